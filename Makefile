@@ -1,0 +1,37 @@
+# The two commands of README: `make run` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test test-full lint clean
+
+run: $(VENV)/installed
+	@$(BIN)/hpo run --study grid $(ARGS)
+
+test: $(VENV)/installed-dev
+	@$(BIN)/python -m pytest -m "not apt and not root" $(ARGS)
+	@echo "Left out: the tests marked apt (packages of the system) and root. make test-full runs them."
+
+test-full: $(VENV)/installed-dev
+	@sh tests/system-packages
+	@$(BIN)/python -m pytest -m "apt or root" $(ARGS)
+
+lint: $(VENV)/installed-dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13); sys.exit(0 if ok else "hpo needs Python 3.11, 3.12 or 3.13; found %d.%d. Try: make PYTHON=python3.12 run" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) *.egg-info

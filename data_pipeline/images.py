@@ -1,0 +1,79 @@
+"""One PNG file -> grey pixels; what does not fit is said before anything large is decoded."""
+
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+LARGEST_SIDE = 2048  # pixels
+LARGEST_FILE = 32 * 2**20  # bytes
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEADER = struct.Struct(">8sI4sIIBB")  # signature, chunk length, "IHDR", width, height, bits a sample, colour type
+
+
+class ImageProblem(Exception):
+    """A file is not an image of the kind expected; the message says why, without the file's name."""
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    """Return height and width in pixels from the header alone, decoding nothing. ImageProblem if it will not do."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = file.read(_HEADER.size)
+    except OSError as error:
+        raise ImageProblem(f"cannot be read ({error.strerror}). Check the file and its permissions.") from None
+    if not header:
+        raise ImageProblem("is empty. Write the image again.")
+    if not header.startswith(_SIGNATURE[: len(header)]):
+        raise ImageProblem("is not a PNG file, whatever its name says. Convert it to PNG.")
+    if len(header) < _HEADER.size:
+        raise ImageProblem("is truncated within its header. Write the image again.")
+    _, _, chunk, width, height, bits, _ = _HEADER.unpack(header)
+    if chunk != b"IHDR" or not width or not height:
+        raise ImageProblem("has a damaged PNG header. Write the image again.")
+    if max(width, height) > LARGEST_SIDE:
+        raise ImageProblem(
+            f"expected at most {LARGEST_SIDE} pixels a side, found {width} x {height} (width x height). "
+            "It was not decoded. Make it smaller."
+        )
+    if size > LARGEST_FILE:
+        raise ImageProblem(
+            f"expected at most {LARGEST_FILE // 2**20} MiB, found {size / 2**20:.0f} MiB. It was not decoded."
+        )
+    if bits > 8:
+        raise ImageProblem(f"expected at most 8 bits a sample, found {bits}. Save it as an 8-bit grey image.")
+    return height, width
+
+
+def read_png(path: Path, *, image_size: int | None = None) -> tuple[np.ndarray, str, tuple[int, int]]:
+    """Return grey pixels (h, w) as uint8, the mode and the size (h, w) of the file. ImageProblem if it will not do.
+
+    Any 8-bit mode is converted to grey (transparency is ignored); with `image_size` the image is resized to a square of
+    that side, nearest pixel.
+    """
+    size = png_size(path)
+    try:
+        # Only PNG: no other decoder of Pillow is reached by a file that is called .png. Its warnings are about odd chunks.
+        with warnings.catch_warnings(), Image.open(path, formats=["PNG"]) as image:
+            warnings.simplefilter("ignore")
+            if image.size != size[::-1] or getattr(image, "n_frames", 1) != 1:
+                raise ImageProblem("expected one still image, found several frames. Save it as a plain PNG.")
+            mode = image.mode
+            if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+                raise ImageProblem(f"expected an 8-bit grey image, found mode {mode}. Save it as an 8-bit grey image.")
+            image.load()
+            image.info.pop("transparency", None)
+            grey = image if mode == "L" else image.convert("L")
+            if image_size is not None and size != (image_size, image_size):
+                grey = grey.resize((image_size, image_size), Image.Resampling.NEAREST)
+            return np.array(grey, dtype=np.uint8), mode, size
+    except ImageProblem:
+        raise
+    except (
+        Exception
+    ) as error:  # Pillow raises OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, ...
+        raise ImageProblem(f"is truncated or damaged ({error}). Write the image again.") from None

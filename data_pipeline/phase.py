@@ -1,0 +1,40 @@
+"""An isotropic elastic phase and its constants."""
+
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Phase:
+    """An isotropic elastic material. ValueError when no stable material has these constants."""
+
+    young_modulus: float  # GPa, or any unit: the stiffness comes out in the same
+    poisson_ratio: float
+
+    def __post_init__(self) -> None:
+        for name, value in (("young_modulus", self.young_modulus), ("poisson_ratio", self.poisson_ratio)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+                raise ValueError(f"{name}: expected a finite number, found {value!r}.")
+        if self.young_modulus <= 0:
+            raise ValueError(f"young_modulus: expected a positive number, found {self.young_modulus}.")
+        if not -1 < self.poisson_ratio < 0.5:
+            raise ValueError(f"poisson_ratio: expected more than -1 and less than 0.5, found {self.poisson_ratio}.")
+
+    @property
+    def lame_lambda(self) -> float:
+        """First Lame constant, in the unit of the Young's modulus."""
+        return self.young_modulus * self.poisson_ratio / ((1 + self.poisson_ratio) * (1 - 2 * self.poisson_ratio))
+
+    @property
+    def lame_mu(self) -> float:
+        """Shear modulus, in the unit of the Young's modulus."""
+        return self.young_modulus / (2 * (1 + self.poisson_ratio))
+
+    @property
+    def stiffness(self) -> np.ndarray:
+        """Stiffness (6, 6), Voigt order 11, 22, 33, 23, 13, 12 with engineering shear."""
+        tensor = np.diag([2 * self.lame_mu] * 3 + [self.lame_mu] * 3)
+        tensor[:3, :3] += self.lame_lambda
+        return tensor

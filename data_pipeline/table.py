@@ -1,0 +1,125 @@
+"""The label table: one strict grammar, and a message for each way to miss it.
+
+UTF-8 (a byte-order mark is allowed), no header, one row a line, ten plain decimal numbers separated by commas (an exponent
+is allowed: 6.9e-08): the row's index, then the nine components. The indices are 1..n or 0..n-1, in order.
+"""
+
+import re
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.components import COMPONENTS
+
+COLUMNS = 1 + len(COMPONENTS)
+LARGEST = 64 * 2**20  # bytes; 520 rows have about 100 kB
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity|#n/a|n/a|na|null|none)", re.IGNORECASE)
+_SHAPE = f"expected {COLUMNS} numbers separated by commas (row index and nine components)"
+
+
+def read_table(path: Path) -> tuple[np.ndarray, list[str]]:
+    """Return the components (rows, 9) as float64, and all problems of the file; the rows are only good if there are none."""
+    name = path.name
+    nothing = np.empty((0, len(COMPONENTS)))
+    try:
+        size = path.stat().st_size
+        if size > LARGEST:
+            return nothing, [f"{name}: expected at most {LARGEST // 2**20} MiB, found {size / 2**20:.0f} MiB."]
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return nothing, [
+            f"{name}: expected UTF-8 text, found the byte 0x{error.object[error.start]:02x} at position {error.start}. "
+            "Save the table as CSV in UTF-8."
+        ]
+    except OSError as error:
+        return nothing, [f"{name}: cannot be read ({error.strerror}). Check the file and its permissions."]
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        return nothing, [f"{name}: is empty; {_SHAPE} in each line."]
+
+    rows: list[list[float]] = []
+    problems: list[str] = []
+    seen: dict[float, int] = {}  # index -> its line
+    previous: float | None = None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            problems.append(f"{name} line {number}: {_SHAPE}, found an empty line. Delete the line.")
+            continue
+        if number == 1 and _is_header(line):
+            problems.append(f"{name} line 1: {_SHAPE}, found a header ({_shown(line)}). Delete it; the table has none.")
+            continue
+        values, problem = _row(line)
+        if values is not None:
+            problem = _index_problem(values[0], previous, seen, number)
+            seen.setdefault(values[0], number)
+            previous = values[0]
+            rows.append(values[1:])
+        else:
+            previous = None  # what follows a broken row cannot be judged by it
+            rows.append([0.0] * len(COMPONENTS))  # the row still counts, or each later image would be a problem too
+        if problem:
+            problems.append(f"{name} line {number}: {problem}")
+    return np.array(rows, dtype=np.float64), problems
+
+
+def _is_header(line: str) -> bool:
+    """Whether most fields are words: neither numbers nor what programs write for missing ones."""
+    fields = [field.strip(" \t\"'") for field in re.split("[,;\t]", line)]
+    words = [field for field in fields if re.match("[^0-9+.-]", field) and not _NOT_FINITE.fullmatch(field)]
+    return 2 * len(words) > len(fields)
+
+
+def _row(line: str) -> tuple[list[float] | None, str]:
+    """Return the numbers of a line, or None and what is wrong with it."""
+    fields = [field.strip(" \t") for field in line.split(",")]
+    if ";" in line:
+        decimal = " and decimal commas" if re.search(r"[0-9],[0-9]", line) else ""
+        return None, f"{_SHAPE}, found semicolons{decimal}. Export with commas between numbers and decimal points."
+    if "\t" in line.strip() and len(fields) == 1:
+        return None, f"{_SHAPE}, found tabs. Export with commas between numbers."
+    if len(fields) in (2 * COLUMNS - 1, 2 * COLUMNS):
+        return None, f"{_SHAPE}, found {len(fields)}: decimal commas? Export with decimal points."
+    if len(fields) != COLUMNS:
+        return None, f"{_SHAPE}, found {len(fields)}."
+    values = []
+    for column, field in enumerate(fields, start=1):
+        what = "index" if column == 1 else COMPONENTS[column - 2]
+        if not field:
+            return None, f"column {column} ({what}): expected a number, found nothing."
+        if _NOT_FINITE.fullmatch(field):
+            return (
+                None,
+                f"column {column} ({what}): expected a finite number, found {_shown(field)}. Compute the label anew.",
+            )
+        if not _NUMBER.fullmatch(field):
+            return (
+                None,
+                f"column {column} ({what}): expected a plain decimal number such as 6.91e-08, found {_shown(field)}.",
+            )
+        value = float(field)
+        if not isfinite(value):
+            return None, f"column {column} ({what}): expected a finite number, found {_shown(field)}, which overflows."
+        values.append(value)
+    return values, ""
+
+
+def _index_problem(index: float, previous: float | None, seen: dict[float, int], line: int) -> str:
+    if index in seen:
+        return f"column 1 (index): {index:g} occurs twice, first in line {seen[index]}. Each row has its own index."
+    if index != int(index) or index < 0:
+        return f"column 1 (index): expected a whole number from 0 or 1 on, found {index!r}."
+    if line == 1 and index not in (0, 1):
+        return f"column 1 (index): expected 1 (or 0) in the first row, found {index:.0f}. Is the beginning missing?"
+    if previous is not None and index != previous + 1:
+        return f"column 1 (index): expected {previous + 1:.0f} after {previous:.0f}, found {index:.0f}. Sort the rows; add what is missing."
+    return ""
+
+
+def _shown(text: str) -> str:
+    """The text for a message: quoted, escaped, and short."""
+    return repr(text if len(text) <= 40 else text[:37] + "...")

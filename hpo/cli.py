@@ -1,0 +1,616 @@
+"""The command line: `hpo COMMAND`. Parses, calls, prints; heavy imports happen inside the command that needs them."""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpo.errors import NotFound, ServiceError, UserError
+
+if TYPE_CHECKING:
+    from hpo.planning import Plan
+    from hpo.queue import Queue, StudyRow
+    from hpo.services import Services
+    from hpo.settings import Settings
+
+WATCH_INTERVAL = 2.0  # seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; exit code 0 done, 1 the user can put it right, 2 usage."""
+    options = parser().parse_args(arguments)
+    if options.command is None:
+        parser().print_help()
+        return 2
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hpo").setLevel(logging.INFO)
+    try:
+        code = options.function(options)
+        sys.stdout.flush()
+        return int(code or 0)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `hpo trials | head`
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if message := _mistake(error):
+            print(f"hpo: {message}", file=sys.stderr)
+            return 1
+        raise
+
+
+def _mistake(error: Exception) -> str | None:
+    """The message of an error the user can put right; None for one that is ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    kind = type(error)
+    name = f"{kind.__module__}.{kind.__name__}"
+    if name in ("data_pipeline.dataset.DatasetError", "models.specs.SpecError"):
+        return str(error)
+    if name == "hpo.queue.DatabaseLost":
+        return f"The database cannot be reached: {error}. Is HPO_DATABASE_URL right, and is it up? `hpo up` starts hpo's own."
+    if name == "hpo.tracking.TrackingUnavailable":
+        return f"The MLflow server cannot be reached: {error}. Is MLFLOW_TRACKING_URI right, and is it up?"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    return None
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="hpo",
+        description="Search hyperparameters of networks that predict a microstructure's stiffness tensor; every trial is "
+        "tracked in MLflow, the best model is promoted and can be downloaded.",
+        epilog="Without HPO_DATABASE_URL and MLFLOW_TRACKING_URI hpo runs its own Postgres and MLflow server under "
+        "HPO_HOME (default: ./mlruns). All settings: docs/settings.md.",
+    )
+    commands = made.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(function=function)
+        return added
+
+    def study_options(to: argparse.ArgumentParser) -> None:
+        to.add_argument("--study", required=True, metavar="NAME", help="a shipped study, or the path of a .toml file")
+        to.add_argument("--data", metavar="DIR", help="folder of images and label table (default: the study's)")
+        to.add_argument("--epochs", type=int, metavar="N", help="short for --set training.epochs=N")
+        to.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N; never moves the split")
+        to.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of the study file; repeatable"
+        )
+
+    def as_json(to: argparse.ArgumentParser) -> None:
+        to.add_argument("--json", action="store_true", help="print JSON for programs")
+
+    def trainers(to: argparse.ArgumentParser) -> None:
+        to.add_argument("--trainers", type=int, metavar="N", help="training processes (default: HPO_TRAINERS, or one per core)")
+
+    it = command("run", run, "Plan a study, train it to its end, promote its best model. Goes on where it stopped.")
+    study_options(it)
+    trainers(it)
+    it.add_argument("--dry-run", action="store_true", help="print the plan and a time estimate; leave nothing behind")
+
+    it = command("worker", worker, "Train trials of a planned study, beside other workers, until it is closed.")
+    it.add_argument("--study", required=True, metavar="NAME", help="name of a planned study, as `hpo studies` lists it")
+    it.add_argument("--once", action="store_true", help="end after one trial")
+    trainers(it)
+
+    command("up", up, "Start the embedded Postgres and MLflow server, or say where they are.")
+    command("down", down, "Stop the embedded Postgres and MLflow server.")
+
+    it = command("status", status, "Show services, studies and running trials.")
+    it.add_argument("--watch", action="store_true", help="refresh until Ctrl-C")
+    as_json(it)
+
+    as_json(command("studies", studies, "List the studies that were planned here."))
+
+    it = command("trials", trials, "List all trials of a study.")
+    it.add_argument("--study", required=True, metavar="NAME", help="name as `hpo studies` lists it")
+    as_json(it)
+
+    it = command("promote", promote, "Show what a closed study promoted, and set missing aliases again.")
+    it.add_argument("--study", required=True, metavar="NAME", help="name as `hpo studies` lists it")
+
+    it = command("download", download, "Download a registered model, checked against the hashes in the database.")
+    it.add_argument("--alias", default="champion", metavar="NAME", help="alias or version number (default: champion)")
+    it.add_argument("--model", metavar="NAME", help="registered model (default: the only one, or the newest study's)")
+    it.add_argument("folder", metavar="DIR", type=Path, help="folder to make")
+
+    it = command("predict", predict, "Predict the components of images with a downloaded model; CSV on standard output.")
+    it.add_argument("folder", metavar="DIR", type=Path, help="folder that `hpo download` made")
+    it.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="image file, grey, of the size trained on")
+    as_json(it)
+
+    it = command("delete", delete, "Delete a study: trials, runs, models, versions. Asks first.")
+    it.add_argument("--study", required=True, metavar="NAME", help="name as `hpo studies` lists it")
+    it.add_argument("--yes", action="store_true", help="do not ask")
+
+    it = command("data", lambda options: it.print_help() or 2, "Make a labelled data set, or check a folder.")
+    data_commands = it.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
+    make = data_commands.add_parser("make", help="draw microstructures and compute their stiffness; resumes")
+    make.add_argument("folder", metavar="DIR", type=Path, help="folder to write")
+    make.add_argument("--count", type=int, default=520, metavar="N", help="cells (default: 520)")
+    make.add_argument("--size", type=int, default=64, metavar="N", help="pixels along an edge (default: 64)")
+    make.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the cells (default: 0)")
+    make.set_defaults(function=data_make)
+    check = data_commands.add_parser("check", help="list everything that is wrong with a folder")
+    check.add_argument("folder", metavar="DIR", type=Path, help="folder of images and label table")
+    check.add_argument("--image-size", type=int, metavar="N", help="resize to N x N pixels")
+    check.set_defaults(function=data_check)
+    return made
+
+
+# Studies
+
+
+def run(options: argparse.Namespace) -> int:
+    """Plan, train, close, show."""
+    from hpo import planning, report, services, settings
+    from hpo.queue import Queue
+
+    read = settings.read()
+    plan = planning.prepare(_study(options))
+    console = report.console()
+    if options.dry_run:
+        return _dry_run(plan, read)
+    found, started = services.up(read, report=lambda line: print(line, file=sys.stderr))
+    queue = Queue(found.database_url)
+    queue.install()
+    from hpo.tracking import Tracker
+
+    tracker = Tracker(found.tracking_uri)
+    row = planning.plan(plan, queue, tracker, read, found.database_url)
+    links = _links(tracker, row)
+    console.print(f"Study {row.name}: {plan.study.trials} trials, data set {row.facts['data']['name']}, seed {plan.study.seed}.")
+    for name, link in links.items():
+        console.print(f"  {name}: {link}", soft_wrap=True)
+    closed = _work(read, found, row.name, options.trainers, console)
+    jobs = queue.jobs(row.name)
+    if closed:
+        report.show_result(console, row, jobs, links)
+    else:
+        done = sum(job.state == "done" for job in jobs if job.kind == "trial")
+        console.print(f"Stopped: {done} of {plan.study.trials} trials are done and kept. The same command goes on.")
+    if started:
+        console.print("Postgres and the MLflow server keep running (`hpo down` stops them). For a notebook:")
+        console.print(services.export_lines(found), soft_wrap=True)
+    return 0 if closed else 130
+
+
+def _work(read: "Settings", found: "Services", name: str, trainers: int | None, console: Any, *, once: bool = False) -> bool:
+    """Work on a study under a display; whether it was closed."""
+    from hpo.display import Display, Progress
+    from hpo.worker import Supervisor
+
+    supervisor = Supervisor(read, found.database_url, found.tracking_uri, name, trainers=_trainers(trainers, read))
+    if console.is_terminal:
+        logging.getLogger("hpo").setLevel(logging.WARNING)  # the display shows the events
+    with Display(Progress(supervisor.queue, supervisor.row), console) as display:
+
+        def tick(worker: Supervisor) -> None:
+            trouble = f"stopping ({worker.stopping}): giving trials back" if worker.stopping else worker.recorder.trouble
+            display.tick(trouble)
+
+        return supervisor.run(once=once, on_tick=tick)
+
+
+def worker(options: argparse.Namespace) -> int:
+    from hpo import report, settings
+
+    read, found, queue = _connect()
+    queue.study(options.study)
+    closed = _work(read, found, options.study, options.trainers, report.console(), once=options.once)
+    if closed:
+        print(f"Study {options.study} is closed. `hpo run --study ...` shows its result.")
+    return 0 if closed or options.once else 130
+
+
+def studies(options: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from hpo import report
+
+    _, _, queue = _connect()
+    listed = [_study_summary(queue, row) for row in queue.studies()]
+    if options.json:
+        print(json.dumps(listed, indent=2))
+        return 0
+    table = Table(title="Studies", title_justify="left")
+    for name in ("name", "state", "trials", "done", "failed", "best val NMSE", "data"):
+        table.add_column(name)
+    for each in listed:
+        best = "" if each["best_val_nmse"] is None else f"{each['best_val_nmse']:.5g}"
+        table.add_row(each["name"], each["state"], *(str(each[key]) for key in ("trials", "done", "failed")), best, each["data"])
+    report.console().print(table)
+    return 0
+
+
+def _study_summary(queue: "Queue", row: "StudyRow") -> dict[str, Any]:
+    from hpo import closing
+
+    jobs = queue.jobs(row.name)
+    trials = [job for job in jobs if job.kind == "trial"]
+    best = closing.ranked(jobs)
+    close = next((job for job in jobs if job.kind == "closing"), None)
+    state = "planned"
+    if close is not None and close.state == "done":
+        state = "closed"
+    elif any(job.alive for job in jobs):
+        state = "running"
+    elif any(job.state != "waiting" or job.epochs for job in trials):
+        state = "interrupted"
+    return {
+        "name": row.name,
+        "state": state,
+        "trials": len(trials),
+        "done": sum(job.state == "done" for job in trials),
+        "failed": sum(job.state in ("dead", "diverged") for job in trials),
+        "best_val_nmse": best[0].result["best_val_nmse"] if best and best[0].result else None,
+        "data": row.facts["data"]["name"],
+        "identity": row.identity,
+        "experiment_id": row.facts["experiment_id"],
+    }
+
+
+def trials(options: argparse.Namespace) -> int:
+    from hpo import report
+
+    _, _, queue = _connect()
+    row = queue.study(options.study)
+    jobs = queue.jobs(row.name)
+    if not options.json:
+        report.console().print(report.trials_table(row, jobs))
+        return 0
+    listed = [
+        {
+            "number": job.number,
+            "config": job.config,
+            "state": job.state,
+            "params": (job.spec or {}).get("point", {}),
+            "value": job.result["best_val_nmse"] if job.state == "done" and job.result else None,
+            "run_id": job.run_id,
+            "attempt": job.attempt,
+            "epochs": job.epochs,
+            "worker": job.worker if job.alive else None,
+            "reason": job.reason,
+        }
+        for job in jobs
+        if job.kind == "trial"
+    ]
+    print(json.dumps(listed, indent=2))
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    from hpo import report, services, settings
+    from hpo.display import Progress
+    from hpo.queue import Queue
+
+    read = settings.read()
+    found = services.running(read)
+    if found is None:
+        if options.json:
+            print(json.dumps({"services": None, "studies": []}))
+        else:
+            print(f"The services of {read.home} are not running. `hpo up` or `hpo run` starts them.")
+        return 0
+    queue = Queue(found.database_url)
+    queue.install()
+    console = report.console()
+    progress: dict[str, Progress] = {}
+
+    def look() -> list[Progress]:
+        open_ones = []
+        for row in queue.studies():
+            each = progress.setdefault(row.name, Progress(queue, row))
+            each.refresh()
+            if each.closing is None or each.closing.state in ("waiting", "running"):
+                open_ones.append(each)
+        return open_ones
+
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "services": {"tracking_uri": found.tracking_uri},
+                    "studies": [_study_summary(queue, row) for row in queue.studies()],
+                    "open": [each.as_dict() for each in look()],
+                },
+                indent=2,
+            )
+        )
+        return 0
+
+    def view() -> Any:
+        from rich.console import Group
+
+        open_ones = look()
+        closed = len(progress) - len(open_ones)
+        return Group(f"MLflow: {found.tracking_uri}    studies: {closed} closed, {len(open_ones)} open", *(each.render() for each in open_ones))
+
+    if not options.watch:
+        console.print(view())
+        return 0
+    from rich.live import Live
+
+    with Live(view(), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(WATCH_INTERVAL)
+            live.update(view(), refresh=True)
+
+
+def _dry_run(plan: "Plan", read: "Settings") -> int:
+    """Print the plan: points, parameters, measured time, what is done. Writes nothing but a temporary file."""
+    import tempfile
+
+    from rich.table import Table
+
+    from data_pipeline.dataset import save_npz
+    from hpo import report, services
+    from hpo.display import duration
+    from hpo.mirror import number_text
+    from hpo.queue import Queue
+    from hpo.trainers import Trainer
+
+    done: dict[int | None, str] = {}
+    found = services.running(read)
+    if found is not None:
+        queue = Queue(found.database_url)
+        rows = {row.name: row for row in queue.studies()} if queue.installed() else {}
+        if plan.name in rows:
+            if rows[plan.name].identity != plan.identity:
+                from hpo.queue import conflict
+
+                raise conflict(plan.name)
+            done = {job.config: job.state for job in queue.jobs(plan.name) if job.kind == "trial"}
+    specs = [spec for spec, _ in plan.specs()]
+    probed: dict[int, dict[str, Any]] = {}
+    if specs:
+        with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("wb") as log:
+            data = Path(folder, "data.npz")
+            save_npz(plan.dataset, data)
+            trainer = Trainer(log)
+            try:
+                trainer.send("probe", specs=specs, data=str(data))
+                finished = False
+                while not finished and not trainer.closed:
+                    for event in trainer.events():
+                        if event["event"] == "probed":
+                            probed[event["index"]] = event
+                            _progress(f"measuring {len(probed)} of {len(specs)}")
+                        finished = finished or event["event"] in ("finished", "failed")
+                    time.sleep(0.05)
+            finally:
+                trainer.kill()
+                trainer.close()
+            _progress("")
+            if len(probed) < len(specs):
+                raise ServiceError(f"The probe failed: {Path(folder, 'log').read_text(errors='replace')[-2000:]}")
+    table = Table(title=f"Plan of {plan.name}: {plan.study.trials} trials", title_justify="left")
+    names = list(plan.study.space)
+    for name in ("config", *names, "parameters", "seconds an epoch", "time", "state"):
+        table.add_column(name, justify="right")
+    total = 0.0
+    for index, spec in enumerate(specs):
+        seconds = probed[index]["seconds"]
+        time_needed = seconds * spec["training"]["epochs"]
+        state = done.get(index, "to do")
+        total += 0.0 if state in ("done", "diverged", "dead") else time_needed
+        cells = [number_text(spec["point"][name]) for name in names]
+        table.add_row(str(index), *cells, f"{probed[index]['parameters']:,}", f"{seconds:.3f}", duration(time_needed), state)
+    console = report.console()
+    if specs:
+        console.print(table)
+        console.print(
+            f"About {duration(total / read.trainer_count)} with {read.trainer_count} trainers, from a few batches of each "
+            "network on one core. Nothing was started or written."
+        )
+    else:
+        console.print(
+            f"Plan of {plan.name}: {plan.study.trials} trials chosen by the sampler '{plan.study.sampler}' from "
+            f"{', '.join(names)}. Nothing was started or written."
+        )
+    return 0
+
+
+# Models
+
+
+def promote(options: argparse.Namespace) -> int:
+    from hpo import closing, registry, report
+    from hpo.tracking import Tracker
+
+    _, found, queue = _connect()
+    row = queue.study(options.study)
+    jobs = queue.jobs(row.name)
+    close = next(job for job in jobs if job.kind == "closing")
+    if close.result is None:
+        left = sum(job.state in ("waiting", "running") for job in jobs if job.kind == "trial")
+        raise NotFound(
+            f"The study {row.name} is not closed: {left} trials are still to be trained. Closing promotes its best model; "
+            f"`hpo run` or `hpo worker --study {row.name}` finishes it."
+        )
+    ended, tracker = close.result, Tracker(found.tracking_uri)
+    winner = ended.get("winner")
+    if winner is not None and winner["version"] is not None:
+        name = ended["model_name"]
+        if "+" not in row.name and registry.get_alias(tracker, name, closing.alias(row.name)) is None:
+            registry.set_alias(tracker, name, closing.alias(row.name), winner["version"])
+            print(f"Set the alias @{closing.alias(row.name)} again.")
+        with queue.lock(f"champion.{name}"):
+            ended = ended | closing.elect(tracker, name)
+    print("\n".join(report.promotion(row, ended, close)))
+    return 0
+
+
+def download(options: argparse.Namespace) -> int:
+    from hpo import registry
+    from hpo.tracking import Tracker
+
+    _, found, queue = _connect()
+    tracker = Tracker(found.tracking_uri)
+    names = list(dict.fromkeys(row.facts["model_name"] for row in reversed(queue.studies())))
+    if not names:
+        raise NotFound("No study has been planned here, so there is no model. `hpo run --study grid` makes one.")
+    name = options.model or names[0]
+    version = registry.find(tracker, name, options.alias)
+    job = next((job for row in queue.studies() for job in queue.jobs(row.name) if job.run_id == version.run_id), None)
+    if job is None or job.result is None:
+        raise NotFound(f"{name} version {version.number} was not made by a study of this database: its hashes are unknown.")
+    folder = registry.download(
+        tracker, model_name=name, version=version.number, folder=options.folder, expected_sha256=job.result["files"]
+    )
+    print(f"{name} version {version.number} ({', '.join('@' + alias for alias in version.aliases) or 'no alias'}) is in {folder}.")
+    print(f"{len(job.result['files'])} files, each as recorded in the database. Its README.md shows how to use it.")
+    if version.tags.get("hpo.verdict") == "below volume fraction":
+        print("Note: a cubic polynomial in the volume fraction predicts better than this model.")
+    return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    from hpo.predict import predict as predicted
+
+    frame = predicted(options.folder, options.images)
+    if options.json:
+        print(json.dumps({"unit": frame.attrs["unit"], "predictions": frame.to_dict("records")}, indent=2))
+        return 0
+    unit = frame.attrs["unit"]
+    frame.rename(columns={name: f"{name} [{unit}]" for name in frame.columns[1:]}).to_csv(sys.stdout, index=False)
+    return 0
+
+
+def delete(options: argparse.Namespace) -> int:
+    from hpo import closing, registry, sampling
+    from hpo.tracking import Tracker
+
+    _, found, queue = _connect()
+    row = queue.study(options.study)
+    jobs = queue.jobs(row.name)
+    if any(job.alive for job in jobs):
+        raise NotFound(f"Workers are training {row.name} right now. Stop them (Ctrl-C) first; then delete.")
+    if not options.yes:
+        done = sum(job.state == "done" for job in jobs if job.kind == "trial")
+        print(f"This deletes the study {row.name} for good: {done} finished trials, their runs, models and versions.")
+        try:
+            answer = input("Type the study's name to go on: ")
+        except EOFError:
+            answer = ""
+        if answer.strip() != row.name:
+            raise NotFound("Not deleted: the name was not typed. (--yes goes on without asking.)")
+    tracker, name = Tracker(found.tracking_uri), row.facts["model_name"]
+    with queue.lock(f"plan.{row.name}"), queue.lock(f"champion.{name}"):
+        for version in registry.versions(tracker, name):
+            if version.tags.get("hpo.study") == row.name:
+                registry.delete_version(tracker, name, version.number)
+        if registry.versions(tracker, name):
+            closing.elect(tracker, name)
+        tracker.delete_study_data(row.facts["experiment_id"])
+        sampling.delete(sampling.storage(found.database_url), row.name)
+        queue.delete_study(row.name)
+    print(f"Deleted the study {row.name}.")
+    return 0
+
+
+# Services and data
+
+
+def up(options: argparse.Namespace) -> int:
+    from hpo import services, settings
+
+    read = settings.read()
+    found, started = services.up(read, report=lambda line: print(line, file=sys.stderr))
+    print(f"{'Started' if started else 'Already running'}. MLflow: {found.tracking_uri}")
+    print(services.export_lines(found))
+    return 0
+
+
+def down(options: argparse.Namespace) -> int:
+    from hpo import services, settings
+
+    read = settings.read()
+    print("Stopped." if services.down(read) else f"The services of {read.home} were not running.")
+    return 0
+
+
+def data_make(options: argparse.Namespace) -> int:
+    from data_pipeline import synthesize
+    from hpo.display import duration
+
+    begin, first = time.monotonic(), None
+    for done in synthesize.make(options.folder, count=options.count, size=options.size, seed=options.seed):
+        first = done - 1 if first is None else first
+        speed = (time.monotonic() - begin) / max(1, done - first)
+        _progress(f"{done} of {options.count} cells, {duration((options.count - done) * speed)} left")
+    _progress("")
+    print(f"{options.folder}: {options.count} cells. `hpo run --study grid --data {options.folder}` trains on them.")
+    return 0
+
+
+def data_check(options: argparse.Namespace) -> int:
+    from data_pipeline import dataset
+
+    found = dataset.load(options.folder, image_size=options.image_size)
+    height, width = found.images.shape[2:]
+    print(
+        f"{options.folder}: good. {len(found.images)} images of {width} x {height} pixels, {len(found.target_names)} "
+        f"components in {found.unit}, digest {found.digest[:8]}."
+    )
+    return 0
+
+
+# Shared
+
+
+def _study(options: argparse.Namespace) -> Any:
+    from hpo import study
+
+    overrides = list(options.set)
+    if options.epochs is not None:
+        overrides.append(f"training.epochs={options.epochs}")
+    if options.seed is not None:
+        overrides.append(f"seed={options.seed}")
+    if options.data is not None:
+        overrides.append(f"data.path={json.dumps(str(options.data))}")
+    return study.load(options.study, overrides)
+
+
+def _connect() -> "tuple[Settings, Services, Queue]":
+    """Settings, running services and the queue; raises ServiceError if the services do not run."""
+    from hpo import services, settings
+    from hpo.queue import Queue
+
+    read = settings.read()
+    found = services.running(read)
+    if found is None:
+        raise ServiceError(f"The services of {read.home} are not running. `hpo up` starts them. (Is HPO_HOME the one you mean?)")
+    queue = Queue(found.database_url)
+    queue.install()
+    return read, found, queue
+
+
+def _trainers(given: int | None, read: "Settings") -> int:
+    if given is not None and given < 1:
+        raise ServiceError(f"--trainers: expected at least 1, found {given}.")
+    return given or read.trainer_count
+
+
+def _links(tracker: Any, row: "StudyRow") -> dict[str, str]:
+    experiment = row.facts["experiment_id"]
+    return {"list": tracker.link(experiment), "charts": tracker.chart_link(experiment)}
+
+
+def _progress(text: str) -> None:
+    """A line of progress that replaces itself; nothing in a pipe."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""What `hpo run` and `hpo status` show of a study in progress: one live display, or plain lines in a pipe."""
+
+import time
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hpo.mirror import point_text
+from hpo.queue import DatabaseLost, Job, Queue, StudyRow
+
+REFRESH = 1.0  # seconds between two looks at the database
+LINE_INTERVAL = 15.0  # seconds between two plain lines
+RATE_WINDOW = 30.0  # seconds over which epochs a second are measured
+
+
+class Progress:
+    """A study's progress as the database knows it, over all workers."""
+
+    def __init__(self, queue: Queue, study: StudyRow) -> None:
+        self.queue, self.study = queue, study
+        self.jobs: list[Job] = []
+        self.measured: dict[int, tuple[float, float]] = {}
+        self._history: list[tuple[float, int]] = []
+        self.epochs = 0
+
+    def refresh(self) -> None:
+        jobs = self.queue.jobs(self.study.name)
+        self.jobs = [job for job in jobs if job.kind == "trial"]
+        self.closing = next((job for job in jobs if job.kind == "closing"), None)
+        self.measured = self.queue.epoch_seconds(self.study.name)
+        self.epochs = sum(job.epochs for job in self.jobs)
+        now = time.monotonic()
+        self._history = [(at, n) for at, n in self._history if now - at <= RATE_WINDOW] + [(now, self.epochs)]
+
+    def count(self, *states: str) -> int:
+        return sum(job.state in states for job in self.jobs)
+
+    @property
+    def running(self) -> list[Job]:
+        return [job for job in self.jobs if job.state == "running"]
+
+    @property
+    def rate(self) -> float:
+        """Epochs a second over the last half minute, all trials together."""
+        (first, before), (last, now) = self._history[0], self._history[-1]
+        return (now - before) / (last - first) if last > first else 0.0
+
+    @property
+    def best(self) -> tuple[float, Job] | None:
+        """The lowest validation NMSE so far, of running trials too, and its trial."""
+        found = [(self.measured[job.id][1], job) for job in self.jobs if job.id in self.measured]
+        return min(found, key=lambda pair: pair[0], default=None)
+
+    def epochs_planned(self, job: Job) -> int:
+        training = job.spec["training"] if job.spec else dict(self.study.spec["training"])
+        return int(training.get("epochs", 0))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """From the seconds an epoch took: measured on the trial itself, else on like ones, else in proportion to cost."""
+        known = [(job.cost, self.measured[job.id][0]) for job in self.jobs if job.id in self.measured]
+        if not known or not self.running:
+            return None
+        by_cost: dict[float, list[float]] = {}
+        for cost, seconds in known:
+            by_cost.setdefault(cost, []).append(seconds)
+        total = 0.0
+        for job in self.jobs:
+            if job.state not in ("waiting", "running"):
+                continue
+            if job.id in self.measured:
+                seconds = self.measured[job.id][0]
+            elif job.cost in by_cost:
+                seconds = sum(by_cost[job.cost]) / len(by_cost[job.cost])
+            else:
+                near, times = min(by_cost.items(), key=lambda item: abs(item[0] - job.cost))
+                seconds = sum(times) / len(times) * (job.cost / near if near else 1.0)
+            total += seconds * max(0, self.epochs_planned(job) - job.epochs)
+        return total / len(self.running)
+
+    def line(self) -> str:
+        """The progress in one plain line."""
+        words = [
+            f"{self.study.name}: {self.count('done')} of {len(self.jobs)} trials done",
+            f"{len(self.running)} running",
+            f"{self.count('waiting')} waiting",
+            f"{self.count('dead', 'diverged')} failed",
+            f"{self.rate:.1f} epochs/s",
+        ]
+        if self.best is not None:
+            words.append(f"best val NMSE {self.best[0]:.4g} ({_point(self.best[1])})")
+        words.append(f"{duration(self.seconds_left)} left" if self.seconds_left is not None else "time left: measuring")
+        return ", ".join(words)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The progress for programs."""
+        return {
+            "study": self.study.name,
+            **{state: self.count(state) for state in ("waiting", "running", "done", "diverged", "dead")},
+            "epochs": self.epochs,
+            "seconds_left": self.seconds_left,
+            "best_val_nmse": self.best[0] if self.best else None,
+        }
+
+    def render(self, trouble: str | None = None) -> RenderableType:
+        """The progress as a small panel of lines."""
+        planned = sum(self.epochs_planned(job) for job in self.jobs) or 1
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            Text(self.study.name, style="bold"),
+            ProgressBar(total=planned, completed=min(planned, self.epochs), width=32),
+            f"{self.count('done')} of {len(self.jobs)} trials done, {self.count('waiting')} waiting, "
+            f"{self.count('dead', 'diverged')} failed",
+            f"{self.rate:.1f} epochs/s",
+            f"{duration(self.seconds_left)} left" if self.seconds_left is not None else "time left: measuring",
+        )
+        table = Table.grid(padding=(0, 2))
+        for job in self.running:
+            number = job.number if job.config is None else job.config
+            state = "" if job.alive else "lease ran out"
+            if job.epochs >= self.epochs_planned(job):
+                state = "recording"
+            measured = self.measured.get(job.id)
+            table.add_row(
+                f"  running {number}",
+                _point(job),
+                f"epoch {job.epochs}/{self.epochs_planned(job)}",
+                f"val NMSE {measured[1]:.4g}" if measured else "starting",
+                f"attempt {job.attempt}" if job.attempt > 1 else "",
+                state,
+            )
+        parts: list[RenderableType] = [head, table]
+        if self.closing is not None and self.closing.state == "running":
+            parts.append(Text("  closing: scoring the winner on the test split, registering it"))
+        if self.best is not None:
+            parts.append(Text(f"  best so far: val NMSE {self.best[0]:.4g} ({_point(self.best[1])})"))
+        if trouble:
+            parts.append(Text(f"  {trouble}", style="yellow"))
+        return Group(*parts)
+
+
+class Display:
+    """Call `tick` as often as you like; use as a context manager."""
+
+    def __init__(self, progress: Progress, console: Console) -> None:
+        self.progress, self.console = progress, console
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._next = 0.0
+
+    def __enter__(self) -> "Display":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def tick(self, trouble: str | None = None) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + (REFRESH if self._live is not None else LINE_INTERVAL)
+        try:
+            self.progress.refresh()
+        except DatabaseLost:
+            trouble = trouble or "database lost, retrying"
+        if self._live is not None:
+            self._live.update(self.progress.render(trouble), refresh=True)
+        else:
+            self.console.print(self.progress.line() + (f" ({trouble})" if trouble else ""), soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Such as `1 h 05 min`, `12 min`, `40 s`."""
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _point(job: Job) -> str:
+    return point_text(job.spec["point"]) if job.spec else "no point yet"

@@ -1,0 +1,162 @@
+"""HPO_HOME: whose it is, what is remembered of its services, and what happened to the folder meanwhile."""
+
+import json
+import os
+import pwd
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from hpo.errors import ServiceError
+
+ROOT_STORE = Path("/var/lib/hpo")  # root's clusters: the user that Postgres runs as cannot enter a 0700 home
+
+
+@dataclass(frozen=True, kw_only=True)
+class Home:
+    """What `services/state.json` remembers; the file has mode 0600 because of the password."""
+
+    path: Path  # HPO_HOME, absolute, without symbolic links
+    identity: str  # random; another one after the folder was moved or copied
+    uid: int  # of the user who made it: Postgres serves a data directory to its owner only
+    data: Path  # of Postgres; in HPO_HOME, for root in a folder of ROOT_STORE
+    password: str = field(repr=False)
+    postgres_port: int | None = None
+    mlflow_port: int | None = None
+
+    @property
+    def services(self) -> Path:
+        return self.path / "services"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.path / "artifacts"
+
+
+def read(path: Path) -> Home | None:
+    """The home at `path`, as it was last written; None if there is none. ServiceError if it is not ours to use."""
+    file = path / "services" / "state.json"
+    try:
+        state = json.loads(file.read_text())
+        state |= {"path": Path(state["path"]), "data": Path(state["data"])}
+        home = Home(**state)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError:
+        raise ServiceError(_other_user(path, path.stat().st_uid)) from None
+    except (ValueError, KeyError, TypeError):
+        raise ServiceError(
+            f"{file}: expected what hpo writes there, found something else. Restore the file, or move {file.parent} "
+            "away to begin with empty databases."
+        ) from None
+    if home.uid != os.geteuid():
+        raise ServiceError(_other_user(path, home.uid))
+    return home
+
+
+def write(home: Home) -> None:
+    """Remember `home`, whole or not at all."""
+    file = home.services / "state.json"
+    new = file.with_name("state.json.new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        json.dump(asdict(home) | {"path": str(home.path), "data": str(home.data)}, stream, indent=2)
+        stream.flush()
+        os.fsync(stream.fileno())
+    new.replace(file)
+
+
+def settle(path: Path, report: Callable[[str], object], stop: Callable[[Home], object]) -> Home:
+    """The home at `path`: made if there is none, given a new identity if the folder was moved or copied.
+
+    `stop` ends the services of a home that no longer is where they believe it to be. A copy never shares a database
+    with its original: it takes along the files that lie in it, and begins empty where (for root) they lie outside.
+    """
+    home = read(path)
+    identity = secrets.token_hex(8)
+    data = ROOT_STORE / identity / "postgres" if os.geteuid() == 0 else path / "services" / "postgres"
+    if home is None:
+        new = Home(path=path, identity=identity, uid=os.geteuid(), data=data, password=secrets.token_hex(24))
+        for old in _left_behind(path):
+            stop(old)
+            report(f"An earlier {path} left its database in {old.data.parent}: remove that if nobody needs it.")
+    elif home.path == path:
+        return home
+    else:
+        copied = _identity(home.path) == home.identity
+        new = replace(home, path=path, identity=identity, data=data)
+        if home.data.is_relative_to(home.path):
+            if not copied:
+                stop(replace(home, data=data))
+            elif (data / "postmaster.pid").exists():
+                raise ServiceError(
+                    f"{path} was copied from {home.path} while Postgres was writing there, so its database is torn. "
+                    f"Stop the original (hpo down), copy again; or remove {new.services} to begin with empty databases."
+                )
+        elif not copied and _owner(home.data) == home.path:
+            stop(home)
+            new = replace(new, data=home.data)
+        else:
+            report(f"{path} is a copy of {home.path}, whose database stays there: this one begins empty.")
+    if not new.data.is_relative_to(path):
+        _claim(new)
+    write(new)
+    return new
+
+
+def _claim(home: Home) -> None:
+    """Make root's folder for `home` and note in it whose it is."""
+    folder = home.data.parent
+    for part in (ROOT_STORE, folder):
+        try:
+            part.mkdir(mode=0o755)
+            part.chmod(0o755)  # whatever the umask: the user that Postgres runs as has to pass
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise ServiceError(
+                f"As root, Postgres keeps its data in {ROOT_STORE}, which cannot be written ({error.strerror}): "
+                "make it writable or run hpo as a normal user."
+            ) from None
+    owner = folder / "owner.new"
+    owner.write_text(json.dumps(asdict(home) | {"path": str(home.path), "data": str(home.data), "password": ""}))
+    owner.replace(folder / "owner.json")
+
+
+def _identity(path: Path) -> str | None:
+    """Identity of whatever home is at `path`, also one that is not ours to use."""
+    try:
+        return json.loads((path / "services" / "state.json").read_text())["identity"]
+    except (OSError, ValueError):
+        return None
+
+
+def _owner(data: Path) -> Path | None:
+    """Path of the home that root's data directory belongs to."""
+    try:
+        return Path(json.loads((data.parent / "owner.json").read_text())["path"])
+    except FileNotFoundError:
+        return None
+
+
+def _left_behind(path: Path) -> list[Home]:
+    """Homes that once were at `path`, whose data outside it are still there (root only)."""
+    if os.geteuid() != 0:
+        return []
+    states = [json.loads(file.read_text()) for file in ROOT_STORE.glob("*/owner.json")]
+    return [
+        Home(**state | {"path": path, "data": Path(state["data"])}) for state in states if state["path"] == str(path)
+    ]
+
+
+def _other_user(path: Path, uid: int) -> str:
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = f"number {uid}"
+    return f"{path} belongs to the user {name}: run hpo as that user, or set HPO_HOME to a folder of your own."

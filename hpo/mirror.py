@@ -1,0 +1,191 @@
+"""Make Optuna's trial and MLflow's run show what the job row says. Everything here is idempotent and may be repeated
+by any worker: the row is the truth, and a half-done mirror image is mended by the next pass."""
+
+import getpass
+import os
+import platform
+import socket
+import subprocess
+import time
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from hpo import sampling
+from hpo.queue import Job, Queue, StudyRow
+from hpo.tracking import Tracker
+
+RUN_STATUS = {
+    "waiting": "SCHEDULED",  # between attempts: a run that was KILLED would keep its old end time
+    "running": "RUNNING",
+    "done": "FINISHED",
+    "diverged": "FAILED",
+    "dead": "FAILED",
+}
+
+
+class Mirror:
+    """Shows jobs of one study. Every method may raise TrackingUnavailable or DatabaseLost: call again later."""
+
+    def __init__(self, queue: Queue, tracker: Tracker, store: optuna.storages.RDBStorage, study: StudyRow) -> None:
+        self.queue, self.tracker, self.store, self.study = queue, tracker, store, study
+
+    def show(self, job: Job) -> None:
+        """Bring the run (params, tags, epochs, status) and the trial (state, value) up to the row."""
+        if job.kind == "closing" or job.spec is None:  # a slot no sampler has filled has nothing to show
+            self.queue.set_mirrored(job)
+            return
+        run_id = self.run(job)
+        self.forward(job, run_id)
+        now = round(job.changed_at * 1000)
+        tags: dict[str, Any] = {"hpo.attempt": job.attempt, "hpo.state": job.state, "hpo.reason": job.reason or ""}
+        if job.state == "running":
+            tags |= environment() | {"hpo.worker": job.worker or ""}
+        self.tracker.set_tags(run_id, tags)
+        if job.state == "done" and job.result:
+            self.tracker.log_summary(run_id, summary(job.result), timestamp_ms=now, step=job.result["best_epoch"])
+            if job.checkpoint is not None:
+                self.tracker.delete_artifact(run_id, "checkpoints")
+        status = RUN_STATUS[job.state]
+        self.tracker.set_status(run_id, status, end_ms=now if job.state not in ("waiting", "running") else None)  # type: ignore[arg-type]
+        with self.queue.frozen(job) as same:
+            if same:
+                value = job.result["best_val_nmse"] if job.state == "done" and job.result else None
+                sampling.show(self.store, self.study.name, job, value)
+        self.queue.set_mirrored(job)
+
+    def run(self, job: Job) -> str:
+        """The job's MLflow run, made if there is none yet."""
+        if job.run_id is not None:
+            return job.run_id
+        assert job.spec is not None
+        run_id = self.tracker.ensure_run(
+            self.study.facts["experiment_id"],
+            key=key(job),
+            name=run_name(job),
+            kind="trial",
+            params=params(job.spec),
+            tags={"mlflow.note.content": f"Trial {job.number} of the study {self.study.name}."},
+            start_ms=round(job.changed_at * 1000),
+        )
+        data = self.study.facts["data"]
+        self.tracker.log_dataset(
+            run_id, name=data["name"], digest=data["digest"], source=data["source"], profile=data["profile"]
+        )
+        self.queue.set_run(job.id, run_id)
+        return run_id
+
+    def forward(self, job: Job, run_id: str) -> None:
+        """Send the epochs MLflow does not have yet, with the times they were stored with: a resend doubles nothing."""
+        while rows := self.queue.outbox(job.id):
+            self.tracker.log_epochs(run_id, rows)
+            self.queue.set_forwarded(job.id, [number for number, _, _ in rows])
+
+    def reconcile(self, *, older_than: float) -> int:
+        """Mend what other workers left half done; return how many jobs that were."""
+        self.queue.bury(self.study.name)
+        jobs = self.queue.unmirrored(self.study.name, older_than=older_than)
+        for job in jobs:
+            self.show(job)
+        return len(jobs)
+
+
+def key(job: Job) -> str:
+    """What marks everything of this job in MLflow."""
+    return f"{job.study}/{job.number}/{job.repeat}"
+
+
+def run_name(job: Job) -> str:
+    """Such as `grid/22 f32 k5 d0.2 lr0.001`."""
+    assert job.spec is not None
+    number = job.number if job.config is None else job.config
+    return f"{job.study}/{number} {point_text(job.spec['point'])}"
+
+
+SHORT = {"filters": "f", "kernel_size": "k", "dropout": "d", "learning_rate": "lr"}
+
+
+def point_text(point: dict[str, Any]) -> str:
+    """A point in few letters, such as `f32 k5 d0.2 lr1e-3`."""
+    return " ".join(SHORT.get(name, f"{name}=") + number_text(value) for name, value in point.items())
+
+
+def number_text(value: Any) -> str:
+    """A number as people write it: 32, 0.2, 1e-3; anything else as it is."""
+    if isinstance(value, float) and 0 < abs(value) < 0.01:
+        mantissa, exponent = f"{value:.6e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+def params(spec: dict[str, Any]) -> dict[str, Any]:
+    """What determines the result of a trial, flat, as MLflow params. The point comes first, under its own names."""
+    flat = dict(spec["point"])
+    flat |= {"config": spec["config"]} if spec["config"] is not None else {}
+    flat |= {f"model.{name}": value for name, value in spec["model"].items()}
+    flat |= {f"training.{name}": value for name, value in spec["training"].items()}
+    others = ("seed", "parameters", "data", "split", "identity", "numerics")
+    return flat | {name: spec[name] for name in others}
+
+
+def summary(result: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a finished trial that MLflow's table shows: of the best epoch, and of the last."""
+    flat = {name: result[name] for name in ("best_val_nmse", "best_val_mse", "best_epoch", "seconds")}
+    flat |= {name: result[name] for name in ("last_val_nmse", "last_val_mse")}
+    for prefix, part in (("best_val", "validation"), ("last_val", "last_validation")):
+        flat |= {f"{prefix}_{score}": result[part][score] for score in ("r2", "nrmse")}
+    for score in ("r2", "nrmse"):
+        for name, value in zip(result["target_names"], result["validation"]["per_target"][score], strict=True):
+            flat[f"best_val_{score}/{name}"] = value
+    return {name: float(value) for name, value in flat.items() if value is not None}
+
+
+@lru_cache(maxsize=1)
+def environment() -> dict[str, str]:
+    """Where a trial runs: what may change between attempts, so tags and not params."""
+    versions = {name: metadata.version(name) for name in ("hpo", "torch", "optuna", "mlflow", "numpy")}
+    return {
+        "hpo.host": socket.gethostname(),
+        "hpo.user": _user(),
+        "hpo.device": f"cpu: {_processor()}",
+        "hpo.python": platform.python_version(),
+        **{f"hpo.version.{name}": version for name, version in versions.items()},
+        "hpo.commit": _commit(),
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The commit of the program's own checkout, with `+changes` if files differ; empty for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return ""
+    try:
+        run = lambda *words: subprocess.run(  # noqa: E731
+            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        return run("rev-parse", "HEAD") + ("+changes" if run("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970, this machine's clock: for times MLflow shows, never for a decision."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,158 @@
+"""A trained regressor as a folder: an MLflow model (pt2 flavour), weights.safetensors + spec.json, and a README.
+
+Runs in the trainer; torch and mlflow are imported where they are used, so that importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from models.regressor import Regressor
+
+PT2 = "data/model.pt2"
+REQUIREMENTS = ("torch", "numpy")  # what plain MLflow needs besides itself; in the versions at hand
+
+README = """\
+# {title}
+
+Predicts {targets} in {unit} from images of shape {shape} (channels, height, width), grey values 0..1 (pixel / 255).
+
+With PyTorch alone (`torch.export.load` can run code: only for files you trust; SHA256SUMS tells whether they changed):
+
+```python
+import torch
+model = torch.export.load("{pt2}").module()
+images = torch.rand(3, {sizes})  # yours: torch.float32, 0..1
+predictions = model(images)
+print(predictions)  # {unit}; columns: {targets}
+```
+
+With MLflow alone:
+
+```python
+import mlflow.pyfunc, numpy
+model = mlflow.pyfunc.load_model(".")
+images = numpy.random.rand(3, {sizes}).astype(numpy.float32)  # yours: numpy.float32, 0..1
+predictions = model.predict(images)
+print(predictions)  # {unit}; columns: {targets}
+```
+
+`hpo predict` reads only weights.safetensors and spec.json, which hold no code.
+"""
+
+
+def warm_up() -> None:
+    """Package a tiny network once. The first export of a process imports for about 4 s; every later one takes 0.1 s."""
+    import torch
+
+    from models.regressor import Regressor
+
+    with torch.random.fork_rng(devices=[]):
+        layers = (
+            torch.nn.Conv2d(1, 1, 1),
+            torch.nn.MaxPool2d(2),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(1, 1),
+        )
+        network = Regressor(torch.nn.Sequential(*layers), torch.zeros(1), torch.ones(1))
+    images = np.zeros((2, 1, 2, 2), np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        package(
+            Path(folder, "model"),
+            network,
+            spec={},
+            image_shape=images.shape[1:],
+            target_names=["C11"],
+            unit="GPa",
+            example_images=images,
+        )
+
+
+def package(
+    folder: Path,
+    regressor: Regressor,
+    *,
+    spec: Mapping[str, Any],
+    image_shape: Sequence[int],
+    target_names: Sequence[str],
+    unit: str,
+    example_images: np.ndarray,
+    title: str = "Stiffness from microstructure images",
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the model's folder, which must not exist or be empty. The regressor itself stays as it is.
+
+    `spec` is the model specification's dict form and `extra` what spec.json tells besides (digests, scores).
+    `example_images` (at least 2, channels, height, width), 0..1: with a single one the batch size would be frozen.
+    """
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.pytorch import save_model
+    from mlflow.types import Schema, TensorSpec
+
+    from models import bundle
+
+    example = np.ascontiguousarray(example_images, dtype=np.float32)
+    shape = tuple(int(size) for size in image_shape)
+    if len(example) < 2 or example.shape[1:] != shape:
+        raise ValueError(f"example_images: expected (2 or more, {', '.join(map(str, shape))}), found {example.shape}")
+    network = copy.deepcopy(regressor).cpu().eval().requires_grad_(False)
+    network = network.to(memory_format=torch.contiguous_format)  # else the file keeps the training's strides
+    real = np.dtype(np.float32)
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(real, (-1, *shape))]),
+        outputs=Schema([TensorSpec(real, (-1, len(target_names)))]),
+    )
+    with _quiet():
+        save_model(
+            network,
+            str(folder),
+            serialization_format="pt2",
+            input_example=example[:2],
+            signature=signature,
+            # Without the "+cpu" of a local build, which the package index does not know. Inferring them takes 13 s.
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+            metadata={"unit": unit, "target_names": list(target_names)},
+        )
+    bundle.save(
+        folder,
+        network,
+        model=dict(spec),
+        image_shape=shape,
+        target_names=target_names,
+        unit=unit,
+        extra=json.loads(json.dumps(dict(extra or {}))),
+    )
+    sizes = ", ".join(map(str, shape))
+    text = README.format(
+        title=title, targets=", ".join(target_names), unit=unit, shape=f"({sizes})", sizes=sizes, pt2=PT2
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks about its own internals off the terminal; its errors are exceptions anyway."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "mlflow")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,199 @@
+"""Planning a study: load and split the data, find the study's identity, and write down every point once.
+
+Everything is idempotent: a planner that died, or two at once, leave the same rows as one.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline import dataset as data_sets
+from data_pipeline.dataset import Dataset
+from data_pipeline.split import Split, split
+from hpo import sampling, study
+from hpo.errors import NotFound, StudyError
+from hpo.mirror import now_ms
+from hpo.queue import Queue, StudyRow, conflict
+from hpo.settings import Settings
+from hpo.study import Study
+from hpo.tracking import Tracker
+from hpo.worker import trial_spec
+from models import metrics
+
+MINIMUM = 20  # images; fewer leave a validation split that says nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A study together with its data and its identity; nothing of it is written anywhere yet."""
+
+    study: Study
+    name: str
+    dataset: Dataset
+    split: Split
+    canonical: dict[str, Any]
+    identity: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the database and every worker need to know of the data."""
+        data = self.dataset
+        return {
+            "description": self.study.description,
+            "data": {
+                "name": data.metadata["name"],
+                "digest": data.digest,
+                "split": self.split.digest,
+                "unit": data.unit,
+                "target_names": list(data.target_names),
+                "image_shape": list(data.images.shape[1:]),
+                "sizes": [len(self.split.train), len(self.split.validation), len(self.split.test)],
+                "source": json.dumps({"uri": self.study.data_path}),
+                "profile": json.dumps({"num_rows": len(data.images), "num_elements": int(data.images.size)}),
+            },
+            "model_name": model_name(data, self.split),
+            "predictors": predictors(data, self.split),
+        }
+
+    def specs(self) -> list[tuple[dict[str, Any], float]]:
+        """Specification and cost of each point of a grid; empty if a sampler chooses them later."""
+        if self.study.sampler != "grid":
+            return []
+        facts = self.facts
+        return [
+            trial_spec(self.study, self.identity, facts, point, config=config)
+            for config, point in enumerate(self.study.grid())
+        ]
+
+
+def prepare(chosen: Study) -> Plan:
+    """Load the data and find the identity. Raises DatasetError, StudyError."""
+    folder = data_sets.DEFAULT if chosen.data_path == study.DEFAULT_DATA else Path(chosen.data_path)
+    data = data_sets.load(folder, image_size=chosen.image_size)
+    if len(data.images) < MINIMUM:
+        raise StudyError(f"{folder}: expected at least {MINIMUM} images, found {len(data.images)}.")
+    parts = split(len(data.images))
+    constant = [
+        name for name, values in zip(data.target_names, data.targets[parts.train].T, strict=True) if np.ptp(values) == 0
+    ]
+    if constant:
+        raise StudyError(f"{folder}: {', '.join(constant)} is the same number for every training image: nothing to learn.")
+    canonical = chosen.canonical(data_digest=data.digest, split_digest=parts.digest)
+    identity = study.digest(canonical)
+    return Plan(
+        study=chosen,
+        name=study.full_name(chosen, identity),
+        dataset=data,
+        split=parts,
+        canonical=canonical,
+        identity=identity,
+    )
+
+
+def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, database_url: str) -> StudyRow:
+    """Write the study down as far as it is not yet. Raises StudyConflict if its name stands for something else."""
+    with queue.lock(f"plan.{ready.name}"):
+        try:
+            row = queue.study(ready.name)
+        except NotFound:
+            row = None
+        if row is not None and row.identity != ready.identity:
+            raise conflict(ready.name)
+        if row is not None and row.facts.get("planned"):
+            return row
+        facts = ready.facts | _track(ready, tracker, settings)
+        queue.put_study(StudyRow(name=ready.name, identity=ready.identity, spec=ready.canonical, facts=facts, created_at=0))
+        trials = sampling.plan(sampling.storage(database_url), ready.name, ready.study)
+        specs = {spec["config"]: (spec, cost) for spec, cost in ready.specs()}
+        jobs: list[dict[str, Any]] = [{"kind": "closing", "number": -1, "config": None, "cost": 0.0, "spec": None}]
+        for trial in trials:
+            config = trial.user_attrs.get("config")
+            spec, cost = specs.get(config, (None, 0.0))
+            jobs.append({"kind": "trial", "number": trial.number, "config": config, "cost": cost, "spec": spec})
+        queue.put_jobs(ready.name, jobs)
+        queue.put_study(
+            StudyRow(
+                name=ready.name,
+                identity=ready.identity,
+                spec=ready.canonical,
+                facts=facts | {"planned": True},
+                created_at=0,
+            )
+        )
+    return queue.study(ready.name)
+
+
+def _track(ready: Plan, tracker: Tracker, settings: Settings) -> dict[str, Any]:
+    """The experiment, the study's own run with its data set, and the trivial predictors as runs."""
+    facts, now = ready.facts, now_ms()
+    data = facts["data"]
+    experiment_id = tracker.ensure_experiment(
+        ready.name, description=_note(ready), params=[*(["config"] if ready.study.sampler == "grid" else []), *ready.study.space]
+    )
+    run_id = tracker.ensure_run(
+        experiment_id,
+        key=f"{ready.name}/study",
+        name=f"{ready.name} (study)",
+        kind="study",
+        params={"identity": ready.identity, "seed": ready.study.seed, "data": data["digest"], "split": data["split"]},
+        tags={"mlflow.note.content": _note(ready)},
+        start_ms=now,
+    )
+    local = settings.home / "cache" / "data" / f"{data['digest']}.npz"
+    local.parent.mkdir(parents=True, exist_ok=True)
+    if not local.exists():
+        data_sets.save_npz(ready.dataset, local)
+    tracker.upload(run_id, local, "data")
+    ids = {}
+    for name, scores in facts["predictors"].items():
+        ids[name] = tracker.ensure_run(
+            experiment_id,
+            key=f"{ready.name}/predictor/{name}",
+            name=f"{ready.name}/predictor {name}",
+            kind="predictor",
+            params={"predictor": name, "data": data["digest"], "split": data["split"]},
+            tags={"mlflow.note.content": f"Trivial predictor: {PREDICTORS[name]}, fitted on the training split."},
+            start_ms=now,
+        )
+        found = scores["validation"]
+        tracker.log_summary(ids[name], {f"best_val_{key}": found[key] for key in ("nmse", "mse", "r2", "nrmse")}, timestamp_ms=now)
+        tracker.set_status(ids[name], "FINISHED", end_ms=now)
+    for each in [run_id, *ids.values()]:
+        tracker.log_dataset(each, name=data["name"], digest=data["digest"], source=data["source"], profile=data["profile"])
+    return {"experiment_id": experiment_id, "study_run_id": run_id, "predictor_run_ids": ids}
+
+
+PREDICTORS = {"mean": "the mean of the training labels", "volume fraction": "a cubic polynomial in the volume fraction"}
+
+
+def predictors(data: Dataset, parts: Split) -> dict[str, Any]:
+    """Validation scores of the trivial predictors. The test split is not looked at here."""
+    learned = (data.images[parts.train], data.targets[parts.train])
+    truth = data.targets[parts.validation]
+    fitted = {"mean": metrics.mean_predictor(*learned), "volume fraction": metrics.volume_fraction_predictor(*learned)}
+    variance = learned[1].var(axis=0)
+    return {
+        name: {"validation": metrics.scores(predict(data.images[parts.validation]), truth, train_variance=variance)}
+        for name, predict in fitted.items()
+    }
+
+
+def model_name(data: Dataset, parts: Split) -> str:
+    """The registered model all studies on this data, split and these targets compete for: `<data set>-<8 hex>`."""
+    text = json.dumps([data.digest, parts.digest, data.target_names])
+    slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in data.metadata["name"]).strip("-") or "data"
+    return f"{slug}-{study.digest({'model': text})[:8]}"
+
+
+def _note(ready: Plan) -> str:
+    data = ready.facts["data"]
+    return (
+        f"{ready.study.description or ready.name}\n\n"
+        f"{ready.study.trials} trials; data set {data['name']} ({len(ready.dataset.images)} cells, "
+        f"{'/'.join(map(str, data['sizes']))} for training/validation/test), targets {', '.join(data['target_names'])} "
+        f"in {data['unit']}. Selected by the lowest validation NMSE: the mean over the targets of MSE / variance of the "
+        "training split."
+    )

@@ -1,0 +1,50 @@
+"""Predictions for image files by a downloaded model, from weights.safetensors and spec.json alone: no pickle."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+
+from hpo.errors import ModelError
+
+
+def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
+    """One row an image: `image` (its path), then one column per target; the unit is in `frame.attrs["unit"]`.
+
+    Raises ModelError: the folder holds no usable model; an image cannot be read or has the wrong size.
+    """
+    from models import bundle, regressor  # torch: 4 s, so not for those who only ask for help
+    from models.specs import SpecError
+
+    try:
+        model, spec = bundle.load(folder)
+    except SpecError as error:
+        raise ModelError(str(error)) from error
+    channels, height, width = spec["image_shape"]
+    if channels != 1:
+        raise ModelError(f"{folder}: expected a model of images with one grey channel, found {channels} channels.")
+    images = np.stack([_read(Path(path), height, width) for path in image_paths]) if image_paths else None
+    rows = regressor.predict(model, images[:, None]) if images is not None else np.zeros((0, len(spec["target_names"])))
+    frame = pd.DataFrame(rows, columns=spec["target_names"])
+    frame.insert(0, "image", [str(path) for path in image_paths])
+    frame.attrs["unit"] = spec["unit"]
+    return frame
+
+
+def _read(path: Path, height: int, width: int) -> np.ndarray:
+    """Grey values 0..1, (height, width). The size is checked before the pixels are decoded."""
+    try:
+        with Image.open(path) as image:
+            if image.size != (width, height):
+                raise ModelError(
+                    f"{path}: expected an image of {width} x {height} pixels (width x height), as in "
+                    f"the training data, found {image.size[0]} x {image.size[1]}. Resize it (nearest neighbour)."
+                )
+            if image.mode in ("I", "F") or image.mode.startswith("I;"):
+                raise ModelError(f"{path}: expected 8 bits a channel, found mode {image.mode}. Convert it to 8 bits.")
+            grey = np.asarray(image.convert("L"), dtype=np.float32)
+    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ModelError(f"{path}: cannot be read as an image ({error}).") from error
+    return grey / 255

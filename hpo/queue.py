@@ -1,0 +1,482 @@
+"""The queue: every planned point trained at least once, recorded exactly once.
+
+A table of jobs with fenced leases, in a schema of ours beside Optuna's tables in one Postgres database. The job
+row is the truth; Optuna's trial and MLflow's run are made to agree with it (`hpo.mirror`). Every statement that
+changes anything stands in this module. Times are the server's: no clock of a worker counts.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from hpo.errors import NotFound, ServiceError, StudyConflict
+
+SCHEMA_VERSION = 1
+ATTEMPTS = 3  # a job that lost three workers is dead
+ENDED = ("done", "diverged", "dead")  # states nothing leaves
+
+_SCHEMA = """
+CREATE SCHEMA IF NOT EXISTS hpo;
+CREATE TABLE IF NOT EXISTS hpo.schema (version int NOT NULL);
+CREATE TABLE IF NOT EXISTS hpo.study (
+    name text PRIMARY KEY,
+    identity text NOT NULL,             -- SHA-256 of the canonical spec
+    spec json NOT NULL,                 -- the canonical spec; json, not jsonb: the order of parameters matters
+    facts jsonb NOT NULL,               -- what planning found out: ids in Optuna and MLflow, data, predictors
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE TABLE IF NOT EXISTS hpo.job (
+    id bigserial PRIMARY KEY,
+    study text NOT NULL REFERENCES hpo.study ON DELETE CASCADE,
+    kind text NOT NULL CHECK (kind IN ('trial', 'closing')),
+    number int NOT NULL,                -- of the Optuna trial; -1 for the closing
+    repeat int NOT NULL DEFAULT 0,
+    config int,                         -- position in the study's Cartesian product, for grids
+    cost float8 NOT NULL DEFAULT 0,     -- multiply-adds of one image, forward: the dearest trial is claimed first
+    spec json,                          -- the frozen trial; null until a sampler has filled the slot
+    state text NOT NULL DEFAULT 'waiting'
+        CHECK (state IN ('waiting', 'running', 'done', 'diverged', 'dead')),
+    attempt int NOT NULL DEFAULT 0,
+    fence bigint NOT NULL DEFAULT 0,    -- raised at every claim: who holds an older one has lost the job
+    lease_until timestamptz,
+    worker text,
+    run_id text,                        -- MLflow's
+    checkpoint jsonb,                   -- {uri, sha256, epoch}
+    result json,                        -- of an ended job
+    reason text,                        -- why it was handed back, diverged or died
+    mirrored boolean NOT NULL DEFAULT true,  -- whether Optuna and MLflow show this row's state
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    UNIQUE (study, number, repeat)
+);
+CREATE INDEX IF NOT EXISTS job_by_state ON hpo.job (study, state);
+CREATE TABLE IF NOT EXISTS hpo.epoch (
+    job bigint NOT NULL REFERENCES hpo.job ON DELETE CASCADE,
+    number int NOT NULL,
+    at timestamptz NOT NULL,
+    metrics jsonb NOT NULL,
+    forwarded boolean NOT NULL DEFAULT false,  -- whether MLflow has it
+    PRIMARY KEY (job, number)
+);
+CREATE INDEX IF NOT EXISTS epoch_outbox ON hpo.epoch (job) WHERE NOT forwarded;
+"""
+
+
+class LeaseLost(Exception):
+    """Somebody else holds this job now (or it ended): stop, and write nothing."""
+
+
+class DatabaseLost(Exception):
+    """The database cannot be reached at the moment: the caller tries again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One row of the job table."""
+
+    id: int
+    study: str
+    kind: str
+    number: int
+    repeat: int
+    config: int | None
+    cost: float
+    spec: dict[str, Any] | None
+    state: str
+    attempt: int
+    fence: int
+    worker: str | None
+    run_id: str | None
+    checkpoint: dict[str, Any] | None
+    result: dict[str, Any] | None
+    reason: str | None
+    mirrored: bool
+    alive: bool  # running, and its lease has not run out
+    epochs: int  # completed and stored
+    changed_at: float  # seconds since 1970, server clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRow:
+    """One row of the study table."""
+
+    name: str
+    identity: str
+    spec: dict[str, Any]
+    facts: dict[str, Any]
+    created_at: float  # seconds since 1970, server clock
+
+
+_JOB = """
+    id, study, kind, number, repeat, config, cost, spec, state, attempt, fence, worker, run_id, checkpoint, result,
+    reason, mirrored, state = 'running' AND lease_until >= clock_timestamp() AS alive,
+    coalesce((SELECT max(e.number) FROM hpo.epoch e WHERE e.job = job.id), 0) AS epochs,
+    extract(epoch FROM changed_at)::float8 AS changed_at
+"""
+
+
+class Queue:
+    """All access to the job table. Every method is one short transaction and raises DatabaseLost when it could not
+    be made; then nothing is known about a commit under way, and repeating the call is always safe."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = engine(url)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            if error.connection_invalidated or isinstance(error, sqlalchemy.exc.OperationalError):
+                raise DatabaseLost(str(error.orig).strip()) from error
+            raise
+
+    def install(self) -> None:
+        """Make the tables if they are not there. Raises ServiceError if they are another version's."""
+        with self._transaction() as connection:
+            # CREATE ... IF NOT EXISTS is not atomic: two first workers would collide without this lock.
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('hpo.schema'))"))
+            connection.execute(text(_SCHEMA))
+            version = connection.scalar(text("SELECT version FROM hpo.schema"))
+            if version is None:
+                connection.execute(text("INSERT INTO hpo.schema VALUES (:version)"), {"version": SCHEMA_VERSION})
+            elif version != SCHEMA_VERSION:
+                raise ServiceError(
+                    f"The database holds schema version {version} of hpo, this program needs {SCHEMA_VERSION}. "
+                    "Nothing was changed. Use the hpo version that made it, or an empty database."
+                )
+
+    def installed(self) -> bool:
+        """Whether the tables are there; makes nothing."""
+        with self._transaction() as connection:
+            return connection.scalar(text("SELECT to_regclass('hpo.job')")) is not None
+
+    # Planning
+
+    @contextmanager
+    def lock(self, what: str) -> Iterator[None]:
+        """Hold a named lock across processes; it falls when the process dies."""
+        with self._transaction() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:what))"), {"what": f"hpo.{what}"})
+            yield
+
+    def put_study(self, row: StudyRow) -> None:
+        """Insert a study, or refresh its facts. Raises StudyConflict if the name stands for another specification."""
+        with self._transaction() as connection:
+            found = connection.scalar(
+                text("""
+                    INSERT INTO hpo.study (name, identity, spec, facts) VALUES (:name, :identity, :spec, :facts)
+                    ON CONFLICT (name) DO UPDATE SET facts = hpo.study.facts || excluded.facts
+                        WHERE hpo.study.identity = excluded.identity
+                    RETURNING identity
+                """),
+                {
+                    "name": row.name,
+                    "identity": row.identity,
+                    "spec": json.dumps(row.spec),
+                    "facts": json.dumps(row.facts),
+                },
+            )
+        if found is None:
+            raise conflict(row.name)
+
+    def study(self, name: str) -> StudyRow:
+        """Raises NotFound, naming the studies there are."""
+        rows = {row.name: row for row in self.studies()}
+        if name not in rows:
+            known = ", ".join(rows) or "none yet"
+            raise NotFound(f"No study '{name}' has been planned here. There are: {known}. `hpo run` plans one.")
+        return rows[name]
+
+    def studies(self) -> list[StudyRow]:
+        """Oldest first."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("""
+                    SELECT name, identity, spec, facts, extract(epoch FROM created_at)::float8 AS created_at
+                    FROM hpo.study ORDER BY study.created_at
+                """)
+            )
+            return [StudyRow(**row) for row in rows.mappings()]
+
+    def put_jobs(self, study: str, jobs: Iterable[Mapping[str, Any]]) -> None:
+        """Insert jobs {kind, number, config, cost, spec} that are not there yet."""
+        rows = [{"study": study, **job, "spec": json.dumps(job["spec"]) if job["spec"] else None} for job in jobs]
+        with self._transaction() as connection:
+            connection.execute(
+                text("""
+                    INSERT INTO hpo.job (study, kind, number, config, cost, spec)
+                    VALUES (:study, :kind, :number, :config, :cost, :spec)
+                    ON CONFLICT (study, number, repeat) DO NOTHING
+                """),
+                rows,
+            )
+
+    def delete_study(self, name: str) -> None:
+        with self._transaction() as connection:
+            connection.execute(text("DELETE FROM hpo.study WHERE name = :name"), {"name": name})
+
+    # The life of a job
+
+    def claim(self, study: str, *, worker: str, lease: float) -> Job | None:
+        """Take the dearest waiting job, or one whose lease (seconds) ran out. None if there is nothing to take."""
+        with self._transaction() as connection:
+            row = connection.execute(
+                text(f"""
+                    UPDATE hpo.job SET state = 'running', attempt = attempt + 1, fence = fence + 1, worker = :worker,
+                        lease_until = clock_timestamp() + make_interval(secs => :lease),
+                        mirrored = false, changed_at = clock_timestamp()
+                    WHERE id = (
+                        SELECT id FROM hpo.job candidate
+                        WHERE study = :study AND attempt < :attempts
+                          AND (state = 'waiting' OR (state = 'running' AND lease_until < clock_timestamp()))
+                          -- a study closes when every trial has ended
+                          AND (kind = 'trial' OR NOT EXISTS (
+                              SELECT FROM hpo.job trial WHERE trial.study = :study AND trial.kind = 'trial'
+                              AND trial.state IN ('waiting', 'running')))
+                        -- what was begun first goes on first; then the dearest, so that the last ones are short
+                        ORDER BY attempt = 0, cost DESC, number
+                        LIMIT 1
+                        FOR UPDATE SKIP LOCKED  -- a row another worker is claiming right now is not waited for
+                    )
+                    RETURNING {_JOB}
+                """),
+                {"study": study, "worker": worker, "lease": lease, "attempts": ATTEMPTS},
+            )
+            return next((Job(**found) for found in row.mappings()), None)
+
+    def renew(self, jobs: Sequence[Job], *, lease: float) -> list[Job]:
+        """Renew the leases of all these jobs in one statement; return those that are no longer ours."""
+        if not jobs:
+            return []
+        with self._transaction() as connection:
+            kept = set(
+                connection.scalars(
+                    text("""
+                        UPDATE hpo.job SET lease_until = clock_timestamp() + make_interval(secs => :lease)
+                        FROM unnest(cast(:ids AS bigint[]), cast(:fences AS bigint[])) AS mine (id, fence)
+                        WHERE job.id = mine.id AND job.fence = mine.fence AND state = 'running'
+                        RETURNING job.id
+                    """),
+                    {"ids": [job.id for job in jobs], "fences": [job.fence for job in jobs], "lease": lease},
+                )
+            )
+        return [job for job in jobs if job.id not in kept]
+
+    def fill(self, job: Job, spec: Mapping[str, Any], cost: float) -> None:
+        """Store what the sampler chose for this slot. Raises LeaseLost."""
+        self._change(job, "spec = :spec, cost = :cost", spec=json.dumps(spec), cost=cost)
+
+    def set_run(self, job_id: int, run_id: str) -> None:
+        """Note the MLflow run of a job; the first one stays."""
+        with self._transaction() as connection:
+            connection.execute(
+                text("UPDATE hpo.job SET run_id = :run WHERE id = :id AND run_id IS NULL"),
+                {"id": job_id, "run": run_id},
+            )
+
+    def checkpoint(self, job: Job, checkpoint: Mapping[str, Any]) -> None:
+        """Commit an uploaded checkpoint {uri, sha256, epoch}. Raises LeaseLost."""
+        self._change(job, "checkpoint = :checkpoint", checkpoint=json.dumps(checkpoint))
+
+    def add_epochs(self, job: Job, epochs: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
+        """Append (number, milliseconds since 1970, metrics). An epoch that is there already stays. Raises LeaseLost."""
+        with self._transaction() as connection:
+            _hold(connection, job)
+            connection.execute(
+                text("""
+                    INSERT INTO hpo.epoch (job, number, at, metrics)
+                    VALUES (:job, :number, to_timestamp(:at / 1000.0), :metrics)
+                    ON CONFLICT (job, number) DO NOTHING  -- a resumed trial computes its last epochs again
+                """),
+                [
+                    {"job": job.id, "number": number, "at": at, "metrics": json.dumps(metrics)}
+                    for number, at, metrics in epochs
+                ],
+            )
+
+    def end(self, job: Job, state: str, *, result: Mapping[str, Any], reason: str | None = None) -> None:
+        """Record the one result of a job ('done' or 'diverged'). Raises LeaseLost."""
+        self._change(
+            job,
+            "state = :state, result = :result, reason = :reason, lease_until = NULL, mirrored = false",
+            state=state,
+            result=json.dumps(result),
+            reason=reason,
+        )
+
+    def give_back(self, job: Job, *, reason: str, counts: bool) -> None:
+        """Return a job to the queue; the attempt counts when the trainer failed. Raises LeaseLost."""
+        self._change(
+            job,
+            """
+            attempt = attempt - :free,
+            state = CASE WHEN attempt - :free >= :attempts THEN 'dead' ELSE 'waiting' END,
+            reason = :reason, lease_until = NULL, mirrored = false
+            """,
+            free=0 if counts else 1,
+            attempts=ATTEMPTS,
+            reason=reason,
+        )
+
+    def bury(self, study: str) -> None:
+        """Mark jobs dead whose third worker's lease ran out."""
+        with self._transaction() as connection:
+            connection.execute(
+                text("""
+                    UPDATE hpo.job SET state = 'dead', lease_until = NULL, mirrored = false,
+                        reason = 'worker lost, attempt ' || attempt || ' of ' || :attempts,
+                        changed_at = clock_timestamp()
+                    WHERE study = :study AND state = 'running' AND lease_until < clock_timestamp()
+                      AND attempt >= :attempts
+                """),
+                {"study": study, "attempts": ATTEMPTS},
+            )
+
+    def _change(self, job: Job, changes: str, **values: Any) -> None:
+        with self._transaction() as connection:
+            changed = connection.execute(
+                text(f"""
+                    UPDATE hpo.job SET {changes}, changed_at = clock_timestamp()
+                    WHERE id = :id AND fence = :fence AND state = 'running'
+                """),
+                {"id": job.id, "fence": job.fence, **values},
+            )
+            if changed.rowcount == 0:
+                raise LeaseLost(f"trial {job.number} of {job.study}")
+
+    # Reading, and the outbox
+
+    def jobs(self, study: str) -> list[Job]:
+        """All jobs of a study by number; the closing comes first, as number -1."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text(f"SELECT {_JOB} FROM hpo.job WHERE study = :study ORDER BY number, repeat"), {"study": study}
+            )
+            return [Job(**row) for row in rows.mappings()]
+
+    def job(self, job_id: int) -> Job | None:
+        with self._transaction() as connection:
+            rows = connection.execute(text(f"SELECT {_JOB} FROM hpo.job WHERE id = :id"), {"id": job_id})
+            return next((Job(**row) for row in rows.mappings()), None)
+
+    def unmirrored(self, study: str, *, older_than: float) -> list[Job]:
+        """Jobs whose state Optuna and MLflow do not show yet though it changed that many seconds ago."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text(f"""
+                    SELECT {_JOB} FROM hpo.job WHERE study = :study AND (
+                        NOT mirrored AND changed_at < clock_timestamp() - make_interval(secs => :age)
+                        OR state <> 'running' AND EXISTS (
+                            SELECT FROM hpo.epoch e WHERE e.job = job.id AND NOT forwarded))
+                    ORDER BY number
+                """),
+                {"study": study, "age": older_than},
+            )
+            return [Job(**row) for row in rows.mappings()]
+
+    @contextmanager
+    def frozen(self, job: Job) -> Iterator[bool]:
+        """Hold the row still while its state is shown elsewhere; false if it has changed since `job` was read."""
+        with self._transaction() as connection:
+            found = connection.scalar(
+                text("""
+                    SELECT 1 FROM hpo.job WHERE id = :id AND fence = :fence AND state = :state
+                    FOR SHARE  -- nobody may claim, renew or end it until we have shown its state
+                """),
+                {"id": job.id, "fence": job.fence, "state": job.state},
+            )
+            yield found is not None
+
+    def set_mirrored(self, job: Job) -> None:
+        """Note that Optuna and MLflow show the state `job` has, if it still has it."""
+        with self._transaction() as connection:
+            connection.execute(
+                text("""
+                    UPDATE hpo.job SET mirrored = true WHERE id = :id AND fence = :fence AND state = :state
+                """),
+                {"id": job.id, "fence": job.fence, "state": job.state},
+            )
+
+    def outbox(self, job_id: int, *, limit: int = 150) -> list[tuple[int, int, dict[str, float]]]:
+        """Epochs MLflow does not have yet: (number, milliseconds since 1970, metrics)."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("""
+                    SELECT number, round(extract(epoch FROM at) * 1000)::bigint, metrics
+                    FROM hpo.epoch WHERE job = :job AND NOT forwarded ORDER BY number LIMIT :limit
+                """),
+                {"job": job_id, "limit": limit},
+            )
+            return [(number, at, metrics) for number, at, metrics in rows]
+
+    def set_forwarded(self, job_id: int, numbers: Sequence[int]) -> None:
+        with self._transaction() as connection:
+            connection.execute(
+                text("UPDATE hpo.epoch SET forwarded = true WHERE job = :job AND number = ANY(:numbers)"),
+                {"job": job_id, "numbers": list(numbers)},
+            )
+
+    def curve(self, job_id: int) -> list[tuple[int, dict[str, float]]]:
+        """The stored epochs of a job: (number, metrics)."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("SELECT number, metrics FROM hpo.epoch WHERE job = :job ORDER BY number"), {"job": job_id}
+            )
+            return [(number, metrics) for number, metrics in rows]
+
+    def epoch_seconds(self, study: str) -> dict[int, tuple[float, float]]:
+        """By job id: the mean seconds an epoch took, and the best validation NMSE so far."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("""
+                    SELECT e.job, avg((e.metrics->>'seconds')::float8), min((e.metrics->>'val/nmse')::float8)
+                    FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job WHERE j.study = :study GROUP BY e.job
+                """),
+                {"study": study},
+            )
+            return {job: (seconds, best) for job, seconds, best in rows}
+
+
+def engine(url: str, **options: Any) -> Engine:
+    """An engine for Postgres through psycopg 3 whose sessions speak UTC."""
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except SQLAlchemyError:
+        raise ServiceError("HPO_DATABASE_URL: expected a URL like postgresql://user:password@host:5432/hpo.") from None
+    if parsed.get_backend_name() != "postgresql":
+        raise ServiceError(
+            f"HPO_DATABASE_URL: expected a postgresql:// URL, found {parsed.get_backend_name()}://. "
+            "The queue needs Postgres: its row locks are what makes a trial be recorded once."
+        )
+    parsed = parsed.set(drivername="postgresql+psycopg")
+    return sqlalchemy.create_engine(
+        parsed,
+        pool_pre_ping=True,
+        connect_args={"options": "-c timezone=UTC", "connect_timeout": 5, "application_name": "hpo"},
+        **options,
+    )
+
+
+def conflict(name: str) -> StudyConflict:
+    return StudyConflict(
+        f"The study '{name}' is recorded here with another specification (the file, the data or the program's "
+        f"numerics changed since). Nothing was touched. Either give the changed study another name, or remove the "
+        f"recorded one with `hpo delete --study {name}`."
+    )
+
+
+def _hold(connection: Connection, job: Job) -> None:
+    """Lock our row so that nobody takes the job over while we write. Raises LeaseLost."""
+    found = connection.scalar(
+        text("SELECT 1 FROM hpo.job WHERE id = :id AND fence = :fence AND state = 'running' FOR SHARE"),
+        {"id": job.id, "fence": job.fence},
+    )
+    if found is None:
+        raise LeaseLost(f"trial {job.number} of {job.study}")

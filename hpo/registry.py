@@ -1,0 +1,287 @@
+"""The model registry: versions registered once, aliases, and downloads checked against the database's hashes."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from hpo.errors import ModelError, NotFound
+from hpo.tracking import KEY, Tracker, quoted, server, sha256_of, sha256_of_files
+
+SUMS = "SHA256SUMS"  # marks a folder as a download; `sha256sum --check` reads it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One version of a registered model."""
+
+    number: int
+    key: str
+    run_id: str
+    model_id: str
+    description: str
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+
+
+@server()
+def ensure_registered_model(tracker: Tracker, name: str, *, description: str, tags: Mapping[str, Any]) -> None:
+    """Make the registered model, or bring the description and tags of an existing one up to date."""
+    try:
+        tracker.client.create_registered_model(name, tags={k: str(v) for k, v in tags.items()}, description=description)
+        return
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    model = tracker.client.get_registered_model(name)
+    if model.description != description:
+        tracker.client.update_registered_model(name, description)
+    for tag, value in tags.items():
+        if model.tags.get(tag) != str(value):
+            tracker.client.set_registered_model_tag(name, tag, str(value))
+
+
+@server()
+def register(
+    tracker: Tracker,
+    *,
+    model_name: str,
+    key: str,
+    model_id: str,
+    run_id: str,
+    description: str,
+    tags: Mapping[str, Any],
+) -> int:
+    """The number of the one version with this key, made of the finished model if need be.
+
+    Two at once agree on the lower number and delete the other. Description and tags are brought up to date.
+    """
+    found = [version for version in _versions(tracker, model_name) if version.tags.get(KEY) == key]
+    if not found:
+        tracker.client.create_model_version(
+            model_name,
+            source=f"models:/{model_id}",
+            run_id=run_id,
+            model_id=model_id,
+            tags={KEY: key} | {name: str(value) for name, value in tags.items()},
+            description=description,
+            await_creation_for=0,
+        )
+        found = [version for version in _versions(tracker, model_name) if version.tags.get(KEY) == key]
+    if not found:
+        raise NotFound(f"The version of {model_name} that was just registered is gone: somebody deleted it.")
+    kept, *extras = found
+    for extra in extras:
+        tracker.client.delete_model_version(model_name, extra.version)
+    if kept.description != description:
+        tracker.client.update_model_version(model_name, kept.version, description)
+    for tag, value in tags.items():
+        if kept.tags.get(tag) != str(value):
+            tracker.client.set_model_version_tag(model_name, kept.version, tag, str(value))
+    return int(kept.version)
+
+
+@server()
+def versions(tracker: Tracker, model_name: str) -> list[Version]:
+    """All versions, the oldest first; empty if no such model is registered."""
+    if not (found := _versions(tracker, model_name)):
+        return []
+    aliases = tracker.client.get_registered_model(model_name).aliases  # the versions of a search come without theirs
+    return [_version(version, aliases) for version in found]
+
+
+def _versions(tracker: Tracker, model_name: str) -> list[ModelVersion]:
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = tracker.client.search_model_versions(f"name = {quoted(model_name)}", page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda version: int(version.version))
+
+
+def _version(version: ModelVersion, aliases: Mapping[str, str]) -> Version:
+    return Version(
+        number=int(version.version),
+        key=version.tags.get(KEY, ""),
+        run_id=version.run_id or "",
+        model_id=version.model_id or (version.source or "").removeprefix("models:/"),  # a search gives no id
+        description=version.description or "",
+        aliases=tuple(sorted(alias for alias, number in aliases.items() if int(number) == int(version.version))),
+        tags=dict(version.tags),
+    )
+
+
+@server()
+def get_alias(tracker: Tracker, model_name: str, alias: str) -> Version | None:
+    """The version the alias points at; None if there is no such alias or model."""
+    try:
+        aliases = tracker.client.get_registered_model(model_name).aliases
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    if alias not in aliases:
+        return None
+    return _version(tracker.client.get_model_version(model_name, str(aliases[alias])), aliases)
+
+
+def find(tracker: Tracker, model_name: str, alias: str) -> Version:
+    """A version by alias or number. Raises NotFound, naming what there is."""
+    known = versions(tracker, model_name)
+    for version in known:
+        if alias in version.aliases or alias == str(version.number):
+            return version
+    names = [f"@{name}" for version in known for name in version.aliases] + [str(version.number) for version in known]
+    raise NotFound(f"{model_name} has no version '{alias}'. There are: {', '.join(names) or 'none yet'}.")
+
+
+@server()
+def set_alias(tracker: Tracker, model_name: str, alias: str, version: int) -> None:
+    tracker.client.set_registered_model_alias(model_name, alias, str(version))
+
+
+@server()
+def delete_alias(tracker: Tracker, model_name: str, alias: str) -> None:
+    """Remove the alias; one that is not there is no error."""
+    tracker.client.delete_registered_model_alias(model_name, alias)
+
+
+@server()
+def delete_version(tracker: Tracker, model_name: str, version: int) -> None:
+    """Delete one version and its aliases; one that is not there is no error."""
+    try:
+        tracker.client.delete_model_version(model_name, str(version))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+
+
+def download(
+    tracker: Tracker, *, model_name: str, version: int | str, folder: Path, expected_sha256: Mapping[str, str]
+) -> Path:
+    """Download a version (number or alias) to `folder`; raises NotFound (no such version), otherwise as below."""
+    uri = _version_uri(tracker, model_name, str(version))
+    return _download(tracker, uri, f"{model_name}@{version}", folder, expected_sha256)
+
+
+def download_model(tracker: Tracker, *, model_id: str, folder: Path, expected_sha256: Mapping[str, str]) -> Path:
+    """Download a finished model, registered or not, to `folder`; raises NotFound (no such), otherwise as below."""
+    return _download(tracker, _model_uri(tracker, model_id), f"model {model_id}", folder, expected_sha256)
+
+
+def _download(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha256: Mapping[str, str]) -> Path:
+    """Every file of `expected_sha256`, checked, and nothing else; nothing is at `folder` until all is well.
+
+    What is there already must be empty or an earlier, untouched download, and is replaced.
+    Raises ModelError: files missing, changed or unexpected; folder taken.
+    """
+    folder = Path(os.path.abspath(folder))  # not resolved: a link is refused below
+    for path in expected_sha256:
+        _check_path(path)
+    _check_target(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:40]}-") as temporary:
+        new = Path(temporary, "new")
+        new.mkdir()
+        _fetch(tracker, uri, what, new, expected_sha256)
+        _verify(new, expected_sha256)
+        (new / SUMS).write_text("".join(f"{sha}  {path}\n" for path, sha in sorted(expected_sha256.items())))
+        _check_target(folder)  # it may have changed during the download
+        if folder.exists():
+            folder.rename(Path(temporary, "old"))
+        new.rename(folder)
+    return folder
+
+
+def _check_path(path: str) -> None:
+    """ModelError unless it is a plain relative path below the model's folder."""
+    parts = PurePosixPath(path).parts
+    if not parts or path != "/".join(parts) or path.startswith("/") or ".." in parts or "\\" in path or path == SUMS:
+        raise ModelError(f"The list of the model's files has the odd path {path!r}: nothing was downloaded.")
+
+
+def _check_target(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ModelError(f"{folder} exists and is not a folder: name another one, or one that does not exist yet.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    sums = folder / SUMS
+    listed = {}
+    if sums.is_file() and not sums.is_symlink():
+        lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
+        listed = {path: sha for sha, _, path in (line.partition("  ") for line in lines)}
+    found = sha256_of_files(folder)
+    found.pop(SUMS, None)
+    if not listed or found != listed or any(path.is_symlink() for path in folder.rglob("*")):
+        raise ModelError(
+            f"{folder} exists and is not an unchanged earlier download: nothing in it was touched. "
+            "Name another folder, or move this one away."
+        )
+
+
+@server()
+def _version_uri(tracker: Tracker, model_name: str, version: str) -> str:
+    try:
+        if not version.isdecimal():
+            version = tracker.client.get_model_version_by_alias(model_name, version).version
+        uri = tracker.client.get_model_version_download_uri(model_name, version)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise NotFound(f"The registry has no {model_name}@{version}: {error.message}") from error
+    if not uri.startswith("models:/"):
+        return uri
+    return _model_uri(tracker, uri.removeprefix("models:/"))
+
+
+@server()
+def _model_uri(tracker: Tracker, model_id: str) -> str:
+    """Where the files of a finished model lie."""
+    try:
+        return tracker.client.get_logged_model(model_id).artifact_location
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise NotFound(f"MLflow has no model {model_id}: {error.message}") from error
+
+
+@server()
+def _fetch(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha256: Mapping[str, str]) -> None:
+    repository = get_artifact_repository(uri, tracking_uri=tracker.uri)
+    stored = set(_stored(repository))
+    if missing := sorted(expected_sha256.keys() - stored):
+        raise ModelError(f"{what} lacks files in the artifact store: {', '.join(missing)}. Nothing was downloaded.")
+    if unexpected := sorted(stored - expected_sha256.keys()):
+        raise ModelError(f"{what} has files that were not logged with it: {', '.join(unexpected)}. Do not use it.")
+    for path in sorted(expected_sha256):
+        repository.download_artifacts(path, str(folder))
+
+
+def _stored(repository: ArtifactRepository, below: str | None = None) -> Iterator[str]:
+    for info in repository.list_artifacts(below):
+        if info.is_dir:
+            yield from _stored(repository, info.path)
+        else:
+            yield info.path
+
+
+def _verify(folder: Path, expected_sha256: Mapping[str, str]) -> None:
+    for path, expected in expected_sha256.items():
+        file = folder / path
+        inside = file.resolve() == Path(folder.resolve(), path)  # no link on the way
+        if not (inside and file.is_file()):
+            raise ModelError(f"{path} did not arrive as a plain file. Nothing was downloaded.")
+        if (found := sha256_of(file)) != expected:
+            raise ModelError(
+                f"{path} is not the file that was logged: expected SHA-256 {expected}, found {found}. "
+                "It was changed or damaged in the artifact store. Nothing was downloaded."
+            )

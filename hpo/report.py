@@ -1,0 +1,212 @@
+"""The result of a study as tables: on the terminal, and as files at the study's run. Built from the database alone."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas
+from rich.console import Console
+from rich.table import Table
+
+from hpo import closing
+from hpo.mirror import Mirror, now_ms, number_text, point_text
+from hpo.queue import Job, StudyRow
+
+TOP = 10
+NAMES = {"mean": "mean of the training labels", "volume fraction": "volume fraction, cubic"}
+
+
+def rows(jobs: list[Job]) -> list[dict[str, Any]]:
+    """Finished trials, best first, one flat dict each; MSE in the label's unit squared, seconds of training."""
+    found = []
+    for job in closing.ranked(jobs):
+        assert job.result is not None and job.spec is not None
+        result = job.result
+        found.append(
+            {
+                "number": job.number,
+                "config": job.config,
+                **{f"point.{name}": value for name, value in job.spec["point"].items()},
+                "parameters": job.spec["parameters"],
+                "best_val_nmse": result["best_val_nmse"],
+                "best_val_mse": result["best_val_mse"],
+                "best_val_r2": result["validation"]["r2"],
+                "best_val_nrmse": result["validation"]["nrmse"],
+                "best_epoch": result["best_epoch"],
+                "last_val_nmse": result["last_val_nmse"],
+                "last_val_mse": result["last_val_mse"],
+                "seconds": result["seconds"],
+                "run_id": job.run_id,
+            }
+        )
+    return found
+
+
+def show_result(console: Console, study: StudyRow, jobs: list[Job], links: dict[str, str]) -> None:
+    """Print what a finished study shows: the ten best beside the trivial predictors, the winner by component, what
+    was promoted and why, and what to do next."""
+    close = next((job for job in jobs if job.kind == "closing"), None)
+    ended = close.result if close is not None and close.result is not None else {}
+    console.print(top_table(study, jobs))
+    if ended.get("winner") is not None:
+        console.print(winner_table(study, ended))
+    lines = promotion(study, ended, close)
+    lines += [f"Trial {failed['number']} is {failed['state']}: {failed['reason']}." for failed in ended.get("failed", [])]
+    console.print("\n".join(["", *lines, "", *next_steps(study, ended, links)]), soft_wrap=True, markup=False)
+
+
+def top_table(study: StudyRow, jobs: list[Job]) -> Table:
+    unit = study.facts["data"]["unit"]
+    done = closing.ranked(jobs)
+    planned = sum(job.kind == "trial" for job in jobs)
+    table = Table(
+        title=f"{study.name}: best {min(TOP, len(done))} of {planned} trials, scores on the validation split",
+        title_justify="left",
+    )
+    for name in ("config", "point", "NMSE", f"MSE {unit}²", "R²", "NRMSE", "best epoch", "seconds"):
+        table.add_column(name, justify="left" if name == "point" else "right", no_wrap=name == "point")
+    entries: list[tuple[float, tuple[str, ...]]] = []
+    for job in done[:TOP]:
+        assert job.result is not None and job.spec is not None
+        found, scores = job.result, job.result["validation"]
+        cells = (
+            str(job.number if job.config is None else job.config),
+            point_text(job.spec["point"]),
+            *score_cells(found["best_val_nmse"], found["best_val_mse"], scores["r2"], scores["nrmse"]),
+            str(found["best_epoch"]),
+            f"{found['seconds']:.0f}",
+        )
+        entries.append((found["best_val_nmse"], cells))
+    for name, found in study.facts["predictors"].items():
+        scores = found["validation"]
+        cells = ("", NAMES[name], *score_cells(scores["nmse"], scores["mse"], scores["r2"], scores["nrmse"]), "", "")
+        entries.append((scores["nmse"], cells))
+    for _, cells in sorted(entries, key=lambda entry: entry[0]):
+        table.add_row(*cells, style="dim" if not cells[0] else None)
+    return table
+
+
+def winner_table(study: StudyRow, ended: dict[str, Any]) -> Table:
+    """The winner on the test split, by component, beside the trivial predictors."""
+    winner, unit = ended["winner"], study.facts["data"]["unit"]
+    label = winner["number"] if winner["config"] is None else winner["config"]
+    table = Table(
+        title=f"config {label} ({point_text(winner['point'])}) on the test split, opened once, "
+        f"{study.facts['data']['sizes'][2]} cells",
+        title_justify="left",
+    )
+    table.add_column("component")
+    for name in (f"RMSE {unit}", "NRMSE", "R²", "R² volume fraction", "R² mean"):
+        table.add_column(name, justify="right")
+    test = winner["test"]
+    cubic, mean = (ended["predictors"][name]["test"] for name in ("volume fraction", "mean"))
+    for index, name in enumerate(study.facts["data"]["target_names"]):
+        own = {score: test["per_target"][score][index] for score in ("mse", "nrmse", "r2")}
+        table.add_row(
+            name,
+            f"{own['mse'] ** 0.5:.4g}",
+            f"{own['nrmse']:.4f}",
+            f"{own['r2']:.4f}",
+            f"{cubic['per_target']['r2'][index]:.4f}",
+            f"{mean['per_target']['r2'][index]:.4f}",
+        )
+    table.add_section()
+    table.add_row(
+        "mean", f"{test['mse'] ** 0.5:.4g}", f"{test['nrmse']:.4f}", f"{test['r2']:.4f}", f"{cubic['r2']:.4f}", f"{mean['r2']:.4f}"
+    )
+    return table
+
+
+def promotion(study: StudyRow, ended: dict[str, Any], close: Job | None) -> list[str]:
+    """What was promoted and why, in sentences."""
+    if not ended:
+        state = "not closed yet" if close is None or close.state != "dead" else f"closing failed: {close.reason}"
+        return [f"Nothing promoted: {state}."]
+    winner, name = ended.get("winner"), ended.get("model_name", "")
+    if winner is None:
+        return [f"Nothing promoted: {ended['reason']}."]
+    label = winner["number"] if winner["config"] is None else winner["config"]
+    if winner["version"] is None:
+        return [f"Nothing promoted: config {label} is the best, but {ended['reason']}."]
+    lines = [f"Promoted: config {label} as {name} version {winner['version']}; {ended['reason']} (validation NMSE)."]
+    if ended["champion"] == winner["version"]:
+        lines.append(f"@champion is this version: the lowest validation NMSE of all studies on this data ({ended['champion_nmse']:.4g}).")
+    else:
+        lines.append(
+            f"@champion stays version {ended['champion']}, of the study {ended['champion_study']}: its validation NMSE "
+            f"{ended['champion_nmse']:.4g} is lower."
+        )
+    if winner["verdict"] == "below volume fraction":
+        lines.append("Note: the volume fraction alone predicts better than this model; the version is tagged so.")
+    return lines
+
+
+def next_steps(study: StudyRow, ended: dict[str, Any], links: dict[str, str]) -> list[str]:
+    lines = ["Go on with:"]
+    lines += [f"  {name + ':':10}{link}" for name, link in links.items()]
+    if ended.get("champion"):
+        image = f"{study.facts['data']['sample']}" if "sample" in study.facts["data"] else "IMAGE.png"
+        lines += ["  hpo download --alias champion champion/", f"  hpo predict champion/ {image}"]
+    lines += [f"  hpo trials --study {study.name}", "  hpo down"]
+    return lines
+
+
+def score_cells(nmse: float, mse: float, r2: float, nrmse: float) -> tuple[str, str, str, str]:
+    return f"{nmse:.5f}" if nmse >= 1e-3 else f"{nmse:.3e}", f"{mse:.4g}", f"{r2:.4f}", f"{nrmse:.4f}"
+
+
+def log_study(shown: Mirror, ended: dict[str, Any]) -> None:
+    """Attach the tables to the study's run, set its summary and end it. Idempotent."""
+    study, now = shown.study, now_ms()
+    jobs, run_id = shown.queue.jobs(study.name), study.facts["study_run_id"]
+    with tempfile.TemporaryDirectory() as folder:
+        table, raw, text = Path(folder, "trials.csv"), Path(folder, "result.json"), Path(folder, "result.txt")
+        pandas.DataFrame(rows(jobs)).to_csv(table, index=False)
+        raw.write_text(json.dumps(ended, indent=2))
+        with text.open("w") as file:
+            console = Console(file=file, width=120)
+            console.print(top_table(study, jobs))
+            if ended.get("winner") is not None:
+                console.print(winner_table(study, ended))
+        for path in (table, raw, text):
+            shown.tracker.upload(run_id, path, "tables")
+    winner = ended.get("winner")
+    if winner is not None:
+        scores = {f"test_{name}": winner["test"][name] for name in ("nmse", "mse", "r2", "nrmse")}
+        best = {f"best_val_{name}": winner["validation"][name] for name in ("nmse", "mse", "r2", "nrmse")}
+        shown.tracker.log_summary(run_id, scores | best, timestamp_ms=now)
+        shown.tracker.set_tags(
+            run_id, {"hpo.winner": winner["number"], "hpo.verdict": winner["verdict"], "hpo.point": point_text(winner["point"])}
+        )
+    shown.tracker.set_status(run_id, "FINISHED", end_ms=now)
+
+
+def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
+    """All trials of a study, in the order of their numbers."""
+    table = Table(title=f"Trials of {study.name}", title_justify="left")
+    names = [name for name, _ in study.spec["space"]]
+    for name in ("number", "config", *names, "state", "attempt", "epochs", "best val NMSE", "reason"):
+        table.add_column(name, justify="left" if name in ("state", "reason") else "right")
+    for job in jobs:
+        if job.kind != "trial":
+            continue
+        point = (job.spec or {}).get("point", {})
+        value = f"{job.result['best_val_nmse']:.5g}" if job.state == "done" and job.result else ""
+        table.add_row(
+            str(job.number),
+            "" if job.config is None else str(job.config),
+            *(number_text(point[name]) if name in point else "" for name in names),
+            job.state,
+            str(job.attempt),
+            str(job.epochs),
+            value,
+            job.reason or "",
+        )
+    return table
+
+
+def console(**options: Any) -> Console:
+    """The terminal; a pipe or file gets lines wide enough for the tables."""
+    made = Console(highlight=False, soft_wrap=False, **options)
+    return made if made.is_terminal else Console(highlight=False, width=120, **options)

@@ -1,0 +1,129 @@
+"""The Optuna side of a study: its sampler, its space, and one trial per planned point, for ever.
+
+Optuna's own loop (`study.optimize`, `ask`, `tell`) is not used: measured, four processes of it train a grid of 24
+points 27 times. The queue decides who trains what; this module plans the trials and shows their states, so that
+plain Optuna and optuna-dashboard read the study like any other.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.pool import QueuePool
+
+from hpo.queue import Job, engine
+from hpo.study import Choices, Interval, Study
+
+STATES = {
+    "waiting": TrialState.WAITING,
+    "running": TrialState.RUNNING,
+    "done": TrialState.COMPLETE,
+    "diverged": TrialState.FAIL,
+    "dead": TrialState.FAIL,
+}
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def storage(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage in the queue's database; its sessions speak UTC."""
+    made = engine(url)  # checks the URL, and holds the options Optuna's own engine shall have
+    return optuna.storages.RDBStorage(
+        made.url.render_as_string(hide_password=False),
+        engine_kwargs={
+            "poolclass": QueuePool,
+            "pool_pre_ping": True,
+            "connect_args": {"options": "-c timezone=UTC", "connect_timeout": 5},
+        },
+    )
+
+
+def sampler(study: Study) -> optuna.samplers.BaseSampler:
+    if study.sampler == "grid":
+        return optuna.samplers.GridSampler(_search_space(study), seed=study.seed)
+    if study.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=study.seed)
+    return optuna.samplers.TPESampler(seed=study.seed, constant_liar=True)
+
+
+def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[FrozenTrial]:
+    """Create the study and its waiting trials as far as they are missing; return all, by number.
+
+    The caller holds the planning lock. A grid's trial carries its point, Optuna's `grid_id`, and the config number
+    (`user_attrs["config"]`), which counts in the order of the file; GridSampler sorts and shuffles, so the two differ.
+    """
+    chosen = sampler(study)
+    made = optuna.create_study(
+        study_name=name, storage=store, sampler=chosen, load_if_exists=True, direction="minimize"
+    )
+    present = made.get_trials(deepcopy=False)
+    points = study.grid() if study.sampler == "grid" else [{}] * study.trials
+    for config, point in enumerate(points[len(present) :], start=len(present)):
+        attributes: dict[str, Any] = {}
+        if isinstance(chosen, optuna.samplers.GridSampler):
+            attributes = {
+                "grid_id": chosen._all_grids.index(tuple(point[key] for key in chosen._param_names)),
+                "search_space": chosen._search_space,
+            }
+        store.create_new_trial(
+            made._study_id,
+            create_trial(
+                state=TrialState.WAITING,
+                params=point,
+                distributions=distributions(study) if point else {},
+                user_attrs={"config": config} if point else {},
+                system_attrs=attributes,
+            ),
+        )
+    return made.get_trials(deepcopy=False)
+
+
+def fill(store: optuna.storages.RDBStorage, name: str, study: Study, number: int) -> dict[str, Any]:
+    """Let the sampler choose the point of a planned trial; a trial that has its point keeps it."""
+    chosen = sampler(study)
+    chosen.reseed_rng()  # workers must not all draw the sampler's first point
+    loaded = optuna.load_study(study_name=name, storage=store, sampler=chosen)
+    trial_id = store.get_trial_id_from_study_id_trial_number(loaded._study_id, number)
+    store.set_trial_state_values(trial_id, TrialState.RUNNING)
+    trial = optuna.Trial(loaded, trial_id)
+    return {key: trial._suggest(key, each) for key, each in distributions(study).items()}
+
+
+def show(store: optuna.storages.RDBStorage, name: str, job: Job, value: float | None) -> None:
+    """Give the job's trial the job's state, and its value when it is done. Idempotent."""
+    study_id = store.get_study_id_from_name(name)
+    trial_id = store.get_trial_id_from_study_id_trial_number(study_id, job.number)
+    trial, state = store.get_trial(trial_id), STATES[job.state]
+    if trial.state == state or trial.state.is_finished():
+        return
+    store.set_trial_user_attr(trial_id, "attempt", job.attempt)
+    if job.run_id:
+        store.set_trial_user_attr(trial_id, "run_id", job.run_id)
+    store.set_trial_state_values(trial_id, state, values=[value] if state == TrialState.COMPLETE and value is not None else None)
+
+
+def delete(store: optuna.storages.RDBStorage, name: str) -> None:
+    """Delete the study and its trials; nothing happens if there is none."""
+    try:
+        optuna.delete_study(study_name=name, storage=store)
+    except KeyError:
+        return
+
+
+def distributions(study: Study) -> dict[str, BaseDistribution]:
+    return {key: _distribution(parameter) for key, parameter in study.space.items()}
+
+
+def _distribution(parameter: Choices | Interval) -> BaseDistribution:
+    if isinstance(parameter, Choices):
+        return CategoricalDistribution(parameter.values)
+    if isinstance(parameter.low, int) and isinstance(parameter.high, int):
+        step = int(parameter.step) if parameter.step else 1
+        return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=step)
+    return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+
+
+def _search_space(study: Study) -> Mapping[str, Any]:
+    return {key: parameter.values for key, parameter in study.space.items() if isinstance(parameter, Choices)}

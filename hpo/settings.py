@@ -1,0 +1,74 @@
+"""Settings by environment variable, read once at the edge and passed on as one frozen value."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from hpo.errors import SettingsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where things are and how long to wait. Every field is one row of the table in docs/settings.md."""
+
+    home: Path  # state, logs and caches of the embedded services
+    database_url: str | None  # SQLAlchemy URL of the database for Optuna and the queue
+    tracking_uri: str | None  # URL of the MLflow server
+    trainers: int  # training processes of one worker; 0 means one per core
+    lease: float  # seconds a claimed trial is ours without renewal; renewed six times as often
+    checkpoint_interval: float  # seconds between checkpoints of a running trial
+    hang_timeout: float  # seconds without an epoch after which a trainer is ended
+
+    @property
+    def embedded(self) -> bool:
+        """Whether `hpo` starts its own Postgres and MLflow server."""
+        return self.database_url is None
+
+    @property
+    def trainer_count(self) -> int:
+        return self.trainers or len(os.sched_getaffinity(0))
+
+
+VARIABLES = {
+    "home": ("HPO_HOME", "mlruns"),
+    "database_url": ("HPO_DATABASE_URL", None),
+    "tracking_uri": ("MLFLOW_TRACKING_URI", None),
+    "trainers": ("HPO_TRAINERS", "0"),
+    "lease": ("HPO_LEASE", "30"),
+    "checkpoint_interval": ("HPO_CHECKPOINT_INTERVAL", "60"),
+    "hang_timeout": ("HPO_HANG_TIMEOUT", "300"),
+}
+assert set(VARIABLES) == {field.name for field in fields(Settings)}
+
+
+def read(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from the environment. Raises SettingsError naming the variable, what it held and what it may hold."""
+    raw = {name: environment.get(variable) or default for name, (variable, default) in VARIABLES.items()}
+    if (raw["database_url"] is None) != (raw["tracking_uri"] is None):
+        given, missing = ("HPO_DATABASE_URL", "MLFLOW_TRACKING_URI")
+        if raw["database_url"] is None:
+            given, missing = missing, given
+        raise SettingsError(
+            f"{given} is set but {missing} is not: either set both (external services) or neither (hpo starts its own)."
+        )
+    return Settings(
+        home=Path(raw["home"] or "mlruns").expanduser().absolute(),
+        database_url=raw["database_url"],
+        tracking_uri=raw["tracking_uri"],
+        trainers=int(_number("HPO_TRAINERS", raw["trainers"], minimum=0, whole=True)),
+        lease=_number("HPO_LEASE", raw["lease"], minimum=1),
+        checkpoint_interval=_number("HPO_CHECKPOINT_INTERVAL", raw["checkpoint_interval"], minimum=0),
+        hang_timeout=_number("HPO_HANG_TIMEOUT", raw["hang_timeout"], minimum=1),
+    )
+
+
+def _number(variable: str, text: str | None, *, minimum: float, whole: bool = False) -> float:
+    try:
+        value = float(int(text or "")) if whole else float(text or "")
+    except ValueError:
+        value = float("nan")
+    if not minimum <= value < float("inf"):
+        kind = "a whole number" if whole else "a number of seconds"
+        raise SettingsError(f"{variable}: expected {kind} of at least {minimum:g}, found {text!r}.")
+    return value

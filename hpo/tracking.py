@@ -1,0 +1,365 @@
+"""MLflow as we use it: explicit ids, no fluent API, nothing retried here, every write safe to send again.
+
+One experiment per study, one top-level run per trial. Each run, model and version carries the tag `hpo.key`: what
+exists under a key is used, so that a lost answer leaves no ghost behind.
+"""
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeVar
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import, which starts it
+
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+    ViewType,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from hpo import views
+from hpo.errors import NotFound, StudyConflict
+
+T = TypeVar("T")
+Kind = Literal["trial", "predictor", "study"]
+KEY = "hpo.key"
+CREATED = "hpo.created"  # nanoseconds, the creator's clock: which of two runs with one key is the older
+SHA256 = "hpo.sha256."  # + path in the model's folder
+BATCH = 100  # params or tags in one request: the server's limit
+METRICS_BATCH = 1000  # likewise
+DIGEST_LENGTH = 36  # characters MLflow keeps of a data set's digest
+
+
+class TrackingUnavailable(Exception):
+    """The MLflow server cannot be reached, is too slow, or answers with 429 or 5xx: try again later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A finished model in MLflow."""
+
+    model_id: str
+    uri: str  # models:/<model_id>
+    sha256: dict[str, str]  # hexadecimal digest of every file, by its path relative to the model's folder
+
+
+@contextmanager
+def server() -> Iterator[None]:
+    """Raise TrackingUnavailable for what passes by itself, and everything else as it is."""
+    try:
+        yield
+    except requests.HTTPError as error:
+        if error.response is not None and error.response.status_code < 500 and error.response.status_code != 429:
+            raise
+        raise TrackingUnavailable(str(error)) from error
+    except requests.RequestException as error:
+        raise TrackingUnavailable(str(error)) from error
+    except MlflowException as error:
+        status = error.get_http_status_code()
+        if status < 500 and status != 429:
+            raise
+        raise TrackingUnavailable(error.message) from error
+
+
+class Tracker:
+    """A connection to one MLflow server. Every method may raise TrackingUnavailable; use it from one thread."""
+
+    def __init__(self, uri: str, *, timeout: int = 10) -> None:
+        """`timeout` in seconds of one request. These settings hold for MLflow in this whole process."""
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(timeout)
+        # MLflow retries creations as well, which makes ghosts, and a dead server would hold us for minutes.
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+        os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # the terminal is our display's
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+        self.uri = uri.rstrip("/")
+        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    # Experiments
+
+    @server()
+    def ensure_experiment(self, study: str, *, description: str, params: Sequence[str]) -> str:
+        """The id of the study's experiment, made if need be, with its note and its saved view over `params`.
+
+        An experiment of that name deleted in MLflow is neither revived nor replaced: StudyConflict says what to do.
+        """
+        tags = {
+            "mlflow.experimentKind": "custom_model_development",  # else its page opens as one of a chat bot
+            "mlflow.note.content": description,
+            f"mlflow.sharedViewState.{views.SHARE_KEY}": views.state(params),
+        }
+        experiment = self.client.get_experiment_by_name(study)
+        if experiment is None:
+            try:
+                self.client.create_experiment(study, tags=tags)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise  # otherwise somebody else was quicker
+            experiment = self.client.get_experiment_by_name(study)
+        if experiment is None or experiment.lifecycle_stage != "active":
+            number = experiment.experiment_id if experiment else "?"
+            raise StudyConflict(
+                f"The MLflow experiment of {study} (id {number}) was deleted in MLflow. "
+                f"Restore it with `mlflow experiments restore --experiment-id {number}`, "
+                f"or start afresh after `hpo delete --study {study}`."
+            )
+        for name, value in tags.items():
+            if experiment.tags.get(name) != value:
+                self.client.set_experiment_tag(experiment.experiment_id, name, value)
+        return str(experiment.experiment_id)
+
+    def link(self, experiment_id: str) -> str:
+        """Where a browser shows the study's trials as a list, best first."""
+        query = f"workflowType=machine_learning&viewStateShareKey={views.SHARE_KEY}"
+        return f"{self.uri}/#/experiments/{experiment_id}/runs?{query}"
+
+    def chart_link(self, experiment_id: str) -> str:
+        """Where a browser shows the study's trials as charts."""
+        return f"{self.link(experiment_id)}&compareRunsMode=CHART"
+
+    def run_link(self, experiment_id: str, run_id: str) -> str:
+        return f"{self.uri}/#/experiments/{experiment_id}/runs/{run_id}"
+
+    # Runs
+
+    @server()
+    def ensure_run(
+        self,
+        experiment_id: str,
+        *,
+        key: str,
+        name: str,
+        kind: Kind,
+        params: Mapping[str, Any],
+        tags: Mapping[str, Any],
+        start_ms: int,
+    ) -> str:
+        """The id of the one active run with this key, made if need be; its params and tags are set either way.
+
+        Two creators at once agree on the older run and delete the other. A param that has another value already
+        raises MlflowException (INVALID_PARAMETER_VALUE).
+        """
+        runs = self._runs(experiment_id, key)
+        if not runs:
+            own = {KEY: key, "hpo.kind": kind, CREATED: str(time.time_ns())}
+            own |= {name: str(value) for name, value in tags.items()}
+            self.client.create_run(experiment_id, start_time=start_ms, run_name=name, tags=own)
+            runs = self._runs(experiment_id, key)
+        if not runs:
+            raise TrackingUnavailable(f"the run with the key {key} vanished between two requests")
+        kept, *extras = runs
+        for extra in extras:
+            self.client.delete_run(extra.info.run_id)
+        missing = {k: str(v) for k, v in params.items() if kept.data.params.get(k) != str(v)}
+        changed = {k: str(v) for k, v in tags.items() if kept.data.tags.get(k) != str(v)}
+        for batch in _batches([Param(k, v) for k, v in missing.items()], BATCH):
+            self.client.log_batch(kept.info.run_id, params=batch)
+        self._set_tags(kept.info.run_id, changed)
+        return str(kept.info.run_id)
+
+    def _runs(self, experiment_id: str, key: str) -> list[Run]:
+        found = self.client.search_runs([experiment_id], f"tags.`{KEY}` = {quoted(key)}", ViewType.ACTIVE_ONLY)
+        return sorted(found, key=lambda run: (int(run.data.tags.get(CREATED, 0)), run.info.run_id))
+
+    @server()
+    def log_epochs(self, run_id: str, rows: Iterable[tuple[int, int, Mapping[str, float]]]) -> None:
+        """Log rows of (epoch, milliseconds since 1970, metrics). Sending the same rows again changes nothing.
+
+        The server keeps not-a-number as such, and infinity as the largest double.
+        """
+        metrics = [
+            Metric(name, float(value), time_ms, epoch)
+            for epoch, time_ms, values in rows
+            for name, value in values.items()
+        ]
+        for batch in _batches(metrics, METRICS_BATCH):
+            self.client.log_batch(run_id, metrics=batch)
+
+    def log_summary(self, run_id: str, metrics: Mapping[str, float], *, timestamp_ms: int, step: int = 0) -> None:
+        """Log scores of the run as a whole; safe to repeat with the same time and step."""
+        self.log_epochs(run_id, [(step, timestamp_ms, metrics)])
+
+    @server()
+    def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
+        self._set_tags(run_id, tags)
+
+    def _set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
+        for batch in _batches([RunTag(k, str(v)) for k, v in tags.items()], BATCH):
+            self.client.log_batch(run_id, tags=batch)
+
+    @server()
+    def set_status(
+        self,
+        run_id: str,
+        status: Literal["SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"],
+        *,
+        end_ms: int | None = None,
+    ) -> None:
+        """Between attempts a run is SCHEDULED: one that was KILLED would keep its old end when it goes on."""
+        if status in ("SCHEDULED", "RUNNING"):
+            self.client.update_run(run_id, status=status)
+        else:
+            self.client.set_terminated(run_id, status=status, end_time=end_ms)
+
+    @server()
+    def log_dataset(
+        self,
+        run_id: str,
+        *,
+        name: str,
+        digest: str,
+        source: str,
+        source_type: str = "local",
+        profile: str | None = None,
+        context: str = "training",
+    ) -> None:
+        """Show the data set on the run's page. `source` and `profile` are JSON texts; MLflow cuts `digest` short."""
+        dataset = Dataset(name, digest[:DIGEST_LENGTH], source_type, source, profile=profile)
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
+        self.client.log_inputs(run_id, inputs)
+
+    # Models
+
+    @server()
+    def log_model(self, run_id: str, experiment_id: str, folder: Path, *, name: str, key: str) -> Model:
+        """Upload a folder that hpo.packaging wrote, as the one model with this key, and name it an output of the run.
+
+        The folder's MLmodel gets the model's and the run's id. A finished model with this key is returned as it is,
+        with the hashes of the files that were uploaded then; an unfinished one is deleted and made anew, so that two
+        writers never share files. A writer whose model was deleted meanwhile gets MlflowException from the server.
+        """
+        ready, unfinished = self._models(experiment_id, key)
+        for other in unfinished:
+            self._delete_model(other)
+        if not ready:
+            made = self.client.create_logged_model(experiment_id, name, source_run_id=run_id, tags={KEY: key})
+            _adopt(folder, model_id=made.model_id, run_id=run_id)
+            hashes = sha256_of_files(folder)
+            self.client.log_model_artifacts(made.model_id, str(folder))
+            self.client.set_logged_model_tags(made.model_id, {SHA256 + path: h for path, h in hashes.items()})
+            self.client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+            ready, _ = self._models(experiment_id, key)
+        if not ready:
+            raise TrackingUnavailable(f"the model with the key {key} vanished between two requests")
+        kept, *extras = ready
+        for extra in extras:
+            self._delete_model(extra)
+        outputs = self.client.get_run(run_id).outputs  # log_outputs does not deduplicate
+        if kept.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
+            self.client.log_outputs(run_id, [LoggedModelOutput(kept.model_id, step=0)])
+        sha256 = {name.removeprefix(SHA256): value for name, value in kept.tags.items() if name.startswith(SHA256)}
+        return Model(model_id=kept.model_id, uri=f"models:/{kept.model_id}", sha256=sha256)
+
+    def _models(self, experiment_id: str, key: str) -> tuple[list[LoggedModel], list[LoggedModel]]:
+        """Finished and unfinished models with the key, the oldest (by the server's clock) first."""
+        found = self.client.search_logged_models([experiment_id], f"tags.`{KEY}` = {quoted(key)}")
+        models = sorted(found, key=lambda model: (model.creation_timestamp, model.model_id))
+        ready = [model for model in models if model.status == LoggedModelStatus.READY]
+        return ready, [model for model in models if model.status != LoggedModelStatus.READY]
+
+    def _delete_model(self, model: LoggedModel) -> None:
+        self.client.delete_logged_model(model.model_id)
+        self._delete_files(model.artifact_location)
+
+    # Files
+
+    @server()
+    def upload(self, run_id: str, local_file: Path, artifact_dir: str) -> str:
+        """Upload one file to a run under its own name; returns its runs:/ URI."""
+        self.client.log_artifact(run_id, str(local_file), artifact_dir or None)
+        return f"runs:/{run_id}/{PurePosixPath(artifact_dir, local_file.name)}"
+
+    @server()
+    def download_artifact(self, run_id: str, path: str, to_folder: Path) -> Path:
+        """Download one file of a run into `to_folder` under its own name, at once or not at all. Raises NotFound."""
+        name, parent = PurePosixPath(path).name, str(PurePosixPath(path).parent)
+        listed = self.client.list_artifacts(run_id, None if parent == "." else parent)
+        if path not in {info.path for info in listed}:
+            raise NotFound(f"MLflow run {run_id} has no file {path}.")
+        to_folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=to_folder, prefix=".download-") as partial_folder:
+            file = Path(self.client.download_artifacts(run_id, path, partial_folder))
+            return file.replace(to_folder / name)
+
+    @server()
+    def delete_artifact(self, run_id: str, path: str) -> None:
+        """Delete one file of a run; one that is not there is no error."""
+        self._delete_files(self.client.get_run(run_id).info.artifact_uri, path)
+
+    def _delete_files(self, artifact_uri: str, path: str | None = None) -> None:
+        repository = get_artifact_repository(artifact_uri, tracking_uri=self.uri)
+        delete: Callable[..., None] = repository.delete_artifacts
+        try:
+            delete(path)
+        except requests.HTTPError as error:
+            if error.response is None or error.response.status_code != 404:
+                raise
+
+    @server()
+    def delete_study_data(self, experiment_id: str) -> None:
+        """Delete the study's experiment and all its files; the name is free again. Safe to repeat.
+
+        Registered versions made from its models lose their files: delete them first (hpo.registry.delete_version).
+        MLflow keeps rows of deleted experiments until `mlflow gc`; ours is renamed to "<study> (deleted <id>)".
+        """
+        experiment: Experiment = self.client.get_experiment(experiment_id)
+        suffix = f" (deleted {experiment_id})"
+        if not experiment.name.endswith(suffix):
+            if experiment.lifecycle_stage != "active":
+                self.client.restore_experiment(experiment_id)  # only an active one can be renamed
+            self.client.rename_experiment(experiment_id, experiment.name + suffix)
+            experiment = self.client.get_experiment(experiment_id)
+        if experiment.lifecycle_stage == "active":
+            self.client.delete_experiment(experiment_id)
+        self._delete_files(experiment.artifact_location)
+
+
+def sha256_of_files(folder: Path) -> dict[str, str]:
+    """Hexadecimal SHA-256 of every file below `folder`, by relative path with forward slashes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _adopt(folder: Path, *, model_id: str, run_id: str) -> None:
+    """Write the ids into the folder's MLmodel, at once or not at all."""
+    from mlflow.models import Model as MLmodel  # 0.3 s, and only here
+
+    content = MLmodel.load(str(folder))
+    content.model_id, content.run_id = model_id, run_id
+    new = folder / "MLmodel.new"
+    content.save(str(new))
+    new.replace(folder / "MLmodel")
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[list[T]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
+def quoted(text: str) -> str:
+    """`text` as a string of MLflow's search language, which knows no escapes."""
+    if "'" in text:
+        raise ValueError(f"a key may not hold an apostrophe: {text!r}")
+    return f"'{text}'"

@@ -1,0 +1,235 @@
+"""A trainer: a long-lived process that imports torch once and does what its supervisor asks, one thing at a time.
+
+Requests come in as JSON lines on standard input and events go out as JSON lines on standard output; it talks to no
+database and no server. It ends when its input closes, so it never outlives its supervisor.
+"""
+
+import hashlib
+import json
+import os
+import queue
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+Emit = Callable[..., None]
+
+CHECKPOINT_SHARE = 0.01  # of the time may go into checkpoints
+PROBE_BATCHES = 4  # timed for an estimate
+
+
+def main() -> None:
+    # Ctrl-C and the signals of a batch system reach the whole process group; only the supervisor acts on them.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints goes to the log, not between the events
+
+    def emit(event: str, **fields: Any) -> None:
+        events.write(json.dumps({"event": event, **fields}) + "\n")
+
+    requests: queue.Queue[dict[str, Any]] = queue.Queue()
+    stop = threading.Event()
+    threading.Thread(target=_listen, args=(requests, stop), daemon=True).start()
+
+    import torch
+
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    emit("ready")
+    while True:
+        request = requests.get()
+        try:
+            {"train": train, "score": score, "probe": probe}[request.pop("do")](emit, stop, **request)
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            emit("failed", reason=f"{type(error).__name__}: {error}")
+        stop.clear()
+
+
+def _listen(requests: "queue.Queue[dict[str, Any]]", stop: threading.Event) -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "stop":
+            stop.set()
+        else:
+            requests.put(request)
+    os._exit(0)
+
+
+def train(
+    emit: Emit,
+    stop: threading.Event,
+    *,
+    spec: dict[str, Any],
+    data: str,
+    checkpoint: str | None,
+    folder: str,
+    checkpoint_interval: float,
+) -> None:
+    """Train one trial and leave its model in `folder`/model.
+
+    Events: started, epoch, checkpoint; then one of trained, returned (stopped; a checkpoint came before if there is
+    an epoch to keep), diverged.
+    """
+    from hpo.packaging import package
+    from models import metrics, specs
+    from models.regressor import predict
+    from models.training import Diverged, Interrupted, Training, load_state, save_state
+
+    dataset, parts = _data(data)
+    model, settings = specs.from_dict(spec["model"]), specs.training_from_dict(spec["training"])
+    state = load_state(Path(checkpoint)) if checkpoint else None
+    work = Path(folder)
+    work.mkdir(parents=True, exist_ok=True)
+    training = Training(
+        model,
+        settings,
+        train=(dataset.images[parts.train], dataset.targets[parts.train]),
+        validation=(dataset.images[parts.validation], dataset.targets[parts.validation]),
+        seed=spec["seed"],
+        state=state,
+    )
+    emit("started", epoch=training.epoch, parameters=specs.parameter_count(training.network))
+
+    kept = training.epoch
+
+    def keep() -> float:
+        """Write a checkpoint; return the seconds it took."""
+        nonlocal kept
+        begin = time.monotonic()
+        path = work / f"checkpoint-{training.epoch:06d}.safetensors"
+        save_state(training.state(), path)
+        kept = training.epoch
+        emit("checkpoint", path=str(path), epoch=kept, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        return time.monotonic() - begin
+
+    pause, last = checkpoint_interval, time.monotonic()
+    try:
+        for epoch in training.epochs(stop.is_set):
+            emit("epoch", number=epoch.number, at=time.time_ns() // 1_000_000, metrics=epoch.metrics)
+            if time.monotonic() - last >= pause and epoch.number < settings.epochs:
+                pause = max(checkpoint_interval, keep() / CHECKPOINT_SHARE)
+                last = time.monotonic()
+    except Interrupted:
+        if training.epoch > kept:
+            keep()
+        emit("returned", epoch=training.epoch)
+        return
+    except Diverged as error:
+        emit("diverged", epoch=error.epoch)
+        return
+
+    variance = training.train_variance
+    images, targets = dataset.images[parts.validation], dataset.targets[parts.validation]
+    best, final = training.best_regressor(), training.last_regressor()
+    found = metrics.scores(predict(best, images), targets, train_variance=variance)
+    last_found = metrics.scores(predict(final, images), targets, train_variance=variance)
+    target = work / "model"
+    shutil.rmtree(target, ignore_errors=True)
+    package(
+        target,
+        best,
+        spec=spec["model"],
+        image_shape=tuple(dataset.images.shape[1:]),
+        target_names=dataset.target_names,
+        unit=dataset.unit,
+        example_images=images[:2],
+        extra={
+            "trial": spec,
+            "validation": found,
+            "best_epoch": training.best_epoch,
+            "data": {"name": dataset.metadata["name"], "digest": dataset.digest},
+        },
+    )
+    emit(
+        "trained",
+        folder=str(target),
+        best_epoch=training.best_epoch,
+        best_val_nmse=training.best_nmse,
+        validation=found,
+        last_validation=last_found,
+    )
+
+
+def score(emit: Emit, stop: threading.Event, *, folder: str, data: str, predictions: str) -> None:
+    """Load a downloaded model, predict the validation and the test split, and write all predictions as CSV.
+
+    Event: scored {validation, test, predictors: {name: {validation, test}}}, each as models.metrics.scores gives it.
+    """
+    import pandas
+
+    from models import bundle, metrics
+    from models.regressor import predict
+
+    dataset, parts = _data(data)
+    regressor, spec = bundle.load(Path(folder))
+    bundle.check_shape(spec, dataset.images.shape[1:], where="the data set")
+    names = list(dataset.target_names)
+    variance = dataset.targets[parts.train].var(axis=0)
+    learned = (dataset.images[parts.train], dataset.targets[parts.train])
+    predictors = {
+        "model": lambda images: predict(regressor, images),
+        "mean": metrics.mean_predictor(*learned),
+        "volume fraction": metrics.volume_fraction_predictor(*learned),
+    }
+    found: dict[str, dict[str, Any]] = {}
+    tables = []
+    for part, indices in (("validation", parts.validation), ("test", parts.test)):
+        truth = dataset.targets[indices]
+        for name, predictor in predictors.items():
+            predicted = predictor(dataset.images[indices])
+            found.setdefault(name, {})[part] = metrics.scores(predicted, truth, train_variance=variance)
+            if name == "model":
+                table = pandas.DataFrame(truth, columns=[f"{each} true" for each in names])
+                table[[f"{each} predicted" for each in names]] = predicted
+                table.insert(0, "image", [dataset.names[index] for index in indices])
+                table.insert(1, "split", part)
+                tables.append(table)
+    pandas.concat(tables).to_csv(predictions, index=False)
+    emit("scored", **found.pop("model"), predictors=found)
+
+
+def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], data: str) -> None:
+    """Time a few batches of each trial. Event for each: probed {index, parameters, seconds of one epoch}."""
+    from models import specs as model_specs
+    from models.training import Training
+
+    dataset, parts = _data(data)
+    for index, spec in enumerate(specs):
+        settings = model_specs.training_from_dict({**spec["training"], "epochs": 2})
+        count = min(len(parts.train), PROBE_BATCHES * settings.batch_size)
+        share = count / len(parts.train)
+        some, others = parts.train[:count], parts.validation[: max(1, round(share * len(parts.validation)))]
+        training = Training(
+            model_specs.from_dict(spec["model"]),
+            settings,
+            train=(dataset.images[some], dataset.targets[some]),
+            validation=(dataset.images[others], dataset.targets[others]),
+            seed=spec["seed"],
+        )
+        seconds = [epoch.metrics["seconds"] for epoch in training.epochs()][-1]  # the first one warms up
+        parameters = model_specs.parameter_count(training.network)
+        emit("probed", index=index, parameters=parameters, seconds=seconds / share)
+    emit("finished")
+
+
+@lru_cache(maxsize=2)
+def _data(path: str) -> tuple[Any, Any]:
+    from data_pipeline.dataset import load_npz
+    from data_pipeline.split import split
+
+    dataset = load_npz(Path(path))
+    return dataset, split(len(dataset.images))
+
+
+if __name__ == "__main__":
+    main()

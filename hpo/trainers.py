@@ -1,0 +1,101 @@
+"""The supervisor's end of a trainer process: start it, send requests, read events, end it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from hpo.queue import Job
+
+# One thread each: one single-threaded trainer per core beats one trainer with many threads, and gives the same bits.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+class Trainer:
+    """One `python -m hpo.trainer`. `job` is what it is busy with."""
+
+    def __init__(self, log: IO[bytes]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "hpo.trainer"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, **_ENVIRONMENT},
+        )
+        assert self.process.stdin and self.process.stdout
+        self._stdin, self._stdout = self.process.stdin, self.process.stdout
+        os.set_blocking(self._stdout.fileno(), False)
+        self._partial = b""
+        self.ready = False
+        self.job: Job | None = None
+        self.request: dict[str, Any] | None = None  # what it works on
+        self.last_event = time.monotonic()
+        self.closed = False
+
+    def fileno(self) -> int:
+        return self._stdout.fileno()
+
+    @property
+    def free(self) -> bool:
+        return self.ready and self.request is None and not self.closed
+
+    def send(self, do: str, **fields: Any) -> None:
+        """Send a request; a trainer that died meanwhile shows up as end of file in `events`."""
+        if do != "stop":
+            self.request = {"do": do, **fields}
+            self.last_event = time.monotonic()
+        try:
+            self._stdin.write(json.dumps({"do": do, **fields}).encode() + b"\n")
+            self._stdin.flush()
+        except BrokenPipeError:
+            pass
+
+    def events(self) -> list[dict[str, Any]]:
+        """Events that have arrived; sets `closed` when the trainer's output has ended."""
+        chunks = []
+        try:
+            while chunk := os.read(self.fileno(), 1 << 16):
+                chunks.append(chunk)
+            self.closed = True
+        except BlockingIOError:
+            pass
+        *lines, self._partial = (self._partial + b"".join(chunks)).split(b"\n")
+        if lines:
+            self.last_event = time.monotonic()
+        return [json.loads(line) for line in lines]
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Close its input, which ends it; kill it if that takes longer than `timeout` seconds."""
+        try:
+            self._stdin.close()
+        except BrokenPipeError:
+            pass
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._stdout.close()
+
+    def obituary(self) -> str:
+        """Why it ended, in a few words."""
+        code = self.process.wait()
+        if code >= 0:
+            return f"trainer ended with exit {code}"
+        name = signal.Signals(-code).name
+        hint = ", likely out of memory" if -code == signal.SIGKILL else ""
+        return f"trainer killed by {name} (exit {128 - code}{hint})"
+
+
+def open_log(home: Path, name: str) -> IO[bytes]:
+    """The worker's log file for what trainers print, appended to."""
+    folder = home / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / f"{name}.log").open("ab")

@@ -1,0 +1,342 @@
+"""Training as a loop that yields: deterministic, resumable to the bit, and knowing nothing of who tracks it."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.regressor import Regressor
+from models.specs import (
+    ADAM_BETAS,
+    ADAM_EPSILON,
+    ModelSpec,
+    SpecError,
+    TrainingSpec,
+    build,
+    to_dict,
+    training_to_dict,
+)
+
+Split = tuple[np.ndarray, np.ndarray]  # images (n, c, h, w) in 0..1 and targets (n, k) in the label's unit
+
+EVALUATION_BATCH = 128  # images; bounds the memory of an evaluation
+
+
+class Diverged(ArithmeticError):
+    """A loss of this epoch is not a finite number; nothing that follows can be."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"the loss of epoch {epoch} is not a finite number: try a smaller learning rate.")
+        self.epoch = epoch
+
+
+class Interrupted(Exception):
+    """`stop()` was true at a batch boundary; `Training.state()` is that of the newest completed epoch."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One completed pass over the training split."""
+
+    number: int  # from 1
+    metrics: dict[str, float]
+    best: bool  # whether its val/nmse is the lowest so far
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a training needs to go on from a completed epoch."""
+
+    tensors: dict[str, Tensor]  # on the CPU, contiguous, shared with nothing
+    info: dict[str, Any]  # JSON-able; "epoch" is the number of completed epochs
+
+
+class Training:
+    """One network being trained; `epochs()` does the work.
+
+    Weights, order of the images and dropout follow from `seed` alone: every epoch draws from generators of its own,
+    seeded with (seed, epoch), so no generator's state has to be carried over an interruption, and torch's global
+    generator is left as it was found. With `state` it goes on after the epoch that state was taken at, and gives the
+    numbers an uninterrupted training gives, to the bit on the same CPU model, thread count and library versions.
+
+    Raises SpecError if the arrays do not fit together, a target does not vary in the training split, or `state`
+    belongs to another specification or seed.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        training: TrainingSpec,
+        *,
+        train: Split,
+        validation: Split,
+        seed: int = 0,
+        device: str = "cpu",
+        state: State | None = None,
+        channels_last: bool = True,
+        fused: bool = True,
+    ) -> None:
+        _check(train, "training")
+        _check(validation, "validation", like=train)
+        self.spec, self.training, self.seed = spec, training, seed
+        self.device = torch.device(device)
+        n_targets = train[1].shape[1]
+        labels = np.asarray(train[1], np.float64)
+        self.train_variance = labels.var(axis=0)  # (k,), unit²
+        constant = np.flatnonzero(labels.max(axis=0) == labels.min(axis=0)).tolist()
+        if constant:
+            raise SpecError(f"targets {constant} (from 0) do not vary in the training split: leave them out.")
+        standard = training.target_scaling == "standard"
+        self.target_mean = labels.mean(axis=0) if standard else np.zeros(n_targets)
+        self.target_scale = np.sqrt(self.train_variance) if standard else np.ones(n_targets)
+        self._train, self._validation = self._tensors(train), self._tensors(validation)
+        with _generators(seed, 0, self.device):
+            network = self._build()
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        self._parameters = list(self.network.parameters())
+        self._optimiser = torch.optim.Adam(
+            self._parameters,
+            lr=training.learning_rate,
+            betas=ADAM_BETAS,
+            eps=ADAM_EPSILON,
+            fused=fused,
+        )
+        # Adam fills these in at its first step; here they stand from the start, so that fresh and resumed are alike.
+        # Each has its parameter's memory format: with another one, fused Adam pairs the wrong numbers silently.
+        for parameter in self._parameters:
+            self._optimiser.state[parameter] = {
+                "step": torch.zeros((), device=self.device if fused else "cpu"),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+        self.epoch = 0  # completed
+        self.best_epoch = 0  # of the lowest val/nmse; 0: none yet
+        self.best_nmse = float("inf")
+        self._live = self._live_tensors()
+        # What state() gives while the live tensors are in the middle of an epoch, and the best epoch's weights.
+        self._kept = {name: tensor.clone() for name, tensor in self._live.items()}
+        self._best = [parameter.detach().clone() for parameter in self._parameters]
+        if state is not None:
+            self._restore(state)
+
+    def epochs(self, stop: Callable[[], bool] | None = None) -> Iterator[Epoch]:
+        """Train, and yield each epoch as it is done, from the one after the state to the specification's last.
+
+        Metrics: "train/nmse" and "train/mse" are the running losses of the epoch, each batch with the weights it was
+        trained with (and with dropout), weighed by its length: what a Keras history shows. "val/nmse" and "val/mse"
+        are evaluated after the epoch. nmse is the mean over the targets of MSE / variance of the training split; mse
+        is the mean over all numbers, in the label's unit squared. Then "learning_rate" and "seconds".
+
+        `stop` is asked before every batch; once it says true, Interrupted is raised. A loss that is not finite raises
+        Diverged. After either, `state()` is still that of the newest completed epoch.
+        """
+        while self.epoch < self.training.epochs:
+            yield self._run_epoch(stop)
+
+    def state(self) -> State:
+        """The state after the newest completed epoch, at any time; costs one copy of the weights, Adam and the best."""
+        names = [name for name, _ in self.network.named_parameters()]
+        tensors = self._kept | {f"best.{name}": tensor for name, tensor in zip(names, self._best, strict=True)}
+        return State(
+            # clone(contiguous_format): files hold contiguous tensors, and training goes on in the originals
+            {name: t.to("cpu", copy=True, memory_format=torch.contiguous_format) for name, t in tensors.items()},
+            self._identity()
+            | {
+                "epoch": self.epoch,
+                "best_epoch": self.best_epoch,
+                "best_nmse": self.best_nmse if self.epoch else None,
+            },
+        )
+
+    def best_regressor(self) -> Regressor:
+        """The network of the epoch with the lowest val/nmse, on the CPU, in eval mode."""
+        return self._regressor(self._best)
+
+    def last_regressor(self) -> Regressor:
+        """The network of the newest completed epoch, on the CPU, in eval mode."""
+        return self._regressor([self._kept[f"network.{name}"] for name, _ in self.network.named_parameters()])
+
+    def _run_epoch(self, stop: Callable[[], bool] | None) -> Epoch:
+        start = time.perf_counter()
+        number = self.epoch + 1
+        try:
+            with _generators(self.seed, number, self.device):
+                squares = self._train_one_epoch(number, stop)
+            train = self._metrics(squares, len(self._train[0]))
+            validation = self._metrics(self._evaluate(), len(self._validation[0]))
+            if not np.isfinite([*train, *validation]).all():
+                raise Diverged(number)
+        except BaseException:
+            self._copy(self._kept, self._live)  # back to the completed epoch, so that `epochs()` may be called again
+            raise
+        best = validation[0] < self.best_nmse
+        if best:
+            with torch.no_grad():
+                torch._foreach_copy_(self._best, self._parameters)
+            self.best_nmse, self.best_epoch = validation[0], number
+        self._copy(self._live, self._kept)
+        self.epoch = number
+        metrics = {
+            "train/nmse": train[0],
+            "val/nmse": validation[0],
+            "train/mse": train[1],
+            "val/mse": validation[1],
+            "learning_rate": self.training.learning_rate,
+            "seconds": time.perf_counter() - start,
+        }
+        return Epoch(number, metrics, best)
+
+    def _train_one_epoch(self, number: int, stop: Callable[[], bool] | None) -> Tensor:
+        images, targets = self._train
+        network, optimiser = self.network.train(), self._optimiser
+        squares = torch.zeros(targets.shape[1], dtype=torch.float64, device=self.device)
+        for batch in torch.randperm(len(images)).to(self.device).split(self.training.batch_size):
+            if stop is not None and stop():
+                raise Interrupted(f"stopped in epoch {number}")
+            error = network(images[batch]) - targets[batch]
+            square = error * error
+            square.mean().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            squares += square.detach().sum(0)
+        return squares
+
+    def _evaluate(self) -> Tensor:
+        images, targets = self._validation
+        network = self.network.eval()
+        squares = torch.zeros(targets.shape[1], dtype=torch.float64, device=self.device)
+        with torch.inference_mode():
+            for x, y in zip(
+                images.split(EVALUATION_BATCH),
+                targets.split(EVALUATION_BATCH),
+                strict=True,
+            ):
+                squares += ((network(x) - y) ** 2).sum(0)
+        return squares
+
+    def _metrics(self, squares: Tensor, n: int) -> tuple[float, float]:
+        """(nmse, mse in unit²) from sums of squared errors (k,) in the network's units."""
+        mse = squares.cpu().numpy() / n * self.target_scale**2
+        return float((mse / self.train_variance).mean()), float(mse.mean())
+
+    def _build(self) -> nn.Module:
+        images, targets = self._train
+        return build(self.spec, (images.shape[1], images.shape[2], images.shape[3]), targets.shape[1])
+
+    def _tensors(self, split: Split) -> tuple[Tensor, Tensor]:
+        images = torch.from_numpy(np.ascontiguousarray(split[0], np.float32))
+        targets = (np.asarray(split[1], np.float64) - self.target_mean) / self.target_scale
+        return images.to(self.device), torch.from_numpy(targets.astype(np.float32)).to(self.device)
+
+    def _live_tensors(self) -> dict[str, Tensor]:
+        tensors = {}
+        for name, parameter in self.network.named_parameters():
+            tensors[f"network.{name}"] = parameter.detach()
+            for key, tensor in self._optimiser.state[parameter].items():
+                tensors[f"adam.{name}.{key}"] = tensor
+        return tensors
+
+    @staticmethod
+    def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+        torch._foreach_copy_(list(target.values()), list(source.values()))
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "model": to_dict(self.spec),
+            "training": training_to_dict(self.training),
+            "seed": self.seed,
+        }
+
+    def _restore(self, state: State) -> None:
+        for key, expected in self._identity().items():
+            if state.info.get(key) != expected:
+                raise SpecError(f"the state's {key} is {state.info.get(key)}, this training's is {expected}.")
+        best = {
+            f"best.{name}": best for (name, _), best in zip(self.network.named_parameters(), self._best, strict=True)
+        }
+        wanted = self._live | best
+        expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+        found = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
+        if expected != found:
+            odd = sorted(name for name, _ in expected.items() ^ found.items())
+            raise SpecError(f"the state's tensors do not fit this training: {', '.join(odd[:5])}.")
+        for name, tensor in wanted.items():
+            tensor.copy_(state.tensors[name])  # into the existing memory, whose format is right
+        self._copy(self._live, self._kept)
+        self.epoch, self.best_epoch = state.info["epoch"], state.info["best_epoch"]
+        self.best_nmse = state.info["best_nmse"] if self.epoch else float("inf")
+
+    def _regressor(self, weights: list[Tensor]) -> Regressor:
+        with torch.random.fork_rng(devices=[]):
+            network = self._build()
+        with torch.no_grad():
+            for parameter, weight in zip(network.parameters(), weights, strict=True):
+                parameter.copy_(weight)
+        return Regressor(
+            network,
+            torch.from_numpy(self.target_mean),
+            torch.from_numpy(self.target_scale),
+        ).eval()
+
+
+def save_state(state: State, path: Path) -> None:
+    """Write one safetensors file, `info` as JSON in its metadata; `path` is either the whole file or what it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(state.tensors, temporary, metadata={"info": json.dumps(state.info)})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, outlives a power cut
+    finally:
+        os.close(folder)
+
+
+def load_state(path: Path) -> State:
+    """Read what `save_state` wrote. Raises SpecError naming a file that is missing, cut short or something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            info = json.loads((file.metadata() or {})["info"])
+            return State({name: file.get_tensor(name) for name in file.keys()}, info)  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise SpecError(f"{path}: not a readable training state ({error!r}).") from None
+
+
+@contextmanager
+def _generators(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch draws from generators seeded with (seed, epoch); after it, from what it drew from before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
+        yield
+
+
+def _check(split: Split, name: str, like: Split | None = None) -> None:
+    images, targets = split
+    if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets) or not len(images):
+        raise SpecError(
+            f"{name} split: expected images (n, c, h, w) and targets (n, k) with n > 0, "
+            f"found {images.shape} and {targets.shape}."
+        )
+    if like is not None and (images.shape[1:], targets.shape[1]) != (
+        like[0].shape[1:],
+        like[1].shape[1],
+    ):
+        raise SpecError(f"{name} split: its shapes {images.shape}, {targets.shape} differ from the training split's.")
+    if not np.isfinite(targets).all():
+        raise SpecError(f"{name} split: expected finite targets, found NaN or infinity.")

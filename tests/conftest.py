@@ -1,0 +1,50 @@
+"""One embedded Postgres and MLflow server for the whole session, by the product's own code; a database per test."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from hpo import services as hpo_services
+from hpo import settings as hpo_settings
+from hpo.services import Services
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """The session's Postgres and MLflow server, in a temporary HPO_HOME."""
+    settings = hpo_settings.read({"HPO_HOME": str(tmp_path_factory.mktemp("services") / "home")})
+    try:
+        yield hpo_services.up(settings)[0]
+    finally:
+        hpo_services.erase(settings)
+
+
+@pytest.fixture
+def tracking_uri(services: Services) -> str:
+    """URL of the session's MLflow server: make an experiment of your own in it."""
+    return services.tracking_uri
+
+
+@pytest.fixture
+def database_url(services: Services) -> Iterator[str]:
+    """SQLAlchemy URL of an empty database of this test, dropped after it with whoever is still connected."""
+    name = f"test_{secrets.token_hex(6)}"
+    server = services.database_url.rpartition("/")[0]
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    yield f"{server}/{name}"
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_of_the_caller() -> None:
+    """A shell that works on real studies has these: no test may reach them, nor its child processes."""
+    for name in [name for name in os.environ if name.startswith(("HPO_", "MLFLOW_"))]:
+        del os.environ[name]
+    os.environ["HPO_HOME"] = str(Path("/nonexistent/set-HPO_HOME-in-the-test"))

@@ -1,0 +1,73 @@
+"""Scores and trivial predictors, against numbers worked out by hand and against their definitions."""
+
+import math
+
+import numpy as np
+import pytest
+
+from models.metrics import mean_predictor, scores, volume_fraction_predictor
+
+SEED = 3
+
+
+def test_scores_are_the_numbers_worked_out_by_hand():
+    targets = np.array([[1.0, 10.0], [3.0, 30.0]])  # variance 1 and 100
+    predictions = np.array([[2.0, 10.0], [3.0, 20.0]])  # errors 1, 0 and 0, -10
+    found = scores(predictions, targets, train_variance=np.array([2.0, 400.0]))
+    assert found["per_target"] == {
+        "nmse": pytest.approx([0.25, 0.125]),
+        "mse": pytest.approx([0.5, 50.0]),
+        "r2": pytest.approx([0.5, 0.5]),
+        "nrmse": pytest.approx([0.5, math.sqrt(50) / 20]),
+        "mae": pytest.approx([0.5, 5.0]),
+        "mape": pytest.approx([0.5, 1 / 6]),
+    }
+    assert found["mse"] == pytest.approx(25.25)  # pooled over all numbers
+    assert found["nmse"] == pytest.approx(0.1875)
+    assert found["nrmse"] == pytest.approx((0.5 + math.sqrt(50) / 20) / 2)
+
+
+def test_the_mean_of_the_training_split_scores_nmse_1_and_r2_0_there():
+    random = np.random.default_rng(SEED)
+    images, targets = random.random((40, 1, 4, 4)), random.normal(5, [1, 10, 1e-7], (40, 3))
+    predicted = mean_predictor(images, targets)(images)
+    found = scores(predicted, targets, train_variance=targets.var(axis=0))
+    assert found["nmse"] == pytest.approx(1, rel=1e-9), f"seed {SEED}"
+    assert found["r2"] == pytest.approx(0, abs=1e-9)
+
+
+def test_r2_uses_the_mean_of_the_evaluated_split():
+    train, test = np.array([[0.0], [2.0]]), np.array([[10.0], [12.0]])
+    found = scores(np.full((2, 1), 11.0), test, train_variance=train.var(axis=0))
+    assert found["r2"] == pytest.approx(0)
+    assert found["nmse"] == pytest.approx(1)
+
+
+def test_the_volume_fraction_predictor_reproduces_a_cubic_law_and_sees_nothing_else():
+    random = np.random.default_rng(SEED)
+    images = (random.random((60, 1, 16, 16)) < random.random((60, 1, 1, 1))).astype(np.float32)
+
+    def law(images):
+        fraction = images.mean(axis=(1, 2, 3), dtype=np.float64)
+        return np.column_stack([1 + 2 * fraction - 3 * fraction**2 + 4 * fraction**3, 1e-8 * fraction**3])
+
+    predict = volume_fraction_predictor(images[:40], law(images[:40]))
+    expected = law(images[40:])
+    error = np.abs(predict(images[40:]) - expected).max(axis=0)
+    assert (error < 1e-10 * expected.max(axis=0)).all(), f"seed {SEED}"
+    shuffled = random.permuted(images[40:].reshape(20, -1), axis=1).reshape(20, 1, 16, 16)
+    assert predict(shuffled) == pytest.approx(predict(images[40:]), rel=1e-9)
+
+
+def test_a_target_without_variance_scores_nan_rather_than_a_number():
+    found = scores(np.ones((2, 1)), np.ones((2, 1)), train_variance=np.zeros(1))
+    assert math.isnan(found["nmse"])
+    assert math.isnan(found["r2"])
+    assert found["mse"] == 0
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"expected predictions and targets"):
+        scores(np.ones((2, 9)), np.ones((2, 1)), train_variance=np.ones(9))
+    with pytest.raises(ValueError, match=r"n > 0"):
+        scores(np.ones((0, 9)), np.ones((0, 9)), train_variance=np.ones(9))

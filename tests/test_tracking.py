@@ -1,0 +1,339 @@
+"""hpo.tracking against a real MLflow server."""
+
+import socket
+import threading
+import time
+import uuid
+import zlib
+from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from json import loads
+from pathlib import Path
+
+import pytest
+from mlflow.entities import LoggedModelStatus, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model as MLmodel
+
+from hpo.errors import NotFound, StudyConflict
+from hpo.tracking import KEY, Tracker, TrackingUnavailable, sha256_of
+
+PARAMS = ("filters", "kernel_size", "dropout", "learning_rate")
+START = 1_750_000_000_000  # milliseconds since 1970
+
+
+@pytest.fixture
+def tracker(tracking_uri: str) -> Tracker:
+    return Tracker(tracking_uri)
+
+
+@pytest.fixture
+def experiment(tracker: Tracker) -> str:
+    return tracker.ensure_experiment(unique("study"), description="text", params=PARAMS)
+
+
+@pytest.fixture
+def run(tracker: Tracker, experiment: str) -> str:
+    return ensure_run(tracker, experiment)
+
+
+def unique(name: str) -> str:
+    return f"{name}-{uuid.uuid4().hex[:8]}"
+
+
+def ensure_run(tracker: Tracker, experiment: str, key: str = "trial-0", **fields: object) -> str:
+    given = {"params": {"filters": 8}, "tags": {"attempt": 1}} | fields
+    return tracker.ensure_run(experiment, key=key, name="grid/0 f8", kind="trial", start_ms=START, **given)  # type: ignore[arg-type]
+
+
+def at_once(function, count: int = 4) -> list:
+    """Results of `function` called by several threads that start together, each of which may raise."""
+    barrier, results = threading.Barrier(count), []
+
+    def call() -> None:
+        barrier.wait()
+        results.append(function())
+
+    threads = [threading.Thread(target=call) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == count
+    return results
+
+
+# Experiments
+
+
+def test_two_creators_at_once_share_one_experiment(tracking_uri: str) -> None:
+    name = unique("race")
+    ids = at_once(lambda: Tracker(tracking_uri).ensure_experiment(name, description="d", params=PARAMS))
+    assert len(set(ids)) == 1
+
+
+def test_the_experiment_opens_on_columns_of_the_parameters_and_scores_best_first(tracker: Tracker) -> None:
+    name = unique("view")
+    experiment = tracker.ensure_experiment(name, description="first", params=PARAMS)
+    assert tracker.ensure_experiment(name, description="second", params=PARAMS) == experiment
+    tags = tracker.client.get_experiment(experiment).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert tags["mlflow.note.content"] == "second"
+    key = tracker.link(experiment).partition("viewStateShareKey=")[2]
+    kind, _, payload = tags[f"mlflow.sharedViewState.{key}"].partition(";")
+    assert kind == "deflate"
+    view = loads(zlib.decompress(b64decode(payload)))
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best_val_nmse`", True)
+    assert {f"params.`{name}`" for name in PARAMS} <= set(view["selectedColumns"])
+    logarithmic = {chart.get("metricKey") for chart in view["compareRunCharts"] if chart.get("scaleType") == "log"}
+    assert logarithmic == {"train/nmse", "val/nmse"}
+
+
+def test_the_views_filter_shows_trials_and_predictors_but_not_the_studys_own_run(
+    tracker: Tracker, experiment: str
+) -> None:
+    kinds = ("trial", "predictor", "study")
+    ids = [
+        tracker.ensure_run(experiment, key=k, name=k, kind=k, params={}, tags={}, start_ms=START)  # type: ignore[arg-type]
+        for k in kinds
+    ]
+    shown = tracker.client.search_runs([experiment], "tags.`hpo.kind` != 'study'")
+    assert {found.info.run_id for found in shown} == set(ids[:2])
+
+
+def test_an_experiment_deleted_in_mlflow_is_not_revived(tracker: Tracker) -> None:
+    name = unique("deleted")
+    experiment = tracker.ensure_experiment(name, description="d", params=PARAMS)
+    tracker.client.delete_experiment(experiment)
+    with pytest.raises(StudyConflict, match=f"experiments restore --experiment-id {experiment}"):
+        tracker.ensure_experiment(name, description="d", params=PARAMS)
+    assert tracker.client.get_experiment(experiment).lifecycle_stage == "deleted"
+
+
+@pytest.mark.parametrize("deleted_in_mlflow", [False, True])
+def test_after_deleting_a_study_its_name_is_free_and_its_files_are_gone(
+    tracker: Tracker, tmp_path: Path, deleted_in_mlflow: bool
+) -> None:
+    name = unique("gone")
+    experiment = tracker.ensure_experiment(name, description="d", params=PARAMS)
+    run = ensure_run(tracker, experiment)
+    file = tmp_path / "table.csv"
+    file.write_text("1,2\n")
+    tracker.upload(run, file, "tables")
+    if deleted_in_mlflow:
+        tracker.client.delete_experiment(experiment)
+    tracker.delete_study_data(experiment)
+    tracker.delete_study_data(experiment)
+    assert tracker.client.list_artifacts(run) == []
+    assert tracker.ensure_experiment(name, description="d", params=PARAMS) != experiment
+
+
+# Runs
+
+
+def test_asking_again_for_a_run_finds_it(tracker: Tracker, experiment: str) -> None:
+    first = ensure_run(tracker, experiment)
+    assert ensure_run(tracker, experiment, tags={"attempt": 2}) == first
+    found = tracker.client.get_run(first)
+    assert found.data.params == {"filters": "8"}
+    assert found.data.tags["attempt"] == "2"
+    assert (found.info.start_time, found.info.run_name) == (START, "grid/0 f8")
+
+
+def test_a_hundred_and_fifty_params_and_tags_all_arrive(tracker: Tracker, experiment: str) -> None:
+    values = {f"p{i}": i for i in range(150)}
+    run = ensure_run(tracker, experiment, params=values, tags=values)
+    data = tracker.client.get_run(run).data
+    assert data.params == {name: str(value) for name, value in values.items()}
+    assert data.tags.items() >= data.params.items()
+
+
+def test_a_param_never_changes(tracker: Tracker, experiment: str) -> None:
+    ensure_run(tracker, experiment, params={"filters": 8})
+    with pytest.raises(MlflowException, match="Changing param values is not allowed"):
+        ensure_run(tracker, experiment, params={"filters": 16})
+
+
+def test_creators_at_once_leave_one_active_run(tracking_uri: str, tracker: Tracker, experiment: str) -> None:
+    for key in ("a", "b", "c"):
+        at_once(lambda key=key: _or_deleted(lambda: ensure_run(Tracker(tracking_uri), experiment, key)))
+        kept = ensure_run(tracker, experiment, key)
+        found = tracker.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", ViewType.ACTIVE_ONLY)
+        assert [run.info.run_id for run in found] == [kept]
+
+
+def _or_deleted(function):
+    """Several may delete the same extra run at once; the server refuses the second, whose caller comes back."""
+    try:
+        return function()
+    except (MlflowException, TrackingUnavailable):
+        return None
+
+
+def test_epochs_sent_again_double_nothing(tracker: Tracker, run: str) -> None:
+    rows = [(n, START + n, {"train/nmse": 1 / n, "val/nmse": 2 / n, "lr": 1e-3, "s": 0.1}) for n in range(1, 301)]
+    tracker.log_epochs(run, rows)  # 1,200 values: more than one request takes
+    tracker.log_epochs(run, rows[:200])
+    tracker.log_epochs(run, rows[100:])
+    for name in ("train/nmse", "val/nmse", "lr", "s"):
+        history = sorted(tracker.client.get_metric_history(run, name), key=lambda metric: metric.step)
+        assert [(m.step, m.timestamp, m.value) for m in history] == [(n, time_ms, v[name]) for n, time_ms, v in rows]
+
+
+def test_values_that_are_not_finite_are_kept_once_each(tracker: Tracker, run: str) -> None:
+    rows = [(1, START, {"a": float("nan"), "b": float("inf"), "c": -float("inf")}), (2, START, {"a": 1.0})]
+    tracker.log_epochs(run, rows)
+    tracker.log_epochs(run, rows)
+    first, second = sorted(tracker.client.get_metric_history(run, "a"), key=lambda metric: metric.step)
+    assert first.value != first.value
+    assert second.value == 1.0
+    largest = 1.7976931348623157e308  # of a double
+    assert [metric.value for metric in tracker.client.get_metric_history(run, "b")] == [largest]
+    assert [metric.value for metric in tracker.client.get_metric_history(run, "c")] == [-largest]
+
+
+def test_a_run_that_goes_on_after_being_scheduled_gets_the_end_of_its_last_attempt(tracker: Tracker, run: str) -> None:
+    for status in ("SCHEDULED", "RUNNING", "SCHEDULED"):
+        tracker.set_status(run, status)  # type: ignore[arg-type]
+        info = tracker.client.get_run(run).info
+        assert (info.status, info.end_time) == (status, None)
+    tracker.set_status(run, "FINISHED", end_ms=START + 50_000)
+    info = tracker.client.get_run(run).info
+    assert (info.status, info.end_time) == ("FINISHED", START + 50_000)
+
+
+def test_nothing_is_printed(tracker: Tracker, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker.set_status(run, "FINISHED")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_data_set_is_shown_once(tracker: Tracker, run: str) -> None:
+    for _ in range(2):
+        tracker.log_dataset(run, name="default", digest="a" * 64, source='{"folder": "default"}')
+    (shown,) = tracker.client.get_run(run).inputs.dataset_inputs
+    assert (shown.dataset.name, shown.dataset.digest) == ("default", "a" * 36)
+
+
+# Files
+
+
+def test_a_file_comes_back_as_it_was_and_can_be_deleted(tracker: Tracker, run: str, tmp_path: Path) -> None:
+    file = tmp_path / "state 1.safetensors"
+    file.write_bytes(bytes(range(256)) * 100)
+    assert tracker.upload(run, file, "checkpoints") == f"runs:/{run}/checkpoints/{file.name}"
+    path = f"checkpoints/{file.name}"
+    got = tracker.download_artifact(run, path, tmp_path / "cache")
+    assert got == tmp_path / "cache" / file.name
+    assert got.read_bytes() == file.read_bytes()
+    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [file.name]
+    tracker.upload(run, file, "")
+    tracker.delete_artifact(run, path)
+    tracker.delete_artifact(run, path)
+    with pytest.raises(NotFound, match=r"no file checkpoints/state 1\.safetensors"):
+        tracker.download_artifact(run, path, tmp_path / "cache")
+    assert tracker.download_artifact(run, file.name, tmp_path / "cache") == got
+
+
+def test_a_whole_folder_of_a_run_can_be_deleted(tracker: Tracker, run: str, tmp_path: Path) -> None:
+    for name in ("1", "2"):
+        (tmp_path / name).write_text(name)
+        tracker.upload(run, tmp_path / name, "checkpoints")
+    tracker.delete_artifact(run, "checkpoints")
+    tracker.delete_artifact(run, "checkpoints")
+    assert tracker.client.list_artifacts(run) == []
+
+
+# Models
+
+
+def model_folder(folder: Path, weights: bytes = b"weights") -> Path:
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "model.pt2").write_bytes(weights)
+    MLmodel().save(str(folder / "MLmodel"))
+    return folder
+
+
+def test_a_model_logged_again_is_the_one_that_was_finished(tracker: Tracker, experiment: str, tmp_path: Path) -> None:
+    run = ensure_run(tracker, experiment)
+    folder = model_folder(tmp_path / "a")
+    model = tracker.log_model(run, experiment, folder, name="cnn", key="trial-0")
+    assert set(model.sha256) == {"MLmodel", "data/model.pt2"}
+    assert model.sha256["data/model.pt2"] == sha256_of(folder / "data" / "model.pt2")
+    other = model_folder(tmp_path / "b", b"other weights")
+    assert tracker.log_model(run, experiment, other, name="cnn", key="trial-0") == model
+    logged = tracker.client.get_logged_model(model.model_id)
+    assert (logged.status, logged.source_run_id) == (LoggedModelStatus.READY, run)
+    assert MLmodel.load(str(folder)).model_id == model.model_id
+    outputs = tracker.client.get_run(run).outputs.model_outputs
+    assert [output.model_id for output in outputs] == [model.model_id]
+
+
+def test_a_model_left_unfinished_is_replaced(tracker: Tracker, experiment: str, tmp_path: Path) -> None:
+    run = ensure_run(tracker, experiment)
+    left = tracker.client.create_logged_model(experiment, "cnn", source_run_id=run, tags={KEY: "trial-0"})
+    model = tracker.log_model(run, experiment, model_folder(tmp_path / "a"), name="cnn", key="trial-0")
+    found = tracker.client.search_logged_models([experiment])
+    assert [logged.model_id for logged in found] == [model.model_id] != [left.model_id]
+
+
+# Servers that are away
+
+
+@contextmanager
+def listening(answer: bytes | None) -> Iterator[str]:
+    """A server that sends `answer` to every request, or none at all."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connections = []
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                    connections.append(connection)
+                    if answer is not None:
+                        connection.recv(65536)
+                        connection.sendall(answer)
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in connections:
+                connection.close()
+
+
+def test_a_server_that_is_not_there_is_unavailable_at_once(tmp_path: Path) -> None:
+    with listening(None) as uri:
+        pass  # now nobody listens on that port
+    tracker, start = Tracker(uri), time.monotonic()
+    with pytest.raises(TrackingUnavailable):
+        tracker.log_epochs("0" * 32, [(1, START, {"a": 1.0})])
+    with pytest.raises(TrackingUnavailable):
+        tracker.upload("0" * 32, tmp_path / "x", "")
+    assert time.monotonic() - start < 2
+
+
+def test_a_server_that_does_not_answer_is_unavailable_after_the_timeout() -> None:
+    with listening(None) as uri:
+        tracker, start = Tracker(uri, timeout=1), time.monotonic()
+        with pytest.raises(TrackingUnavailable):
+            tracker.set_status("0" * 32, "RUNNING")
+        assert 0.9 < time.monotonic() - start < 4
+
+
+@pytest.mark.parametrize("status", ["500 Internal Server Error", "503 Service Unavailable", "429 Too Many Requests"])
+def test_a_server_in_trouble_is_unavailable_and_asked_once(status: str) -> None:
+    answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+    with listening(answer) as uri, pytest.raises(TrackingUnavailable):
+        Tracker(uri, timeout=2).ensure_experiment("grid", description="", params=())
+
+
+def test_a_refusal_is_not_taken_for_an_outage(tracker: Tracker) -> None:
+    with pytest.raises(MlflowException, match="not found"):
+        tracker.set_tags("0" * 32, {"a": 1})

@@ -1,0 +1,275 @@
+"""Training: what it reports, what it keeps, and that an interruption changes no bit of what follows."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from models.metrics import mean_predictor, scores
+from models.regressor import predict
+from models.specs import CnnSpec, SpecError, TrainingSpec
+from models.training import Diverged, Interrupted, Training, load_state, save_state
+
+SEED = 5
+SPEC = CnnSpec(filters=4, kernel_size=3, dropout=0.2)
+SHORT = TrainingSpec(epochs=6, batch_size=8, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def split(n, *, seed):
+    """Blocky two-phase images (n, 1, 16, 16) and three smooth functions of them, of scales 10, 1 and 1e-3."""
+    random = np.random.default_rng(seed)
+    blocks = (random.random((n, 1, 4, 4)) < random.random((n, 1, 1, 1))).astype(np.float32)
+    images = blocks.repeat(4, axis=2).repeat(4, axis=3)
+    whole, left, top = images.mean((1, 2, 3)), images[..., :8].mean((1, 2, 3)), images[..., :8, :].mean((1, 2, 3))
+    return images, np.column_stack([40 + 10 * whole**2, 3 + left, 0.5 + 1e-3 * top]).astype(np.float64)
+
+
+TRAIN, VALIDATION = split(37, seed=SEED), split(13, seed=SEED + 1)  # neither divides into batches of eight
+
+
+def training(spec=SPEC, short=SHORT, **options):
+    return Training(spec, short, **({"seed": SEED, "train": TRAIN, "validation": VALIDATION} | options))
+
+
+def numbers(epoch):
+    """What an epoch says, but for the time it took."""
+    return epoch.number, epoch.best, {name: v for name, v in epoch.metrics.items() if name != "seconds"}
+
+
+def after(batches):
+    """A `stop` that says true when that many batches have been trained."""
+    asked = itertools.count()
+    return lambda: next(asked) >= batches
+
+
+def same(state, other):
+    return (
+        state.info == other.info
+        and state.tensors.keys() == other.tensors.keys()
+        and all(torch.equal(tensor, other.tensors[name]) for name, tensor in state.tensors.items())
+    )
+
+
+BATCHES = 5  # an epoch: ceil(37 / 8)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("filters", [4, 16])
+def test_a_resumed_training_repeats_every_bit_though_interrupted_in_mid_epoch(tmp_path, filters, fused, channels_last):
+    options = {
+        "fused": fused,
+        "channels_last": channels_last,
+        "spec": CnnSpec(filters=filters, kernel_size=3, dropout=0.2),
+    }
+    whole = training(**options)
+    expected = [numbers(epoch) for epoch in whole.epochs()]
+    assert len(expected) == SHORT.epochs
+
+    found, state = [], None
+    for batches in (2 * BATCHES + 3, BATCHES + 1, None):  # in the third epoch, in the fourth, never
+        torch.manual_seed(torch.seed())  # what the process drew before must not count
+        part = training(**options, state=state)
+        stop = None if batches is None else after(batches)
+        try:
+            for epoch in part.epochs(stop):
+                found.append(numbers(epoch))
+        except Interrupted:
+            save_state(part.state(), tmp_path / "state.safetensors")
+            state = load_state(tmp_path / "state.safetensors")
+            assert state.info["epoch"] == len(found)
+    assert found == expected, f"seed {SEED}"
+    assert same(part.state(), whole.state()), f"seed {SEED}"
+
+
+def test_the_state_in_mid_epoch_is_that_of_the_newest_completed_epoch_and_training_goes_on_from_it():
+    one = training()
+    running = one.epochs()
+    next(running)
+    completed = one.state()
+    with pytest.raises(Interrupted, match="epoch 2"):
+        list(one.epochs(after(3)))
+    assert same(one.state(), completed)
+    whole = training()
+    expected = [numbers(epoch) for epoch in whole.epochs()][1:]
+    assert [numbers(epoch) for epoch in one.epochs()] == expected, f"seed {SEED}"
+
+
+def test_a_state_shares_no_memory_with_the_training_it_was_taken_from():
+    one = training()
+    running = one.epochs()
+    next(running)
+    state = one.state()
+    before = copy.deepcopy(state)
+    next(running)
+    assert same(state, before)
+    assert not same(one.state(), before)
+
+
+def test_stopping_before_the_first_batch_gives_the_initial_state_which_resumes_too():
+    one = training()
+    with pytest.raises(Interrupted):
+        list(one.epochs(lambda: True))
+    assert one.state().info["epoch"] == 0
+    resumed = training(state=one.state())
+    assert [numbers(e) for e in resumed.epochs()] == [numbers(e) for e in training().epochs()], f"seed {SEED}"
+
+
+def test_equal_seeds_give_equal_trainings_and_other_seeds_others_whatever_was_drawn_before():
+    torch.manual_seed(1)
+    first = [numbers(epoch) for epoch in training().epochs()]
+    torch.manual_seed(2)
+    assert [numbers(epoch) for epoch in training().epochs()] == first
+    assert [numbers(epoch) for epoch in training(seed=SEED + 1).epochs()] != first
+
+
+def test_the_callers_random_numbers_are_left_as_they_were():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    one = training()
+    list(one.epochs())
+    one.best_regressor()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_reported_validation_scores_are_those_of_the_regressors_predictions():
+    one = training()
+    epochs = list(one.epochs())
+    variance = TRAIN[1].var(axis=0)
+    for regressor, epoch in (
+        (one.last_regressor(), epochs[-1]),
+        (one.best_regressor(), min(epochs, key=lambda epoch: epoch.metrics["val/nmse"])),
+    ):
+        found = scores(predict(regressor, VALIDATION[0]), VALIDATION[1], train_variance=variance)
+        # float32 predictions of 0.5 + 1e-3 x: rounding of 3e-8 on a standard deviation of 3e-4
+        assert found["nmse"] == pytest.approx(epoch.metrics["val/nmse"], rel=1e-3), f"seed {SEED}"
+        assert found["mse"] == pytest.approx(epoch.metrics["val/mse"], rel=1e-4)
+
+
+def test_the_best_epoch_is_the_one_of_the_lowest_validation_nmse():
+    one = training(short=TrainingSpec(epochs=25, batch_size=8, learning_rate=2e-2))  # large enough to go up and down
+    lowest, epochs = float("inf"), []
+    for epoch in one.epochs():
+        assert epoch.best == (epoch.metrics["val/nmse"] < lowest)
+        lowest = min(lowest, epoch.metrics["val/nmse"])
+        epochs.append(epoch)
+    assert not epochs[-1].best, f"seed {SEED} does not exercise the rule"
+    assert one.state().info["best_nmse"] == lowest
+    assert one.state().info["best_epoch"] == max(epoch.number for epoch in epochs if epoch.best)
+
+
+def test_the_training_loss_is_weighed_by_the_length_of_the_batches():
+    # A learning rate of 1e-30 changes no weight, so the running loss is the loss over the split, in whatever batches.
+    still = TrainingSpec(epochs=1, batch_size=8, learning_rate=1e-30)
+    one = training(spec=CnnSpec(filters=4, kernel_size=3, dropout=0.0), short=still)
+    (epoch,) = one.epochs()
+    found = scores(predict(one.last_regressor(), TRAIN[0]), TRAIN[1], train_variance=TRAIN[1].var(axis=0))
+    assert epoch.metrics["train/nmse"] == pytest.approx(found["nmse"], rel=1e-3)
+    assert epoch.metrics["train/mse"] == pytest.approx(found["mse"], rel=1e-5)
+    assert epoch.metrics["learning_rate"] == 1e-30
+
+
+def test_training_beats_the_mean_of_the_training_labels_by_far():
+    one = training(short=TrainingSpec(epochs=60, batch_size=8, learning_rate=3e-3))
+    list(one.epochs())
+    variance = TRAIN[1].var(axis=0)
+    mean = scores(mean_predictor(*TRAIN)(VALIDATION[0]), VALIDATION[1], train_variance=variance)
+    found = scores(predict(one.best_regressor(), VALIDATION[0]), VALIDATION[1], train_variance=variance)
+    assert found["nmse"] < 0.25 * mean["nmse"], f"seed {SEED}"
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_one_step_is_adam_with_the_epsilon_of_the_source(fused):
+    one = training(short=TrainingSpec(epochs=1, batch_size=64), fused=fused)  # one batch
+    names = [name for name, _ in one.network.named_parameters()]
+    before = one.state().tensors
+    list(one.epochs())
+    after_step = one.state().tensors
+    for name in names:
+        gradient = after_step[f"adam.{name}.exp_avg"].double() / 0.1
+        expected = before[f"network.{name}"].double() - 1e-3 * gradient / (gradient.abs() + 1e-7)
+        assert torch.allclose(after_step[f"network.{name}"].double(), expected, rtol=0, atol=2e-7), name
+
+
+def test_labels_scaled_by_a_constant_train_alike_when_standardised():
+    tiny = (TRAIN[0], TRAIN[1] * 2.0**-27), (VALIDATION[0], VALIDATION[1] * 2.0**-27)  # exact in binary
+    one, other = training(), training(train=tiny[0], validation=tiny[1])
+    for epoch, scaled in zip(one.epochs(), other.epochs(), strict=True):
+        assert scaled.metrics["val/nmse"] == epoch.metrics["val/nmse"], f"seed {SEED}"
+        assert scaled.metrics["val/mse"] == epoch.metrics["val/mse"] * 2.0**-54
+
+
+def test_unscaled_targets_of_tiny_scale_do_not_beat_the_mean_as_in_the_source_study():
+    images, targets = TRAIN
+    short = TrainingSpec(epochs=30, batch_size=8, learning_rate=1e-3, target_scaling="none")
+    one = training(short=short, train=(images, targets * 1e-8), validation=(VALIDATION[0], VALIDATION[1] * 1e-8))
+    epochs = list(one.epochs())
+    assert min(epoch.metrics["val/nmse"] for epoch in epochs) > 0.9, f"seed {SEED}"
+    assert one.target_mean.tolist() == [0, 0, 0]
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_the_state_of_the_epoch_before():
+    one = training(short=TrainingSpec(epochs=50, batch_size=8, learning_rate=1e15))
+    done = []
+    with pytest.raises(Diverged, match="smaller learning rate") as caught:
+        for epoch in one.epochs():
+            done.append(epoch.number)
+    assert done == list(range(1, caught.value.epoch))
+    assert one.state().info["epoch"] == caught.value.epoch - 1
+    assert all(tensor.isfinite().all() for tensor in one.state().tensors.values())
+
+
+def test_a_state_of_another_specification_or_seed_is_refused():
+    state = training().state()
+    with pytest.raises(SpecError, match="the state's seed is 5, this training's is 6"):
+        training(seed=6, state=state)
+    with pytest.raises(SpecError, match="the state's model is"):
+        training(spec=CnnSpec(filters=8, kernel_size=3, dropout=0.2), state=state)
+    with pytest.raises(SpecError, match="the state's training is"):
+        training(short=TrainingSpec(), state=state)
+    wide = [(np.zeros((len(x), 1, 16, 20), np.float32), y) for x, y in (TRAIN, VALIDATION)]
+    with pytest.raises(SpecError, match=r"do not fit this training: adam.dense.weight"):
+        training(train=wide[0], validation=wide[1], state=state)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no state"])
+def test_a_state_file_that_is_missing_or_something_else_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "x").write_bytes(content)
+    with pytest.raises(SpecError, match="x: not a readable training state"):
+        load_state(tmp_path / "x")
+
+
+def test_a_state_file_cut_short_is_named_and_saving_leaves_one_file(tmp_path):
+    path = tmp_path / "x"
+    save_state(training().state(), path)
+    save_state(training().state(), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(SpecError, match="x: not a readable training state"):
+        load_state(path)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ((TRAIN[0][:5], TRAIN[1]), r"training split: expected images \(n, c, h, w\) and targets \(n, k\)"),
+        ((TRAIN[0][..., :8], TRAIN[1]), "validation split: its shapes .* differ"),
+        ((TRAIN[0], TRAIN[1] * np.nan), "training split: expected finite targets"),
+        ((TRAIN[0], TRAIN[1] * [1, 0, 1] + 12.3), r"targets \[1\] \(from 0\) do not vary in the training split"),
+    ],
+)
+def test_arrays_that_cannot_be_trained_on_are_refused(train, message):
+    with pytest.raises(SpecError, match=message):
+        training(train=train)
