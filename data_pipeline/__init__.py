@@ -1,1 +1,1 @@
-"""Data sets of microstructure images and their stiffness: read, split, homogenise, synthesise. Imports neither torch nor hpo."""
+"""Data sets of microstructure images and their stiffness: read, split, homogenise, synthesise."""

@@ -2,8 +2,8 @@
 
 The folder's form (of the source study's course):
 
-- The table is the one file named `*_Cij_pbc.csv`; if there is none, the one other `*.csv`. The side files `cells.csv` and
-  `cells.partial.csv` of `make`, and hidden files, never count.
+- The table is the one file named `*_Cij_pbc.csv`; if there is none, the one other `*.csv`. The side files `cells.csv`
+  and `cells.partial.csv` of `make`, and hidden files, never count.
 - Row r of the table, counted from 0, belongs to the one PNG whose name begins with `{r}_`.
 - `dataset.toml`, which may be absent, gives `name`, `unit` (of the components) and
   `[phases.matrix]` (pixel 0), `[phases.inclusion]` (pixel 255) with `young_modulus` (in that unit) and `poisson_ratio`.
@@ -34,6 +34,7 @@ from data_pipeline.table import read_table
 DEFAULT = Path(__file__).parent / "default"  # the data set that ships with this package
 UNKNOWN_UNIT = "label unit"
 SHOWN = 20  # problems of a folder that an error spells out
+LARGEST_TOML = 2**16  # bytes that are read of dataset.toml
 LARGEST_TOTAL = 2**29  # pixels of all images together: 2 GiB as float32
 
 _IMAGE = re.compile(r"(0|[1-9][0-9]*)_.*\.png", re.IGNORECASE | re.DOTALL)
@@ -61,7 +62,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over shape, target names, unit, pixels (as 0..255) and targets; file names and bytes are not in it."""
+        """SHA-256 (hex) over shape, target names, unit, pixels (0..255) and targets; not over file names and bytes."""
         facts = {"shape": self.images.shape, "targets": self.target_names, "unit": self.unit}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(self.pixels().tobytes())
@@ -76,8 +77,8 @@ class Dataset:
 def load(folder: Path, *, image_size: int | None = None) -> Dataset:
     """Return the data set of a folder. DatasetError names its problems, the first twenty and their count.
 
-    With `image_size` (pixels) images of another size are resized to that square, nearest pixel; without it all images must
-    have one size. Conversions to grey and resizing are logged as warnings.
+    With `image_size` (pixels) images of another size are resized to that square, nearest pixel; without it all images
+    must have one size. Conversions to grey and resizing are logged as warnings.
     """
     dataset, problems = _read(Path(folder), image_size)
     if dataset is None:
@@ -109,9 +110,9 @@ def save_npz(dataset: Dataset, path: Path) -> None:
 
 
 def load_npz(path: Path) -> Dataset:
-    """Return the data set of a file that `save_npz` wrote; its digest is the same. DatasetError if the file will not do."""
+    """Return the data set that `save_npz` wrote, with the same digest. DatasetError if the file will not do."""
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as content:
             pixels, targets = content["pixels"], content["targets"]
             facts = json.loads(str(content["facts"]))
         dataset = Dataset(
@@ -151,6 +152,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def plain_name(folder: Path) -> str:
+    """The name of a data set that has none of its own: its folder's, with - for characters that names cannot have."""
+    return _NOT_IN_NAMES.sub("-", folder.resolve().name).strip()[:60] or "data"
+
+
 def _read(folder: Path, image_size: int | None) -> tuple[Dataset | None, list[str]]:
     if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
         return None, [f"image_size: expected 1 to {LARGEST_SIDE} pixels, found {image_size}."]
@@ -173,7 +179,7 @@ def _read(folder: Path, image_size: int | None) -> tuple[Dataset | None, list[st
         target_names=COMPONENTS,
         unit=facts.pop("unit", UNKNOWN_UNIT),
         names=tuple(file.name for file in files),
-        metadata={"name": _NOT_IN_NAMES.sub("-", folder.resolve().name) or "data", **facts},
+        metadata={"name": plain_name(folder), **facts},
         symmetries={name: order for name, order in SYMMETRIES.items() if height == width or name not in turns},
     ), []
 
@@ -260,16 +266,16 @@ def _pixels(files: list[Path], image_size: int | None, problems: list[str]) -> n
             size = png_size(file)
             if expected is None:
                 expected, first = size, file.name
-                if size[0] * size[1] * len(files) > LARGEST_TOTAL:
-                    problems.append(
-                        f"{first}: {len(files)} images of {_size(size)} pixels are too many to hold at once "
-                        f"(at most {LARGEST_TOTAL:,} pixels). Give an image_size, or make them smaller."
-                    )
-                    return None
+            if expected[0] * expected[1] * len(files) > LARGEST_TOTAL:
+                problems.append(
+                    f"{len(files)} images of {_size(expected)} pixels are too many to hold at once "
+                    f"(at most {LARGEST_TOTAL:,} pixels). Give a smaller image_size."
+                )
+                return None
             if image_size is None and size != expected:
                 problems.append(
-                    f"{file.name}: expected {_size(expected)} pixels as in {first}, found {_size(size)} (height x width). "
-                    "Give an image_size to have all resized."
+                    f"{file.name}: expected {_size(expected)} pixels (height x width) as in {first}, "
+                    f"found {_size(size)}. Give an image_size to have all resized."
                 )
                 continue
             pixels, mode, size = read_png(file, image_size=image_size)
@@ -306,8 +312,9 @@ def _facts(folder: Path, entries: list[str], problems: list[str]) -> dict[str, A
         problems.append(f"{path.name}: {reason}")
         return {}
     try:
-        content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        with path.open("rb") as file:
+            content = tomllib.loads(file.read(LARGEST_TOML).decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         problems.append(f"dataset.toml: expected a TOML file in UTF-8, but it cannot be read: {error}")
         return {}
     _unknown_keys(content, ("name", "unit", "phases", "made"), "", problems)

@@ -1,8 +1,9 @@
 """An image and two phases -> the effective stiffness of the periodic cell.
 
 Bilinear elements with one quadrature point, which is Willot's rotated scheme (F. Willot, Fourier-based schemes for
-computing the mechanical response of composites with accurate local fields, Comptes Rendus Mecanique 343, 2015). The cell is
-extruded out of plane: in-plane loads (11, 22, 33, 12; 33 enters through lambda) and antiplane loads (23, 13) decouple.
+computing the mechanical response of composites with accurate local fields, Comptes Rendus Mecanique 343, 2015). The
+cell is extruded out of plane: in-plane loads (11, 22, 33, 12; 33 enters through lambda) and antiplane loads (23, 13)
+decouple.
 """
 
 from functools import lru_cache
@@ -19,9 +20,9 @@ from data_pipeline.phase import Phase
 def homogenize(image: np.ndarray, *, matrix: Phase, inclusion: Phase, subdivisions: int = 2) -> np.ndarray:
     """Effective stiffness (6, 6) of a periodic cell, in the unit of the phases.
 
-    `image` (h, w) is boolean, or uint8 with 0 for the matrix and one other value, 1 or 255, for the inclusion. Each pixel is
-    cut into `subdivisions` x `subdivisions` elements (2 for labels; 1 against 2 estimates their error). Axis 1 runs along
-    the columns, axis 2 along the rows, downwards. ValueError when the image is not of that kind.
+    `image` (h, w) is boolean, or uint8 with 0 for the matrix and one other value, 1 or 255, for the inclusion. Each
+    pixel is cut into `subdivisions` x `subdivisions` elements (2 for labels; 1 against 2 estimates their error). Axis 1
+    runs along the columns, axis 2 along the rows, downwards. ValueError when the image is not of that kind.
     """
     fine = _elements(image, subdivisions)
     gradient_1, gradient_2, in_plane_free, antiplane_free = _gradients(*fine.shape)
@@ -30,7 +31,7 @@ def homogenize(image: np.ndarray, *, matrix: Phase, inclusion: Phase, subdivisio
     mu = np.where(inside, inclusion.lame_mu, matrix.lame_mu)
     effective = np.where(inside[:, None, None], inclusion.stiffness, matrix.stiffness).mean(axis=0)
 
-    # Stress of a displacement is D B u, with B u the strain (11, 22, 12) of each element; a macroscopic strain is a load.
+    # A macroscopic strain loads the nodes as the divergence of the stress it would have without fluctuation.
     strain_1, strain_2 = gradient_1.T, gradient_2.T
     stiffness_11 = _weighted(strain_1, lam + 2 * mu, gradient_1) + _weighted(strain_2, mu, gradient_2)
     stiffness_22 = _weighted(strain_2, lam + 2 * mu, gradient_2) + _weighted(strain_1, mu, gradient_1)
@@ -43,7 +44,7 @@ def homogenize(image: np.ndarray, *, matrix: Phase, inclusion: Phase, subdivisio
     )  # (displacement component, load, node)
     in_plane = block_array([[stiffness_11, stiffness_12], [stiffness_12.T, stiffness_22]], format="csr")
     # The energy the fluctuation takes away from the mean stiffness is what the cell is softer by.
-    softening = _softening(in_plane, np.hstack(loads).T, in_plane_free)
+    softening = _softening(in_plane, np.concatenate(list(loads), axis=1).T, in_plane_free)
     effective[np.ix_((0, 1, 2, 5), (0, 1, 2, 5))] -= softening / len(inside)
 
     antiplane = _weighted(strain_1, mu, gradient_1) + _weighted(strain_2, mu, gradient_2)
@@ -53,12 +54,15 @@ def homogenize(image: np.ndarray, *, matrix: Phase, inclusion: Phase, subdivisio
 
 
 def voigt(volume_fraction: float, *, matrix: Phase, inclusion: Phase) -> np.ndarray:
-    """Upper bound (6, 6): the mean stiffness. `volume_fraction` is the inclusion's; bound - stiffness is positive semi-definite."""
+    """Upper bound (6, 6): the mean stiffness; bound - effective stiffness is positive semi-definite.
+
+    `volume_fraction` is the inclusion's.
+    """
     return (1 - volume_fraction) * matrix.stiffness + volume_fraction * inclusion.stiffness
 
 
 def reuss(volume_fraction: float, *, matrix: Phase, inclusion: Phase) -> np.ndarray:
-    """Lower bound (6, 6): the inverse of the mean compliance. stiffness - bound is positive semi-definite."""
+    """Lower bound (6, 6): the inverse of the mean compliance; effective stiffness - bound is positive semi-definite."""
     compliance = (1 - volume_fraction) * np.linalg.inv(matrix.stiffness)
     return np.linalg.inv(compliance + volume_fraction * np.linalg.inv(inclusion.stiffness))
 
@@ -83,8 +87,8 @@ def _elements(image: np.ndarray, subdivisions: int) -> np.ndarray:
 def _gradients(rows: int, columns: int) -> tuple[Any, Any, np.ndarray, np.ndarray]:
     """For unit square elements in a periodic grid: d/dx1 and d/dx2, sparse (elements, nodes), and the free unknowns.
 
-    Elements and nodes are numbered along the rows. Free are the unknowns that are not pinned, in plane (both components)
-    and antiplane.
+    Elements and nodes are numbered along the rows. Free are the unknowns that are not pinned: in plane (both
+    components), then antiplane.
     """
     mesh = skfem.MeshQuad.init_tensor(np.arange(columns + 1.0), np.arange(rows + 1.0))
     centre = (np.array([[0.5], [0.5]]), np.array([1.0]))

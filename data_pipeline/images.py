@@ -1,7 +1,9 @@
 """One PNG file -> grey pixels; what does not fit is said before anything large is decoded."""
 
+import io
 import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +59,10 @@ def read_png(path: Path, *, image_size: int | None = None) -> tuple[np.ndarray, 
     """
     size = png_size(path)
     try:
-        # Only PNG: no other decoder of Pillow is reached by a file that is called .png. Its warnings are about odd chunks.
-        with warnings.catch_warnings(), Image.open(path, formats=["PNG"]) as image:
+        content = path.read_bytes()
+        _check_whole(content)
+        # Only PNG: no file reaches Pillow's other decoders. Its warnings are about odd chunks.
+        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             warnings.simplefilter("ignore")
             if image.size != size[::-1] or getattr(image, "n_frames", 1) != 1:
                 raise ImageProblem("expected one still image, found several frames. Save it as a plain PNG.")
@@ -77,3 +81,29 @@ def read_png(path: Path, *, image_size: int | None = None) -> tuple[np.ndarray, 
         Exception
     ) as error:  # Pillow raises OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, ...
         raise ImageProblem(f"is truncated or damaged ({error}). Write the image again.") from None
+
+
+def _check_whole(content: bytes) -> None:
+    """ValueError unless all chunks are there, undamaged, with as many bytes of pixels as the header says.
+
+    Pillow itself leaves pixels black, without a word, when a small file ends early.
+    """
+    position, kind, pixels = len(_SIGNATURE), b"", []
+    while kind != b"IEND":
+        if position + 12 > len(content):
+            raise ValueError("the file ends too early")
+        (length,) = struct.unpack_from(">I", content, position)
+        kind, chunk = content[position + 4 : position + 8], content[position + 8 : position + 8 + length]
+        position += 12 + length
+        if position > len(content):
+            raise ValueError("the file ends too early")
+        if struct.unpack_from(">I", content, position - 4)[0] != zlib.crc32(kind + chunk):
+            raise ValueError("a checksum does not match")
+        if kind == b"IDAT":
+            pixels.append(chunk)
+    width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", content, 16)
+    if not interlaced:  # in an interlaced file rows have several lengths
+        samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)  # a pixel, by colour type
+        expected = height * (1 + (width * bits * samples + 7) // 8)  # one byte a row names its filter
+        if len(zlib.decompressobj().decompress(b"".join(pixels), expected)) < expected:
+            raise ValueError("it has fewer pixels than its header says")

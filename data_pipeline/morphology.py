@@ -1,11 +1,11 @@
 """Draws two-phase microstructures: the default mixture. Lengths are in pixels; every cell is periodic.
 
-A cell is a level set: the pixels where a random function is smallest are the inclusion, as many as the volume fraction asks
-for; a vote among neighbours then removes what is narrower than about 4 pixels, and smaller islands with it. A cell in which
-features still touch at a corner only, which no pixel grid resolves, is drawn again, with the same parameters.
+A cell is a level set: the pixels where a random function is smallest are the inclusion, as many as the volume fraction
+asks for; a vote among neighbours then removes what is narrower than about 4 pixels, and smaller islands with it. A cell
+in which features still touch at a corner only, which no pixel grid resolves, is drawn again.
 
-All random numbers come from NumPy's legacy RandomState, whose streams NumPy has frozen; those of its newer Generator may
-change from one release to the next.
+All random numbers come from NumPy's legacy RandomState, whose streams NumPy has frozen; those of its newer Generator
+may change from one release to the next.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,8 @@ import numpy as np
 from numpy.random import RandomState
 from scipy import ndimage
 
+from data_pipeline.dataset import DatasetError
+
 # Of ten cells in a row: 40 % isotropic and 30 % anisotropic Gaussian fields, 20 % discs or ellipses, 10 % wavy bands.
 MIXTURE = ("isotropic",) * 4 + ("anisotropic",) * 3 + ("particles",) * 2 + ("bands",)
 VOLUME_FRACTION = (0.1, 0.9)
@@ -22,11 +24,12 @@ CORRELATION_LENGTH = (3.0, 8.0)
 ASPECT = (1.5, 4.0)
 RADIUS = (4.0, 14.0)
 FEATURE = 4  # the smallest, about
-SMALLEST_SIDE = 32  # of a cell: two particles of the largest radius would not fit into less
+SMALLEST_SIDE = 48  # of a cell: the mixture hardly fits into less
 
 _ISLAND = 12  # pixels: a disc of diameter 4
 _TOLERANCE = 0.01  # by which the volume fraction may miss what was drawn
-_DRAWS = 1000
+_DRAWS = 2000  # attempts at one cell
+_PATIENCE = 50  # attempts with the same parameters
 
 Level = np.ndarray  # (size, size): the inclusion is where it is smallest
 
@@ -40,16 +43,23 @@ class Cell:
 
 
 def draw(seed: int, index: int, *, size: int) -> Cell:
-    """Return cell `index` of the mixture; it depends on seed, index and size only, not on how many cells there are."""
+    """Return cell `index` of the mixture; it depends on seed, index and size (pixels) only, not on how many there are.
+
+    DatasetError in the unlikely case that no cell is found.
+    """
     morphology = MIXTURE[index % len(MIXTURE)]
     volume_fraction = _random(seed, index, 0).uniform(*VOLUME_FRACTION)
     for attempt in range(_DRAWS):
-        # The parameters stay over all attempts: fine structures fail more often, and must not become rare by that.
-        level = _DRAW[morphology](_random(seed, index, 1), _random(seed, index, 2, attempt), volume_fraction, size)
+        # The parameters stay over many attempts: fine structures fail more often, and must not become rare by that.
+        fixed = _random(seed, index, 1, attempt // _PATIENCE)
+        level = _DRAW[morphology](fixed, _random(seed, index, 2, attempt), volume_fraction, size)
         image = None if level is None else _cut(level, volume_fraction)
         if image is not None and not _touches_at_a_corner(image):
             return Cell(image, morphology)
-    raise RuntimeError(f"cell {index} of seed {seed}: no {morphology} cell of {size} pixels in {_DRAWS} draws")
+    raise DatasetError(
+        f"Cell {index} of seed {seed}: none of {_DRAWS} draws of {morphology} is resolved by {size} pixels. "
+        "Choose a larger size, or another seed."
+    )
 
 
 def _random(*key: int) -> RandomState:
@@ -83,22 +93,24 @@ def _field(random: RandomState, lengths: tuple[float, float], angle: float, size
 
 
 def _particles(fixed: RandomState, random: RandomState, volume_fraction: float, size: int) -> Level | None:
-    """Discs or ellipses, overlapping or apart, of either phase, until they cover the fraction; then all shrink to fit it."""
+    """Discs or ellipses of either phase, overlapping or apart, until they cover the fraction, then shrunk to fit."""
     inverted = fixed.uniform() < 0.5
     apart = fixed.uniform() < 0.5
     aspect = 1.0 if fixed.uniform() < 0.5 else fixed.uniform(1.2, 2.5)
     radius = fixed.uniform(*RADIUS)  # of the disc of the same area
     spread = fixed.uniform(0, 0.3)  # of the radii within a cell
     covered = 1 - volume_fraction if inverted else volume_fraction
-    apart = apart and covered <= 0.35  # more than that cannot be placed one after the other
+    apart = apart and covered <= 0.3  # more than that cannot be placed one after the other
     level = np.full((size, size), np.inf)  # 1 on the edge of the nearest particle, 0 in its middle
-    for _ in range(300):
+    misplaced = 0
+    while misplaced < 60:
         own = float(np.clip(radius * random.uniform(1 - spread, 1 + spread), *RADIUS))
         centre, angle = random.uniform(0, size, 2), random.uniform(0, np.pi)
         axes = own * np.sqrt(aspect), own / np.sqrt(aspect)
         if apart:
             wider = _ellipse(centre, angle, (axes[0] + FEATURE, axes[1] + FEATURE), size)
             if np.any((wider < 1) & (level < 1)):
+                misplaced += 1
                 continue
         level = np.minimum(level, _ellipse(centre, angle, axes, size))
         if np.mean(level < 1) >= covered:
@@ -108,7 +120,7 @@ def _particles(fixed: RandomState, random: RandomState, volume_fraction: float, 
 
 
 def _ellipse(centre: np.ndarray, angle: float, axes: tuple[float, float], size: int) -> Level:
-    """Distance from the centre to each pixel (its nearest periodic image) over the ellipse's radius in that direction."""
+    """Distance of each pixel from the centre's nearest periodic image, over the ellipse's radius in that direction."""
     level = np.full((size, size), np.inf)
     middle = np.arange(size) + 0.5
     for shift_x in (-size, 0, size):
@@ -151,9 +163,9 @@ _DRAW: dict[str, Callable[[RandomState, RandomState, float, int], Level | None]]
 
 def _cut(level: Level, volume_fraction: float) -> np.ndarray | None:
     """The level's lowest pixels, voted smooth, of that volume fraction within 0.01; None when no cut gives it."""
-    rank = np.empty(level.size, dtype=np.int64)
-    rank[np.argsort(level, axis=None, kind="stable")] = np.arange(level.size)
-    rank = rank.reshape(level.shape)
+    ranks = np.empty(level.size, dtype=np.int64)
+    ranks[np.argsort(level, axis=None, kind="stable")] = np.arange(level.size)
+    rank = ranks.reshape(level.shape)
     low, high = 0, level.size  # the vote changes the volume fraction: bisect for the cut that ends with the right one
     while low < high:
         middle = (low + high) // 2
@@ -168,8 +180,10 @@ def _cut(level: Level, volume_fraction: float) -> np.ndarray | None:
 
 
 def _voted(image: np.ndarray) -> np.ndarray | None:
-    """Each pixel takes the phase of most of the 21 around it (5 x 5 without corners), and islands change their phase, until
-    nothing changes any more; None if that never ends."""
+    """The image once each pixel has the phase of most of the 21 around it (5 x 5, no corners) and no piece is small.
+
+    None if the vote never ends.
+    """
     around = np.ones((5, 5), dtype=np.int64)
     around[[0, 0, 4, 4], [0, 4, 0, 4]] = 0
     for _ in range(100):
@@ -184,7 +198,7 @@ def _voted(image: np.ndarray) -> np.ndarray | None:
 
 def _islands(phase: np.ndarray) -> np.ndarray:
     """The pixels of all pieces of a phase that have fewer than 12."""
-    # In four copies each piece that ends is whole somewhere; the pieces that the outer edge cuts are left to their copies.
+    # In four copies each piece is whole somewhere; one that the outer edge cuts is left to its other copy.
     labels, count = ndimage.label(np.tile(phase, (2, 2)))
     small = np.bincount(labels.ravel(), minlength=count + 1) < _ISLAND
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):

@@ -1,7 +1,7 @@
 """The label table: one strict grammar, and a message for each way to miss it.
 
-UTF-8 (a byte-order mark is allowed), no header, one row a line, ten plain decimal numbers separated by commas (an exponent
-is allowed: 6.9e-08): the row's index, then the nine components. The indices are 1..n or 0..n-1, in order.
+UTF-8 (a byte-order mark is allowed), no header, one row a line, ten plain decimal numbers separated by commas (an
+exponent is allowed: 6.9e-08): the row's index, then the nine components. The indices are 1..n or 0..n-1, in order.
 """
 
 import re
@@ -21,7 +21,7 @@ _SHAPE = f"expected {COLUMNS} numbers separated by commas (row index and nine co
 
 
 def read_table(path: Path) -> tuple[np.ndarray, list[str]]:
-    """Return the components (rows, 9) as float64, and all problems of the file; the rows are only good if there are none."""
+    """Return the components (rows, 9) as float64 and all problems of the file; the rows are good if there are none."""
     name = path.name
     nothing = np.empty((0, len(COMPONENTS)))
     try:
@@ -116,7 +116,10 @@ def _index_problem(index: float, previous: float | None, seen: dict[float, int],
     if line == 1 and index not in (0, 1):
         return f"column 1 (index): expected 1 (or 0) in the first row, found {index:.0f}. Is the beginning missing?"
     if previous is not None and index != previous + 1:
-        return f"column 1 (index): expected {previous + 1:.0f} after {previous:.0f}, found {index:.0f}. Sort the rows; add what is missing."
+        return (
+            f"column 1 (index): expected {previous + 1:.0f} after {previous:.0f}, found {index:.0f}. "
+            "Sort the rows, and add what is missing."
+        )
     return ""
 
 

@@ -54,7 +54,7 @@ def _mistake(error: Exception) -> str | None:
     if name in ("data_pipeline.dataset.DatasetError", "models.specs.SpecError"):
         return str(error)
     if name == "hpo.queue.DatabaseLost":
-        return f"The database cannot be reached: {error}. Is HPO_DATABASE_URL right, and is it up? `hpo up` starts hpo's own."
+        return f"The database cannot be reached: {error}. Is HPO_DATABASE_URL right, and is it up?"
     if name == "hpo.tracking.TrackingUnavailable":
         return f"The MLflow server cannot be reached: {error}. Is MLFLOW_TRACKING_URI right, and is it up?"
     if isinstance(error, OSError) and error.filename is not None:
@@ -65,8 +65,8 @@ def _mistake(error: Exception) -> str | None:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="hpo",
-        description="Search hyperparameters of networks that predict a microstructure's stiffness tensor; every trial is "
-        "tracked in MLflow, the best model is promoted and can be downloaded.",
+        description="Search hyperparameters of networks that predict a microstructure's stiffness tensor; every trial "
+        "is tracked in MLflow, the best model is promoted and can be downloaded.",
         epilog="Without HPO_DATABASE_URL and MLFLOW_TRACKING_URI hpo runs its own Postgres and MLflow server under "
         "HPO_HOME (default: ./mlruns). All settings: docs/settings.md.",
     )
@@ -83,14 +83,20 @@ def parser() -> argparse.ArgumentParser:
         to.add_argument("--epochs", type=int, metavar="N", help="short for --set training.epochs=N")
         to.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N; never moves the split")
         to.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of the study file; repeatable"
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="override any key of the study file; repeatable",
         )
 
     def as_json(to: argparse.ArgumentParser) -> None:
         to.add_argument("--json", action="store_true", help="print JSON for programs")
 
     def trainers(to: argparse.ArgumentParser) -> None:
-        to.add_argument("--trainers", type=int, metavar="N", help="training processes (default: HPO_TRAINERS, or one per core)")
+        to.add_argument(
+            "--trainers", type=int, metavar="N", help="training processes (default: HPO_TRAINERS, or one per core)"
+        )
 
     it = command("run", run, "Plan a study, train it to its end, promote its best model. Goes on where it stopped.")
     study_options(it)
@@ -123,7 +129,9 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--model", metavar="NAME", help="registered model (default: the only one, or the newest study's)")
     it.add_argument("folder", metavar="DIR", type=Path, help="folder to make")
 
-    it = command("predict", predict, "Predict the components of images with a downloaded model; CSV on standard output.")
+    it = command(
+        "predict", predict, "Predict the components of images with a downloaded model; CSV on standard output."
+    )
     it.add_argument("folder", metavar="DIR", type=Path, help="folder that `hpo download` made")
     it.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="image file, grey, of the size trained on")
     as_json(it)
@@ -132,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--study", required=True, metavar="NAME", help="name as `hpo studies` lists it")
     it.add_argument("--yes", action="store_true", help="do not ask")
 
-    it = command("data", lambda options: it.print_help() or 2, "Make a labelled data set, or check a folder.")
+    it = command("data", None, "Make a labelled data set, or check a folder.")
     data_commands = it.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
     make = data_commands.add_parser("make", help="draw microstructures and compute their stiffness; resumes")
     make.add_argument("folder", metavar="DIR", type=Path, help="folder to write")
@@ -168,7 +176,9 @@ def run(options: argparse.Namespace) -> int:
     tracker = Tracker(found.tracking_uri)
     row = planning.plan(plan, queue, tracker, read, found.database_url)
     links = _links(tracker, row)
-    console.print(f"Study {row.name}: {plan.study.trials} trials, data set {row.facts['data']['name']}, seed {plan.study.seed}.")
+    console.print(
+        f"Study {row.name}: {plan.study.trials} trials, data set {row.facts['data']['name']}, seed {plan.study.seed}."
+    )
     for name, link in links.items():
         console.print(f"  {name}: {link}", soft_wrap=True)
     closed = _work(read, found, row.name, options.trainers, console)
@@ -184,7 +194,9 @@ def run(options: argparse.Namespace) -> int:
     return 0 if closed else 130
 
 
-def _work(read: "Settings", found: "Services", name: str, trainers: int | None, console: Any, *, once: bool = False) -> bool:
+def _work(
+    read: "Settings", found: "Services", name: str, trainers: int | None, console: Any, *, once: bool = False
+) -> bool:
     """Work on a study under a display; whether it was closed."""
     from hpo.display import Display, Progress
     from hpo.worker import Supervisor
@@ -195,14 +207,16 @@ def _work(read: "Settings", found: "Services", name: str, trainers: int | None, 
     with Display(Progress(supervisor.queue, supervisor.row), console) as display:
 
         def tick(worker: Supervisor) -> None:
-            trouble = f"stopping ({worker.stopping}): giving trials back" if worker.stopping else worker.recorder.trouble
+            trouble = (
+                f"stopping ({worker.stopping}): giving trials back" if worker.stopping else worker.recorder.trouble
+            )
             display.tick(trouble)
 
         return supervisor.run(once=once, on_tick=tick)
 
 
 def worker(options: argparse.Namespace) -> int:
-    from hpo import report, settings
+    from hpo import report
 
     read, found, queue = _connect()
     queue.study(options.study)
@@ -227,7 +241,9 @@ def studies(options: argparse.Namespace) -> int:
         table.add_column(name)
     for each in listed:
         best = "" if each["best_val_nmse"] is None else f"{each['best_val_nmse']:.5g}"
-        table.add_row(each["name"], each["state"], *(str(each[key]) for key in ("trials", "done", "failed")), best, each["data"])
+        table.add_row(
+            each["name"], each["state"], *(str(each[key]) for key in ("trials", "done", "failed")), best, each["data"]
+        )
     report.console().print(table)
     return 0
 
@@ -333,7 +349,10 @@ def status(options: argparse.Namespace) -> int:
 
         open_ones = look()
         closed = len(progress) - len(open_ones)
-        return Group(f"MLflow: {found.tracking_uri}    studies: {closed} closed, {len(open_ones)} open", *(each.render() for each in open_ones))
+        return Group(
+            f"MLflow: {found.tracking_uri}    studies: {closed} closed, {len(open_ones)} open",
+            *(each.render() for each in open_ones),
+        )
 
     if not options.watch:
         console.print(view())
@@ -404,13 +423,15 @@ def _dry_run(plan: "Plan", read: "Settings") -> int:
         state = done.get(index, "to do")
         total += 0.0 if state in ("done", "diverged", "dead") else time_needed
         cells = [number_text(spec["point"][name]) for name in names]
-        table.add_row(str(index), *cells, f"{probed[index]['parameters']:,}", f"{seconds:.3f}", duration(time_needed), state)
+        table.add_row(
+            str(index), *cells, f"{probed[index]['parameters']:,}", f"{seconds:.3f}", duration(time_needed), state
+        )
     console = report.console()
     if specs:
         console.print(table)
         console.print(
-            f"About {duration(total / read.trainer_count)} with {read.trainer_count} trainers, from a few batches of each "
-            "network on one core. Nothing was started or written."
+            f"About {duration(total / read.trainer_count)} with {read.trainer_count} trainers, from a few batches of "
+            "each network on one core. Nothing was started or written."
         )
     else:
         console.print(
@@ -434,8 +455,8 @@ def promote(options: argparse.Namespace) -> int:
     if close.result is None:
         left = sum(job.state in ("waiting", "running") for job in jobs if job.kind == "trial")
         raise NotFound(
-            f"The study {row.name} is not closed: {left} trials are still to be trained. Closing promotes its best model; "
-            f"`hpo run` or `hpo worker --study {row.name}` finishes it."
+            f"The study {row.name} is not closed: {left} trials are still to be trained. Closing promotes its best "
+            f"model; `hpo run` or `hpo worker --study {row.name}` finishes it."
         )
     ended, tracker = close.result, Tracker(found.tracking_uri)
     winner = ended.get("winner")
@@ -463,11 +484,14 @@ def download(options: argparse.Namespace) -> int:
     version = registry.find(tracker, name, options.alias)
     job = next((job for row in queue.studies() for job in queue.jobs(row.name) if job.run_id == version.run_id), None)
     if job is None or job.result is None:
-        raise NotFound(f"{name} version {version.number} was not made by a study of this database: its hashes are unknown.")
+        raise NotFound(
+            f"{name} version {version.number} was not made by a study of this database: its hashes are unknown."
+        )
     folder = registry.download(
         tracker, model_name=name, version=version.number, folder=options.folder, expected_sha256=job.result["files"]
     )
-    print(f"{name} version {version.number} ({', '.join('@' + alias for alias in version.aliases) or 'no alias'}) is in {folder}.")
+    aliases = ", ".join(f"@{alias}" for alias in version.aliases) or "no alias"
+    print(f"{name} version {version.number} ({aliases}) is in {folder}.")
     print(f"{len(job.result['files'])} files, each as recorded in the database. Its README.md shows how to use it.")
     if version.tags.get("hpo.verdict") == "below volume fraction":
         print("Note: a cubic polynomial in the volume fraction predicts better than this model.")
@@ -589,7 +613,9 @@ def _connect() -> "tuple[Settings, Services, Queue]":
     read = settings.read()
     found = services.running(read)
     if found is None:
-        raise ServiceError(f"The services of {read.home} are not running. `hpo up` starts them. (Is HPO_HOME the one you mean?)")
+        raise ServiceError(
+            f"The services of {read.home} are not running. `hpo up` starts them. (Is HPO_HOME the one you mean?)"
+        )
     queue = Queue(found.database_url)
     queue.install()
     return read, found, queue

@@ -182,7 +182,11 @@ def _description(study: StudyRow, job: Job, found: Mapping[str, Any], outcome: s
         f"| predictor | test NMSE | test MSE ({unit}²) | test R² | test NRMSE |\n|---|---|---|---|---|\n"
         + "\n".join(
             f"| {name} | {s['nmse']:.4g} | {s['mse']:.4g} | {s['r2']:.4f} | {s['nrmse']:.4f} |"
-            for name, s in (("this model", test), ("volume fraction, cubic", cubic), ("mean of the training labels", mean))
+            for name, s in (
+                ("this model", test),
+                ("volume fraction, cubic", cubic),
+                ("mean of the training labels", mean),
+            )
         )
         + "\n\nNMSE: mean over the targets of MSE / variance of the training split. Selected on validation alone."
     )

@@ -61,7 +61,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """From the seconds an epoch took: measured on the trial itself, else on like ones, else in proportion to cost."""
+        """From the seconds an epoch took: of the trial itself, else of like ones, else in proportion to cost."""
         known = [(job.cost, self.measured[job.id][0]) for job in self.jobs if job.id in self.measured]
         if not known or not self.running:
             return None

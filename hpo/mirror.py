@@ -133,7 +133,8 @@ def params(spec: dict[str, Any]) -> dict[str, Any]:
 
 def summary(result: dict[str, Any]) -> dict[str, float]:
     """The metrics of a finished trial that MLflow's table shows: of the best epoch, and of the last."""
-    flat = {name: result[name] for name in ("best_val_nmse", "best_val_mse", "best_epoch", "seconds")}
+    flat = {name: result[name] for name in ("best_val_nmse", "best_val_mse", "best_epoch")}
+    flat["train_seconds"] = result["seconds"]  # "seconds" is the name of an epoch's
     flat |= {name: result[name] for name in ("last_val_nmse", "last_val_mse")}
     for prefix, part in (("best_val", "validation"), ("last_val", "last_validation")):
         flat |= {f"{prefix}_{score}": result[part][score] for score in ("r2", "nrmse")}

@@ -9,6 +9,7 @@ import copy
 import json
 import logging
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -100,9 +101,11 @@ def package(
     `example_images` (at least 2, channels, height, width), 0..1: with a single one the batch size would be frozen.
     """
     import torch
-    from mlflow.models import ModelSignature
-    from mlflow.pytorch import save_model
-    from mlflow.types import Schema, TensorSpec
+
+    with _quiet():
+        from mlflow.models import ModelSignature
+        from mlflow.pytorch import save_model
+        from mlflow.types import Schema, TensorSpec
 
     from models import bundle
 
@@ -146,13 +149,15 @@ def package(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks about its own internals off the terminal; its errors are exceptions anyway."""
+    """Keep MLflow's and the exporter's remarks about themselves off the terminal; their errors are exceptions."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "mlflow")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

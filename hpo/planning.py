@@ -80,7 +80,9 @@ def prepare(chosen: Study) -> Plan:
         name for name, values in zip(data.target_names, data.targets[parts.train].T, strict=True) if np.ptp(values) == 0
     ]
     if constant:
-        raise StudyError(f"{folder}: {', '.join(constant)} is the same number for every training image: nothing to learn.")
+        raise StudyError(
+            f"{folder}: {', '.join(constant)} is the same number for every training image: nothing to learn."
+        )
     canonical = chosen.canonical(data_digest=data.digest, split_digest=parts.digest)
     identity = study.digest(canonical)
     return Plan(
@@ -105,7 +107,9 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         if row is not None and row.facts.get("planned"):
             return row
         facts = ready.facts | _track(ready, tracker, settings)
-        queue.put_study(StudyRow(name=ready.name, identity=ready.identity, spec=ready.canonical, facts=facts, created_at=0))
+        queue.put_study(
+            StudyRow(name=ready.name, identity=ready.identity, spec=ready.canonical, facts=facts, created_at=0)
+        )
         trials = sampling.plan(sampling.storage(database_url), ready.name, ready.study)
         specs = {spec["config"]: (spec, cost) for spec, cost in ready.specs()}
         jobs: list[dict[str, Any]] = [{"kind": "closing", "number": -1, "config": None, "cost": 0.0, "spec": None}]
@@ -131,7 +135,9 @@ def _track(ready: Plan, tracker: Tracker, settings: Settings) -> dict[str, Any]:
     facts, now = ready.facts, now_ms()
     data = facts["data"]
     experiment_id = tracker.ensure_experiment(
-        ready.name, description=_note(ready), params=[*(["config"] if ready.study.sampler == "grid" else []), *ready.study.space]
+        ready.name,
+        description=_note(ready),
+        params=[*(["config"] if ready.study.sampler == "grid" else []), *ready.study.space],
     )
     run_id = tracker.ensure_run(
         experiment_id,
@@ -159,10 +165,14 @@ def _track(ready: Plan, tracker: Tracker, settings: Settings) -> dict[str, Any]:
             start_ms=now,
         )
         found = scores["validation"]
-        tracker.log_summary(ids[name], {f"best_val_{key}": found[key] for key in ("nmse", "mse", "r2", "nrmse")}, timestamp_ms=now)
+        tracker.log_summary(
+            ids[name], {f"best_val_{key}": found[key] for key in ("nmse", "mse", "r2", "nrmse")}, timestamp_ms=now
+        )
         tracker.set_status(ids[name], "FINISHED", end_ms=now)
     for each in [run_id, *ids.values()]:
-        tracker.log_dataset(each, name=data["name"], digest=data["digest"], source=data["source"], profile=data["profile"])
+        tracker.log_dataset(
+            each, name=data["name"], digest=data["digest"], source=data["source"], profile=data["profile"]
+        )
     return {"experiment_id": experiment_id, "study_run_id": run_id, "predictor_run_ids": ids}
 
 
@@ -194,6 +204,6 @@ def _note(ready: Plan) -> str:
         f"{ready.study.description or ready.name}\n\n"
         f"{ready.study.trials} trials; data set {data['name']} ({len(ready.dataset.images)} cells, "
         f"{'/'.join(map(str, data['sizes']))} for training/validation/test), targets {', '.join(data['target_names'])} "
-        f"in {data['unit']}. Selected by the lowest validation NMSE: the mean over the targets of MSE / variance of the "
-        "training split."
+        f"in {data['unit']}. Selected by the lowest validation NMSE: the mean over the targets of MSE / variance of "
+        "the training split."
     )

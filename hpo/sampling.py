@@ -101,7 +101,9 @@ def show(store: optuna.storages.RDBStorage, name: str, job: Job, value: float | 
     store.set_trial_user_attr(trial_id, "attempt", job.attempt)
     if job.run_id:
         store.set_trial_user_attr(trial_id, "run_id", job.run_id)
-    store.set_trial_state_values(trial_id, state, values=[value] if state == TrialState.COMPLETE and value is not None else None)
+    store.set_trial_state_values(
+        trial_id, state, values=[value] if state == TrialState.COMPLETE and value is not None else None
+    )
 
 
 def delete(store: optuna.storages.RDBStorage, name: str) -> None:

@@ -134,9 +134,6 @@ class Tracker:
         """Where a browser shows the study's trials as charts."""
         return f"{self.link(experiment_id)}&compareRunsMode=CHART"
 
-    def run_link(self, experiment_id: str, run_id: str) -> str:
-        return f"{self.uri}/#/experiments/{experiment_id}/runs/{run_id}"
-
     # Runs
 
     @server()

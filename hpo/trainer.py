@@ -43,10 +43,11 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     emit("ready")
+    actions: dict[str, Callable[..., None]] = {"train": train, "score": score, "probe": probe}
     while True:
         request = requests.get()
         try:
-            {"train": train, "score": score, "probe": probe}[request.pop("do")](emit, stop, **request)
+            actions[request.pop("do")](emit, stop, **request)
         except Exception as error:
             import traceback
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,11 +49,9 @@ class Trainer:
         if do != "stop":
             self.request = {"do": do, **fields}
             self.last_event = time.monotonic()
-        try:
+        with suppress(BrokenPipeError):
             self._stdin.write(json.dumps({"do": do, **fields}).encode() + b"\n")
             self._stdin.flush()
-        except BrokenPipeError:
-            pass
 
     def events(self) -> list[dict[str, Any]]:
         """Events that have arrived; sets `closed` when the trainer's output has ended."""
@@ -62,7 +61,7 @@ class Trainer:
                 chunks.append(chunk)
             self.closed = True
         except BlockingIOError:
-            pass
+            pass  # nothing more for now
         *lines, self._partial = (self._partial + b"".join(chunks)).split(b"\n")
         if lines:
             self.last_event = time.monotonic()
@@ -73,10 +72,8 @@ class Trainer:
 
     def close(self, timeout: float = 2.0) -> None:
         """Close its input, which ends it; kill it if that takes longer than `timeout` seconds."""
-        try:
+        with suppress(BrokenPipeError):
             self._stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:

@@ -12,7 +12,7 @@ from typing import Any
 
 SHARE_KEY = "hpo"
 SORT_KEY = "best_val_nmse"
-SUMMARY = (SORT_KEY, "best_val_mse", "best_val_r2", "best_val_nrmse", "best_epoch", "seconds")
+SUMMARY = (SORT_KEY, "best_val_mse", "best_val_r2", "best_val_nrmse", "best_epoch", "train_seconds")
 CURVES = ("val/nmse", "train/nmse")
 SECTION = "hpo-comparison"
 WIDTH = 100  # pixels of a column

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo import closing, mirror, sampling, study
+from hpo.errors import ServiceError
 from hpo.mirror import Mirror
 from hpo.queue import ENDED, DatabaseLost, Job, LeaseLost, Queue, StudyRow
 from hpo.recorder import Recorder
@@ -33,6 +34,7 @@ TICK = 0.25  # seconds between two looks at the clock
 CLAIM_PAUSE = 1.0  # seconds between two looks into an empty queue
 STOP_GRACE = 3.0  # seconds a trainer has to hand back its state
 STOP_LIMIT = 7.0  # seconds from the signal to the end of the process
+START_ATTEMPTS = 3  # trainers in a row that may end before they are ready
 OUTAGE_LIMIT = 600.0  # seconds without MLflow or database after which no new trial is claimed
 
 log = logging.getLogger("hpo")
@@ -62,6 +64,7 @@ class Supervisor:
         self._stop_at = 0.0
         self._next_renewal = self._next_claim = 0.0
         self._closing: dict[str, Any] = {}
+        self._stillborn = 0  # trainers in a row that ended before they were ready
 
     def run(self, *, once: bool = False, on_tick: Callable[["Supervisor"], None] | None = None) -> bool:
         """Work until the study is closed; whether it is."""
@@ -202,11 +205,12 @@ class Supervisor:
 
     def _end_hung(self, now: float) -> None:
         for trainer in self.trainers:
-            if trainer.job is not None and trainer.request and trainer.request["do"] in ("train", "score"):
-                if now - trainer.last_event > self.settings.hang_timeout:
-                    log.warning("trial %d: no progress for %.0f s", trainer.job.number, self.settings.hang_timeout)
-                    trainer.request["hung"] = True
-                    trainer.kill()
+            busy = trainer.request is not None and trainer.request["do"] in ("train", "score")
+            if trainer.job and busy and now - trainer.last_event > self.settings.hang_timeout:
+                assert trainer.request is not None
+                log.warning("trial %d: no progress for %.0f s", trainer.job.number, self.settings.hang_timeout)
+                trainer.request["hung"] = True
+                trainer.kill()
 
     # Events of trainers
 
@@ -214,7 +218,7 @@ class Supervisor:
         for event in trainer.events():
             kind = event.pop("event")
             if kind == "ready":
-                trainer.ready = True
+                trainer.ready, self._stillborn = True, 0
                 self._next_claim = 0.0
             elif trainer.job is not None and trainer.job.id in self.held:
                 getattr(self, f"_on_{kind}")(trainer, trainer.job, **event)
@@ -274,9 +278,10 @@ class Supervisor:
         if job is not None and job.id in self.held:
             log.warning("trial %d of %s: worker lost, attempt %d of 3: %s", job.number, job.study, job.attempt, reason)
             self.recorder.put(job, partial(self._give_back, job, reason, self.stopping is None))
-        elif not trainer.ready:
-            log.error("a trainer ended before it was ready: %s; see %s", reason, self.log.name)
-            self.stop("trainers cannot be started")
+        if not trainer.ready:
+            self._stillborn += 1
+            if self._stillborn >= START_ATTEMPTS:
+                raise ServiceError(f"Trainers cannot be started: {reason}. Their log: {self.log.name}")
         self._next_claim = 0.0
 
     # Tasks of the recorder's thread
@@ -409,9 +414,7 @@ class Supervisor:
                 with suppress(LeaseLost):
                     self.queue.give_back(job, reason=reason, counts=True)
                 self._drop(job)
-        self.recorder.live = {
-            job.id: job for job in self.held.values() if job.kind == "trial"
-        }
+        self.recorder.live = {job.id: job for job in self.held.values() if job.kind == "trial"}
 
     # Closing
 

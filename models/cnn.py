@@ -1,7 +1,10 @@
 """The protocol's convolutional networks: two convolution blocks and a dense head."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models.windows import WindowBatch, Windows, distinct, first_block
 
 
 class ConvNet(nn.Module):
@@ -27,19 +30,47 @@ class ConvNet(nn.Module):
         lost = 0 if same else kernel_size - 1  # pixels a valid convolution takes off each side length
         for _ in filters:
             height, width = (height - lost) // 2, (width - lost) // 2
-        padding = kernel_size // 2 if same else 0
-        self.first = nn.Conv2d(channels, filters[0], kernel_size, padding=padding)
-        self.second = nn.Conv2d(filters[0], filters[1], kernel_size, padding=padding)
-        self.dropout = nn.Dropout(dropout)
+        self.padding = kernel_size // 2 if same else 0
+        self.first = nn.Conv2d(channels, filters[0], kernel_size, padding=self.padding)
+        self.second = nn.Conv2d(filters[0], filters[1], kernel_size, padding=self.padding)
+        self.dropout = Dropout(dropout)
         self.dense = nn.Linear(height * width * filters[1], units)
         self.head = nn.Linear(units, n_targets)
         for name, values in self.named_parameters():
             (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(values)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Tensor) -> Tensor | Windows:
+        """Images (n, c, h, w) in the form that is trained on fastest; `forward` takes either, indexed by a batch."""
+        windows = None
+        if images.device.type == "cpu":
+            windows = distinct(images, kernel_size=self.first.weight.shape[-1], padding=self.padding)
+        return images if windows is None else windows
+
+    def forward(self, images: Tensor | WindowBatch) -> Tensor:
         # The maximum before the ReLU gives the same numbers and gradients with a quarter of the ReLU's work.
-        hidden = F.relu(F.max_pool2d(self.first(images), 2))
+        if isinstance(images, WindowBatch):
+            hidden = first_block(images, self.first.weight, self.first.get_parameter("bias"))
+        else:
+            hidden = F.relu(F.max_pool2d(self.first(images), 2))
         hidden = F.relu(F.max_pool2d(self.second(hidden), 2))
         # Flattened as (height, width, filter): a view, not a copy, of channels-last activations.
-        hidden = hidden.permute(0, 2, 3, 1).flatten(1)
-        return self.head(F.relu(self.dense(self.dropout(hidden))))
+        hidden = self.dropout(hidden.permute(0, 2, 3, 1).flatten(1))
+        return self.head(F.relu(self.dense(hidden)))
+
+
+class Dropout(nn.Module):
+    """Dropout with 16 random bits a number, where torch's own draws 32 and takes six times as long on a CPU.
+
+    The probability is rounded to 1/65536, and what is kept is scaled by the rounded one: the expectation is exact.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.dropped = min(round(probability * 65536), 65535)  # of the 65536 values of 16 bits
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training or not self.dropped:
+            return values
+        words = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device)
+        bits = words.random_(-(2**63), None).view(torch.int16)[: values.numel()].view(values.shape)
+        return values * ((bits >= self.dropped - 32768) * (65536 / (65536 - self.dropped)))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # torch is imported by `build` alone: planning and the command line do without its seconds
     from torch import nn
 
+    from models.cnn import ConvNet
+
 
 class SpecError(ValueError):
     """A specification, or a file that holds one, is not what was expected; the message says what to do."""
@@ -56,7 +58,7 @@ def from_dict(values: Mapping[str, Any]) -> ModelSpec:
     Raises SpecError naming the key, what it held, what it may hold, and the near miss of a misspelt one.
     """
     family = values.get("family")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         given = "is missing" if family is None else f"is {family!r}"
         raise SpecError(f"model.family {given}{_near(family, FAMILIES)}; there are: {', '.join(FAMILIES)}.")
     return _parse(
@@ -93,7 +95,7 @@ def training_keys() -> tuple[str, ...]:
     return tuple(f.name for f in fields(TrainingSpec))
 
 
-def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> "nn.Module":
+def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> "ConvNet":
     """A network from (batch, *image_shape) images in 0..1 to (batch, n_targets), Glorot-uniform from torch's generator.
 
     Raises SpecError if the image is too small for the two poolings.

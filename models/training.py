@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from models.cnn import ConvNet
 from models.regressor import Regressor
 from models.specs import (
     ADAM_BETAS,
@@ -26,6 +27,7 @@ from models.specs import (
     to_dict,
     training_to_dict,
 )
+from models.windows import Windows
 
 Split = tuple[np.ndarray, np.ndarray]  # images (n, c, h, w) in 0..1 and targets (n, k) in the label's unit
 
@@ -90,21 +92,26 @@ class Training:
         _check(validation, "validation", like=train)
         self.spec, self.training, self.seed = spec, training, seed
         self.device = torch.device(device)
-        n_targets = train[1].shape[1]
+        self._image_shape = (train[0].shape[1], train[0].shape[2], train[0].shape[3])
         labels = np.asarray(train[1], np.float64)
         self.train_variance = labels.var(axis=0)  # (k,), unit²
         constant = np.flatnonzero(labels.max(axis=0) == labels.min(axis=0)).tolist()
         if constant:
             raise SpecError(f"targets {constant} (from 0) do not vary in the training split: leave them out.")
         standard = training.target_scaling == "standard"
-        self.target_mean = labels.mean(axis=0) if standard else np.zeros(n_targets)
-        self.target_scale = np.sqrt(self.train_variance) if standard else np.ones(n_targets)
-        self._train, self._validation = self._tensors(train), self._tensors(validation)
+        self.target_mean = labels.mean(axis=0) if standard else np.zeros(len(self.train_variance))
+        self.target_scale = np.sqrt(self.train_variance) if standard else np.ones(len(self.train_variance))
         with _generators(seed, 0, self.device):
-            network = self._build()
+            self.network = self._build()
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.network = network.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
-        self._parameters = list(self.network.parameters())
+        self.network.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        self._train = self._prepare(train)
+        images, targets = self._prepare(validation)
+        self._validation = [
+            (images[batch], targets[batch]) for batch in torch.arange(len(targets)).split(EVALUATION_BATCH)
+        ]
+        self._sizes = len(self._train[1]), len(targets)
+        self._parameters: list[Tensor] = list(self.network.parameters())
         self._optimiser = torch.optim.Adam(
             self._parameters,
             lr=training.learning_rate,
@@ -173,8 +180,8 @@ class Training:
         try:
             with _generators(self.seed, number, self.device):
                 squares = self._train_one_epoch(number, stop)
-            train = self._metrics(squares, len(self._train[0]))
-            validation = self._metrics(self._evaluate(), len(self._validation[0]))
+            train = self._metrics(squares, self._sizes[0])
+            validation = self._metrics(self._evaluate(), self._sizes[1])
             if not np.isfinite([*train, *validation]).all():
                 raise Diverged(number)
         except BaseException:
@@ -201,11 +208,10 @@ class Training:
         images, targets = self._train
         network, optimiser = self.network.train(), self._optimiser
         squares = torch.zeros(targets.shape[1], dtype=torch.float64, device=self.device)
-        for batch in torch.randperm(len(images)).to(self.device).split(self.training.batch_size):
+        for batch in torch.randperm(len(targets)).to(self.device).split(self.training.batch_size):
             if stop is not None and stop():
                 raise Interrupted(f"stopped in epoch {number}")
-            error = network(images[batch]) - targets[batch]
-            square = error * error
+            square = (network(images[batch]) - targets[batch]) ** 2
             square.mean().backward()
             optimiser.step()
             optimiser.zero_grad()
@@ -213,16 +219,11 @@ class Training:
         return squares
 
     def _evaluate(self) -> Tensor:
-        images, targets = self._validation
         network = self.network.eval()
-        squares = torch.zeros(targets.shape[1], dtype=torch.float64, device=self.device)
+        squares = torch.zeros(len(self.target_mean), dtype=torch.float64, device=self.device)
         with torch.inference_mode():
-            for x, y in zip(
-                images.split(EVALUATION_BATCH),
-                targets.split(EVALUATION_BATCH),
-                strict=True,
-            ):
-                squares += ((network(x) - y) ** 2).sum(0)
+            for images, targets in self._validation:
+                squares += ((network(images) - targets) ** 2).sum(0)
         return squares
 
     def _metrics(self, squares: Tensor, n: int) -> tuple[float, float]:
@@ -230,14 +231,16 @@ class Training:
         mse = squares.cpu().numpy() / n * self.target_scale**2
         return float((mse / self.train_variance).mean()), float(mse.mean())
 
-    def _build(self) -> nn.Module:
-        images, targets = self._train
-        return build(self.spec, (images.shape[1], images.shape[2], images.shape[3]), targets.shape[1])
+    def _build(self) -> ConvNet:
+        return build(self.spec, self._image_shape, len(self.target_mean))
 
-    def _tensors(self, split: Split) -> tuple[Tensor, Tensor]:
+    def _prepare(self, split: Split) -> tuple[Tensor | Windows, Tensor]:
         images = torch.from_numpy(np.ascontiguousarray(split[0], np.float32))
         targets = (np.asarray(split[1], np.float64) - self.target_mean) / self.target_scale
-        return images.to(self.device), torch.from_numpy(targets.astype(np.float32)).to(self.device)
+        return (
+            self.network.prepare(images.to(self.device)),
+            torch.from_numpy(targets.astype(np.float32)).to(self.device),
+        )
 
     def _live_tensors(self) -> dict[str, Tensor]:
         tensors = {}

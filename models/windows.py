@@ -1,13 +1,14 @@
 """Two-phase images repeat themselves: compute what a first convolution block sees once per distinct window.
 
 A KxK convolution followed by a 2x2 maximum looks, for each of its outputs, at one window of (K+1)x(K+1) pixels. Of the
-373,000 windows in 364 binary cells of 64x64 pixels some 4,000 (K = 3) or 45,000 (K = 5) differ, and a batch of 32 holds
-a few per cent (K = 3) or a fifth (K = 5) of its windows in distinct form. The block is the same function of each, so its
-outputs and gradients are the same numbers but for the order of summation.
+373,000 windows in 364 binary cells of 64x64 pixels some 4,000 (K = 3) or 45,000 (K = 5) are distinct, and a batch of 32
+holds a twenty-fifth (K = 3) or a fifth (K = 5) as many distinct windows as windows. The block gives the same output for
+equal windows, so outputs and gradients are the same but for the order of summation.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,51 +20,81 @@ WORTH_IT = 0.25  # of the windows may be distinct; with more, the plain convolut
 class WindowBatch:
     """A batch of images as its distinct windows and where each stands."""
 
-    windows: Tensor  # (u, channels, K + 1, K + 1)
+    windows: Tensor  # (u, channels * (K + 1)²)
     index: Tensor  # (batch, rows, columns) int64, into the windows
+    places: (
+        Tensor  # (4, channels * K², channels * (K + 1)²) of 0 and 1: lays a kernel on each of a window's four places
+    )
 
 
 @dataclass(frozen=True)
 class Windows:
-    """A set of images in the same form; indexed by image numbers it gives a WindowBatch."""
+    """A set of images in the same form; indexed with image numbers (b,) it gives a WindowBatch."""
 
-    windows: Tensor  # (u, channels, K + 1, K + 1)
-    index: Tensor  # (n, rows, columns) int64
+    windows: Tensor
+    index: Tensor  # (n, rows, columns)
+    places: Tensor
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, images: Tensor) -> WindowBatch:
         index = self.index[images]
-        present = torch.zeros(len(self.windows), dtype=torch.int64, device=index.device)
-        present[index.flatten()] = 1
-        return WindowBatch(self.windows[present.nonzero().squeeze(1)], (present.cumsum(0) - 1)[index])
+        present = torch.zeros(len(self.windows), dtype=torch.bool)
+        present[index.view(-1)] = True
+        numbers = present.nonzero().squeeze(1)
+        rank = torch.empty(len(present), dtype=torch.int64)
+        rank[numbers] = torch.arange(len(numbers))
+        return WindowBatch(self.windows.index_select(0, numbers), rank[index], self.places)
+
+
+def first_block(batch: WindowBatch, weight: Tensor, bias: Tensor) -> Tensor:
+    """ReLU of the 2x2 maximum of the convolution with weight (f, channels, K, K): (batch, f, rows, columns)."""
+    kernels = (weight.reshape(len(weight), -1) @ batch.places).view(-1, batch.windows.shape[1])  # (4 f, window)
+    four = (batch.windows @ kernels.t()).view(len(batch.windows), 4, len(weight))
+    # Bias and ReLU after the maximum: both are monotonous, rounding included, so the numbers are the same.
+    table = F.relu(four.amax(1) + bias)
+    return table.index_select(0, batch.index.view(-1)).view(*batch.index.shape, -1).permute(0, 3, 1, 2)
 
 
 def distinct(images: Tensor, *, kernel_size: int, padding: int) -> Windows | None:
-    """The windows of images (n, c, h, w) for a convolution and a 2x2 maximum; None if too few of them repeat.
+    """The windows of images (n, c, h, w) under that convolution; None if too few of them repeat to be worth it.
 
-    Windows are told apart by 64-bit hashes and then compared pixel by pixel, so the answer is exact.
+    Windows are told apart by a 64-bit hash and then compared pixel by pixel, so the answer is exact.
     """
-    bits = F.pad(images, [padding] * 4).contiguous().view(torch.int32).to(torch.int64)
-    n, channels, height, width = bits.shape
+    padded = F.pad(images, [padding] * 4)
+    n, channels, height, width = padded.shape
     size = kernel_size + 1
     rows, columns = (height - kernel_size + 1) // 2, (width - kernel_size + 1) // 2
-
-    def pixel(channel: int, y: int, x: int) -> Tensor:
-        """That pixel of every window, (n * rows * columns,)."""
-        return bits[:, channel, y : y + 2 * rows - 1 : 2, x : x + 2 * columns - 1 : 2].reshape(-1)
-
-    places = [(c, y, x) for c in range(channels) for y in range(size) for x in range(size)]
-    hashes = torch.zeros(n * rows * columns, dtype=torch.int64, device=bits.device)
-    for place in places:
-        hashes = (hashes * 6364136223846793005 + pixel(*place)) ^ (hashes >> 29)
-    values, index = hashes.unique(return_inverse=True)
-    if len(values) > WORTH_IT * len(hashes):
+    down, right = 2 * rows - 1, 2 * columns - 1
+    # Any odd 64-bit numbers will do; the hash is linear in the pixels' bits, and separable in y and x.
+    factors = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63, (channels, 2, size))) | 1
+    parts = []
+    for part in padded.split(64):
+        hashes = torch.zeros(len(part), rows, columns, dtype=torch.int64)
+        bits = part.contiguous().view(torch.int32).to(torch.int64)
+        for c in range(channels):
+            across = torch.zeros(len(part), height, columns, dtype=torch.int64)
+            for x in range(size):
+                across += factors[c, 0, x] * bits[:, c, :, x : x + right : 2]
+            for y in range(size):
+                hashes += factors[c, 1, y] * across[:, y : y + down : 2]
+        parts.append(hashes.view(-1))
+    values, index = torch.cat(parts).unique(return_inverse=True)
+    if len(values) > WORTH_IT * len(index):
         return None
-    of_each = torch.empty_like(values).index_copy_(0, index, torch.arange(len(index), device=bits.device))
-    found = torch.stack([pixel(*place)[of_each] for place in places], dim=1)
-    if any((pixel(*place) != found[index, i]).any() for i, place in enumerate(places)):
-        return None  # two windows share a hash: as good as never
-    windows = found.to(torch.int32).view(torch.float32).view(-1, channels, size, size)
-    return Windows(windows, index.view(n, rows, columns))
+    example = torch.empty_like(values).scatter_(0, index, torch.arange(len(index)))
+    pixels = []
+    for c in range(channels):
+        for y in range(size):
+            for x in range(size):
+                pixel = padded[:, c, y : y + down : 2, x : x + right : 2].reshape(-1)
+                pixels.append(pixel[example])
+                if not torch.equal(pixels[-1][index], pixel):
+                    return None  # two windows share a hash: as good as never
+    unit = torch.eye(channels * size**2).view(-1, channels, size, size)
+    return Windows(
+        windows=torch.stack(pixels, dim=1),
+        index=index.view(n, rows, columns),
+        places=F.unfold(unit, kernel_size).permute(2, 1, 0).contiguous(),
+    )

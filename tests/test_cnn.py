@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from models.specs import BaselineSpec, CnnSpec, build
+from models.windows import Windows
 
 SEED = 7
 
@@ -72,3 +73,21 @@ def test_dropout_acts_in_training_only_and_keeps_the_expectation():
     deviation = math.sqrt(0.8 * 0.2 / hidden.numel())
     assert kept == pytest.approx(0.8, abs=5 * deviation), f"seed {SEED}"
     assert dropped.max().item() == pytest.approx(1 / 0.8, rel=1e-4)
+
+
+@pytest.mark.parametrize("spec", [BaselineSpec(), CnnSpec(filters=8, kernel_size=5, dropout=0.2)])
+def test_prepared_images_give_the_outputs_of_the_images(spec):
+    torch.manual_seed(SEED)
+    network = build(spec, (1, 32, 32), 9).eval().to(memory_format=torch.channels_last)
+    images = (torch.rand(30, 1, 8, 8) < 0.5).float().repeat_interleave(4, 2).repeat_interleave(4, 3)
+    prepared = network.prepare(images)
+    assert isinstance(prepared, Windows)
+    batch = torch.tensor([3, 29, 0])
+    expected = network(images[batch])
+    assert torch.allclose(network(prepared[batch]), expected, rtol=0, atol=1e-5 * expected.abs().max().item()), SEED
+
+
+def test_images_that_do_not_repeat_are_trained_on_as_they_are():
+    noise = torch.rand(3, 1, 32, 32)
+    network = build(BaselineSpec(), (1, 32, 32), 9)
+    assert network.prepare(noise) is noise

@@ -114,6 +114,15 @@ def test_a_download_by_alias_has_every_file_and_its_check_sums(
     assert [path.name for path in folder.parent.iterdir()] == ["champion"]
 
 
+def test_a_model_can_be_downloaded_before_it_is_registered(tracker: Tracker, model: Model, tmp_path: Path) -> None:
+    folder = registry.download_model(
+        tracker, model_id=model.model_id, folder=tmp_path / "m", expected_sha256=model.sha256
+    )
+    assert (folder / "data" / "model.pt2").read_bytes() == b"weights"
+    with pytest.raises(NotFound, match="no model m-0"):
+        registry.download_model(tracker, model_id="m-0", folder=tmp_path / "n", expected_sha256={})
+
+
 def test_a_version_that_does_not_exist_is_named(download: Callable[..., Path], tmp_path: Path) -> None:
     for version in (99, "nobody"):
         with pytest.raises(NotFound, match=f"@{version}"):

@@ -1,6 +1,8 @@
 """Model and training specifications: their dict form, their messages, and the protocol's parameter counts."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from models.specs import (
     build,
     from_dict,
     parameter_count,
+    size,
     to_dict,
     training_from_dict,
     training_to_dict,
@@ -89,6 +92,7 @@ GOOD = {"family": "cnn", "filters": 8, "kernel_size": 3, "dropout": 0.0}
     [
         ({"family": None}, "model.family is missing; there are: baseline, cnn."),
         ({"family": "cn"}, r"model.family is 'cn' \(did you mean 'cnn'\?\); there are: baseline, cnn."),
+        ({"family": ["cnn"]}, r"model.family is \['cnn'\]"),
         ({"family": "baseline"}, r"model \(baseline\): unknown key 'filters'; it takes none."),
         (
             {"filtres": 8},
@@ -128,3 +132,24 @@ def test_a_missing_model_key_is_named():
 def test_a_wrong_training_key_is_named_with_what_it_may_hold(values, message):
     with pytest.raises(SpecError, match=message):
         training_from_dict(values)
+
+
+def test_the_size_in_closed_form_is_that_of_the_network_built():
+    for image, targets in ((IMAGE, TARGETS), ((2, 21, 34), 4)):
+        specs = [CnnSpec(filters=f, kernel_size=k, dropout=0.0) for f in (8, 16, 32) for k in (3, 5)]
+        for spec in (BaselineSpec(), *specs):
+            assert size(spec, image, targets).parameters == parameter_count(build(spec, image, targets))
+    with pytest.raises(SpecError, match="at least 4x4 pixels"):
+        size(CnnSpec(filters=1, kernel_size=3, dropout=0.0), (1, 3, 3), 1)
+
+
+def test_the_multiply_adds_of_config_22_are_those_counted_by_hand():
+    first, second = 64 * 64 * 32 * 25, 32 * 32 * 64 * 32 * 25
+    dense, head = 16 * 16 * 64 * 64, 64 * 9
+    found = size(CnnSpec(filters=32, kernel_size=5, dropout=0.2), IMAGE, TARGETS).multiply_adds
+    assert found == first + second + dense + head
+
+
+def test_specifications_are_read_without_importing_torch():
+    code = "import sys, models.specs; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

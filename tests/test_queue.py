@@ -1,0 +1,224 @@
+"""The queue on a real Postgres: leases, fences, attempts, the outbox."""
+
+import threading
+import time
+
+import pytest
+
+from hpo.errors import NotFound, ServiceError, StudyConflict
+from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, Queue, StudyRow
+
+pytestmark = pytest.mark.service
+
+SPEC = {"point": {"filters": 8, "a": 1}}
+
+
+@pytest.fixture(autouse=True)
+def _closed(monkeypatch):
+    """Close every queue a test opened."""
+    opened, make = [], Queue.__init__
+
+    def remember(queue, url):
+        make(queue, url)
+        opened.append(queue)
+
+    monkeypatch.setattr(Queue, "__init__", remember)
+    yield
+    for queue in opened:
+        queue.close()
+
+
+def planned(url: str, count: int, *, name: str = "s") -> Queue:
+    queue = Queue(url)
+    queue.install()
+    queue.put_study(StudyRow(name=name, identity="i", spec={"space": []}, facts={}, created_at=0))
+    jobs = [{"kind": "trial", "number": n, "config": n, "cost": float(n), "spec": SPEC} for n in range(count)]
+    queue.put_jobs(name, [*jobs, {"kind": "closing", "number": -1, "config": None, "cost": 0.0, "spec": None}])
+    return queue
+
+
+def claim(queue, worker="w", lease=30.0):
+    return queue.claim("s", worker=worker, lease=lease)
+
+
+def test_planning_twice_inserts_each_point_once(database_url):
+    planned(database_url, 5)
+    assert len(planned(database_url, 5).jobs("s")) == 6
+
+
+def test_the_dearest_trial_is_claimed_first_and_the_order_of_a_point_survives(database_url):
+    queue = planned(database_url, 3)
+    job = claim(queue)
+    assert job.number == 2
+    assert list(job.spec["point"]) == ["filters", "a"]
+
+
+def test_sixteen_claimers_at_once_get_each_job_once(database_url):
+    planned(database_url, 60)
+    claimed, start = [], threading.Barrier(16)
+
+    def work() -> None:
+        own = Queue(database_url)
+        start.wait()
+        while job := own.claim("s", worker="w", lease=30):
+            claimed.append(job.number)
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claimed) == list(range(60))
+
+
+def test_the_closing_waits_until_every_trial_has_ended(database_url):
+    queue = planned(database_url, 2)
+    first, second = claim(queue), claim(queue)
+    assert claim(queue) is None
+    queue.end(first, "done", result={})
+    assert claim(queue) is None
+    queue.end(second, "diverged", result={"epoch": 1}, reason="diverged at epoch 1")
+    assert claim(queue).kind == "closing"
+
+
+def test_a_job_whose_lease_ran_out_is_taken_over_and_its_first_holder_can_write_nothing(database_url):
+    queue = planned(database_url, 1)
+    old = claim(queue, "frozen", lease=0.2)
+    queue.add_epochs(old, [(1, 1000, {"val/nmse": 1.0})])
+    time.sleep(0.3)
+    new = claim(queue, "other")
+    assert new.id == old.id and new.attempt == 2 and new.fence == old.fence + 1
+    for write in (
+        lambda: queue.add_epochs(old, [(2, 2000, {"val/nmse": 0.5})]),
+        lambda: queue.checkpoint(old, {}),
+        lambda: queue.end(old, "done", result={}),
+        lambda: queue.give_back(old, reason="x", counts=False),
+        lambda: queue.fill(old, {}, 0),
+    ):
+        with pytest.raises(LeaseLost):
+            write()
+    assert queue.renew([old, new], lease=30) == [old]
+    assert queue.curve(old.id) == [(1, {"val/nmse": 1.0})]
+
+
+def test_a_lease_that_is_renewed_is_not_taken_over(database_url):
+    queue = planned(database_url, 1)
+    job = claim(queue, lease=0.5)
+    for _ in range(4):
+        time.sleep(0.25)
+        assert queue.renew([job], lease=0.5) == []
+    assert claim(queue) is None
+
+
+def test_a_recorded_result_is_final(database_url):
+    queue = planned(database_url, 1)
+    job = claim(queue)
+    queue.end(job, "done", result={"best_val_nmse": 0.1})
+    with pytest.raises(LeaseLost):
+        queue.end(job, "done", result={"best_val_nmse": 0.2})
+    assert queue.job(job.id).result == {"best_val_nmse": 0.1}
+
+
+def test_after_three_attempts_a_job_is_dead_with_its_reason(database_url):
+    queue = planned(database_url, 1)
+    for attempt in range(1, ATTEMPTS + 1):
+        job = claim(queue)
+        assert job.attempt == attempt
+        queue.give_back(job, reason=f"exit {attempt}", counts=True)
+    assert (queue.job(job.id).state, queue.job(job.id).reason) == ("dead", "exit 3")
+    assert claim(queue).kind == "closing", "a dead trial does not block the closing"
+
+
+def test_a_job_whose_third_lease_ran_out_is_buried(database_url):
+    queue = planned(database_url, 1)
+    for _ in range(ATTEMPTS):
+        job = claim(queue, lease=0.1)
+        time.sleep(0.15)
+    assert claim(queue) is None
+    queue.bury("s")
+    assert (queue.job(job.id).state, queue.job(job.id).reason) == ("dead", "worker lost, attempt 3 of 3")
+
+
+def test_handing_back_does_not_count_as_an_attempt(database_url):
+    queue = planned(database_url, 1)
+    for _ in range(2 * ATTEMPTS):
+        job = claim(queue)
+        assert job.attempt == 1
+        queue.give_back(job, reason="handed back", counts=False)
+    assert queue.job(job.id).state == "waiting"
+
+
+def test_epochs_computed_again_double_nothing_and_the_outbox_empties_once(database_url):
+    queue = planned(database_url, 1)
+    job = claim(queue)
+    rows = [(n, 1000 * n, {"val/nmse": 1 / n}) for n in range(1, 6)]
+    queue.add_epochs(job, rows)
+    queue.add_epochs(job, [(n, at + 7, {"val/nmse": 9.0}) for n, at, _ in rows[2:]] + [(6, 6000, {"val/nmse": 0.1})])
+    assert queue.outbox(job.id) == [*rows, (6, 6000, {"val/nmse": 0.1})]
+    queue.set_forwarded(job.id, [1, 2, 3])
+    assert [number for number, _, _ in queue.outbox(job.id)] == [4, 5, 6]
+    assert queue.job(job.id).epochs == 6
+
+
+def test_a_state_that_is_not_shown_elsewhere_yet_is_found(database_url):
+    queue = planned(database_url, 2)
+    job = claim(queue)
+    assert [each.id for each in queue.unmirrored("s", older_than=0)] == [job.id]
+    assert queue.unmirrored("s", older_than=60) == []
+    queue.set_mirrored(job)
+    assert queue.unmirrored("s", older_than=0) == []
+    queue.end(job, "done", result={})
+    queue.set_mirrored(job)  # an old image of it does not count
+    assert [each.state for each in queue.unmirrored("s", older_than=0)] == ["done"]
+
+
+def test_a_name_stands_for_one_specification(database_url):
+    queue = planned(database_url, 1)
+    with pytest.raises(StudyConflict, match="hpo delete --study s"):
+        queue.put_study(StudyRow(name="s", identity="other", spec={}, facts={}, created_at=0))
+    assert queue.study("s").identity == "i"
+
+
+def test_an_unknown_study_is_named_with_those_there_are(database_url):
+    with pytest.raises(NotFound, match="No study 'x' has been planned here. There are: s"):
+        planned(database_url, 1).study("x")
+
+
+def test_another_schema_version_is_refused_and_left_alone(database_url):
+    queue = planned(database_url, 1)
+    with queue.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE hpo.schema SET version = 99")
+    with pytest.raises(ServiceError, match="schema version 99 of hpo, this program needs 1"):
+        Queue(database_url).install()
+    assert len(queue.jobs("s")) == 2
+
+
+def test_two_first_workers_make_the_tables_once(database_url):
+    errors = []
+
+    def install() -> None:
+        try:
+            Queue(database_url).install()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=install) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_a_database_that_is_away_is_told_from_a_mistake():
+    with pytest.raises(DatabaseLost):
+        Queue("postgresql://nobody:x@127.0.0.1:9/none").install()
+    with pytest.raises(ServiceError, match=r"expected a postgresql:// URL, found sqlite://"):
+        Queue("sqlite:///x.db")
+    with pytest.raises(ServiceError, match="expected a URL like postgresql://"):
+        Queue("not a url")
+
+
+def test_sessions_speak_utc(database_url):
+    with planned(database_url, 1).engine.begin() as connection:
+        assert connection.exec_driver_sql("SHOW timezone").scalar() == "UTC"

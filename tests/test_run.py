@@ -1,0 +1,319 @@
+"""`hpo run` as users run it: real processes on a real Postgres and a real MLflow server, some of them killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cells
+import numpy as np
+import optuna
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from hpo.queue import Queue, engine
+from hpo.sampling import storage
+
+pytestmark = pytest.mark.acceptance
+
+PATIENCE = 240.0  # seconds for something that takes a few on an idle machine
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    return cells.make(tmp_path_factory.mktemp("data") / "tiny")
+
+
+class Shell:
+    """Runs `hpo` with the settings of one test, and ends what is left of it."""
+
+    def __init__(self, home: Path, database_url: str, tracking_uri: str) -> None:
+        self.environment = os.environ | {
+            "HPO_HOME": str(home),
+            "HPO_DATABASE_URL": database_url,
+            "MLFLOW_TRACKING_URI": tracking_uri,
+            "HPO_LEASE": "3",
+            "HPO_CHECKPOINT_INTERVAL": "0.5",
+        }
+        self.home, self.tracking_uri, self.database_url = home, tracking_uri, database_url
+        self.started: list[subprocess.Popen] = []
+        self.queue = Queue(database_url)
+
+    def start(self, *words: object) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hpo", *map(str, words)],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def hpo(self, *words: object, code: int = 0) -> str:
+        process = self.start(*words)
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == code, output
+        assert "Traceback" not in output, output
+        return output
+
+    def json(self, *words: object):
+        return json.loads(self.hpo(*words, "--json"))
+
+    def until(self, condition, what: str):
+        """Wait for something to be true; return it."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            if self.queue.installed() and (found := condition()):
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"not within {PATIENCE:.0f} s: {what}")
+
+    def trials(self, study: str):
+        return [job for job in self.queue.jobs(study) if job.kind == "trial"]
+
+    def training(self, study: str, epochs: int = 20):
+        """Wait until a trial is in the middle of its training; return it."""
+        return self.until(
+            lambda: next((job for job in self.trials(study) if job.alive and job.epochs >= epochs), None),
+            "a trial in mid-training",
+        )
+
+    def close(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    each.kill()
+            process.wait()
+            process.stdout.close()
+        self.queue.close()
+
+
+@pytest.fixture
+def shell(tmp_path, database_url, tracking_uri):
+    made = Shell(tmp_path / "home", database_url, tracking_uri)
+    yield made
+    made.close()
+
+
+def trainers(process: subprocess.Popen) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children()
+    return [child for child in children if "hpo.trainer" in " ".join(child.cmdline())]
+
+
+def check_recorded_once(shell: Shell, study: str, *, points: int, epochs: int) -> None:
+    """Every view of the study - ours, Optuna's, MLflow's - shows each point once, with its whole curve."""
+    jobs = shell.trials(study)
+    assert [job.state for job in jobs] == ["done"] * points
+    assert len({json.dumps(job.spec["point"]) for job in jobs}) == points
+    store = storage(shell.database_url)
+    loaded = optuna.load_study(study_name=study, storage=store)
+    frame = loaded.trials_dataframe()
+    assert list(frame.state) == ["COMPLETE"] * points
+    assert len(frame.filter(like="params_").drop_duplicates()) == points
+    assert list(frame.value) == [job.result["best_val_nmse"] for job in jobs]
+    store.remove_session()
+    store.engine.dispose()
+    client = MlflowClient(shell.tracking_uri)
+    experiment = client.get_experiment_by_name(study)
+    runs = client.search_runs([experiment.experiment_id], "tags.`hpo.kind` = 'trial'")
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert sorted(run.info.run_id for run in runs) == sorted(job.run_id for job in jobs)
+    for job in jobs:
+        curve = client.get_metric_history(job.run_id, "val/nmse")
+        assert [metric.step for metric in curve] == list(range(1, epochs + 1)), "a gap or a doubled step"
+        ours = dict(shell.queue.curve(job.id))
+        assert [metric.value for metric in curve] == [ours[step]["val/nmse"] for step in range(1, epochs + 1)]
+        assert min(metric.value for metric in curve) == job.result["best_val_nmse"]
+    everything = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in everything} == {"FINISHED"}
+    assert len(client.search_logged_models([experiment.experiment_id])) == points
+
+
+def test_the_grid_runs_to_its_end_and_its_champion_can_be_used(shell, data, tmp_path):
+    words = ("run", "--study", "grid", "--data", data, "--epochs", 2)
+    output = shell.hpo(*words)
+    study = shell.json("studies")[0]["name"]
+    assert re.fullmatch(r"grid\+[0-9a-f]{8}", study)
+    check_recorded_once(shell, study, points=24, epochs=2)
+    assert "volume fraction, cubic" in output and "mean of the training labels" in output
+
+    begin = time.monotonic()
+    again = shell.hpo(*words)
+    assert time.monotonic() - begin < 30
+    table = output[output.index("┏") : output.index("Go on with")]
+    assert table in again, "the same command prints the same result"
+    assert {job.attempt for job in shell.trials(study)} == {1}, "and trains nothing"
+
+    listed = shell.json("trials", "--study", study)
+    best = min(listed, key=lambda trial: trial["value"])
+    assert [trial["config"] for trial in listed] == list(range(24))
+    assert listed[22]["params"] == {"filters": 32, "kernel_size": 5, "dropout": 0.2, "learning_rate": 1e-3}
+
+    champion = tmp_path / "champion"
+    shell.hpo("download", champion)
+    image = data / "3_cell.png"
+    rows = json.loads(shell.hpo("predict", champion, image, "--json"))
+    assert rows["unit"] == "GPa"
+    ours = [value for name, value in rows["predictions"][0].items() if name != "image"]
+    client = MlflowClient(shell.tracking_uri)
+    (model,) = [each for each in client.search_registered_models() if each.name.startswith("tiny-")]
+    assert client.get_model_version_by_alias(model.name, "champion").run_id == best["run_id"]
+    plain = f"""
+import mlflow.pyfunc, numpy, PIL.Image
+image = numpy.asarray(PIL.Image.open({str(image)!r}), numpy.float32) / 255
+print(mlflow.pyfunc.load_model("models:/{model.name}@champion").predict(image[None, None]).tolist())
+"""
+    theirs = subprocess.run(
+        [sys.executable, "-c", plain], env=shell.environment, capture_output=True, text=True, check=True
+    )
+    assert np.allclose(json.loads(theirs.stdout)[0], ours, rtol=1e-5)
+
+    shell.hpo("delete", "--study", study, "--yes")
+    assert shell.json("studies") == []
+    assert [each.aliases for each in client.search_registered_models() if each.name == model.name] in ([{}], [])
+
+
+def test_killed_trainers_and_supervisors_lose_nothing_and_change_no_bit(shell, data, tmp_path):
+    calm = cells.study(tmp_path, "calm", data=data, epochs=900)
+    shell.hpo("run", "--study", calm, "--trainers", 2)
+    undisturbed = {json.dumps(job.spec["point"]): job.result for job in shell.trials("calm")}
+
+    stormy = cells.study(tmp_path, "stormy", data=data, epochs=900)
+    first = shell.start("run", "--study", stormy, "--trainers", 2)
+    job = shell.training("stormy", epochs=200)
+    for trainer in trainers(first):
+        trainer.kill()
+    shell.until(lambda: shell.queue.job(job.id).attempt == 2, "the killed trainer's trial runs again")
+    shell.training("stormy", epochs=400)
+    left = trainers(first)
+    first.kill()
+    psutil.wait_procs(left, timeout=10)
+    assert not any(trainer.is_running() for trainer in left), "trainers outlive their supervisor"
+
+    output = shell.hpo("run", "--study", stormy, "--trainers", 2)
+    check_recorded_once(shell, "stormy", points=4, epochs=900)
+    assert "Promoted" in output or "Nothing promoted" in output
+    jobs = shell.trials("stormy")
+    assert max(job.attempt for job in jobs) >= 2
+    for job in jobs:
+        expected = undisturbed[json.dumps(job.spec["point"])]
+        for name in ("best_val_nmse", "best_epoch", "last_val_nmse", "last_val_mse", "validation"):
+            assert job.result[name] == expected[name]
+        assert job.result["files"]["weights.safetensors"] == expected["files"]["weights.safetensors"]
+
+
+def test_ctrl_c_gives_back_within_seconds_and_the_same_command_goes_on(shell, data, tmp_path):
+    study = cells.study(tmp_path, "stopped", data=data, epochs=1500)
+    process = shell.start("run", "--study", study, "--trainers", 2)
+    job = shell.training("stopped", epochs=100)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert time.monotonic() - begin < 8
+    assert process.returncode == 130 and "The same command goes on." in output
+    kept = shell.queue.job(job.id)
+    assert (kept.state, kept.attempt, kept.reason) == ("waiting", 0, "handed back")
+    assert kept.checkpoint["epoch"] >= job.epochs
+    runs = MlflowClient(shell.tracking_uri).get_run(kept.run_id)
+    assert runs.info.status == "SCHEDULED"
+
+    shell.hpo("run", "--study", study, "--trainers", 2)
+    check_recorded_once(shell, "stopped", points=4, epochs=1500)
+    assert {job.attempt for job in shell.trials("stopped")} == {1}
+
+
+def test_eight_workers_on_tiny_trials_train_no_point_twice(shell, data):
+    shell.hpo("run", "--study", "grid", "--data", data, "--epochs", 1, "--seed", 7, "--trainers", 1, "--set", "space.filters=[2]")
+    words = ("--data", data, "--epochs", 1, "--seed", 8, "--set", "space.filters=[2, 3, 4, 5, 6, 7]")
+    first = shell.start("run", "--study", "grid", *words, "--trainers", 1)
+    study = shell.until(lambda: next((row.name for row in shell.queue.studies() if row.spec["seed"] == 8), None), "plan")
+    shell.until(lambda: shell.queue.study(study).facts.get("planned"), "the plan")
+    others = [shell.start("worker", "--study", study, "--trainers", 1) for _ in range(6)]
+    others.append(shell.start("run", "--study", "grid", *words, "--trainers", 1))
+    for process in [first, *others]:
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, output
+    check_recorded_once(shell, study, points=48, epochs=1)
+    assert {job.attempt for job in shell.trials(study)} == {1}
+    workers = {job.worker for job in shell.trials(study)}
+    assert len(workers) > 1
+
+
+def test_a_sampler_fills_its_slots_when_they_are_claimed(shell, data, tmp_path):
+    study = cells.study(tmp_path, "tpe", data=data, epochs=2)
+    text = study.read_text().replace("[1e-3, 1e-4]", "{low = 1e-4, high = 1e-2, log = true}")
+    study.write_text(text + '[sampler]\nname = "tpe"\ntrials = 6\n')
+    shell.hpo("run", "--study", study)
+    check_recorded_once(shell, "tpe", points=6, epochs=2)
+
+
+def test_a_worker_with_once_trains_one_trial(shell, data, tmp_path):
+    study = cells.study(tmp_path, "once", data=data, epochs=1500)
+    process = shell.start("run", "--study", study, "--trainers", 1)
+    shell.training("once")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE)
+    shell.hpo("worker", "--study", "once", "--once")
+    assert sum(job.state == "done" for job in shell.trials("once")) == 1
+
+
+def test_a_dry_run_shows_the_plan_and_leaves_nothing_behind(shell, data):
+    output = shell.hpo("run", "--study", "grid", "--data", data, "--dry-run")
+    assert "118,281" in output and "Nothing was started or written." in output  # F=32, K=5 at 16x16 pixels
+    assert not shell.home.exists()
+    assert not shell.queue.installed()
+
+
+def test_other_data_under_a_files_name_is_refused_and_the_study_is_kept(shell, tmp_path):
+    data = cells.make(tmp_path / "cells", count=30)
+    study = cells.study(tmp_path, "mine", data=data, epochs=1)
+    shell.hpo("run", "--study", study)
+    table = data / "1-30_Cij_pbc.csv"
+    table.write_text(re.sub(r"^1,\d+", "1,77", table.read_text()))
+    output = shell.hpo("run", "--study", study, code=1)
+    assert "recorded here with another specification" in output and "hpo delete --study mine" in output
+    assert shell.json("studies")[0]["state"] == "closed"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "--study", "gird"), "Did you mean 'grid'"),
+        (("run", "--study", "grid", "--epochs", "0"), "expected a whole number, at least 1"),
+        (("run", "--study", "grid", "--data", "/nowhere"), "/nowhere"),
+        (("trials", "--study", "grid"), "No study 'grid' has been planned here"),
+        (("worker", "--study", "grid"), "No study 'grid' has been planned here"),
+        (("download", "x"), "No study has been planned here"),
+        (("predict", "/nowhere", "x.png"), "no such file"),
+        (("data", "check", "/nowhere"), "/nowhere"),
+        (("delete", "--study", "grid", "--yes"), "No study 'grid' has been planned here"),
+    ],
+)
+def test_a_mistake_gets_one_message_and_exit_code_1(shell, words, message):
+    output = shell.hpo(*words, code=1)
+    assert message in output and output.startswith("hpo: ")
+
+
+def test_an_unreachable_database_is_said_so(shell):
+    shell.environment |= {"HPO_DATABASE_URL": "postgresql://a:secret@127.0.0.1:9/b"}
+    output = shell.hpo("studies", code=1)
+    assert "The database cannot be reached" in output and "secret" not in output
+
+
+def test_the_database_of_the_queue_holds_no_clock_of_a_worker(shell, data, tmp_path):
+    """A worker whose clock is an hour off, in another time zone, is no different."""
+    shell.environment |= {"TZ": "Pacific/Auckland"}
+    study = cells.study(tmp_path, "zone", data=data, epochs=1)
+    shell.hpo("run", "--study", study)
+    with engine(shell.database_url).connect() as connection:
+        ages = connection.exec_driver_sql(
+            "SELECT extract(epoch FROM clock_timestamp() - changed_at) FROM hpo.job"
+        ).scalars()
+        assert all(0 <= age < PATIENCE for age in ages)

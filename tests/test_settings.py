@@ -1,0 +1,34 @@
+"""Settings by environment variable."""
+
+from pathlib import Path
+
+import pytest
+
+from hpo import settings
+from hpo.errors import SettingsError
+
+
+def test_without_variables_everything_is_embedded_under_mlruns():
+    read = settings.read({})
+    assert read.embedded and read.home == Path("mlruns").absolute() and read.lease == 30
+
+
+@pytest.mark.parametrize("variable", ["HPO_DATABASE_URL", "MLFLOW_TRACKING_URI"])
+def test_one_url_alone_is_refused_with_the_name_of_the_other(variable):
+    with pytest.raises(SettingsError, match=rf"{variable} is set but"):
+        settings.read({variable: "x"})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("HPO_TRAINERS", "two"), ("HPO_TRAINERS", "1.5"), ("HPO_LEASE", "0"), ("HPO_LEASE", "nan"), ("HPO_LEASE", "inf")],
+)
+def test_a_wrong_number_is_named_with_its_variable(variable, value):
+    with pytest.raises(SettingsError, match=f"{variable}: expected .*, found '{value}'"):
+        settings.read({variable: value})
+
+
+def test_every_setting_is_in_the_documentation():
+    text = (Path(__file__).resolve().parent.parent / "docs" / "settings.md").read_text()
+    for variable, _ in settings.VARIABLES.values():
+        assert f"`{variable}`" in text

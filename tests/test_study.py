@@ -1,0 +1,153 @@
+"""Study files, overrides and identity."""
+
+import pytest
+
+from hpo import study
+from hpo.errors import StudyError
+from models import specs
+
+
+def load(tmp_path, text, *overrides):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return study.load(str(path), overrides)
+
+
+MINIMAL = """
+[model]
+family = "cnn"
+kernel_size = 3
+dropout = 0.0
+[sampler]
+name = "random"
+trials = 5
+[space]
+filters = [4, 8]
+learning_rate = {low = 1e-4, high = 1e-2, log = true}
+"""
+
+
+def identity(each, data="d", split="s"):
+    return study.digest(each.canonical(data_digest=data, split_digest=split))
+
+
+def test_the_grid_has_the_protocols_24_points_in_its_order():
+    points = study.load("grid").grid()
+    assert len(points) == 24
+    assert points[0] == {"filters": 8, "kernel_size": 3, "dropout": 0.0, "learning_rate": 1e-3}
+    assert points[1] == {"filters": 8, "kernel_size": 3, "dropout": 0.0, "learning_rate": 1e-4}
+    assert points[22] == {"filters": 32, "kernel_size": 5, "dropout": 0.2, "learning_rate": 1e-3}
+
+
+def test_config_22_has_the_parameter_count_of_the_protocol():
+    grid = study.load("grid")
+    model, training = grid.trial(grid.grid()[22])
+    assert specs.size(specs.from_dict(model), (1, 64, 64), 9).parameters == 1_101_321
+    assert training["epochs"] == 300 and training["batch_size"] == 32
+
+
+def test_an_override_that_changes_nothing_leaves_name_and_identity():
+    plain, same = study.load("grid"), study.load("grid", ["training.epochs=300"])
+    assert identity(plain) == identity(same)
+    assert study.full_name(same, identity(same)) == "grid"
+
+
+def test_any_other_override_appends_eight_digits_of_the_identity():
+    other = study.load("grid", ["training.epochs=10"])
+    assert study.full_name(other, identity(other)) == f"grid+{identity(other)[:8]}"
+
+
+@pytest.mark.parametrize("override", ["training.epochs=10", "seed=1", "space.filters=[8]", "training.learning_rate=1"])
+def test_every_setting_that_moves_a_number_is_in_the_identity(override):
+    if override == "training.learning_rate=1":
+        with pytest.raises(StudyError, match="'learning_rate' stands in \\[space\\] and in \\[training\\]"):
+            study.load("grid", [override])
+        return
+    assert identity(study.load("grid", [override])) != identity(study.load("grid"))
+
+
+def test_other_data_or_another_split_is_another_identity():
+    grid = study.load("grid")
+    assert len({identity(grid), identity(grid, data="e"), identity(grid, split="t")}) == 3
+
+
+def test_writing_a_default_out_is_the_same_study(tmp_path):
+    assert identity(load(tmp_path, MINIMAL)) == identity(load(tmp_path, MINIMAL + "[training]\nepochs = 300\n"))
+
+
+def test_a_canonical_spec_restores_the_study(tmp_path):
+    for each in (study.load("grid"), load(tmp_path, MINIMAL)):
+        canonical = each.canonical(data_digest="d", split_digest="s")
+        assert study.restore(each.name, canonical).canonical(data_digest="d", split_digest="s") == canonical
+
+
+def test_the_data_path_of_a_file_counts_from_the_file(tmp_path):
+    assert load(tmp_path, MINIMAL + '[data]\npath = "cells"\n').data_path == str(tmp_path / "cells")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.epoch=3"], "unknown key 'training.epoch'. Did you mean 'epochs'"),
+        (["modell.family=cnn"], "unknown key 'modell'. Did you mean 'model'"),
+        (["space.filter=[1]"], "unknown key 'space.filter'. Did you mean 'filters'"),
+        (["sampler.name=gird"], "sampler.name: expected one of grid, random, tpe, found 'gird'. Did you mean 'grid'"),
+        (["model.family=cn"], "did you mean 'cnn'"),
+        (["training.epochs=0"], "epochs = 0; expected a whole number, at least 1"),
+        (["training.epochs=ten"], "epochs = 'ten'; expected a whole number"),
+        (["space.filters=8"], "expected a list of values"),
+        (["space.filters=[8, 8]"], "a value stands twice"),
+        (["space.filters=[]"], "expected a list of numbers"),
+        (["space.dropout=[1.5]"], "dropout = 1.5; expected a number"),
+        (["space.dropout={low = 0.0, high = 0.5}"], "a grid needs a list of values, found an interval"),
+        (["sampler.trials=3"], "a grid trains all its points"),
+        (["sampler.name=tpe"], "sampler.trials: expected a whole number, found nothing"),
+        (["seed=-1"], "seed: expected a whole number of 0"),
+        (["seed=true"], "seed: expected a whole number, found True"),
+        (["report_by=['depth']"], "report_by: expected parameters of"),
+        (["training.epochs"], "expected KEY=VALUE"),
+        (["seed.more=1"], "'seed' is a value, not a table"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_was_expected(overrides, message):
+    with pytest.raises(StudyError) as caught:
+        study.load("grid", overrides)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gird", "Did you mean 'grid'? There are: "),
+        ("nowhere/mine.toml", "there is no such study file"),
+    ],
+)
+def test_an_unknown_study_is_named_with_what_there_is(name, message):
+    with pytest.raises(StudyError) as caught:
+        study.load(name)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model = [", "not valid TOML"),
+        ("", "model.family: expected text in quotes, found nothing"),
+        (MINIMAL + "[data]\nimage_size = 'big'\n", "data.image_size: expected a whole number"),
+        (MINIMAL.replace("low = 1e-4", "low = 1.0"), "expected low < high"),
+        (MINIMAL.replace("low = 1e-4", "low = 0.0"), "log = true needs low > 0"),
+        (MINIMAL.replace("high = 1e-2", "hihg = 1e-2"), "unknown key 'space.learning_rate.hihg'. Did you mean 'high'"),
+        (MINIMAL.replace("trials = 5", "trials = 0"), "expected 1 to 100000, found 0"),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_was_expected(tmp_path, text, message):
+    with pytest.raises(StudyError) as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+
+
+def test_a_file_may_not_take_a_shipped_name(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text(MINIMAL)
+    with pytest.raises(StudyError, match="is the name of a shipped study"):
+        study.load(str(path))
