@@ -184,7 +184,7 @@ def run(options: argparse.Namespace) -> int:
     closed = _work(read, found, row.name, options.trainers, console)
     jobs = queue.jobs(row.name)
     if closed:
-        report.show_result(console, row, jobs, links)
+        report.show_result(console, row, jobs, links, _near(plan.folder / plan.dataset.names[0]))
     else:
         done = sum(job.state == "done" for job in jobs if job.kind == "trial")
         console.print(f"Stopped: {done} of {plan.study.trials} trials are done and kept. The same command goes on.")
@@ -630,6 +630,14 @@ def _trainers(given: int | None, read: "Settings") -> int:
 def _links(tracker: Any, row: "StudyRow") -> dict[str, str]:
     experiment = row.facts["experiment_id"]
     return {"list": tracker.link(experiment), "charts": tracker.chart_link(experiment)}
+
+
+def _near(path: Path) -> str:
+    """The path as one would type it here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def _progress(text: str) -> None:

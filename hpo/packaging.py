@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -53,34 +52,6 @@ print(predictions)  # {unit}; columns: {targets}
 
 `hpo predict` reads only weights.safetensors and spec.json, which hold no code.
 """
-
-
-def warm_up() -> None:
-    """Package a tiny network once. The first export of a process imports for about 4 s; every later one takes 0.1 s."""
-    import torch
-
-    from models.regressor import Regressor
-
-    with torch.random.fork_rng(devices=[]):
-        layers = (
-            torch.nn.Conv2d(1, 1, 1),
-            torch.nn.MaxPool2d(2),
-            torch.nn.ReLU(),
-            torch.nn.Flatten(),
-            torch.nn.Linear(1, 1),
-        )
-        network = Regressor(torch.nn.Sequential(*layers), torch.zeros(1), torch.ones(1))
-    images = np.zeros((2, 1, 2, 2), np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        package(
-            Path(folder, "model"),
-            network,
-            spec={},
-            image_shape=images.shape[1:],
-            target_names=["C11"],
-            unit="GPa",
-            example_images=images,
-        )
 
 
 def package(

@@ -32,6 +32,7 @@ class Plan:
 
     study: Study
     name: str
+    folder: Path
     dataset: Dataset
     split: Split
     canonical: dict[str, Any]
@@ -88,6 +89,7 @@ def prepare(chosen: Study) -> Plan:
     return Plan(
         study=chosen,
         name=study.full_name(chosen, identity),
+        folder=folder,
         dataset=data,
         split=parts,
         canonical=canonical,
@@ -106,7 +108,7 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
             raise conflict(ready.name)
         if row is not None and row.facts.get("planned"):
             return row
-        facts = ready.facts | _track(ready, tracker, settings)
+        facts = ready.facts | _track(ready, tracker, settings, queue.database_id())
         queue.put_study(
             StudyRow(name=ready.name, identity=ready.identity, spec=ready.canonical, facts=facts, created_at=0)
         )
@@ -130,7 +132,7 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
     return queue.study(ready.name)
 
 
-def _track(ready: Plan, tracker: Tracker, settings: Settings) -> dict[str, Any]:
+def _track(ready: Plan, tracker: Tracker, settings: Settings, owner: str) -> dict[str, Any]:
     """The experiment, the study's own run with its data set, and the trivial predictors as runs."""
     facts, now = ready.facts, now_ms()
     data = facts["data"]
@@ -138,6 +140,7 @@ def _track(ready: Plan, tracker: Tracker, settings: Settings) -> dict[str, Any]:
         ready.name,
         description=_note(ready),
         params=[*(["config"] if ready.study.sampler == "grid" else []), *ready.study.space],
+        owner=owner,
     )
     run_id = tracker.ensure_run(
         experiment_id,

@@ -23,7 +23,7 @@ ENDED = ("done", "diverged", "dead")  # states nothing leaves
 
 _SCHEMA = """
 CREATE SCHEMA IF NOT EXISTS hpo;
-CREATE TABLE IF NOT EXISTS hpo.schema (version int NOT NULL);
+CREATE TABLE IF NOT EXISTS hpo.schema (version int NOT NULL, id uuid NOT NULL DEFAULT gen_random_uuid());
 CREATE TABLE IF NOT EXISTS hpo.study (
     name text PRIMARY KEY,
     identity text NOT NULL,             -- SHA-256 of the canonical spec
@@ -149,7 +149,9 @@ class Queue:
             connection.execute(text(_SCHEMA))
             version = connection.scalar(text("SELECT version FROM hpo.schema"))
             if version is None:
-                connection.execute(text("INSERT INTO hpo.schema VALUES (:version)"), {"version": SCHEMA_VERSION})
+                connection.execute(
+                    text("INSERT INTO hpo.schema (version) VALUES (:version)"), {"version": SCHEMA_VERSION}
+                )
             elif version != SCHEMA_VERSION:
                 raise ServiceError(
                     f"The database holds schema version {version} of hpo, this program needs {SCHEMA_VERSION}. "
@@ -160,6 +162,11 @@ class Queue:
         """Whether the tables are there; makes nothing."""
         with self._transaction() as connection:
             return connection.scalar(text("SELECT to_regclass('hpo.job')")) is not None
+
+    def database_id(self) -> str:
+        """A random name of this database: what tells its experiments on a shared MLflow server from those of others."""
+        with self._transaction() as connection:
+            return str(connection.scalar(text("SELECT id FROM hpo.schema")))
 
     # Planning
 

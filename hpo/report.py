@@ -1,6 +1,7 @@
 """The result of a study as tables: on the terminal, and as files at the study's run. Built from the database alone."""
 
 import json
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def rows(jobs: list[Job]) -> list[dict[str, Any]]:
     return found
 
 
-def show_result(console: Console, study: StudyRow, jobs: list[Job], links: dict[str, str]) -> None:
+def show_result(console: Console, study: StudyRow, jobs: list[Job], links: dict[str, str], image: str) -> None:
     """Print what a finished study shows: the ten best beside the trivial predictors, the winner by component, what
     was promoted and why, and what to do next."""
     close = next((job for job in jobs if job.kind == "closing"), None)
@@ -55,7 +56,7 @@ def show_result(console: Console, study: StudyRow, jobs: list[Job], links: dict[
     lines += [
         f"Trial {failed['number']} is {failed['state']}: {failed['reason']}." for failed in ended.get("failed", [])
     ]
-    console.print("\n".join(["", *lines, "", *next_steps(study, ended, links)]), soft_wrap=True, markup=False)
+    console.print("\n".join(["", *lines, "", *next_steps(study, ended, links, image)]), soft_wrap=True, markup=False)
 
 
 def top_table(study: StudyRow, jobs: list[Job]) -> Table:
@@ -152,12 +153,12 @@ def promotion(study: StudyRow, ended: dict[str, Any], close: Job | None) -> list
     return lines
 
 
-def next_steps(study: StudyRow, ended: dict[str, Any], links: dict[str, str]) -> list[str]:
+def next_steps(study: StudyRow, ended: dict[str, Any], links: dict[str, str], image: str) -> list[str]:
+    """Commands that run as they stand; `image` is one of the data set's."""
     lines = ["Go on with:"]
     lines += [f"  {name + ':':10}{link}" for name, link in links.items()]
     if ended.get("champion"):
-        image = f"{study.facts['data']['sample']}" if "sample" in study.facts["data"] else "IMAGE.png"
-        lines += ["  hpo download --alias champion champion/", f"  hpo predict champion/ {image}"]
+        lines += ["  hpo download --alias champion champion/", f"  hpo predict champion/ {shlex.quote(image)}"]
     lines += [f"  hpo trials --study {study.name}", "  hpo down"]
     return lines
 

@@ -41,6 +41,7 @@ from hpo.errors import NotFound, StudyConflict
 T = TypeVar("T")
 Kind = Literal["trial", "predictor", "study"]
 KEY = "hpo.key"
+OWNER = "hpo.database"
 CREATED = "hpo.created"  # nanoseconds, the creator's clock: which of two runs with one key is the older
 SHA256 = "hpo.sha256."  # + path in the model's folder
 BATCH = 100  # params or tags in one request: the server's limit
@@ -95,15 +96,17 @@ class Tracker:
     # Experiments
 
     @server()
-    def ensure_experiment(self, study: str, *, description: str, params: Sequence[str]) -> str:
+    def ensure_experiment(self, study: str, *, description: str, params: Sequence[str], owner: str) -> str:
         """The id of the study's experiment, made if need be, with its note and its saved view over `params`.
 
-        An experiment of that name deleted in MLflow is neither revived nor replaced: StudyConflict says what to do.
+        `owner` is the queue's database: two databases on one server must not share runs. An experiment of another
+        owner is not used, nor is one deleted in MLflow revived or replaced: StudyConflict says what to do.
         """
         tags = {
             "mlflow.experimentKind": "custom_model_development",  # else its page opens as one of a chat bot
             "mlflow.note.content": description,
             f"mlflow.sharedViewState.{views.SHARE_KEY}": views.state(params),
+            OWNER: owner,
         }
         experiment = self.client.get_experiment_by_name(study)
         if experiment is None:
@@ -119,6 +122,12 @@ class Tracker:
                 f"The MLflow experiment of {study} (id {number}) was deleted in MLflow. "
                 f"Restore it with `mlflow experiments restore --experiment-id {number}`, "
                 f"or start afresh after `hpo delete --study {study}`."
+            )
+        if experiment.tags.get(OWNER) != owner:
+            raise StudyConflict(
+                f"The MLflow server at {self.uri} has an experiment '{study}' (id {experiment.experiment_id}) that was "
+                "not made from this database. Nothing was touched. Use a copy of the study file under another name, or "
+                "the database that made the experiment, or rename the experiment in MLflow."
             )
         for name, value in tags.items():
             if experiment.tags.get(name) != value:

@@ -180,7 +180,7 @@ def test_a_name_stands_for_one_specification(database_url):
 
 
 def test_an_unknown_study_is_named_with_those_there_are(database_url):
-    with pytest.raises(NotFound, match="No study 'x' has been planned here. There are: s"):
+    with pytest.raises(NotFound, match=r"No study 'x' has been planned here\. There are: s"):
         planned(database_url, 1).study("x")
 
 

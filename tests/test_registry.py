@@ -34,7 +34,7 @@ def model(tracker: Tracker, tmp_path: Path) -> Model:
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "model.pt2").write_bytes(b"weights")
     MLmodel().save(str(folder / "MLmodel"))
-    experiment = tracker.ensure_experiment(uuid.uuid4().hex, description="", params=())
+    experiment = tracker.ensure_experiment(uuid.uuid4().hex, description="", params=(), owner="here")
     run = tracker.ensure_run(experiment, key=KEY, name="0", kind="trial", params={}, tags={}, start_ms=1)
     return tracker.log_model(run, experiment, folder, name="cnn", key=KEY)
 

@@ -230,10 +230,26 @@ def test_ctrl_c_gives_back_within_seconds_and_the_same_command_goes_on(shell, da
 
 
 def test_eight_workers_on_tiny_trials_train_no_point_twice(shell, data):
-    shell.hpo("run", "--study", "grid", "--data", data, "--epochs", 1, "--seed", 7, "--trainers", 1, "--set", "space.filters=[2]")
+    shell.hpo(
+        "run",
+        "--study",
+        "grid",
+        "--data",
+        data,
+        "--epochs",
+        1,
+        "--seed",
+        7,
+        "--trainers",
+        1,
+        "--set",
+        "space.filters=[2]",
+    )
     words = ("--data", data, "--epochs", 1, "--seed", 8, "--set", "space.filters=[2, 3, 4, 5, 6, 7]")
     first = shell.start("run", "--study", "grid", *words, "--trainers", 1)
-    study = shell.until(lambda: next((row.name for row in shell.queue.studies() if row.spec["seed"] == 8), None), "plan")
+    study = shell.until(
+        lambda: next((row.name for row in shell.queue.studies() if row.spec["seed"] == 8), None), "plan"
+    )
     shell.until(lambda: shell.queue.study(study).facts.get("planned"), "the plan")
     others = [shell.start("worker", "--study", study, "--trainers", 1) for _ in range(6)]
     others.append(shell.start("run", "--study", "grid", *words, "--trainers", 1))

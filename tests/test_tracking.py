@@ -30,7 +30,7 @@ def tracker(tracking_uri: str) -> Tracker:
 
 @pytest.fixture
 def experiment(tracker: Tracker) -> str:
-    return tracker.ensure_experiment(unique("study"), description="text", params=PARAMS)
+    return tracker.ensure_experiment(unique("study"), description="text", params=PARAMS, owner="here")
 
 
 @pytest.fixture
@@ -69,14 +69,14 @@ def at_once(function, count: int = 4) -> list:
 
 def test_two_creators_at_once_share_one_experiment(tracking_uri: str) -> None:
     name = unique("race")
-    ids = at_once(lambda: Tracker(tracking_uri).ensure_experiment(name, description="d", params=PARAMS))
+    ids = at_once(lambda: Tracker(tracking_uri).ensure_experiment(name, description="d", params=PARAMS, owner="here"))
     assert len(set(ids)) == 1
 
 
 def test_the_experiment_opens_on_columns_of_the_parameters_and_scores_best_first(tracker: Tracker) -> None:
     name = unique("view")
-    experiment = tracker.ensure_experiment(name, description="first", params=PARAMS)
-    assert tracker.ensure_experiment(name, description="second", params=PARAMS) == experiment
+    experiment = tracker.ensure_experiment(name, description="first", params=PARAMS, owner="here")
+    assert tracker.ensure_experiment(name, description="second", params=PARAMS, owner="here") == experiment
     tags = tracker.client.get_experiment(experiment).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert tags["mlflow.note.content"] == "second"
@@ -104,11 +104,18 @@ def test_the_views_filter_shows_trials_and_predictors_but_not_the_studys_own_run
 
 def test_an_experiment_deleted_in_mlflow_is_not_revived(tracker: Tracker) -> None:
     name = unique("deleted")
-    experiment = tracker.ensure_experiment(name, description="d", params=PARAMS)
+    experiment = tracker.ensure_experiment(name, description="d", params=PARAMS, owner="here")
     tracker.client.delete_experiment(experiment)
     with pytest.raises(StudyConflict, match=f"experiments restore --experiment-id {experiment}"):
-        tracker.ensure_experiment(name, description="d", params=PARAMS)
+        tracker.ensure_experiment(name, description="d", params=PARAMS, owner="here")
     assert tracker.client.get_experiment(experiment).lifecycle_stage == "deleted"
+
+
+def test_an_experiment_of_another_database_is_not_used(tracker: Tracker) -> None:
+    name = unique("theirs")
+    tracker.ensure_experiment(name, description="d", params=PARAMS, owner="there")
+    with pytest.raises(StudyConflict, match="not made from this database"):
+        tracker.ensure_experiment(name, description="d", params=PARAMS, owner="here")
 
 
 @pytest.mark.parametrize("deleted_in_mlflow", [False, True])
@@ -116,7 +123,7 @@ def test_after_deleting_a_study_its_name_is_free_and_its_files_are_gone(
     tracker: Tracker, tmp_path: Path, deleted_in_mlflow: bool
 ) -> None:
     name = unique("gone")
-    experiment = tracker.ensure_experiment(name, description="d", params=PARAMS)
+    experiment = tracker.ensure_experiment(name, description="d", params=PARAMS, owner="here")
     run = ensure_run(tracker, experiment)
     file = tmp_path / "table.csv"
     file.write_text("1,2\n")
@@ -126,7 +133,7 @@ def test_after_deleting_a_study_its_name_is_free_and_its_files_are_gone(
     tracker.delete_study_data(experiment)
     tracker.delete_study_data(experiment)
     assert tracker.client.list_artifacts(run) == []
-    assert tracker.ensure_experiment(name, description="d", params=PARAMS) != experiment
+    assert tracker.ensure_experiment(name, description="d", params=PARAMS, owner="here") != experiment
 
 
 # Runs
@@ -331,7 +338,7 @@ def test_a_server_that_does_not_answer_is_unavailable_after_the_timeout() -> Non
 def test_a_server_in_trouble_is_unavailable_and_asked_once(status: str) -> None:
     answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
     with listening(answer) as uri, pytest.raises(TrackingUnavailable):
-        Tracker(uri, timeout=2).ensure_experiment("grid", description="", params=())
+        Tracker(uri, timeout=2).ensure_experiment("grid", description="", params=(), owner="here")
 
 
 def test_a_refusal_is_not_taken_for_an_outage(tracker: Tracker) -> None:
