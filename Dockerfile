@@ -1,9 +1,9 @@
 # One image for the MLflow server and the workers; docker-compose.yml gives each its command.
 FROM python:3.12-slim
 
-# PyTorch's CPU build, a tenth of the size of the default one; for GPUs: --build-arg TORCH=https://pypi.org/simple
-ARG TORCH=https://download.pytorch.org/whl/cpu
-RUN pip install --no-cache-dir --index-url "$TORCH" torch torchvision
+# --build-arg TORCH_INDEX=URL takes PyTorch from another index: its CPU build is a tenth of the size of the default one.
+ARG TORCH_INDEX=
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision
 
 WORKDIR /app
 COPY pyproject.toml README.md ./

@@ -27,7 +27,9 @@ class Settings:
 
     @property
     def trainer_count(self) -> int:
-        return self.trainers or len(os.sched_getaffinity(0))
+        """`trainers`, or one per core this process may use (macOS: per core)."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.trainers or cores
 
 
 VARIABLES = {

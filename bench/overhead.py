@@ -1,0 +1,116 @@
+"""What tracking and orchestration add to a trial of the grid's smallest configuration, model logging included.
+
+    python bench/overhead.py [--trials 3] [--epochs 300]
+
+Half one: one bare process per core trains that configuration `--trials` times with `models.training` alone. Half two:
+`hpo worker` with one trainer per core does the same, on Postgres and MLflow servers of its own, in a temporary folder.
+All of it counts: claims, leases, epochs stored and forwarded, checkpoints, the model packaged and logged, and the cores
+that supervisor and servers take from the trainers. Each trainer's first trial is left out: it imports what packaging needs,
+once per process. Prints seconds per trial of both, and the ratio.
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SPEC = {"family": "cnn", "filters": 8, "kernel_size": 3, "dropout": 0.0}
+STUDY = """
+[model]
+family = "cnn"
+filters = 8
+kernel_size = 3
+dropout = 0.0
+[space]
+learning_rate = {rates}
+[training]
+epochs = {epochs}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--trials", type=int, default=3, help="counted trials of each process (default 3)")
+    parser.add_argument("--epochs", type=int, default=300, help="of a trial (default 300)")
+    arguments = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    print(f"{platform.machine()}, {cores} cores, {arguments.trials} trials a core of {arguments.epochs} epochs", flush=True)
+    bare = trial_seconds_bare(arguments.trials, arguments.epochs, cores)
+    print(f"bare training:  {bare:7.2f} s a trial", flush=True)
+    tracked = trial_seconds_tracked(arguments.trials, arguments.epochs, cores)
+    print(f"hpo worker:     {tracked:7.2f} s a trial")
+    print(f"added:          {100 * (tracked / bare - 1):7.2f} %")
+
+
+def trial_seconds_bare(trials: int, epochs: int, cores: int) -> float:
+    """Seconds a trial takes without hpo, all cores busy."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(cores) as pool:
+        pool.starmap(bare, [(1, 2)] * cores, chunksize=1)  # imports and first steps
+        rounds = pool.starmap(bare, [(trials, epochs)] * cores, chunksize=1)
+    return statistics.mean(rounds) / trials
+
+
+def bare(trials: int, epochs: int) -> float:
+    """Train in this process; return the seconds."""
+    import torch
+
+    from data_pipeline.dataset import DEFAULT, load
+    from data_pipeline.split import split
+    from models import specs
+    from models.training import Training
+
+    torch.set_num_threads(1)
+    data = load(DEFAULT)
+    parts = split(len(data.images))
+    begin = time.monotonic()
+    for _ in range(trials):
+        training = Training(
+            specs.from_dict(SPEC),
+            specs.training_from_dict({"epochs": epochs}),
+            train=(data.images[parts.train], data.targets[parts.train]),
+            validation=(data.images[parts.validation], data.targets[parts.validation]),
+        )
+        for _ in training.epochs():
+            pass
+    return time.monotonic() - begin
+
+
+def trial_seconds_tracked(trials: int, epochs: int, cores: int) -> float:
+    """Seconds a trial takes with everything, all cores busy, from the first round's end to the last's."""
+    from hpo import services, settings
+    from hpo.queue import Queue
+
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder, "home")
+        read = settings.read({"HPO_HOME": str(home)})
+        rates = [1e-3 + 1e-9 * index for index in range(cores * (trials + 1))]
+        study = Path(folder, "overhead.toml")
+        study.write_text(STUDY.format(rates=rates, epochs=epochs))
+        try:
+            found, _ = services.up(read, report=lambda line: None)
+            environment = {k: v for k, v in os.environ.items() if not k.startswith(("HPO_", "MLFLOW_"))}
+            subprocess.run(
+                [sys.executable, "-m", "hpo", "run", "--study", str(study)],
+                env=environment | {"HPO_HOME": str(home)},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                check=True,
+            )
+            queue = Queue(found.database_url)
+            ends = sorted(job.changed_at for job in queue.jobs("overhead") if job.kind == "trial")
+            queue.close()
+        finally:
+            services.erase(read)
+    first_round, last_round = ends[:cores], ends[-cores:]
+    return (statistics.mean(last_round) - statistics.mean(first_round)) / trials
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The `hpo` command as a test runs it: real processes with the settings of one test."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from hpo.queue import Queue
+
+PATIENCE = 240.0  # seconds for something that takes a few on an idle machine
+
+
+class Shell:
+    """Runs `hpo` with the settings of one test, and ends what is left of it."""
+
+    def __init__(self, home: Path, database_url: str, tracking_uri: str) -> None:
+        self.environment = os.environ | {
+            "HPO_HOME": str(home),
+            "HPO_DATABASE_URL": database_url,
+            "MLFLOW_TRACKING_URI": tracking_uri,
+            "HPO_LEASE": "3",
+            "HPO_CHECKPOINT_INTERVAL": "0.5",
+        }
+        self.home, self.tracking_uri, self.database_url = home, tracking_uri, database_url
+        self.started: list[subprocess.Popen] = []
+        self.queue = Queue(database_url)
+
+    def start(self, *words: object) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hpo", *map(str, words)],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def hpo(self, *words: object, code: int = 0) -> str:
+        process = self.start(*words)
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == code, output
+        assert "Traceback" not in output, output
+        return output
+
+    def json(self, *words: object):
+        return json.loads(self.hpo(*words, "--json"))
+
+    def until(self, condition, what: str):
+        """Wait for something to be true; return it."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            if self.queue.installed() and (found := condition()):
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"not within {PATIENCE:.0f} s: {what}")
+
+    def trials(self, study: str):
+        return [job for job in self.queue.jobs(study) if job.kind == "trial"]
+
+    def training(self, study: str, epochs: int = 20):
+        """Wait until a trial is in the middle of its training; return it."""
+        return self.until(
+            lambda: next((job for job in self.trials(study) if job.alive and job.epochs >= epochs), None),
+            "a trial in mid-training",
+        )
+
+    def close(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    each.kill()
+            process.wait()
+            process.stdout.close()
+        self.queue.close()

@@ -1,0 +1,68 @@
+"""The documentation says what the program does: commands, options, settings, study keys."""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from hpo import cli, study
+from models import specs
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """Every command by its words, such as `data make`."""
+
+    def below(parser: argparse.ArgumentParser, words: str) -> dict[str, argparse.ArgumentParser]:
+        found = {}
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name, sub in action.choices.items():
+                    found |= {f"{words} {name}".strip(): sub} | below(sub, f"{words} {name}".strip())
+        return found
+
+    return {words: parser for words, parser in below(cli.parser(), "").items() if words != "data"}
+
+
+def test_every_command_and_option_is_documented():
+    text = (ROOT / "docs" / "commands.md").read_text()
+    for words, parser in commands().items():
+        assert f"`hpo {words}" in text
+        for action in parser._actions:
+            for option in action.option_strings:
+                assert option in ("-h", "--help") or f"`{option}" in text, f"hpo {words} {option}"
+
+
+def test_every_study_key_is_documented():
+    text = (ROOT / "docs" / "studies.md").read_text()
+    keys = [f"{table}.{key}" if table else key for table, names in study.KEYS.items() for key in names]
+    keys += [f"training.{key}" for key in specs.training_keys()]
+    keys += [f"model.{key}" for family in specs.FAMILIES for key in ("family", *specs.model_keys(family))]
+    for key in keys:
+        if key not in ("data", "model", "sampler", "space", "training"):
+            assert f"`{key}`" in text, key
+    for family in specs.FAMILIES:
+        assert f'`"{family}"`' in text
+
+
+def test_the_example_study_of_the_documentation_is_valid(tmp_path):
+    text = (ROOT / "docs" / "studies.md").read_text()
+    (tmp_path / "example.toml").write_text(re.search(r"```toml\n(.*?)```", text, re.DOTALL).group(1))
+    assert study.load(str(tmp_path / "example.toml")).trials == 30
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_line_in_the_documentation_parses(page):
+    for line in re.findall(r"^(?:\$ |    )?(hpo [a-z].*)$", page.read_text(), re.MULTILINE):
+        cli.parser().parse_args(shlex.split(line.partition("  #")[0])[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_within_the_documentation_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
