@@ -21,15 +21,18 @@ lint: $(VENV)/installed-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-$(BIN)/python:
-	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13); sys.exit(0 if ok else "hpo needs Python 3.11, 3.12 or 3.13; found %d.%d. Try: make PYTHON=python3.12 run" % sys.version_info[:2])'
-	$(PYTHON) -m venv $(VENV)
+# An interrupted `venv` leaves a python without pip: then it is made again. One that is complete is used as it is.
+$(VENV)/ready:
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  $(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "hpo needs Python 3.11, 3.12 or 3.13, found %d.%d. Try: make PYTHON=python3.12 run" % sys.version_info[:2])' \
+	  && $(PYTHON) -m venv --clear $(VENV); }
+	@touch $@
 
-$(VENV)/installed: pyproject.toml | $(BIN)/python
+$(VENV)/installed: pyproject.toml | $(VENV)/ready
 	$(BIN)/python -m pip install --quiet -e .
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/ready
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@ $(VENV)/installed
 

@@ -3,10 +3,10 @@
     python bench/overhead.py [--trials 3] [--epochs 300]
 
 Half one: one bare process per core trains that configuration `--trials` times with `models.training` alone. Half two:
-`hpo worker` with one trainer per core does the same, on Postgres and MLflow servers of its own, in a temporary folder.
-All of it counts: claims, leases, epochs stored and forwarded, checkpoints, the model packaged and logged, and the cores
-that supervisor and servers take from the trainers. Each trainer's first trial is left out: it imports what packaging needs,
-once per process. Prints seconds per trial of both, and the ratio.
+`hpo run` with one trainer per core does the same, on Postgres and MLflow servers of its own, in a temporary folder. All of
+it counts: claims, leases, epochs stored and forwarded, checkpoints, the model packaged and logged, and the cores that
+supervisor and servers take from the trainers. Each trainer's first trial is left out: it imports what packaging needs, once
+per process. Prints seconds per trial of both, and the ratio.
 """
 
 import argparse
@@ -40,11 +40,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=300, help="of a trial (default 300)")
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    print(f"{platform.machine()}, {cores} cores, {arguments.trials} trials a core of {arguments.epochs} epochs", flush=True)
+    print(
+        f"{platform.machine()}, {cores} cores, {arguments.trials} trials a core of {arguments.epochs} epochs",
+        flush=True,
+    )
     bare = trial_seconds_bare(arguments.trials, arguments.epochs, cores)
     print(f"bare training:  {bare:7.2f} s a trial", flush=True)
     tracked = trial_seconds_tracked(arguments.trials, arguments.epochs, cores)
-    print(f"hpo worker:     {tracked:7.2f} s a trial")
+    print(f"hpo run:        {tracked:7.2f} s a trial")
     print(f"added:          {100 * (tracked / bare - 1):7.2f} %")
 
 

@@ -1,11 +1,15 @@
 """The command line: `hpo COMMAND`. Parses, calls, prints; heavy imports happen inside the command that needs them."""
 
 import argparse
+import errno
 import json
 import logging
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser().print_help()
         return 2
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Messages()])
     logging.getLogger("hpo").setLevel(logging.INFO)
     try:
         code = options.function(options)
@@ -45,6 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
 
 
+class _Messages(logging.Handler):
+    """Log lines on standard error as it is at that moment: the live display puts them above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def _mistake(error: Exception) -> str | None:
     """The message of an error the user can put right; None for one that is ours."""
     if isinstance(error, UserError):
@@ -57,6 +68,20 @@ def _mistake(error: Exception) -> str | None:
         return f"The database cannot be reached: {error}. Is HPO_DATABASE_URL right, and is it up?"
     if name == "hpo.tracking.TrackingUnavailable":
         return f"The MLflow server cannot be reached: {error}. Is MLFLOW_TRACKING_URI right, and is it up?"
+    if name == "mlflow.exceptions.MlflowException" or kind.__module__.startswith("requests."):
+        return (
+            f"The MLflow server refused: {error}. Is MLFLOW_TRACKING_URI the server you mean, and may you write there?"
+        )
+    if kind.__module__.startswith("sqlalchemy."):
+        return f"The database refused: {str(error).splitlines()[0]}. Does HPO_DATABASE_URL's user own the database?"
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+    ):
+        return f"{error.filename or 'A file of hpo'}: {error.strerror}. Nothing is lost; the same command goes on."
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
     return None
@@ -101,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
     it = command("run", run, "Plan a study, train it to its end, promote its best model. Goes on where it stopped.")
     study_options(it)
     trainers(it)
+    it.add_argument("--retry", action="store_true", help="train trials that are dead again, and close again")
     it.add_argument("--dry-run", action="store_true", help="print the plan and a time estimate; leave nothing behind")
 
     it = command("worker", worker, "Train trials of a planned study, beside other workers, until it is closed.")
@@ -167,7 +193,7 @@ def run(options: argparse.Namespace) -> int:
     plan = planning.prepare(_study(options))
     console = report.console()
     if options.dry_run:
-        return _dry_run(plan, read)
+        return _dry_run(plan, read, _trainers(options.trainers, read))
     found, started = services.up(read, report=lambda line: print(line, file=sys.stderr))
     queue = Queue(found.database_url)
     queue.install()
@@ -175,6 +201,7 @@ def run(options: argparse.Namespace) -> int:
 
     tracker = Tracker(found.tracking_uri)
     row = planning.plan(plan, queue, tracker, read, found.database_url)
+    queue.revive(row.name, trials=options.retry)
     links = _links(tracker, row)
     console.print(
         f"Study {row.name}: {plan.study.trials} trials, data set {row.facts['data']['name']}, seed {plan.study.seed}."
@@ -184,13 +211,16 @@ def run(options: argparse.Namespace) -> int:
     closed = _work(read, found, row.name, options.trainers, console)
     jobs = queue.jobs(row.name)
     if closed:
-        report.show_result(console, row, jobs, links, _near(plan.folder / plan.dataset.names[0]))
+        program, image = _program(), _near(plan.folder / plan.dataset.names[0])
+        report.show_result(console, row, jobs, links, program=program, image=image)
     else:
         done = sum(job.state == "done" for job in jobs if job.kind == "trial")
         console.print(f"Stopped: {done} of {plan.study.trials} trials are done and kept. The same command goes on.")
     if started:
         console.print("Postgres and the MLflow server keep running (`hpo down` stops them). For a notebook:")
         console.print(services.export_lines(found), soft_wrap=True)
+    if queue.closing_state(row.name) == "dead":
+        return 1
     return 0 if closed else 130
 
 
@@ -210,7 +240,10 @@ def _work(
             trouble = (
                 f"stopping ({worker.stopping}): giving trials back" if worker.stopping else worker.recorder.trouble
             )
-            display.tick(trouble)
+            try:
+                display.tick(trouble)
+            except OSError:  # the terminal has gone; the work goes on
+                console.quiet = True
 
         return supervisor.run(once=once, on_tick=tick)
 
@@ -219,7 +252,8 @@ def worker(options: argparse.Namespace) -> int:
     from hpo import report
 
     read, found, queue = _connect()
-    queue.study(options.study)
+    while not queue.study(options.study).facts.get("planned"):
+        time.sleep(WATCH_INTERVAL)  # somebody is planning it right now
     closed = _work(read, found, options.study, options.trainers, report.console(), once=options.once)
     if closed:
         print(f"Study {options.study} is closed. `hpo run --study ...` shows its result.")
@@ -249,11 +283,11 @@ def studies(options: argparse.Namespace) -> int:
 
 
 def _study_summary(queue: "Queue", row: "StudyRow") -> dict[str, Any]:
-    from hpo import closing
+    from hpo import promotion
 
     jobs = queue.jobs(row.name)
     trials = [job for job in jobs if job.kind == "trial"]
-    best = closing.ranked(jobs)
+    best = promotion.ranked(jobs)
     close = next((job for job in jobs if job.kind == "closing"), None)
     state = "planned"
     if close is not None and close.state == "done":
@@ -359,13 +393,14 @@ def status(options: argparse.Namespace) -> int:
         return 0
     from rich.live import Live
 
-    with Live(view(), console=console, auto_refresh=False) as live:
+    with suppress(KeyboardInterrupt), Live(view(), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(WATCH_INTERVAL)
             live.update(view(), refresh=True)
+    return 0
 
 
-def _dry_run(plan: "Plan", read: "Settings") -> int:
+def _dry_run(plan: "Plan", read: "Settings", trainers: int) -> int:
     """Print the plan: points, parameters, measured time, what is done. Writes nothing but a temporary file."""
     import tempfile
 
@@ -375,10 +410,10 @@ def _dry_run(plan: "Plan", read: "Settings") -> int:
     from hpo import report, services
     from hpo.display import duration
     from hpo.mirror import number_text
-    from hpo.queue import Queue
+    from hpo.queue import ENDED, Job, Queue
     from hpo.trainers import Trainer
 
-    done: dict[int | None, str] = {}
+    known: dict[int | None, Job] = {}
     found = services.running(read)
     if found is not None:
         queue = Queue(found.database_url)
@@ -388,7 +423,7 @@ def _dry_run(plan: "Plan", read: "Settings") -> int:
                 from hpo.queue import conflict
 
                 raise conflict(plan.name)
-            done = {job.config: job.state for job in queue.jobs(plan.name) if job.kind == "trial"}
+            known = {job.config: job for job in queue.jobs(plan.name) if job.kind == "trial"}
     specs = [spec for spec, _ in plan.specs()]
     probed: dict[int, dict[str, Any]] = {}
     if specs:
@@ -420,8 +455,10 @@ def _dry_run(plan: "Plan", read: "Settings") -> int:
     for index, spec in enumerate(specs):
         seconds = probed[index]["seconds"]
         time_needed = seconds * spec["training"]["epochs"]
-        state = done.get(index, "to do")
-        total += 0.0 if state in ("done", "diverged", "dead") else time_needed
+        job = known.get(index)
+        if job is None or job.state not in ENDED:
+            total += seconds * (spec["training"]["epochs"] - (job.epochs if job else 0))
+        state = job.state if job else "to do"
         cells = [number_text(spec["point"][name]) for name in names]
         table.add_row(
             str(index), *cells, f"{probed[index]['parameters']:,}", f"{seconds:.3f}", duration(time_needed), state
@@ -430,7 +467,7 @@ def _dry_run(plan: "Plan", read: "Settings") -> int:
     if specs:
         console.print(table)
         console.print(
-            f"About {duration(total / read.trainer_count)} with {read.trainer_count} trainers, from a few batches of "
+            f"About {duration(total / trainers)} with {trainers} trainers, from a few batches of "
             "each network on one core. Nothing was started or written."
         )
     else:
@@ -445,13 +482,15 @@ def _dry_run(plan: "Plan", read: "Settings") -> int:
 
 
 def promote(options: argparse.Namespace) -> int:
-    from hpo import closing, registry, report
+    from hpo import promotion, registry, report
     from hpo.tracking import Tracker
 
     _, found, queue = _connect()
     row = queue.study(options.study)
     jobs = queue.jobs(row.name)
     close = next(job for job in jobs if job.kind == "closing")
+    if close.state == "dead":
+        raise NotFound(f"Closing {row.name} failed: {close.reason}. `hpo run` with the same options tries it again.")
     if close.result is None:
         left = sum(job.state in ("waiting", "running") for job in jobs if job.kind == "trial")
         raise NotFound(
@@ -462,11 +501,11 @@ def promote(options: argparse.Namespace) -> int:
     winner = ended.get("winner")
     if winner is not None and winner["version"] is not None:
         name = ended["model_name"]
-        if "+" not in row.name and registry.get_alias(tracker, name, closing.alias(row.name)) is None:
-            registry.set_alias(tracker, name, closing.alias(row.name), winner["version"])
-            print(f"Set the alias @{closing.alias(row.name)} again.")
+        if "+" not in row.name and registry.get_alias(tracker, name, promotion.alias(row.name)) is None:
+            registry.set_alias(tracker, name, promotion.alias(row.name), winner["version"])
+            print(f"Set the alias @{promotion.alias(row.name)} again.")
         with queue.lock(f"champion.{name}"):
-            ended = ended | closing.elect(tracker, name)
+            ended = ended | promotion.elect(tracker, name)
     print("\n".join(report.promotion(row, ended, close)))
     return 0
 
@@ -480,7 +519,10 @@ def download(options: argparse.Namespace) -> int:
     names = list(dict.fromkeys(row.facts["model_name"] for row in reversed(queue.studies())))
     if not names:
         raise NotFound("No study has been planned here, so there is no model. `hpo run --study grid` makes one.")
-    name = options.model or names[0]
+    candidates = [options.model] if options.model else names
+    # the newest study's model, unless only an older one has such a version
+    with_it = [name for name in candidates if registry.get_alias(tracker, name, options.alias) is not None]
+    name = with_it[0] if with_it else candidates[0]
     version = registry.find(tracker, name, options.alias)
     job = next((job for row in queue.studies() for job in queue.jobs(row.name) if job.run_id == version.run_id), None)
     if job is None or job.result is None:
@@ -511,7 +553,7 @@ def predict(options: argparse.Namespace) -> int:
 
 
 def delete(options: argparse.Namespace) -> int:
-    from hpo import closing, registry, sampling
+    from hpo import promotion, registry, sampling
     from hpo.tracking import Tracker
 
     _, found, queue = _connect()
@@ -534,7 +576,7 @@ def delete(options: argparse.Namespace) -> int:
             if version.tags.get("hpo.study") == row.name:
                 registry.delete_version(tracker, name, version.number)
         if registry.versions(tracker, name):
-            closing.elect(tracker, name)
+            promotion.elect(tracker, name)
         tracker.delete_study_data(row.facts["experiment_id"])
         sampling.delete(sampling.storage(found.database_url), row.name)
         queue.delete_study(row.name)
@@ -630,6 +672,14 @@ def _trainers(given: int | None, read: "Settings") -> int:
 def _links(tracker: Any, row: "StudyRow") -> dict[str, str]:
     experiment = row.facts["experiment_id"]
     return {"list": tracker.link(experiment), "charts": tracker.chart_link(experiment)}
+
+
+def _program() -> str:
+    """How this shell would call us: `hpo`, or the path of the environment's own."""
+    called = Path(sys.argv[0])
+    if called.name != "hpo" or shutil.which("hpo") == str(called.absolute()):
+        return "hpo"
+    return shlex.quote(_near(called.absolute()))
 
 
 def _near(path: Path) -> str:

@@ -1,197 +1,60 @@
-"""Closing a study: its winner is downloaded, checked, scored on the test split, registered and compared with the
-present champion. Runs as a job of the queue, so that it happens once however many workers there are."""
+"""Closing a study, as a worker does it: winners are fetched and checked, a trainer scores them, they are promoted.
 
-from collections.abc import Mapping
+A job of the queue like any other: it happens once however many workers there are, and is taken over if its worker
+dies.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpo import mirror, registry
+from hpo import promotion, report
 from hpo.mirror import Mirror
-from hpo.queue import Job, LeaseLost, Queue, StudyRow
-from hpo.tracking import Tracker
-
-CHAMPION = "champion"
+from hpo.queue import Job
 
 
-def ranked(jobs: list[Job]) -> list[Job]:
-    """Finished trials, the lowest best-epoch validation NMSE first; equal ones by their number."""
-    done = [job for job in jobs if job.kind == "trial" and job.state == "done" and job.result]
-    return sorted(done, key=lambda job: (_nmse(job), job.number))
+class Closing:
+    """One closing under way: `fetch`, then a trainer's answer to each request of `next_request`, then `finish`."""
 
+    def __init__(self, shown: Mirror, job: Job, folder: Path, data: Path, report_by: list[str]) -> None:
+        self.mirror, self.job, self.folder, self.data, self.report_by = shown, job, folder, data, report_by
+        self._winners: list[Job] = []
+        self._scored: dict[int, dict[str, Any]] = {}
 
-def winners(jobs: list[Job], report_by: list[str]) -> list[Job]:
-    """The best trial of each combination of values of the `report_by` parameters, the best of all first."""
-    first: dict[tuple[Any, ...], Job] = {}
-    for job in ranked(jobs):
-        assert job.spec is not None
-        first.setdefault(tuple(repr(job.spec["point"].get(key)) for key in report_by), job)
-    return list(first.values())
+    def fetch(self, then: Callable[[], None]) -> None:
+        """Mend what is half shown, download the winners' models, every file checked; then call `then`. Repeatable."""
+        self.mirror.reconcile(older_than=0)
+        self._winners = promotion.winners(self.mirror.queue.jobs(self.job.study), self.report_by)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for winner in self._winners:
+            promotion.fetch(self.mirror.tracker, winner, self._model(winner))
+        then()
 
+    def next_request(self) -> dict[str, Any] | None:
+        """What to ask the trainer's `score` for next; None when all winners are scored."""
+        for winner in self._winners:
+            if winner.number not in self._scored:
+                predictions = str(self._predictions(winner.number))
+                return {"folder": str(self._model(winner)), "data": str(self.data), "predictions": predictions}
+        return None
 
-def fetch(tracker: Tracker, job: Job, folder: Path) -> Path:
-    """The model of a finished trial, from the tracking server, every file checked against the database's hash."""
-    assert job.result is not None
-    return registry.download_model(
-        tracker, model_id=job.result["model_id"], folder=folder, expected_sha256=job.result["files"]
-    )
+    def put(self, found: dict[str, Any]) -> None:
+        """Take the answer to the last request. Raises ValueError if the model is not the one that was recorded."""
+        winner = next(each for each in self._winners if each.number not in self._scored)
+        promotion.check_same(found, winner)
+        self._scored[winner.number] = found
 
+    def finish(self) -> None:
+        """Register, move aliases, log the tables, record the closing. Repeatable; raises LeaseLost."""
+        queue = self.mirror.queue
+        predictions = {number: self._predictions(number) for number in self._scored}
+        result = promotion.promote(self.mirror, self.job, self._scored, predictions)
+        queue.require(self.job)
+        report.log_study(self.mirror, result)
+        queue.end(self.job, "done", result=result)
 
-def verdict(validation: Mapping[str, Any], predictors: Mapping[str, Any]) -> str:
-    """'below mean' (never promoted), 'below volume fraction' (promoted and marked) or 'good', on validation NMSE."""
-    if not validation["nmse"] < predictors["mean"]["validation"]["nmse"]:
-        return "below mean"
-    if not validation["nmse"] < predictors["volume fraction"]["validation"]["nmse"]:
-        return "below volume fraction"
-    return "good"
+    def _model(self, winner: Job) -> Path:
+        return self.folder / f"model-{winner.number}"
 
-
-VERDICTS = {
-    "below mean": "it does not beat predicting the mean of the training labels, so it is not promoted",
-    "below volume fraction": "it does NOT beat a cubic polynomial in the volume fraction",
-    "good": "it beats the mean and a cubic polynomial in the volume fraction",
-}
-
-
-def check_same(scored: Mapping[str, Any], job: Job) -> None:
-    """Raise ValueError unless the downloaded model gives the validation score its trial was recorded with."""
-    recorded, found = _nmse(job), scored["validation"]["nmse"]
-    if abs(found - recorded) > 1e-4 * recorded:
-        raise ValueError(
-            f"trial {job.number}: its downloaded model has a validation NMSE of {found:.6g}, recorded is {recorded:.6g}"
-        )
-
-
-def promote(
-    mirror_: Mirror, closing: Job, scored: Mapping[int, Mapping[str, Any]], predictions: Mapping[int, Path]
-) -> dict[str, Any]:
-    """Register the winners and move the aliases; return the closing's result. Idempotent.
-
-    `scored`: for each winner's number what hpo.trainer.score found. Raises LeaseLost if somebody else closes now.
-    """
-    queue, tracker, study = mirror_.queue, mirror_.tracker, mirror_.study
-    facts, jobs = study.facts, queue.jobs(study.name)
-    chosen = [job for job in ranked(jobs) if job.number in scored]
-    failed = [job for job in jobs if job.kind == "trial" and job.state in ("dead", "diverged")]
-    result: dict[str, Any] = {
-        "winner": None,
-        "failed": [{"number": job.number, "state": job.state, "reason": job.reason} for job in failed],
-        "reason": "no trial was finished",
-        "groups": [],
-    }
-    if not chosen:
-        return result
-    tracker_model = facts["model_name"]
-    registry.ensure_registered_model(
-        tracker,
-        tracker_model,
-        description=f"Models trained on {facts['data']['name']} (digest {facts['data']['digest'][:8]}), "
-        f"targets {', '.join(facts['data']['target_names'])} in {facts['data']['unit']}. All studies on this data and "
-        "split compete for @champion; lower validation NMSE wins.",
-        tags={"hpo.data": facts["data"]["digest"], "hpo.split": facts["data"]["split"]},
-    )
-    for rank, job in enumerate(chosen):
-        assert job.result is not None and job.spec is not None
-        found = scored[job.number]
-        outcome = verdict(found["validation"], found["predictors"])
-        entry: dict[str, Any] = {
-            "number": job.number,
-            "config": job.config,
-            "point": job.spec["point"],
-            "verdict": outcome,
-            "validation": found["validation"],
-            "test": found["test"],
-            "version": None,
-        }
-        if outcome != "below mean":
-            held(queue, closing)
-            entry["version"] = registry.register(
-                tracker,
-                model_name=tracker_model,
-                key=mirror.key(job),
-                model_id=job.result["model_id"],
-                run_id=str(job.run_id),
-                description=_description(study, job, found, outcome),
-                tags={
-                    "hpo.study": study.name,
-                    "hpo.trial": job.number,
-                    "hpo.verdict": outcome,
-                    "hpo.beats_volume_fraction": str(outcome == "good").lower(),
-                    "hpo.best_val_nmse": repr(_nmse(job)),
-                },
-            )
-        if rank == 0:
-            result |= {"winner": entry, "predictors": found["predictors"], "reason": VERDICTS[outcome]}
-        result["groups"].append(entry)
-        tracker.upload(facts["study_run_id"], predictions[job.number], "predictions")
-        tracker.log_summary(
-            str(job.run_id),
-            {"test_nmse": found["test"]["nmse"], "test_mse": found["test"]["mse"], "test_r2": found["test"]["r2"]},
-            timestamp_ms=round(job.changed_at * 1000),
-            step=job.result["best_epoch"],
-        )
-    version = result["winner"]["version"]
-    if version is not None:
-        held(queue, closing)
-        if "+" not in study.name:
-            registry.set_alias(tracker, tracker_model, alias(study.name), version)
-        with queue.lock(f"champion.{tracker_model}"):  # two studies that close at once must see each other
-            result |= elect(tracker, tracker_model)
-    result["model_name"] = tracker_model
-    return result
-
-
-def elect(tracker: Tracker, model_name: str) -> dict[str, Any]:
-    """Point @champion at the version with the lowest validation NMSE; it moves only to a better one."""
-    candidates = [v for v in registry.versions(tracker, model_name) if "hpo.best_val_nmse" in v.tags]
-    if not candidates:
-        registry.delete_alias(tracker, model_name, CHAMPION)
-        return {"champion": None, "champion_moved": False}
-    best = min(candidates, key=lambda v: (float(v.tags["hpo.best_val_nmse"]), v.number))
-    present = next((v for v in candidates if CHAMPION in v.aliases), None)
-    moved = present is None or float(best.tags["hpo.best_val_nmse"]) < float(present.tags["hpo.best_val_nmse"])
-    if moved:
-        registry.set_alias(tracker, model_name, CHAMPION, best.number)
-    holder = best if moved or present is None else present
-    return {
-        "champion": holder.number,
-        "champion_moved": moved,
-        "champion_study": holder.tags["hpo.study"],
-        "champion_nmse": float(holder.tags["hpo.best_val_nmse"]),
-    }
-
-
-def alias(study: str) -> str:
-    """The study's name as MLflow allows it for an alias."""
-    return study.replace(".", "-")
-
-
-def held(queue: Queue, closing: Job) -> None:
-    """Raise LeaseLost unless the closing is still ours: asked before each step that others can see."""
-    now = queue.job(closing.id)
-    if now is None or now.fence != closing.fence or now.state != "running":
-        raise LeaseLost(f"closing of {closing.study}")
-
-
-def _description(study: StudyRow, job: Job, found: Mapping[str, Any], outcome: str) -> str:
-    assert job.spec is not None
-    unit, test = study.facts["data"]["unit"], found["test"]
-    cubic, mean = found["predictors"]["volume fraction"]["test"], found["predictors"]["mean"]["test"]
-    point = ", ".join(f"{name} = {mirror.number_text(value)}" for name, value in job.spec["point"].items())
-    return (
-        f"Trial {job.number} of the study {study.name} ({point}); {VERDICTS[outcome]}.\n\n"
-        f"| predictor | test NMSE | test MSE ({unit}²) | test R² | test NRMSE |\n|---|---|---|---|---|\n"
-        + "\n".join(
-            f"| {name} | {s['nmse']:.4g} | {s['mse']:.4g} | {s['r2']:.4f} | {s['nrmse']:.4f} |"
-            for name, s in (
-                ("this model", test),
-                ("volume fraction, cubic", cubic),
-                ("mean of the training labels", mean),
-            )
-        )
-        + "\n\nNMSE: mean over the targets of MSE / variance of the training split. Selected on validation alone."
-    )
-
-
-def _nmse(job: Job) -> float:
-    assert job.result is not None
-    return float(job.result["best_val_nmse"])
+    def _predictions(self, number: int) -> Path:
+        return self.folder / f"trial-{number}.csv"

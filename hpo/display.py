@@ -24,7 +24,8 @@ class Progress:
         self.queue, self.study = queue, study
         self.jobs: list[Job] = []
         self.measured: dict[int, tuple[float, float]] = {}
-        self._history: list[tuple[float, int]] = []
+        self._history: list[tuple[float, int]] = [(time.monotonic(), 0)]
+        self.closing: Job | None = None
         self.epochs = 0
 
     def refresh(self) -> None:

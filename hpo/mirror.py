@@ -2,6 +2,8 @@
 by any worker: the row is the truth, and a half-done mirror image is mended by the next pass."""
 
 import getpass
+import logging
+import math
 import os
 import platform
 import socket
@@ -15,8 +17,10 @@ from typing import Any
 import optuna
 
 from hpo import sampling
-from hpo.queue import Job, Queue, StudyRow
-from hpo.tracking import Tracker
+from hpo.queue import DatabaseLost, Job, Queue, StudyRow
+from hpo.tracking import Tracker, TrackingUnavailable
+
+log = logging.getLogger("hpo")
 
 RUN_STATUS = {
     "waiting": "SCHEDULED",  # between attempts: a run that was KILLED would keep its old end time
@@ -78,19 +82,37 @@ class Mirror:
         self.queue.set_run(job.id, run_id)
         return run_id
 
-    def forward(self, job: Job, run_id: str) -> None:
+    def forward(self, job: Job, run_id: str) -> int:
         """Send the epochs MLflow does not have yet, with the times they were stored with: a resend doubles nothing."""
+        count = 0
         while rows := self.queue.outbox(job.id):
             self.tracker.log_epochs(run_id, rows)
             self.queue.set_forwarded(job.id, [number for number, _, _ in rows])
+            count += len(rows)
+        return count
 
     def reconcile(self, *, older_than: float) -> int:
         """Mend what other workers left half done; return how many jobs that were."""
         self.queue.bury(self.study.name)
-        jobs = self.queue.unmirrored(self.study.name, older_than=older_than)
-        for job in jobs:
-            self.show(job)
-        return len(jobs)
+        mended = 0
+        for job in self.queue.unmirrored(self.study.name, older_than=older_than):
+            try:
+                self.show(job)
+                mended += 1
+            except (TrackingUnavailable, DatabaseLost):
+                raise
+            except Exception as error:  # such as a run somebody deleted: the others still want mending
+                log.warning("%s cannot be shown in MLflow or Optuna: %s", title(job), first_line(error))
+        return mended
+
+
+def title(job: Job) -> str:
+    """What messages call it: `trial 7 of grid`."""
+    return f"closing of {job.study}" if job.kind == "closing" else f"trial {job.number} of {job.study}"
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
 
 
 def key(job: Job) -> str:
@@ -141,7 +163,16 @@ def summary(result: dict[str, Any]) -> dict[str, float]:
     for score in ("r2", "nrmse"):
         for name, value in zip(result["target_names"], result["validation"]["per_target"][score], strict=True):
             flat[f"best_val_{score}/{name}"] = value
-    return {name: float(value) for name, value in flat.items() if value is not None}
+    return known(flat)
+
+
+def known(scores: dict[str, Any]) -> dict[str, float]:
+    """The scores that are numbers: R² of a target that does not vary in a split, say, is none."""
+    return {name: float(value) for name, value in scores.items() if value is not None and math.isfinite(value)}
+
+
+def score_text(value: float | None, places: str = ".4g") -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:{places}}"
 
 
 @lru_cache(maxsize=1)

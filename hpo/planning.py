@@ -5,6 +5,7 @@ Everything is idempotent: a planner that died, or two at once, leave the same ro
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import numpy as np
 from data_pipeline import dataset as data_sets
 from data_pipeline.dataset import Dataset
 from data_pipeline.split import Split, split
+from hpo import data as data_files
 from hpo import sampling, study
 from hpo.errors import NotFound, StudyError
-from hpo.mirror import now_ms
+from hpo.mirror import known, now_ms
 from hpo.queue import Queue, StudyRow, conflict
 from hpo.settings import Settings
 from hpo.study import Study
 from hpo.tracking import Tracker
-from hpo.worker import trial_spec
 from models import metrics
 
 MINIMUM = 20  # images; fewer leave a validation split that says nothing
@@ -38,7 +39,7 @@ class Plan:
     canonical: dict[str, Any]
     identity: str
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """What the database and every worker need to know of the data."""
         data = self.dataset
@@ -65,7 +66,7 @@ class Plan:
             return []
         facts = self.facts
         return [
-            trial_spec(self.study, self.identity, facts, point, config=config)
+            study.trial_spec(self.study, self.identity, facts["data"], point, config=config)
             for config, point in enumerate(self.study.grid())
         ]
 
@@ -112,7 +113,11 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         queue.put_study(
             StudyRow(name=ready.name, identity=ready.identity, spec=ready.canonical, facts=facts, created_at=0)
         )
-        trials = sampling.plan(sampling.storage(database_url), ready.name, ready.study)
+        with queue.lock("optuna"):  # Optuna makes its tables without a lock of its own
+            store = sampling.storage(database_url)
+        trials = sampling.plan(store, ready.name, ready.study)
+        store.remove_session()
+        store.engine.dispose()
         specs = {spec["config"]: (spec, cost) for spec, cost in ready.specs()}
         jobs: list[dict[str, Any]] = [{"kind": "closing", "number": -1, "config": None, "cost": 0.0, "spec": None}]
         for trial in trials:
@@ -151,11 +156,7 @@ def _track(ready: Plan, tracker: Tracker, settings: Settings, owner: str) -> dic
         tags={"mlflow.note.content": _note(ready)},
         start_ms=now,
     )
-    local = settings.home / "cache" / "data" / f"{data['digest']}.npz"
-    local.parent.mkdir(parents=True, exist_ok=True)
-    if not local.exists():
-        data_sets.save_npz(ready.dataset, local)
-    tracker.upload(run_id, local, "data")
+    tracker.upload(run_id, data_files.keep(settings.home, ready.dataset), "data")
     ids = {}
     for name, scores in facts["predictors"].items():
         ids[name] = tracker.ensure_run(
@@ -168,9 +169,8 @@ def _track(ready: Plan, tracker: Tracker, settings: Settings, owner: str) -> dic
             start_ms=now,
         )
         found = scores["validation"]
-        tracker.log_summary(
-            ids[name], {f"best_val_{key}": found[key] for key in ("nmse", "mse", "r2", "nrmse")}, timestamp_ms=now
-        )
+        summary = known({f"best_val_{key}": found[key] for key in ("nmse", "mse", "r2", "nrmse")})
+        tracker.log_summary(ids[name], summary, timestamp_ms=now)
         tracker.set_status(ids[name], "FINISHED", end_ms=now)
     for each in [run_id, *ids.values()]:
         tracker.log_dataset(

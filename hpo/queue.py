@@ -6,6 +6,7 @@ changes anything stands in this module. Times are the server's: no clock of a wo
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from hpo.errors import NotFound, ServiceError, StudyConflict
 
 SCHEMA_VERSION = 1
 ATTEMPTS = 3  # a job that lost three workers is dead
+REASON = 500  # characters kept of why a job was given back or ended
 ENDED = ("done", "diverged", "dead")  # states nothing leaves
 
 _SCHEMA = """
@@ -144,15 +146,13 @@ class Queue:
     def install(self) -> None:
         """Make the tables if they are not there. Raises ServiceError if they are another version's."""
         with self._transaction() as connection:
-            # CREATE ... IF NOT EXISTS is not atomic: two first workers would collide without this lock.
+            # Two first workers would both find no tables: the second waits here, and then finds them.
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('hpo.schema'))"))
-            connection.execute(text(_SCHEMA))
+            if connection.scalar(text("SELECT to_regclass('hpo.schema')")) is None:
+                connection.execute(text(_SCHEMA))
+                connection.execute(text("INSERT INTO hpo.schema (version) VALUES (:n)"), {"n": SCHEMA_VERSION})
             version = connection.scalar(text("SELECT version FROM hpo.schema"))
-            if version is None:
-                connection.execute(
-                    text("INSERT INTO hpo.schema (version) VALUES (:version)"), {"version": SCHEMA_VERSION}
-                )
-            elif version != SCHEMA_VERSION:
+            if version != SCHEMA_VERSION:
                 raise ServiceError(
                     f"The database holds schema version {version} of hpo, this program needs {SCHEMA_VERSION}. "
                     "Nothing was changed. Use the hpo version that made it, or an empty database."
@@ -190,8 +190,8 @@ class Queue:
                 {
                     "name": row.name,
                     "identity": row.identity,
-                    "spec": json.dumps(row.spec),
-                    "facts": json.dumps(row.facts),
+                    "spec": _json(row.spec),
+                    "facts": _json(row.facts),
                 },
             )
         if found is None:
@@ -218,7 +218,7 @@ class Queue:
 
     def put_jobs(self, study: str, jobs: Iterable[Mapping[str, Any]]) -> None:
         """Insert jobs {kind, number, config, cost, spec} that are not there yet."""
-        rows = [{"study": study, **job, "spec": json.dumps(job["spec"]) if job["spec"] else None} for job in jobs]
+        rows = [{"study": study, **job, "spec": _json(job["spec"]) if job["spec"] else None} for job in jobs]
         with self._transaction() as connection:
             connection.execute(
                 text("""
@@ -241,6 +241,7 @@ class Queue:
             row = connection.execute(
                 text(f"""
                     UPDATE hpo.job SET state = 'running', attempt = attempt + 1, fence = fence + 1, worker = :worker,
+                        reason = CASE WHEN state = 'running' THEN 'worker lost' ELSE reason END,
                         lease_until = clock_timestamp() + make_interval(secs => :lease),
                         mirrored = false, changed_at = clock_timestamp()
                     WHERE id = (
@@ -251,8 +252,8 @@ class Queue:
                           AND (kind = 'trial' OR NOT EXISTS (
                               SELECT FROM hpo.job trial WHERE trial.study = :study AND trial.kind = 'trial'
                               AND trial.state IN ('waiting', 'running')))
-                        -- what was begun first goes on first; then the dearest, so that the last ones are short
-                        ORDER BY attempt = 0, cost DESC, number
+                        -- what was begun goes on first; then the dearest, so that the last ones are short
+                        ORDER BY checkpoint IS NULL, cost DESC, number
                         LIMIT 1
                         FOR UPDATE SKIP LOCKED  -- a row another worker is claiming right now is not waited for
                     )
@@ -283,7 +284,7 @@ class Queue:
 
     def fill(self, job: Job, spec: Mapping[str, Any], cost: float) -> None:
         """Store what the sampler chose for this slot. Raises LeaseLost."""
-        self._change(job, "spec = :spec, cost = :cost", spec=json.dumps(spec), cost=cost)
+        self._change(job, "spec = :spec, cost = :cost", spec=_json(spec), cost=cost)
 
     def set_run(self, job_id: int, run_id: str) -> None:
         """Note the MLflow run of a job; the first one stays."""
@@ -295,7 +296,7 @@ class Queue:
 
     def checkpoint(self, job: Job, checkpoint: Mapping[str, Any]) -> None:
         """Commit an uploaded checkpoint {uri, sha256, epoch}. Raises LeaseLost."""
-        self._change(job, "checkpoint = :checkpoint", checkpoint=json.dumps(checkpoint))
+        self._change(job, "checkpoint = :checkpoint", checkpoint=_json(checkpoint))
 
     def add_epochs(self, job: Job, epochs: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
         """Append (number, milliseconds since 1970, metrics). An epoch that is there already stays. Raises LeaseLost."""
@@ -308,7 +309,7 @@ class Queue:
                     ON CONFLICT (job, number) DO NOTHING  -- a resumed trial computes its last epochs again
                 """),
                 [
-                    {"job": job.id, "number": number, "at": at, "metrics": json.dumps(metrics)}
+                    {"job": job.id, "number": number, "at": at, "metrics": _json(metrics)}
                     for number, at, metrics in epochs
                 ],
             )
@@ -319,8 +320,8 @@ class Queue:
             job,
             "state = :state, result = :result, reason = :reason, lease_until = NULL, mirrored = false",
             state=state,
-            result=json.dumps(result),
-            reason=reason,
+            result=_json(result),
+            reason=reason and reason[:REASON],
         )
 
     def give_back(self, job: Job, *, reason: str, counts: bool) -> None:
@@ -334,8 +335,29 @@ class Queue:
             """,
             free=0 if counts else 1,
             attempts=ATTEMPTS,
-            reason=reason,
+            reason=reason[:REASON],
         )
+
+    def revive(self, study: str, *, trials: bool) -> int:
+        """Let a dead closing run again, and with `trials` dead trials too, after which the study closes anew."""
+        with self._transaction() as connection:
+            kinds = connection.scalars(
+                text("""
+                    UPDATE hpo.job SET state = 'waiting', attempt = 0, mirrored = false, changed_at = clock_timestamp()
+                    WHERE study = :study AND state = 'dead' AND (:trials OR kind = 'closing')
+                    RETURNING kind
+                """),
+                {"study": study, "trials": trials},
+            ).all()
+            if "trial" in kinds:
+                connection.execute(
+                    text("""
+                        UPDATE hpo.job SET state = 'waiting', attempt = 0, result = NULL
+                        WHERE study = :study AND kind = 'closing' AND state = 'done'
+                    """),
+                    {"study": study},
+                )
+            return len(kinds)
 
     def bury(self, study: str) -> None:
         """Mark jobs dead whose third worker's lease ran out."""
@@ -378,6 +400,20 @@ class Queue:
             rows = connection.execute(text(f"SELECT {_JOB} FROM hpo.job WHERE id = :id"), {"id": job_id})
             return next((Job(**row) for row in rows.mappings()), None)
 
+    def require(self, job: Job) -> Job:
+        """The job's row as it is now. Raises LeaseLost unless it is still ours."""
+        current = self.job(job.id)
+        if current is None or current.fence != job.fence or current.state != "running":
+            raise LeaseLost(f"{job.kind} {job.number} of {job.study}")
+        return current
+
+    def closing_state(self, study: str) -> str | None:
+        """State of the study's closing; None if there is no such study, or it is not planned to its end."""
+        with self._transaction() as connection:
+            return connection.scalar(
+                text("SELECT state FROM hpo.job WHERE study = :study AND kind = 'closing'"), {"study": study}
+            )
+
     def unmirrored(self, study: str, *, older_than: float) -> list[Job]:
         """Jobs whose state Optuna and MLflow do not show yet though it changed that many seconds ago."""
         with self._transaction() as connection:
@@ -407,12 +443,10 @@ class Queue:
             yield found is not None
 
     def set_mirrored(self, job: Job) -> None:
-        """Note that Optuna and MLflow show the state `job` has, if it still has it."""
+        """Note that Optuna and MLflow show the state `job` has; if its row has another one by now, that they do not."""
         with self._transaction() as connection:
             connection.execute(
-                text("""
-                    UPDATE hpo.job SET mirrored = true WHERE id = :id AND fence = :fence AND state = :state
-                """),
+                text("UPDATE hpo.job SET mirrored = (fence = :fence AND state = :state) WHERE id = :id"),
                 {"id": job.id, "fence": job.fence, "state": job.state},
             )
 
@@ -456,8 +490,20 @@ class Queue:
             return {job: (seconds, best) for job, seconds, best in rows}
 
 
-def engine(url: str, **options: Any) -> Engine:
-    """An engine for Postgres through psycopg 3 whose sessions speak UTC."""
+CONNECT = {
+    "options": "-c timezone=UTC",
+    "connect_timeout": 5,  # seconds
+    "application_name": "hpo",
+    # A network that swallows packets must not hold the thread that renews leases.
+    "keepalives_idle": 5,  # seconds
+    "keepalives_interval": 2,  # seconds
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds
+}
+
+
+def postgres_url(url: str) -> sqlalchemy.URL:
+    """The URL with psycopg 3 as its driver. Raises ServiceError if it is no URL of a Postgres."""
     try:
         parsed = sqlalchemy.engine.make_url(url)
     except SQLAlchemyError:
@@ -467,13 +513,25 @@ def engine(url: str, **options: Any) -> Engine:
             f"HPO_DATABASE_URL: expected a postgresql:// URL, found {parsed.get_backend_name()}://. "
             "The queue needs Postgres: its row locks are what makes a trial be recorded once."
         )
-    parsed = parsed.set(drivername="postgresql+psycopg")
-    return sqlalchemy.create_engine(
-        parsed,
-        pool_pre_ping=True,
-        connect_args={"options": "-c timezone=UTC", "connect_timeout": 5, "application_name": "hpo"},
-        **options,
-    )
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def engine(url: str) -> Engine:
+    """An engine for Postgres whose sessions speak UTC."""
+    return sqlalchemy.create_engine(postgres_url(url), pool_pre_ping=True, connect_args=CONNECT)
+
+
+def _json(value: Any) -> str:
+    """JSON as Postgres takes it: a number that is not finite becomes null."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, float):
+            return part if math.isfinite(part) else None
+        if isinstance(part, Mapping):
+            return {name: finite(each) for name, each in part.items()}
+        return [finite(each) for each in part] if isinstance(part, (list, tuple)) else part
+
+    return json.dumps(finite(value), allow_nan=False)
 
 
 def conflict(name: str) -> StudyConflict:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from hpo.mirror import Mirror
+from hpo.mirror import Mirror, first_line, title
 from hpo.queue import DatabaseLost, Job, LeaseLost
 from hpo.tracking import TrackingUnavailable
 
@@ -26,9 +26,9 @@ class Recorder(threading.Thread):
     def __init__(self, mirror: Mirror, *, lease: float) -> None:
         super().__init__(name="recorder", daemon=True)
         self.mirror, self.lease = mirror, lease
-        self.live: dict[int, Job] = {}  # jobs whose epochs we forward; replaced as a whole by the supervisor
+        self.live: list[Job] = []  # jobs whose epochs we forward; replaced as a whole by the supervisor
         self.trouble: str | None = None  # what is unreachable now
-        self.trouble_since = 0.0  # monotonic seconds
+        self._trouble_since = 0.0  # monotonic seconds
         self.lost: deque[Job] = deque()  # jobs whose lease was found lost
         self.failures: deque[tuple[Job, str]] = deque()  # tasks that can never succeed
         self._tasks: deque[tuple[Job, Callable[[], None]]] = deque()
@@ -41,6 +41,11 @@ class Recorder(threading.Thread):
         with self._wake:
             self._tasks.append((job, task))
             self._wake.notify()
+
+    @property
+    def outage(self) -> float:
+        """Seconds since MLflow or the database was last reached; 0 when nothing is wrong."""
+        return time.monotonic() - self._trouble_since if self.trouble else 0.0
 
     @property
     def idle(self) -> bool:
@@ -84,36 +89,41 @@ class Recorder(threading.Thread):
                 self.trouble = None
                 return
             except (TrackingUnavailable, DatabaseLost) as error:
-                self._note(error)
+                self.note(error)
                 self._abandon.wait(RETRY_PAUSES[min(attempt, len(RETRY_PAUSES) - 1)])
                 attempt += 1
             except LeaseLost:
                 self.lost.append(job)
                 return
             except Exception as error:
-                log.exception("trial %s of %s could not be recorded", job.number, job.study)
-                self.failures.append((job, f"{type(error).__name__}: {error}"))
+                log.warning("%s could not be recorded: %s", title(job), first_line(error))
+                log.debug("", exc_info=True)
+                self.failures.append((job, first_line(error)))
                 return
 
-    def _quietly(self, work: Callable[[], object]) -> None:
-        """Housekeeping that is simply tried again the next time."""
+    def _quietly(self, work: Callable[[], int]) -> None:
+        """Housekeeping that is simply tried again the next time; `work` returns how much it got done."""
         try:
-            work()
-            self.trouble = None
+            if work():
+                self.trouble = None
         except (TrackingUnavailable, DatabaseLost) as error:
-            self._note(error)
-        except Exception:
-            log.exception("housekeeping failed; it is tried again")
+            self.note(error)
+        except Exception as error:
+            log.warning("housekeeping failed, it is tried again: %s", first_line(error))
+            log.debug("", exc_info=True)
 
-    def _forward(self) -> None:
-        for job in list(self.live.values()):
+    def _forward(self) -> int:
+        count = 0
+        for job in self.live:
             current = self.mirror.queue.job(job.id)
             if current is not None and current.run_id is not None:
-                self.mirror.forward(current, current.run_id)
+                count += self.mirror.forward(current, current.run_id)
+        return count
 
-    def _note(self, error: Exception) -> None:
+    def note(self, error: Exception) -> None:
+        """Remember that a service could not be reached."""
         if self.trouble is None:
-            self.trouble_since = time.monotonic()
+            self._trouble_since = time.monotonic()
         what = "MLflow unreachable" if isinstance(error, TrackingUnavailable) else "database lost"
         self.trouble = f"{what}, retrying"
-        log.warning("%s: %s", self.trouble, str(error).splitlines()[0] if str(error) else type(error).__name__)
+        log.warning("%s: %s", self.trouble, first_line(error))

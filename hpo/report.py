@@ -10,8 +10,8 @@ import pandas
 from rich.console import Console
 from rich.table import Table
 
-from hpo import closing
-from hpo.mirror import Mirror, now_ms, number_text, point_text
+from hpo import promotion as promotions
+from hpo.mirror import Mirror, known, now_ms, number_text, point_text, score_text
 from hpo.queue import Job, StudyRow
 
 TOP = 10
@@ -21,7 +21,7 @@ NAMES = {"mean": "mean of the training labels", "volume fraction": "volume fract
 def rows(jobs: list[Job]) -> list[dict[str, Any]]:
     """Finished trials, best first, one flat dict each; MSE in the label's unit squared, seconds of training."""
     found = []
-    for job in closing.ranked(jobs):
+    for job in promotions.ranked(jobs):
         assert job.result is not None and job.spec is not None
         result = job.result
         found.append(
@@ -44,7 +44,9 @@ def rows(jobs: list[Job]) -> list[dict[str, Any]]:
     return found
 
 
-def show_result(console: Console, study: StudyRow, jobs: list[Job], links: dict[str, str], image: str) -> None:
+def show_result(
+    console: Console, study: StudyRow, jobs: list[Job], links: dict[str, str], *, program: str, image: str
+) -> None:
     """Print what a finished study shows: the ten best beside the trivial predictors, the winner by component, what
     was promoted and why, and what to do next."""
     close = next((job for job in jobs if job.kind == "closing"), None)
@@ -56,12 +58,14 @@ def show_result(console: Console, study: StudyRow, jobs: list[Job], links: dict[
     lines += [
         f"Trial {failed['number']} is {failed['state']}: {failed['reason']}." for failed in ended.get("failed", [])
     ]
-    console.print("\n".join(["", *lines, "", *next_steps(study, ended, links, image)]), soft_wrap=True, markup=False)
+    console.print(
+        "\n".join(["", *lines, "", *next_steps(study, ended, links, program, image)]), soft_wrap=True, markup=False
+    )
 
 
 def top_table(study: StudyRow, jobs: list[Job]) -> Table:
     unit = study.facts["data"]["unit"]
-    done = closing.ranked(jobs)
+    done = promotions.ranked(jobs)
     planned = sum(job.kind == "trial" for job in jobs)
     table = Table(
         title=f"{study.name}: best {min(TOP, len(done))} of {planned} trials, scores on the validation split",
@@ -109,20 +113,14 @@ def winner_table(study: StudyRow, ended: dict[str, Any]) -> Table:
         table.add_row(
             name,
             f"{own['mse'] ** 0.5:.4g}",
-            f"{own['nrmse']:.4f}",
-            f"{own['r2']:.4f}",
-            f"{cubic['per_target']['r2'][index]:.4f}",
-            f"{mean['per_target']['r2'][index]:.4f}",
+            score_text(own["nrmse"], ".4f"),
+            score_text(own["r2"], ".4f"),
+            score_text(cubic["per_target"]["r2"][index], ".4f"),
+            score_text(mean["per_target"]["r2"][index], ".4f"),
         )
     table.add_section()
-    table.add_row(
-        "mean",
-        f"{test['mse'] ** 0.5:.4g}",
-        f"{test['nrmse']:.4f}",
-        f"{test['r2']:.4f}",
-        f"{cubic['r2']:.4f}",
-        f"{mean['r2']:.4f}",
-    )
+    means = (score_text(value, ".4f") for value in (test["nrmse"], test["r2"], cubic["r2"], mean["r2"]))
+    table.add_row("mean", f"{test['mse'] ** 0.5:.4g}", *means)
     return table
 
 
@@ -153,18 +151,22 @@ def promotion(study: StudyRow, ended: dict[str, Any], close: Job | None) -> list
     return lines
 
 
-def next_steps(study: StudyRow, ended: dict[str, Any], links: dict[str, str], image: str) -> list[str]:
+def next_steps(study: StudyRow, ended: dict[str, Any], links: dict[str, str], program: str, image: str) -> list[str]:
     """Commands that run as they stand; `image` is one of the data set's."""
     lines = ["Go on with:"]
     lines += [f"  {name + ':':10}{link}" for name, link in links.items()]
     if ended.get("champion"):
-        lines += ["  hpo download --alias champion champion/", f"  hpo predict champion/ {shlex.quote(image)}"]
-    lines += [f"  hpo trials --study {study.name}", "  hpo down"]
+        lines += [
+            f"  {program} download --alias champion champion/",
+            f"  {program} predict champion/ {shlex.quote(image)}",
+        ]
+    lines += [f"  {program} trials --study {study.name}", f"  {program} down"]
     return lines
 
 
-def score_cells(nmse: float, mse: float, r2: float, nrmse: float) -> tuple[str, str, str, str]:
-    return f"{nmse:.5f}" if nmse >= 1e-3 else f"{nmse:.3e}", f"{mse:.4g}", f"{r2:.4f}", f"{nrmse:.4f}"
+def score_cells(nmse: float, mse: float, r2: float | None, nrmse: float | None) -> tuple[str, str, str, str]:
+    small = nmse is not None and nmse < 1e-3
+    return score_text(nmse, ".3e" if small else ".5f"), score_text(mse), score_text(r2, ".4f"), score_text(nrmse, ".4f")
 
 
 def log_study(shown: Mirror, ended: dict[str, Any]) -> None:
@@ -186,7 +188,7 @@ def log_study(shown: Mirror, ended: dict[str, Any]) -> None:
     if winner is not None:
         scores = {f"test_{name}": winner["test"][name] for name in ("nmse", "mse", "r2", "nrmse")}
         best = {f"best_val_{name}": winner["validation"][name] for name in ("nmse", "mse", "r2", "nrmse")}
-        shown.tracker.log_summary(run_id, scores | best, timestamp_ms=now)
+        shown.tracker.log_summary(run_id, known(scores | best), timestamp_ms=now)
         shown.tracker.set_tags(
             run_id,
             {

@@ -5,15 +5,19 @@ points 27 times. The queue decides who trains what; this module plans the trials
 plain Optuna and optuna-dashboard read the study like any other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool
 
-from hpo.queue import Job, engine
+from hpo.errors import ServiceError
+from hpo.queue import CONNECT, DatabaseLost, Job, postgres_url
 from hpo.study import Choices, Interval, Study
 
 STATES = {
@@ -27,17 +31,30 @@ STATES = {
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
+@contextmanager
+def _database() -> Iterator[None]:
+    """Raise DatabaseLost where Optuna wraps a lost connection into an error of its own."""
+    try:
+        yield
+    except StorageInternalError as error:
+        cause = error.__cause__
+        if isinstance(cause, DBAPIError) and (cause.connection_invalidated or isinstance(cause, OperationalError)):
+            raise DatabaseLost(str(cause.orig).strip()) from error
+        raise
+    except OperationalError as error:
+        raise DatabaseLost(str(error.orig).strip()) from error
+
+
+@_database()
 def storage(url: str) -> optuna.storages.RDBStorage:
-    """Optuna's storage in the queue's database; its sessions speak UTC."""
-    made = engine(url)  # checks the URL, and holds the options Optuna's own engine shall have
-    return optuna.storages.RDBStorage(
-        made.url.render_as_string(hide_password=False),
-        engine_kwargs={
-            "poolclass": QueuePool,
-            "pool_pre_ping": True,
-            "connect_args": {"options": "-c timezone=UTC", "connect_timeout": 5},
-        },
-    )
+    """Optuna's storage in the queue's database; its sessions speak UTC. ServiceError for another Optuna's tables."""
+    try:
+        return optuna.storages.RDBStorage(
+            postgres_url(url).render_as_string(hide_password=False),
+            engine_kwargs={"poolclass": QueuePool, "pool_pre_ping": True, "connect_args": CONNECT},
+        )
+    except RuntimeError as error:  # another schema version
+        raise ServiceError(f"The database holds the tables of another Optuna, nothing was changed: {error}") from None
 
 
 def sampler(study: Study) -> optuna.samplers.BaseSampler:
@@ -48,6 +65,7 @@ def sampler(study: Study) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(seed=study.seed, constant_liar=True)
 
 
+@_database()
 def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[FrozenTrial]:
     """Create the study and its waiting trials as far as they are missing; return all, by number.
 
@@ -80,6 +98,7 @@ def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[Fro
     return made.get_trials(deepcopy=False)
 
 
+@_database()
 def fill(store: optuna.storages.RDBStorage, name: str, study: Study, number: int) -> dict[str, Any]:
     """Let the sampler choose the point of a planned trial; a trial that has its point keeps it."""
     chosen = sampler(study)
@@ -91,6 +110,7 @@ def fill(store: optuna.storages.RDBStorage, name: str, study: Study, number: int
     return {key: trial._suggest(key, each) for key, each in distributions(study).items()}
 
 
+@_database()
 def show(store: optuna.storages.RDBStorage, name: str, job: Job, value: float | None) -> None:
     """Give the job's trial the job's state, and its value when it is done. Idempotent."""
     study_id = store.get_study_id_from_name(name)
@@ -106,6 +126,7 @@ def show(store: optuna.storages.RDBStorage, name: str, job: Job, value: float | 
     )
 
 
+@_database()
 def delete(store: optuna.storages.RDBStorage, name: str) -> None:
     """Delete the study and its trials; nothing happens if there is none."""
     try:

@@ -54,6 +54,9 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         raise SettingsError(
             f"{given} is set but {missing} is not: either set both (external services) or neither (hpo starts its own)."
         )
+    uri = raw["tracking_uri"]
+    if uri is not None and not uri.startswith(("http://", "https://")):
+        raise SettingsError(f"MLFLOW_TRACKING_URI: expected the http(s):// URL of an MLflow server, found {uri!r}.")
     return Settings(
         home=Path(raw["home"] or "mlruns").expanduser().absolute(),
         database_url=raw["database_url"],

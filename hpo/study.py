@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from hpo.errors import StudyError
 from models import specs
 
 NUMERICS_VERSION = 1  # raised when a change of ours moves the numbers of an unchanged study
+RESERVED = re.compile(r"champion|latest|v?[0-9]+", re.IGNORECASE)  # a study's name is an alias of its model, too
 SAMPLERS = ("grid", "random", "tpe")
 DEFAULT_DATA = "default"
 
@@ -89,6 +91,29 @@ class Study:
         return specs.to_dict(specs.from_dict(model)), specs.training_to_dict(specs.training_from_dict(training))
 
 
+def trial_spec(
+    plan: Study, identity: str, data: Mapping[str, Any], point: dict[str, Any], *, config: int | None
+) -> tuple[dict[str, Any], float]:
+    """The frozen description of one trial, and its cost (multiply-adds of one image, forward).
+
+    `data`: what the study's facts say of the data set (digest, split, image_shape, target_names).
+    """
+    model, training = plan.trial(point)
+    size = specs.size(specs.from_dict(model), tuple(data["image_shape"]), len(data["target_names"]))
+    return {
+        "point": point,
+        "config": config,
+        "model": model,
+        "training": training,
+        "seed": plan.seed,
+        "parameters": size.parameters,
+        "data": data["digest"],
+        "split": data["split"],
+        "identity": identity,
+        "numerics": NUMERICS_VERSION,
+    }, size.multiply_adds
+
+
 def restore(name: str, canonical: Mapping[str, Any]) -> Study:
     """The study that a canonical spec, as the database keeps it, stands for."""
     space: dict[str, Choices | Interval] = {
@@ -138,6 +163,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> Study:
             raise StudyError(f"{label}: expected a file name of letters, digits, '.', '_' and '-', found '{name}'.")
         if name in shipped():
             raise StudyError(f"{label}: '{name}' is the name of a shipped study: give the file another name.")
+        if RESERVED.fullmatch(name):
+            raise StudyError(
+                f"{label}: '{name}' means something else to the model registry: give the file another name."
+            )
     else:
         near = difflib.get_close_matches(name, shipped(), n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +88,23 @@ def train(
 
     dataset, parts = _data(data)
     model, settings = specs.from_dict(spec["model"]), specs.training_from_dict(spec["training"])
-    state = load_state(Path(checkpoint)) if checkpoint else None
     work = Path(folder)
     work.mkdir(parents=True, exist_ok=True)
-    training = Training(
+    begin = partial(
+        Training,
         model,
         settings,
         train=(dataset.images[parts.train], dataset.targets[parts.train]),
         validation=(dataset.images[parts.validation], dataset.targets[parts.validation]),
         seed=spec["seed"],
-        state=state,
     )
+    try:
+        training = begin(state=load_state(Path(checkpoint)) if checkpoint else None)
+    except specs.SpecError as error:
+        if checkpoint is None:
+            raise
+        print(f"starting again from epoch 0: {error}")  # a checkpoint of another version, say
+        training = begin()
     emit("started", epoch=training.epoch, parameters=specs.parameter_count(training.network))
 
     kept = training.epoch

@@ -17,7 +17,10 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_TH
 
 
 class Trainer:
-    """One `python -m hpo.trainer`. `job` is what it is busy with."""
+    """One `python -m hpo.trainer`, with the job it is busy with.
+
+    `task` is None when idle, "reserved" while something is fetched for it, else the request it works on.
+    """
 
     def __init__(self, log: IO[bytes]) -> None:
         self.process = subprocess.Popen(
@@ -33,7 +36,9 @@ class Trainer:
         self._partial = b""
         self.ready = False
         self.job: Job | None = None
-        self.request: dict[str, Any] | None = None  # what it works on
+        self.task: str | None = None
+        self.asked = False  # to hand back
+        self.killed: str | None = None  # why we killed it
         self.last_event = time.monotonic()
         self.closed = False
 
@@ -42,15 +47,31 @@ class Trainer:
 
     @property
     def free(self) -> bool:
-        return self.ready and self.request is None and not self.closed
+        return self.ready and self.task is None and not self.closed
+
+    def has(self, job: Job) -> bool:
+        """Whether it is busy with this claim of this job."""
+        return self.job is not None and (self.job.id, self.job.fence) == (job.id, job.fence)
+
+    def reserve(self, job: Job) -> None:
+        self.job, self.task, self.asked = job, "reserved", False
+
+    def release(self) -> None:
+        self.job = self.task = None
+
+    def ask(self) -> None:
+        """Ask it to hand its trial back at the next batch."""
+        self.asked = True
+        self._write({"do": "stop"})
 
     def send(self, do: str, **fields: Any) -> None:
         """Send a request; a trainer that died meanwhile shows up as end of file in `events`."""
-        if do != "stop":
-            self.request = {"do": do, **fields}
-            self.last_event = time.monotonic()
-        with suppress(BrokenPipeError):
-            self._stdin.write(json.dumps({"do": do, **fields}).encode() + b"\n")
+        self.task, self.last_event = do, time.monotonic()
+        self._write({"do": do, **fields})
+
+    def _write(self, message: dict[str, Any]) -> None:
+        with suppress(BrokenPipeError, ValueError):  # ValueError: closed by us after its death
+            self._stdin.write(json.dumps(message).encode() + b"\n")
             self._stdin.flush()
 
     def events(self) -> list[dict[str, Any]]:
@@ -67,7 +88,8 @@ class Trainer:
             self.last_event = time.monotonic()
         return [json.loads(line) for line in lines]
 
-    def kill(self) -> None:
+    def kill(self, why: str | None = None) -> None:
+        self.killed = self.killed or why
         self.process.kill()
 
     def close(self, timeout: float = 2.0) -> None:
@@ -84,6 +106,8 @@ class Trainer:
     def obituary(self) -> str:
         """Why it ended, in a few words."""
         code = self.process.wait()
+        if self.killed is not None:
+            return self.killed
         if code >= 0:
             return f"trainer ended with exit {code}"
         name = signal.Signals(-code).name

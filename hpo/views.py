@@ -12,15 +12,25 @@ from typing import Any
 
 SHARE_KEY = "hpo"
 SORT_KEY = "best_val_nmse"
-SUMMARY = (SORT_KEY, "best_val_mse", "best_val_r2", "best_val_nrmse", "best_epoch", "train_seconds")
+OTHERS = ("best_val_r2", "best_val_mse", "best_val_nrmse", "train_seconds")
 CURVES = ("val/nmse", "train/nmse")
 SECTION = "hpo-comparison"
-WIDTH = 100  # pixels of a column
+NAME, CREATED, MODELS = "attributes.`Run Name`", "runDateAndNestInfo", "attributes.`Models`"
+# Widths in pixels
+NUMBER = 162  # of a number with its sign and all its digits: the page rounds none
+LETTER, MARGIN = 6, 28  # of a heading
 
 
 def state(params: Sequence[str]) -> str:
-    """The tag's value for a study over `params`: those and the summary scores as columns, best first, with charts."""
-    columns = [*(f"metrics.`{name}`" for name in SUMMARY), *(f"params.`{name}`" for name in params)]
+    """The tag's value for a study over `params`: those and the summary scores as columns, best first, with charts.
+
+    The score that sorts and the parameters come first: they can be seen without scrolling on a laptop, even beside
+    the panel that MLflow opens on a first visit.
+    """
+    columns = {f"metrics.`{SORT_KEY}`": NUMBER - LETTER}  # no sign
+    columns |= {f"params.`{name}`": max(len(name), 6) * LETTER + MARGIN for name in params}
+    columns |= {"metrics.`best_epoch`": 10 * LETTER + MARGIN}
+    columns |= {f"metrics.`{name}`": NUMBER for name in OTHERS}
     text = json.dumps(
         {
             # The study's own run has no scores. The trivial predictors stay: every score is to be seen beside theirs.
@@ -31,13 +41,14 @@ def state(params: Sequence[str]) -> str:
             "lifecycleFilter": "Active",
             "datasetsFilter": [],
             "modelVersionFilter": "All Runs",
-            "selectedColumns": [*columns, "attributes.`Models`"],
-            "columnOrder": ["attributes.`Run Name`", *columns, "attributes.`Created`", "attributes.`Models`"],
-            "columnWidths": {"attributes.`Run Name`": 220, "attributes.`Created`": 120} | dict.fromkeys(columns, WIDTH),
+            "selectedColumns": [*columns, MODELS],
+            "columnOrder": [NAME, CREATED, *columns, MODELS],
+            "columnWidths": {NAME: 200, CREATED: 132, MODELS: 160} | columns,
             "runsHiddenMode": "FIRST_10_RUNS",
             "compareRunCharts": _charts(params),
             "compareRunSections": [
-                {"uuid": SECTION, "name": "Comparison", "display": True, "isReordered": True, "deleted": False}
+                {"uuid": SECTION, "name": "Comparison", "columns": 2, "cardHeight": 360}
+                | {"display": True, "isReordered": True, "deleted": False}
             ],
             "isAccordionReordered": True,
             "hideEmptyCharts": True,
@@ -50,10 +61,13 @@ def state(params: Sequence[str]) -> str:
 
 def _charts(params: Sequence[str]) -> list[dict[str, Any]]:
     """Curves on a logarithmic axis, the scatter of both best scores and epochs, and the parallel coordinates."""
-    curves = [_chart("LINE", key, metricKey=key, selectedMetricKeys=[key], scaleType="log") for key in CURVES]
+    # The page would smooth a curve that does not say how: what is seen must be what was measured.
+    line = {"scaleType": "log", "lineSmoothness": 0, "useGlobalLineSmoothing": True, "useGlobalXaxisKey": True}
+    curves = [_chart("LINE", key, metricKey=key, selectedMetricKeys=[key], **line) for key in CURVES]
     axes = ({"key": "best_epoch", "type": "METRIC"}, {"key": SORT_KEY, "type": "METRIC"})
     scatter = _chart("SCATTER", SORT_KEY, xaxis=axes[0], yaxis=axes[1])
-    parallel = _chart("PARALLEL", SORT_KEY, selectedParams=list(params), selectedMetrics=[SORT_KEY], showAllRuns=True)
+    searched = [name for name in params if name != "config"]  # which is the number of the point
+    parallel = _chart("PARALLEL", SORT_KEY, selectedParams=searched, selectedMetrics=[SORT_KEY], showAllRuns=True)
     return [*curves, parallel, scatter, _chart("BAR", SORT_KEY, metricKey=SORT_KEY)]
 
 

@@ -21,6 +21,7 @@ from hpo.sampling import storage
 
 pytestmark = pytest.mark.acceptance
 
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     return cells.make(tmp_path_factory.mktemp("data") / "tiny")

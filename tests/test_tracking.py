@@ -85,9 +85,13 @@ def test_the_experiment_opens_on_columns_of_the_parameters_and_scores_best_first
     assert kind == "deflate"
     view = loads(zlib.decompress(b64decode(payload)))
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best_val_nmse`", True)
-    assert {f"params.`{name}`" for name in PARAMS} <= set(view["selectedColumns"])
-    logarithmic = {chart.get("metricKey") for chart in view["compareRunCharts"] if chart.get("scaleType") == "log"}
-    assert logarithmic == {"train/nmse", "val/nmse"}
+    columns = view["selectedColumns"]
+    assert columns[:5] == ["metrics.`best_val_nmse`", *(f"params.`{name}`" for name in PARAMS)]
+    assert {"metrics.`best_val_mse`", "metrics.`best_val_r2`", "metrics.`train_seconds`"} <= set(columns)
+    assert set(columns) <= set(view["columnWidths"])
+    curves = [chart for chart in view["compareRunCharts"] if chart["type"] == "LINE"]
+    assert {curve["metricKey"] for curve in curves} == {"train/nmse", "val/nmse"}
+    assert {(curve["scaleType"], curve["lineSmoothness"]) for curve in curves} == {("log", 0)}
 
 
 def test_the_views_filter_shows_trials_and_predictors_but_not_the_studys_own_run(

@@ -1,0 +1,39 @@
+"""A study's data set on this machine: cached under HPO_HOME by its digest, fetched from the study's run if need be."""
+
+import os
+import shutil
+from pathlib import Path
+
+from data_pipeline.dataset import Dataset, load_npz, save_npz
+from hpo.queue import StudyRow
+from hpo.tracking import Tracker
+
+
+def cached(home: Path, digest: str) -> Path:
+    return home / "cache" / "data" / f"{digest}.npz"
+
+
+def keep(home: Path, dataset: Dataset) -> Path:
+    """Put a data set into the cache; return its file, which bears its digest."""
+    path = cached(home, dataset.digest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        save_npz(dataset, path)
+    return path
+
+
+def fetch(home: Path, tracker: Tracker, row: StudyRow) -> Path:
+    """The study's data set as a local file. Raises ValueError if what arrives has another digest."""
+    digest = row.facts["data"]["digest"]
+    path = cached(home, digest)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = path.parent / f".{digest[:12]}-{os.getpid()}"
+        try:
+            arrived = tracker.download_artifact(row.facts["study_run_id"], f"data/{digest}.npz", folder)
+            if load_npz(arrived).digest != digest:
+                raise ValueError(f"the data set of {row.name} was damaged on its way: expected digest {digest}")
+            arrived.replace(path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    return path

@@ -1,0 +1,105 @@
+"""What the recorder's thread does for one job. Every function may be repeated: it raises TrackingUnavailable or
+DatabaseLost when it should be called again, and LeaseLost when the job is no longer ours."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hpo import mirror
+from hpo.errors import NotFound
+from hpo.holdings import Holdings
+from hpo.mirror import Mirror
+from hpo.queue import DatabaseLost, Job
+from hpo.tracking import TrackingUnavailable, sha256_of
+
+log = logging.getLogger("hpo")
+
+
+def show(shown: Mirror, job_id: int) -> None:
+    """Make Optuna and MLflow show a job as the database has it now. A mirror that cannot be made harms no training."""
+    job = shown.queue.job(job_id)
+    if job is None:
+        return
+    try:
+        shown.show(job)
+    except (TrackingUnavailable, DatabaseLost):
+        raise
+    except Exception as error:
+        log.warning("%s cannot be shown in MLflow or Optuna: %s", mirror.title(job), mirror.first_line(error))
+
+
+def store_checkpoint(shown: Mirror, job: Job, path: Path, *, epoch: int, sha256: str) -> None:
+    """Upload a checkpoint under a new name, commit it to the job, then delete the one before."""
+    current = shown.queue.require(job)
+    run_id = shown.run(current)
+    name = f"checkpoint-{epoch:06d}-{job.fence}.safetensors"  # a name of this claim: an older one cannot touch it
+    local = path.with_name(name)
+    if path.exists():
+        path.replace(local)
+    if not local.exists():
+        return  # the job has been given back and its folder removed
+    shown.tracker.upload(run_id, local, "checkpoints")
+    shown.queue.checkpoint(job, {"path": f"checkpoints/{name}", "sha256": sha256, "epoch": epoch, "run_id": run_id})
+    local.unlink(missing_ok=True)
+    if current.checkpoint is not None and current.checkpoint["path"] != f"checkpoints/{name}":
+        shown.tracker.delete_artifact(run_id, current.checkpoint["path"])
+
+
+def fetch_checkpoint(shown: Mirror, job: Job, folder: Path) -> Path | None:
+    """The job's newest checkpoint as a local file; None, with a warning, if it is missing or damaged."""
+    assert job.checkpoint is not None
+    try:
+        path = shown.tracker.download_artifact(job.checkpoint["run_id"], job.checkpoint["path"], folder)
+    except NotFound as error:
+        log.warning("%s starts again from epoch 0: %s", mirror.title(job), error)
+        return None
+    if (found := sha256_of(path)) != job.checkpoint["sha256"]:
+        expected = job.checkpoint["sha256"]
+        log.warning(
+            "%s starts again from epoch 0: its checkpoint is damaged (SHA-256 %.8s, expected %.8s)",
+            mirror.title(job),
+            found,
+            expected,
+        )
+        return None
+    return path
+
+
+def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -> None:
+    """Log the model, then record the one result. `found` is the trainer's `trained` event."""
+    holdings.flush(job)
+    current = shown.queue.require(job)
+    run_id = shown.run(current)
+    curve = dict(shown.queue.curve(job.id))
+    assert job.spec is not None
+    epochs = job.spec["training"]["epochs"]
+    if sorted(curve) != list(range(1, epochs + 1)):
+        raise ValueError(f"the curve has {len(curve)} of {epochs} epochs")
+    folder = Path(found["folder"])
+    model = shown.tracker.log_model(
+        run_id,
+        shown.study.facts["experiment_id"],
+        folder,
+        name="model",
+        # the weights are in the key: another attempt with other weights must not reuse the files
+        key=f"{mirror.key(job)}/{sha256_of(folder / 'weights.safetensors')[:12]}",
+    )
+    best, last = curve[found["best_epoch"]], curve[epochs]
+    result = {name: value for name, value in found.items() if name != "folder"} | {
+        "best_val_mse": best["val/mse"],
+        "last_val_nmse": last["val/nmse"],
+        "last_val_mse": last["val/mse"],
+        "seconds": sum(metrics["seconds"] for metrics in curve.values()),
+        "epochs": epochs,
+        "target_names": shown.study.facts["data"]["target_names"],
+        "model_id": model.model_id,
+        "files": model.sha256,
+    }
+    shown.queue.end(job, "done", result=result)
+    log.info(
+        "%s done: val nmse %.4g at epoch %d, %.0f s",
+        mirror.title(job),
+        found["best_val_nmse"],
+        found["best_epoch"],
+        result["seconds"],
+    )
