@@ -2,11 +2,11 @@
 
     python bench/overhead.py [--trials 3] [--epochs 300]
 
-Half one: one bare process per core trains that configuration `--trials` times with `models.training` alone. Half two:
-`hpo run` with one trainer per core does the same, on Postgres and MLflow servers of its own, in a temporary folder. All of
-it counts: claims, leases, epochs stored and forwarded, checkpoints, the model packaged and logged, and the cores that
-supervisor and servers take from the trainers. Each trainer's first trial is left out: it imports what packaging needs, once
-per process. Prints seconds per trial of both, and the ratio.
+Half one: a bare process per core trains that configuration `--trials` times with `models.training` alone. Half two:
+`hpo run` with one trainer per core does the same, on Postgres and MLflow servers of its own, in a temporary folder. All
+of it counts: claims, leases, epochs stored and forwarded, checkpoints, the model packaged and logged, the cores that
+supervisor and servers take from the trainers. Each trainer's first trial is left out: it imports what packaging needs,
+once per process. Prints seconds per trial of both, and the ratio.
 """
 
 import argparse

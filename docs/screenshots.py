@@ -11,10 +11,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import browser
 
+TALL = (browser.SIZE[0], 1155)  # pixels: two rows of charts
+
 
 def take(url: str, picture: Path, *, charts: bool) -> None:
     """Write what a user sees at `url`, a list or charts, after closing MLflow's Assistant."""
-    with browser.chromium() as driver:
+    with browser.chromium(size=TALL if charts else browser.SIZE) as driver:
         driver.get(url)
         browser.until(driver, lambda: browser.rows(driver), "a run")
         browser.close_assistant(driver)

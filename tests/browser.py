@@ -53,7 +53,7 @@ return [...document.querySelectorAll('.js-plotly-plot')].map(plot => ({
     title: plot.closest("[data-testid='experiment-view-compare-runs-card']").innerText.split('\\n')[0],
     scale: plot._fullLayout.yaxis?.type ?? '',
     drawn: plot.querySelectorAll('.scatterlayer .trace path.js-line').length,
-    curves: plot.data.filter(trace => trace.mode == 'lines').map(
+    curves: plot.data.filter(trace => trace.mode?.startsWith('lines')).map(
         trace => ({run: trace.name, steps: Array.from(trace.x), values: Array.from(trace.y)})),
 }));
 """

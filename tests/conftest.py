@@ -5,9 +5,11 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+import cells
 import psycopg
 import pytest
 from psycopg import sql
+from shell import Shell
 
 from hpo import services as hpo_services
 from hpo import settings as hpo_settings
@@ -48,3 +50,17 @@ def _no_settings_of_the_caller() -> None:
     for name in [name for name in os.environ if name.startswith(("HPO_", "MLFLOW_"))]:
         del os.environ[name]
     os.environ["HPO_HOME"] = str(Path("/nonexistent/set-HPO_HOME-in-the-test"))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small labelled data set in the course's form."""
+    return cells.make(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture
+def shell(tmp_path: Path, database_url: str, tracking_uri: str) -> Iterator[Shell]:
+    """Runs `hpo` on an empty database of this test; ends what is left of it."""
+    made = Shell(tmp_path / "home", database_url, tracking_uri)
+    yield made
+    made.close()

@@ -22,7 +22,7 @@ class Shell:
             "HPO_HOME": str(home),
             "HPO_DATABASE_URL": database_url,
             "MLFLOW_TRACKING_URI": tracking_uri,
-            "HPO_LEASE": "3",
+            "HPO_LEASE": "8",
             "HPO_CHECKPOINT_INTERVAL": "0.5",
         }
         self.home, self.tracking_uri, self.database_url = home, tracking_uri, database_url

@@ -32,7 +32,7 @@ def test_after_everything_was_killed_the_same_command_goes_on(data, tmp_path):
     home = tmp_path / "a home with spaces"
     study = cells.study(tmp_path, "embedded", data=data, epochs=300)
     command = [sys.executable, "-m", "hpo", "run", "--study", str(study), "--trainers", "1"]
-    environment = os.environ | {"HPO_HOME": str(home), "HPO_LEASE": "3"}
+    environment = os.environ | {"HPO_HOME": str(home), "HPO_LEASE": "8"}
     read = settings.read({"HPO_HOME": str(home)})
     try:
         log = tmp_path / "first.log"

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import cells
 import numpy as np
@@ -16,22 +15,9 @@ import pytest
 from mlflow import MlflowClient
 from shell import PATIENCE, Shell
 
-from hpo.queue import engine
 from hpo.sampling import storage
 
 pytestmark = pytest.mark.acceptance
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    return cells.make(tmp_path_factory.mktemp("data") / "tiny")
-
-
-@pytest.fixture
-def shell(tmp_path, database_url, tracking_uri):
-    made = Shell(tmp_path / "home", database_url, tracking_uri)
-    yield made
-    made.close()
 
 
 def trainers(process: subprocess.Popen) -> list[psutil.Process]:
@@ -42,7 +28,8 @@ def trainers(process: subprocess.Popen) -> list[psutil.Process]:
 def check_recorded_once(shell: Shell, study: str, *, points: int, epochs: int) -> None:
     """Every view of the study - ours, Optuna's, MLflow's - shows each point once, with its whole curve."""
     jobs = shell.trials(study)
-    assert [job.state for job in jobs] == ["done"] * points
+    assert [(job.state, job.reason) for job in jobs if job.state != "done"] == []
+    assert len(jobs) == points
     assert len({json.dumps(job.spec["point"]) for job in jobs}) == points
     store = storage(shell.database_url)
     loaded = optuna.load_study(study_name=study, storage=store)
@@ -113,24 +100,25 @@ print(mlflow.pyfunc.load_model("models:/{model.name}@champion").predict(image[No
 
 
 def test_killed_trainers_and_supervisors_lose_nothing_and_change_no_bit(shell, data, tmp_path):
-    calm = cells.study(tmp_path, "calm", data=data, epochs=900)
+    calm = cells.study(tmp_path, "calm", data=data, epochs=500)
     shell.hpo("run", "--study", calm, "--trainers", 2)
     undisturbed = {json.dumps(job.spec["point"]): job.result for job in shell.trials("calm")}
 
-    stormy = cells.study(tmp_path, "stormy", data=data, epochs=900)
+    stormy = cells.study(tmp_path, "stormy", data=data, epochs=500)
     first = shell.start("run", "--study", stormy, "--trainers", 2)
-    job = shell.training("stormy", epochs=200)
-    for trainer in trainers(first):
-        trainer.kill()
-    shell.until(lambda: shell.queue.job(job.id).attempt == 2, "the killed trainer's trial runs again")
-    shell.training("stormy", epochs=400)
+    shell.training("stormy", epochs=100)
+    trainers(first)[0].kill()
+    shell.until(
+        lambda: any(job.attempt == 2 for job in shell.trials("stormy")), "the killed trainer's trial runs again"
+    )
+    shell.training("stormy", epochs=250)
     left = trainers(first)
     first.kill()
     psutil.wait_procs(left, timeout=10)
     assert not any(trainer.is_running() for trainer in left), "trainers outlive their supervisor"
 
     output = shell.hpo("run", "--study", stormy, "--trainers", 2)
-    check_recorded_once(shell, "stormy", points=4, epochs=900)
+    check_recorded_once(shell, "stormy", points=4, epochs=500)
     assert "Promoted" in output or "Nothing promoted" in output
     jobs = shell.trials("stormy")
     assert max(job.attempt for job in jobs) >= 2
@@ -142,7 +130,7 @@ def test_killed_trainers_and_supervisors_lose_nothing_and_change_no_bit(shell, d
 
 
 def test_ctrl_c_gives_back_within_seconds_and_the_same_command_goes_on(shell, data, tmp_path):
-    study = cells.study(tmp_path, "stopped", data=data, epochs=1500)
+    study = cells.study(tmp_path, "stopped", data=data, epochs=700)
     process = shell.start("run", "--study", study, "--trainers", 2)
     job = shell.training("stopped", epochs=100)
     begin = time.monotonic()
@@ -156,28 +144,16 @@ def test_ctrl_c_gives_back_within_seconds_and_the_same_command_goes_on(shell, da
     runs = MlflowClient(shell.tracking_uri).get_run(kept.run_id)
     assert runs.info.status == "SCHEDULED"
 
+    shell.hpo("worker", "--study", "stopped", "--once", "--trainers", 1)
+    assert sum(each.state == "done" for each in shell.trials("stopped")) == 1
+
     shell.hpo("run", "--study", study, "--trainers", 2)
-    check_recorded_once(shell, "stopped", points=4, epochs=1500)
+    check_recorded_once(shell, "stopped", points=4, epochs=700)
     assert {job.attempt for job in shell.trials("stopped")} == {1}
 
 
 def test_eight_workers_on_tiny_trials_train_no_point_twice(shell, data):
-    shell.hpo(
-        "run",
-        "--study",
-        "grid",
-        "--data",
-        data,
-        "--epochs",
-        1,
-        "--seed",
-        7,
-        "--trainers",
-        1,
-        "--set",
-        "space.filters=[2]",
-    )
-    words = ("--data", data, "--epochs", 1, "--seed", 8, "--set", "space.filters=[2, 3, 4, 5, 6, 7]")
+    words = ("--data", data, "--epochs", 1, "--seed", 8, "--set", "space.filters=[2, 3, 4]")
     first = shell.start("run", "--study", "grid", *words, "--trainers", 1)
     study = shell.until(
         lambda: next((row.name for row in shell.queue.studies() if row.spec["seed"] == 8), None), "plan"
@@ -188,28 +164,22 @@ def test_eight_workers_on_tiny_trials_train_no_point_twice(shell, data):
     for process in [first, *others]:
         output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, output
-    check_recorded_once(shell, study, points=48, epochs=1)
+    check_recorded_once(shell, study, points=24, epochs=1)
     assert {job.attempt for job in shell.trials(study)} == {1}
     workers = {job.worker for job in shell.trials(study)}
     assert len(workers) > 1
 
 
-def test_a_sampler_fills_its_slots_when_they_are_claimed(shell, data, tmp_path):
+def test_a_sampler_fills_its_slots_when_they_are_claimed_in_any_time_zone(shell, data, tmp_path):
+    shell.environment |= {"TZ": "Pacific/Auckland"}
     study = cells.study(tmp_path, "tpe", data=data, epochs=2)
     text = study.read_text().replace("[1e-3, 1e-4]", "{low = 1e-4, high = 1e-2, log = true}")
-    study.write_text(text + '[sampler]\nname = "tpe"\ntrials = 6\n')
+    study.write_text(text + '[sampler]\nname = "tpe"\ntrials = 4\n')
     shell.hpo("run", "--study", study)
-    check_recorded_once(shell, "tpe", points=6, epochs=2)
-
-
-def test_a_worker_with_once_trains_one_trial(shell, data, tmp_path):
-    study = cells.study(tmp_path, "once", data=data, epochs=1500)
-    process = shell.start("run", "--study", study, "--trainers", 1)
-    shell.training("once")
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=PATIENCE)
-    shell.hpo("worker", "--study", "once", "--once")
-    assert sum(job.state == "done" for job in shell.trials("once")) == 1
+    check_recorded_once(shell, "tpe", points=4, epochs=2)
+    with shell.queue.engine.connect() as connection:
+        age = "SELECT extract(epoch FROM clock_timestamp() - changed_at) FROM hpo.job"
+        assert all(0 <= seconds < PATIENCE for seconds in connection.exec_driver_sql(age).scalars())
 
 
 def test_a_dry_run_shows_the_plan_and_leaves_nothing_behind(shell, data):
@@ -253,15 +223,3 @@ def test_an_unreachable_database_is_said_so(shell):
     shell.environment |= {"HPO_DATABASE_URL": "postgresql://a:secret@127.0.0.1:9/b"}
     output = shell.hpo("studies", code=1)
     assert "The database cannot be reached" in output and "secret" not in output
-
-
-def test_the_database_of_the_queue_holds_no_clock_of_a_worker(shell, data, tmp_path):
-    """A worker whose clock is an hour off, in another time zone, is no different."""
-    shell.environment |= {"TZ": "Pacific/Auckland"}
-    study = cells.study(tmp_path, "zone", data=data, epochs=1)
-    shell.hpo("run", "--study", study)
-    with engine(shell.database_url).connect() as connection:
-        ages = connection.exec_driver_sql(
-            "SELECT extract(epoch FROM clock_timestamp() - changed_at) FROM hpo.job"
-        ).scalars()
-        assert all(0 <= age < PATIENCE for age in ages)
