@@ -13,7 +13,7 @@ from hpo.mirror import Mirror, first_line, title
 from hpo.queue import DatabaseLost, Job, LeaseLost
 from hpo.tracking import TrackingUnavailable
 
-FORWARD_INTERVAL = 5.0  # seconds between two deliveries of a running trial's epochs
+FORWARD_INTERVAL = 15.0  # seconds between two deliveries of a running trial's epochs: each costs the trainers' cores
 RECONCILE_INTERVAL = 10.0  # seconds
 RETRY_PAUSES = (0.5, 1.0, 2.0, 5.0)  # seconds; the last one repeats
 

@@ -168,7 +168,10 @@ class Supervisor:
         if job.spec is None:
             try:
                 job = self._fill(job)
-            except (DatabaseLost, LeaseLost):
+            except LeaseLost:
+                self._drop(job)
+                return
+            except DatabaseLost:
                 self.returns.append((job, "the sampler could not reach the database", False))
                 raise
         assert job.spec is not None

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from hpo.errors import NotFound, ServiceError, StudyConflict
+from hpo.holdings import Holdings
 from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, Queue, StudyRow
 
 pytestmark = pytest.mark.service
@@ -170,6 +171,47 @@ def test_a_state_that_is_not_shown_elsewhere_yet_is_found(database_url):
     queue.end(job, "done", result={})
     queue.set_mirrored(job)  # an old image of it does not count
     assert [each.state for each in queue.unmirrored("s", older_than=0)] == ["done"]
+
+
+def test_a_dead_closing_runs_again_and_dead_trials_when_asked_for(database_url):
+    queue = planned(database_url, 1)
+    for _ in range(ATTEMPTS):
+        job = claim(queue)
+        queue.give_back(job, reason="x", counts=True)
+    for _ in range(ATTEMPTS):
+        closing = claim(queue)
+        queue.give_back(closing, reason="y", counts=True)
+    assert queue.closing_state("s") == "dead"
+    assert queue.revive("s", trials=False) == 1
+    assert (queue.closing_state("s"), queue.job(job.id).state) == ("waiting", "dead")
+    queue.end(claim(queue), "done", result={})
+    assert queue.revive("s", trials=False) == 0, "a done closing stays"
+    assert queue.revive("s", trials=True) == 1
+    assert (queue.closing_state("s"), queue.job(job.id).state) == ("waiting", "waiting")
+
+
+def test_a_score_that_is_no_number_is_stored_as_null(database_url):
+    queue = planned(database_url, 1)
+    job = claim(queue)
+    queue.end(job, "done", result={"validation": {"r2": float("nan"), "mape": [1.0, float("inf")]}})
+    assert queue.job(job.id).result == {"validation": {"r2": None, "mape": [1.0, None]}}
+
+
+def test_a_job_given_back_and_claimed_again_is_another_holding(database_url):
+    queue = planned(database_url, 1)
+    holdings = Holdings(queue)
+    old = claim(queue)
+    holdings.add(old)
+    holdings.put_epoch(old, (1, 1000, {"val/nmse": 1.0}))
+    holdings.flush()
+    queue.give_back(old, reason="x", counts=True)
+    new = claim(queue)
+    holdings.add(new)
+    holdings.put_epoch(new, (2, 2000, {"val/nmse": 0.5}))
+    holdings.drop(old)
+    assert new in holdings and old not in holdings
+    holdings.flush()
+    assert [number for number, _ in queue.curve(new.id)] == [1, 2]
 
 
 def test_a_name_stands_for_one_specification(database_url):

@@ -76,14 +76,24 @@ def test_the_grid_runs_to_its_end_and_its_champion_can_be_used(shell, data, tmp_
     assert listed[22]["params"] == {"filters": 32, "kernel_size": 5, "dropout": 0.2, "learning_rate": 1e-3}
 
     champion = tmp_path / "champion"
-    shell.hpo("download", champion)
+    downloaded = shell.hpo("download", champion)
     image = data / "3_cell.png"
     rows = json.loads(shell.hpo("predict", champion, image, "--json"))
     assert rows["unit"] == "GPa"
     ours = [value for name, value in rows["predictions"][0].items() if name != "image"]
     client = MlflowClient(shell.tracking_uri)
     (model,) = [each for each in client.search_registered_models() if each.name.startswith("tiny-")]
-    assert client.get_model_version_by_alias(model.name, "champion").run_id == best["run_id"]
+    version = client.get_model_version_by_alias(model.name, "champion")
+    assert version.run_id == best["run_id"]
+    mark = "it does NOT beat a cubic polynomial in the volume fraction"  # after two epochs
+    assert mark in output and mark in version.description and version.tags["hpo.beats_volume_fraction"] == "false"
+    assert "cubic polynomial in the volume fraction predicts better than this model" in downloaded
+
+    client.delete_registered_model_alias(model.name, "champion")
+    assert "@champion is this version" in shell.hpo("promote", "--study", study)
+    assert client.get_model_version_by_alias(model.name, "champion").version == version.version
+    assert f"MLflow: {shell.tracking_uri}" in shell.hpo("status")
+    assert shell.json("status")["studies"][0]["state"] == "closed"
     plain = f"""
 import mlflow.pyfunc, numpy, PIL.Image
 image = numpy.asarray(PIL.Image.open({str(image)!r}), numpy.float32) / 255
@@ -187,6 +197,14 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing_behind(shell, data):
     assert "118,281" in output and "Nothing was started or written." in output  # F=32, K=5 at 16x16 pixels
     assert not shell.home.exists()
     assert not shell.queue.installed()
+
+
+def test_cells_that_were_made_here_are_good_data(shell, tmp_path):
+    folder = tmp_path / "made"
+    shell.hpo("data", "make", folder, "--count", 2, "--size", 48, "--seed", 3)
+    assert "good. 2 images of 48 x 48 pixels, 9 components in GPa" in shell.hpo("data", "check", folder)
+    next(folder.glob("1_*.png")).unlink()
+    assert "row 1: expected one image 1_*.png, found none" in shell.hpo("data", "check", folder, code=1)
 
 
 def test_other_data_under_a_files_name_is_refused_and_the_study_is_kept(shell, tmp_path):

@@ -28,6 +28,11 @@ def test_a_wrong_number_is_named_with_its_variable(variable, value):
         settings.read({variable: value})
 
 
+def test_a_folder_is_no_tracking_server():
+    with pytest.raises(SettingsError, match=r"expected the http\(s\):// URL of an MLflow server, found './mlruns'"):
+        settings.read({"HPO_DATABASE_URL": "postgresql://x/y", "MLFLOW_TRACKING_URI": "./mlruns"})
+
+
 def test_every_setting_is_in_the_documentation():
     text = (Path(__file__).resolve().parent.parent / "docs" / "settings.md").read_text()
     for variable, _ in settings.VARIABLES.values():

@@ -146,6 +146,14 @@ def test_a_wrong_file_is_named_with_what_was_expected(tmp_path, text, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["champion", "Latest", "7", "v2"])
+def test_a_file_may_not_take_a_name_the_registry_gives_a_meaning(tmp_path, name):
+    path = tmp_path / f"{name}.toml"
+    path.write_text(MINIMAL)
+    with pytest.raises(StudyError, match="means something else to the model registry"):
+        study.load(str(path))
+
+
 def test_a_file_may_not_take_a_shipped_name(tmp_path):
     path = tmp_path / "grid.toml"
     path.write_text(MINIMAL)
