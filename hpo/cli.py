@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
     from hpo.settings import Settings
 
 WATCH_INTERVAL = 2.0  # seconds
+
+
+def program() -> None:
+    """The `hpo` of the shell: `main`, and then the end, though a thread may still be waiting for a server."""
+    code = main()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +63,8 @@ class _Messages(logging.Handler):
     """Log lines on standard error as it is at that moment: the live display puts them above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        with suppress(OSError, ValueError):  # the terminal has gone; the work goes on
+            print(self.format(record), file=sys.stderr)
 
 
 def _mistake(error: Exception) -> str | None:
@@ -186,7 +197,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Plan, train, close, show."""
-    from hpo import planning, report, services, settings
+    from hpo import planning, report, sampling, services, settings
     from hpo.queue import Queue
 
     read = settings.read()
@@ -201,7 +212,8 @@ def run(options: argparse.Namespace) -> int:
 
     tracker = Tracker(found.tracking_uri)
     row = planning.plan(plan, queue, tracker, read, found.database_url)
-    queue.revive(row.name, trials=options.retry)
+    if revived := queue.revive(row.name, trials=options.retry):
+        sampling.reopen(sampling.storage(found.database_url), row.name, revived)
     links = _links(tracker, row)
     console.print(
         f"Study {row.name}: {plan.study.trials} trials, data set {row.facts['data']['name']}, seed {plan.study.seed}."
@@ -255,6 +267,10 @@ def worker(options: argparse.Namespace) -> int:
     while not queue.study(options.study).facts.get("planned"):
         time.sleep(WATCH_INTERVAL)  # somebody is planning it right now
     closed = _work(read, found, options.study, options.trainers, report.console(), once=options.once)
+    if queue.closing_state(options.study) == "dead":
+        raise ServiceError(
+            f"Closing {options.study} failed; `hpo run` tries it again, `hpo promote` says why it failed."
+        )
     if closed:
         print(f"Study {options.study} is closed. `hpo run --study ...` shows its result.")
     return 0 if closed or options.once else 130
@@ -694,7 +710,3 @@ def _progress(text: str) -> None:
     """A line of progress that replaces itself; nothing in a pipe."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

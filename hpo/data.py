@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from data_pipeline.dataset import Dataset, load_npz, save_npz
+from hpo.errors import ServiceError
 from hpo.queue import StudyRow
 from hpo.tracking import Tracker
 
@@ -23,7 +24,7 @@ def keep(home: Path, dataset: Dataset) -> Path:
 
 
 def fetch(home: Path, tracker: Tracker, row: StudyRow) -> Path:
-    """The study's data set as a local file. Raises ValueError if what arrives has another digest."""
+    """The study's data set as a local file. Raises ServiceError if what arrives has another digest."""
     digest = row.facts["data"]["digest"]
     path = cached(home, digest)
     if not path.exists():
@@ -32,7 +33,9 @@ def fetch(home: Path, tracker: Tracker, row: StudyRow) -> Path:
         try:
             arrived = tracker.download_artifact(row.facts["study_run_id"], f"data/{digest}.npz", folder)
             if load_npz(arrived).digest != digest:
-                raise ValueError(f"the data set of {row.name} was damaged on its way: expected digest {digest}")
+                raise ServiceError(
+                    f"The data set of {row.name} was damaged on its way: expected digest {digest}. Try again."
+                )
             arrived.replace(path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

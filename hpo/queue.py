@@ -338,26 +338,28 @@ class Queue:
             reason=reason[:REASON],
         )
 
-    def revive(self, study: str, *, trials: bool) -> int:
-        """Let a dead closing run again, and with `trials` dead trials too, after which the study closes anew."""
+    def revive(self, study: str, *, trials: bool) -> list[int]:
+        """Let a dead closing run again, and with `trials` dead trials too; return the revived trials' numbers."""
         with self._transaction() as connection:
-            kinds = connection.scalars(
+            revived = connection.execute(
                 text("""
                     UPDATE hpo.job SET state = 'waiting', attempt = 0, mirrored = false, changed_at = clock_timestamp()
                     WHERE study = :study AND state = 'dead' AND (:trials OR kind = 'closing')
-                    RETURNING kind
+                    RETURNING kind, number
                 """),
                 {"study": study, "trials": trials},
             ).all()
-            if "trial" in kinds:
-                connection.execute(
-                    text("""
-                        UPDATE hpo.job SET state = 'waiting', attempt = 0, result = NULL
-                        WHERE study = :study AND kind = 'closing' AND state = 'done'
-                    """),
-                    {"study": study},
-                )
-            return len(kinds)
+            connection.execute(
+                text("""
+                    UPDATE hpo.job SET state = 'waiting', attempt = 0, result = NULL, lease_until = NULL,
+                        fence = fence + 1  -- whoever is closing the study right now has lost it
+                    WHERE :trials AND study = :study AND kind = 'closing' AND state IN ('running', 'done')
+                      AND EXISTS (SELECT FROM hpo.job trial WHERE trial.study = :study AND trial.kind = 'trial'
+                                  AND trial.state IN ('waiting', 'running'))
+                """),
+                {"study": study, "trials": trials},
+            )
+        return [number for kind, number in revived if kind == "trial"]
 
     def bury(self, study: str) -> None:
         """Mark jobs dead whose third worker's lease ran out."""

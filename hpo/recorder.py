@@ -104,7 +104,7 @@ class Recorder(threading.Thread):
     def _quietly(self, work: Callable[[], int]) -> None:
         """Housekeeping that is simply tried again the next time; `work` returns how much it got done."""
         try:
-            if work():
+            if work() or (self.trouble and self.mirror.answers()):
                 self.trouble = None
         except (TrackingUnavailable, DatabaseLost) as error:
             self.note(error)

@@ -28,7 +28,7 @@ def show(shown: Mirror, job_id: int) -> None:
         log.warning("%s cannot be shown in MLflow or Optuna: %s", mirror.title(job), mirror.first_line(error))
 
 
-def store_checkpoint(shown: Mirror, job: Job, path: Path, *, epoch: int, sha256: str) -> None:
+def store_checkpoint(shown: Mirror, holdings: Holdings, job: Job, path: Path, *, epoch: int, sha256: str) -> None:
     """Upload a checkpoint under a new name, commit it to the job, then delete the one before."""
     current = shown.queue.require(job)
     run_id = shown.run(current)
@@ -39,10 +39,16 @@ def store_checkpoint(shown: Mirror, job: Job, path: Path, *, epoch: int, sha256:
     if not local.exists():
         return  # the job has been given back and its folder removed
     shown.tracker.upload(run_id, local, "checkpoints")
+    holdings.flush(job)  # a committed checkpoint never runs ahead of the stored curve
     shown.queue.checkpoint(job, {"path": f"checkpoints/{name}", "sha256": sha256, "epoch": epoch, "run_id": run_id})
     local.unlink(missing_ok=True)
     if current.checkpoint is not None and current.checkpoint["path"] != f"checkpoints/{name}":
-        shown.tracker.delete_artifact(run_id, current.checkpoint["path"])
+        try:
+            shown.tracker.delete_artifact(run_id, current.checkpoint["path"])
+        except TrackingUnavailable:
+            raise
+        except Exception as error:  # a server that deletes nothing: the new checkpoint is safe all the same
+            log.warning("%s: its earlier checkpoint stays in MLflow: %s", mirror.title(job), mirror.first_line(error))
 
 
 def fetch_checkpoint(shown: Mirror, job: Job, folder: Path) -> Path | None:

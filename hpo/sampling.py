@@ -5,7 +5,7 @@ points 27 times. The queue decides who trains what; this module plans the trials
 plain Optuna and optuna-dashboard read the study like any other.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool
 
@@ -124,6 +125,20 @@ def show(store: optuna.storages.RDBStorage, name: str, job: Job, value: float | 
     store.set_trial_state_values(
         trial_id, state, values=[value] if state == TrialState.COMPLETE and value is not None else None
     )
+
+
+@_database()
+def reopen(store: optuna.storages.RDBStorage, name: str, numbers: Sequence[int]) -> None:
+    """Let failed trials wait again. Optuna's own calls refuse to: to it a failed trial has ended for ever."""
+    study_id = store.get_study_id_from_name(name)
+    with store.engine.begin() as connection:
+        connection.execute(
+            text("""
+                UPDATE trials SET state = 'WAITING', datetime_start = NULL, datetime_complete = NULL
+                WHERE study_id = :study AND state = 'FAIL' AND number = ANY(:numbers)
+            """),
+            {"study": study_id, "numbers": list(numbers)},
+        )
 
 
 @_database()

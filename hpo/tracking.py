@@ -134,6 +134,11 @@ class Tracker:
                 self.client.set_experiment_tag(experiment.experiment_id, name, value)
         return str(experiment.experiment_id)
 
+    @server()
+    def ping(self, experiment_id: str) -> None:
+        """Ask the server for something small."""
+        self.client.get_experiment(experiment_id)
+
     def link(self, experiment_id: str) -> str:
         """Where a browser shows the study's trials as a list, best first."""
         query = f"workflowType=machine_learning&viewStateShareKey={views.SHARE_KEY}"

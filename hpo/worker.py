@@ -31,6 +31,7 @@ from hpo.recorder import Recorder
 from hpo.settings import Settings
 from hpo.tracking import Tracker
 from hpo.trainers import Trainer, open_log
+from models.specs import SpecError
 
 TICK = 0.25  # seconds between two looks at the clock
 FLUSH_INTERVAL = 1.0  # seconds an epoch may wait for the database
@@ -171,6 +172,9 @@ class Supervisor:
             except LeaseLost:
                 self._drop(job)
                 return
+            except SpecError as error:  # a network that does not fit these images, say
+                self.returns.append((job, str(error), True))
+                return
             except DatabaseLost:
                 self.returns.append((job, "the sampler could not reach the database", False))
                 raise
@@ -210,7 +214,9 @@ class Supervisor:
             return
         current = self.queue.job(job.id)
         self._drop(job)
-        if current is not None and current.fence == job.fence:
+        if (
+            current is not None and current.fence == job.fence and current.state != "dead"
+        ):  # dead: buried while we slept
             return  # it ended by our own hand, and only the answer was lost
         log.warning("%s: lost its lease, stopping", mirror.title(job))
         for trainer in self.trainers:
@@ -219,6 +225,8 @@ class Supervisor:
 
     def _mind_recorder(self) -> None:
         """Act on what the recorder's thread found out."""
+        if not self.recorder.is_alive():
+            raise ServiceError("The thread that records results has ended unexpectedly. The same command goes on.")
         while self.recorder.lost:
             self._lost(self.recorder.lost.popleft())
         while self.recorder.failures:
@@ -280,8 +288,8 @@ class Supervisor:
         self.holdings.put_epoch(job, (number, at, metrics))
 
     def _on_checkpoint(self, trainer: Trainer, job: Job, *, path: str, epoch: int, sha256: str) -> None:
-        task = partial(recording.store_checkpoint, self.mirror, job, Path(path), epoch=epoch, sha256=sha256)
-        self.recorder.put(job, task)
+        task = partial(recording.store_checkpoint, self.mirror, self.holdings, job, Path(path))
+        self.recorder.put(job, partial(task, epoch=epoch, sha256=sha256))
 
     def _on_returned(self, trainer: Trainer, job: Job, *, epoch: int) -> None:
         log.info("giving %s back after epoch %d", mirror.title(job), epoch)
@@ -365,7 +373,9 @@ class Supervisor:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            numbers.append(signal.SIGHUP)
         before = [signal.signal(n, lambda number, _: self.stop(signal.Signals(number).name)) for n in numbers]
         try:
             yield
@@ -388,12 +398,12 @@ class Supervisor:
     def _leave(self) -> None:
         """End trainers and recorder; what is still held goes back to the queue from its newest stored checkpoint."""
         for trainer in self.trainers:
-            if trainer.task is not None:
-                trainer.kill()
+            trainer.kill()  # busy ones have handed back what they could, the others have nothing to lose
         left = 0.2 if self.hurry else 30.0 if self.stopping is None else STOP_LIMIT - (time.monotonic() - self._stop_at)
         self.recorder.finish(max(0.2, left))
         with suppress(DatabaseLost):  # then the leases run out
             for job in self.holdings.jobs():
+                self.holdings.flush(job)
                 with suppress(LeaseLost):
                     self.queue.give_back(job, reason=f"stopped: {self.stopping or 'error'}", counts=False)
         for trainer in self.trainers:

@@ -1,0 +1,130 @@
+"""What the recorder's thread does for one job, on real services: each step may be repeated."""
+
+import cells
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hpo import planning, promotion, recording, sampling, settings, study
+from hpo.holdings import Holdings
+from hpo.mirror import Mirror
+from hpo.packaging import package
+from hpo.queue import LeaseLost, Queue
+from hpo.tracking import Tracker, TrackingUnavailable, sha256_of
+from models import specs
+from models.regressor import Regressor
+
+pytestmark = pytest.mark.service
+EPOCHS = 3
+
+
+@pytest.fixture
+def shown(database_url, tracking_uri, data, tmp_path):
+    """The mirror of a planned study of four points, nothing of it trained."""
+    queue, tracker = Queue(database_url), Tracker(tracking_uri)
+    queue.install()
+    file = cells.study(tmp_path, f"recording-{tmp_path.name[-12:].replace('_', '-')}", data=data, epochs=EPOCHS)
+    read = settings.read({"HPO_HOME": str(tmp_path / "home")})
+    row = planning.plan(planning.prepare(study.load(str(file))), queue, tracker, read, database_url)
+    store = sampling.storage(database_url)
+    yield Mirror(queue, tracker, store, row)
+    store.remove_session()
+    store.engine.dispose()
+    queue.close()
+
+
+@pytest.fixture
+def held(shown):
+    """A claimed job, held, with epochs that have not reached the database."""
+    holdings = Holdings(shown.queue)
+    job = shown.queue.claim(shown.study.name, worker="w", lease=60)
+    holdings.add(job)
+    for number in range(1, EPOCHS + 1):
+        scores = {f"{part}/{name}": 1 / number for part in ("train", "val") for name in ("nmse", "mse")}
+        holdings.put_epoch(job, (number, 1_000_000 * number, scores | {"seconds": 1.0}))
+    return holdings, job
+
+
+def unreachable(shown: Mirror) -> Mirror:
+    return Mirror(shown.queue, Tracker("http://127.0.0.1:9", timeout=2), shown.store, shown.study)
+
+
+def test_a_committed_checkpoint_never_runs_ahead_of_the_stored_curve(shown, held, tmp_path):
+    holdings, job = held
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(b"weights")
+    digest = sha256_of(path)
+    recording.store_checkpoint(shown, holdings, job, path, epoch=EPOCHS, sha256=digest)
+    assert [number for number, _ in shown.queue.curve(job.id)] == [1, 2, 3]
+    current = shown.queue.require(job)
+    fetched = recording.fetch_checkpoint(shown, current, tmp_path / "fetched")
+    assert fetched.read_bytes() == b"weights"
+
+
+def test_a_damaged_or_missing_checkpoint_means_a_start_from_epoch_0(shown, held, tmp_path):
+    holdings, job = held
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(b"weights")
+    recording.store_checkpoint(shown, holdings, job, path, epoch=EPOCHS, sha256="0" * 64)
+    current = shown.queue.require(job)
+    assert recording.fetch_checkpoint(shown, current, tmp_path / "fetched") is None
+    shown.tracker.delete_artifact(current.run_id, "checkpoints")
+    assert recording.fetch_checkpoint(shown, current, tmp_path / "again") is None
+
+
+def model(shown: Mirror, job, folder) -> dict:
+    """Package an untrained network of the job; return what a trainer would send."""
+    facts, scores = shown.study.facts["data"], {"nmse": 1.0, "mse": 1.0, "r2": 0.0, "nrmse": 1.0}
+    count = len(facts["target_names"])
+    network: nn.Module = specs.build(specs.from_dict(job.spec["model"]), tuple(facts["image_shape"]), count)
+    package(
+        folder,
+        Regressor(network, torch.zeros(count), torch.ones(count)),
+        spec=job.spec["model"],
+        image_shape=facts["image_shape"],
+        target_names=facts["target_names"],
+        unit=facts["unit"],
+        example_images=np.zeros((2, *facts["image_shape"]), np.float32),
+    )
+    validation = scores | {"per_target": {name: [value] * count for name, value in scores.items()}}
+    return {
+        "folder": str(folder),
+        "best_epoch": EPOCHS,
+        "best_val_nmse": 1 / EPOCHS,
+        "validation": validation,
+        "last_validation": validation,
+    }
+
+
+def test_a_result_that_met_a_dead_server_is_recorded_at_the_next_try_and_only_once(shown, held, tmp_path):
+    holdings, job = held
+    found = model(shown, job, tmp_path / "model")
+    for _ in range(2):
+        with pytest.raises(TrackingUnavailable):
+            recording.record(unreachable(shown), holdings, job, found)
+    assert shown.queue.require(job).result is None
+    shown.tracker.ping(shown.study.facts["experiment_id"])
+    recording.record(shown, holdings, job, found)
+    done = shown.queue.job(job.id)
+    assert done.state == "done" and done.result["last_val_nmse"] == 1 / EPOCHS
+    with pytest.raises(LeaseLost):
+        recording.record(shown, holdings, job, found)
+    folder = promotion.fetch(shown.tracker, done, tmp_path / "fetched")
+    assert sha256_of(folder / "weights.safetensors") == done.result["files"]["weights.safetensors"]
+    recording.show(shown, job.id)
+    history = shown.tracker.client.get_metric_history(done.run_id, "val/nmse")
+    assert [metric.step for metric in history] == [1, 2, 3]
+
+
+def test_a_run_that_somebody_deleted_keeps_nothing_else_from_being_mended(shown, held, caplog):
+    _, job = held
+    other = shown.queue.claim(shown.study.name, worker="w", lease=60)
+    shown.show(job)
+    shown.tracker.client.delete_run(shown.queue.job(job.id).run_id)
+    for each in (job, other):
+        shown.queue.give_back(each, reason="x", counts=False)
+    shown.reconcile(older_than=0)
+    assert f"trial {job.number} of {shown.study.name} cannot be shown" in caplog.text
+    status = shown.tracker.client.get_run(shown.queue.job(other.id).run_id).info.status
+    assert status == "SCHEDULED"
