@@ -7,9 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import psutil
+from mlflow import MlflowClient
 
 from hpo.queue import Queue
+from hpo.sampling import storage
 
 PATIENCE = 240.0  # seconds for something that takes a few on an idle machine
 
@@ -78,3 +81,33 @@ class Shell:
             process.wait()
             process.stdout.close()
         self.queue.close()
+
+
+def check_recorded_once(shell: Shell, study: str, *, points: int, epochs: int) -> None:
+    """Every view of the study - ours, Optuna's, MLflow's - shows each point once, with its whole curve."""
+    jobs = shell.trials(study)
+    assert [(job.state, job.reason) for job in jobs if job.state != "done"] == []
+    assert len(jobs) == points
+    assert len({json.dumps(job.spec["point"]) for job in jobs}) == points
+    store = storage(shell.database_url)
+    loaded = optuna.load_study(study_name=study, storage=store)
+    frame = loaded.trials_dataframe()
+    assert list(frame.state) == ["COMPLETE"] * points
+    assert len(frame.filter(like="params_").drop_duplicates()) == points
+    assert list(frame.value) == [job.result["best_val_nmse"] for job in jobs]
+    store.remove_session()
+    store.engine.dispose()
+    client = MlflowClient(shell.tracking_uri)
+    experiment = client.get_experiment_by_name(study)
+    runs = client.search_runs([experiment.experiment_id], "tags.`hpo.kind` = 'trial'")
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert sorted(run.info.run_id for run in runs) == sorted(job.run_id for job in jobs)
+    for job in jobs:
+        curve = client.get_metric_history(job.run_id, "val/nmse")
+        assert [metric.step for metric in curve] == list(range(1, epochs + 1)), "a gap or a doubled step"
+        ours = dict(shell.queue.curve(job.id))
+        assert [metric.value for metric in curve] == [ours[step]["val/nmse"] for step in range(1, epochs + 1)]
+        assert min(metric.value for metric in curve) == job.result["best_val_nmse"]
+    everything = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in everything} == {"FINISHED"}
+    assert len(client.search_logged_models([experiment.experiment_id])) == points

@@ -1,58 +1,18 @@
-"""`hpo run` as users run it: real processes on a real Postgres and a real MLflow server, some of them killed."""
+"""`hpo run` as users run it: real processes on a real Postgres and a real MLflow server."""
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
 
 import cells
 import numpy as np
-import optuna
-import psutil
 import pytest
 from mlflow import MlflowClient
-from shell import PATIENCE, Shell
-
-from hpo.sampling import storage
+from shell import PATIENCE, check_recorded_once
 
 pytestmark = pytest.mark.acceptance
-
-
-def trainers(process: subprocess.Popen) -> list[psutil.Process]:
-    children = psutil.Process(process.pid).children()
-    return [child for child in children if "hpo.trainer" in " ".join(child.cmdline())]
-
-
-def check_recorded_once(shell: Shell, study: str, *, points: int, epochs: int) -> None:
-    """Every view of the study - ours, Optuna's, MLflow's - shows each point once, with its whole curve."""
-    jobs = shell.trials(study)
-    assert [(job.state, job.reason) for job in jobs if job.state != "done"] == []
-    assert len(jobs) == points
-    assert len({json.dumps(job.spec["point"]) for job in jobs}) == points
-    store = storage(shell.database_url)
-    loaded = optuna.load_study(study_name=study, storage=store)
-    frame = loaded.trials_dataframe()
-    assert list(frame.state) == ["COMPLETE"] * points
-    assert len(frame.filter(like="params_").drop_duplicates()) == points
-    assert list(frame.value) == [job.result["best_val_nmse"] for job in jobs]
-    store.remove_session()
-    store.engine.dispose()
-    client = MlflowClient(shell.tracking_uri)
-    experiment = client.get_experiment_by_name(study)
-    runs = client.search_runs([experiment.experiment_id], "tags.`hpo.kind` = 'trial'")
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    assert sorted(run.info.run_id for run in runs) == sorted(job.run_id for job in jobs)
-    for job in jobs:
-        curve = client.get_metric_history(job.run_id, "val/nmse")
-        assert [metric.step for metric in curve] == list(range(1, epochs + 1)), "a gap or a doubled step"
-        ours = dict(shell.queue.curve(job.id))
-        assert [metric.value for metric in curve] == [ours[step]["val/nmse"] for step in range(1, epochs + 1)]
-        assert min(metric.value for metric in curve) == job.result["best_val_nmse"]
-    everything = client.search_runs([experiment.experiment_id])
-    assert {run.info.status for run in everything} == {"FINISHED"}
-    assert len(client.search_logged_models([experiment.experiment_id])) == points
 
 
 def test_the_grid_runs_to_its_end_and_its_champion_can_be_used(shell, tmp_path):
@@ -109,59 +69,6 @@ print(mlflow.pyfunc.load_model("models:/{model.name}@champion").predict(image[No
     shell.hpo("delete", "--study", study, "--yes")
     assert shell.json("studies") == []
     assert [each.aliases for each in client.search_registered_models() if each.name == model.name] in ([{}], [])
-
-
-def test_killed_trainers_and_supervisors_lose_nothing_and_change_no_bit(shell, data, tmp_path):
-    calm = cells.study(tmp_path, "calm", data=data, epochs=500)
-    shell.hpo("run", "--study", calm, "--trainers", 2)
-    undisturbed = {json.dumps(job.spec["point"]): job.result for job in shell.trials("calm")}
-
-    stormy = cells.study(tmp_path, "stormy", data=data, epochs=500)
-    first = shell.start("run", "--study", stormy, "--trainers", 2)
-    shell.training("stormy", epochs=100)
-    trainers(first)[0].kill()
-    shell.until(
-        lambda: any(job.attempt == 2 for job in shell.trials("stormy")), "the killed trainer's trial runs again"
-    )
-    shell.training("stormy", epochs=250)
-    left = trainers(first)
-    first.kill()
-    psutil.wait_procs(left, timeout=10)
-    assert not any(trainer.is_running() for trainer in left), "trainers outlive their supervisor"
-
-    output = shell.hpo("run", "--study", stormy, "--trainers", 2)
-    check_recorded_once(shell, "stormy", points=4, epochs=500)
-    assert "Promoted" in output or "Nothing promoted" in output
-    jobs = shell.trials("stormy")
-    assert max(job.attempt for job in jobs) >= 2
-    for job in jobs:
-        expected = undisturbed[json.dumps(job.spec["point"])]
-        for name in ("best_val_nmse", "best_epoch", "last_val_nmse", "last_val_mse", "validation"):
-            assert job.result[name] == expected[name]
-        assert job.result["files"]["weights.safetensors"] == expected["files"]["weights.safetensors"]
-
-
-def test_ctrl_c_gives_back_within_seconds_and_the_same_command_goes_on(shell, data, tmp_path):
-    study = cells.study(tmp_path, "stopped", data=data, epochs=700)
-    process = shell.start("run", "--study", study, "--trainers", 2)
-    job = shell.training("stopped", epochs=100)
-    begin = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert time.monotonic() - begin < 8
-    assert process.returncode == 130 and "The same command goes on." in output
-    kept = shell.queue.job(job.id)
-    assert (kept.state, kept.attempt, kept.reason) == ("waiting", 0, "handed back")
-    assert kept.checkpoint["epoch"] >= job.epochs
-    runs = MlflowClient(shell.tracking_uri).get_run(kept.run_id)
-    assert runs.info.status == "SCHEDULED"
-
-    shell.hpo("worker", "--study", "stopped", "--once", "--trainers", 1)
-    assert sum(each.state == "done" for each in shell.trials("stopped")) == 1
-
-    shell.hpo("run", "--study", study, "--trainers", 2)
-    check_recorded_once(shell, "stopped", points=4, epochs=700)
-    assert {job.attempt for job in shell.trials("stopped")} == {1}
 
 
 def test_eight_workers_on_tiny_trials_train_no_point_twice(shell, data):
