@@ -1,7 +1,7 @@
 """An isotropic elastic phase and its constants."""
 
+import sys
 from dataclasses import dataclass
-from math import isfinite
 
 import numpy as np
 
@@ -15,8 +15,9 @@ class Phase:
 
     def __post_init__(self) -> None:
         for name, value in (("young_modulus", self.young_modulus), ("poisson_ratio", self.poisson_ratio)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
-                raise ValueError(f"{name}: expected a finite number, found {value!r}.")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not abs(value) <= sys.float_info.max:  # neither nan nor a whole number beyond floats
+                raise ValueError(f"{name}: expected a finite number, found {value!r:.60}.")
         if self.young_modulus <= 0:
             raise ValueError(f"young_modulus: expected a positive number, found {self.young_modulus}.")
         if not -1 < self.poisson_ratio < 0.5:

@@ -14,6 +14,8 @@ from data_pipeline.components import COMPONENTS
 
 COLUMNS = 1 + len(COMPONENTS)
 LARGEST = 64 * 2**20  # bytes; 520 rows have about 100 kB
+MOST_ROWS = 100_000  # a row costs 20 µs and, if all its numbers are kept, 500 bytes
+LONGEST_LINE = 4096  # characters; ten numbers have some 200
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity|#n/a|n/a|na|null|none)", re.IGNORECASE)
@@ -28,7 +30,8 @@ def read_table(path: Path) -> tuple[np.ndarray, list[str]]:
         size = path.stat().st_size
         if size > LARGEST:
             return nothing, [f"{name}: expected at most {LARGEST // 2**20} MiB, found {size / 2**20:.0f} MiB."]
-        text = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes().rstrip()
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return nothing, [
             f"{name}: expected UTF-8 text, found the byte 0x{error.object[error.start]:02x} at position {error.start}. "
@@ -36,11 +39,13 @@ def read_table(path: Path) -> tuple[np.ndarray, list[str]]:
         ]
     except OSError as error:
         return nothing, [f"{name}: cannot be read ({error.strerror}). Check the file and its permissions."]
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
+    if not text:
         return nothing, [f"{name}: is empty; {_SHAPE} in each line."]
+    if (zero := text.find("\0")) >= 0:  # UTF-16 without its mark, or a file whose end never reached the disk
+        return nothing, [f"{name}: expected text, found a zero byte at position {zero}. Save it again as CSV in UTF-8."]
+    if (count := text.count("\n") + 1) > MOST_ROWS:
+        return nothing, [f"{name}: expected at most {MOST_ROWS} rows, found {count} lines. Use a part of the data."]
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
 
     rows: list[list[float]] = []
     problems: list[str] = []
@@ -50,7 +55,7 @@ def read_table(path: Path) -> tuple[np.ndarray, list[str]]:
         if not line.strip():
             problems.append(f"{name} line {number}: {_SHAPE}, found an empty line. Delete the line.")
             continue
-        if number == 1 and _is_header(line):
+        if number == 1 and _is_header(line[:LONGEST_LINE]):
             problems.append(f"{name} line 1: {_SHAPE}, found a header ({_shown(line)}). Delete it; the table has none.")
             continue
         values, problem = _row(line)
@@ -76,6 +81,8 @@ def _is_header(line: str) -> bool:
 
 def _row(line: str) -> tuple[list[float] | None, str]:
     """Return the numbers of a line, or None and what is wrong with it."""
+    if len(line) > LONGEST_LINE:  # millions of fields are a gigabyte
+        return None, f"{_SHAPE}, found a line of {len(line)} characters."
     fields = [field.strip(" \t") for field in line.split(",")]
     if ";" in line:
         decimal = " and decimal commas" if re.search(r"[0-9],[0-9]", line) else ""

@@ -177,6 +177,11 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--study", required=True, metavar="NAME", help="name as `hpo studies` lists it")
     it.add_argument("--yes", action="store_true", help="do not ask")
 
+    it = command("doctor", doctor, "Check services, versions, every study's invariants, orphans and caches.")
+    it.add_argument("--study", metavar="NAME", help="only this study (default: all)")
+    it.add_argument("--fix", action="store_true", help="mend what can be mended; safe on a running study")
+    as_json(it)
+
     it = command("data", None, "Make a labelled data set, or check a folder.")
     data_commands = it.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
     make = data_commands.add_parser("make", help="draw microstructures and compute their stiffness; resumes")
@@ -221,19 +226,17 @@ def run(options: argparse.Namespace) -> int:
     for name, link in links.items():
         console.print(f"  {name}: {link}", soft_wrap=True)
     closed = _work(read, found, row.name, options.trainers, console)
-    jobs = queue.jobs(row.name)
     if closed:
         program, image = _program(), _near(plan.folder / plan.dataset.names[0])
-        report.show_result(console, row, jobs, links, program=program, image=image)
-    else:
-        done = sum(job.state == "done" for job in jobs if job.kind == "trial")
-        console.print(f"Stopped: {done} of {plan.study.trials} trials are done and kept. The same command goes on.")
+        report.show_result(console, row, queue.jobs(row.name), links, program=program, image=image)
+    else:  # the database may be away: it is not asked again
+        console.print("Stopped: what is done is kept. The same command goes on.")
     if started:
         console.print("Postgres and the MLflow server keep running (`hpo down` stops them). For a notebook:")
         console.print(services.export_lines(found), soft_wrap=True)
-    if queue.closing_state(row.name) == "dead":
-        return 1
-    return 0 if closed else 130
+    if not closed:
+        return 130
+    return 1 if queue.closing_state(row.name) == "dead" else 0
 
 
 def _work(
@@ -427,6 +430,7 @@ def _dry_run(plan: "Plan", read: "Settings", trainers: int) -> int:
     from hpo.display import duration
     from hpo.mirror import number_text
     from hpo.queue import ENDED, Job, Queue
+    from hpo.study import conflict
     from hpo.trainers import Trainer
 
     known: dict[int | None, Job] = {}
@@ -436,9 +440,7 @@ def _dry_run(plan: "Plan", read: "Settings", trainers: int) -> int:
         rows = {row.name: row for row in queue.studies()} if queue.installed() else {}
         if plan.name in rows:
             if rows[plan.name].identity != plan.identity:
-                from hpo.queue import conflict
-
-                raise conflict(plan.name)
+                raise conflict(plan.name, rows[plan.name].spec, plan.canonical)
             known = {job.config: job for job in queue.jobs(plan.name) if job.kind == "trial"}
     specs = [spec for spec, _ in plan.specs()]
     probed: dict[int, dict[str, Any]] = {}
@@ -619,6 +621,34 @@ def down(options: argparse.Namespace) -> int:
     read = settings.read()
     print("Stopped." if services.down(read) else f"The services of {read.home} were not running.")
     return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Exit code 1 if something is left that is not as it should be."""
+    from hpo import doctor as examiner
+
+    read, found, _ = _connect()
+    findings = list(examiner.examine(read, found, study=options.study))
+    mended = 0
+    if options.fix:
+        for finding in findings:
+            if finding.remedy is not None:
+                finding.remedy()
+        left = list(examiner.examine(read, found, study=options.study))
+        mended, findings = len(findings) - len(left), left
+    if options.json:
+        listed = [{"kind": each.kind, "what": each.what, "todo": each.todo} for each in findings]
+        print(json.dumps({"mended": mended, "findings": listed}, indent=2))
+        return 1 if findings else 0
+    for each in findings:
+        print(f"{each.kind}: {each.what}. To do: {each.todo}.")
+    if mended:
+        print(f"Mended: {mended}.")
+    if not findings:
+        print("Healthy: services, versions, studies, aliases, files and caches are as they should be.")
+    elif not options.fix and any(each.remedy is not None for each in findings):
+        print("`hpo doctor --fix` mends what it can.")
+    return 1 if findings else 0
 
 
 def data_make(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpo import promotion, report
+from hpo import crash, promotion, report
 from hpo.mirror import Mirror
 from hpo.queue import Job
 
@@ -16,14 +16,17 @@ from hpo.queue import Job
 class Closing:
     """One closing under way: `fetch`, then a trainer's answer to each request of `next_request`, then `finish`."""
 
-    def __init__(self, shown: Mirror, job: Job, folder: Path, data: Path, report_by: list[str]) -> None:
+    def __init__(
+        self, shown: Mirror, job: Job, folder: Path, data: Path, report_by: list[str], *, lease: float
+    ) -> None:
         self.mirror, self.job, self.folder, self.data, self.report_by = shown, job, folder, data, report_by
+        self.lease = lease  # seconds
         self._winners: list[Job] = []
         self._scored: dict[int, dict[str, Any]] = {}
 
     def fetch(self, then: Callable[[], None]) -> None:
         """Mend what is half shown, download the winners' models, every file checked; then call `then`. Repeatable."""
-        self.mirror.reconcile(older_than=0)
+        self.mirror.reconcile(lease=self.lease, older_than=0)
         self._winners = promotion.winners(self.mirror.queue.jobs(self.job.study), self.report_by)
         self.folder.mkdir(parents=True, exist_ok=True)
         for winner in self._winners:
@@ -43,6 +46,7 @@ class Closing:
         winner = next(each for each in self._winners if each.number not in self._scored)
         promotion.check_same(found, winner)
         self._scored[winner.number] = found
+        crash.at("winner scored")
 
     def finish(self) -> None:
         """Register, move aliases, log the tables, record the closing. Repeatable; raises LeaseLost."""
@@ -51,7 +55,9 @@ class Closing:
         result = promotion.promote(self.mirror, self.job, self._scored, predictions)
         queue.require(self.job)
         report.log_study(self.mirror, result)
+        crash.at("study shown")
         queue.end(self.job, "done", result=result)
+        crash.at("closing recorded")
 
     def _model(self, winner: Job) -> Path:
         return self.folder / f"model-{winner.number}"

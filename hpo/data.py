@@ -23,6 +23,14 @@ def keep(home: Path, dataset: Dataset) -> Path:
     return path
 
 
+def discard(path: Path) -> None:
+    """Remove a file or folder of the cache."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def fetch(home: Path, tracker: Tracker, row: StudyRow) -> Path:
     """The study's data set as a local file. Raises ServiceError if what arrives has another digest."""
     digest = row.facts["data"]["digest"]

@@ -3,6 +3,7 @@
 import threading
 from contextlib import suppress
 
+from hpo import crash
 from hpo.queue import Job, LeaseLost, Queue
 
 Epoch = tuple[int, int, dict[str, float]]  # number, milliseconds since 1970, metrics
@@ -49,5 +50,6 @@ class Holdings:
                     continue
                 with suppress(LeaseLost):  # the next renewal finds out, and acts on it
                     self._queue.add_epochs(job, batch)
+                    crash.at("epochs stored")
                 with self._lock:
                     del self._epochs.get((job.id, job.fence), [])[: len(batch)]

@@ -16,7 +16,7 @@ from typing import Any
 
 import optuna
 
-from hpo import sampling
+from hpo import crash, sampling
 from hpo.queue import DatabaseLost, Job, Queue, StudyRow
 from hpo.tracking import Tracker, TrackingUnavailable
 
@@ -55,6 +55,8 @@ class Mirror:
                 self.tracker.delete_artifact(run_id, "checkpoints")
         status = RUN_STATUS[job.state]
         self.tracker.set_status(run_id, status, end_ms=now if job.state not in ("waiting", "running") else None)  # type: ignore[arg-type]
+        if job.state == "done":
+            crash.at("run ended")
         with self.queue.frozen(job) as same:
             if same:
                 value = job.result["best_val_nmse"] if job.state == "done" and job.result else None
@@ -75,6 +77,7 @@ class Mirror:
             tags={"mlflow.note.content": f"Trial {job.number} of the study {self.study.name}."},
             start_ms=round(job.changed_at * 1000),
         )
+        crash.at("run made")
         data = self.study.facts["data"]
         self.tracker.log_dataset(
             run_id, name=data["name"], digest=data["digest"], source=data["source"], profile=data["profile"]
@@ -97,11 +100,11 @@ class Mirror:
         self.tracker.ping(self.study.facts["experiment_id"])
         return True
 
-    def reconcile(self, *, older_than: float) -> int:
-        """Mend what other workers left half done; return how many jobs that were."""
-        self.queue.bury(self.study.name)
+    def reconcile(self, *, lease: float, older_than: float) -> int:
+        """Mend what other workers left half done (both in seconds); return how many jobs that were."""
+        expired = self.queue.expire(self.study.name, lease=lease)
         mended = 0
-        for job in self.queue.unmirrored(self.study.name, older_than=older_than):
+        for job in self.queue.unmirrored(self.study.name, older_than=older_than, also=expired):
             try:
                 self.show(job)
                 mended += 1

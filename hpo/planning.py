@@ -18,7 +18,7 @@ from hpo import data as data_files
 from hpo import sampling, study
 from hpo.errors import NotFound, StudyError
 from hpo.mirror import known, now_ms
-from hpo.queue import Queue, StudyRow, conflict
+from hpo.queue import Queue, StudyRow
 from hpo.settings import Settings
 from hpo.study import Study
 from hpo.tracking import Tracker
@@ -106,7 +106,7 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         except NotFound:
             row = None
         if row is not None and row.identity != ready.identity:
-            raise conflict(ready.name)
+            raise study.conflict(ready.name, row.spec, ready.canonical)
         if row is not None and row.facts.get("planned"):
             return row
         facts = ready.facts | _track(ready, tracker, settings, queue.database_id())

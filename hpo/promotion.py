@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpo import mirror, registry
+from hpo import crash, mirror, registry
 from hpo.mirror import Mirror
 from hpo.queue import Job, StudyRow
-from hpo.tracking import Tracker
+from hpo.tracking import OWNER, Tracker
 
 CHAMPION = "champion"
 
@@ -111,6 +111,7 @@ def promote(
                 run_id=str(job.run_id),
                 description=_description(study, job, found, outcome),
                 tags={
+                    OWNER: queue.database_id(),
                     "hpo.study": study.name,
                     "hpo.trial": job.number,
                     "hpo.verdict": outcome,
@@ -118,6 +119,7 @@ def promote(
                     "hpo.best_val_nmse": repr(_nmse(job)),
                 },
             )
+            crash.at("version registered")
         if rank == 0:
             result |= {"winner": entry, "predictors": found["predictors"], "reason": VERDICTS[outcome]}
         result["groups"].append(entry)
@@ -133,8 +135,10 @@ def promote(
         queue.require(closing)
         if "+" not in study.name:
             registry.set_alias(tracker, tracker_model, alias(study.name), version)
+            crash.at("alias set")
         with queue.lock(f"champion.{tracker_model}"):  # two studies that close at once must see each other
             result |= elect(tracker, tracker_model)
+        crash.at("champion elected")
     result["model_name"] = tracker_model
     return result
 

@@ -16,7 +16,8 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from hpo.errors import NotFound, ServiceError, StudyConflict
+from hpo.errors import NotFound, ServiceError
+from hpo.study import conflict
 
 SCHEMA_VERSION = 1
 ATTEMPTS = 3  # a job that lost three workers is dead
@@ -114,6 +115,13 @@ class StudyRow:
     created_at: float  # seconds since 1970, server clock
 
 
+# A lease that ran out. After the server's own start every lease gets its full length once more: while the server was
+# away nobody could renew, and a restart must not cost each running trial an attempt.
+_EXPIRED = """
+    state = 'running'
+    AND greatest(lease_until, pg_postmaster_start_time() + make_interval(secs => :lease)) < clock_timestamp()
+"""
+
 _JOB = """
     id, study, kind, number, repeat, config, cost, spec, state, attempt, fence, worker, run_id, checkpoint, result,
     reason, mirrored, state = 'running' AND lease_until >= clock_timestamp() AS alive,
@@ -163,6 +171,11 @@ class Queue:
         with self._transaction() as connection:
             return connection.scalar(text("SELECT to_regclass('hpo.job')")) is not None
 
+    def server_version(self) -> int:
+        """Major version of the Postgres server."""
+        with self._transaction() as connection:
+            return int(connection.scalar(text("SHOW server_version_num")) or 0) // 10_000
+
     def database_id(self) -> str:
         """A random name of this database: what tells its experiments on a shared MLflow server from those of others."""
         with self._transaction() as connection:
@@ -195,7 +208,7 @@ class Queue:
                 },
             )
         if found is None:
-            raise conflict(row.name)
+            raise conflict(row.name, self.study(row.name).spec, row.spec)
 
     def study(self, name: str) -> StudyRow:
         """Raises NotFound, naming the studies there are."""
@@ -247,7 +260,7 @@ class Queue:
                     WHERE id = (
                         SELECT id FROM hpo.job candidate
                         WHERE study = :study AND attempt < :attempts
-                          AND (state = 'waiting' OR (state = 'running' AND lease_until < clock_timestamp()))
+                          AND (state = 'waiting' OR ({_EXPIRED}))
                           -- a study closes when every trial has ended
                           AND (kind = 'trial' OR NOT EXISTS (
                               SELECT FROM hpo.job trial WHERE trial.study = :study AND trial.kind = 'trial'
@@ -361,19 +374,39 @@ class Queue:
             )
         return [number for kind, number in revived if kind == "trial"]
 
-    def bury(self, study: str) -> None:
-        """Mark jobs dead whose third worker's lease ran out."""
+    def expire(self, study: str, *, lease: float) -> list[int]:
+        """Let jobs wait again whose lease (seconds) ran out; those of a third lost worker are dead. Returns their ids.
+
+        A claim takes such a job directly: this is for what is shown of it while nobody claims.
+        """
         with self._transaction() as connection:
-            connection.execute(
-                text("""
-                    UPDATE hpo.job SET state = 'dead', lease_until = NULL, mirrored = false,
-                        reason = 'worker lost, attempt ' || attempt || ' of ' || :attempts,
-                        changed_at = clock_timestamp()
-                    WHERE study = :study AND state = 'running' AND lease_until < clock_timestamp()
-                      AND attempt >= :attempts
+            expired = connection.scalars(
+                text(f"""
+                    UPDATE hpo.job SET state = CASE WHEN attempt >= :attempts THEN 'dead' ELSE 'waiting' END,
+                        lease_until = NULL, mirrored = false, changed_at = clock_timestamp(),
+                        reason = CASE WHEN attempt >= :attempts
+                            THEN 'worker lost, attempt ' || attempt || ' of ' || :attempts ELSE 'worker lost' END
+                    WHERE study = :study AND {_EXPIRED}
+                    RETURNING id
                 """),
-                {"study": study, "attempts": ATTEMPTS},
+                {"study": study, "attempts": ATTEMPTS, "lease": lease},
             )
+            return list(expired)
+
+    def disown(self, worker: str, held: Sequence[Job]) -> int:
+        """Let jobs wait again that this worker claimed without learning of it: the answer to a commit was lost.
+
+        No attempt is counted. `held`: those the worker knows of. Returns how many there were.
+        """
+        with self._transaction() as connection:
+            return connection.execute(
+                text("""
+                    UPDATE hpo.job SET state = 'waiting', attempt = attempt - 1, lease_until = NULL, mirrored = false,
+                        changed_at = clock_timestamp()
+                    WHERE worker = :worker AND state = 'running' AND NOT id = ANY(:held)
+                """),
+                {"worker": worker, "held": [job.id for job in held]},
+            ).rowcount
 
     def _change(self, job: Job, changes: str, **values: Any) -> None:
         with self._transaction() as connection:
@@ -416,18 +449,19 @@ class Queue:
                 text("SELECT state FROM hpo.job WHERE study = :study AND kind = 'closing'"), {"study": study}
             )
 
-    def unmirrored(self, study: str, *, older_than: float) -> list[Job]:
-        """Jobs whose state Optuna and MLflow do not show yet though it changed that many seconds ago."""
+    def unmirrored(self, study: str, *, older_than: float, also: Sequence[int] = ()) -> list[Job]:
+        """Jobs that Optuna and MLflow do not show as they are, though they changed so long ago or are in `also`."""
         with self._transaction() as connection:
             rows = connection.execute(
                 text(f"""
-                    SELECT {_JOB} FROM hpo.job WHERE study = :study AND (
-                        NOT mirrored AND changed_at < clock_timestamp() - make_interval(secs => :age)
+                    SELECT {_JOB} FROM hpo.job WHERE study = :study AND kind = 'trial' AND (
+                        NOT mirrored AND (changed_at < clock_timestamp() - make_interval(secs => :age)
+                            OR id = ANY(:also))
                         OR state <> 'running' AND EXISTS (
                             SELECT FROM hpo.epoch e WHERE e.job = job.id AND NOT forwarded))
                     ORDER BY number
                 """),
-                {"study": study, "age": older_than},
+                {"study": study, "age": older_than, "also": list(also)},
             )
             return [Job(**row) for row in rows.mappings()]
 
@@ -463,6 +497,26 @@ class Queue:
                 {"job": job_id, "limit": limit},
             )
             return [(number, at, metrics) for number, at, metrics in rows]
+
+    def show_again(self, job: Job) -> None:
+        """Let the job's state and its whole curve be shown once more, for something damaged them over there."""
+        with self._transaction() as connection:
+            connection.execute(text("UPDATE hpo.epoch SET forwarded = false WHERE job = :id"), {"id": job.id})
+            connection.execute(text("UPDATE hpo.job SET mirrored = false WHERE id = :id"), {"id": job.id})
+
+    def waiting_epochs(self, study: str) -> int:
+        """How many epochs of the study MLflow does not have yet."""
+        with self._transaction() as connection:
+            return int(
+                connection.scalar(
+                    text("""
+                        SELECT count(*) FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job
+                        WHERE j.study = :study AND NOT e.forwarded
+                    """),
+                    {"study": study},
+                )
+                or 0
+            )
 
     def set_forwarded(self, job_id: int, numbers: Sequence[int]) -> None:
         with self._transaction() as connection:
@@ -534,14 +588,6 @@ def _json(value: Any) -> str:
         return [finite(each) for each in part] if isinstance(part, (list, tuple)) else part
 
     return json.dumps(finite(value), allow_nan=False)
-
-
-def conflict(name: str) -> StudyConflict:
-    return StudyConflict(
-        f"The study '{name}' is recorded here with another specification (the file, the data or the program's "
-        f"numerics changed since). Nothing was touched. Either give the changed study another name, or remove the "
-        f"recorded one with `hpo delete --study {name}`."
-    )
 
 
 def _hold(connection: Connection, job: Job) -> None:

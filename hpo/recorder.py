@@ -4,17 +4,22 @@ Tasks are done in order, each until it succeeds; while the server or the databas
 """
 
 import logging
+import os
+import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 from hpo.mirror import Mirror, first_line, title
 from hpo.queue import DatabaseLost, Job, LeaseLost
-from hpo.tracking import TrackingUnavailable
+from hpo.tracking import StoreRefuses, TrackingUnavailable
 
 FORWARD_INTERVAL = 15.0  # seconds between two deliveries of a running trial's epochs: each costs the trainers' cores
 RECONCILE_INTERVAL = 10.0  # seconds
+REMINDER = 60.0  # seconds between two log lines about the same outage
 RETRY_PAUSES = (0.5, 1.0, 2.0, 5.0)  # seconds; the last one repeats
 
 log = logging.getLogger("hpo")
@@ -23,12 +28,14 @@ log = logging.getLogger("hpo")
 class Recorder(threading.Thread):
     """Runs tasks and, between them, forwards epochs of the jobs in `live` and mends what others left half done."""
 
-    def __init__(self, mirror: Mirror, *, lease: float) -> None:
+    def __init__(self, mirror: Mirror, *, lease: float, store: Path | None = None) -> None:
+        """`store`: the artifact store's folder, if it is on this machine."""
         super().__init__(name="recorder", daemon=True)
-        self.mirror, self.lease = mirror, lease
+        self.mirror, self.lease, self.store = mirror, lease, store
         self.live: list[Job] = []  # jobs whose epochs we forward; replaced as a whole by the supervisor
-        self.trouble: str | None = None  # what is unreachable now
-        self._trouble_since = 0.0  # monotonic seconds
+        self.trouble: str | None = None  # what is unreachable now, for people
+        self.store_full = False
+        self._trouble_since = self._said_at = 0.0  # monotonic seconds
         self.lost: deque[Job] = deque()  # jobs whose lease was found lost
         self.failures: deque[tuple[Job, str]] = deque()  # tasks that can never succeed
         self._tasks: deque[tuple[Job, Callable[[], None]]] = deque()
@@ -76,7 +83,7 @@ class Recorder(threading.Thread):
                 self._quietly(self._forward)
                 next_forward = time.monotonic() + FORWARD_INTERVAL
             elif time.monotonic() >= next_reconcile:
-                self._quietly(lambda: self.mirror.reconcile(older_than=self.lease))
+                self._quietly(lambda: self.mirror.reconcile(lease=self.lease, older_than=self.lease))
                 next_reconcile = time.monotonic() + RECONCILE_INTERVAL
             if self._abandon.is_set():
                 return
@@ -86,7 +93,7 @@ class Recorder(threading.Thread):
         while not self._abandon.is_set():
             try:
                 task()
-                self.trouble = None
+                self._well()
                 return
             except (TrackingUnavailable, DatabaseLost) as error:
                 self.note(error)
@@ -105,7 +112,7 @@ class Recorder(threading.Thread):
         """Housekeeping that is simply tried again the next time; `work` returns how much it got done."""
         try:
             if work() or (self.trouble and self.mirror.answers()):
-                self.trouble = None
+                self._well()
         except (TrackingUnavailable, DatabaseLost) as error:
             self.note(error)
         except Exception as error:
@@ -121,9 +128,38 @@ class Recorder(threading.Thread):
         return count
 
     def note(self, error: Exception) -> None:
-        """Remember that a service could not be reached."""
+        """Remember that a service could not be reached, and say so: at once, and then once a minute."""
+        now = time.monotonic()
         if self.trouble is None:
-            self._trouble_since = time.monotonic()
-        what = "MLflow unreachable" if isinstance(error, TrackingUnavailable) else "database lost"
-        self.trouble = f"{what}, retrying"
-        log.warning("%s: %s", self.trouble, first_line(error))
+            self._trouble_since, self._said_at = now, float("-inf")
+        elif self.store_full != isinstance(error, StoreRefuses):
+            self._said_at = float("-inf")
+        self.store_full = isinstance(error, StoreRefuses)
+        self.trouble = self._words(error)
+        if now - self._said_at >= REMINDER:
+            self._said_at = now
+            log.warning("%s (%s)", self.trouble, first_line(error))
+
+    def _well(self) -> None:
+        if self.trouble is not None:
+            log.warning("all services answer again, after %.0f s", self.outage)
+        self.trouble, self.store_full = None, False
+
+    def _words(self, error: Exception) -> str:
+        if isinstance(error, StoreRefuses):
+            return f"{self._store_words(error.needed / 1e6)}; no trial is claimed until it takes files again"
+        if isinstance(error, DatabaseLost):
+            return "database lost, retrying"
+        waiting = ""
+        with suppress(DatabaseLost):
+            waiting = f", {self.mirror.queue.waiting_epochs(self.mirror.study.name)} epochs waiting"
+        return f"MLflow unreachable{waiting}"
+
+    def _store_words(self, needed: float) -> str:
+        """`needed` in MB."""
+        if self.store is None:
+            return f"the MLflow server stores no files (full or read-only?): {needed:.1f} MB needed"
+        if not os.access(self.store, os.W_OK):
+            return f"store read-only: {needed:.1f} MB needed in {self.store}"
+        free = shutil.disk_usage(self.store).free / 1e6
+        return f"store full: {needed:.1f} MB needed, {free:.1f} MB free in {self.store}"

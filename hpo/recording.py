@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hpo import mirror
+from hpo import crash, mirror
 from hpo.errors import NotFound
 from hpo.holdings import Holdings
 from hpo.mirror import Mirror
@@ -39,6 +39,7 @@ def store_checkpoint(shown: Mirror, holdings: Holdings, job: Job, path: Path, *,
     if not local.exists():
         return  # the job has been given back and its folder removed
     shown.tracker.upload(run_id, local, "checkpoints")
+    crash.at("checkpoint uploaded")
     holdings.flush(job)  # a committed checkpoint never runs ahead of the stored curve
     shown.queue.checkpoint(job, {"path": f"checkpoints/{name}", "sha256": sha256, "epoch": epoch, "run_id": run_id})
     local.unlink(missing_ok=True)
@@ -90,6 +91,7 @@ def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -
         # the weights are in the key: another attempt with other weights must not reuse the files
         key=f"{mirror.key(job)}/{sha256_of(folder / 'weights.safetensors')[:12]}",
     )
+    crash.at("model logged")
     best, last = curve[found["best_epoch"]], curve[epochs]
     result = {name: value for name, value in found.items() if name != "folder"} | {
         "best_val_mse": best["val/mse"],
@@ -102,6 +104,7 @@ def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -
         "files": model.sha256,
     }
     shown.queue.end(job, "done", result=result)
+    crash.at("recorded")
     log.info(
         "%s done: val nmse %.4g at epoch %d, %.0f s",
         mirror.title(job),

@@ -13,9 +13,10 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from hpo.errors import ModelError, NotFound
-from hpo.tracking import KEY, Tracker, quoted, server, sha256_of, sha256_of_files
+from hpo.tracking import KEY, Tracker, pages, quoted, server, sha256_of, sha256_of_files
 
 SUMS = "SHA256SUMS"  # marks a folder as a download; `sha256sum --check` reads it
+MOST_ENTRIES = 500  # files and folders of a model, which has a dozen: a listing need not end by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +99,9 @@ def versions(tracker: Tracker, model_name: str) -> list[Version]:
 
 
 def _versions(tracker: Tracker, model_name: str) -> list[ModelVersion]:
-    found: list[ModelVersion] = []
-    token = None
-    while True:
-        page = tracker.client.search_model_versions(f"name = {quoted(model_name)}", page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return sorted(found, key=lambda version: int(version.version))
+    condition = f"name = {quoted(model_name)}"
+    found = pages(lambda token: tracker.client.search_model_versions(condition, page_token=token))
+    return sorted(found, key=lambda version: int(version.version))
 
 
 def _version(version: ModelVersion, aliases: Mapping[str, str]) -> Version:
@@ -203,9 +199,10 @@ def _download(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha2
 
 
 def _check_path(path: str) -> None:
-    """ModelError unless it is a plain relative path below the model's folder."""
+    """ModelError unless it is a plain relative path below the model's folder, on any system, and one line of SUMS."""
     parts = PurePosixPath(path).parts
-    if not parts or path != "/".join(parts) or path.startswith("/") or ".." in parts or "\\" in path or path == SUMS:
+    plain = path.isprintable() and not set("\\:") & set(path)  # no zero byte, no line end, no drive
+    if not parts or path != "/".join(parts) or path.startswith("/") or ".." in parts or not plain or path == SUMS:
         raise ModelError(f"The list of the model's files has the odd path {path!r}: nothing was downloaded.")
 
 
@@ -266,12 +263,27 @@ def _fetch(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha256:
         repository.download_artifacts(path, str(folder))
 
 
-def _stored(repository: ArtifactRepository, below: str | None = None) -> Iterator[str]:
-    for info in repository.list_artifacts(below):
-        if info.is_dir:
-            yield from _stored(repository, info.path)
-        else:
-            yield info.path
+@server()
+def stored_files(tracker: Tracker, model_id: str) -> set[str]:
+    """Paths of the files of a model that lie in the artifact store; empty if there is no such model."""
+    try:
+        return set(_stored(get_artifact_repository(_model_uri(tracker, model_id), tracking_uri=tracker.uri)))
+    except NotFound:
+        return set()
+
+
+def _stored(repository: ArtifactRepository) -> Iterator[str]:
+    folders: list[str | None] = [None]
+    entries = 0
+    while folders:
+        for info in repository.list_artifacts(folders.pop()):
+            entries += 1
+            if entries > MOST_ENTRIES:
+                raise ModelError(f"The artifact store lists more than {MOST_ENTRIES} files in one model. Do not use it.")
+            if info.is_dir:
+                folders.append(info.path)
+            else:
+                yield info.path
 
 
 def _verify(folder: Path, expected_sha256: Mapping[str, str]) -> None:

@@ -18,6 +18,7 @@ class Settings:
     trainers: int  # training processes of one worker; 0 means one per core
     lease: float  # seconds a claimed trial is ours without renewal; renewed six times as often
     checkpoint_interval: float  # seconds between checkpoints of a running trial
+    outage_limit: float  # seconds without MLflow or database after which no new trial is claimed
     hang_timeout: float  # seconds without an epoch after which a trainer is ended
 
     @property
@@ -39,6 +40,7 @@ VARIABLES = {
     "trainers": ("HPO_TRAINERS", "0"),
     "lease": ("HPO_LEASE", "30"),
     "checkpoint_interval": ("HPO_CHECKPOINT_INTERVAL", "60"),
+    "outage_limit": ("HPO_OUTAGE_LIMIT", "600"),
     "hang_timeout": ("HPO_HANG_TIMEOUT", "300"),
 }
 assert set(VARIABLES) == {field.name for field in fields(Settings)}
@@ -64,6 +66,7 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         trainers=int(_number("HPO_TRAINERS", raw["trainers"], minimum=0, whole=True)),
         lease=_number("HPO_LEASE", raw["lease"], minimum=1),
         checkpoint_interval=_number("HPO_CHECKPOINT_INTERVAL", raw["checkpoint_interval"], minimum=0),
+        outage_limit=_number("HPO_OUTAGE_LIMIT", raw["outage_limit"], minimum=0),
         hang_timeout=_number("HPO_HANG_TIMEOUT", raw["hang_timeout"], minimum=1),
     )
 

@@ -35,7 +35,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from hpo import views
+from hpo import crash, views
 from hpo.errors import NotFound, StudyConflict
 
 T = TypeVar("T")
@@ -51,6 +51,14 @@ DIGEST_LENGTH = 36  # characters MLflow keeps of a data set's digest
 
 class TrackingUnavailable(Exception):
     """The MLflow server cannot be reached, is too slow, or answers with 429 or 5xx: try again later."""
+
+
+class StoreRefuses(TrackingUnavailable):
+    """The MLflow server answers, but its artifact store takes no file: it is full, read-only or out of its reach."""
+
+    def __init__(self, message: str, *, needed: int) -> None:
+        super().__init__(message)
+        self.needed = needed  # bytes that were to be stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +86,18 @@ def server() -> Iterator[None]:
         if status < 500 and status != 429:
             raise
         raise TrackingUnavailable(error.message) from error
+
+
+@contextmanager
+def storing(*files: Path) -> Iterator[None]:
+    """Raise StoreRefuses where the server answers an upload of these files with 5xx."""
+    try:
+        yield
+    except requests.HTTPError as error:
+        if error.response is None or error.response.status_code < 500:
+            raise
+        needed = sum(file.stat().st_size for file in files if file.exists())
+        raise StoreRefuses(str(error), needed=needed) from error
 
 
 class Tracker:
@@ -185,6 +205,49 @@ class Tracker:
         self._set_tags(kept.info.run_id, changed)
         return str(kept.info.run_id)
 
+    @server()
+    def runs(self, experiment_id: str, *, kind: Kind, deleted: bool = False) -> list[Run]:
+        """All runs of a kind in an experiment; with `deleted`, those that somebody deleted instead."""
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+        condition = f"tags.`hpo.kind` = {quoted(kind)}"
+        return pages(lambda token: self.client.search_runs([experiment_id], condition, view, page_token=token))
+
+    @server()
+    def models(self, experiment_id: str) -> list[LoggedModel]:
+        """All models in an experiment."""
+        return pages(lambda token: self.client.search_logged_models([experiment_id], page_token=token))
+
+    @server()
+    def owned_experiments(self, owner: str) -> list[Experiment]:
+        """All active experiments that were made from the queue's database `owner`."""
+        condition = f"tags.`{OWNER}` = {quoted(owner)}"
+        return pages(lambda token: self.client.search_experiments(filter_string=condition, page_token=token))
+
+    @server()
+    def curve(self, run_id: str, metric: str) -> list[tuple[int, float]]:
+        """(step, value) of a metric as MLflow has it, by step."""
+        return sorted((point.step, point.value) for point in self.client.get_metric_history(run_id, metric))
+
+    @server()
+    def delete_run(self, run_id: str) -> None:
+        self.client.delete_run(run_id)
+
+    @server()
+    def restore_run(self, run_id: str) -> None:
+        self.client.restore_run(run_id)
+
+    @server()
+    def delete_model(self, model: LoggedModel) -> None:
+        """Delete a model and its files."""
+        self._delete_model(model)
+
+    @server()
+    def version(self) -> str:
+        """Version of MLflow that the server runs."""
+        answer = requests.get(f"{self.uri}/version", timeout=10)
+        answer.raise_for_status()
+        return answer.text.strip()
+
     def _runs(self, experiment_id: str, key: str) -> list[Run]:
         found = self.client.search_runs([experiment_id], f"tags.`{KEY}` = {quoted(key)}", ViewType.ACTIVE_ONLY)
         return sorted(found, key=lambda run: (int(run.data.tags.get(CREATED, 0)), run.info.run_id))
@@ -261,9 +324,11 @@ class Tracker:
             self._delete_model(other)
         if not ready:
             made = self.client.create_logged_model(experiment_id, name, source_run_id=run_id, tags={KEY: key})
+            crash.at("model registered unfinished")
             _adopt(folder, model_id=made.model_id, run_id=run_id)
             hashes = sha256_of_files(folder)
-            self.client.log_model_artifacts(made.model_id, str(folder))
+            with storing(*folder.rglob("*")):
+                self.client.log_model_artifacts(made.model_id, str(folder))
             self.client.set_logged_model_tags(made.model_id, {SHA256 + path: h for path, h in hashes.items()})
             self.client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
             ready, _ = self._models(experiment_id, key)
@@ -294,7 +359,8 @@ class Tracker:
     @server()
     def upload(self, run_id: str, local_file: Path, artifact_dir: str) -> str:
         """Upload one file to a run under its own name; returns its runs:/ URI."""
-        self.client.log_artifact(run_id, str(local_file), artifact_dir or None)
+        with storing(local_file):
+            self.client.log_artifact(run_id, str(local_file), artifact_dir or None)
         return f"runs:/{run_id}/{PurePosixPath(artifact_dir, local_file.name)}"
 
     @server()
@@ -308,6 +374,11 @@ class Tracker:
         with tempfile.TemporaryDirectory(dir=to_folder, prefix=".download-") as partial_folder:
             file = Path(self.client.download_artifacts(run_id, path, partial_folder))
             return file.replace(to_folder / name)
+
+    @server()
+    def files(self, run_id: str, folder: str) -> list[str]:
+        """Paths of what lies in a folder of a run."""
+        return [info.path for info in self.client.list_artifacts(run_id, folder)]
 
     @server()
     def delete_artifact(self, run_id: str, path: str) -> None:
@@ -340,6 +411,18 @@ class Tracker:
         if experiment.lifecycle_stage == "active":
             self.client.delete_experiment(experiment_id)
         self._delete_files(experiment.artifact_location)
+
+
+def pages(search: Callable[[str | None], Any]) -> list[Any]:
+    """All results of one of MLflow's searches; `search` gets the token of a page."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(token)
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 def sha256_of_files(folder: Path) -> dict[str, str]:

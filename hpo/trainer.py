@@ -4,6 +4,7 @@ Requests come in as JSON lines on standard input and events go out as JSON lines
 database and no server. It ends when its input closes, so it never outlives its supervisor.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+
+from hpo import crash
 
 Emit = Callable[..., None]
 
@@ -52,8 +55,22 @@ def main() -> None:
             import traceback
 
             traceback.print_exc()
-            emit("failed", reason=f"{type(error).__name__}: {error}")
+            if _disk_is_full(error):
+                emit("full", reason=f"no room on the disk ({error})")
+            else:
+                emit("failed", reason=f"{type(error).__name__}: {error}")
         stop.clear()
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether a full or read-only disk is behind the error; safetensors tells it in words only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return True
+        if "(os error 28)" in str(error) or "(os error 30)" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _listen(requests: "queue.Queue[dict[str, Any]]", stop: threading.Event) -> None:
@@ -119,9 +136,14 @@ def train(
         emit("checkpoint", path=str(path), epoch=kept, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
         return time.monotonic() - begin
 
+    def asked() -> bool:
+        if kept:
+            crash.at("batch")
+        return stop.is_set()
+
     pause, last = checkpoint_interval, time.monotonic()
     try:
-        for epoch in training.epochs(stop.is_set):
+        for epoch in training.epochs(asked):
             emit("epoch", number=epoch.number, at=time.time_ns() // 1_000_000, metrics=epoch.metrics)
             if time.monotonic() - last >= pause and epoch.number < settings.epochs:
                 pause = max(checkpoint_interval, keep() / CHECKPOINT_SHARE)
@@ -140,6 +162,7 @@ def train(
     best, final = training.best_regressor(), training.last_regressor()
     found = metrics.scores(predict(best, images), targets, train_variance=variance)
     last_found = metrics.scores(predict(final, images), targets, train_variance=variance)
+    crash.at("packaging")
     target = work / "model"
     shutil.rmtree(target, ignore_errors=True)
     package(
@@ -177,6 +200,7 @@ def score(emit: Emit, stop: threading.Event, *, folder: str, data: str, predicti
     from models import bundle, metrics
     from models.regressor import predict
 
+    crash.at("scoring")
     dataset, parts = _data(data)
     regressor, spec = bundle.load(Path(folder))
     bundle.check_shape(spec, dataset.images.shape[1:], where="the data set")

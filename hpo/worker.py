@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hpo import data, mirror, recording, sampling, study
+from hpo import crash, data, mirror, recording, sampling, study
 from hpo.closing import Closing
 from hpo.errors import NotFound, ServiceError
 from hpo.holdings import Holdings
@@ -39,7 +39,7 @@ CLAIM_PAUSE = 1.0  # seconds between two looks into an empty queue
 STOP_GRACE = 3.0  # seconds a trainer has to hand back its state
 STOP_LIMIT = 7.0  # seconds from the signal to the end of the process
 START_ATTEMPTS = 3  # trainers in a row that may end before they are ready
-OUTAGE_LIMIT = 600.0  # seconds without MLflow or database after which no new trial is claimed
+ROOM = 64 * 2**20  # bytes that must be free under HPO_HOME before a trial is claimed after the disk was full
 SLEPT = 5.0  # seconds; a longer turn of the loop means that the whole worker was stopped
 
 log = logging.getLogger("hpo")
@@ -56,7 +56,8 @@ class Supervisor:
         self.store = sampling.storage(database_url)
         self.tracker = Tracker(tracking_uri)  # of the recorder's thread, once that runs
         self.mirror = Mirror(self.queue, self.tracker, self.store, self.row)
-        self.recorder = Recorder(self.mirror, lease=settings.lease)
+        store = settings.home / "artifacts" if settings.embedded else None
+        self.recorder = Recorder(self.mirror, lease=settings.lease, store=store)
         self.holdings = Holdings(self.queue)
         self.returns: deque[tuple[Job, str, bool]] = deque()  # job, reason, whether the attempt counts
         self.process = f"{os.getpid()}-{secrets.token_hex(3)}"
@@ -67,6 +68,8 @@ class Supervisor:
         self.claimed = 0
         self._closing: Closing | None = None
         self._stillborn = 0  # trainers in a row that ended before they were ready
+        self._unsure = False  # whether a claim may have been made that we never heard of
+        self._full = False  # whether a trainer found the disk full
         self._stop_at = self._next_renewal = self._next_flush = self._next_claim = 0.0
 
     def run(self, *, once: bool = False, on_tick: Callable[["Supervisor"], None] | None = None) -> bool:
@@ -104,6 +107,7 @@ class Supervisor:
                 if ended is not None:
                     return ended
             except DatabaseLost as error:
+                self._unsure = True
                 self.recorder.note(error)
                 if self.stopping is not None and (self.hurry or now - self._stop_at > STOP_LIMIT):
                     return False
@@ -113,6 +117,9 @@ class Supervisor:
 
     def _turn(self, now: float, once: bool) -> bool | None:
         """What is due now; whether the study is closed if the work ends, else None."""
+        if self._unsure:
+            self.queue.disown(self.worker, self.holdings.jobs())
+            self._unsure = False
         if now >= self._next_flush:
             self.holdings.flush()
             self._next_flush = now + FLUSH_INTERVAL
@@ -142,7 +149,7 @@ class Supervisor:
 
     def _claim(self, once: bool) -> bool:
         """Give work to every free trainer; whether there was enough."""
-        if self.recorder.outage > OUTAGE_LIMIT:
+        if self.recorder.outage > self.settings.outage_limit or self.recorder.store_full or not self._room():
             return False
         while len(self.trainers) < self.count:
             trainer = Trainer(self.log)
@@ -160,10 +167,14 @@ class Supervisor:
         return True
 
     def _begin(self, trainer: Trainer, job: Job) -> None:
+        if job.attempt > 1:
+            log.warning("%s: %s, attempt %d of %d", mirror.title(job), job.reason, job.attempt, ATTEMPTS)
         if job.kind == "closing":
             log.info("closing of %s begins", job.study)
+            crash.at("closing claimed")
             trainer.reserve(job)
-            self._closing = Closing(self.mirror, job, self._folder(job), self.data, list(self.study.report_by))
+            groups = list(self.study.report_by)
+            self._closing = Closing(self.mirror, job, self._folder(job), self.data, groups, lease=self.settings.lease)
             self.recorder.put(job, partial(self._closing.fetch, partial(self._score_next, trainer, self._closing)))
             return
         if job.spec is None:
@@ -180,8 +191,8 @@ class Supervisor:
                 raise
         assert job.spec is not None
         point = " ".join(f"{key}={value}" for key, value in job.spec["point"].items())
-        again = f" (attempt {job.attempt} of {ATTEMPTS}: {job.reason})" if job.attempt > 1 else ""
-        log.info("%s claimed: %s%s", mirror.title(job), point, again)
+        log.info("%s claimed: %s", mirror.title(job), point)
+        crash.at("claimed")
         trainer.reserve(job)
         if job.checkpoint is None:
             self._train(trainer, job, None)
@@ -272,7 +283,7 @@ class Supervisor:
             if kind == "ready":
                 trainer.ready, self._stillborn, self._next_claim = True, 0, 0.0
                 continue
-            if kind in ("trained", "returned", "diverged", "failed"):
+            if kind in ("trained", "returned", "diverged", "failed", "full"):
                 trainer.release()
                 self._next_claim = 0.0
             if job is not None and job in self.holdings:
@@ -295,7 +306,13 @@ class Supervisor:
         log.info("giving %s back after epoch %d", mirror.title(job), epoch)
         self.recorder.put(job, partial(self.returns.append, (job, "handed back", False)))  # after its checkpoint
 
+    def _on_full(self, trainer: Trainer, job: Job, *, reason: str) -> None:
+        log.warning("%s waits: %s", mirror.title(job), reason)
+        self._full = True
+        self.recorder.put(job, partial(self.returns.append, (job, reason, False)))  # after its checkpoint
+
     def _on_trained(self, trainer: Trainer, job: Job, **found: Any) -> None:
+        crash.at("trained")
         self.recorder.put(job, partial(self._record, job, found))
 
     def _on_diverged(self, trainer: Trainer, job: Job, *, epoch: int) -> None:
@@ -369,17 +386,30 @@ class Supervisor:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and SIGHUP stop gracefully, the second time at once; only in the main thread."""
+        """SIGINT, SIGTERM and SIGHUP stop gracefully, the second time at once; only in the main thread.
+
+        Whatever hangs then - a server that is frozen, a network that swallows packets - the process ends in time: what
+        it could not give back it loses with its lease.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
             numbers.append(signal.SIGHUP)
-        before = [signal.signal(n, lambda number, _: self.stop(signal.Signals(number).name)) for n in numbers]
+        last_resort = threading.Timer(STOP_LIMIT + 0.5, os._exit, [130])
+        last_resort.daemon = True
+
+        def stop(number: int, _: Any) -> None:
+            if self.stopping is None:
+                last_resort.start()
+            self.stop(signal.Signals(number).name)
+
+        before = [signal.signal(number, stop) for number in numbers]
         try:
             yield
         finally:
+            last_resort.cancel()
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)
 
@@ -414,6 +444,13 @@ class Supervisor:
 
     # Files
 
+    def _room(self) -> bool:
+        """Whether the disk of HPO_HOME takes another trial; asked only after a trainer found it full."""
+        home = self.settings.home
+        if self._full and shutil.disk_usage(home).free >= ROOM and os.access(home, os.W_OK):
+            self._full = False
+        return not self._full
+
     def _folder(self, job: Job) -> Path:
         return self.folder / f"job-{job.id}-{job.fence}"
 
@@ -427,18 +464,20 @@ class Supervisor:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for other in parent.iterdir():
                 if other != self.folder:
-                    _sweep(other)
+                    sweep(other)
             try:
                 yield
             finally:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove a work folder whose worker is dead: its lock is free."""
+def sweep(folder: Path, *, remove: bool = True) -> bool:
+    """Remove a work folder whose worker is dead (its lock is free); whether it is."""
     try:
         with (folder / "lock").open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            if remove:
+                shutil.rmtree(folder, ignore_errors=True)
+            return True
     except OSError:
-        return  # it lives, or another worker sweeps it right now
+        return False  # it lives, or another worker sweeps it right now

@@ -1,15 +1,12 @@
 """One embedded Postgres and MLflow server for the whole session, by the product's own code; a database per test."""
 
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import cells
-import psycopg
 import pytest
-from psycopg import sql
-from shell import Shell
+from shell import Shell, fresh_database
 
 from hpo import services as hpo_services
 from hpo import settings as hpo_settings
@@ -35,13 +32,8 @@ def tracking_uri(services: Services) -> str:
 @pytest.fixture
 def database_url(services: Services) -> Iterator[str]:
     """SQLAlchemy URL of an empty database of this test, dropped after it with whoever is still connected."""
-    name = f"test_{secrets.token_hex(6)}"
-    server = services.database_url.rpartition("/")[0]
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield f"{server}/{name}"
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with fresh_database(services) as url:
+        yield url
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,18 +2,28 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 import psutil
+import psycopg
 from mlflow import MlflowClient
+from psycopg import sql
 
+from hpo import invariants
+from hpo.mirror import Mirror
 from hpo.queue import Queue
 from hpo.sampling import storage
+from hpo.services import Services
+from hpo.tracking import Tracker
 
+ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 240.0  # seconds for something that takes a few on an idle machine
 
 
@@ -83,8 +93,34 @@ class Shell:
         self.queue.close()
 
 
+@contextmanager
+def fresh_database(services: Services) -> Iterator[str]:
+    """SQLAlchemy URL of an empty database, dropped afterwards with whoever is still connected."""
+    name = f"test_{secrets.token_hex(6)}"
+    server = services.database_url.rpartition("/")[0]
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    yield f"{server}/{name}"
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def mirrored(shell: Shell, study: str) -> Iterator[Mirror]:
+    """The study as this process sees it in the database, Optuna and MLflow."""
+    store = storage(shell.database_url)
+    try:
+        yield Mirror(shell.queue, Tracker(shell.tracking_uri), store, shell.queue.study(study))
+    finally:
+        store.remove_session()
+        store.engine.dispose()
+
+
 def check_recorded_once(shell: Shell, study: str, *, points: int, epochs: int) -> None:
     """Every view of the study - ours, Optuna's, MLflow's - shows each point once, with its whole curve."""
+    with mirrored(shell, study) as shown:
+        violations = invariants.check(shown)
+    assert not violations, violations
     jobs = shell.trials(study)
     assert [(job.state, job.reason) for job in jobs if job.state != "done"] == []
     assert len(jobs) == points

@@ -87,7 +87,8 @@ def test_a_job_whose_lease_ran_out_is_taken_over_and_its_first_holder_can_write_
     old = claim(queue, "frozen", lease=0.2)
     queue.add_epochs(old, [(1, 1000, {"val/nmse": 1.0})])
     time.sleep(0.3)
-    new = claim(queue, "other")
+    new = claim(queue, "other", lease=0.2)
+    queue.renew([new], lease=30)
     assert new.id == old.id and new.attempt == 2 and new.fence == old.fence + 1
     for write in (
         lambda: queue.add_epochs(old, [(2, 2000, {"val/nmse": 0.5})]),
@@ -136,7 +137,7 @@ def test_a_job_whose_third_lease_ran_out_is_buried(database_url):
         job = claim(queue, lease=0.1)
         time.sleep(0.15)
     assert claim(queue) is None
-    queue.bury("s")
+    queue.expire("s", lease=0)
     assert (queue.job(job.id).state, queue.job(job.id).reason) == ("dead", "worker lost, attempt 3 of 3")
 
 
@@ -265,3 +266,34 @@ def test_a_database_that_is_away_is_told_from_a_mistake():
 def test_sessions_speak_utc(database_url):
     with planned(database_url, 1).engine.begin() as connection:
         assert connection.exec_driver_sql("SHOW timezone").scalar() == "UTC"
+
+
+def test_a_lease_gets_its_length_once_more_after_the_server_started(database_url):
+    queue = planned(database_url, 1)
+    job = claim(queue, lease=0.1)
+    time.sleep(0.2)
+    age = "SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())"
+    with queue.engine.connect() as connection:
+        started = float(connection.exec_driver_sql(age).scalar())
+    assert claim(queue, "other", lease=started + 5) is None, "nobody could renew while the server was away"
+    assert queue.expire("s", lease=started + 5) == []
+    assert queue.renew([job], lease=0.1) == [], "its holder has it still"
+    time.sleep(0.2)
+    assert claim(queue, "other", lease=0.1).attempt == 2
+
+
+def test_a_job_whose_claim_was_never_answered_waits_again_and_no_attempt_is_counted(database_url):
+    queue = planned(database_url, 3)
+    known, unheard, others = claim(queue, "me"), claim(queue, "me"), claim(queue, "other")
+    assert queue.disown("me", [known]) == 1
+    assert (queue.job(unheard.id).state, queue.job(unheard.id).attempt) == ("waiting", 0)
+    assert queue.renew([known, others], lease=30) == []
+
+
+def test_a_job_nobody_takes_over_waits_again_once_its_lease_ran_out(database_url):
+    queue = planned(database_url, 1)
+    job = claim(queue, lease=0.1)
+    time.sleep(0.2)
+    assert queue.expire("s", lease=0) == [job.id]
+    assert (queue.job(job.id).state, queue.job(job.id).reason) == ("waiting", "worker lost")
+    assert queue.renew([job], lease=30) == [job], "its holder has lost it"

@@ -124,7 +124,7 @@ def test_a_run_that_somebody_deleted_keeps_nothing_else_from_being_mended(shown,
     shown.tracker.client.delete_run(shown.queue.job(job.id).run_id)
     for each in (job, other):
         shown.queue.give_back(each, reason="x", counts=False)
-    shown.reconcile(older_than=0)
+    shown.reconcile(lease=60, older_than=0)
     assert f"trial {job.number} of {shown.study.name} cannot be shown" in caplog.text
     status = shown.tracker.client.get_run(shown.queue.job(other.id).run_id).info.status
     assert status == "SCHEDULED"

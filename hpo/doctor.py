@@ -1,0 +1,206 @@
+"""`hpo doctor`: services, versions, invariants, orphans and stale caches; what it finds it can mend.
+
+Safe on a running study: what changed within the last lease is not judged, and every remedy is one that workers use.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import LoggedModelStatus
+
+from hpo import data as data_files
+from hpo import invariants, mirror, registry, sampling
+from hpo.mirror import Mirror
+from hpo.queue import ENDED, Job, Queue, StudyRow
+from hpo.services import Services
+from hpo.settings import Settings
+from hpo.tracking import KEY, Tracker
+from hpo.worker import sweep
+
+YOUNG = 3600.0  # seconds: an unfinished upload or download of this age may still be under way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that is not as it should be."""
+
+    kind: str  # services, versions, I1 to I4, orphan, cache
+    what: str  # what was expected and found, and where
+    todo: str  # what --fix does, or the user should
+    remedy: Callable[[], object] | None = None  # what --fix calls
+
+
+def examine(settings: Settings, services: Services, *, study: str | None = None) -> Iterator[Finding]:
+    """Look at everything, or at one study. Raises ServiceError, DatabaseLost or TrackingUnavailable."""
+    queue, tracker = Queue(services.database_url), Tracker(services.tracking_uri)
+    try:
+        yield from _versions(queue, tracker)
+        queue.install()  # raises ServiceError for another schema
+        store = sampling.storage(services.database_url)  # likewise
+        rows = queue.studies()
+        owned = {experiment.experiment_id for experiment in tracker.owned_experiments(queue.database_id())}
+        for row in rows if study is None else [queue.study(study)]:
+            shown = Mirror(queue, tracker, store, row)
+            if row.facts.get("experiment_id") in owned:
+                yield from _study(shown, settings)
+            elif row.facts.get("planned"):
+                yield _experiment_gone(row)
+        if study is None:
+            yield from _experiments_without_study(queue, tracker, rows)
+            yield from _caches(settings.home, rows)
+        store.remove_session()
+        store.engine.dispose()
+    finally:
+        queue.close()
+
+
+def _versions(queue: Queue, tracker: Tracker) -> Iterator[Finding]:
+    tracker.client.search_experiments(max_results=1)
+    served, ours = tracker.version(), metadata.version("mlflow")
+    if served.split(".")[:2] != ours.split(".")[:2]:
+        yield Finding(
+            kind="versions",
+            what=f"the server at {tracker.uri} runs MLflow {served}, installed here is {ours}",
+            todo=f"install mlflow {served} here, or {ours} there (back up its database first)",
+        )
+    version = queue.server_version()
+    if version < 12:
+        yield Finding(
+            kind="versions", what=f"expected Postgres 12 or newer, found {version}", todo="use a newer Postgres"
+        )
+
+
+def _experiment_gone(row: StudyRow) -> Finding:
+    number = row.facts.get("experiment_id")
+    return Finding(
+        kind="orphan",
+        what=f"{row.name}: its MLflow experiment (id {number}) is deleted or gone",
+        todo=f"restore it (`mlflow experiments restore --experiment-id {number}`) or `hpo delete --study {row.name}`",
+    )
+
+
+def _study(shown: Mirror, settings: Settings) -> Iterator[Finding]:
+    """Violated invariants, and what belongs to no job."""
+    deleted = {run.info.run_id for run in shown.tracker.runs(_experiment(shown), kind="trial", deleted=True)}
+    for violation in invariants.check(shown, grace=settings.lease):
+        remedy: Callable[[], object] | None = None
+        todo = "see docs/reliability.md; `hpo delete` removes the study"
+        if violation.job is not None:
+            todo, remedy = "show it again in Optuna and MLflow", partial(_show, shown, violation.job, deleted, settings)
+        elif violation.rule == "I4":
+            todo = f"take the alias off, or `hpo promote --study {violation.study}`; do not use these files"
+        yield Finding(kind=violation.rule, what=f"{violation.study}: {violation.what}", todo=todo, remedy=remedy)
+    jobs = {mirror.key(job): job for job in shown.queue.jobs(shown.study.name) if job.kind == "trial"}
+    yield from _runs(shown, jobs)
+    yield from _models(shown, jobs)
+    yield from _checkpoints(shown, list(jobs.values()))
+    yield from _files(shown, list(jobs.values()))
+
+
+def _show(shown: Mirror, job: Job, deleted: set[str], settings: Settings) -> None:
+    if job.run_id in deleted:
+        shown.tracker.restore_run(str(job.run_id))
+    shown.queue.show_again(job)
+    shown.reconcile(lease=settings.lease, older_than=0)
+
+
+def _runs(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
+    for run in shown.tracker.runs(_experiment(shown), kind="trial"):
+        key, job = run.data.tags.get(KEY, ""), jobs.get(run.data.tags.get(KEY, ""))
+        if job is None or (job.run_id is not None and job.run_id != run.info.run_id):
+            yield Finding(
+                kind="orphan",
+                what=f"{shown.study.name}: the MLflow run {run.info.run_id} ({key or 'no key'}) belongs to no trial",
+                todo="delete the run",
+                remedy=partial(shown.tracker.delete_run, run.info.run_id),
+            )
+
+
+def _models(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
+    """Models that are no trial's result. A trial that is not over may be uploading one right now."""
+    results = {job.result["model_id"] for job in jobs.values() if job.state == "done" and job.result}
+    for model in shown.tracker.models(_experiment(shown)):
+        job = jobs.get(str(model.tags.get(KEY, "")).rpartition("/")[0])
+        if model.model_id in results or (job is not None and job.state not in ENDED):
+            continue
+        state = "" if model.status == LoggedModelStatus.READY else "unfinished "
+        yield Finding(
+            kind="orphan",
+            what=f"{shown.study.name}: the {state}model {model.model_id} is no trial's result",
+            todo="delete the model and its files",
+            remedy=partial(shown.tracker.delete_model, model),
+        )
+
+
+def _checkpoints(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
+    for job in jobs:
+        if job.state not in ENDED or job.checkpoint is None or job.run_id is None:
+            continue
+        if left := shown.tracker.files(job.run_id, "checkpoints"):
+            yield Finding(
+                kind="orphan",
+                what=f"{mirror.title(job)} is {job.state}, but keeps {len(left)} checkpoints",
+                todo="delete them",
+                remedy=partial(shown.tracker.delete_artifact, job.run_id, "checkpoints"),
+            )
+
+
+def _files(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
+    """Registered versions whose files are not all there; those with an alias were checked to the last byte already."""
+    by_run = {job.run_id: job for job in jobs if job.result and job.state == "done"}
+    name = shown.study.facts["model_name"]
+    for version in registry.versions(shown.tracker, name):
+        job = by_run.get(version.run_id)
+        if job is None or job.result is None or version.aliases:
+            continue
+        if missing := sorted(job.result["files"].keys() - registry.stored_files(shown.tracker, version.model_id)):
+            yield Finding(
+                kind="orphan",
+                what=f"{name} version {version.number} lacks {', '.join(missing)} in the artifact store",
+                todo="delete the version in MLflow, or restore the files from a backup",
+            )
+
+
+def _experiments_without_study(queue: Queue, tracker: Tracker, rows: list[StudyRow]) -> Iterator[Finding]:
+    known = {row.facts.get("experiment_id") for row in rows} | {row.name for row in rows}
+    for experiment in tracker.owned_experiments(queue.database_id()):
+        if experiment.experiment_id in known or experiment.name in known:  # by name: it is being planned
+            continue
+        if time.time() - (experiment.creation_time or 0) / 1000 > YOUNG:
+            yield Finding(
+                kind="orphan",
+                what=f"the MLflow experiment '{experiment.name}' (id {experiment.experiment_id}) belongs to no study",
+                todo="delete it and its files",
+                remedy=partial(tracker.delete_study_data, experiment.experiment_id),
+            )
+
+
+def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
+    """What dead workers left, and data sets no study uses any more; studies of other databases may share the folder."""
+    for folder in sorted((home / "work").glob("*")):
+        if sweep(folder, remove=False):
+            yield Finding(
+                kind="cache",
+                what=f"{folder} was left by a worker that died",
+                todo="remove it",
+                remedy=partial(sweep, folder),
+            )
+    used = {data_files.cached(home, row.facts["data"]["digest"]).name for row in rows if "data" in row.facts}
+    for file in sorted((home / "cache" / "data").glob("*")):
+        if file.name not in used and time.time() - file.stat().st_mtime > YOUNG:
+            size = f" ({file.stat().st_size / 1e6:.1f} MB)" if file.is_file() else ""
+            yield Finding(
+                kind="cache",
+                what=f"{file}{size} belongs to no study",
+                todo="remove it",
+                remedy=partial(data_files.discard, file),
+            )
+
+
+def _experiment(shown: Mirror) -> Any:
+    return shown.study.facts["experiment_id"]

@@ -1,0 +1,206 @@
+"""What holds of every study whatever happened to its workers: what tests, chaos runs and `hpo doctor` check.
+
+I1  Each planned point has exactly one recorded result, or is dead with its reason; Optuna and MLflow show the same.
+I2  Nothing recorded is lost: curves have no gap and no doubled step, here and in MLflow.
+I3  No trial of Optuna and no run of MLflow is RUNNING without a live lease.
+I4  Every alias leads to a version whose files have the recorded hashes, load, and predict.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from mlflow.entities import LoggedModelStatus
+from optuna.trial import TrialState
+
+from hpo import mirror, promotion, registry, sampling
+from hpo.errors import ModelError, NotFound
+from hpo.mirror import Mirror
+from hpo.queue import ATTEMPTS, ENDED, Job
+from hpo.tracking import KEY, OWNER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """One thing that does not hold."""
+
+    rule: str  # I1 to I4
+    study: str
+    what: str  # what was expected and found, and where
+    job: Job | None = None  # whose picture in Optuna or MLflow is wrong
+
+
+def check(shown: Mirror, *, grace: float = 0.0, models: bool = True) -> list[Violation]:
+    """All violations of one study. With `models` every aliased version is downloaded, loaded and made to predict.
+
+    On a running study give a `grace` in seconds: what changed more recently, or while we looked, is not judged.
+    """
+    before = shown.queue.jobs(shown.study.name)
+    late = {job.id for job in shown.queue.unmirrored(shown.study.name, older_than=grace)}
+    seen = _Seen(shown)
+    after = {job.id: job for job in shown.queue.jobs(shown.study.name)}
+    found = [_violation(shown, "I1", what) for what in _planned(shown, before, seen)]
+    for job in before:
+        if job.id in late and job.state == after[job.id].state:
+            found.append(_violation(shown, "I1", "Optuna and MLflow do not show its state or its curve yet", job))
+        elif job.kind == "trial" and job.mirrored and _same(job, after[job.id]):
+            found += _trial(shown, job, seen)
+    if models:
+        found += [_violation(shown, "I4", what) for what in _aliases(shown)]
+    return found
+
+
+class _Seen:
+    """A study as Optuna and MLflow show it, read once."""
+
+    def __init__(self, shown: Mirror) -> None:
+        experiment = shown.study.facts["experiment_id"]
+        study_id = shown.store.get_study_id_from_name(shown.study.name)
+        self.trials = {trial.number: trial for trial in shown.store.get_all_trials(study_id, deepcopy=False)}
+        self.runs: dict[str, list[Any]] = {}
+        for run in shown.tracker.runs(experiment, kind="trial"):
+            self.runs.setdefault(run.data.tags.get(KEY, ""), []).append(run)
+        self.models: dict[str, list[str]] = {}  # by run: ids of finished models
+        for model in shown.tracker.models(experiment):
+            if model.status == LoggedModelStatus.READY:
+                self.models.setdefault(model.source_run_id or "", []).append(model.model_id)
+
+
+def _violation(shown: Mirror, rule: str, what: str, job: Job | None = None) -> Violation:
+    where = f"{mirror.title(job)}: " if job is not None else ""
+    return Violation(rule=rule, study=shown.study.name, what=where + what, job=job)
+
+
+def _same(job: Job, later: Job) -> bool:
+    return (job.state, job.fence, job.mirrored, job.run_id) == (later.state, later.fence, later.mirrored, later.run_id)
+
+
+def _planned(shown: Mirror, jobs: list[Job], seen: _Seen) -> Iterator[str]:
+    planned = shown.study.spec["sampler"]["trials"]
+    numbers = sorted({job.number for job in jobs if job.kind == "trial"})
+    if numbers != list(range(planned)):
+        yield f"expected the {planned} planned points in the queue, found {len(numbers)}"
+    if sorted(seen.trials) != numbers:
+        yield f"expected {len(numbers)} trials in Optuna, found {len(seen.trials)}"
+    if sum(job.kind == "closing" for job in jobs) != 1:
+        yield "expected one closing in the queue"
+    points = [repr(job.spec["point"]) for job in jobs if job.spec is not None and job.config is not None]
+    if len(set(points)) != len({job.number for job in jobs if job.config is not None}):
+        yield "a point of the grid is planned twice"
+
+
+def _trial(shown: Mirror, job: Job, seen: _Seen) -> Iterator[Violation]:
+    for rule, what in (
+        *(("I1", what) for what in _result(job)),
+        *_optuna(job, seen.trials.get(job.number)),
+        *_mlflow(job, seen),
+        *(("I2", what) for what in _curve(shown, job)),
+    ):
+        yield _violation(shown, rule, what, job)
+
+
+def _result(job: Job) -> Iterator[str]:
+    if job.state == "done":
+        value = (job.result or {}).get("best_val_nmse")
+        if value is None or not math.isfinite(value):
+            yield f"is done, but its result is {value}"
+    elif job.state in ENDED and not job.reason:
+        yield f"is {job.state} without a reason"
+    if job.state == "dead" and job.attempt < ATTEMPTS:
+        yield f"is dead after {job.attempt} of {ATTEMPTS} attempts"
+
+
+def _optuna(job: Job, trial: optuna.trial.FrozenTrial | None) -> Iterator[tuple[str, str]]:
+    if trial is None or job.spec is None:
+        return
+    expected = sampling.STATES[job.state]
+    if trial.state != expected:
+        rule = "I3" if trial.state == TrialState.RUNNING else "I1"
+        yield rule, f"expected {expected.name} in Optuna, found {trial.state.name}"
+    elif job.state == "done" and job.result and trial.value != job.result["best_val_nmse"]:
+        yield "I1", f"expected the value {job.result['best_val_nmse']} in Optuna, found {trial.value}"
+
+
+def _mlflow(job: Job, seen: _Seen) -> Iterator[tuple[str, str]]:
+    runs = seen.runs.get(mirror.key(job), [])
+    if job.run_id is None:
+        if job.state == "done":
+            yield "I1", "is done without an MLflow run"
+        return
+    if [run.info.run_id for run in runs] != [job.run_id]:
+        yield "I1", f"expected the one MLflow run {job.run_id}, found {[run.info.run_id for run in runs] or 'none'}"
+        return
+    status, expected = runs[0].info.status, mirror.RUN_STATUS[job.state]
+    if status != expected:
+        yield ("I3" if status == "RUNNING" else "I1"), f"expected {expected} in MLflow, found {status}"
+    if job.state == "done" and job.result:
+        if seen.models.get(job.run_id, []) != [job.result["model_id"]]:
+            yield "I1", f"expected the one model {job.result['model_id']}, found {seen.models.get(job.run_id, [])}"
+        found = runs[0].data.metrics.get("best_val_nmse")
+        if found != job.result["best_val_nmse"]:
+            yield "I1", f"expected best_val_nmse {job.result['best_val_nmse']} in MLflow, found {found}"
+
+
+def _curve(shown: Mirror, job: Job) -> Iterator[str]:
+    curve = shown.queue.curve(job.id)
+    numbers = [number for number, _ in curve]
+    if numbers != list(range(1, len(numbers) + 1)):
+        yield f"expected epochs 1 to {len(numbers)} without a gap, found {numbers}"
+    if job.state == "done" and job.result:
+        if len(numbers) != job.result["epochs"]:
+            yield f"expected {job.result['epochs']} epochs, found {len(numbers)}"
+        elif min(values["val/nmse"] for _, values in curve) != job.result["best_val_nmse"]:
+            yield "its result is not the lowest value of its curve"
+    if job.checkpoint is not None and job.checkpoint["epoch"] > len(numbers):
+        yield f"its checkpoint is of epoch {job.checkpoint['epoch']}, its curve ends at {len(numbers)}"
+    if job.state != "running" and job.run_id is not None and curve:
+        for metric in ("train/nmse", "val/nmse"):
+            expected = [(number, values[metric]) for number, values in curve if values[metric] is not None]
+            if shown.tracker.curve(job.run_id, metric) != expected:
+                yield f"its curve {metric} in MLflow differs from the recorded one"
+
+
+def _aliases(shown: Mirror) -> Iterator[str]:
+    name = shown.study.facts["model_name"]
+    jobs = {job.run_id: job for row in shown.queue.studies() for job in shown.queue.jobs(row.name) if job.run_id}
+    scores, champion, owner = {}, None, shown.queue.database_id()
+    for version in registry.versions(shown.tracker, name):
+        where = f"{name} version {version.number}"
+        job = jobs.get(version.run_id)
+        if job is None or job.result is None:
+            if version.aliases and version.tags.get(OWNER) == owner:
+                yield f"{where} (@{', @'.join(version.aliases)}) was not made by a study of this database"
+            continue
+        scores[version.number] = job.result["best_val_nmse"]
+        if promotion.CHAMPION in version.aliases:
+            champion = version.number
+        if version.aliases and (fault := _fault(shown, name, version.number, job)):
+            yield f"{where} (@{', @'.join(version.aliases)}): {fault}"
+    if champion is not None and scores[champion] > min(scores.values()):
+        yield f"{name}: @champion is version {champion}, but {min(scores, key=scores.__getitem__)} is better"
+
+
+def _fault(shown: Mirror, name: str, version: int, job: Job) -> str | None:
+    """What is wrong with a version, if anything: its files are fetched, hashed, loaded, and asked for a prediction."""
+    import numpy as np
+
+    from models import bundle, regressor
+    from models.specs import SpecError
+
+    assert job.result is not None
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "model")
+        try:
+            registry.download(
+                shown.tracker, model_name=name, version=version, folder=folder, expected_sha256=job.result["files"]
+            )
+            model, spec = bundle.load(folder)
+        except (ModelError, NotFound, SpecError) as error:
+            return str(error)
+        cell = np.random.default_rng(0).integers(0, 2, (1, *spec["image_shape"])).astype(np.float32)
+        answer = regressor.predict(model, cell)
+        return None if np.isfinite(answer).all() else f"predicts {answer.tolist()}"

@@ -1,0 +1,70 @@
+"""A process that dies at any named step of a trial's life or of the closing: the same command makes it good."""
+
+import json
+import re
+from pathlib import Path
+
+import cells
+import pytest
+from shell import ROOT, Shell, check_recorded_once, fresh_database
+
+from hpo import crash
+
+pytestmark = pytest.mark.acceptance
+
+EPOCHS = 30
+OF_THE_TRAINER = ("batch", "packaging", "scoring")
+QUICK = ("claimed", "model registered unfinished", "recorded", "champion elected", "batch")  # the others: slow
+
+
+def study(folder: Path, name: str, data: Path) -> Path:
+    path = cells.study(folder, name, data=data, epochs=EPOCHS)
+    path.write_text(path.read_text().replace("[1e-3, 1e-4]", "[1e-3]"))  # two points
+    return path
+
+
+def test_every_step_stands_once_in_the_code():
+    text = "\n".join(path.read_text() for path in (ROOT / "hpo").glob("*.py"))
+    assert sorted(re.findall(r'crash\.at\("([^"]+)"\)', text)) == sorted(crash.STEPS)
+
+
+@pytest.mark.parametrize(
+    "step", [step if step in QUICK else pytest.param(step, marks=pytest.mark.slow) for step in crash.STEPS]
+)
+def test_a_process_that_dies_there_loses_nothing_and_changes_no_bit(shell, data, tmp_path, undisturbed, step):
+    name = "crash-" + step.replace(" ", "-")
+    file, marker = study(tmp_path, name, data), tmp_path / "died"
+    shell.environment |= {"HPO_CRASH_AT": f"{step}:{marker}", "HPO_CHECKPOINT_INTERVAL": "0", "HPO_LEASE": "2"}
+    words = ("run", "--study", file, "--trainers", 2)
+    first = shell.start(*words)
+    output, _ = first.communicate(timeout=240)
+    assert marker.exists(), "the step was never reached"
+    if step in OF_THE_TRAINER:
+        assert first.returncode == 0, output
+        assert "worker lost, attempt 1 of 3: trainer killed by SIGKILL (exit 137" in output
+    else:
+        assert first.returncode == -9
+        output = shell.hpo(*words)
+        if step not in ("recorded", "run ended", "closing recorded"):
+            assert "worker lost, attempt 2 of 3" in output
+    check_recorded_once(shell, name, points=2, epochs=EPOCHS)
+    for job in shell.trials(name):
+        calm = undisturbed[json.dumps(job.spec["point"])]
+        assert {key: job.result[key] for key in ("best_val_nmse", "best_epoch", "last_val_mse", "validation")} == {
+            key: calm[key] for key in ("best_val_nmse", "best_epoch", "last_val_mse", "validation")
+        }
+        assert job.result["files"]["weights.safetensors"] == calm["files"]["weights.safetensors"]
+    assert "Healthy" in shell.hpo("doctor", "--study", name)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(services, tmp_path_factory, data) -> dict:
+    """The results of the same points, by point, when nobody dies."""
+    folder = tmp_path_factory.mktemp("calm")
+    with fresh_database(services) as url:
+        shell = Shell(folder / "home", url, services.tracking_uri)
+        try:
+            shell.hpo("run", "--study", study(folder, "calm-crash", data), "--trainers", 2)
+            return {json.dumps(job.spec["point"]): job.result for job in shell.trials("calm-crash")}
+        finally:
+            shell.close()

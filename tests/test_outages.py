@@ -1,0 +1,202 @@
+"""Services that go away under a running worker: training goes on, everything arrives once, the message says what."""
+
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cells
+import psutil
+import pytest
+from mlflow import MlflowClient
+from shell import PATIENCE, Shell, check_recorded_once
+
+from hpo import home as homes
+from hpo import mlflow_server, services, settings
+
+pytestmark = [pytest.mark.acceptance]
+
+
+@pytest.fixture
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shell, settings.Settings]]:
+    """`hpo` on services of this test's own, which it may stop, freeze and kill."""
+    read = settings.read({"HPO_HOME": str(tmp_path_factory.mktemp("outage") / "home")})
+    try:
+        found, _ = services.up(read, report=lambda line: None)
+        shell = Shell(read.home, found.database_url, found.tracking_uri)
+        for name in ("HPO_DATABASE_URL", "MLFLOW_TRACKING_URI"):
+            del shell.environment[name]
+        try:
+            yield shell, read
+        finally:
+            shell.close()
+    finally:
+        for process in postgres_processes(read):
+            process.resume()
+        services.erase(read)
+
+
+def home(read: settings.Settings) -> homes.Home:
+    found = homes.read(read.home.resolve())
+    assert found is not None
+    return found
+
+
+def postgres_processes(read: settings.Settings) -> list[psutil.Process]:
+    """The postmaster and all its children."""
+    try:
+        postmaster = psutil.Process(int((home(read).data / "postmaster.pid").read_text().splitlines()[0]))
+    except (OSError, psutil.NoSuchProcess, AssertionError):
+        return []
+    return [postmaster, *postmaster.children()]
+
+
+def restart_postgres(read: settings.Settings, how: signal.Signals, *, away: float) -> None:
+    postmaster = postgres_processes(read)[0]
+    postmaster.send_signal(how)
+    psutil.wait_procs([postmaster], timeout=30)
+    time.sleep(away)
+    services.up(read, report=lambda line: None)
+
+
+def output_of(process: subprocess.Popen, code: int = 0) -> str:
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code, output
+    assert "Traceback" not in output, output
+    return output
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
+def test_trials_go_on_and_keep_their_lease_when_postgres_is_restarted(own, data, tmp_path, how):
+    shell, read = own
+    study = cells.study(tmp_path, "restarted", data=data, epochs=400)
+    process = shell.start("run", "--study", study, "--trainers", 2)
+    shell.training("restarted", epochs=50)
+    restart_postgres(read, how, away=10)  # longer than the lease, which nobody could renew
+    output = output_of(process)
+    assert "database lost, retrying" in output and "all services answer again" in output
+    assert {job.attempt for job in shell.trials("restarted")} == {1}
+    check_recorded_once(shell, "restarted", points=4, epochs=400)
+
+
+def test_training_goes_on_without_mlflow_and_everything_arrives_once(own, data, tmp_path):
+    shell, read = own
+    shell.environment |= {"HPO_OUTAGE_LIMIT": "4"}
+    study = cells.study(tmp_path, "unseen", data=data, epochs=300)
+    process = shell.start("run", "--study", study, "--trainers", 1)
+    job = shell.training("unseen", epochs=50)
+    mlflow_server.stop(home(read))
+    shell.until(lambda: shell.queue.job(job.id).epochs == 300, "training goes on to the last epoch")
+    shell.until(lambda: not any(each.alive and each.epochs < 300 for each in shell.trials("unseen")), "the limit")
+    claimed = {each.id: each.attempt for each in shell.trials("unseen")}
+    time.sleep(4)
+    assert {each.id: each.attempt for each in shell.trials("unseen")} == claimed, "no new trial is claimed"
+    assert 0 in claimed.values()
+    assert not any(each.state == "done" for each in shell.trials("unseen")), "what has no model is not done"
+    services.up(read, report=lambda line: None)
+    output = output_of(process)
+    assert "MLflow unreachable, " in output and " epochs waiting" in output
+    check_recorded_once(shell, "unseen", points=4, epochs=300)
+    assert {each.attempt for each in shell.trials("unseen")} == {1}
+    client = MlflowClient(shell.tracking_uri)
+    experiment = client.get_experiment_by_name("unseen").experiment_id
+    assert len(client.search_runs([experiment], run_view_type=3)) == 4 + 2 + 1, "no ghost run, not even a deleted one"
+
+
+def test_sigterm_in_the_middle_of_an_mlflow_retry_gives_back_within_eight_seconds(own, data, tmp_path):
+    shell, read = own
+    process = shell.start("run", "--study", cells.study(tmp_path, "termed", data=data, epochs=3000), "--trainers", 2)
+    shell.training("termed", epochs=100)
+    for each in mlflow_server._processes(home(read)):
+        each.suspend()  # worse than a dead one: it takes connections and says nothing
+    time.sleep(2)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output = output_of(process, code=130)
+    assert time.monotonic() - begin < 8
+    assert "Stopped: what is done is kept." in output
+    assert {(job.state, job.attempt) for job in shell.trials("termed")} == {("waiting", 0)}
+
+
+def test_sigterm_ends_the_worker_in_time_though_the_database_is_frozen(own, data, tmp_path):
+    shell, read = own
+    process = shell.start("run", "--study", cells.study(tmp_path, "frozen", data=data, epochs=3000), "--trainers", 2)
+    shell.training("frozen", epochs=50)
+    trainers = psutil.Process(process.pid).children()
+    for each in postgres_processes(read):
+        each.suspend()
+    time.sleep(1)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=PATIENCE)
+    assert time.monotonic() - begin < 8
+    assert psutil.wait_procs(trainers, timeout=5)[1] == []
+
+
+@pytest.fixture
+def artifacts(own) -> Iterator[Path]:
+    """The artifact store of `own` as a small file system of its own."""
+    folder = own[1].home / "artifacts"
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "hpo-test", folder], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"mounting is not allowed here: {error}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("what", ["full", "read-only"])
+def test_a_full_or_read_only_store_is_said_and_nothing_is_claimed_until_it_takes_files(
+    own, artifacts, data, tmp_path, what
+):
+    shell, _ = own
+    study = cells.study(tmp_path, "crowded", data=data, epochs=200)
+    process = shell.start("run", "--study", study, "--trainers", 1)
+    job = shell.training("crowded", epochs=50)
+    if what == "full":
+        subprocess.run(["dd", "if=/dev/zero", f"of={artifacts / 'junk'}", "bs=4k"], capture_output=True)
+        assert shutil.disk_usage(artifacts).free == 0
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", artifacts], check=True)
+    shell.until(lambda: shell.queue.job(job.id).epochs == 200, "training goes on")
+    time.sleep(6)
+    assert not any(each.state == "done" for each in shell.trials("crowded"))
+    assert sum(each.attempt for each in shell.trials("crowded")) == 1, "no other trial is claimed"
+    client = MlflowClient(shell.tracking_uri)
+    experiment = client.get_experiment_by_name("crowded").experiment_id
+    assert all(str(model.status) != "READY" for model in client.search_logged_models([experiment]))
+    if what == "full":
+        (artifacts / "junk").unlink()
+    else:
+        subprocess.run(["mount", "-o", "remount,rw", artifacts], check=True)
+    output = output_of(process)
+    assert f"store {what}: " in output and " MB needed" in output
+    check_recorded_once(shell, "crowded", points=4, epochs=200)
+    assert {each.attempt for each in shell.trials("crowded")} == {1}
+
+
+@pytest.mark.root
+def test_a_trainer_that_finds_the_disk_full_gives_back_and_no_attempt_is_counted(own, data, tmp_path):
+    shell, read = own
+    folder = read.home / "work"
+    folder.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "hpo-test", folder], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"mounting is not allowed here: {error}")
+    try:
+        process = shell.start("run", "--study", cells.study(tmp_path, "tight", data=data, epochs=50), "--trainers", 1)
+        shell.until(
+            lambda: any("no room on the disk" in (each.reason or "") for each in shell.trials("tight")), "no room"
+        )
+        assert max(each.attempt for each in shell.trials("tight")) <= 1
+        subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+        output = output_of(process)
+        assert "no room on the disk" in output and "No space left on device" in output
+        check_recorded_once(shell, "tight", points=4, epochs=50)
+        assert {each.attempt for each in shell.trials("tight")} == {1}
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)

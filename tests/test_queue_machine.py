@@ -1,0 +1,199 @@
+"""The queue as a state machine: whatever workers do in whatever order, the rows are what a small model says."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
+
+from hpo.queue import ATTEMPTS, ENDED, Job, LeaseLost, Queue, StudyRow
+
+pytestmark = pytest.mark.service
+
+COUNT = 4
+TINY, LONG = 1e-3, 3600.0  # seconds
+WORKERS = ("anna", "ben")
+
+
+@dataclass
+class Row:
+    """What the model knows of one job."""
+
+    number: int
+    state: str = "waiting"
+    attempt: int = 0
+    fence: int = 0
+    worker: str | None = None
+    expired: bool = False
+    checkpoint: int | None = None
+    result: int | None = None
+    epochs: set[int] = field(default_factory=set)
+
+
+class Machine(RuleBasedStateMachine):
+    """Two workers, four trials, their closing. Time is the one thing that is faked: leases end when a rule says so."""
+
+    url: str
+    runs = 0
+    claims = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        Machine.runs += 1
+        self.name = f"s{Machine.runs}"
+        self.queue = Queue(self.url)
+        self.queue.put_study(StudyRow(name=self.name, identity="i", spec={}, facts={}, created_at=0))
+        jobs = [("trial", n, float(n % 2)) for n in range(COUNT)] + [("closing", -1, 0.0)]
+        self.queue.put_jobs(
+            self.name, [{"kind": k, "number": n, "config": n, "cost": cost, "spec": None} for k, n, cost in jobs]
+        )
+        self.rows = {number: Row(number) for number in range(-1, COUNT)}
+        self.serial = 0  # makes every written result another one
+
+    def teardown(self) -> None:
+        self.queue.close()
+
+    def trials(self) -> list[Row]:
+        return [row for row in self.rows.values() if row.number >= 0]
+
+    def ours(self, job: Job) -> Row | None:
+        """The row if this claim still holds it."""
+        row = self.rows[job.number]
+        return row if row.state == "running" and row.fence == job.fence else None
+
+    def write(self, job: Job, act) -> Row | None:
+        """Do something that only the holder may; the row if it was allowed."""
+        row = self.ours(job)
+        if row is None:
+            with pytest.raises(LeaseLost):
+                act()
+        else:
+            act()
+        return row
+
+    def lease_until(self, job_id: int, seconds: float) -> None:
+        with self.queue.engine.begin() as connection:
+            connection.exec_driver_sql(
+                "UPDATE hpo.job SET lease_until = clock_timestamp() + make_interval(secs => %s) WHERE id = %s",
+                (seconds, job_id),
+            )
+
+    @rule(target=claims, worker=st.sampled_from(WORKERS))
+    def claim(self, worker):
+        ended = all(row.state in ENDED for row in self.trials())
+        free = [
+            row
+            for row in self.rows.values()
+            if row.attempt < ATTEMPTS
+            and (row.state == "waiting" or (row.state == "running" and row.expired))
+            and (row.number >= 0 or ended)
+        ]
+        job = self.queue.claim(self.name, worker=worker, lease=TINY)
+        if not free:
+            assert job is None
+            return multiple()
+        best = min(free, key=lambda row: (row.checkpoint is None, -(max(row.number, 0) % 2), row.number))
+        assert job.number == best.number
+        best.state, best.attempt, best.fence, best.worker, best.expired = (
+            "running",
+            best.attempt + 1,
+            best.fence + 1,
+            worker,
+            False,
+        )
+        self.lease_until(job.id, LONG)
+        return job
+
+    @rule(job=claims)
+    def time_passes_until_its_lease_ends(self, job):
+        if (row := self.ours(job)) is not None:
+            self.lease_until(job.id, -1)
+            row.expired = True
+
+    @rule(job=claims)
+    def renew(self, job):
+        row = self.ours(job)
+        assert self.queue.renew([job], lease=LONG) == ([] if row else [job])
+        if row is not None:
+            row.expired = False
+
+    @rule(job=claims, counts=st.booleans())
+    def give_back(self, job, counts):
+        row = self.write(job, lambda: self.queue.give_back(job, reason="why", counts=counts))
+        if row is not None:
+            row.attempt -= not counts
+            row.state = "dead" if row.attempt >= ATTEMPTS else "waiting"
+
+    @rule(job=claims, state=st.sampled_from(["done", "diverged"]))
+    def end(self, job, state):
+        self.serial += 1
+        row = self.write(job, lambda: self.queue.end(job, state, result={"serial": self.serial}, reason="why"))
+        if row is not None:
+            assert row.result is None, "recorded once"
+            row.state, row.result = state, self.serial
+
+    @rule(job=claims, first=st.integers(1, 5), count=st.integers(1, 3))
+    def store_epochs(self, job, first, count):
+        numbers = range(first, first + count)
+        row = self.write(job, lambda: self.queue.add_epochs(job, [(n, n, {"fence": job.fence}) for n in numbers]))
+        if row is not None:
+            row.epochs |= set(numbers)
+
+    @rule(job=claims, epoch=st.integers(1, 5))
+    def commit_checkpoint(self, job, epoch):
+        row = self.write(job, lambda: self.queue.checkpoint(job, {"epoch": epoch}))
+        if row is not None:
+            row.checkpoint = epoch
+
+    @rule()
+    def expire(self):
+        self.queue.expire(self.name, lease=TINY)
+        for row in self.rows.values():
+            if row.state == "running" and row.expired:
+                row.state = "dead" if row.attempt >= ATTEMPTS else "waiting"
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def a_claim_of_whom_was_never_answered(self, worker):
+        self.queue.disown(worker, [])
+        for row in self.rows.values():
+            if row.state == "running" and row.worker == worker:
+                row.state, row.attempt = "waiting", row.attempt - 1
+
+    @rule(trials=st.booleans())
+    def revive(self, trials):
+        self.queue.revive(self.name, trials=trials)
+        for row in self.rows.values():
+            if row.state == "dead" and (trials or row.number < 0):
+                row.state, row.attempt = "waiting", 0
+        closing = self.rows[-1]
+        if trials and closing.state in ("running", "done") and any(r.state not in ENDED for r in self.trials()):
+            closing.state, closing.attempt, closing.result, closing.fence = "waiting", 0, None, closing.fence + 1
+
+    @invariant()
+    def the_rows_are_what_the_model_says(self):
+        for job in self.queue.jobs(self.name):
+            row = self.rows[job.number]
+            found = (job.state, job.attempt, job.fence, (job.result or {}).get("serial"))
+            assert found == (row.state, row.attempt, row.fence, row.result)
+            assert (job.checkpoint or {}).get("epoch") == row.checkpoint
+            assert {number for number, _ in self.queue.curve(job.id)} == row.epochs
+            assert job.alive == (row.state == "running" and not row.expired)
+            assert 0 <= job.attempt <= ATTEMPTS
+
+
+def test_no_order_of_events_breaks_the_queue(database_url):
+    queue = Queue(database_url)
+    queue.install()
+    queue.close()
+    Machine.url = database_url
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )
