@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
+from data_pipeline.images import ImageProblem, read_png
 from hpo.errors import ModelError
 
 
@@ -25,6 +26,8 @@ def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
     channels, height, width = spec["image_shape"]
     if channels != 1:
         raise ModelError(f"{folder}: expected a model of images with one grey channel, found {channels} channels.")
+    if "image" in spec["target_names"]:
+        raise ModelError(f"{folder}: a target is called image, as the column of the images' paths. Train it anew.")
     images = np.stack([_read(Path(path), height, width) for path in image_paths]) if image_paths else None
     rows = regressor.predict(model, images[:, None]) if images is not None else np.zeros((0, len(spec["target_names"])))
     frame = pd.DataFrame(rows, columns=spec["target_names"])
@@ -35,8 +38,10 @@ def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
 
 def _read(path: Path, height: int, width: int) -> np.ndarray:
     """Grey values 0..1, (height, width). The size is checked before the pixels are decoded."""
+    if path.exists() and not path.is_file():  # a pipe would block, a device never end
+        raise ModelError(f"{path}: expected a PNG file, found a folder, pipe or device.")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:  # as for training; other decoders can start other programs
             if image.size != (width, height):
                 raise ModelError(
                     f"{path}: expected an image of {width} x {height} pixels (width x height), as in "
@@ -44,7 +49,9 @@ def _read(path: Path, height: int, width: int) -> np.ndarray:
                 )
             if image.mode in ("I", "F") or image.mode.startswith("I;"):
                 raise ModelError(f"{path}: expected 8 bits a channel, found mode {image.mode}. Convert it to 8 bits.")
-            grey = np.asarray(image.convert("L"), dtype=np.float32)
+        grey, _, _ = read_png(path)  # Pillow alone leaves pixels black when a small file ends early
+    except ImageProblem as problem:
+        raise ModelError(f"{path}: {problem}") from None
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ModelError(f"{path}: cannot be read as an image ({error}).") from error
-    return grey / 255
+    return grey.astype(np.float32) / 255

@@ -162,4 +162,6 @@ class Recorder(threading.Thread):
         if not os.access(self.store, os.W_OK):
             return f"store read-only: {needed:.1f} MB needed in {self.store}"
         free = shutil.disk_usage(self.store).free / 1e6
-        return f"store full: {needed:.1f} MB needed, {free:.1f} MB free in {self.store}"
+        if free < needed + 1:
+            return f"store full: {needed:.1f} MB needed, {free:.1f} MB free in {self.store}"
+        return f"the MLflow server stores no files in {self.store}: {needed:.1f} MB needed, {free:.1f} MB free"

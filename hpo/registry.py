@@ -16,7 +16,7 @@ from hpo.errors import ModelError, NotFound
 from hpo.tracking import KEY, Tracker, pages, quoted, server, sha256_of, sha256_of_files
 
 SUMS = "SHA256SUMS"  # marks a folder as a download; `sha256sum --check` reads it
-MOST_ENTRIES = 500  # files and folders of a model, which has a dozen: a listing need not end by itself
+MOST_ENTRIES = 200  # files and folders of a model, which has a dozen: a listing need not end by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +279,9 @@ def _stored(repository: ArtifactRepository) -> Iterator[str]:
         for info in repository.list_artifacts(folders.pop()):
             entries += 1
             if entries > MOST_ENTRIES:
-                raise ModelError(f"The artifact store lists more than {MOST_ENTRIES} files in one model. Do not use it.")
+                raise ModelError(
+                    f"The artifact store lists more than {MOST_ENTRIES} files in one model. Do not use it."
+                )
             if info.is_dir:
                 folders.append(info.path)
             else:

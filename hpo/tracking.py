@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
@@ -88,18 +88,6 @@ def server() -> Iterator[None]:
         raise TrackingUnavailable(error.message) from error
 
 
-@contextmanager
-def storing(*files: Path) -> Iterator[None]:
-    """Raise StoreRefuses where the server answers an upload of these files with 5xx."""
-    try:
-        yield
-    except requests.HTTPError as error:
-        if error.response is None or error.response.status_code < 500:
-            raise
-        needed = sum(file.stat().st_size for file in files if file.exists())
-        raise StoreRefuses(str(error), needed=needed) from error
-
-
 class Tracker:
     """A connection to one MLflow server. Every method may raise TrackingUnavailable; use it from one thread."""
 
@@ -112,6 +100,20 @@ class Tracker:
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         self.uri = uri.rstrip("/")
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    @contextmanager
+    def _storing(self, *files: Path) -> Iterator[None]:
+        """Raise StoreRefuses where an upload of these files fails though the server answers another question."""
+        try:
+            with server():
+                yield
+        except TrackingUnavailable as error:
+            with suppress(TrackingUnavailable), server():
+                self.client.search_experiments(max_results=1)  # on a connection the server has closed, perhaps
+            with server():
+                self.client.search_experiments(max_results=1)
+            needed = sum(file.stat().st_size for file in files if file.is_file())
+            raise StoreRefuses(str(error), needed=needed) from error
 
     # Experiments
 
@@ -327,7 +329,7 @@ class Tracker:
             crash.at("model registered unfinished")
             _adopt(folder, model_id=made.model_id, run_id=run_id)
             hashes = sha256_of_files(folder)
-            with storing(*folder.rglob("*")):
+            with self._storing(*folder.rglob("*")):
                 self.client.log_model_artifacts(made.model_id, str(folder))
             self.client.set_logged_model_tags(made.model_id, {SHA256 + path: h for path, h in hashes.items()})
             self.client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
@@ -359,7 +361,7 @@ class Tracker:
     @server()
     def upload(self, run_id: str, local_file: Path, artifact_dir: str) -> str:
         """Upload one file to a run under its own name; returns its runs:/ URI."""
-        with storing(local_file):
+        with self._storing(local_file):
             self.client.log_artifact(run_id, str(local_file), artifact_dir or None)
         return f"runs:/{run_id}/{PurePosixPath(artifact_dir, local_file.name)}"
 

@@ -153,7 +153,7 @@ def test_a_full_or_read_only_store_is_said_and_nothing_is_claimed_until_it_takes
     own, artifacts, data, tmp_path, what
 ):
     shell, _ = own
-    study = cells.study(tmp_path, "crowded", data=data, epochs=200)
+    study = cells.study(tmp_path, "crowded", data=data, epochs=1000)  # long enough for a checkpoint
     process = shell.start("run", "--study", study, "--trainers", 1)
     job = shell.training("crowded", epochs=50)
     if what == "full":
@@ -161,7 +161,7 @@ def test_a_full_or_read_only_store_is_said_and_nothing_is_claimed_until_it_takes
         assert shutil.disk_usage(artifacts).free == 0
     else:
         subprocess.run(["mount", "-o", "remount,ro", artifacts], check=True)
-    shell.until(lambda: shell.queue.job(job.id).epochs == 200, "training goes on")
+    shell.until(lambda: shell.queue.job(job.id).epochs == 1000, "training goes on")
     time.sleep(6)
     assert not any(each.state == "done" for each in shell.trials("crowded"))
     assert sum(each.attempt for each in shell.trials("crowded")) == 1, "no other trial is claimed"
@@ -174,7 +174,7 @@ def test_a_full_or_read_only_store_is_said_and_nothing_is_claimed_until_it_takes
         subprocess.run(["mount", "-o", "remount,rw", artifacts], check=True)
     output = output_of(process)
     assert f"store {what}: " in output and " MB needed" in output
-    check_recorded_once(shell, "crowded", points=4, epochs=200)
+    check_recorded_once(shell, "crowded", points=4, epochs=1000)
     assert {each.attempt for each in shell.trials("crowded")} == {1}
 
 
