@@ -17,7 +17,6 @@ import os
 import re
 import stat
 import tomllib
-import zipfile
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -40,6 +39,7 @@ LARGEST_TOTAL = 2**29  # pixels of all images together: 2 GiB as float32
 _IMAGE = re.compile(r"(0|[1-9][0-9]*)_.*\.png", re.IGNORECASE | re.DOTALL)
 _SIDE_FILES = ("cells.csv", "cells.partial.csv")
 _NOT_IN_NAMES = re.compile(r"[^\w .+-]")
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python spells the odd bytes of a file's name
 
 _log = logging.getLogger("data_pipeline")
 
@@ -126,7 +126,7 @@ def load_npz(path: Path) -> Dataset:
         )
     except FileNotFoundError:
         raise DatasetError(f"There is no file {path}; expected a data set written by save_npz.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib, numpy and json raise a dozen kinds when a file is damaged
         raise DatasetError(
             f"{path}: expected a data set written by save_npz, found something else ({error})."
         ) from None
@@ -235,6 +235,8 @@ def _image_files(folder: Path, entries: list[str], rows: int | None, problems: l
     for name in entries:
         if match := _IMAGE.fullmatch(name):
             by_id.setdefault(int(match[1]), []).append(name)
+            if _NOT_UTF8.search(name):  # no table of predictions could hold it
+                problems.append(f"{name!r}: expected a file name in UTF-8. Rename the file.")
     files = []
     for row in range(rows) if rows is not None else sorted(by_id):
         names = by_id.pop(row, [])
@@ -343,7 +345,8 @@ def _stated(content: dict[str, Any], problems: list[str]) -> dict[str, Any]:
             facts[key] = value.strip()
     if "phases" in content and (phases := _phases(content["phases"], problems)):
         facts["phases"] = phases
-    made = content.get("made", {})  # what `make` writes there to know its own folder again: whole numbers, all JSON-able
+    # What `make` writes there to know its own folder again: whole numbers, which go into the study's JSON.
+    made = content.get("made", {})
     if not isinstance(made, dict) or not all(type(n) is int and 0 <= n < 2**63 for n in made.values()):
         problems.append("dataset.toml: made: expected the table that `make` wrote. Remove the key.")
     elif made:

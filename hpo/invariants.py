@@ -45,7 +45,9 @@ def check(shown: Mirror, *, grace: float = 0.0, models: bool = True) -> list[Vio
     after = {job.id: job for job in shown.queue.jobs(shown.study.name)}
     found = [_violation(shown, "I1", what) for what in _planned(shown, before, seen)]
     for job in before:
-        if job.id in late and job.state == after[job.id].state:
+        if job.state == "running" and not job.alive and _same(job, after[job.id]):
+            found.append(_violation(shown, "I3", "is running, but its worker's lease ran out", job))
+        elif job.id in late and job.state == after[job.id].state:
             found.append(_violation(shown, "I1", "Optuna and MLflow do not show its state or its curve yet", job))
         elif job.kind == "trial" and job.mirrored and _same(job, after[job.id]):
             found += _trial(shown, job, seen)

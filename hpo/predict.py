@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from data_pipeline.images import ImageProblem, read_png
+from data_pipeline.images import LARGEST_FILE, ImageProblem, read_png
 from hpo.errors import ModelError
 
 
@@ -41,6 +41,8 @@ def _read(path: Path, height: int, width: int) -> np.ndarray:
     if path.exists() and not path.is_file():  # a pipe would block, a device never end
         raise ModelError(f"{path}: expected a PNG file, found a folder, pipe or device.")
     try:
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            raise ImageProblem(f"expected at most {LARGEST_FILE // 2**20} MiB, found {size / 2**20:.0f} MiB.")
         with Image.open(path, formats=["PNG"]) as image:  # as for training; other decoders can start other programs
             if image.size != (width, height):
                 raise ModelError(
@@ -50,8 +52,10 @@ def _read(path: Path, height: int, width: int) -> np.ndarray:
             if image.mode in ("I", "F") or image.mode.startswith("I;"):
                 raise ModelError(f"{path}: expected 8 bits a channel, found mode {image.mode}. Convert it to 8 bits.")
         grey, _, _ = read_png(path)  # Pillow alone leaves pixels black when a small file ends early
+    except ModelError:
+        raise
     except ImageProblem as problem:
         raise ModelError(f"{path}: {problem}") from None
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise ModelError(f"{path}: cannot be read as an image ({error}).") from error
     return grey.astype(np.float32) / 255

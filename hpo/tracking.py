@@ -319,20 +319,14 @@ class Tracker:
 
         The folder's MLmodel gets the model's and the run's id. A finished model with this key is returned as it is,
         with the hashes of the files that were uploaded then; an unfinished one is deleted and made anew, so that two
-        writers never share files. A writer whose model was deleted meanwhile gets MlflowException from the server.
+        writers never share files. A writer whose model was deleted meanwhile gets TrackingUnavailable: when it tries
+        again it finds out whether it still may.
         """
         ready, unfinished = self._models(experiment_id, key)
         for other in unfinished:
             self._delete_model(other)
         if not ready:
-            made = self.client.create_logged_model(experiment_id, name, source_run_id=run_id, tags={KEY: key})
-            crash.at("model registered unfinished")
-            _adopt(folder, model_id=made.model_id, run_id=run_id)
-            hashes = sha256_of_files(folder)
-            with self._storing(*folder.rglob("*")):
-                self.client.log_model_artifacts(made.model_id, str(folder))
-            self.client.set_logged_model_tags(made.model_id, {SHA256 + path: h for path, h in hashes.items()})
-            self.client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+            self._upload_model(run_id, experiment_id, folder, name, key)
             ready, _ = self._models(experiment_id, key)
         if not ready:
             raise TrackingUnavailable(f"the model with the key {key} vanished between two requests")
@@ -344,6 +338,21 @@ class Tracker:
             self.client.log_outputs(run_id, [LoggedModelOutput(kept.model_id, step=0)])
         sha256 = {name.removeprefix(SHA256): value for name, value in kept.tags.items() if name.startswith(SHA256)}
         return Model(model_id=kept.model_id, uri=f"models:/{kept.model_id}", sha256=sha256)
+
+    def _upload_model(self, run_id: str, experiment_id: str, folder: Path, name: str, key: str) -> None:
+        made = self.client.create_logged_model(experiment_id, name, source_run_id=run_id, tags={KEY: key})
+        try:
+            crash.at("model registered unfinished")
+            _adopt(folder, model_id=made.model_id, run_id=run_id)
+            hashes = sha256_of_files(folder)
+            with self._storing(*folder.rglob("*")):
+                self.client.log_model_artifacts(made.model_id, str(folder))
+            self.client.set_logged_model_tags(made.model_id, {SHA256 + path: h for path, h in hashes.items()})
+            self.client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise TrackingUnavailable(f"another writer deleted the model {made.model_id}") from error
 
     def _models(self, experiment_id: str, key: str) -> tuple[list[LoggedModel], list[LoggedModel]]:
         """Finished and unfinished models with the key, the oldest (by the server's clock) first."""

@@ -14,6 +14,9 @@ from models.specs import SpecError, build, from_dict
 
 WEIGHTS, SPEC = "weights.safetensors", "spec.json"
 FORMAT = 1
+LARGEST_SPEC = 2**20  # bytes of spec.json, which has a few thousand
+LARGEST_HEADER = 2**20  # bytes of JSON before the weights, which has a thousand; 80 MB of it take 2 GB and 20 s to read
+LARGEST_SIZE = 2**16  # channels, or pixels a side
 INPUT_CONVENTION = "float32, (batch, channel, height, width), grey value / 255"
 
 
@@ -51,28 +54,20 @@ def save(
 
 def load(folder: Path) -> tuple[Regressor, dict[str, Any]]:
     """The regressor, on the CPU in eval mode, and all of spec.json. Raises SpecError naming the file and its fault."""
-    spec = _read_spec(folder / SPEC)
-    shape, names = tuple(spec["image_shape"]), spec["target_names"]
     try:
-        with torch.random.fork_rng(devices=[]):
-            network = build(from_dict(spec["model"]), shape, len(names))
-    except SpecError as error:
-        raise SpecError(f"{folder / SPEC}: {error}") from None
-    regressor = Regressor(network, torch.zeros(len(names)), torch.ones(len(names)))
+        spec = _read_spec(folder / SPEC)
+        regressor = _outline(spec, folder / SPEC)
+    except RecursionError:  # in reading a value, or in showing it
+        raise SpecError(f"{folder / SPEC}: nested too deeply for a {SPEC}: download it again.") from None
     path = folder / WEIGHTS
-    if not path.is_file():
-        raise SpecError(f"{path}: no such file; a model's folder holds {WEIGHTS} and {SPEC}: download it again.")
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise SpecError(f"{path}: not a readable safetensors file ({error}): download it again.") from None
+    weights = _read_weights(path)
     expected = {name: (tuple(t.shape), t.dtype) for name, t in regressor.state_dict().items()}
     found = {name: (tuple(t.shape), t.dtype) for name, t in weights.items()}
     if expected != found:
         odd = sorted({name for name, _ in expected.items() ^ found.items()})
         first = f"{odd[0]} expected {expected.get(odd[0], 'none')}, found {found.get(odd[0], 'none')}"
         raise SpecError(f"{path}: its {len(odd)} tensors do not fit {SPEC} ({first}): download both again.")
-    regressor.load_state_dict(weights)
+    regressor.to_empty(device="cpu").load_state_dict(weights)
     return regressor.eval(), spec
 
 
@@ -85,21 +80,60 @@ def check_shape(spec: dict[str, Any], image_shape: Sequence[int], where: str = "
         )
 
 
+def _outline(spec: dict[str, Any], path: Path) -> Regressor:
+    """The regressor without memory for its numbers: whatever a specification asks for, the weights must bring it."""
+    count = len(spec["target_names"])
+    try:
+        with torch.device("meta"):
+            network = build(from_dict(spec["model"]), tuple(spec["image_shape"]), count)
+            return Regressor(network, torch.zeros(count), torch.ones(count))
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from None
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise SpecError(f"{path}: no such file; a model's folder holds {WEIGHTS} and {SPEC}: download it again.")
+    try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > LARGEST_HEADER:
+            raise ValueError(f"expected a header of at most {LARGEST_HEADER} bytes, found {header}")
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SpecError(f"{path}: not a readable safetensors file ({error}): download it again.") from None
+
+
 def _read_spec(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SpecError(f"{path}: no such file; a model's folder holds {WEIGHTS} and {SPEC}: download it again.")
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(LARGEST_SPEC + 1)
+        if len(text) > LARGEST_SPEC:
+            raise ValueError(f"it has more than {LARGEST_SPEC} bytes")
+        spec = json.loads(text.decode())
     except (ValueError, OSError) as error:
         raise SpecError(f"{path}: not readable as JSON ({error}): download it again.") from None
     if not isinstance(spec, dict) or spec.get("format") != FORMAT:
         found = spec.get("format") if isinstance(spec, dict) else type(spec).__name__
-        raise SpecError(f'{path}: expected "format": {FORMAT}, found {found!r}: written by another version?')
+        raise SpecError(f'{path}: expected "format": {FORMAT}, found {found!r:.80}: written by another version?')
     shape, names = spec.get("image_shape"), spec.get("target_names")
-    if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)):
-        raise SpecError(f'{path}: "image_shape": expected three whole numbers above 0, found {shape!r}.')
-    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
-        raise SpecError(f'{path}: "target_names": expected a list of names, found {names!r}.')
+    if not (
+        isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 0 < n <= LARGEST_SIZE for n in shape)
+    ):
+        raise SpecError(
+            f'{path}: "image_shape": expected three whole numbers from 1 to {LARGEST_SIZE}, found {shape!r:.80}.'
+        )
+    if not (isinstance(names, list) and names and all(map(_is_text, names)) and len(set(names)) == len(names)):
+        raise SpecError(f'{path}: "target_names": expected a list of names, each once, found {names!r:.80}.')
+    if not _is_text(spec.get("unit")):
+        raise SpecError(f'{path}: "unit": expected a text such as "GPa", found {spec.get("unit")!r:.80}.')
     if not isinstance(spec.get("model"), dict):
-        raise SpecError(f'{path}: "model": expected an object with "family", found {spec.get("model")!r}.')
+        raise SpecError(f'{path}: "model": expected an object with "family", found {spec.get("model")!r:.80}.')
     return spec
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it can head a column of a table."""
+    return isinstance(value, str) and value != "" and value.isprintable()

@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,9 +42,10 @@ class Shell:
         self.started: list[subprocess.Popen] = []
         self.queue = Queue(database_url)
 
-    def start(self, *words: object) -> subprocess.Popen:
+    def start(self, *words: object, before: Sequence[str] = ()) -> subprocess.Popen:
+        """Start `hpo WORDS`, with the words of `before` in front of the command."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "hpo", *map(str, words)],
+            [*before, sys.executable, "-m", "hpo", *map(str, words)],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

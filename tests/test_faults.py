@@ -9,7 +9,9 @@ import cells
 import psutil
 import pytest
 from mlflow import MlflowClient
-from shell import PATIENCE, check_recorded_once
+from shell import PATIENCE, check_recorded_once, mirrored
+
+from hpo import invariants
 
 pytestmark = pytest.mark.acceptance
 
@@ -40,6 +42,7 @@ def test_killed_trainers_and_supervisors_lose_nothing_and_change_no_bit(shell, d
     output = shell.hpo("run", "--study", stormy, "--trainers", 2)
     check_recorded_once(shell, "stormy", points=4, epochs=500)
     assert "Promoted" in output or "Nothing promoted" in output
+    assert " of stormy goes on after epoch " in output, "from its checkpoint"
     jobs = shell.trials("stormy")
     assert max(job.attempt for job in jobs) >= 2
     for job in jobs:
@@ -70,3 +73,140 @@ def test_ctrl_c_gives_back_within_seconds_and_the_same_command_goes_on(shell, da
     shell.hpo("run", "--study", study, "--trainers", 2)
     check_recorded_once(shell, "stopped", points=4, epochs=700)
     assert {job.attempt for job in shell.trials("stopped")} == {1}
+
+
+def suspended(process: subprocess.Popen) -> list[psutil.Process]:
+    """Freeze a worker with its trainers, as a hypervisor or a laptop's lid does."""
+    frozen = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in frozen:
+        each.suspend()
+    return frozen
+
+
+def test_a_worker_that_was_frozen_beyond_its_lease_stops_and_writes_nothing_more(shell, data, tmp_path):
+    shell.environment |= {"HPO_LEASE": "2"}
+    study = cells.study(tmp_path, "thawed", data=data, epochs=600)
+    first = shell.start("run", "--study", study, "--trainers", 1)
+    job = shell.training("thawed", epochs=50)
+    frozen = suspended(first)
+    second = shell.start("worker", "--study", "thawed", "--trainers", 1)
+    shell.until(lambda: shell.queue.job(job.id).attempt == 2, "the other worker takes it over")
+    before = {each.id: each.worker for each in shell.trials("thawed") if each.attempt}
+    for each in frozen:
+        each.resume()
+    output, _ = second.communicate(timeout=PATIENCE)
+    assert second.returncode == 0, output
+    assert f"trial {job.number} of thawed: worker lost, attempt 2 of 3" in output
+    output, _ = first.communicate(timeout=PATIENCE)
+    assert first.returncode == 0, output
+    assert f"trial {job.number} of thawed: lost its lease, stopping" in output
+    assert f"trial {job.number} of thawed done" not in output
+    assert shell.queue.job(job.id).worker == before[job.id], "the second one recorded it"
+    check_recorded_once(shell, "thawed", points=4, epochs=600)
+
+
+def test_ctrl_c_twice_ends_at_once_and_keeps_the_newest_checkpoint(shell, data, tmp_path):
+    study = cells.study(tmp_path, "twice", data=data, epochs=3000)
+    process = shell.start("run", "--study", study, "--trainers", 2)
+    shell.until(lambda: any(job.checkpoint for job in shell.trials("twice")), "a checkpoint")
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert time.monotonic() - begin < 4, output
+    assert process.returncode == 130
+    assert {(job.state, job.attempt) for job in shell.trials("twice")} == {("waiting", 0)}
+    assert any(job.checkpoint for job in shell.trials("twice"))
+
+
+def test_a_trial_that_kills_its_trainer_three_times_is_dead_and_the_study_closes_and_names_it(shell, data, tmp_path):
+    study = cells.study(tmp_path, "deadly", data=data, epochs=600)
+    process = shell.start("run", "--study", study, "--trainers", 1)
+    for attempt in (1, 2, 3):
+        shell.until(
+            lambda attempt=attempt: any(
+                job.number == 0 and job.alive and job.attempt == attempt for job in shell.trials("deadly")
+            ),
+            f"attempt {attempt}",
+        )
+        trainers(process)[0].kill()
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    reason = "trainer killed by SIGKILL (exit 137, likely out of memory)"
+    assert f"trial 0 of deadly: worker lost, attempt 1 of 3: {reason}" in output
+    assert f"Trial 0 is dead: {reason}." in output
+    jobs = shell.trials("deadly")
+    assert [(job.state, job.attempt) for job in jobs] == [("dead", 3), ("done", 1), ("done", 1), ("done", 1)]
+    with mirrored(shell, "deadly") as shown:
+        assert invariants.check(shown) == []
+    run = MlflowClient(shell.tracking_uri).get_run(jobs[0].run_id)
+    assert (run.info.status, run.data.tags["hpo.reason"]) == ("FAILED", reason)
+
+    shell.hpo("run", "--study", study, "--retry")
+    check_recorded_once(shell, "deadly", points=4, epochs=600)
+
+
+def test_a_loss_that_is_not_finite_is_recorded_once_with_its_curve_and_never_promoted(shell, data, tmp_path):
+    study = cells.study(tmp_path, "diverging", data=data, epochs=20)
+    study.write_text(
+        study.read_text().replace("[1e-3, 1e-4]", "[1e-3, 1e15]").replace("dropout = 0.2", "dropout = 0.0")
+    )
+    output = shell.hpo("run", "--study", study)
+    jobs = {
+        (job.spec["point"]["filters"], job.spec["point"]["learning_rate"]): job for job in shell.trials("diverging")
+    }
+    client = MlflowClient(shell.tracking_uri)
+    for filters in (2, 4):
+        job = jobs[filters, 1e15]
+        assert (job.state, job.attempt) == ("diverged", 1)
+        epoch = job.result["epoch"]
+        assert job.reason == f"diverged at epoch {epoch}"
+        assert f"trial {job.number} of diverging diverged at epoch {epoch}" in output
+        assert f"Trial {job.number} is diverged: diverged at epoch {epoch}." in output
+        curve = client.get_metric_history(job.run_id, "val/nmse")
+        assert [point.step for point in curve] == list(range(1, epoch))
+        assert client.get_run(job.run_id).info.status == "FAILED"
+        assert (
+            client.search_logged_models(
+                [client.get_run(job.run_id).info.experiment_id], filter_string=f"source_run_id = '{job.run_id}'"
+            )
+            == []
+        )
+    assert all(jobs[filters, 1e-3].state == "done" for filters in (2, 4))
+    with mirrored(shell, "diverging") as shown:
+        assert invariants.check(shown) == []
+    again = shell.hpo("run", "--study", study)
+    assert "diverged at epoch" in again and {job.attempt for job in shell.trials("diverging")} == {1}
+
+
+def test_a_trainer_without_progress_is_ended_and_its_trial_goes_on_elsewhere(shell, data, tmp_path):
+    shell.environment |= {"HPO_HANG_TIMEOUT": "15"}  # packaging a model, too, has to end in this time
+    study = cells.study(tmp_path, "hung", data=data, epochs=600)
+    process = shell.start("run", "--study", study, "--trainers", 1)
+    job = shell.training("hung", epochs=100)
+    trainers(process)[0].suspend()
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    assert f"trial {job.number} of hung: no progress for 15 s" in output
+    assert f"trial {job.number} of hung: no progress for 15 s, attempt 2 of 3" in output
+    check_recorded_once(shell, "hung", points=4, epochs=600)
+    assert shell.queue.job(job.id).attempt == 2
+
+
+def test_two_promoters_at_once_set_one_alias_on_one_version(shell, tmp_path):
+    data = cells.make(tmp_path / "own", seed=9)  # its own: all studies on one data set compete for one champion
+    study = cells.study(tmp_path, "promoted", data=data, epochs=60)
+    text = study.read_text().replace("[1e-3, 1e-4]", "[1e-2]")
+    study.write_text(text)
+    shell.hpo("run", "--study", study)
+    client, name = MlflowClient(shell.tracking_uri), shell.queue.study("promoted").facts["model_name"]
+    aliases = client.get_registered_model(name).aliases
+    assert set(aliases) == {"promoted", "champion"}
+    for alias in aliases:
+        client.delete_registered_model_alias(name, alias)
+    both = [shell.start("promote", "--study", "promoted") for _ in range(2)]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert client.get_registered_model(name).aliases == aliases
+    assert len(client.search_model_versions(f"name = '{name}'")) == 1
+    assert all("@champion is this version" in output for output in outputs)

@@ -116,14 +116,18 @@ def test_cells_that_were_made_here_are_good_data(shell, tmp_path):
     assert "row 1: expected one image 1_*.png, found none" in shell.hpo("data", "check", folder, code=1)
 
 
-def test_other_data_under_a_files_name_is_refused_and_the_study_is_kept(shell, tmp_path):
+def test_other_data_or_an_edited_file_under_a_name_is_refused_and_the_study_is_kept(shell, tmp_path):
     data = cells.make(tmp_path / "cells", count=30)
     study = cells.study(tmp_path, "mine", data=data, epochs=1)
     shell.hpo("run", "--study", study)
     table = data / "1-30_Cij_pbc.csv"
     table.write_text(re.sub(r"^1,\d+", "1,77", table.read_text()))
     output = shell.hpo("run", "--study", study, code=1)
-    assert "recorded here with another specification" in output and "hpo delete --study mine" in output
+    assert re.search(r"Refusing .*'mine'.* data\.digest: expected [0-9a-f]{8} as recorded, found [0-9a-f]{8}", output)
+    assert "hpo delete --study mine" in output
+    study.write_text(study.read_text().replace("epochs = 1", "epochs = 2"))
+    output = shell.hpo("run", "--study", study, code=1)
+    assert "training.epochs: expected 1 as recorded, found 2" in output
     assert shell.json("studies")[0]["state"] == "closed"
 
 

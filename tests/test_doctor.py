@@ -1,0 +1,119 @@
+"""`hpo doctor` finds what was damaged behind our back, says so, and mends what can be mended."""
+
+import itertools
+import time
+
+import cells
+import pytest
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+from shell import PATIENCE, Shell, check_recorded_once, mirrored
+from sqlalchemy import text
+
+from hpo import invariants
+
+pytestmark = pytest.mark.acceptance
+EPOCHS = 20
+SEEDS = itertools.count(100)  # data of its own for each study: all on one set compete for one champion
+
+
+@pytest.fixture
+def closed(shell: Shell, tmp_path) -> Shell:
+    """A shell whose one study has run to its end, under a name and on data of its own."""
+    seed = next(SEEDS)
+    data = cells.make(tmp_path / "own", seed=seed)
+    study = cells.study(tmp_path, f"ill-{seed}", data=data, epochs=EPOCHS)
+    study.write_text(study.read_text().replace("[1e-3, 1e-4]", "[1e-2]"))
+    shell.hpo("run", "--study", study)
+    return shell
+
+
+def name(closed: Shell) -> str:
+    (row,) = closed.queue.studies()
+    return row.name
+
+
+def damage(closed: Shell, statement: str, **values) -> None:
+    with closed.queue.engine.begin() as connection:
+        connection.execute(text(statement), values)
+
+
+def test_a_healthy_study_is_called_so(closed):
+    assert "Healthy" in closed.hpo("doctor")
+    assert closed.json("doctor") == {"mended": 0, "findings": []}
+
+
+def test_what_somebody_did_in_mlflow_and_optuna_is_found_and_mended(closed):
+    client = MlflowClient(closed.tracking_uri)
+    first, second = closed.trials(name(closed))
+    client.delete_run(first.run_id)
+    client.set_terminated(second.run_id, status="KILLED")
+    experiment = client.get_run(second.run_id).info.experiment_id
+    ghost = client.create_run(experiment, tags={"hpo.key": f"{name(closed)}/0/0", "hpo.kind": "trial"}).info.run_id
+    client.create_logged_model(experiment, "model", tags={"hpo.key": f"{name(closed)}/0/0/x"})
+    damage(closed, "UPDATE trials SET state = 'RUNNING' WHERE number = 1")
+
+    found = closed.hpo("doctor", code=1)
+    assert f"expected the one MLflow run {first.run_id}, found ['{ghost}']" in found
+    assert f"trial 1 of {name(closed)}: expected FINISHED in MLflow, found KILLED" in found
+    assert f"trial 1 of {name(closed)}: expected COMPLETE in Optuna, found RUNNING" in found
+    assert f"the MLflow run {ghost} ({name(closed)}/0/0) belongs to no trial" in found
+    assert "is no trial's result" in found
+    assert "`hpo doctor --fix` mends what it can." in found
+
+    assert "Mended: " in closed.hpo("doctor", "--fix")
+    assert "Healthy" in closed.hpo("doctor")
+    check_recorded_once(closed, name(closed), points=2, epochs=EPOCHS)
+
+
+def test_a_file_that_was_changed_in_the_store_is_found_and_said_not_to_be_used(closed, services, tmp_path):
+    client = MlflowClient(closed.tracking_uri)
+    winner = min(closed.trials(name(closed)), key=lambda job: job.result["best_val_nmse"])
+    (tmp_path / "spec.json").write_text("{}")
+    client.log_model_artifact(winner.result["model_id"], str(tmp_path / "spec.json"))
+    found = closed.hpo("doctor", "--fix", code=1)
+    assert f"I4: {name(closed)}: " in found and f"@champion, @{name(closed)}" in found
+    assert "spec.json is not the file that was logged" in found and "do not use these files" in found
+
+
+@pytest.mark.parametrize(
+    ("statement", "rule", "words"),
+    [
+        ("DELETE FROM hpo.epoch WHERE number = 7", "I2", "expected epochs 1 to 19 without a gap"),
+        ("UPDATE hpo.job SET result = NULL WHERE number = 0", "I1", "is done, but its result is None"),
+        ("DELETE FROM hpo.job WHERE number = 1", "I1", "expected the 2 planned points in the queue, found 1"),
+        ("UPDATE hpo.job SET state = 'dead', reason = NULL WHERE number = 0", "I1", "is dead without a reason"),
+        ("UPDATE hpo.epoch SET metrics = jsonb_set(metrics, '{val/nmse}', '9') WHERE number = 3", "I2", "differs from"),
+    ],
+)
+def test_what_the_database_lost_is_found_under_its_invariant(closed, statement, rule, words):
+    damage(closed, statement)
+    with mirrored(closed, name(closed)) as shown:
+        found = [(each.rule, each.what) for each in invariants.check(shown, models=False)]
+    assert any(each == rule and words in what for each, what in found), found
+
+
+def test_it_harms_nothing_on_a_running_study_and_shows_a_dead_workers_trial_as_waiting(shell, data, tmp_path):
+    shell.environment |= {"HPO_LEASE": "2"}
+    study = cells.study(tmp_path, "busy", data=data, epochs=800)
+    process = shell.start("run", "--study", study, "--trainers", 2)
+    shell.training("busy", epochs=50)
+    output = shell.start("doctor", "--fix").communicate(timeout=PATIENCE)[0]
+    assert "Healthy" in output, output
+    process.kill()
+    (shell.home / "work" / "nobody").mkdir()
+    (shell.home / "work" / "nobody" / "lock").touch()
+    time.sleep(2.5)  # its lease
+    found = shell.start("doctor", "--fix").communicate(timeout=PATIENCE)[0]
+    assert "Mended" in found, found
+    assert {job.state for job in shell.trials("busy")} == {"waiting"}
+    with mirrored(shell, "busy") as shown:
+        assert invariants.check(shown) == []
+        states = shown.store.get_all_trials(shown.store.get_study_id_from_name("busy"))
+    assert {trial.state for trial in states} == {TrialState.WAITING}
+    client = MlflowClient(shell.tracking_uri)
+    statuses = {client.get_run(job.run_id).info.status for job in shell.trials("busy") if job.run_id}
+    assert statuses == {"SCHEDULED"}
+    assert not (shell.home / "work" / "nobody").exists()
+    shell.hpo("run", "--study", study, "--trainers", 2)
+    check_recorded_once(shell, "busy", points=4, epochs=800)
