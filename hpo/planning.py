@@ -109,6 +109,7 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
             raise study.conflict(ready.name, row.spec, ready.canonical)
         if row is not None and row.facts.get("planned"):
             return row
+        tracker.require_version()
         facts = ready.facts | _track(ready, tracker, settings, queue.database_id())
         queue.put_study(
             StudyRow(name=ready.name, identity=ready.identity, spec=ready.canonical, facts=facts, created_at=0)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
@@ -36,7 +37,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from hpo import crash, views
-from hpo.errors import NotFound, StudyConflict
+from hpo.errors import NotFound, ServiceError, StudyConflict
 
 T = TypeVar("T")
 Kind = Literal["trial", "predictor", "study"]
@@ -249,6 +250,16 @@ class Tracker:
         answer = requests.get(f"{self.uri}/version", timeout=10)
         answer.raise_for_status()
         return answer.text.strip()
+
+    def require_version(self) -> None:
+        """Raise ServiceError if the server is of another major version than the MLflow that is installed here."""
+        found, ours = self.version(), metadata.version("mlflow")
+        if found.split(".")[0] != ours.split(".")[0]:
+            raise ServiceError(
+                f"Refusing to work with the MLflow server at {self.uri}: expected version {ours.split('.')[0]}, as is "
+                f"installed here ({ours}), found {found[:40]!r}. Nothing was touched. Use a server of that version, or "
+                "install the server's version here if this program's range admits it."
+            )
 
     def _runs(self, experiment_id: str, key: str) -> list[Run]:
         found = self.client.search_runs([experiment_id], f"tags.`{KEY}` = {quoted(key)}", ViewType.ACTIVE_ONLY)

@@ -29,7 +29,7 @@ from hpo.mirror import Mirror
 from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, LeaseLost, Queue
 from hpo.recorder import Recorder
 from hpo.settings import Settings
-from hpo.tracking import Tracker
+from hpo.tracking import Tracker, TrackingUnavailable
 from hpo.trainers import Trainer, open_log
 from models.specs import SpecError
 
@@ -55,6 +55,8 @@ class Supervisor:
         self.study = study.restore(name, self.row.spec)
         self.store = sampling.storage(database_url)
         self.tracker = Tracker(tracking_uri)  # of the recorder's thread, once that runs
+        with suppress(TrackingUnavailable):  # it may be away for now
+            self.tracker.require_version()
         self.mirror = Mirror(self.queue, self.tracker, self.store, self.row)
         store = settings.home / "artifacts" if settings.embedded else None
         self.recorder = Recorder(self.mirror, lease=settings.lease, store=store)

@@ -16,7 +16,7 @@ from mlflow.entities import LoggedModelStatus, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model as MLmodel
 
-from hpo.errors import NotFound, StudyConflict
+from hpo.errors import NotFound, ServiceError, StudyConflict
 from hpo.tracking import KEY, Tracker, TrackingUnavailable, sha256_of
 
 PARAMS = ("filters", "kernel_size", "dropout", "learning_rate")
@@ -348,3 +348,10 @@ def test_a_server_in_trouble_is_unavailable_and_asked_once(status: str) -> None:
 def test_a_refusal_is_not_taken_for_an_outage(tracker: Tracker) -> None:
     with pytest.raises(MlflowException, match="not found"):
         tracker.set_tags("0" * 32, {"a": 1})
+
+
+def test_a_server_of_another_major_version_is_refused(tracker: Tracker) -> None:
+    tracker.require_version()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n2.9.2"
+    with listening(answer) as uri, pytest.raises(ServiceError, match=r"expected version 3.*found '2.9.2'"):
+        Tracker(uri).require_version()
