@@ -51,6 +51,8 @@ class Mirror:
         self.tracker.set_tags(run_id, tags)
         if job.state == "done" and job.result:
             self.tracker.log_summary(run_id, summary(job.result), timestamp_ms=now, step=job.result["best_epoch"])
+            experiment = self.study.facts["experiment_id"]
+            self.tracker.delete_other_models(run_id, experiment, keep=job.result["model_id"])
             if job.checkpoint is not None:
                 self.tracker.delete_artifact(run_id, "checkpoints")
         status = RUN_STATUS[job.state]

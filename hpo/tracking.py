@@ -326,12 +326,13 @@ class Tracker:
 
     @server()
     def log_model(self, run_id: str, experiment_id: str, folder: Path, *, name: str, key: str) -> Model:
-        """Upload a folder that hpo.packaging wrote, as the one model with this key, and name it an output of the run.
+        """Upload a folder that hpo.packaging wrote, as the model with this key, and name it an output of the run.
 
         The folder's MLmodel gets the model's and the run's id. A finished model with this key is returned as it is,
         with the hashes of the files that were uploaded then; an unfinished one is deleted and made anew, so that two
         writers never share files. A writer whose model was deleted meanwhile gets TrackingUnavailable: when it tries
-        again it finds out whether it still may.
+        again it finds out whether it still may. Of two finished at once both stay, until one is recorded
+        (`delete_other_models`): which one that is, only the queue decides.
         """
         ready, unfinished = self._models(experiment_id, key)
         for other in unfinished:
@@ -341,14 +342,21 @@ class Tracker:
             ready, _ = self._models(experiment_id, key)
         if not ready:
             raise TrackingUnavailable(f"the model with the key {key} vanished between two requests")
-        kept, *extras = ready
-        for extra in extras:
-            self._delete_model(extra)
+        kept = ready[0]
         outputs = self.client.get_run(run_id).outputs  # log_outputs does not deduplicate
         if kept.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
             self.client.log_outputs(run_id, [LoggedModelOutput(kept.model_id, step=0)])
         sha256 = {name.removeprefix(SHA256): value for name, value in kept.tags.items() if name.startswith(SHA256)}
         return Model(model_id=kept.model_id, uri=f"models:/{kept.model_id}", sha256=sha256)
+
+    @server()
+    def delete_other_models(self, run_id: str, experiment_id: str, *, keep: str) -> None:
+        """Delete all models of a run but the recorded one."""
+        condition = f"source_run_id = {quoted(run_id)}"
+        found = pages(lambda token: self.client.search_logged_models([experiment_id], condition, page_token=token))
+        for model in found:
+            if model.model_id != keep:
+                self._delete_model(model)
 
     def _upload_model(self, run_id: str, experiment_id: str, folder: Path, name: str, key: str) -> None:
         made = self.client.create_logged_model(experiment_id, name, source_run_id=run_id, tags={KEY: key})

@@ -355,3 +355,14 @@ def test_a_server_of_another_major_version_is_refused(tracker: Tracker) -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n2.9.2"
     with listening(answer) as uri, pytest.raises(ServiceError, match=r"expected version 3.*found '2.9.2'"):
         Tracker(uri).require_version()
+
+
+def test_only_the_recorded_one_of_two_finished_models_is_kept(
+    tracker: Tracker, experiment: str, tmp_path: Path
+) -> None:
+    run = ensure_run(tracker, experiment)
+    first = tracker.log_model(run, experiment, model_folder(tmp_path / "a"), name="cnn", key="one writer")
+    second = tracker.log_model(run, experiment, model_folder(tmp_path / "b"), name="cnn", key="another")
+    for _ in range(2):  # safe to repeat
+        tracker.delete_other_models(run, experiment, keep=second.model_id)
+    assert [model.model_id for model in tracker.models(experiment)] == [second.model_id] != [first.model_id]
