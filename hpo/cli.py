@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo.errors import NotFound, ServiceError, UserError
+from hpo.errors import ModelError, NotFound, ServiceError, UserError
 
 if TYPE_CHECKING:
     from hpo.planning import Plan
@@ -202,7 +202,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Plan, train, close, show."""
-    from hpo import planning, report, sampling, services, settings
+    from hpo import planning, report, services, settings
     from hpo.queue import Queue
 
     read = settings.read()
@@ -217,8 +217,7 @@ def run(options: argparse.Namespace) -> int:
 
     tracker = Tracker(found.tracking_uri)
     row = planning.plan(plan, queue, tracker, read, found.database_url)
-    if revived := queue.revive(row.name, trials=options.retry):
-        sampling.reopen(sampling.storage(found.database_url), row.name, revived)
+    queue.revive(row.name, trials=options.retry)
     links = _links(tracker, row)
     console.print(
         f"Study {row.name}: {plan.study.trials} trials, data set {row.facts['data']['name']}, seed {plan.study.seed}."
@@ -241,8 +240,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _work(
     read: "Settings", found: "Services", name: str, trainers: int | None, console: Any, *, once: bool = False
-) -> bool:
-    """Work on a study under a display; whether it was closed."""
+) -> bool | None:
+    """Work on a study under a display; whether it was closed, None if a signal ended the work before."""
     from hpo.display import Display, Progress
     from hpo.worker import Supervisor
 
@@ -260,7 +259,8 @@ def _work(
             except OSError:  # the terminal has gone; the work goes on
                 console.quiet = True
 
-        return supervisor.run(once=once, on_tick=tick)
+        closed = supervisor.run(once=once, on_tick=tick)
+        return None if supervisor.stopping and not closed else closed
 
 
 def worker(options: argparse.Namespace) -> int:
@@ -270,13 +270,13 @@ def worker(options: argparse.Namespace) -> int:
     while not queue.study(options.study).facts.get("planned"):
         time.sleep(WATCH_INTERVAL)  # somebody is planning it right now
     closed = _work(read, found, options.study, options.trainers, report.console(), once=options.once)
-    if queue.closing_state(options.study) == "dead":
+    if closed and queue.closing_state(options.study) == "dead":
         raise ServiceError(
             f"Closing {options.study} failed; `hpo run` tries it again, `hpo promote` says why it failed."
         )
     if closed:
         print(f"Study {options.study} is closed. `hpo run --study ...` shows its result.")
-    return 0 if closed or options.once else 130
+    return 130 if closed is None else 0
 
 
 def studies(options: argparse.Namespace) -> int:
@@ -520,10 +520,13 @@ def promote(options: argparse.Namespace) -> int:
     if winner is not None and winner["version"] is not None:
         name = ended["model_name"]
         if "+" not in row.name and registry.get_alias(tracker, name, promotion.alias(row.name)) is None:
+            version = registry.find(tracker, name, str(winner["version"]))
+            if fault := promotion.unsound(queue, tracker, name, version):
+                raise ModelError(f"{name} version {version.number} is not promoted again: {fault}")
             registry.set_alias(tracker, name, promotion.alias(row.name), winner["version"])
             print(f"Set the alias @{promotion.alias(row.name)} again.")
-        with queue.lock(f"champion.{name}"):
-            ended = ended | promotion.elect(tracker, name)
+        with promotion.champion_lock(queue, name):
+            ended = ended | promotion.elect(queue, tracker, name)
     print("\n".join(report.promotion(row, ended, close)))
     return 0
 
@@ -574,10 +577,11 @@ def delete(options: argparse.Namespace) -> int:
     from hpo import promotion, registry, sampling
     from hpo.tracking import Tracker
 
-    _, found, queue = _connect()
+    read, found, queue = _connect()
     row = queue.study(options.study)
     jobs = queue.jobs(row.name)
-    if any(job.alive for job in jobs):
+    lost = queue.expired(row.name, lease=read.lease)
+    if any(job.state == "running" and job.id not in lost for job in jobs):
         raise NotFound(f"Workers are training {row.name} right now. Stop them (Ctrl-C) first; then delete.")
     if not options.yes:
         done = sum(job.state == "done" for job in jobs if job.kind == "trial")
@@ -589,12 +593,12 @@ def delete(options: argparse.Namespace) -> int:
         if answer.strip() != row.name:
             raise NotFound("Not deleted: the name was not typed. (--yes goes on without asking.)")
     tracker, name = Tracker(found.tracking_uri), row.facts["model_name"]
-    with queue.lock(f"plan.{row.name}"), queue.lock(f"champion.{name}"):
+    with queue.lock(f"plan.{row.name}"), promotion.champion_lock(queue, name):
         for version in registry.versions(tracker, name):
             if version.tags.get("hpo.study") == row.name:
                 registry.delete_version(tracker, name, version.number)
         if registry.versions(tracker, name):
-            promotion.elect(tracker, name)
+            promotion.elect(queue, tracker, name)
         tracker.delete_study_data(row.facts["experiment_id"])
         sampling.delete(sampling.storage(found.database_url), row.name)
         queue.delete_study(row.name)
@@ -632,10 +636,13 @@ def doctor(options: argparse.Namespace) -> int:
     mended = 0
     if options.fix:
         for finding in findings:
-            if finding.remedy is not None:
-                finding.remedy()
-        left = list(examiner.examine(read, found, study=options.study))
-        mended, findings = len(findings) - len(left), left
+            try:
+                if finding.remedy is not None:
+                    finding.remedy()
+                    mended += 1
+            except Exception as error:  # the others still want mending; what is left is found again below
+                print(f"{finding.kind}: {finding.what}: could not be mended: {error}", file=sys.stderr)
+        findings = list(examiner.examine(read, found, study=options.study))
     if options.json:
         listed = [{"kind": each.kind, "what": each.what, "todo": each.todo} for each in findings]
         print(json.dumps({"mended": mended, "findings": listed}, indent=2))

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 from data_pipeline.dataset import Dataset, load_npz, save_npz
@@ -18,13 +19,17 @@ def keep(home: Path, dataset: Dataset) -> Path:
     """Put a data set into the cache; return its file, which bears its digest."""
     path = cached(home, dataset.digest)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    if path.exists():
+        os.utime(path)  # when it was last used
+    else:
         save_npz(dataset, path)
     return path
 
 
-def discard(path: Path) -> None:
-    """Remove a file or folder of the cache."""
+def discard(path: Path, *, unused: float) -> None:
+    """Remove a file or folder of the cache if it has not been used for so many seconds."""
+    if time.time() - path.stat().st_mtime < unused:
+        return
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

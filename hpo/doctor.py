@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import LoggedModelStatus
+from mlflow.entities import Experiment, LoggedModel, LoggedModelStatus
 
 from hpo import data as data_files
 from hpo import invariants, mirror, registry, sampling
@@ -22,7 +22,8 @@ from hpo.settings import Settings
 from hpo.tracking import KEY, Tracker
 from hpo.worker import sweep
 
-YOUNG = 3600.0  # seconds: an unfinished upload or download of this age may still be under way
+YOUNG = 3600.0  # seconds: what is younger may still be in the making
+UNUSED = 7 * 86400.0  # seconds since a cached data set was last used: workers of other databases share the folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,11 @@ def examine(settings: Settings, services: Services, *, study: str | None = None)
         owned = {experiment.experiment_id for experiment in tracker.owned_experiments(queue.database_id())}
         for row in rows if study is None else [queue.study(study)]:
             shown = Mirror(queue, tracker, store, row)
+            if not row.facts.get("planned"):
+                continue  # it is being planned, or its planner died: the next `hpo run` goes on
             if row.facts.get("experiment_id") in owned:
                 yield from _study(shown, settings)
-            elif row.facts.get("planned"):
+            else:
                 yield _experiment_gone(row)
         if study is None:
             yield from _experiments_without_study(queue, tracker, rows)
@@ -60,7 +63,6 @@ def examine(settings: Settings, services: Services, *, study: str | None = None)
 
 
 def _versions(queue: Queue, tracker: Tracker) -> Iterator[Finding]:
-    tracker.client.search_experiments(max_results=1)
     served, ours = tracker.version(), metadata.version("mlflow")
     if served.split(".")[:2] != ours.split(".")[:2]:
         yield Finding(
@@ -93,7 +95,7 @@ def _study(shown: Mirror, settings: Settings) -> Iterator[Finding]:
         if violation.job is not None:
             todo, remedy = "show it again in Optuna and MLflow", partial(_show, shown, violation.job, deleted, settings)
         elif violation.rule == "I4":
-            todo = f"take the alias off, or `hpo promote --study {violation.study}`; do not use these files"
+            todo = "do not use these files; take the alias off in MLflow, then `hpo promote` elects the next sound one"
         yield Finding(kind=violation.rule, what=f"{violation.study}: {violation.what}", todo=todo, remedy=remedy)
     jobs = {mirror.key(job): job for job in shown.queue.jobs(shown.study.name) if job.kind == "trial"}
     yield from _runs(shown, jobs)
@@ -125,7 +127,10 @@ def _models(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
     """Models that are no trial's result. A trial that is not over may be uploading one right now."""
     results = {job.result["model_id"] for job in jobs.values() if job.state == "done" and job.result}
     for model in shown.tracker.models(_experiment(shown)):
-        job = jobs.get(str(model.tags.get(KEY, "")).rpartition("/")[0])
+        key = str(model.tags.get(KEY, ""))
+        job = jobs.get(key.rpartition("/")[0])
+        if not key.startswith(f"{shown.study.name}/"):
+            continue  # somebody's own
         if model.model_id in results or (job is not None and job.state not in ENDED):
             continue
         state = "" if model.status == LoggedModelStatus.READY else "unfinished "
@@ -133,14 +138,14 @@ def _models(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
             kind="orphan",
             what=f"{shown.study.name}: the {state}model {model.model_id} is no trial's result",
             todo="delete the model and its files",
-            remedy=partial(shown.tracker.delete_model, model),
+            remedy=partial(_delete_model, shown, model, job),
         )
 
 
 def _checkpoints(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
     for job in jobs:
-        if job.state not in ENDED or job.checkpoint is None or job.run_id is None:
-            continue
+        if job.state not in ("done", "diverged") or job.run_id is None:
+            continue  # a dead one may be tried again from there
         if left := shown.tracker.files(job.run_id, "checkpoints"):
             yield Finding(
                 kind="orphan",
@@ -176,7 +181,7 @@ def _experiments_without_study(queue: Queue, tracker: Tracker, rows: list[StudyR
                 kind="orphan",
                 what=f"the MLflow experiment '{experiment.name}' (id {experiment.experiment_id}) belongs to no study",
                 todo="delete it and its files",
-                remedy=partial(tracker.delete_study_data, experiment.experiment_id),
+                remedy=partial(_delete_experiment, queue, tracker, experiment),
             )
 
 
@@ -192,14 +197,28 @@ def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
             )
     used = {data_files.cached(home, row.facts["data"]["digest"]).name for row in rows if "data" in row.facts}
     for file in sorted((home / "cache" / "data").glob("*")):
-        if file.name not in used and time.time() - file.stat().st_mtime > YOUNG:
+        if file.name not in used and time.time() - file.stat().st_mtime > UNUSED:
             size = f" ({file.stat().st_size / 1e6:.1f} MB)" if file.is_file() else ""
             yield Finding(
                 kind="cache",
                 what=f"{file}{size} belongs to no study",
                 todo="remove it",
-                remedy=partial(data_files.discard, file),
+                remedy=partial(data_files.discard, file, unused=UNUSED),
             )
+
+
+def _delete_model(shown: Mirror, model: LoggedModel, seen: Job | None) -> None:
+    """Delete the model unless its trial is tried again, or has taken it as its result, since we looked."""
+    job = shown.queue.job(seen.id) if seen is not None else None
+    if job is None or (job.state in ENDED and (job.result or {}).get("model_id") != model.model_id):
+        shown.tracker.delete_model(model)
+
+
+def _delete_experiment(queue: Queue, tracker: Tracker, experiment: Experiment) -> None:
+    """Delete the experiment unless it was planned into since we looked."""
+    with queue.lock(f"plan.{experiment.name}"):
+        if experiment.name not in {row.name for row in queue.studies()}:
+            tracker.delete_study_data(experiment.experiment_id)
 
 
 def _experiment(shown: Mirror) -> Any:

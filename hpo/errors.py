@@ -1,5 +1,18 @@
 """Errors a user can put right: one class per thing; the message says expected, found, where, and what to do."""
 
+import errno
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether a full or read-only disk of this machine is behind the error; safetensors and MLflow tell it in words."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return True
+        if any(words in str(error) for words in ("(os error 28)", "(os error 30)", "[Errno 28]", "[Errno 30]")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
 
 class UserError(Exception):
     """Base of every error that `hpo` prints as one message, with exit code 1 and no traceback."""

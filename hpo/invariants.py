@@ -7,10 +7,8 @@ I4  Every alias leads to a version whose files have the recorded hashes, load, a
 """
 
 import math
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -18,7 +16,6 @@ from mlflow.entities import LoggedModelStatus
 from optuna.trial import TrialState
 
 from hpo import mirror, promotion, registry, sampling
-from hpo.errors import ModelError, NotFound
 from hpo.mirror import Mirror
 from hpo.queue import ATTEMPTS, ENDED, Job
 from hpo.tracking import KEY, OWNER
@@ -41,11 +38,15 @@ def check(shown: Mirror, *, grace: float = 0.0, models: bool = True) -> list[Vio
     """
     before = shown.queue.jobs(shown.study.name)
     late = {job.id for job in shown.queue.unmirrored(shown.study.name, older_than=grace)}
-    seen = _Seen(shown)
+    abandoned = set(shown.queue.expired(shown.study.name, lease=grace))
+    try:
+        seen = _Seen(shown)
+    except KeyError:
+        return [_violation(shown, "I1", "Optuna has no such study: somebody deleted it there")]
     after = {job.id: job for job in shown.queue.jobs(shown.study.name)}
     found = [_violation(shown, "I1", what) for what in _planned(shown, before, seen)]
     for job in before:
-        if job.state == "running" and not job.alive and _same(job, after[job.id]):
+        if job.id in abandoned and _same(job, after[job.id]):
             found.append(_violation(shown, "I3", "is running, but its worker's lease ran out", job))
         elif job.id in late and job.state == after[job.id].state:
             found.append(_violation(shown, "I1", "Optuna and MLflow do not show its state or its curve yet", job))
@@ -167,42 +168,18 @@ def _curve(shown: Mirror, job: Job) -> Iterator[str]:
 
 
 def _aliases(shown: Mirror) -> Iterator[str]:
-    name = shown.study.facts["model_name"]
-    jobs = {job.run_id: job for row in shown.queue.studies() for job in shown.queue.jobs(row.name) if job.run_id}
-    scores, champion, owner = {}, None, shown.queue.database_id()
+    name, owner = shown.study.facts["model_name"], shown.queue.database_id()
+    scores: dict[int, float] = {}
+    champion = None
     for version in registry.versions(shown.tracker, name):
-        where = f"{name} version {version.number}"
-        job = jobs.get(version.run_id)
-        if job is None or job.result is None:
-            if version.aliases and version.tags.get(OWNER) == owner:
-                yield f"{where} (@{', @'.join(version.aliases)}) was not made by a study of this database"
-            continue
-        scores[version.number] = job.result["best_val_nmse"]
+        job = shown.queue.by_run(version.run_id)
+        if job is None and version.tags.get(OWNER) != owner:
+            continue  # of another database on this server
+        if version.aliases and (fault := promotion.unsound(shown.queue, shown.tracker, name, version)):
+            yield f"{name} version {version.number} (@{', @'.join(version.aliases)}): {fault}"
+        elif job is not None and job.result is not None and shown.queue.closing_state(job.study) == "done":
+            scores[version.number] = job.result["best_val_nmse"]
         if promotion.CHAMPION in version.aliases:
             champion = version.number
-        if version.aliases and (fault := _fault(shown, name, version.number, job)):
-            yield f"{where} (@{', @'.join(version.aliases)}): {fault}"
-    if champion is not None and scores[champion] > min(scores.values()):
+    if champion in scores and scores[champion] > min(scores.values()):
         yield f"{name}: @champion is version {champion}, but {min(scores, key=scores.__getitem__)} is better"
-
-
-def _fault(shown: Mirror, name: str, version: int, job: Job) -> str | None:
-    """What is wrong with a version, if anything: its files are fetched, hashed, loaded, and asked for a prediction."""
-    import numpy as np
-
-    from models import bundle, regressor
-    from models.specs import SpecError
-
-    assert job.result is not None
-    with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent, "model")
-        try:
-            registry.download(
-                shown.tracker, model_name=name, version=version, folder=folder, expected_sha256=job.result["files"]
-            )
-            model, spec = bundle.load(folder)
-        except (ModelError, NotFound, SpecError) as error:
-            return str(error)
-        cell = np.random.default_rng(0).integers(0, 2, (1, *spec["image_shape"])).astype(np.float32)
-        answer = regressor.predict(model, cell)
-        return None if np.isfinite(answer).all() else f"predicts {answer.tolist()}"

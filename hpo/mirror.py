@@ -34,8 +34,17 @@ RUN_STATUS = {
 class Mirror:
     """Shows jobs of one study. Every method may raise TrackingUnavailable or DatabaseLost: call again later."""
 
-    def __init__(self, queue: Queue, tracker: Tracker, store: optuna.storages.RDBStorage, study: StudyRow) -> None:
-        self.queue, self.tracker, self.store, self.study = queue, tracker, store, study
+    def __init__(
+        self,
+        queue: Queue,
+        tracker: Tracker,
+        store: optuna.storages.RDBStorage,
+        study: StudyRow,
+        *,
+        worker: str = "",
+    ) -> None:
+        """`worker`: whose lapsed leases are left to itself to renew."""
+        self.queue, self.tracker, self.store, self.study, self.worker = queue, tracker, store, study, worker
 
     def show(self, job: Job) -> None:
         """Bring the run (params, tags, epochs, status) and the trial (state, value) up to the row."""
@@ -51,10 +60,6 @@ class Mirror:
         self.tracker.set_tags(run_id, tags)
         if job.state == "done" and job.result:
             self.tracker.log_summary(run_id, summary(job.result), timestamp_ms=now, step=job.result["best_epoch"])
-            experiment = self.study.facts["experiment_id"]
-            self.tracker.delete_other_models(run_id, experiment, keep=job.result["model_id"])
-            if job.checkpoint is not None:
-                self.tracker.delete_artifact(run_id, "checkpoints")
         status = RUN_STATUS[job.state]
         self.tracker.set_status(run_id, status, end_ms=now if job.state not in ("waiting", "running") else None)  # type: ignore[arg-type]
         if job.state == "done":
@@ -64,14 +69,31 @@ class Mirror:
                 value = job.result["best_val_nmse"] if job.state == "done" and job.result else None
                 sampling.show(self.store, self.study.name, job, value)
         self.queue.set_mirrored(job)
+        if not same:  # it went on while we were at it, and what we wrote in MLflow is old
+            if (current := self.queue.job(job.id)) is not None:
+                self.show(current)
+        elif job.state in ("done", "diverged"):
+            self._tidy(job, run_id)
+
+    def _tidy(self, job: Job, run_id: str) -> None:
+        """Delete what a recorded trial does not need: checkpoints, and models that are not the recorded one."""
+        try:
+            if job.checkpoint is not None:
+                self.tracker.delete_artifact(run_id, "checkpoints")
+            if job.state == "done" and job.result:
+                experiment = self.study.facts["experiment_id"]
+                self.tracker.delete_other_models(run_id, experiment, keep=job.result["model_id"])
+        except Exception as error:  # such as a server that deletes nothing; `hpo doctor` finds what stays
+            log.warning("%s: what it does not need any more stays in MLflow: %s", title(job), first_line(error))
 
     def run(self, job: Job) -> str:
         """The job's MLflow run, made if there is none yet."""
         if job.run_id is not None:
             return job.run_id
         assert job.spec is not None
+        experiment = self.study.facts["experiment_id"]
         run_id = self.tracker.ensure_run(
-            self.study.facts["experiment_id"],
+            experiment,
             key=key(job),
             name=run_name(job),
             kind="trial",
@@ -80,11 +102,15 @@ class Mirror:
             start_ms=round(job.changed_at * 1000),
         )
         crash.at("run made")
+        kept = self.queue.set_run(job.id, run_id)  # of two creators at once the database says which one made it
+        if kept is None:
+            return run_id  # the study was deleted meanwhile
+        self.tracker.delete_other_runs(experiment, key(job), keep=kept)
+        run_id = kept
         data = self.study.facts["data"]
         self.tracker.log_dataset(
             run_id, name=data["name"], digest=data["digest"], source=data["source"], profile=data["profile"]
         )
-        self.queue.set_run(job.id, run_id)
         return run_id
 
     def forward(self, job: Job, run_id: str) -> int:
@@ -104,7 +130,7 @@ class Mirror:
 
     def reconcile(self, *, lease: float, older_than: float) -> int:
         """Mend what other workers left half done (both in seconds); return how many jobs that were."""
-        expired = self.queue.expire(self.study.name, lease=lease)
+        expired = self.queue.expire(self.study.name, lease=lease, sparing=self.worker)
         mended = 0
         for job in self.queue.unmirrored(self.study.name, older_than=older_than, also=expired):
             try:

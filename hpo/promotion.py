@@ -1,15 +1,23 @@
 """What closing a study decides: winners, verdict, aliases. The model is registered and compared with the champion."""
 
-from collections.abc import Mapping
+import logging
+import tempfile
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from hpo import crash, mirror, registry
+from hpo.errors import ModelError, NotFound
 from hpo.mirror import Mirror
-from hpo.queue import Job, StudyRow
+from hpo.queue import Job, Queue, StudyRow
+from hpo.registry import Version
 from hpo.tracking import OWNER, Tracker
 
 CHAMPION = "champion"
+ELECTION = 120.0  # seconds an election may take before a frozen one gives up its lock
+
+log = logging.getLogger("hpo")
 
 
 def ranked(jobs: list[Job]) -> list[Job]:
@@ -136,31 +144,80 @@ def promote(
         if "+" not in study.name:
             registry.set_alias(tracker, tracker_model, alias(study.name), version)
             crash.at("alias set")
-        with queue.lock(f"champion.{tracker_model}"):  # two studies that close at once must see each other
-            result |= elect(tracker, tracker_model)
+        with champion_lock(queue, tracker_model):
+            result |= elect(queue, tracker, tracker_model, sound={str(job.run_id) for job in chosen})
         crash.at("champion elected")
     result["model_name"] = tracker_model
     return result
 
 
-def elect(tracker: Tracker, model_name: str) -> dict[str, Any]:
-    """Point @champion at the version with the lowest validation NMSE; it moves only to a better one."""
+def champion_lock(queue: Queue, model_name: str) -> AbstractContextManager[None]:
+    """Two studies that close at once must see each other."""
+    return queue.lock(f"champion.{model_name}", patience=ELECTION)
+
+
+def elect(queue: Queue, tracker: Tracker, model_name: str, *, sound: Collection[str] = ()) -> dict[str, Any]:
+    """Point @champion at the version with the lowest validation NMSE; it moves only to a better one that is sound.
+
+    `sound`: runs whose models have just been fetched, checked and made to predict; another one is, before it is
+    chosen. The caller holds the champion's lock.
+    """
     candidates = [v for v in registry.versions(tracker, model_name) if "hpo.best_val_nmse" in v.tags]
     if not candidates:
         registry.delete_alias(tracker, model_name, CHAMPION)
         return {"champion": None, "champion_moved": False}
-    best = min(candidates, key=lambda v: (float(v.tags["hpo.best_val_nmse"]), v.number))
     present = next((v for v in candidates if CHAMPION in v.aliases), None)
-    moved = present is None or float(best.tags["hpo.best_val_nmse"]) < float(present.tags["hpo.best_val_nmse"])
-    if moved:
-        registry.set_alias(tracker, model_name, CHAMPION, best.number)
-    holder = best if moved or present is None else present
+    holder = present
+    for each in sorted(candidates, key=lambda v: (_tagged(v), v.number)):
+        if present is not None and _tagged(each) >= _tagged(present):
+            break
+        if each.run_id not in sound and (fault := unsound(queue, tracker, model_name, each)):
+            log.warning("%s version %d is passed over: %s", model_name, each.number, fault)
+            continue
+        registry.set_alias(tracker, model_name, CHAMPION, each.number)
+        holder = each
+        break
+    if holder is None:
+        return {"champion": None, "champion_moved": False}
     return {
         "champion": holder.number,
-        "champion_moved": moved,
+        "champion_moved": holder is not present,
         "champion_study": holder.tags["hpo.study"],
-        "champion_nmse": float(holder.tags["hpo.best_val_nmse"]),
+        "champion_nmse": _tagged(holder),
     }
+
+
+def unsound(queue: Queue, tracker: Tracker, model_name: str, version: Version) -> str | None:
+    """What is wrong with a version, if anything: its files are fetched, hashed, loaded, and asked for a prediction."""
+    import numpy as np
+
+    from models import bundle, regressor
+    from models.specs import SpecError
+
+    job = queue.by_run(version.run_id)
+    if job is None or job.result is None:
+        return "it was not made by a study of this database, so its hashes are unknown"
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "model")
+        try:
+            registry.download(
+                tracker,
+                model_name=model_name,
+                version=version.number,
+                folder=folder,
+                expected_sha256=job.result["files"],
+            )
+            model, spec = bundle.load(folder)
+        except (ModelError, NotFound, SpecError) as error:
+            return str(error)
+        cell = np.random.default_rng(0).integers(0, 2, (1, *spec["image_shape"])).astype(np.float32)
+        answer = regressor.predict(model, cell)
+        return None if np.isfinite(answer).all() else f"it predicts {answer.tolist()}"
+
+
+def _tagged(version: Version) -> float:
+    """The validation NMSE it was registered with."""
+    return float(version.tags["hpo.best_val_nmse"])
 
 
 def alias(study: str) -> str:

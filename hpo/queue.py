@@ -22,6 +22,7 @@ from hpo.study import conflict
 SCHEMA_VERSION = 1
 ATTEMPTS = 3  # a job that lost three workers is dead
 REASON = 500  # characters kept of why a job was given back or ended
+FREEZE_LIMIT = 30.0  # seconds a row may stay locked by somebody who does nothing
 ENDED = ("done", "diverged", "dead")  # states nothing leaves
 
 _SCHEMA = """
@@ -184,9 +185,10 @@ class Queue:
     # Planning
 
     @contextmanager
-    def lock(self, what: str) -> Iterator[None]:
-        """Hold a named lock across processes; it falls when the process dies."""
+    def lock(self, what: str, *, patience: float = 0) -> Iterator[None]:
+        """Hold a named lock across processes; it falls when the process dies, or `patience` seconds after it froze."""
         with self._transaction() as connection:
+            _patience(connection, patience)
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:what))"), {"what": f"hpo.{what}"})
             yield
 
@@ -299,11 +301,11 @@ class Queue:
         """Store what the sampler chose for this slot. Raises LeaseLost."""
         self._change(job, "spec = :spec, cost = :cost", spec=_json(spec), cost=cost)
 
-    def set_run(self, job_id: int, run_id: str) -> None:
-        """Note the MLflow run of a job; the first one stays."""
+    def set_run(self, job_id: int, run_id: str) -> str | None:
+        """Note the MLflow run of a job; the first one stays. Returns which one that is; None if the job is gone."""
         with self._transaction() as connection:
-            connection.execute(
-                text("UPDATE hpo.job SET run_id = :run WHERE id = :id AND run_id IS NULL"),
+            return connection.scalar(
+                text("UPDATE hpo.job SET run_id = coalesce(run_id, :run) WHERE id = :id RETURNING run_id"),
                 {"id": job_id, "run": run_id},
             )
 
@@ -374,10 +376,21 @@ class Queue:
             )
         return [number for kind, number in revived if kind == "trial"]
 
-    def expire(self, study: str, *, lease: float) -> list[int]:
+    def expired(self, study: str, *, lease: float) -> list[int]:
+        """Ids of running jobs whose lease (seconds) ran out."""
+        with self._transaction() as connection:
+            return list(
+                connection.scalars(
+                    text(f"SELECT id FROM hpo.job WHERE study = :study AND {_EXPIRED}"),
+                    {"study": study, "lease": lease},
+                )
+            )
+
+    def expire(self, study: str, *, lease: float, sparing: str = "") -> list[int]:
         """Let jobs wait again whose lease (seconds) ran out; those of a third lost worker are dead. Returns their ids.
 
-        A claim takes such a job directly: this is for what is shown of it while nobody claims.
+        A claim takes such a job directly: this is for what is shown of it while nobody claims. Jobs of the worker
+        `sparing` are left alone: it is awake, and renews them if nobody has taken them.
         """
         with self._transaction() as connection:
             expired = connection.scalars(
@@ -386,10 +399,13 @@ class Queue:
                         lease_until = NULL, mirrored = false, changed_at = clock_timestamp(),
                         reason = CASE WHEN attempt >= :attempts
                             THEN 'worker lost, attempt ' || attempt || ' of ' || :attempts ELSE 'worker lost' END
-                    WHERE study = :study AND {_EXPIRED}
+                    WHERE id IN (
+                        SELECT id FROM hpo.job WHERE study = :study AND {_EXPIRED} AND worker <> :sparing
+                        FOR UPDATE SKIP LOCKED  -- a frozen worker may hold its row locked: the others do not wait
+                    )
                     RETURNING id
                 """),
-                {"study": study, "attempts": ATTEMPTS, "lease": lease},
+                {"study": study, "attempts": ATTEMPTS, "lease": lease, "sparing": sparing},
             )
             return list(expired)
 
@@ -435,6 +451,12 @@ class Queue:
             rows = connection.execute(text(f"SELECT {_JOB} FROM hpo.job WHERE id = :id"), {"id": job_id})
             return next((Job(**row) for row in rows.mappings()), None)
 
+    def by_run(self, run_id: str) -> Job | None:
+        """The job with this MLflow run."""
+        with self._transaction() as connection:
+            rows = connection.execute(text(f"SELECT {_JOB} FROM hpo.job WHERE run_id = :run"), {"run": run_id})
+            return next((Job(**row) for row in rows.mappings()), None)
+
     def require(self, job: Job) -> Job:
         """The job's row as it is now. Raises LeaseLost unless it is still ours."""
         current = self.job(job.id)
@@ -455,10 +477,9 @@ class Queue:
             rows = connection.execute(
                 text(f"""
                     SELECT {_JOB} FROM hpo.job WHERE study = :study AND kind = 'trial' AND (
-                        NOT mirrored AND (changed_at < clock_timestamp() - make_interval(secs => :age)
-                            OR id = ANY(:also))
-                        OR state <> 'running' AND EXISTS (
+                        NOT mirrored OR state <> 'running' AND EXISTS (
                             SELECT FROM hpo.epoch e WHERE e.job = job.id AND NOT forwarded))
+                        AND (changed_at < clock_timestamp() - make_interval(secs => :age) OR id = ANY(:also))
                     ORDER BY number
                 """),
                 {"study": study, "age": older_than, "also": list(also)},
@@ -469,6 +490,7 @@ class Queue:
     def frozen(self, job: Job) -> Iterator[bool]:
         """Hold the row still while its state is shown elsewhere; false if it has changed since `job` was read."""
         with self._transaction() as connection:
+            _patience(connection, FREEZE_LIMIT)
             found = connection.scalar(
                 text("""
                     SELECT 1 FROM hpo.job WHERE id = :id AND fence = :fence AND state = :state
@@ -588,6 +610,13 @@ def _json(value: Any) -> str:
         return [finite(each) for each in part] if isinstance(part, (list, tuple)) else part
 
     return json.dumps(finite(value), allow_nan=False)
+
+
+def _patience(connection: Connection, seconds: float) -> None:
+    """Let the server end this transaction if its client does nothing for so long (0: never); it may be frozen."""
+    connection.execute(
+        text("SELECT set_config('idle_in_transaction_session_timeout', :ms, true)"), {"ms": str(round(1000 * seconds))}
+    )
 
 
 def _hold(connection: Connection, job: Job) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from hpo.errors import disk_is_full
 from hpo.mirror import Mirror, first_line, title
 from hpo.queue import DatabaseLost, Job, LeaseLost
 from hpo.tracking import StoreRefuses, TrackingUnavailable
@@ -37,10 +38,10 @@ class Recorder(threading.Thread):
         self.store_full = False
         self._trouble_since = self._said_at = 0.0  # monotonic seconds
         self.lost: deque[Job] = deque()  # jobs whose lease was found lost
-        self.failures: deque[tuple[Job, str]] = deque()  # tasks that can never succeed
+        self.failures: deque[tuple[Job, str, bool]] = deque()  # tasks that failed, and whether for a full disk here
         self._tasks: deque[tuple[Job, Callable[[], None]]] = deque()
         self._wake = threading.Condition()
-        self._closing = False
+        self._closing = self._tidy = False
         self._abandon = threading.Event()
 
     def put(self, job: Job, task: Callable[[], None]) -> None:
@@ -58,14 +59,14 @@ class Recorder(threading.Thread):
     def idle(self) -> bool:
         return not self._tasks
 
-    def finish(self, timeout: float) -> bool:
-        """Do what is queued, then end; whether all was done within `timeout` seconds."""
+    def finish(self, timeout: float, *, tidy: bool) -> bool:
+        """Do what is queued and, if `tidy`, mend what is left; then end. Whether it ended within `timeout` seconds."""
         with self._wake:
-            self._closing = True
+            self._closing, self._tidy = True, tidy
             self._wake.notify()
         self.join(timeout)
         self._abandon.set()
-        return not self._tasks
+        return not self.is_alive()
 
     def run(self) -> None:
         next_forward = next_reconcile = time.monotonic()
@@ -74,8 +75,10 @@ class Recorder(threading.Thread):
                 if not self._tasks and not self._closing:
                     self._wake.wait(0.5)
                 task = self._tasks[0] if self._tasks else None
-                if task is None and self._closing:
-                    return
+            if task is None and self._closing:
+                if self._tidy:
+                    self._quietly(lambda: self.mirror.reconcile(lease=self.lease, older_than=0))
+                return
             if task is not None:
                 self._do(*task)
                 self._tasks.popleft()
@@ -96,6 +99,9 @@ class Recorder(threading.Thread):
                 self._well()
                 return
             except (TrackingUnavailable, DatabaseLost) as error:
+                if not isinstance(error, StoreRefuses) and disk_is_full(error):
+                    self._fail(job, error, full=True)
+                    return
                 self.note(error)
                 self._abandon.wait(RETRY_PAUSES[min(attempt, len(RETRY_PAUSES) - 1)])
                 attempt += 1
@@ -103,10 +109,14 @@ class Recorder(threading.Thread):
                 self.lost.append(job)
                 return
             except Exception as error:
-                log.warning("%s could not be recorded: %s", title(job), first_line(error))
-                log.debug("", exc_info=True)
-                self.failures.append((job, first_line(error)))
+                self._fail(job, error, full=disk_is_full(error))
                 return
+
+    def _fail(self, job: Job, error: Exception, *, full: bool) -> None:
+        log.warning("%s could not be recorded: %s", title(job), first_line(error))
+        log.debug("", exc_info=True)
+        reason = f"no room on the disk ({first_line(error)})" if full else first_line(error)
+        self.failures.append((job, reason, full))
 
     def _quietly(self, work: Callable[[], int]) -> None:
         """Housekeeping that is simply tried again the next time; `work` returns how much it got done."""
@@ -132,9 +142,10 @@ class Recorder(threading.Thread):
         now = time.monotonic()
         if self.trouble is None:
             self._trouble_since, self._said_at = now, float("-inf")
-        elif self.store_full != isinstance(error, StoreRefuses):
-            self._said_at = float("-inf")
-        self.store_full = isinstance(error, StoreRefuses)
+        if isinstance(error, TrackingUnavailable):  # of the store a lost database tells nothing
+            if self.store_full != isinstance(error, StoreRefuses):
+                self._said_at = float("-inf")
+            self.store_full = isinstance(error, StoreRefuses)
         self.trouble = self._words(error)
         if now - self._said_at >= REMINDER:
             self._said_at = now

@@ -5,7 +5,7 @@ points 27 times. The queue decides who trains what; this module plans the trials
 plain Optuna and optuna-dashboard read the study like any other.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -117,6 +117,9 @@ def show(store: optuna.storages.RDBStorage, name: str, job: Job, value: float | 
     study_id = store.get_study_id_from_name(name)
     trial_id = store.get_trial_id_from_study_id_trial_number(study_id, job.number)
     trial, state = store.get_trial(trial_id), STATES[job.state]
+    if trial.state == TrialState.FAIL and state != TrialState.FAIL:  # it was dead, and is tried again
+        _reopen(store, trial_id)
+        trial = store.get_trial(trial_id)
     if trial.state == state or trial.state.is_finished():
         return
     store.set_trial_user_attr(trial_id, "attempt", job.attempt)
@@ -127,17 +130,15 @@ def show(store: optuna.storages.RDBStorage, name: str, job: Job, value: float | 
     )
 
 
-@_database()
-def reopen(store: optuna.storages.RDBStorage, name: str, numbers: Sequence[int]) -> None:
-    """Let failed trials wait again. Optuna's own calls refuse to: to it a failed trial has ended for ever."""
-    study_id = store.get_study_id_from_name(name)
+def _reopen(store: optuna.storages.RDBStorage, trial_id: int) -> None:
+    """Let a failed trial wait again. Optuna's own calls refuse to: to it a failed trial has ended for ever."""
     with store.engine.begin() as connection:
         connection.execute(
             text("""
                 UPDATE trials SET state = 'WAITING', datetime_start = NULL, datetime_complete = NULL
-                WHERE study_id = :study AND state = 'FAIL' AND number = ANY(:numbers)
+                WHERE trial_id = :trial AND state = 'FAIL'
             """),
-            {"study": study_id, "numbers": list(numbers)},
+            {"trial": trial_id},
         )
 
 

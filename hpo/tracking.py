@@ -185,10 +185,10 @@ class Tracker:
         tags: Mapping[str, Any],
         start_ms: int,
     ) -> str:
-        """The id of the one active run with this key, made if need be; its params and tags are set either way.
+        """The id of the oldest active run with this key, made if need be; its params and tags are set either way.
 
-        Two creators at once agree on the older run and delete the other. A param that has another value already
-        raises MlflowException (INVALID_PARAMETER_VALUE).
+        Of two creators at once each may get its own: whoever decides between them calls `delete_other_runs`. A param
+        that has another value already raises MlflowException (INVALID_PARAMETER_VALUE).
         """
         runs = self._runs(experiment_id, key)
         if not runs:
@@ -198,15 +198,25 @@ class Tracker:
             runs = self._runs(experiment_id, key)
         if not runs:
             raise TrackingUnavailable(f"the run with the key {key} vanished between two requests")
-        kept, *extras = runs
-        for extra in extras:
-            self.client.delete_run(extra.info.run_id)
+        kept = runs[0]
         missing = {k: str(v) for k, v in params.items() if kept.data.params.get(k) != str(v)}
         changed = {k: str(v) for k, v in tags.items() if kept.data.tags.get(k) != str(v)}
         for batch in _batches([Param(k, v) for k, v in missing.items()], BATCH):
             self.client.log_batch(kept.info.run_id, params=batch)
         self._set_tags(kept.info.run_id, changed)
         return str(kept.info.run_id)
+
+    @server()
+    def delete_other_runs(self, experiment_id: str, key: str, *, keep: str) -> None:
+        """Delete all active runs with the key but one."""
+        for run in self._runs(experiment_id, key):
+            if run.info.run_id == keep:
+                continue
+            try:
+                self.client.delete_run(run.info.run_id)
+            except MlflowException as error:
+                if error.get_http_status_code() >= 500:
+                    raise  # otherwise another worker has just deleted it
 
     @server()
     def runs(self, experiment_id: str, *, kind: Kind, deleted: bool = False) -> list[Run]:

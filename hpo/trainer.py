@@ -4,7 +4,6 @@ Requests come in as JSON lines on standard input and events go out as JSON lines
 database and no server. It ends when its input closes, so it never outlives its supervisor.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo import crash
+from hpo.errors import disk_is_full
 
 Emit = Callable[..., None]
 
@@ -55,22 +55,11 @@ def main() -> None:
             import traceback
 
             traceback.print_exc()
-            if _disk_is_full(error):
+            if disk_is_full(error):
                 emit("full", reason=f"no room on the disk ({error})")
             else:
                 emit("failed", reason=f"{type(error).__name__}: {error}")
         stop.clear()
-
-
-def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether a full or read-only disk is behind the error; safetensors tells it in words only."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return True
-        if "(os error 28)" in str(error) or "(os error 30)" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _listen(requests: "queue.Queue[dict[str, Any]]", stop: threading.Event) -> None:

@@ -66,7 +66,7 @@ class Trainer:
 
     def send(self, do: str, **fields: Any) -> None:
         """Send a request; a trainer that died meanwhile shows up as end of file in `events`."""
-        self.task, self.last_event = do, time.monotonic()
+        self.last_event, self.task = time.monotonic(), do  # in this order: another thread looks for hung ones
         self._write({"do": do, **fields})
 
     def _write(self, message: dict[str, Any]) -> None:

@@ -57,13 +57,13 @@ class Supervisor:
         self.tracker = Tracker(tracking_uri)  # of the recorder's thread, once that runs
         with suppress(TrackingUnavailable):  # it may be away for now
             self.tracker.require_version()
-        self.mirror = Mirror(self.queue, self.tracker, self.store, self.row)
+        self.process = f"{os.getpid()}-{secrets.token_hex(3)}"
+        self.worker = f"{socket.gethostname()}:{self.process}"
+        self.mirror = Mirror(self.queue, self.tracker, self.store, self.row, worker=self.worker)
         store = settings.home / "artifacts" if settings.embedded else None
         self.recorder = Recorder(self.mirror, lease=settings.lease, store=store)
         self.holdings = Holdings(self.queue)
         self.returns: deque[tuple[Job, str, bool]] = deque()  # job, reason, whether the attempt counts
-        self.process = f"{os.getpid()}-{secrets.token_hex(3)}"
-        self.worker = f"{socket.gethostname()}:{self.process}"
         self.trainers: list[Trainer] = []
         self.stopping: str | None = None  # why
         self.hurry = False
@@ -139,8 +139,8 @@ class Supervisor:
         if now >= self._next_claim:
             if self._finished():
                 return True
-            if not self._claim(once):
-                self._next_claim = now + CLAIM_PAUSE
+            self._next_claim = now + CLAIM_PAUSE  # a trainer that gets free sets it back
+            self._claim(once)
         return None
 
     def _finished(self) -> bool:
@@ -149,10 +149,10 @@ class Supervisor:
             raise NotFound(f"The study {self.row.name} was deleted meanwhile.")
         return state in ENDED
 
-    def _claim(self, once: bool) -> bool:
-        """Give work to every free trainer; whether there was enough."""
+    def _claim(self, once: bool) -> None:
+        """Give work to every free trainer, as far as there is some."""
         if self.recorder.outage > self.settings.outage_limit or self.recorder.store_full or not self._room():
-            return False
+            return
         while len(self.trainers) < self.count:
             trainer = Trainer(self.log)
             self.trainers.append(trainer)
@@ -162,11 +162,10 @@ class Supervisor:
                 continue
             job = self.queue.claim(self.row.name, worker=self.worker, lease=self.settings.lease)
             if job is None:
-                return False
+                return
             self.holdings.add(job)
             self.claimed += job.kind == "trial"
             self._begin(trainer, job)
-        return True
 
     def _begin(self, trainer: Trainer, job: Job) -> None:
         if job.attempt > 1:
@@ -212,6 +211,8 @@ class Supervisor:
         return filled
 
     def _train(self, trainer: Trainer, job: Job, checkpoint: Path | None) -> None:
+        with suppress(OSError):
+            os.utime(self.data)  # in use: no cache to be cleared
         trainer.send(
             "train",
             spec=job.spec,
@@ -227,13 +228,11 @@ class Supervisor:
             return
         current = self.queue.job(job.id)
         self._drop(job)
-        if (
-            current is not None and current.fence == job.fence and current.state != "dead"
-        ):  # dead: buried while we slept
+        if current is not None and current.fence == job.fence and current.state in ("done", "diverged"):
             return  # it ended by our own hand, and only the answer was lost
-        log.warning("%s: lost its lease, stopping", mirror.title(job))
         for trainer in self.trainers:
             if trainer.has(job):
+                log.warning("%s: lost its lease, stopping", mirror.title(job))
                 trainer.kill()
 
     def _mind_recorder(self) -> None:
@@ -243,8 +242,9 @@ class Supervisor:
         while self.recorder.lost:
             self._lost(self.recorder.lost.popleft())
         while self.recorder.failures:
-            job, reason = self.recorder.failures.popleft()
-            self.returns.append((job, reason, True))
+            job, reason, full = self.recorder.failures.popleft()
+            self._full = self._full or full
+            self.returns.append((job, reason, not full))
             for trainer in self.trainers:
                 if trainer.has(job):
                     if trainer.task == "reserved":
@@ -399,19 +399,29 @@ class Supervisor:
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
             numbers.append(signal.SIGHUP)
-        last_resort = threading.Timer(STOP_LIMIT + 0.5, os._exit, [130])
-        last_resort.daemon = True
+        wake, waker = os.pipe()  # a handler may start no thread: it could hold the lock that this takes
+
+        def last_resort() -> None:
+            asked = os.read(wake, 1) == b"!"
+            os.close(wake)
+            if asked:
+                time.sleep(STOP_LIMIT + 0.5)
+                if not ended:
+                    os._exit(130)
 
         def stop(number: int, _: Any) -> None:
-            if self.stopping is None:
-                last_resort.start()
             self.stop(signal.Signals(number).name)
+            with suppress(OSError):  # the second time nobody reads
+                os.write(waker, b"!")
 
+        ended: list[bool] = []
+        threading.Thread(target=last_resort, daemon=True).start()
         before = [signal.signal(number, stop) for number in numbers]
         try:
             yield
         finally:
-            last_resort.cancel()
+            ended.append(True)
+            os.close(waker)  # lets the thread end, and with it the other side
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)
 
@@ -432,7 +442,7 @@ class Supervisor:
         for trainer in self.trainers:
             trainer.kill()  # busy ones have handed back what they could, the others have nothing to lose
         left = 0.2 if self.hurry else 30.0 if self.stopping is None else STOP_LIMIT - (time.monotonic() - self._stop_at)
-        self.recorder.finish(max(0.2, left))
+        self.recorder.finish(max(0.2, left), tidy=self.stopping is None)
         with suppress(DatabaseLost):  # then the leases run out
             for job in self.holdings.jobs():
                 self.holdings.flush(job)
@@ -447,9 +457,9 @@ class Supervisor:
     # Files
 
     def _room(self) -> bool:
-        """Whether the disk of HPO_HOME takes another trial; asked only after a trainer found it full."""
-        home = self.settings.home
-        if self._full and shutil.disk_usage(home).free >= ROOM and os.access(home, os.W_OK):
+        """Whether the disk takes another trial; looked at only after somebody found it full."""
+        folders = (self.settings.home, self.folder)
+        if self._full and all(shutil.disk_usage(each).free >= ROOM and os.access(each, os.W_OK) for each in folders):
             self._full = False
         return not self._full
 

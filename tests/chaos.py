@@ -268,7 +268,7 @@ class Chaos:
         for process in processes:
             with suppress(psutil.Error):
                 process.suspend()
-        time.sleep(self.random.uniform(0, 2 * LEASE))
+        time.sleep(self.random.uniform(0, self.random.choice([LEASE, 14])))  # 14: beyond the client's patience of 10 s
         for process in processes:
             with suppress(psutil.Error):
                 process.resume()

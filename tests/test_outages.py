@@ -193,7 +193,7 @@ def test_a_trainer_that_finds_the_disk_full_gives_back_and_no_attempt_is_counted
             lambda: any("no room on the disk" in (each.reason or "") for each in shell.trials("tight")), "no room"
         )
         assert max(each.attempt for each in shell.trials("tight")) <= 1
-        subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+        subprocess.run(["mount", "-o", "remount,size=128m", folder], check=True)
         output = output_of(process)
         assert "no room on the disk" in output and "No space left on device" in output
         check_recorded_once(shell, "tight", points=4, epochs=50)

@@ -1,16 +1,20 @@
 """What the recorder's thread does for one job, on real services: each step may be repeated."""
 
+import dataclasses
+import threading
+
 import cells
 import numpy as np
 import pytest
 import torch
+from sqlalchemy import text
 from torch import nn
 
 from hpo import planning, promotion, recording, sampling, settings, study
 from hpo.holdings import Holdings
-from hpo.mirror import Mirror
+from hpo.mirror import Mirror, key
 from hpo.packaging import package
-from hpo.queue import LeaseLost, Queue
+from hpo.queue import ATTEMPTS, LeaseLost, Queue
 from hpo.tracking import Tracker, TrackingUnavailable, sha256_of
 from models import specs
 from models.regressor import Regressor
@@ -128,3 +132,55 @@ def test_a_run_that_somebody_deleted_keeps_nothing_else_from_being_mended(shown,
     assert f"trial {job.number} of {shown.study.name} cannot be shown" in caplog.text
     status = shown.tracker.client.get_run(shown.queue.job(other.id).run_id).info.status
     assert status == "SCHEDULED"
+
+
+def test_two_workers_that_make_a_trials_run_at_once_agree_on_the_one_the_database_names(shown, held):
+    _, job = held
+    mirrors = [Mirror(shown.queue, Tracker(shown.tracker.uri), shown.store, shown.study) for _ in range(4)]
+    start, found = threading.Barrier(len(mirrors)), []
+
+    def make(mirror: Mirror) -> None:
+        start.wait()
+        found.append(mirror.run(shown.queue.job(job.id)))
+
+    threads = [threading.Thread(target=make, args=(mirror,)) for mirror in mirrors]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    late = shown.tracker.client.create_run(  # of one whose clock is behind: the oldest by its own account
+        shown.study.facts["experiment_id"], tags={"hpo.key": key(job), "hpo.kind": "trial", "hpo.created": "1"}
+    )
+    kept = shown.queue.job(job.id).run_id
+    assert set(found) == {kept} and kept != late.info.run_id
+    stale = dataclasses.replace(shown.queue.job(job.id), run_id=None)
+    assert shown.run(stale) == kept
+    active = [run.info.run_id for run in shown.tracker.runs(shown.study.facts["experiment_id"], kind="trial")]
+    assert active == [kept]
+
+
+def test_what_was_shown_late_of_a_trial_that_went_on_is_put_right(shown, held):
+    holdings, job = held
+    shown.show(shown.queue.job(job.id))
+    stale = shown.queue.job(job.id)
+    holdings.flush()
+    shown.queue.give_back(job, reason="x", counts=False)
+    shown.show(stale)  # by a worker that was frozen before it could show RUNNING
+    assert shown.tracker.client.get_run(stale.run_id).info.status == "SCHEDULED"
+
+
+def test_a_dead_trial_that_is_tried_again_waits_in_optuna_too(shown, held):
+    _, job = held
+    study_id = shown.store.get_study_id_from_name(shown.study.name)
+
+    def state() -> str:
+        return shown.store.get_all_trials(study_id)[job.number].state.name
+
+    with shown.queue.engine.begin() as connection:
+        connection.execute(text("UPDATE hpo.job SET attempt = :n WHERE id = :id"), {"n": ATTEMPTS, "id": job.id})
+    shown.queue.give_back(job, reason="exit 137", counts=True)
+    shown.show(shown.queue.job(job.id))
+    assert state() == "FAIL"
+    shown.queue.revive(shown.study.name, trials=True)
+    shown.show(shown.queue.job(job.id))
+    assert state() == "WAITING"
