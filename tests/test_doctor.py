@@ -51,7 +51,7 @@ def test_what_somebody_did_in_mlflow_and_optuna_is_found_and_mended(closed):
     experiment = client.get_run(second.run_id).info.experiment_id
     ghost = client.create_run(experiment, tags={"hpo.key": f"{name(closed)}/0/0", "hpo.kind": "trial"}).info.run_id
     client.create_logged_model(experiment, "model", tags={"hpo.key": f"{name(closed)}/0/0/x"})
-    own = client.create_logged_model(experiment, "somebody's own").model_id
+    own = client.create_logged_model(experiment, "mine").model_id
     damage(closed, "UPDATE trials SET state = 'RUNNING' WHERE number = 1")
 
     found = closed.hpo("doctor", code=1)
