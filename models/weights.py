@@ -31,10 +31,15 @@ def folder() -> Path:
     return Path(os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))).expanduser() / "hub" / "checkpoints"
 
 
+def absent(name: str) -> bool:
+    """Whether there is no file of that name; it may still be damaged."""
+    return not (folder() / name).is_file()
+
+
 def find(name: str) -> tuple[Path, str]:
     """The file of that name (a value of FILES) and its SHA-256. Raises SpecError: missing, damaged."""
     path = folder() / name
-    if not path.is_file():
+    if absent(name):
         raise SpecError(
             f"The pretrained weights {name} are not on this machine: expected {path}. `hpo weights` fetches them from "
             f"{SOURCE}{name}; without a connection, bring that file and run `hpo weights FILE` (or copy it to "
@@ -77,7 +82,8 @@ def fetch(backbone: str) -> Path:
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
         raise SpecError(
             f"{SOURCE}{name} could not be fetched ({error}). Get it on a machine with a connection, bring it here and "
-            f"run `hpo weights FILE`; or copy it to {target.parent}."
+            f"run `hpo weights FILE`; or copy it to {target.parent}. Nothing is trained on random weights unless the "
+            'study says weights = "none".'
         ) from None
     return target
 
