@@ -142,9 +142,7 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         store.remove_session()
         store.engine.dispose()
         specs = ready.specs(facts)
-        jobs: list[dict[str, Any]] = [
-            {"kind": "closing", "number": -1, "repeat": 0, "config": None, "cost": 0.0, "spec": None}
-        ]
+        jobs: list[dict[str, Any]] = [{"kind": "closing", "number": -1, "config": None, "cost": 0.0, "spec": None}]
         for repeat in range(ready.study.repeats):
             for trial in trials:
                 config = trial.user_attrs.get("config")

@@ -48,7 +48,7 @@ def pruner(study: Study) -> optuna.pruners.BasePruner | None:
     settings = study.pruner
     if settings["name"] == "median":
         return optuna.pruners.MedianPruner(
-            n_startup_trials=settings["startup_trials"], n_warmup_steps=settings["warmup_epochs"]
+            n_startup_trials=settings["startup_trials"], n_warmup_steps=settings["warmup_epochs"] + 1
         )
     if settings["name"] == "successive-halving":
         return optuna.pruners.SuccessiveHalvingPruner(

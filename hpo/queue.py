@@ -230,8 +230,10 @@ class Queue:
             return [StudyRow(**row) for row in rows.mappings()]
 
     def put_jobs(self, study: str, jobs: Iterable[Mapping[str, Any]]) -> None:
-        """Insert jobs {kind, number, repeat, config, cost, spec} that are not there yet."""
-        rows = [{"study": study, **job, "spec": _json(job["spec"]) if job["spec"] else None} for job in jobs]
+        """Insert jobs {kind, number, repeat (default 0), config, cost, spec} that are not there yet."""
+        rows = [
+            {"study": study, "repeat": 0, **job, "spec": _json(job["spec"]) if job["spec"] else None} for job in jobs
+        ]
         with self._transaction() as connection:
             connection.execute(
                 text("""

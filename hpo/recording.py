@@ -90,7 +90,7 @@ def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -
     run_id = shown.run(current)
     curve = dict(shown.queue.curve(job.id))
     assert job.spec is not None
-    epochs = found["epochs"]  # fewer than planned when patience was over
+    epochs = found.get("epochs", job.spec["training"]["epochs"])  # fewer than planned when patience was over
     if sorted(curve) != list(range(1, epochs + 1)):
         raise ValueError(f"the curve has {len(curve)} of {epochs} epochs")
     folder = Path(found["folder"])

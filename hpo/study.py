@@ -311,6 +311,8 @@ def _fits(table: Mapping[str, Any], key: str) -> bool:
     """Whether an override of this key makes sense for a study that it was not meant for alone."""
     where, _, inner = key.partition(".")
     space = table.get("space", {})
+    if key in ("starts_from", "report_by"):
+        return key in table
     if where == "space":
         return inner.partition(".")[0] in space
     if where == "model":
