@@ -18,7 +18,7 @@ class Settings:
     trainers: int  # training processes of one worker; 0 means one per core
     lease: float  # seconds a claimed trial is ours without renewal; renewed six times as often
     checkpoint_interval: float  # seconds between checkpoints of a running trial
-    hang_timeout: float  # seconds without an epoch after which a trainer is ended
+    hang_timeout: float  # seconds without progress after which a trainer is ended
 
     @property
     def embedded(self) -> bool:

@@ -22,6 +22,7 @@ Emit = Callable[..., None]
 
 CHECKPOINT_SHARE = 0.01  # of the time may go into checkpoints
 PROBE_BATCHES = 4  # timed for an estimate
+ALIVE_INTERVAL = 10.0  # seconds between two signs of life within an epoch: one of a large network takes minutes
 
 
 def main() -> None:
@@ -81,8 +82,8 @@ def train(
 ) -> None:
     """Train one trial and leave its model in `folder`/model. `start` is the folder of the model it begins with.
 
-    Events: started, epoch, checkpoint; then one of trained, returned (stopped; a checkpoint came before if there is
-    an epoch to keep), diverged.
+    Events: started, alive, epoch, checkpoint; then one of trained, returned (stopped; a checkpoint came before if there
+    is an epoch to keep), diverged.
     """
     from hpo.packaging import package
     from models import metrics, specs
@@ -126,9 +127,18 @@ def train(
         emit("checkpoint", path=str(path), epoch=kept, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
         return time.monotonic() - begin
 
+    shown = time.monotonic()
+
+    def asked_to_stop() -> bool:
+        nonlocal shown
+        if time.monotonic() - shown > ALIVE_INTERVAL:
+            emit("alive")
+            shown = time.monotonic()
+        return stop.is_set()
+
     pause, last = checkpoint_interval, time.monotonic()
     try:
-        for epoch in training.epochs(stop.is_set):
+        for epoch in training.epochs(asked_to_stop):
             emit("epoch", number=epoch.number, at=time.time_ns() // 1_000_000, metrics=epoch.metrics)
             if time.monotonic() - last >= pause and epoch.number < settings.epochs:
                 pause = max(checkpoint_interval, keep() / CHECKPOINT_SHARE)

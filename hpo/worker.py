@@ -304,6 +304,9 @@ class Supervisor:
         if epoch:
             log.info("%s goes on after epoch %d", mirror.title(job), epoch)
 
+    def _on_alive(self, trainer: Trainer, job: Job) -> None:
+        """An epoch takes long; that something came is all that counts."""
+
     def _on_epoch(self, trainer: Trainer, job: Job, *, number: int, at: int, metrics: dict[str, float]) -> None:
         self.holdings.put_epoch(job, (number, at, metrics))
 
