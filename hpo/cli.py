@@ -380,6 +380,7 @@ def _study_summary(queue: "Queue", row: "StudyRow") -> dict[str, Any]:
         "trials": len(trials),
         "done": sum(job.state == "done" for job in trials),
         "failed": sum(job.state in ("dead", "diverged") for job in trials),
+        "pruned": sum(job.state == "pruned" for job in trials),
         "best_val_nmse": best[0].result["best_val_nmse"] if best and best[0].result else None,
         "data": row.facts["data"]["name"],
         "identity": row.identity,
@@ -399,6 +400,7 @@ def trials(options: argparse.Namespace) -> int:
     listed = [
         {
             "number": job.number,
+            "repeat": job.repeat,
             "config": job.config,
             "state": job.state,
             "params": (job.spec or {}).get("point", {}),

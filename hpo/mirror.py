@@ -123,7 +123,8 @@ class Mirror:
 
 def title(job: Job) -> str:
     """What messages call it: `trial 7 of grid`."""
-    return f"closing of {job.study}" if job.kind == "closing" else f"trial {job.number} of {job.study}"
+    again = f", repeat {job.repeat}" if job.repeat else ""
+    return f"closing of {job.study}" if job.kind == "closing" else f"trial {job.number} of {job.study}{again}"
 
 
 def first_line(error: Exception) -> str:

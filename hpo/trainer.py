@@ -258,7 +258,7 @@ def score(emit: Emit, stop: threading.Event, *, folder: str, data: str, predicti
 
 
 def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], data: str) -> None:
-    """Time a few batches of each trial, on random weights: they cost what others do.
+    """Time a few batches of each trial; weights that are not on this machine are replaced by random ones, as costly.
 
     Event for each: probed {index, parameters, seconds of one epoch, once (seconds before the first: what a frozen
     backbone sees, say), memory (GB this process has needed so far)}.
@@ -274,6 +274,7 @@ def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], dat
         count = min(len(parts.train), PROBE_BATCHES * settings.batch_size)
         share = count / len(parts.train)
         some, others = parts.train[:count], parts.validation[: max(1, round(share * len(parts.validation)))]
+        initial = _initial(spec, None) if spec.get("weights", {}).get("sha256") else None
         begin = time.monotonic()
         training = Training(
             model_specs.from_dict(spec["model"]),
@@ -281,10 +282,12 @@ def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], dat
             train=(dataset.images[some], dataset.targets[some]),
             validation=(dataset.images[others], dataset.targets[others]),
             seed=spec["seed"],
+            initial=initial,
         )
         once = (time.monotonic() - begin) / share
         seconds = [epoch.metrics["seconds"] for epoch in training.epochs()][-1]  # the first one warms up
         parameters = model_specs.parameter_count(training.network)
+        training.state()  # what a checkpoint needs counts, too
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
         emit("probed", index=index, parameters=parameters, seconds=seconds / share, once=once, memory=peak)
     emit("finished")

@@ -183,11 +183,13 @@ def test_two_trainings_at_once_compute_the_features_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("backbone", "trainable"), [("densenet121", "all"), ("resnet50", "head")])
 def test_a_resumed_transfer_training_repeats_every_bit_batch_norms_included(tmp_path, backbone, trainable):
     which, short = spec(backbone, trainable), TrainingSpec(epochs=2, batch_size=8, learning_rate=1e-3)
-    whole = training(which, short)
+    torch.manual_seed(SEED + 1)
+    initial = build(which, (1, 32, 32), 2).state_dict()  # pretrained, say: a frozen one is in no checkpoint
+    whole = training(which, short, initial=initial)
     expected = [numbers(epoch) for epoch in whole.epochs()]
     found, state = [], None
     for batches in (4, None):  # of three an epoch: in the second
-        part = training(which, short, state=state)
+        part = training(which, short, initial=initial, state=state)
         asked = itertools.count()
         try:
             for epoch in part.epochs(None if batches is None else lambda n=batches, a=asked: next(a) >= n):
@@ -217,10 +219,10 @@ def test_the_regressor_handed_out_is_the_whole_network_of_the_best_epoch_and_sur
 
 
 def test_fine_tuning_begins_with_the_network_it_is_given():
-    head = training(spec("resnet50"), TrainingSpec(epochs=1, batch_size=8))
+    head = training(spec(), TrainingSpec(epochs=1, batch_size=8))
     list(head.epochs())
     initial = head.best_regressor().network.state_dict()
-    one = training(spec("resnet50", "all"), initial=initial, seed=SEED + 1)
+    one = training(spec(trainable="all"), initial=initial, seed=SEED + 1)
     for name, tensor in one.network.state_dict().items():
         assert torch.equal(tensor, initial[name]), name
     assert all(not tensor.any() for name, tensor in one.state().tensors.items() if name.startswith("adam."))
@@ -237,7 +239,7 @@ def test_training_stops_when_patience_is_over_and_stays_stopped():
 
 
 def test_bf16_training_is_evaluated_in_full_precision():
-    half = TrainingSpec(epochs=2, batch_size=8, precision="bf16")
+    half = TrainingSpec(epochs=1, batch_size=8, precision="bf16")
     one = training(spec(trainable="all"), half)
     epochs = list(one.epochs())
     found = scores(predict(one.last_regressor(), VALIDATION[0]), VALIDATION[1], train_variance=TRAIN[1].var(axis=0))
