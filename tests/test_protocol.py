@@ -112,6 +112,10 @@ def test_pretrained_weights_are_asked_for_brought_and_part_of_the_study(
     run = MlflowClient(tracking_uri).get_run(job.run_id)
     assert run.data.params["weights.sha256"] == sha256_of(brought) and run.data.tags["hpo.weights"] == "ImageNet"
 
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "another machine"))
+    assert cli.main(["worker", "--study", row.name]) == 1
+    assert f"expected {tmp_path / 'another machine'}" in capsys.readouterr().err
+
 
 @pytest.mark.acceptance
 def test_a_pruned_study_closes_and_says_how_many_trials_it_ended(shell, data):
