@@ -234,13 +234,9 @@ def run(options: argparse.Namespace) -> int:
         codes.append(_run_one(plan, options, read, found, queue, console))
         if codes[-1] == 130:
             break
-    closed = []
-    for plan in plans:
-        ended = next((job.result for job in queue.jobs(plan.name) if job.kind == "closing" and job.result), None)
-        if ended is not None:
-            closed.append((queue.study(plan.name), ended))
-    if len(plans) > 1 and len(closed) == len(plans):
-        console.print(report.comparison(closed))
+    if len(plans) > 1 and max(codes) == 0:
+        closings = {plan.name: job.result for plan in plans for job in queue.jobs(plan.name) if job.kind == "closing"}
+        console.print(report.comparison([(queue.study(name), ended or {}) for name, ended in closings.items()]))
     if started:
         console.print("Postgres and the MLflow server keep running (`hpo down` stops them). For a notebook:")
         console.print(services.export_lines(found), soft_wrap=True)
@@ -266,17 +262,12 @@ def _run_one(
     for name, link in links.items():
         console.print(f"  {name}: {link}", soft_wrap=True)
     closed = _work(read, found, row.name, options, console)
-    jobs = queue.jobs(row.name)
-    if closed:
-        program, image = _program(), _near(plan.folder / plan.dataset.names[0])
-        report.show_result(console, row, jobs, links, program=program, image=image)
-    else:
-        trials = [job for job in jobs if job.kind == "trial"]
-        done = sum(job.state == "done" for job in trials)
-        console.print(f"Stopped: {done} of {len(trials)} trials are done and kept. The same command goes on.")
-    if queue.closing_state(row.name) == "dead":
-        return 1
-    return 0 if closed else 130
+    if not closed:  # the database may be away: it is not asked again
+        console.print("Stopped: what is done is kept. The same command goes on.")
+        return 130
+    program, image = _program(), _near(plan.folder / plan.dataset.names[0])
+    report.show_result(console, row, queue.jobs(row.name), links, program=program, image=image)
+    return 1 if queue.closing_state(row.name) == "dead" else 0
 
 
 def _fetch_weights(chosen: "list[Study]") -> None:

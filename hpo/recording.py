@@ -108,6 +108,7 @@ def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -
         "last_val_nmse": last["val/nmse"],
         "last_val_mse": last["val/mse"],
         "seconds": sum(metrics["seconds"] for metrics in curve.values()),
+        "epochs": epochs,
         "target_names": shown.study.facts["data"]["target_names"],
         "model_id": model.model_id,
         "files": model.sha256,

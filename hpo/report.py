@@ -137,7 +137,7 @@ def comparison(closed: list[tuple[StudyRow, dict[str, Any]]]) -> Table:
         table.add_column(name, justify="left" if name in ("model", "weights", "split") else "right")
     entries: list[tuple[list[str], dict[str, Any]]] = []
     for row, ended in closed:
-        for group in ended["groups"]:
+        for group in ended.get("groups", []):
             name = f"{row.name} {point_text(group['point'])}".strip()
             verdict = "" if group["verdict"] == "good" else f"\n  {group['verdict']}"
             weights = group["weights"] or "from scratch"

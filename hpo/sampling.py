@@ -119,7 +119,7 @@ def show(store: optuna.storages.RDBStorage, name: str, job: Job, repeats: Sequen
 
     Of a point trained several times `repeats` are all the jobs: its value is their mean, and it ends with the last.
     """
-    shown, value = _together(repeats)
+    shown, value = together(repeats)
     study_id = store.get_study_id_from_name(name)
     trial_id = store.get_trial_id_from_study_id_trial_number(study_id, job.number)
     trial, state = store.get_trial(trial_id), STATES[shown]
@@ -133,7 +133,7 @@ def show(store: optuna.storages.RDBStorage, name: str, job: Job, repeats: Sequen
     )
 
 
-def _together(repeats: Sequence[Job]) -> tuple[str, float | None]:
+def together(repeats: Sequence[Job]) -> tuple[str, float | None]:
     """The state and value of a point, from those of its repeats."""
     states = [job.state for job in repeats]
     if "running" in states or "waiting" in states:

@@ -38,7 +38,7 @@ class TransferNet(nn.Module):
             (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(values)
         self.backbone = backbone(spec.backbone).requires_grad_(not self.frozen)
         for name, numbers in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            self.register_buffer(name, torch.tensor(numbers).view(1, 3, 1, 1), persistent=False)
+            self.register_buffer(name, torch.tensor(numbers).view(1, 3, 1, 1))
 
     def train(self, mode: bool = True) -> "TransferNet":
         super().train(mode)
