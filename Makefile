@@ -10,12 +10,12 @@ run: $(VENV)/installed
 	@$(BIN)/hpo run --study $(STUDY) $(ARGS)
 
 test: $(VENV)/installed-dev
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 -m "not apt and not root and not slow" $(ARGS)
-	@echo "Left out: the tests marked apt (packages of the system), root and slow. make test-full runs them."
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 -m "not slow and not apt and not root" $(ARGS)
+	@echo "Left out: the tests marked slow, apt (packages of the system) and root. make test-full runs them."
 
 test-full: $(VENV)/installed-dev
 	@sh tests/system-packages
-	@$(BIN)/python -m pytest --durations=5 -m "apt or root or slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 -m "slow or apt or root" $(ARGS)
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff format --check .
