@@ -1,12 +1,13 @@
 # The two commands of README: `make run` and `make test`. Both set up .venv first.
 PYTHON ?= python3
+STUDY ?= grid
 VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: run test test-full lint clean
 
 run: $(VENV)/installed
-	@$(BIN)/hpo run --study grid $(ARGS)
+	@$(BIN)/hpo run --study $(STUDY) $(ARGS)
 
 test: $(VENV)/installed-dev
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 -m "not slow and not apt and not root" $(ARGS)

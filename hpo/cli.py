@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from hpo.queue import Queue, StudyRow
     from hpo.services import Services
     from hpo.settings import Settings
+    from hpo.study import Study
 
+GPU = Path("/dev/nvidiactl")  # there when the driver of an NVIDIA GPU is
+LONG = 3600.0  # seconds of fine-tuning that deserve a word
 WATCH_INTERVAL = 2.0  # seconds
 
 
@@ -123,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             metavar="KEY=VALUE",
-            help="override any key of the study file; repeatable",
+            help="override any key of the study file; STUDY:KEY=VALUE one study of a sequence; repeatable",
         )
 
     def as_json(to: argparse.ArgumentParser) -> None:
@@ -134,9 +137,21 @@ def parser() -> argparse.ArgumentParser:
             "--trainers", type=int, metavar="N", help="training processes (default: HPO_TRAINERS, or one per core)"
         )
 
+    def device(to: argparse.ArgumentParser) -> None:
+        to.add_argument(
+            "--device",
+            choices=("cpu", "auto", "cuda"),
+            default="cpu",
+            help="where to train: auto takes a GPU if there is one, with one trainer by default (default: cpu)",
+        )
+
     it = command("run", run, "Plan a study, train it to its end, promote its best model. Goes on where it stopped.")
     study_options(it)
     trainers(it)
+    device(it)
+    it.add_argument(
+        "--with-prerequisites", action="store_true", help="first run the study that this one starts from, if need be"
+    )
     it.add_argument("--retry", action="store_true", help="train trials that are dead again, and close again")
     it.add_argument("--dry-run", action="store_true", help="print the plan and a time estimate; leave nothing behind")
 
@@ -144,6 +159,7 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--study", required=True, metavar="NAME", help="name of a planned study, as `hpo studies` lists it")
     it.add_argument("--once", action="store_true", help="end after one trial")
     trainers(it)
+    device(it)
 
     command("up", up, "Start the embedded Postgres and MLflow server, or say where they are.")
     command("down", down, "Stop the embedded Postgres and MLflow server.")
@@ -181,6 +197,8 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--study", metavar="NAME", help="only this study (default: all)")
     it.add_argument("--fix", action="store_true", help="mend what can be mended; safe on a running study")
     as_json(it)
+    it = command("weights", weights, "List pretrained weights; fetch those that are missing, or take files from hand.")
+    it.add_argument("files", metavar="FILE", type=Path, nargs="*", help="torchvision's file, brought by hand")
 
     it = command("data", None, "Make a labelled data set, or check a folder.")
     data_commands = it.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
@@ -201,51 +219,87 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Plan, train, close, show."""
+    """Plan, train, close, show; one study after the other."""
     from hpo import planning, report, services, settings
     from hpo.queue import Queue
 
-    read = settings.read()
-    plan = planning.prepare(_study(options))
+    read, chosen = settings.read(), _studies(options)
     console = report.console()
     if options.dry_run:
-        return _dry_run(plan, read, _trainers(options.trainers, read))
+        plans = [planning.prepare(each, trial_run=True) for each in chosen]
+        return _dry_run(plans, read, _trainers(options, read))
+    _fetch_weights(chosen)
+    plans = [planning.prepare(each) for each in chosen]
     found, started = services.up(read, report=lambda line: print(line, file=sys.stderr))
     queue = Queue(found.database_url)
     queue.install()
+    codes = []
+    for plan in plans:
+        codes.append(_run_one(plan, options, read, found, queue, console))
+        if codes[-1] == 130:
+            break
+    if len(plans) > 1 and max(codes) == 0:
+        closings = {plan.name: job.result for plan in plans for job in queue.jobs(plan.name) if job.kind == "closing"}
+        console.print(report.comparison([(queue.study(name), ended or {}) for name, ended in closings.items()]))
+    if started:
+        console.print("Postgres and the MLflow server keep running (`hpo down` stops them). For a notebook:")
+        console.print(services.export_lines(found), soft_wrap=True)
+    return max(codes)
+
+
+def _run_one(
+    plan: "Plan", options: argparse.Namespace, read: "Settings", found: "Services", queue: "Queue", console: Any
+) -> int:
+    from hpo import planning, report
     from hpo.tracking import Tracker
 
     tracker = Tracker(found.tracking_uri)
     row = planning.plan(plan, queue, tracker, read, found.database_url)
     queue.revive(row.name, trials=options.retry)
     links = _links(tracker, row)
+    bare = ", NOT PRETRAINED" if plan.study.at_random else ""
     console.print(
-        f"Study {row.name}: {plan.study.trials} trials, data set {row.facts['data']['name']}, seed {plan.study.seed}."
+        f"Study {row.name}: {plan.study.trials} trials, data set {row.facts['data']['name']}, seed "
+        f"{plan.study.seed}{bare}."
     )
     for name, link in links.items():
         console.print(f"  {name}: {link}", soft_wrap=True)
-    closed = _work(read, found, row.name, options.trainers, console)
-    if closed:
-        program, image = _program(), _near(plan.folder / plan.dataset.names[0])
-        report.show_result(console, row, queue.jobs(row.name), links, program=program, image=image)
-    else:  # the database may be away: it is not asked again
+    closed = _work(read, found, row.name, options, console)
+    if not closed:  # the database may be away: it is not asked again
         console.print("Stopped: what is done is kept. The same command goes on.")
-    if started:
-        console.print("Postgres and the MLflow server keep running (`hpo down` stops them). For a notebook:")
-        console.print(services.export_lines(found), soft_wrap=True)
-    if not closed:
         return 130
+    program, image = _program(), _near(plan.folder / plan.dataset.names[0])
+    report.show_result(console, row, queue.jobs(row.name), links, program=program, image=image)
     return 1 if queue.closing_state(row.name) == "dead" else 0
 
 
+def _fetch_weights(chosen: "list[Study]") -> None:
+    """Fetch the pretrained weights that studies need and this machine lacks."""
+    from models import weights as pretrained
+
+    for backbone in dict.fromkeys(backbone for each in chosen for backbone in each.pretrained()):
+        if pretrained.absent(pretrained.FILES[backbone]):
+            print(f"Fetching {pretrained.SOURCE}{pretrained.FILES[backbone]} …", file=sys.stderr)
+            pretrained.fetch(backbone)
+
+
 def _work(
-    read: "Settings", found: "Services", name: str, trainers: int | None, console: Any, *, once: bool = False
+    read: "Settings",
+    found: "Services",
+    name: str,
+    options: argparse.Namespace,
+    console: Any,
+    *,
+    once: bool = False,
 ) -> bool | None:
     """Work on a study under a display; whether it was closed, None if a signal ended the work before."""
     from hpo.display import Display, Progress
     from hpo.worker import Supervisor
 
-    supervisor = Supervisor(read, found.database_url, found.tracking_uri, name, trainers=_trainers(trainers, read))
+    trainers = _trainers(options, read)
+    supervisor = Supervisor(
+        read, found.database_url, found.tracking_uri, name, trainers=trainers, device=options.device
+    )
     if console.is_terminal:
         logging.getLogger("hpo").setLevel(logging.WARNING)  # the display shows the events
     with Display(Progress(supervisor.queue, supervisor.row), console) as display:
@@ -269,7 +323,7 @@ def worker(options: argparse.Namespace) -> int:
     read, found, queue = _connect()
     while not queue.study(options.study).facts.get("planned"):
         time.sleep(WATCH_INTERVAL)  # somebody is planning it right now
-    closed = _work(read, found, options.study, options.trainers, report.console(), once=options.once)
+    closed = _work(read, found, options.study, options, report.console(), once=options.once)
     if closed and queue.closing_state(options.study) == "dead":
         raise ServiceError(
             f"Closing {options.study} failed; `hpo run` tries it again, `hpo promote` says why it failed."
@@ -321,6 +375,7 @@ def _study_summary(queue: "Queue", row: "StudyRow") -> dict[str, Any]:
         "trials": len(trials),
         "done": sum(job.state == "done" for job in trials),
         "failed": sum(job.state in ("dead", "diverged") for job in trials),
+        "pruned": sum(job.state == "pruned" for job in trials),
         "best_val_nmse": best[0].result["best_val_nmse"] if best and best[0].result else None,
         "data": row.facts["data"]["name"],
         "identity": row.identity,
@@ -340,6 +395,7 @@ def trials(options: argparse.Namespace) -> int:
     listed = [
         {
             "number": job.number,
+            "repeat": job.repeat,
             "config": job.config,
             "state": job.state,
             "params": (job.spec or {}).get("point", {}),
@@ -419,81 +475,121 @@ def status(options: argparse.Namespace) -> int:
     return 0
 
 
-def _dry_run(plan: "Plan", read: "Settings", trainers: int) -> int:
-    """Print the plan: points, parameters, measured time, what is done. Writes nothing but a temporary file."""
-    import tempfile
+def _dry_run(plans: "list[Plan]", read: "Settings", trainers: int) -> int:
+    """Print the plans: points, parameters, measured time, what is done. Writes nothing but a temporary file."""
+    from hpo import report
+    from hpo.display import duration
 
+    console = report.console()
+    times, memory = [], 0.0
+    for plan in plans:
+        seconds, needed = _show_plan(plan, read, trainers, console)
+        times.append(seconds)
+        memory = max(memory, needed)
+    total = sum(times) / trainers
+    missing = [file["name"] for plan in plans for file in plan.weights.values() if not file["sha256"]]
+    for name in dict.fromkeys(missing):
+        console.print(f"The pretrained weights {name} are not on this machine yet: `hpo weights` fetches them.")
+    if memory:
+        console.print(
+            f"About {duration(total)} with {trainers} trainers, from a few batches of "
+            f"each network on one core; up to {memory:.1f} GB of memory a trainer."
+        )
+    if total > LONG and any(plan.study.model.get("trainable") == "all" for plan in plans):
+        console.print(
+            "Fine-tuning takes hours on a CPU: `--device auto` trains on a GPU if there is one, and Ctrl-C keeps "
+            "everything."
+        )
+    console.print("Nothing was started or written.")
+    return 0
+
+
+def _show_plan(plan: "Plan", read: "Settings", trainers: int, console: Any) -> tuple[float, float]:
+    """Print one plan; seconds of training that are left, and GB of memory a trainer needs."""
     from rich.table import Table
 
-    from data_pipeline.dataset import save_npz
-    from hpo import report, services
+    from hpo import services
     from hpo.display import duration
     from hpo.mirror import number_text
     from hpo.queue import ENDED, Job, Queue
     from hpo.study import conflict
-    from hpo.trainers import Trainer
 
-    known: dict[int | None, Job] = {}
+    known: dict[tuple[int | None, int], Job] = {}
     found = services.running(read)
-    if found is not None:
+    if found is not None and all(file["sha256"] for file in plan.weights.values()):
         queue = Queue(found.database_url)
         rows = {row.name: row for row in queue.studies()} if queue.installed() else {}
         if plan.name in rows:
             if rows[plan.name].identity != plan.identity:
                 raise conflict(plan.name, rows[plan.name].spec, plan.canonical)
-            known = {job.config: job for job in queue.jobs(plan.name) if job.kind == "trial"}
+            known = {(job.config, job.repeat): job for job in queue.jobs(plan.name) if job.kind == "trial"}
+    repeats = plan.study.repeats
     specs = [spec for spec, _ in plan.specs()]
-    probed: dict[int, dict[str, Any]] = {}
-    if specs:
-        with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("wb") as log:
-            data = Path(folder, "data.npz")
-            save_npz(plan.dataset, data)
-            trainer = Trainer(log)
-            try:
-                trainer.send("probe", specs=specs, data=str(data))
-                finished = False
-                while not finished and not trainer.closed:
-                    for event in trainer.events():
-                        if event["event"] == "probed":
-                            probed[event["index"]] = event
-                            _progress(f"measuring {len(probed)} of {len(specs)}")
-                        finished = finished or event["event"] in ("finished", "failed")
-                    time.sleep(0.05)
-            finally:
-                trainer.kill()
-                trainer.close()
-            _progress("")
-            if len(probed) < len(specs):
-                raise ServiceError(f"The probe failed: {Path(folder, 'log').read_text(errors='replace')[-2000:]}")
-    table = Table(title=f"Plan of {plan.name}: {plan.study.trials} trials", title_justify="left")
+    specs = specs[: len(specs) // repeats]  # another seed costs the same
+    probed = _probe(plan, specs) if specs else {}
+    bare = ", NOT PRETRAINED" if plan.study.at_random else ""
+    each = f", each {repeats} times" if repeats > 1 else ""
+    table = Table(title=f"Plan of {plan.name}: {plan.study.trials} trials{each}{bare}", title_justify="left")
     names = list(plan.study.space)
-    for name in ("config", *names, "parameters", "seconds an epoch", "time", "state"):
+    for name in ("config", *names, "parameters", "trainable", "seconds an epoch", "time", "state"):
         table.add_column(name, justify="right")
     total = 0.0
     for index, spec in enumerate(specs):
-        seconds = probed[index]["seconds"]
-        time_needed = seconds * spec["training"]["epochs"]
-        job = known.get(index)
-        if job is None or job.state not in ENDED:
-            total += seconds * (spec["training"]["epochs"] - (job.epochs if job else 0))
-        state = job.state if job else "to do"
+        seconds, once, epochs = probed[index]["seconds"], probed[index]["once"], spec["training"]["epochs"]
+        jobs = [known.get((index, repeat)) for repeat in range(repeats)]
+        for job in jobs:
+            if job is None or job.state not in ENDED:
+                total += once + seconds * (epochs - (job.epochs if job else 0))
+        states = dict.fromkeys(job.state if job else "to do" for job in jobs)
         cells = [number_text(spec["point"][name]) for name in names]
         table.add_row(
-            str(index), *cells, f"{probed[index]['parameters']:,}", f"{seconds:.3f}", duration(time_needed), state
+            str(index),
+            *cells,
+            f"{spec['parameters']:,}",
+            f"{spec['trainable_parameters']:,}",
+            f"{seconds:.3f}",
+            duration(repeats * (once + seconds * epochs)),
+            ", ".join(states),
         )
-    console = report.console()
     if specs:
         console.print(table)
-        console.print(
-            f"About {duration(total / trainers)} with {trainers} trainers, from a few batches of "
-            "each network on one core. Nothing was started or written."
-        )
     else:
         console.print(
-            f"Plan of {plan.name}: {plan.study.trials} trials chosen by the sampler '{plan.study.sampler}' from "
-            f"{', '.join(names)}. Nothing was started or written."
+            f"Plan of {plan.name}: {plan.study.trials} trials{each} chosen by the sampler '{plan.study.sampler}' from "
+            f"{', '.join(names)}{bare}."
         )
-    return 0
+    return total, max((each["memory"] for each in probed.values()), default=0.0)
+
+
+def _probe(plan: "Plan", specs: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """What a trainer measures of each specification. Raises ServiceError."""
+    import tempfile
+
+    from data_pipeline.dataset import save_npz
+    from hpo.trainers import Trainer
+
+    probed: dict[int, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("wb") as log:
+        data = Path(folder, "data.npz")
+        save_npz(plan.dataset, data)
+        trainer = Trainer(log)
+        try:
+            trainer.send("probe", specs=specs, data=str(data))
+            finished = False
+            while not finished and not trainer.closed:
+                for event in trainer.events():
+                    if event["event"] == "probed":
+                        probed[event["index"]] = event
+                        _progress(f"measuring {len(probed)} of {len(specs)}")
+                    finished = finished or event["event"] in ("finished", "failed")
+                time.sleep(0.05)
+        finally:
+            trainer.kill()
+            trainer.close()
+        _progress("")
+        if len(probed) < len(specs):
+            raise ServiceError(f"The probe failed: {Path(folder, 'log').read_text(errors='replace')[-2000:]}")
+    return probed
 
 
 # Models
@@ -658,6 +754,34 @@ def doctor(options: argparse.Namespace) -> int:
     return 1 if findings else 0
 
 
+def weights(options: argparse.Namespace) -> int:
+    """List, fetch, or take over files of pretrained weights; exit code 1 if one is missing in the end."""
+    from models import weights as pretrained
+
+    for file in options.files:
+        print(f"{file}: good, now {pretrained.adopt(file)}.")
+    print(f"Pretrained weights in {pretrained.folder()}:")
+    failures = []
+    for backbone, name in pretrained.FILES.items():
+        state = "here, its hash is right"
+        try:
+            if pretrained.absent(name):
+                if options.files:  # whoever brings files has no connection
+                    state = "missing"
+                else:
+                    pretrained.fetch(backbone)
+                    state = "fetched, its hash is right"
+            else:
+                pretrained.find(name)
+        except ValueError as error:  # SpecError: the others are looked at all the same
+            state = "missing or damaged"
+            failures.append(str(error))
+        print(f"  {backbone:12} {name:26} {state}")
+    for failure in failures:
+        print(f"hpo: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
 def data_make(options: argparse.Namespace) -> int:
     from data_pipeline import synthesize
     from hpo.display import duration
@@ -687,7 +811,8 @@ def data_check(options: argparse.Namespace) -> int:
 # Shared
 
 
-def _study(options: argparse.Namespace) -> Any:
+def _studies(options: argparse.Namespace) -> "list[Study]":
+    """What the options of `hpo run` name, overrides applied."""
     from hpo import study
 
     overrides = list(options.set)
@@ -697,7 +822,7 @@ def _study(options: argparse.Namespace) -> Any:
         overrides.append(f"seed={options.seed}")
     if options.data is not None:
         overrides.append(f"data.path={json.dumps(str(options.data))}")
-    return study.load(options.study, overrides)
+    return study.load_all(options.study, overrides, prerequisites=options.with_prerequisites)
 
 
 def _connect() -> "tuple[Settings, Services, Queue]":
@@ -716,10 +841,11 @@ def _connect() -> "tuple[Settings, Services, Queue]":
     return read, found, queue
 
 
-def _trainers(given: int | None, read: "Settings") -> int:
-    if given is not None and given < 1:
-        raise ServiceError(f"--trainers: expected at least 1, found {given}.")
-    return given or read.trainer_count
+def _trainers(options: argparse.Namespace, read: "Settings") -> int:
+    if options.trainers is not None and options.trainers < 1:
+        raise ServiceError(f"--trainers: expected at least 1, found {options.trainers}.")
+    on_gpu = options.device != "cpu" and GPU.exists()
+    return options.trainers or read.trainers or (1 if on_gpu else read.trainer_count)
 
 
 def _links(tracker: Any, row: "StudyRow") -> dict[str, str]:

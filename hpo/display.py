@@ -90,6 +90,7 @@ class Progress:
             f"{len(self.running)} running",
             f"{self.count('waiting')} waiting",
             f"{self.count('dead', 'diverged')} failed",
+            *([f"{self.count('pruned')} pruned"] if self.count("pruned") else []),
             f"{self.rate:.1f} epochs/s",
         ]
         if self.best is not None:
@@ -101,7 +102,7 @@ class Progress:
         """The progress for programs."""
         return {
             "study": self.study.name,
-            **{state: self.count(state) for state in ("waiting", "running", "done", "diverged", "dead")},
+            **{state: self.count(state) for state in ("waiting", "running", "done", "diverged", "pruned", "dead")},
             "epochs": self.epochs,
             "seconds_left": self.seconds_left,
             "best_val_nmse": self.best[0] if self.best else None,
@@ -115,7 +116,8 @@ class Progress:
             Text(self.study.name, style="bold"),
             ProgressBar(total=planned, completed=min(planned, self.epochs), width=32),
             f"{self.count('done')} of {len(self.jobs)} trials done, {self.count('waiting')} waiting, "
-            f"{self.count('dead', 'diverged')} failed",
+            f"{self.count('dead', 'diverged')} failed"
+            + (f", {self.count('pruned')} pruned" if self.count("pruned") else ""),
             f"{self.rate:.1f} epochs/s",
             f"{duration(self.seconds_left)} left" if self.seconds_left is not None else "time left: measuring",
         )

@@ -144,7 +144,7 @@ def _models(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
 
 def _checkpoints(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
     for job in jobs:
-        if job.state not in ("done", "diverged") or job.run_id is None:
+        if job.state not in ("done", "diverged", "pruned") or job.run_id is None:
             continue  # a dead one may be tried again from there
         if left := shown.tracker.files(job.run_id, "checkpoints"):
             yield Finding(

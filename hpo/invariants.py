@@ -40,7 +40,7 @@ def check(shown: Mirror, *, grace: float = 0.0, models: bool = True) -> list[Vio
     late = {job.id for job in shown.queue.unmirrored(shown.study.name, older_than=grace)}
     abandoned = set(shown.queue.expired(shown.study.name, lease=grace))
     try:
-        seen = _Seen(shown)
+        seen = _Seen(shown, before)
     except KeyError:
         return [_violation(shown, "I1", "Optuna has no such study: somebody deleted it there")]
     after = {job.id: job for job in shown.queue.jobs(shown.study.name)}
@@ -60,7 +60,10 @@ def check(shown: Mirror, *, grace: float = 0.0, models: bool = True) -> list[Vio
 class _Seen:
     """A study as Optuna and MLflow show it, read once."""
 
-    def __init__(self, shown: Mirror) -> None:
+    def __init__(self, shown: Mirror, jobs: list[Job]) -> None:
+        self.repeats: dict[int, list[Job]] = {}  # by number
+        for job in jobs:
+            self.repeats.setdefault(job.number, []).append(job)
         experiment = shown.study.facts["experiment_id"]
         study_id = shown.store.get_study_id_from_name(shown.study.name)
         self.trials = {trial.number: trial for trial in shown.store.get_all_trials(study_id, deepcopy=False)}
@@ -99,7 +102,7 @@ def _planned(shown: Mirror, jobs: list[Job], seen: _Seen) -> Iterator[str]:
 def _trial(shown: Mirror, job: Job, seen: _Seen) -> Iterator[Violation]:
     for rule, what in (
         *(("I1", what) for what in _result(job)),
-        *_optuna(job, seen.trials.get(job.number)),
+        *_optuna(seen.repeats[job.number], seen.trials.get(job.number)),
         *_mlflow(job, seen),
         *(("I2", what) for what in _curve(shown, job)),
     ):
@@ -117,15 +120,16 @@ def _result(job: Job) -> Iterator[str]:
         yield f"is dead after {job.attempt} of {ATTEMPTS} attempts"
 
 
-def _optuna(job: Job, trial: optuna.trial.FrozenTrial | None) -> Iterator[tuple[str, str]]:
-    if trial is None or job.spec is None:
+def _optuna(repeats: list[Job], trial: optuna.trial.FrozenTrial | None) -> Iterator[tuple[str, str]]:
+    if trial is None or repeats[0].spec is None or not all(job.mirrored for job in repeats):
         return
-    expected = sampling.STATES[job.state]
+    state, value = sampling.together(repeats)
+    expected = sampling.STATES[state]
     if trial.state != expected:
         rule = "I3" if trial.state == TrialState.RUNNING else "I1"
         yield rule, f"expected {expected.name} in Optuna, found {trial.state.name}"
-    elif job.state == "done" and job.result and trial.value != job.result["best_val_nmse"]:
-        yield "I1", f"expected the value {job.result['best_val_nmse']} in Optuna, found {trial.value}"
+    elif state == "done" and trial.value != value:
+        yield "I1", f"expected the value {value} in Optuna, found {trial.value}"
 
 
 def _mlflow(job: Job, seen: _Seen) -> Iterator[tuple[str, str]]:

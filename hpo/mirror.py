@@ -18,6 +18,7 @@ import optuna
 
 from hpo import crash, sampling
 from hpo.queue import DatabaseLost, Job, Queue, StudyRow
+from hpo.study import provenance
 from hpo.tracking import Tracker, TrackingUnavailable
 
 log = logging.getLogger("hpo")
@@ -27,6 +28,7 @@ RUN_STATUS = {
     "running": "RUNNING",
     "done": "FINISHED",
     "diverged": "FAILED",
+    "pruned": "KILLED",
     "dead": "FAILED",
 }
 
@@ -60,19 +62,20 @@ class Mirror:
         self.tracker.set_tags(run_id, tags)
         if job.state == "done" and job.result:
             self.tracker.log_summary(run_id, summary(job.result), timestamp_ms=now, step=job.result["best_epoch"])
+            if "device" in job.result:
+                self.tracker.set_tags(run_id, {"hpo.device": job.result["device"]})
         status = RUN_STATUS[job.state]
         self.tracker.set_status(run_id, status, end_ms=now if job.state not in ("waiting", "running") else None)  # type: ignore[arg-type]
         if job.state == "done":
             crash.at("run ended")
         with self.queue.frozen(job) as same:
             if same:
-                value = job.result["best_val_nmse"] if job.state == "done" and job.result else None
-                sampling.show(self.store, self.study.name, job, value)
+                sampling.show(self.store, self.study.name, job, self._repeats(job))
         self.queue.set_mirrored(job)
         if not same:  # it went on while we were at it, and what we wrote in MLflow is old
             if (current := self.queue.job(job.id)) is not None:
                 self.show(current)
-        elif job.state in ("done", "diverged"):
+        elif job.state in ("done", "diverged", "pruned"):
             self._tidy(job, run_id)
 
     def _tidy(self, job: Job, run_id: str) -> None:
@@ -86,6 +89,12 @@ class Mirror:
         except Exception as error:  # such as a server that deletes nothing; `hpo doctor` finds what stays
             log.warning("%s: what it does not need any more stays in MLflow: %s", title(job), first_line(error))
 
+    def _repeats(self, job: Job) -> list[Job]:
+        """All jobs of this one's point."""
+        if self.study.spec.get("repeats", 1) == 1:
+            return [job]
+        return [each for each in self.queue.jobs(self.study.name) if each.number == job.number]
+
     def run(self, job: Job) -> str:
         """The job's MLflow run, made if there is none yet."""
         if job.run_id is not None:
@@ -98,7 +107,7 @@ class Mirror:
             name=run_name(job),
             kind="trial",
             params=params(job.spec),
-            tags={"mlflow.note.content": f"Trial {job.number} of the study {self.study.name}."},
+            tags=tags(job),
             start_ms=round(job.changed_at * 1000),
         )
         crash.at("run made")
@@ -145,7 +154,8 @@ class Mirror:
 
 def title(job: Job) -> str:
     """What messages call it: `trial 7 of grid`."""
-    return f"closing of {job.study}" if job.kind == "closing" else f"trial {job.number} of {job.study}"
+    again = f", repeat {job.repeat}" if job.repeat else ""
+    return f"closing of {job.study}" if job.kind == "closing" else f"trial {job.number} of {job.study}{again}"
 
 
 def first_line(error: Exception) -> str:
@@ -161,10 +171,11 @@ def run_name(job: Job) -> str:
     """Such as `grid/22 f32 k5 d0.2 lr0.001`."""
     assert job.spec is not None
     number = job.number if job.config is None else job.config
-    return f"{job.study}/{number} {point_text(job.spec['point'])}"
+    again = f" repeat {job.repeat}" if job.repeat else ""
+    return f"{job.study}/{number} {point_text(job.spec['point'])}".strip() + again
 
 
-SHORT = {"filters": "f", "kernel_size": "k", "dropout": "d", "learning_rate": "lr"}
+SHORT = {"filters": "f", "kernel_size": "k", "dropout": "d", "learning_rate": "lr", "backbone": ""}
 
 
 def point_text(point: dict[str, Any]) -> str:
@@ -186,8 +197,25 @@ def params(spec: dict[str, Any]) -> dict[str, Any]:
     flat |= {"config": spec["config"]} if spec["config"] is not None else {}
     flat |= {f"model.{name}": value for name, value in spec["model"].items()}
     flat |= {f"training.{name}": value for name, value in spec["training"].items()}
-    others = ("seed", "parameters", "data", "split", "identity", "numerics")
-    return flat | {name: spec[name] for name in others}
+    for name in ("weights", "starts_from"):  # the file, or the trial, that this one begins with
+        if found := spec.get(name):
+            flat |= {f"{name}.{key}": value for key, value in found.items() if key != "files"}
+            if "files" in found:
+                flat[f"{name}.sha256"] = found["files"]["weights.safetensors"]
+    others = ("seed", "parameters", "trainable_parameters", "data", "split", "identity", "numerics")
+    return flat | {name: spec[name] for name in others if name in spec}
+
+
+def tags(job: Job) -> dict[str, Any]:
+    """What a run says of its trial in words."""
+    assert job.spec is not None
+    words = {"mlflow.note.content": f"Trial {job.number} of the study {job.study}."}
+    if weights := provenance(job.spec["model"]):
+        words["hpo.weights"] = weights
+        words["mlflow.note.content"] += f" Backbone: {weights}."
+    if (first := job.spec.get("starts_from")) is not None:
+        words["hpo.starts_from"] = f"trial {first['trial']} of {first['study']}, run {first['run_id']}"
+    return words
 
 
 def summary(result: dict[str, Any]) -> dict[str, float]:

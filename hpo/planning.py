@@ -4,6 +4,7 @@ Everything is idempotent: a planner that died, or two at once, leave the same ro
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from data_pipeline import dataset as data_sets
 from data_pipeline.dataset import Dataset
 from data_pipeline.split import Split, split
 from hpo import data as data_files
-from hpo import sampling, study
+from hpo import promotion, sampling, study
 from hpo.errors import NotFound, StudyError
 from hpo.mirror import known, now_ms
 from hpo.queue import Queue, StudyRow
@@ -23,6 +24,7 @@ from hpo.settings import Settings
 from hpo.study import Study
 from hpo.tracking import Tracker
 from models import metrics
+from models import weights as pretrained
 
 MINIMUM = 20  # images; fewer leave a validation split that says nothing
 
@@ -38,6 +40,7 @@ class Plan:
     split: Split
     canonical: dict[str, Any]
     identity: str
+    weights: dict[str, dict[str, str]]  # name and SHA-256 of the file, for each backbone that begins pretrained
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -58,21 +61,29 @@ class Plan:
             },
             "model_name": model_name(data, self.split),
             "predictors": predictors(data, self.split),
+            # only where a trainer reads the files: not when it starts from another study's networks
+            **({"weights": self.weights} if self.study.starts_from is None and self.weights else {}),
         }
 
-    def specs(self) -> list[tuple[dict[str, Any], float]]:
-        """Specification and cost of each point of a grid; empty if a sampler chooses them later."""
+    def specs(self, facts: Mapping[str, Any] | None = None) -> list[tuple[dict[str, Any], float]]:
+        """Specification and cost of each point of a grid, repeat after repeat; empty if a sampler chooses them later.
+
+        Without `facts` the networks to start from are left open.
+        """
         if self.study.sampler != "grid":
             return []
-        facts = self.facts
         return [
-            study.trial_spec(self.study, self.identity, facts["data"], point, config=config)
+            study.trial_spec(self.study, self.identity, facts or self.facts, point, config=config, repeat=repeat)
+            for repeat in range(self.study.repeats)
             for config, point in enumerate(self.study.grid())
         ]
 
 
-def prepare(chosen: Study) -> Plan:
-    """Load the data and find the identity. Raises DatasetError, StudyError."""
+def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
+    """Load the data and find the identity. Raises DatasetError, StudyError, SpecError (no pretrained weights).
+
+    For a trial run files of weights that are not there yet do without a digest.
+    """
     folder = data_sets.DEFAULT if chosen.data_path == study.DEFAULT_DATA else Path(chosen.data_path)
     data = data_sets.load(folder, image_size=chosen.image_size)
     if len(data.images) < MINIMUM:
@@ -85,7 +96,16 @@ def prepare(chosen: Study) -> Plan:
         raise StudyError(
             f"{folder}: {', '.join(constant)} is the same number for every training image: nothing to learn."
         )
-    canonical = chosen.canonical(data_digest=data.digest, split_digest=parts.digest)
+    files = {backbone: pretrained.FILES[backbone] for backbone in chosen.pretrained()}
+    found = {
+        backbone: {"name": name, "sha256": "" if trial_run and pretrained.absent(name) else pretrained.find(name)[1]}
+        for backbone, name in files.items()
+    }
+    canonical = chosen.canonical(
+        data_digest=data.digest,
+        split_digest=parts.digest,
+        weights={backbone: file["sha256"] for backbone, file in found.items()},
+    )
     identity = study.digest(canonical)
     return Plan(
         study=chosen,
@@ -95,11 +115,13 @@ def prepare(chosen: Study) -> Plan:
         split=parts,
         canonical=canonical,
         identity=identity,
+        weights=found,
     )
 
 
 def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, database_url: str) -> StudyRow:
-    """Write the study down as far as it is not yet. Raises StudyConflict if its name stands for something else."""
+    """Write the study down as far as it is not yet. Raises StudyConflict if its name stands for something else, and
+    StudyError if the one it starts from has not been finished."""
     with queue.lock(f"plan.{ready.name}"):
         try:
             row = queue.study(ready.name)
@@ -110,7 +132,8 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         if row is not None and row.facts.get("planned"):
             return row
         tracker.require_version()
-        facts = ready.facts | _track(ready, tracker, settings, queue.database_id())
+        begin = _start(ready, queue)
+        facts = ready.facts | begin | _track(ready, tracker, settings, queue.database_id())
         queue.put_study(
             StudyRow(name=ready.name, identity=ready.identity, spec=ready.canonical, facts=facts, created_at=0)
         )
@@ -119,12 +142,14 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         trials = sampling.plan(store, ready.name, ready.study)
         store.remove_session()
         store.engine.dispose()
-        specs = {spec["config"]: (spec, cost) for spec, cost in ready.specs()}
+        specs = ready.specs(facts)
         jobs: list[dict[str, Any]] = [{"kind": "closing", "number": -1, "config": None, "cost": 0.0, "spec": None}]
-        for trial in trials:
-            config = trial.user_attrs.get("config")
-            spec, cost = specs.get(config, (None, 0.0))
-            jobs.append({"kind": "trial", "number": trial.number, "config": config, "cost": cost, "spec": spec})
+        for repeat in range(ready.study.repeats):
+            for trial in trials:
+                config = trial.user_attrs.get("config")
+                spec, cost = (None, 0.0) if config is None else specs[repeat * len(trials) + config]
+                job = {"kind": "trial", "number": trial.number, "repeat": repeat, "config": config}
+                jobs.append(job | {"cost": cost, "spec": spec})
         queue.put_jobs(ready.name, jobs)
         queue.put_study(
             StudyRow(
@@ -136,6 +161,37 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
             )
         )
     return queue.study(ready.name)
+
+
+def _start(ready: Plan, queue: Queue) -> dict[str, Any]:
+    """The networks to start from: for each origin the best of the earlier study's finished trials."""
+    earlier = ready.study.starts_from
+    if earlier is None:
+        return {}
+    name = ready.canonical["starts_from"]["study"]
+    rows = {row.name: row for row in queue.studies()}
+    if name in rows and rows[name].identity != study.digest(ready.canonical["starts_from"]["spec"]):
+        raise study.conflict(name, rows[name].spec, ready.canonical["starts_from"]["spec"])
+    jobs = [job for job in queue.jobs(name) if job.kind == "trial"] if name in rows else []
+    left = sum(job.state in ("waiting", "running") for job in jobs)
+    if left or not jobs:
+        state = f"{left} of its {len(jobs)} trials are still to be trained" if jobs else "it has not been run"
+        raise StudyError(
+            f"{ready.name} starts from the best networks of {name}, and {state}. Run `hpo run --study {earlier.name}` "
+            "with the same options first; or add --with-prerequisites to this command."
+        )
+    found: dict[str, Any] = {}
+    for job in promotion.ranked(jobs):
+        assert job.spec is not None and job.result is not None
+        network = {"study": name, "trial": job.number, "run_id": job.run_id, "model_id": job.result["model_id"]}
+        found.setdefault(study.origin(job.spec["model"]), network | {"files": job.result["files"]})
+    models = [ready.study.trial(point)[0] for point in ready.study.corners()]
+    if missing := sorted({study.origin(model) for model in models} - set(found)):
+        raise StudyError(
+            f"{ready.name} starts from the best networks of {name}, which has none of {', '.join(missing)}: "
+            f"`hpo trials --study {name}` says why."
+        )
+    return {"starts_from": found}
 
 
 def _track(ready: Plan, tracker: Tracker, settings: Settings, owner: str) -> dict[str, Any]:
@@ -203,10 +259,12 @@ def model_name(data: Dataset, parts: Split) -> str:
 
 
 def _note(ready: Plan) -> str:
-    data = ready.facts["data"]
+    data, chosen = ready.facts["data"], ready.study
+    bare = "**Not pretrained**: the backbones' weights are at random.\n\n" if chosen.at_random else ""
+    repeats = f", each {chosen.repeats} times with another seed" if chosen.repeats > 1 else ""
     return (
-        f"{ready.study.description or ready.name}\n\n"
-        f"{ready.study.trials} trials; data set {data['name']} ({len(ready.dataset.images)} cells, "
+        f"{chosen.description or ready.name}\n\n{bare}"
+        f"{chosen.trials} trials{repeats}; data set {data['name']} ({len(ready.dataset.images)} cells, "
         f"{'/'.join(map(str, data['sizes']))} for training/validation/test), targets {', '.join(data['target_names'])} "
         f"in {data['unit']}. Selected by the lowest validation NMSE: the mean over the targets of MSE / variance of "
         "the training split."

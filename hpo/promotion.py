@@ -1,6 +1,7 @@
 """What closing a study decides: winners, verdict, aliases. The model is registered and compared with the champion."""
 
 import logging
+import statistics
 import tempfile
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
@@ -12,6 +13,7 @@ from hpo.errors import ModelError, NotFound
 from hpo.mirror import Mirror
 from hpo.queue import Job, Queue, StudyRow
 from hpo.registry import Version
+from hpo.study import provenance
 from hpo.tracking import OWNER, Tracker
 
 CHAMPION = "champion"
@@ -21,9 +23,28 @@ log = logging.getLogger("hpo")
 
 
 def ranked(jobs: list[Job]) -> list[Job]:
-    """Finished trials, the lowest best-epoch validation NMSE first; equal ones by their number."""
-    done = [job for job in jobs if job.kind == "trial" and job.state == "done" and job.result]
-    return sorted(done, key=lambda job: (_nmse(job), job.number))
+    """The best finished trial of each point, the point of the lowest best-epoch validation NMSE first; equal ones by
+    their number. Of a point trained several times the mean counts."""
+    points = repeats(jobs)
+    return sorted(
+        (min(each, key=_nmse) for each in points.values()),
+        key=lambda job: (spread(points[job.number])[0], job.number),
+    )
+
+
+def repeats(jobs: list[Job]) -> dict[int, list[Job]]:
+    """The finished trials of each point, by its number."""
+    found: dict[int, list[Job]] = {}
+    for job in jobs:
+        if job.kind == "trial" and job.state == "done" and job.result:
+            found.setdefault(job.number, []).append(job)
+    return found
+
+
+def spread(jobs: list[Job]) -> tuple[float, float | None]:
+    """Mean and standard deviation (None of a single one) of the validation NMSE of a point's repeats."""
+    values = [_nmse(job) for job in jobs]
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def winners(jobs: list[Job], report_by: list[str]) -> list[Job]:
@@ -79,9 +100,11 @@ def promote(
     facts, jobs = study.facts, queue.jobs(study.name)
     chosen = [job for job in ranked(jobs) if job.number in scored]
     failed = [job for job in jobs if job.kind == "trial" and job.state in ("dead", "diverged")]
+    pruned = sum(job.state == "pruned" for job in jobs)
     result: dict[str, Any] = {
         "winner": None,
         "failed": [{"number": job.number, "state": job.state, "reason": job.reason} for job in failed],
+        "pruned": pruned,
         "reason": "no trial was finished",
         "groups": [],
     }
@@ -104,6 +127,8 @@ def promote(
             "number": job.number,
             "config": job.config,
             "point": job.spec["point"],
+            "parameters": job.spec["parameters"],
+            "weights": provenance(job.spec["model"]),
             "verdict": outcome,
             "validation": found["validation"],
             "test": found["test"],
@@ -123,6 +148,7 @@ def promote(
                     "hpo.study": study.name,
                     "hpo.trial": job.number,
                     "hpo.verdict": outcome,
+                    "hpo.weights": provenance(job.spec["model"]) or "random",
                     "hpo.beats_volume_fraction": str(outcome == "good").lower(),
                     "hpo.best_val_nmse": repr(_nmse(job)),
                 },
@@ -230,8 +256,10 @@ def _description(study: StudyRow, job: Job, found: Mapping[str, Any], outcome: s
     unit, test = study.facts["data"]["unit"], found["test"]
     cubic, mean = found["predictors"]["volume fraction"]["test"], found["predictors"]["mean"]["test"]
     point = ", ".join(f"{name} = {mirror.number_text(value)}" for name, value in job.spec["point"].items())
+    weights = {"ImageNet": "Backbone pretrained on ImageNet. ", "not pretrained": "**Not pretrained.** "}
     return (
         f"Trial {job.number} of the study {study.name} ({point}); {VERDICTS[outcome]}.\n\n"
+        f"{weights.get(provenance(job.spec['model']), '')}{job.spec['parameters']:,} parameters.\n\n"
         f"| predictor | test NMSE | test MSE ({unit}²) | test R² | test NRMSE |\n|---|---|---|---|---|\n"
         + "\n".join(
             f"| {name} | {mirror.score_text(s['nmse'])} | {mirror.score_text(s['mse'])} | {mirror.score_text(s['r2'])} "

@@ -19,11 +19,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from hpo.errors import NotFound, ServiceError
 from hpo.study import conflict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ATTEMPTS = 3  # a job that lost three workers is dead
 REASON = 500  # characters kept of why a job was given back or ended
 FREEZE_LIMIT = 30.0  # seconds a row may stay locked by somebody who does nothing
-ENDED = ("done", "diverged", "dead")  # states nothing leaves
+ENDED = ("done", "diverged", "pruned", "dead")  # states nothing leaves
 
 _SCHEMA = """
 CREATE SCHEMA IF NOT EXISTS hpo;
@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS hpo.job (
     cost float8 NOT NULL DEFAULT 0,     -- multiply-adds of one image, forward: the dearest trial is claimed first
     spec json,                          -- the frozen trial; null until a sampler has filled the slot
     state text NOT NULL DEFAULT 'waiting'
-        CHECK (state IN ('waiting', 'running', 'done', 'diverged', 'dead')),
+        CHECK (state IN ('waiting', 'running', 'done', 'diverged', 'pruned', 'dead')),
     attempt int NOT NULL DEFAULT 0,
     fence bigint NOT NULL DEFAULT 0,    -- raised at every claim: who holds an older one has lost the job
     lease_until timestamptz,
@@ -69,6 +69,15 @@ CREATE TABLE IF NOT EXISTS hpo.epoch (
 );
 CREATE INDEX IF NOT EXISTS epoch_outbox ON hpo.epoch (job) WHERE NOT forwarded;
 """
+
+# What leads from a version to the next one.
+_MIGRATIONS = {
+    1: """
+    ALTER TABLE hpo.job DROP CONSTRAINT job_state_check;
+    ALTER TABLE hpo.job ADD CONSTRAINT job_state_check
+        CHECK (state IN ('waiting', 'running', 'done', 'diverged', 'pruned', 'dead'));
+    """,
+}
 
 
 class LeaseLost(Exception):
@@ -161,6 +170,10 @@ class Queue:
                 connection.execute(text(_SCHEMA))
                 connection.execute(text("INSERT INTO hpo.schema (version) VALUES (:n)"), {"n": SCHEMA_VERSION})
             version = connection.scalar(text("SELECT version FROM hpo.schema"))
+            while version in _MIGRATIONS:
+                connection.execute(text(_MIGRATIONS[version]))
+                version += 1
+                connection.execute(text("UPDATE hpo.schema SET version = :n"), {"n": version})
             if version != SCHEMA_VERSION:
                 raise ServiceError(
                     f"The database holds schema version {version} of hpo, this program needs {SCHEMA_VERSION}. "
@@ -232,13 +245,15 @@ class Queue:
             return [StudyRow(**row) for row in rows.mappings()]
 
     def put_jobs(self, study: str, jobs: Iterable[Mapping[str, Any]]) -> None:
-        """Insert jobs {kind, number, config, cost, spec} that are not there yet."""
-        rows = [{"study": study, **job, "spec": _json(job["spec"]) if job["spec"] else None} for job in jobs]
+        """Insert jobs {kind, number, repeat (default 0), config, cost, spec} that are not there yet."""
+        rows = [
+            {"study": study, "repeat": 0, **job, "spec": _json(job["spec"]) if job["spec"] else None} for job in jobs
+        ]
         with self._transaction() as connection:
             connection.execute(
                 text("""
-                    INSERT INTO hpo.job (study, kind, number, config, cost, spec)
-                    VALUES (:study, :kind, :number, :config, :cost, :spec)
+                    INSERT INTO hpo.job (study, kind, number, repeat, config, cost, spec)
+                    VALUES (:study, :kind, :number, :repeat, :config, :cost, :spec)
                     ON CONFLICT (study, number, repeat) DO NOTHING
                 """),
                 rows,
@@ -330,7 +345,7 @@ class Queue:
             )
 
     def end(self, job: Job, state: str, *, result: Mapping[str, Any], reason: str | None = None) -> None:
-        """Record the one result of a job ('done' or 'diverged'). Raises LeaseLost."""
+        """Record the one result of a job ('done', 'diverged' or 'pruned'). Raises LeaseLost."""
         self._change(
             job,
             "state = :state, result = :result, reason = :reason, lease_until = NULL, mirrored = false",

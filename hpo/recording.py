@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hpo import crash, mirror
+from hpo import crash, mirror, registry
 from hpo.errors import NotFound
 from hpo.holdings import Holdings
 from hpo.mirror import Mirror
@@ -72,6 +72,18 @@ def fetch_checkpoint(shown: Mirror, job: Job, folder: Path) -> Path | None:
     return path
 
 
+def fetch_start(shown: Mirror, job: Job, folder: Path) -> Path | None:
+    """The network this job starts from, every file checked against the hashes recorded with it; None if it starts from
+    none."""
+    assert job.spec is not None
+    start = job.spec.get("starts_from")
+    if start is None:
+        return None
+    return registry.download_model(
+        shown.tracker, model_id=start["model_id"], folder=folder / "start", expected_sha256=start["files"]
+    )
+
+
 def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -> None:
     """Log the model, then record the one result. `found` is the trainer's `trained` event."""
     holdings.flush(job)
@@ -79,7 +91,7 @@ def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -
     run_id = shown.run(current)
     curve = dict(shown.queue.curve(job.id))
     assert job.spec is not None
-    epochs = job.spec["training"]["epochs"]
+    epochs = found.get("epochs", job.spec["training"]["epochs"])  # fewer than planned when patience was over
     if sorted(curve) != list(range(1, epochs + 1)):
         raise ValueError(f"the curve has {len(curve)} of {epochs} epochs")
     folder = Path(found["folder"])

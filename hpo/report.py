@@ -13,23 +13,27 @@ from rich.table import Table
 from hpo import promotion as promotions
 from hpo.mirror import Mirror, known, now_ms, number_text, point_text, score_text
 from hpo.queue import Job, StudyRow
+from hpo.study import provenance
 
 TOP = 10
 NAMES = {"mean": "mean of the training labels", "volume fraction": "volume fraction, cubic"}
 
 
 def rows(jobs: list[Job]) -> list[dict[str, Any]]:
-    """Finished trials, best first, one flat dict each; MSE in the label's unit squared, seconds of training."""
+    """Finished trials, best point first, one flat dict each; MSE in the label's unit squared, seconds of training."""
     found = []
-    for job in promotions.ranked(jobs):
+    points = promotions.repeats(jobs)
+    for job in (each for best in promotions.ranked(jobs) for each in points[best.number]):
         assert job.result is not None and job.spec is not None
         result = job.result
         found.append(
             {
                 "number": job.number,
+                "repeat": job.repeat,
                 "config": job.config,
                 **{f"point.{name}": value for name, value in job.spec["point"].items()},
                 "parameters": job.spec["parameters"],
+                "weights": provenance(job.spec["model"]),
                 "best_val_nmse": result["best_val_nmse"],
                 "best_val_mse": result["best_val_mse"],
                 "best_val_r2": result["validation"]["r2"],
@@ -55,6 +59,8 @@ def show_result(
     if ended.get("winner") is not None:
         console.print(winner_table(study, ended))
     lines = promotion(study, ended, close)
+    if ended.get("pruned"):
+        lines.append(f"{ended['pruned']} trials were ended early by the pruner; their curves are kept.")
     lines += [
         f"Trial {failed['number']} is {failed['state']}: {failed['reason']}." for failed in ended.get("failed", [])
     ]
@@ -65,12 +71,15 @@ def show_result(
 
 def top_table(study: StudyRow, jobs: list[Job]) -> Table:
     unit = study.facts["data"]["unit"]
-    done = promotions.ranked(jobs)
-    planned = sum(job.kind == "trial" for job in jobs)
-    table = Table(
-        title=f"{study.name}: best {min(TOP, len(done))} of {planned} trials, scores on the validation split",
-        title_justify="left",
-    )
+    done, points = promotions.ranked(jobs), promotions.repeats(jobs)
+    planned = len({job.number for job in jobs if job.kind == "trial"})
+    title = f"{study.name}: best {min(TOP, len(done))} of {planned} trials, scores on the validation split"
+    if again := study.spec.get("repeats", 1) > 1:
+        title += (
+            f"; each {study.spec['repeats']} times, NMSE as mean ± standard deviation, the others of the best repeat; "
+            "≈: within the spread of the first"
+        )
+    table = Table(title=title, title_justify="left")
     for name in ("config", "point", "NMSE", f"MSE {unit}²", "R²", "NRMSE", "best epoch", "seconds"):
         table.add_column(name, justify="left" if name == "point" else "right", no_wrap=name == "point")
     entries: list[tuple[float, list[str]]] = []
@@ -79,12 +88,15 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
         found, scores = job.result, job.result["validation"]
         cells = [
             str(job.number if job.config is None else job.config),
-            point_text(job.spec["point"]),
+            label(job.spec),
             *score_cells(found["best_val_nmse"], found["best_val_mse"], scores["r2"], scores["nrmse"]),
             str(found["best_epoch"]),
             f"{found['seconds']:.0f}",
         ]
-        entries.append((found["best_val_nmse"], cells))
+        mean, deviation = promotions.spread(points[job.number])
+        if again:
+            cells[2] = spread_text(mean, deviation, promotions.spread(points[done[0].number]), first=job is done[0])
+        entries.append((mean, cells))
     for name, found in study.facts["predictors"].items():
         scores = found["validation"]
         cells = ["", NAMES[name], *score_cells(scores["nmse"], scores["mse"], scores["r2"], scores["nrmse"]), "", ""]
@@ -94,12 +106,58 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
     return table
 
 
+def label(spec: dict[str, Any]) -> str:
+    """A point in few letters, and that its backbone is not pretrained."""
+    bare = " (not pretrained)" if provenance(spec["model"]) == "not pretrained" else ""
+    return point_text(spec["point"]) + bare
+
+
+def spread_text(mean: float, deviation: float | None, best: tuple[float, float | None], *, first: bool) -> str:
+    """Such as `0.0651 ± 0.0012 ≈`: the sign says that it differs from the best by no more than the spread."""
+    text = score_text(mean) + (f" ± {deviation:.2g}" if deviation is not None else "")
+    within = ((deviation or 0.0) ** 2 + (best[1] or 0.0) ** 2) ** 0.5
+    return text + (" ≈" if not first and mean - best[0] <= within else "")
+
+
+def comparison(closed: list[tuple[StudyRow, dict[str, Any]]]) -> Table:
+    """The winners of several studies on one data set beside the trivial predictors, on validation and test split, best
+    first. `closed` pairs each study with the result of its closing."""
+    study = closed[0][0]
+    table = Table(title="Comparison: the best of each, selected on the validation split", title_justify="left")
+    for name in (
+        "model",
+        "weights",
+        "parameters",
+        "split",
+        "NMSE",
+        f"MSE {study.facts['data']['unit']}²",
+        "R²",
+        "NRMSE",
+    ):
+        table.add_column(name, justify="left" if name in ("model", "weights", "split") else "right")
+    entries: list[tuple[list[str], dict[str, Any]]] = []
+    for row, ended in closed:
+        for group in ended.get("groups", []):
+            name = f"{row.name} {point_text(group['point'])}".strip()
+            verdict = "" if group["verdict"] == "good" else f"\n  {group['verdict']}"
+            weights = group["weights"] or "from scratch"
+            entries.append(([name + verdict, weights, f"{group['parameters']:,}"], group))
+    predictors: dict[str, Any] = next((ended["predictors"] for _, ended in closed if "predictors" in ended), {})
+    entries += [([NAMES[name], "", ""], found) for name, found in predictors.items()]
+    for words, found in sorted(entries, key=lambda entry: entry[1]["validation"]["nmse"]):
+        parts = [found["validation"], found["test"]]
+        scores = zip(*(score_cells(p["nmse"], p["mse"], p["r2"], p["nrmse"]) for p in parts), strict=True)
+        table.add_row(*words, "validation\ntest", *map("\n".join, scores), style=None if words[1] else "dim")
+    return table
+
+
 def winner_table(study: StudyRow, ended: dict[str, Any]) -> Table:
     """The winner on the test split, by component, beside the trivial predictors."""
     winner, unit = ended["winner"], study.facts["data"]["unit"]
-    label = winner["number"] if winner["config"] is None else winner["config"]
+    number = winner["number"] if winner["config"] is None else winner["config"]
+    bare = ", not pretrained" if winner.get("weights") == "not pretrained" else ""
     table = Table(
-        title=f"config {label} ({point_text(winner['point'])}) on the test split, opened once, "
+        title=f"config {number} ({point_text(winner['point'])}{bare}) on the test split, opened once, "
         f"{study.facts['data']['sizes'][2]} cells",
         title_justify="left",
     )
@@ -132,10 +190,10 @@ def promotion(study: StudyRow, ended: dict[str, Any], close: Job | None) -> list
     winner, name = ended.get("winner"), ended.get("model_name", "")
     if winner is None:
         return [f"Nothing promoted: {ended['reason']}."]
-    label = winner["number"] if winner["config"] is None else winner["config"]
+    number = winner["number"] if winner["config"] is None else winner["config"]
     if winner["version"] is None:
-        return [f"Nothing promoted: config {label} is the best, but {ended['reason']}."]
-    lines = [f"Promoted: config {label} as {name} version {winner['version']}; {ended['reason']} (validation NMSE)."]
+        return [f"Nothing promoted: config {number} is the best, but {ended['reason']}."]
+    lines = [f"Promoted: config {number} as {name} version {winner['version']}; {ended['reason']} (validation NMSE)."]
     if ended["champion"] == winner["version"]:
         lines.append(
             f"@champion is this version: the lowest validation NMSE ({ended['champion_nmse']:.4g}) of all studies on "
@@ -146,6 +204,8 @@ def promotion(study: StudyRow, ended: dict[str, Any], close: Job | None) -> list
             f"@champion stays version {ended['champion']}, of the study {ended['champion_study']}: its validation NMSE "
             f"{ended['champion_nmse']:.4g} is lower."
         )
+    if winner.get("weights") == "not pretrained":
+        lines.append("Note: its backbone is not pretrained; the version is tagged so.")
     if winner["verdict"] == "below volume fraction":
         lines.append("Note: the volume fraction alone predicts better than this model; the version is tagged so.")
     return lines
@@ -202,9 +262,11 @@ def log_study(shown: Mirror, ended: dict[str, Any]) -> None:
 
 def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
     """All trials of a study, in the order of their numbers."""
-    table = Table(title=f"Trials of {study.name}", title_justify="left")
+    bare = any(job.spec and provenance(job.spec["model"]) == "not pretrained" for job in jobs)
+    table = Table(title=f"Trials of {study.name}" + (", not pretrained" if bare else ""), title_justify="left")
     names = [name for name, _ in study.spec["space"]]
-    for name in ("number", "config", *names, "state", "attempt", "epochs", "best val NMSE", "reason"):
+    again = ["repeat"] if study.spec.get("repeats", 1) > 1 else []
+    for name in ("number", *again, "config", *names, "state", "attempt", "epochs", "best val NMSE", "reason"):
         table.add_column(name, justify="left" if name in ("state", "reason") else "right")
     for job in jobs:
         if job.kind != "trial":
@@ -213,6 +275,7 @@ def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
         value = f"{job.result['best_val_nmse']:.5g}" if job.state == "done" and job.result else ""
         table.add_row(
             str(job.number),
+            *([str(job.repeat)] if again else []),
             "" if job.config is None else str(job.config),
             *(number_text(point[name]) if name in point else "" for name in names),
             job.state,

@@ -5,7 +5,7 @@ points 27 times. The queue decides who trains what; this module plans the trials
 plain Optuna and optuna-dashboard read the study like any other.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ STATES = {
     "running": TrialState.RUNNING,
     "done": TrialState.COMPLETE,
     "diverged": TrialState.FAIL,
+    "pruned": TrialState.PRUNED,
     "dead": TrialState.FAIL,
 }
 
@@ -33,7 +34,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 @contextmanager
-def _database() -> Iterator[None]:
+def database() -> Iterator[None]:
     """Raise DatabaseLost where Optuna wraps a lost connection into an error of its own."""
     try:
         yield
@@ -46,7 +47,7 @@ def _database() -> Iterator[None]:
         raise DatabaseLost(str(error.orig).strip()) from error
 
 
-@_database()
+@database()
 def storage(url: str) -> optuna.storages.RDBStorage:
     """Optuna's storage in the queue's database; its sessions speak UTC. ServiceError for another Optuna's tables."""
     try:
@@ -66,7 +67,7 @@ def sampler(study: Study) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(seed=study.seed, constant_liar=True)
 
 
-@_database()
+@database()
 def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[FrozenTrial]:
     """Create the study and its waiting trials as far as they are missing; return all, by number.
 
@@ -78,7 +79,8 @@ def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[Fro
         study_name=name, storage=store, sampler=chosen, load_if_exists=True, direction="minimize"
     )
     present = made.get_trials(deepcopy=False)
-    points = study.grid() if study.sampler == "grid" else [{}] * study.trials
+    grid = study.sampler == "grid"
+    points = study.grid() if grid else [{}] * study.trials
     for config, point in enumerate(points[len(present) :], start=len(present)):
         attributes: dict[str, Any] = {}
         if isinstance(chosen, optuna.samplers.GridSampler):
@@ -91,15 +93,15 @@ def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[Fro
             create_trial(
                 state=TrialState.WAITING,
                 params=point,
-                distributions=distributions(study) if point else {},
-                user_attrs={"config": config} if point else {},
+                distributions=distributions(study) if grid else {},
+                user_attrs={"config": config} if grid else {},
                 system_attrs=attributes,
             ),
         )
     return made.get_trials(deepcopy=False)
 
 
-@_database()
+@database()
 def fill(store: optuna.storages.RDBStorage, name: str, study: Study, number: int) -> dict[str, Any]:
     """Let the sampler choose the point of a planned trial; a trial that has its point keeps it."""
     chosen = sampler(study)
@@ -111,12 +113,16 @@ def fill(store: optuna.storages.RDBStorage, name: str, study: Study, number: int
     return {key: trial._suggest(key, each) for key, each in distributions(study).items()}
 
 
-@_database()
-def show(store: optuna.storages.RDBStorage, name: str, job: Job, value: float | None) -> None:
-    """Give the job's trial the job's state, and its value when it is done. Idempotent."""
+@database()
+def show(store: optuna.storages.RDBStorage, name: str, job: Job, repeats: Sequence[Job]) -> None:
+    """Give the job's trial the job's state, and its value when it is done. Idempotent.
+
+    Of a point trained several times `repeats` are all the jobs: its value is their mean, and it ends with the last.
+    """
+    shown, value = together(repeats)
     study_id = store.get_study_id_from_name(name)
     trial_id = store.get_trial_id_from_study_id_trial_number(study_id, job.number)
-    trial, state = store.get_trial(trial_id), STATES[job.state]
+    trial, state = store.get_trial(trial_id), STATES[shown]
     if trial.state == TrialState.FAIL and state != TrialState.FAIL:  # it was dead, and is tried again
         _reopen(store, trial_id)
         trial = store.get_trial(trial_id)
@@ -128,6 +134,16 @@ def show(store: optuna.storages.RDBStorage, name: str, job: Job, value: float | 
     store.set_trial_state_values(
         trial_id, state, values=[value] if state == TrialState.COMPLETE and value is not None else None
     )
+
+
+def together(repeats: Sequence[Job]) -> tuple[str, float | None]:
+    """The state and value of a point, from those of its repeats."""
+    states = [job.state for job in repeats]
+    if "running" in states or "waiting" in states:
+        begun = any(state != "waiting" for state in states)
+        return ("running" if begun else "waiting"), None
+    values = [job.result["best_val_nmse"] for job in repeats if job.state == "done" and job.result]
+    return ("done", sum(values) / len(values)) if values else (states[0], None)
 
 
 def _reopen(store: optuna.storages.RDBStorage, trial_id: int) -> None:
@@ -142,7 +158,7 @@ def _reopen(store: optuna.storages.RDBStorage, trial_id: int) -> None:
         )
 
 
-@_database()
+@database()
 def delete(store: optuna.storages.RDBStorage, name: str) -> None:
     """Delete the study and its trials; nothing happens if there is none."""
     try:

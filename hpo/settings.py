@@ -19,7 +19,7 @@ class Settings:
     lease: float  # seconds a claimed trial is ours without renewal; renewed six times as often
     checkpoint_interval: float  # seconds between checkpoints of a running trial
     outage_limit: float  # seconds without MLflow or database after which no new trial is claimed
-    hang_timeout: float  # seconds without an epoch after which a trainer is ended
+    hang_timeout: float  # seconds without progress after which a trainer is ended
 
     @property
     def embedded(self) -> bool:

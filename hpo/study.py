@@ -23,11 +23,24 @@ RESERVED = re.compile(r"champion|latest|v?[0-9]+", re.IGNORECASE)  # a study's n
 SAMPLERS = ("grid", "random", "tpe")
 DEFAULT_DATA = "default"
 
+# By pruner, its settings and their defaults: all whole numbers of at least 1.
+PRUNERS: dict[str, dict[str, int]] = {
+    "none": {},
+    "median": {"startup_trials": 5, "warmup_epochs": 10},
+    "successive-halving": {"min_epochs": 10, "reduction_factor": 3},
+    "hyperband": {"min_epochs": 10, "reduction_factor": 3},
+}
+
 KEYS: dict[str, tuple[str, ...]] = {
-    "": ("description", "seed", "report_by", "data", "model", "sampler", "space", "training"),
+    "": (
+        *("description", "seed", "repeats", "starts_from", "report_by"),
+        *("data", "model", "sampler", "pruner", "space", "training"),
+    ),
     "data": ("path", "image_size"),
     "sampler": ("name", "trials"),
+    "pruner": ("name", *dict.fromkeys(key for settings in PRUNERS.values() for key in settings)),
 }
+SEQUENCE_KEYS = ("description", "sequence")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +76,29 @@ class Study:
     trials: int  # how many points are planned
     space: dict[str, Choices | Interval]
     training: dict[str, Any]
+    pruner: dict[str, Any]  # its name, and all its settings
+    repeats: int  # how often each point is trained, each time with another seed
+    starts_from: "Study | None"  # whose best networks the trials begin with
 
-    def canonical(self, *, data_digest: str, split_digest: str) -> dict[str, Any]:
-        """Everything that determines a result, as plain data: the identity of the study."""
-        return {
+    def canonical(
+        self, *, data_digest: str, split_digest: str, weights: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Everything that determines a result, as plain data: the identity of the study.
+
+        `weights` has the SHA-256 of each backbone's pretrained weights. What is not used is not named: a study that
+        does without a setting keeps the identity it had before there was one.
+        """
+        used: dict[str, Any] = {}
+        if self.starts_from is not None:
+            first = self.starts_from.canonical(data_digest=data_digest, split_digest=split_digest, weights=weights)
+            used["starts_from"] = {"study": full_name(self.starts_from, digest(first)), "spec": first}
+        elif self.pretrained():
+            used["weights"] = {backbone: (weights or {})[backbone] for backbone in self.pretrained()}
+        if self.pruner["name"] != "none":
+            used["pruner"] = self.pruner
+        if self.repeats > 1:
+            used["repeats"] = self.repeats
+        return used | {
             "data": {"digest": data_digest, "image_size": self.image_size},
             "split": split_digest,
             "seed": self.seed,
@@ -78,10 +110,34 @@ class Study:
             "numerics": NUMERICS_VERSION,
         }
 
+    def pretrained(self) -> list[str]:
+        """The backbones whose pretrained weights this study, or the one it starts from, begins with."""
+        if self.starts_from is not None:
+            return self.starts_from.pretrained()
+        if "imagenet" not in self._values("weights"):
+            return []
+        return [str(backbone) for backbone in self._values("backbone")]
+
+    @property
+    def at_random(self) -> bool:
+        """Whether there are backbones that are not pretrained."""
+        return "none" in self._values("weights")
+
+    def _values(self, key: str) -> tuple[Any, ...]:
+        """The values a key of [model] takes."""
+        parameter = self.space.get(key)
+        if isinstance(parameter, Choices):
+            return parameter.values
+        return (self.model[key],) if key in self.model else ()
+
     def grid(self) -> list[dict[str, Any]]:
         """The grid's points in the order of their config numbers: first key slowest, last key fastest."""
         axes = [parameter.values for parameter in self.space.values() if isinstance(parameter, Choices)]
         return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*axes)]
+
+    def corners(self) -> list[dict[str, Any]]:
+        """The points of a grid, else those at the ends of the space."""
+        return self.grid() if self.sampler == "grid" else _corners(self.space)
 
     def trial(self, point: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The model's and the training's settings at one point, complete and validated."""
@@ -92,26 +148,52 @@ class Study:
 
 
 def trial_spec(
-    plan: Study, identity: str, data: Mapping[str, Any], point: dict[str, Any], *, config: int | None
+    plan: Study,
+    identity: str,
+    facts: Mapping[str, Any],
+    point: dict[str, Any],
+    *,
+    config: int | None,
+    repeat: int = 0,
 ) -> tuple[dict[str, Any], float]:
     """The frozen description of one trial, and its cost (multiply-adds of one image, forward).
 
-    `data`: what the study's facts say of the data set (digest, split, image_shape, target_names).
+    `facts`: the study's; of its data (digest, split, image_shape, target_names), the files of pretrained weights, and
+    the networks to start from. Repeats count the seed up.
     """
     model, training = plan.trial(point)
+    data = facts["data"]
+    begins: dict[str, Any] = {}
+    if plan.starts_from is not None:
+        begins = {"starts_from": facts.get("starts_from", {}).get(origin(model))}
+    elif model.get("weights") == "imagenet":
+        begins = {"weights": facts["weights"][model["backbone"]]}
     size = specs.size(specs.from_dict(model), tuple(data["image_shape"]), len(data["target_names"]))
     return {
         "point": point,
         "config": config,
         "model": model,
         "training": training,
-        "seed": plan.seed,
+        "seed": (plan.seed + repeat) % 2**32,
         "parameters": size.parameters,
+        "trainable_parameters": size.trainable,
+        **begins,
         "data": data["digest"],
         "split": data["split"],
         "identity": identity,
         "numerics": NUMERICS_VERSION,
     }, size.multiply_adds
+
+
+def origin(model: Mapping[str, Any]) -> str:
+    """What a trial and the one it starts from have in common."""
+    return f"{model['backbone']} {model['weights']}"
+
+
+def provenance(model: Mapping[str, Any]) -> str:
+    """Where the weights of a model come from, as every table and description says; empty where nothing else is
+    possible."""
+    return {"imagenet": "ImageNet", "none": "not pretrained"}.get(model.get("weights", ""), "")
 
 
 def restore(name: str, canonical: Mapping[str, Any]) -> Study:
@@ -133,7 +215,15 @@ def restore(name: str, canonical: Mapping[str, Any]) -> Study:
         trials=canonical["sampler"]["trials"],
         space=space,
         training=canonical["training"],
+        pruner=canonical.get("pruner", {"name": "none"}),
+        repeats=canonical.get("repeats", 1),
+        starts_from=restore(**first) if (first := _first(canonical)) else None,
     )
+
+
+def _first(canonical: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = canonical.get("starts_from")
+    return {"name": found["study"], "canonical": found["spec"]} if found else None
 
 
 def digest(canonical: Mapping[str, Any]) -> str:
@@ -184,12 +274,98 @@ def shipped() -> list[str]:
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Study:
-    """A shipped study by name, or a user's by path, with `KEY=VALUE` overrides. Raises StudyError."""
+    """A shipped study by name, or a user's by path, with `[STUDY:]KEY=VALUE` overrides. Raises StudyError.
+
+    The study it starts from is loaded with the same overrides, as far as they fit it.
+    """
+    found = load_all(name, overrides)
+    if len(found) != 1:
+        raise StudyError(f"{name} is a sequence of studies: name one of {', '.join(study.name for study in found)}.")
+    return found[0]
+
+
+def load_all(name: str, overrides: Sequence[str] = (), *, prerequisites: bool = False) -> list[Study]:
+    """The studies of a sequence in their order, or the one study; with `prerequisites` preceded by those they start
+    from.
+
+    An override without a study's name goes to every study of a sequence that has such a key: not `model.weights` to one
+    without a backbone, nor `training.learning_rate` to one that searches it. Raises StudyError if none has it.
+    """
+    _, label, table, folder = _file(name)
+    used: set[str] = set()
+    if "sequence" in table:
+        _check_keys(label, "", table, SEQUENCE_KEYS)
+        names = _value(label, "sequence", table["sequence"], list)
+        if not names or not all(isinstance(each, str) for each in names):
+            raise StudyError(f"{label}: sequence: expected names of studies, found {names!r}.")
+        found = [_load(_beside(folder, each), overrides, used, strict=False) for each in names]
+    else:
+        found = [_load(name, overrides, used, strict=True)]
+    for override in overrides:
+        if override not in used:
+            raise StudyError(f"--set {override}: none of {', '.join(study.name for study in found)} has this key.")
+    if prerequisites:
+        names = [study.name for study in found]
+        found = [
+            each
+            for study in found
+            for each in (study.starts_from, study)
+            if each is not None and (each is study or each.name not in names)
+        ]
+    return found
+
+
+def _load(name: str, overrides: Sequence[str], used: set[str], *, strict: bool, first: bool = True) -> Study:
+    """One study with those overrides that fit it, which are added to `used`; with `strict` all but other studies'."""
+    name, label, table, folder = _file(name)
+    if "sequence" in table:
+        raise StudyError(f"{label}: a sequence cannot stand where one study is expected.")
+    original = json.dumps(table, sort_keys=True, default=str)
+    for override in overrides:
+        scope, colon, text = override.partition(":")
+        if not colon or "=" in scope:
+            scope, text = "", override
+        if scope == name or (not scope and (strict or _fits(table, text.partition("=")[0].strip()))):
+            _override(table, text)
+            used.add(override)
+    start = table.get("starts_from")
+    earlier = None
+    if start is not None:
+        if not first:
+            raise StudyError(f"{label}: starts_from: '{name}' is started from itself and cannot start from another.")
+        start = _beside(folder, _value(label, "starts_from", start, str))
+        earlier = _load(start, overrides, used, strict=False, first=False)
+    overridden = json.dumps(table, sort_keys=True, default=str) != original
+    return _parse(name, label, table, earlier, overridden=overridden or (earlier is not None and earlier.overridden))
+
+
+def _fits(table: Mapping[str, Any], key: str) -> bool:
+    """Whether an override of this key makes sense for a study that it was not meant for alone."""
+    where, _, inner = key.partition(".")
+    space = table.get("space", {})
+    if key in ("starts_from", "report_by"):
+        return key in table
+    if where == "space":
+        return inner.partition(".")[0] in space
+    if where == "model":
+        family = table.get("model", {}).get("family")
+        return inner not in space and family in specs.FAMILIES and inner in ("family", *specs.model_keys(family))
+    return where != "training" or inner not in space
+
+
+def _beside(folder: Path | None, name: str) -> str:
+    """A study's name in a file of `folder`: paths count from there."""
+    return str(folder / Path(name).expanduser()) if folder and (name.endswith(".toml") or "/" in name) else name
+
+
+def _file(name: str) -> tuple[str, str, dict[str, Any], Path | None]:
+    """A study's name, what messages call it, its table, and its folder unless it is shipped."""
     path = Path(name)
+    folder = None
     if name in shipped():
         label, text = f"study {name}", (_folder() / f"{name}.toml").read_text(encoding="utf-8")
     elif name.endswith(".toml") or "/" in name:
-        label, text = name, _read(path)
+        label, text, folder = name, _read(path), path.parent
         name = path.name.removesuffix(".toml")
         if not name or any(character not in _NAME for character in name):
             raise StudyError(f"{label}: expected a file name of letters, digits, '.', '_' and '-', found '{name}'.")
@@ -212,10 +388,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Study:
     data = table.get("data")
     if isinstance(data, dict) and isinstance(data.get("path"), str) and data["path"] != DEFAULT_DATA:
         data["path"] = str((path.parent / Path(data["path"]).expanduser()).absolute())  # relative to the study file
-    original = json.dumps(table, sort_keys=True, default=str)
-    for override in overrides:
-        _override(table, override)
-    return _parse(name, label, table, overridden=json.dumps(table, sort_keys=True, default=str) != original)
+    return name, label, table, folder
 
 
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -255,7 +428,7 @@ def _override(table: dict[str, Any], text: str) -> None:
     table[last] = parsed
 
 
-def _parse(name: str, label: str, table: dict[str, Any], *, overridden: bool) -> Study:
+def _parse(name: str, label: str, table: dict[str, Any], starts_from: Study | None, *, overridden: bool) -> Study:
     _check_keys(label, "", table, KEYS[""])
     data, sampler = _table(label, table, "data"), _table(label, table, "sampler")
     _check_keys(label, "data", data, KEYS["data"])
@@ -282,27 +455,67 @@ def _parse(name: str, label: str, table: dict[str, Any], *, overridden: bool) ->
         trials=_planned(label, kind, sampler, space),
         space=space,
         training=training,
+        pruner=_pruner(label, _table(label, table, "pruner")),
+        repeats=_value(label, "repeats", table.get("repeats", 1), int),
+        starts_from=starts_from,
     )
+    if not 1 <= study.repeats <= 1000:
+        raise StudyError(f"{label}: repeats: expected 1 to 1000, found {study.repeats}.")
+    if study.repeats > 1 and study.pruner["name"] != "none":
+        raise StudyError(f"{label}: repeats and a pruner do not go together: every repeat of a point counts.")
     if not 0 <= study.seed < 2**32:
         raise StudyError(f"{label}: seed: expected a whole number of 0 to 2^32 - 1, found {study.seed}.")
     for key in study.report_by:
         if key not in space:
             raise StudyError(f"{label}: report_by: expected parameters of [space] ({', '.join(space)}), found '{key}'.")
     try:  # every extreme of the space must be a network and a training that exist
-        for point in study.grid() if kind == "grid" else _corners(space):
+        for point in study.corners():
             study.trial(point)
-        return _completed(study)
+        completed = _completed(study)
     except specs.SpecError as error:
         raise StudyError(f"{label}: {error}") from None
+    if starts_from is not None:
+        _check_start(label, completed, starts_from)
+    return completed
+
+
+def _check_start(label: str, study: Study, earlier: Study) -> None:
+    """The networks of one must be those the other begins with, on the same data in the same scale."""
+    if study.model["family"] != "transfer" or earlier.model["family"] != "transfer":
+        raise StudyError(f'{label}: starts_from: expected model.family = "transfer" here and in {earlier.name}.')
+    for key in ("seed", "data_path", "image_size"):
+        here, there = getattr(study, key), getattr(earlier, key)
+        if here != there:
+            raise StudyError(f"{label}: starts_from: expected the {key} of {earlier.name}, {there!r}, found {here!r}.")
+    if study.training.get("target_scaling") != earlier.training.get("target_scaling"):
+        raise StudyError(f"{label}: starts_from: expected the training.target_scaling of {earlier.name}.")
+    for key in ("backbone", "weights"):
+        if missing := set(study._values(key)) - set(earlier._values(key)):
+            raise StudyError(f"{label}: starts_from: {earlier.name} has no {key} {', '.join(sorted(missing))}.")
 
 
 def _completed(study: Study) -> Study:
     """The same study with every default written out, so that leaving a key away or giving its default is the same."""
-    point = study.grid()[0] if study.sampler == "grid" else _corners(study.space)[0]
-    model, training = study.trial(point)
+    model, training = study.trial(study.corners()[0])
     fixed_model = {key: value for key, value in model.items() if key not in study.space}
     fixed_training = {key: value for key, value in training.items() if key not in study.space}
     return Study(**{**study.__dict__, "model": fixed_model, "training": fixed_training})
+
+
+def _pruner(label: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The pruner's name with all its settings."""
+    _check_keys(label, "pruner", table, KEYS["pruner"])
+    name = _value(label, "pruner.name", table.get("name", "none"), str)
+    if name not in PRUNERS:
+        near = difflib.get_close_matches(name, PRUNERS, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise StudyError(f"{label}: pruner.name: expected one of {', '.join(PRUNERS)}, found '{name}'.{hint}")
+    settings = {key: value for key, value in table.items() if key != "name"}
+    _check_keys(label, "pruner", settings, tuple(PRUNERS[name]))
+    for key, value in settings.items():
+        if _value(label, f"pruner.{key}", value, int) < (2 if key == "reduction_factor" else 1):
+            raise StudyError(f"{label}: pruner.{key}: expected a larger whole number, found {value}.")
+    return {"name": name, **PRUNERS[name], **settings}
 
 
 def _check_keys(label: str, where: str, table: Mapping[str, Any], valid: Sequence[str]) -> None:
@@ -311,7 +524,7 @@ def _check_keys(label: str, where: str, table: Mapping[str, Any], valid: Sequenc
             near = difflib.get_close_matches(key, valid, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             full = f"{where}.{key}" if where else key
-            raise StudyError(f"{label}: unknown key '{full}'.{hint} Valid keys here: {', '.join(valid)}.")
+            raise StudyError(f"{label}: unknown key '{full}'.{hint} Valid keys here: {', '.join(valid) or 'none'}.")
 
 
 def _check_space(label: str, model: dict[str, Any], training: dict[str, Any], space: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ Emit = Callable[..., None]
 
 CHECKPOINT_SHARE = 0.01  # of the time may go into checkpoints
 PROBE_BATCHES = 4  # timed for an estimate
+ALIVE_INTERVAL = 10.0  # seconds between two signs of life within an epoch: one of a large network takes minutes
 
 
 def main() -> None:
@@ -79,13 +80,16 @@ def train(
     spec: dict[str, Any],
     data: str,
     checkpoint: str | None,
+    start: str | None,
     folder: str,
+    cache: str,
+    device: str,
     checkpoint_interval: float,
 ) -> None:
-    """Train one trial and leave its model in `folder`/model.
+    """Train one trial and leave its model in `folder`/model. `start` is the folder of the model it begins with.
 
-    Events: started, epoch, checkpoint; then one of trained, returned (stopped; a checkpoint came before if there is
-    an epoch to keep), diverged.
+    Events: started, alive, epoch, checkpoint; then one of trained, returned (stopped; a checkpoint came before if there
+    is an epoch to keep), diverged.
     """
     from hpo.packaging import package
     from models import metrics, specs
@@ -103,6 +107,9 @@ def train(
         train=(dataset.images[parts.train], dataset.targets[parts.train]),
         validation=(dataset.images[parts.validation], dataset.targets[parts.validation]),
         seed=spec["seed"],
+        initial=_initial(spec, start),
+        cache=Path(cache),
+        device=_device(device),
     )
     try:
         training = begin(state=load_state(Path(checkpoint)) if checkpoint else None)
@@ -111,6 +118,7 @@ def train(
             raise
         print(f"starting again from epoch 0: {error}")  # a checkpoint of another version, say
         training = begin()
+    del begin  # and with it the tensors to begin with
     emit("started", epoch=training.epoch, parameters=specs.parameter_count(training.network))
 
     kept = training.epoch
@@ -125,14 +133,20 @@ def train(
         emit("checkpoint", path=str(path), epoch=kept, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
         return time.monotonic() - begin
 
-    def asked() -> bool:
+    shown = time.monotonic()
+
+    def asked_to_stop() -> bool:
+        nonlocal shown
         if kept:
             crash.at("batch")
+        if time.monotonic() - shown > ALIVE_INTERVAL:
+            emit("alive")
+            shown = time.monotonic()
         return stop.is_set()
 
     pause, last = checkpoint_interval, time.monotonic()
     try:
-        for epoch in training.epochs(asked):
+        for epoch in training.epochs(asked_to_stop):
             emit("epoch", number=epoch.number, at=time.time_ns() // 1_000_000, metrics=epoch.metrics)
             if time.monotonic() - last >= pause and epoch.number < settings.epochs:
                 pause = max(checkpoint_interval, keep() / CHECKPOINT_SHARE)
@@ -172,11 +186,46 @@ def train(
     emit(
         "trained",
         folder=str(target),
+        epochs=training.epoch,
         best_epoch=training.best_epoch,
         best_val_nmse=training.best_nmse,
         validation=found,
         last_validation=last_found,
+        **_device_name(training.device),
     )
+
+
+def _initial(spec: dict[str, Any], start: str | None) -> dict[str, Any] | None:
+    """The tensors of the network a trial begins with; None when it begins at random."""
+    from models import bundle, weights
+    from models.specs import SpecError
+
+    if start is not None:
+        return dict(bundle.load(Path(start))[0].network.state_dict())
+    if (file := spec.get("weights")) is None:
+        return None
+    path, sha256 = weights.find(file["name"])
+    if sha256 != file["sha256"]:
+        raise SpecError(f"{path}: expected SHA-256 {file['sha256']}, as the study was planned, found {sha256}.")
+    return weights.load(path, spec["model"]["backbone"])
+
+
+def _device(wish: str) -> str:
+    """`auto` is a GPU if there is one."""
+    import torch
+
+    if wish == "auto":
+        wish = "cuda" if torch.cuda.is_available() else "cpu"
+    if wish == "cuda":
+        # What is trained on a GPU must score the same on the CPU that checks it: no shortened numbers.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return wish
+
+
+def _device_name(device: Any) -> dict[str, str]:
+    import torch
+
+    return {"device": f"cuda: {torch.cuda.get_device_name(device)}"} if device.type == "cuda" else {}
 
 
 def score(emit: Emit, stop: threading.Event, *, folder: str, data: str, predictions: str) -> None:
@@ -219,7 +268,13 @@ def score(emit: Emit, stop: threading.Event, *, folder: str, data: str, predicti
 
 
 def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], data: str) -> None:
-    """Time a few batches of each trial. Event for each: probed {index, parameters, seconds of one epoch}."""
+    """Time a few batches of each trial; weights that are not on this machine are replaced by random ones, as costly.
+
+    Event for each: probed {index, parameters, seconds of one epoch, once (seconds before the first: what a frozen
+    backbone sees, say), memory (GB this process has needed so far)}.
+    """
+    import resource
+
     from models import specs as model_specs
     from models.training import Training
 
@@ -229,16 +284,22 @@ def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], dat
         count = min(len(parts.train), PROBE_BATCHES * settings.batch_size)
         share = count / len(parts.train)
         some, others = parts.train[:count], parts.validation[: max(1, round(share * len(parts.validation)))]
+        initial = _initial(spec, None) if spec.get("weights", {}).get("sha256") else None
+        begin = time.monotonic()
         training = Training(
             model_specs.from_dict(spec["model"]),
             settings,
             train=(dataset.images[some], dataset.targets[some]),
             validation=(dataset.images[others], dataset.targets[others]),
             seed=spec["seed"],
+            initial=initial,
         )
+        once = (time.monotonic() - begin) / share
         seconds = [epoch.metrics["seconds"] for epoch in training.epochs()][-1]  # the first one warms up
         parameters = model_specs.parameter_count(training.network)
-        emit("probed", index=index, parameters=parameters, seconds=seconds / share)
+        training.state()  # what a checkpoint needs counts, too
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+        emit("probed", index=index, parameters=parameters, seconds=seconds / share, once=once, memory=peak)
     emit("finished")
 
 

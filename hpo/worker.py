@@ -26,11 +26,13 @@ from hpo.closing import Closing
 from hpo.errors import NotFound, ServiceError
 from hpo.holdings import Holdings
 from hpo.mirror import Mirror
+from hpo.pruning import Pruning
 from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, LeaseLost, Queue
 from hpo.recorder import Recorder
 from hpo.settings import Settings
 from hpo.tracking import Tracker, TrackingUnavailable
 from hpo.trainers import Trainer, open_log
+from models import weights
 from models.specs import SpecError
 
 TICK = 0.25  # seconds between two looks at the clock
@@ -48,8 +50,10 @@ log = logging.getLogger("hpo")
 class Supervisor:
     """One worker of one study. `run` returns when the study is closed, when stopped, or after one trial (`once`)."""
 
-    def __init__(self, settings: Settings, database_url: str, tracking_uri: str, name: str, *, trainers: int) -> None:
-        self.settings, self.count = settings, trainers
+    def __init__(
+        self, settings: Settings, database_url: str, tracking_uri: str, name: str, *, trainers: int, device: str = "cpu"
+    ) -> None:
+        self.settings, self.count, self.device = settings, trainers, device
         self.queue = Queue(database_url)
         self.row = self.queue.study(name)
         self.study = study.restore(name, self.row.spec)
@@ -68,6 +72,7 @@ class Supervisor:
         self.stopping: str | None = None  # why
         self.hurry = False
         self.claimed = 0
+        self.pruning = Pruning(self.queue, self.store, self.row.name, self.study)
         self._closing: Closing | None = None
         self._stillborn = 0  # trainers in a row that ended before they were ready
         self._unsure = False  # whether a claim may have been made that we never heard of
@@ -77,6 +82,8 @@ class Supervisor:
     def run(self, *, once: bool = False, on_tick: Callable[["Supervisor"], None] | None = None) -> bool:
         """Work until the study is closed; whether it is."""
         with self._work_folder(), self._signals(), selectors.DefaultSelector() as self._selector:
+            for file in self.row.facts.get("weights", {}).values():
+                weights.find(file["name"])  # before a trial is claimed that this machine cannot train
             self.data = data.fetch(self.settings.home, self.tracker, self.row)
             self.recorder.start()
             with open_log(self.settings.home, f"worker-{self.process}") as self.log:
@@ -125,6 +132,7 @@ class Supervisor:
         if now >= self._next_flush:
             self.holdings.flush()
             self._next_flush = now + FLUSH_INTERVAL
+            self._prune()
         if now >= self._next_renewal:
             for job in self.queue.renew(self.holdings.jobs(), lease=self.settings.lease):
                 self._lost(job)
@@ -195,22 +203,24 @@ class Supervisor:
         log.info("%s claimed: %s", mirror.title(job), point)
         crash.at("claimed")
         trainer.reserve(job)
-        if job.checkpoint is None:
-            self._train(trainer, job, None)
+        if job.checkpoint is None and not job.spec.get("starts_from"):
+            self._train(trainer, job, None, None)
         else:
             self.recorder.put(job, partial(self._fetch_and_train, trainer, job))
         self.recorder.put(job, partial(recording.show, self.mirror, job.id))
 
     def _fill(self, job: Job) -> Job:
         """Let the sampler choose the point of a slot."""
-        point = sampling.fill(self.store, self.row.name, self.study, job.number)
-        spec, cost = study.trial_spec(self.study, self.row.identity, self.row.facts["data"], point, config=None)
+        with self.queue.lock(f"fill.{job.study}.{job.number}"):  # two repeats of a point must get the same one
+            point = sampling.fill(self.store, self.row.name, self.study, job.number)
+        facts = self.row.facts
+        spec, cost = study.trial_spec(self.study, self.row.identity, facts, point, config=None, repeat=job.repeat)
         self.queue.fill(job, spec, cost)
         filled = self.queue.require(job)
         self.holdings.add(filled)
         return filled
 
-    def _train(self, trainer: Trainer, job: Job, checkpoint: Path | None) -> None:
+    def _train(self, trainer: Trainer, job: Job, checkpoint: Path | None, start: Path | None) -> None:
         with suppress(OSError):
             os.utime(self.data)  # in use: no cache to be cleared
         trainer.send(
@@ -218,6 +228,9 @@ class Supervisor:
             spec=job.spec,
             data=str(self.data),
             checkpoint=str(checkpoint) if checkpoint else None,
+            start=str(start) if start else None,
+            cache=str(self.settings.home / "cache" / "features"),
+            device=self.device,
             folder=str(self._folder(job)),
             checkpoint_interval=self.settings.checkpoint_interval,
         )
@@ -228,12 +241,19 @@ class Supervisor:
             return
         current = self.queue.job(job.id)
         self._drop(job)
-        if current is not None and current.fence == job.fence and current.state in ("done", "diverged"):
+        if current is not None and current.fence == job.fence and current.state in ("done", "diverged", "pruned"):
             return  # it ended by our own hand, and only the answer was lost
         for trainer in self.trainers:
             if trainer.has(job):
                 log.warning("%s: lost its lease, stopping", mirror.title(job))
                 trainer.kill()
+
+    def _prune(self) -> None:
+        """Ask trainers to hand back trials that the pruner ends."""
+        for trainer in self.trainers:
+            job = trainer.job if trainer.task == "train" else None
+            if job is not None and job in self.holdings and self.pruning.ends(job) and not trainer.asked:
+                trainer.ask()
 
     def _mind_recorder(self) -> None:
         """Act on what the recorder's thread found out."""
@@ -297,6 +317,9 @@ class Supervisor:
         if epoch:
             log.info("%s goes on after epoch %d", mirror.title(job), epoch)
 
+    def _on_alive(self, trainer: Trainer, job: Job) -> None:
+        """An epoch takes long; that something came is all that counts."""
+
     def _on_epoch(self, trainer: Trainer, job: Job, *, number: int, at: int, metrics: dict[str, float]) -> None:
         self.holdings.put_epoch(job, (number, at, metrics))
 
@@ -305,6 +328,10 @@ class Supervisor:
         self.recorder.put(job, partial(task, epoch=epoch, sha256=sha256))
 
     def _on_returned(self, trainer: Trainer, job: Job, *, epoch: int) -> None:
+        if reason := self.pruning.reason(job):
+            log.info("%s pruned after epoch %d", mirror.title(job), epoch)
+            self.recorder.put(job, partial(self._end, job, "pruned", {"epoch": epoch}, reason))
+            return
         log.info("giving %s back after epoch %d", mirror.title(job), epoch)
         self.recorder.put(job, partial(self.returns.append, (job, "handed back", False)))  # after its checkpoint
 
@@ -363,7 +390,9 @@ class Supervisor:
     # Tasks for the recorder's thread
 
     def _fetch_and_train(self, trainer: Trainer, job: Job) -> None:
-        self._train(trainer, job, recording.fetch_checkpoint(self.mirror, job, self._folder(job)))
+        folder = self._folder(job)
+        checkpoint = recording.fetch_checkpoint(self.mirror, job, folder) if job.checkpoint else None
+        self._train(trainer, job, checkpoint, recording.fetch_start(self.mirror, job, folder))
 
     def _record(self, job: Job, found: dict[str, Any]) -> None:
         recording.record(self.mirror, self.holdings, job, found)

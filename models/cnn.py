@@ -1,5 +1,7 @@
 """The protocol's convolutional networks: two convolution blocks and a dense head."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,8 +41,11 @@ class ConvNet(nn.Module):
         for name, values in self.named_parameters():
             (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(values)
 
-    def prepare(self, images: Tensor) -> Tensor | Windows:
-        """Images (n, c, h, w) in the form that is trained on fastest; `forward` takes either, indexed by a batch."""
+    def prepare(self, images: Tensor, cache: Path | None = None) -> Tensor | Windows:
+        """Images (n, c, h, w) in the form that is trained on fastest; `forward` takes either, indexed by a batch.
+
+        Nothing is kept in the folder `cache`: it takes a moment.
+        """
         windows = None
         if images.device.type == "cpu":
             windows = distinct(images, kernel_size=self.first.weight.shape[-1], padding=self.padding)

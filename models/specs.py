@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # torch is imported by `build` alone: planning and the comman
     from torch import nn
 
     from models.cnn import ConvNet
+    from models.transfer import TransferNet
 
 
 class SpecError(ValueError):
@@ -31,10 +32,28 @@ class CnnSpec:
     dropout: float = field(metadata={"low": 0.0, "below": 1.0})  # probability, before the dense head
 
 
-ModelSpec = BaselineSpec | CnnSpec
-FAMILIES: dict[str, type[BaselineSpec] | type[CnnSpec]] = {
+# The backbones without their tops: parameters, channels of the last activation, and multiply-adds of one image of
+# 224x224 pixels (in proportion to the pixels for other sizes, but for rounding at the borders).
+PARAMETERS = {"vgg16": 14_714_688, "resnet50": 23_508_032, "densenet121": 6_953_856}
+CHANNELS = {"vgg16": 512, "resnet50": 2048, "densenet121": 1024}
+MULTIPLY_ADDS = {"vgg16": 15_346_630_656, "resnet50": 4_087_136_256, "densenet121": 2_833_137_664}
+HEAD_UNITS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferSpec:
+    """A backbone without its top, global average pooling, 16 dense units (the protocol's transfer learning)."""
+
+    backbone: str = field(metadata={"options": tuple(CHANNELS)})
+    weights: str = field(default="imagenet", metadata={"options": ("imagenet", "none")})  # "none": at random
+    trainable: str = field(default="head", metadata={"options": ("head", "all")})
+
+
+ModelSpec = BaselineSpec | CnnSpec | TransferSpec
+FAMILIES: dict[str, type[BaselineSpec] | type[CnnSpec] | type[TransferSpec]] = {
     "baseline": BaselineSpec,
     "cnn": CnnSpec,
+    "transfer": TransferSpec,
 }
 
 
@@ -46,6 +65,10 @@ class TrainingSpec:
     batch_size: int = field(default=32, metadata={"low": 1})  # images
     learning_rate: float = field(default=1e-3, metadata={"above": 0.0})
     target_scaling: str = field(default="standard", metadata={"options": ("standard", "none")})
+    # Settings that came later: at their defaults they are left out of the dict form, so that it, and with it the
+    # identity of every study that does not use them, stays what it was.
+    patience: int = field(default=0, metadata={"low": 0, "later": True})  # epochs without a new best; 0: never stop
+    precision: str = field(default="fp32", metadata={"options": ("fp32", "bf16"), "later": True})
 
 
 ADAM_BETAS = (0.9, 0.999)  # decay of the mean and of the square
@@ -81,7 +104,11 @@ def training_from_dict(values: Mapping[str, Any]) -> TrainingSpec:
 
 def training_to_dict(spec: TrainingSpec) -> dict[str, Any]:
     """The JSON-able form that `training_from_dict` reads."""
-    return {f.name: getattr(spec, f.name) for f in fields(spec)}
+    return {
+        f.name: getattr(spec, f.name)
+        for f in fields(spec)
+        if not (f.metadata.get("later") and getattr(spec, f.name) == f.default)
+    }
 
 
 def model_keys(family: str) -> tuple[str, ...]:
@@ -95,12 +122,17 @@ def training_keys() -> tuple[str, ...]:
     return tuple(f.name for f in fields(TrainingSpec))
 
 
-def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> "ConvNet":
-    """A network from (batch, *image_shape) images in 0..1 to (batch, n_targets), Glorot-uniform from torch's generator.
+def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> "ConvNet | TransferNet":
+    """A network from (batch, *image_shape) images in 0..1 to (batch, n_targets), weights from torch's generator.
 
-    Raises SpecError if the image is too small for the two poolings.
+    A backbone is at random, too: `models.weights.load` fills in pretrained ones. Raises SpecError if the image is too
+    small for the poolings.
     """
     _check_image(spec, image_shape)
+    if isinstance(spec, TransferSpec):
+        from models.transfer import TransferNet
+
+        return TransferNet(spec, n_targets)
     from models.cnn import ConvNet
 
     return ConvNet(image_shape=image_shape, n_targets=n_targets, **_layout(spec))
@@ -111,12 +143,22 @@ class Size:
     """How large a network is."""
 
     parameters: int
-    multiply_adds: int  # of one image, forward
+    trainable: int  # of the parameters
+    multiply_adds: int  # of one image, forward, in an epoch: what a frozen backbone sees is computed but once
 
 
 def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> Size:
     """The size of `build(spec, image_shape, n_targets)` in closed form, without torch. Raises SpecError as it does."""
     _check_image(spec, image_shape)
+    if isinstance(spec, TransferSpec):
+        channels, frozen = CHANNELS[spec.backbone], spec.trainable == "head"
+        head = (channels + 1) * HEAD_UNITS + (HEAD_UNITS + 1) * n_targets
+        backbone = MULTIPLY_ADDS[spec.backbone] * image_shape[1] * image_shape[2] // 224**2
+        return Size(
+            parameters=PARAMETERS[spec.backbone] + head,
+            trainable=head if frozen else PARAMETERS[spec.backbone] + head,
+            multiply_adds=head if frozen else backbone + head,
+        )
     layout = _layout(spec)
     channels, height, width = image_shape
     kernel, parameters, multiply_adds = layout["kernel_size"], 0, 0
@@ -130,10 +172,10 @@ def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> 
     for outputs in (layout["units"], n_targets):
         parameters, multiply_adds = parameters + (inputs + 1) * outputs, multiply_adds + inputs * outputs
         inputs = outputs
-    return Size(parameters=parameters, multiply_adds=multiply_adds)
+    return Size(parameters=parameters, trainable=parameters, multiply_adds=multiply_adds)
 
 
-def _layout(spec: ModelSpec) -> dict[str, Any]:
+def _layout(spec: BaselineSpec | CnnSpec) -> dict[str, Any]:
     if isinstance(spec, BaselineSpec):
         return {"filters": (8, 16), "kernel_size": 3, "same": False, "dropout": 0.0, "units": 16}
     filters = (spec.filters, 2 * spec.filters)
@@ -141,17 +183,19 @@ def _layout(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _check_image(spec: ModelSpec, image_shape: tuple[int, int, int]) -> None:
-    smallest = 10 if isinstance(spec, BaselineSpec) else 4  # pixels: leaves one after the second pooling
+    smallest = {"baseline": 10, "cnn": 4, "transfer": 32}[to_dict(spec)["family"]]  # pixels: one after the last pooling
     if min(image_shape[1:]) < smallest or min(image_shape) < 1:
         raise SpecError(
             f"{to_dict(spec)['family']}: expected images of at least {smallest}x{smallest} pixels, "
             f"found (channels, height, width) = {tuple(image_shape)}."
         )
+    if isinstance(spec, TransferSpec) and image_shape[0] not in (1, 3):
+        raise SpecError(f"transfer: expected images of one or three channels, found {image_shape[0]}.")
 
 
-def parameter_count(module: "nn.Module") -> int:
-    """Numbers that training may change."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def parameter_count(module: "nn.Module", *, trainable: bool = False) -> int:
+    """How many numbers the parameters are, with `trainable` only those that training changes."""
+    return sum(each.numel() for each in module.parameters() if each.requires_grad or not trainable)
 
 
 def _parse(kind: type, values: Mapping[str, Any], where: str) -> Any:

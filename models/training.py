@@ -1,9 +1,10 @@
 """Training as a loop that yields: deterministic, resumable to the bit, and knowing nothing of who tracks it."""
 
+import copy
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from models.specs import (
     to_dict,
     training_to_dict,
 )
+from models.transfer import TransferNet
 from models.windows import Windows
 
 Split = tuple[np.ndarray, np.ndarray]  # images (n, c, h, w) in 0..1 and targets (n, k) in the label's unit
@@ -71,6 +73,9 @@ class Training:
     generator is left as it was found. With `state` it goes on after the epoch that state was taken at, and gives the
     numbers an uninterrupted training gives, to the bit on the same CPU model, thread count and library versions.
 
+    `initial` are tensors of the network to begin with, by name: pretrained ones, or those of an earlier training;
+    those it lacks are drawn. Whoever resumes gives the same again. `cache` is a folder for what is dear to prepare.
+
     Raises SpecError if the arrays do not fit together, a target does not vary in the training split, or `state`
     belongs to another specification or seed.
     """
@@ -84,7 +89,9 @@ class Training:
         validation: Split,
         seed: int = 0,
         device: str = "cpu",
+        initial: Mapping[str, Tensor] | None = None,
         state: State | None = None,
+        cache: Path | None = None,
         channels_last: bool = True,
         fused: bool = True,
     ) -> None:
@@ -101,8 +108,10 @@ class Training:
         standard = training.target_scaling == "standard"
         self.target_mean = labels.mean(axis=0) if standard else np.zeros(len(self.train_variance))
         self.target_scale = np.sqrt(self.train_variance) if standard else np.ones(len(self.train_variance))
+        self._cache = cache
         with _generators(seed, 0, self.device):
             self.network = self._build()
+        self._begin_with(initial or {})
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
         self._train = self._prepare(train)
@@ -111,7 +120,8 @@ class Training:
             (images[batch], targets[batch]) for batch in torch.arange(len(targets)).split(EVALUATION_BATCH)
         ]
         self._sizes = len(self._train[1]), len(targets)
-        self._parameters: list[Tensor] = list(self.network.parameters())
+        self._parameters: list[Tensor] = [each for each in self.network.parameters() if each.requires_grad]
+        self._changing = self._changing_tensors()
         self._optimiser = torch.optim.Adam(
             self._parameters,
             lr=training.learning_rate,
@@ -133,12 +143,13 @@ class Training:
         self._live = self._live_tensors()
         # What state() gives while the live tensors are in the middle of an epoch, and the best epoch's weights.
         self._kept = {name: tensor.clone() for name, tensor in self._live.items()}
-        self._best = [parameter.detach().clone() for parameter in self._parameters]
+        self._best = [tensor.clone() for tensor in self._changing.values()]
         if state is not None:
             self._restore(state)
 
     def epochs(self, stop: Callable[[], bool] | None = None) -> Iterator[Epoch]:
-        """Train, and yield each epoch as it is done, from the one after the state to the specification's last.
+        """Train, and yield each epoch as it is done, from the one after the state to the specification's last, or
+        until `patience` epochs in a row brought no new best.
 
         Metrics: "train/nmse" and "train/mse" are the running losses of the epoch, each batch with the weights it was
         trained with (and with dropout), weighed by its length: what a Keras history shows. "val/nmse" and "val/mse"
@@ -148,13 +159,17 @@ class Training:
         `stop` is asked before every batch; once it says true, Interrupted is raised. A loss that is not finite raises
         Diverged. After either, `state()` is still that of the newest completed epoch.
         """
-        while self.epoch < self.training.epochs:
+        while self.epoch < self.training.epochs and not self._patience_over():
             yield self._run_epoch(stop)
 
+    def _patience_over(self) -> bool:
+        """Whether the last `patience` epochs brought no new best. It follows from the state, so resuming asks again."""
+        return 0 < self.training.patience <= self.epoch - self.best_epoch
+
     def state(self) -> State:
-        """The state after the newest completed epoch, at any time; costs one copy of the weights, Adam and the best."""
-        names = [name for name, _ in self.network.named_parameters()]
-        tensors = self._kept | {f"best.{name}": tensor for name, tensor in zip(names, self._best, strict=True)}
+        """The state after the newest completed epoch, at any time; costs one copy of what changes: the weights
+        that are trained, the averages of batch-norms, Adam, the best."""
+        tensors = self._kept | self._best_by_name()
         return State(
             # clone(contiguous_format): files hold contiguous tensors, and training goes on in the originals
             {name: t.to("cpu", copy=True, memory_format=torch.contiguous_format) for name, t in tensors.items()},
@@ -172,7 +187,7 @@ class Training:
 
     def last_regressor(self) -> Regressor:
         """The network of the newest completed epoch, on the CPU, in eval mode."""
-        return self._regressor([self._kept[f"network.{name}"] for name, _ in self.network.named_parameters()])
+        return self._regressor([self._kept[f"network.{name}"] for name in self._changing])
 
     def _run_epoch(self, stop: Callable[[], bool] | None) -> Epoch:
         start = time.perf_counter()
@@ -190,7 +205,7 @@ class Training:
         best = validation[0] < self.best_nmse
         if best:
             with torch.no_grad():
-                torch._foreach_copy_(self._best, self._parameters)
+                torch._foreach_copy_(self._best, list(self._changing.values()))
             self.best_nmse, self.best_epoch = validation[0], number
         self._copy(self._live, self._kept)
         self.epoch = number
@@ -207,11 +222,14 @@ class Training:
     def _train_one_epoch(self, number: int, stop: Callable[[], bool] | None) -> Tensor:
         images, targets = self._train
         network, optimiser = self.network.train(), self._optimiser
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
         squares = torch.zeros(targets.shape[1], dtype=torch.float64, device=self.device)
         for batch in torch.randperm(len(targets)).to(self.device).split(self.training.batch_size):
             if stop is not None and stop():
                 raise Interrupted(f"stopped in epoch {number}")
-            square = (network(images[batch]) - targets[batch]) ** 2
+            with half:  # training alone: what is evaluated is what is handed out, in full precision
+                predicted = network(images[batch])
+            square = (predicted.float() - targets[batch]) ** 2
             square.mean().backward()
             optimiser.step()
             optimiser.zero_grad()
@@ -231,24 +249,44 @@ class Training:
         mse = squares.cpu().numpy() / n * self.target_scale**2
         return float((mse / self.train_variance).mean()), float(mse.mean())
 
-    def _build(self) -> ConvNet:
+    def _build(self) -> ConvNet | TransferNet:
         return build(self.spec, self._image_shape, len(self.target_mean))
 
     def _prepare(self, split: Split) -> tuple[Tensor | Windows, Tensor]:
         images = torch.from_numpy(np.ascontiguousarray(split[0], np.float32))
         targets = (np.asarray(split[1], np.float64) - self.target_mean) / self.target_scale
         return (
-            self.network.prepare(images.to(self.device)),
+            self.network.prepare(images.to(self.device), self._cache),
             torch.from_numpy(targets.astype(np.float32)).to(self.device),
         )
 
+    def _begin_with(self, initial: Mapping[str, Tensor]) -> None:
+        own = self.network.state_dict()
+        for name, tensor in initial.items():
+            if name not in own or own[name].shape != tensor.shape:
+                found = tuple(own[name].shape) if name in own else "no such tensor"
+                raise SpecError(f"the tensor {name} {tuple(tensor.shape)} to begin with does not fit: {found}.")
+            own[name].copy_(tensor)
+
+    def _changing_tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the modules that have something to train: the averages of a batch-norm change
+        along with its weights, and those of a frozen one do not."""
+        trained = {name.rpartition(".")[0] for name, each in self.network.named_parameters() if each.requires_grad}
+        return {
+            name: tensor.detach()
+            for name, tensor in self.network.state_dict(keep_vars=True).items()
+            if name.rpartition(".")[0] in trained
+        }
+
     def _live_tensors(self) -> dict[str, Tensor]:
-        tensors = {}
+        tensors = {f"network.{name}": tensor for name, tensor in self._changing.items()}
         for name, parameter in self.network.named_parameters():
-            tensors[f"network.{name}"] = parameter.detach()
-            for key, tensor in self._optimiser.state[parameter].items():
-                tensors[f"adam.{name}.{key}"] = tensor
+            if parameter.requires_grad:
+                tensors |= {f"adam.{name}.{key}": each for key, each in self._optimiser.state[parameter].items()}
         return tensors
+
+    def _best_by_name(self) -> dict[str, Tensor]:
+        return {f"best.{name}": best for name, best in zip(self._changing, self._best, strict=True)}
 
     @staticmethod
     def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
@@ -265,10 +303,7 @@ class Training:
         for key, expected in self._identity().items():
             if state.info.get(key) != expected:
                 raise SpecError(f"the state's {key} is {state.info.get(key)}, this training's is {expected}.")
-        best = {
-            f"best.{name}": best for (name, _), best in zip(self.network.named_parameters(), self._best, strict=True)
-        }
-        wanted = self._live | best
+        wanted = self._live | self._best_by_name()
         expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
         if expected != found:
@@ -281,11 +316,10 @@ class Training:
         self.best_nmse = state.info["best_nmse"] if self.epoch else float("inf")
 
     def _regressor(self, weights: list[Tensor]) -> Regressor:
-        with torch.random.fork_rng(devices=[]):
-            network = self._build()
-        with torch.no_grad():
-            for parameter, weight in zip(network.parameters(), weights, strict=True):
-                parameter.copy_(weight)
+        network = copy.deepcopy(self.network).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        own = network.state_dict()
+        for name, weight in zip(self._changing, weights, strict=True):
+            own[name].copy_(weight)
         return Regressor(
             network,
             torch.from_numpy(self.target_mean),
@@ -316,8 +350,10 @@ def load_state(path: Path) -> State:
     try:
         with safe_open(path, framework="pt") as file:
             info = json.loads((file.metadata() or {})["info"])
+            if not isinstance(info, dict) or not isinstance(info.get("epoch"), int):
+                raise ValueError("its info has no number of epochs")
             return State({name: file.get_tensor(name) for name in file.keys()}, info)  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
         raise SpecError(f"{path}: not a readable training state ({error!r}).") from None
 
 

@@ -42,11 +42,12 @@ def test_every_study_key_is_documented():
     keys = [f"{table}.{key}" if table else key for table, names in study.KEYS.items() for key in names]
     keys += [f"training.{key}" for key in specs.training_keys()]
     keys += [f"model.{key}" for family in specs.FAMILIES for key in ("family", *specs.model_keys(family))]
+    keys += study.SEQUENCE_KEYS
     for key in keys:
-        if key not in ("data", "model", "sampler", "space", "training"):
+        if key not in ("data", "model", "sampler", "pruner", "space", "training"):
             assert f"`{key}`" in text, key
-    for family in specs.FAMILIES:
-        assert f'`"{family}"`' in text
+    for name in (*specs.FAMILIES, *study.PRUNERS, *specs.CHANNELS):
+        assert f'`"{name}"`' in text
 
 
 def test_the_example_study_of_the_documentation_is_valid(tmp_path):

@@ -232,9 +232,25 @@ def test_another_schema_version_is_refused_and_left_alone(database_url):
     queue = planned(database_url, 1)
     with queue.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE hpo.schema SET version = 99")
-    with pytest.raises(ServiceError, match="schema version 99 of hpo, this program needs 1"):
+    with pytest.raises(ServiceError, match="schema version 99 of hpo, this program needs 2"):
         Queue(database_url).install()
     assert len(queue.jobs("s")) == 2
+
+
+def test_a_database_of_the_version_before_takes_pruned_trials_after_its_next_use(database_url):
+    queue = planned(database_url, 1)
+    with queue.engine.begin() as connection:
+        connection.exec_driver_sql("""
+            ALTER TABLE hpo.job DROP CONSTRAINT job_state_check;
+            ALTER TABLE hpo.job ADD CONSTRAINT job_state_check
+                CHECK (state IN ('waiting', 'running', 'done', 'diverged', 'dead'));
+            UPDATE hpo.schema SET version = 1
+        """)
+    Queue(database_url).install()
+    job = claim(queue)
+    queue.end(job, "pruned", result={"epoch": 3}, reason="why")
+    assert (queue.job(job.id).state, len(queue.jobs("s"))) == ("pruned", 2)
+    assert claim(queue).kind == "closing", "a pruned trial has ended"
 
 
 def test_two_first_workers_make_the_tables_once(database_url):

@@ -85,6 +85,125 @@ def test_the_data_path_of_a_file_counts_from_the_file(tmp_path):
     assert load(tmp_path, MINIMAL + '[data]\npath = "cells"\n').data_path == str(tmp_path / "cells")
 
 
+def test_the_identity_of_the_grid_is_what_it_was_before_pruners_repeats_and_backbones():
+    assert identity(study.load("grid")) == "ae2064f8fd2620f6cbe6e00365c1b9af5de09c5235ec4f037d2809bca58c9415"
+
+
+WEIGHTS = {"vgg16": "a", "resnet50": "b", "densenet121": "c"}
+
+
+def whole(each, **changes):
+    return each.canonical(data_digest="d", split_digest="s", weights=WEIGHTS | changes)
+
+
+def test_the_shipped_transfer_studies_are_the_protocols():
+    baseline, _, head, finetune = study.load_all("protocol")
+    assert [each.name for each in study.load_all("protocol")] == ["baseline", "grid", "tl-head", "tl-finetune"]
+    assert (baseline.model, baseline.trials, baseline.grid()) == ({"family": "baseline"}, 1, [{}])
+    for each, trainable, rate in ((head, "head", 1e-3), (finetune, "all", 1e-4)):
+        assert [point["backbone"] for point in each.grid()] == ["vgg16", "resnet50", "densenet121"]
+        assert each.model == {"family": "transfer", "weights": "imagenet", "trainable": trainable}
+        assert each.training["learning_rate"] == rate
+        assert each.report_by == ("backbone",)
+    for each in (baseline, head, finetune):
+        assert (each.training["epochs"], each.training["batch_size"]) == (300, 32)
+        assert each.pruner == {"name": "none"} and "patience" not in each.training
+    assert finetune.starts_from == head
+
+
+def test_grid_fast_has_the_points_of_the_grid():
+    assert study.load("grid-fast").grid() == study.load("grid").grid()
+    assert study.load("grid-fast").pruner["name"] == "successive-halving"
+
+
+def test_the_digest_of_the_weights_is_part_of_the_identity_of_whatever_descends_from_them():
+    for name in ("tl-head", "tl-finetune"):
+        each = study.load(name)
+        assert study.digest(whole(each)) != study.digest(whole(each, vgg16="z"))
+        assert study.restore(name, whole(each)).canonical(data_digest="d", split_digest="s", weights=WEIGHTS) == whole(
+            each
+        )
+    assert "weights" not in whole(study.load("tl-head", ["model.weights=none"]))
+    changed = study.load("tl-finetune", ["tl-head:training.epochs=5"])
+    assert changed.overridden and study.digest(whole(changed)) != study.digest(whole(study.load("tl-finetune")))
+
+
+def test_an_override_of_a_sequence_goes_to_the_studies_that_have_its_key():
+    words = ["training.epochs=3", "model.weights=none", "training.learning_rate=0.5", "space.filters=[8]"]
+    baseline, grid, head, finetune = study.load_all("protocol", words)
+    assert {each.training["epochs"] for each in (baseline, grid, head, finetune)} == {3}
+    assert [each.training.get("learning_rate") for each in (baseline, grid, head, finetune)] == [0.5, None, 0.5, 0.5]
+    assert len(grid.grid()) == 8 and head.model["weights"] == finetune.model["weights"] == "none"
+    assert finetune.starts_from == head, "prerequisites have the same overrides"
+    assert [each.overridden for each in study.load_all("protocol", ["model.weights=none"])] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    only = study.load_all("protocol", ["tl-finetune:training.learning_rate=1e-5"])
+    assert [each.overridden for each in only] == [False, False, False, True]
+    with pytest.raises(
+        StudyError, match=r"space.depth=\[1\]: none of baseline, grid, tl-head, tl-finetune has this key"
+    ):
+        study.load_all("protocol", ["space.depth=[1]"])
+    with pytest.raises(StudyError, match=r"unknown key 'training\.epoch'"):
+        study.load_all("protocol", ["training.epoch=1"])
+
+
+def test_prerequisites_come_first_and_once():
+    names = lambda *words: [each.name for each in study.load_all(*words, prerequisites=True)]  # noqa: E731
+    assert names("tl-finetune") == ["tl-head", "tl-finetune"]
+    assert names("protocol") == ["baseline", "grid", "tl-head", "tl-finetune"]
+    assert names("grid") == ["grid"]
+
+
+def test_sequences_and_starts_count_paths_from_the_file(tmp_path):
+    (tmp_path / "all.toml").write_text('sequence = ["mine.toml", "baseline"]')
+    (tmp_path / "mine.toml").write_text(MINIMAL)
+    assert [each.name for each in study.load_all(str(tmp_path / "all.toml"))] == ["mine", "baseline"]
+    with pytest.raises(StudyError, match="is a sequence of studies: name one of mine, baseline"):
+        study.load(str(tmp_path / "all.toml"))
+    (tmp_path / "loop.toml").write_text('starts_from = "loop.toml"\n' + MINIMAL)
+    with pytest.raises(StudyError, match="'loop' is started from itself"):
+        study.load(str(tmp_path / "loop.toml"))
+
+
+def test_repeats_and_pruners_are_part_of_the_identity_when_they_are_used():
+    grid = study.load("grid")
+    for words in (["repeats=2"], ["pruner.name=median"], ["pruner.name=median", "pruner.warmup_epochs=3"]):
+        each = study.load("grid", words)
+        assert identity(each) != identity(grid)
+        canonical = each.canonical(data_digest="d", split_digest="s")
+        assert study.restore("grid", canonical).canonical(data_digest="d", split_digest="s") == canonical
+    assert identity(study.load("grid", ["repeats=1", "pruner.name=none"])) == identity(grid)
+    for words in (["training.patience=5"], ["training.precision=bf16"]):
+        assert identity(study.load("grid", words)) != identity(grid)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("grid", ["pruner.name=media"], "pruner.name: expected one of none, median,"),
+        ("grid", ["pruner.name=media"], "Did you mean 'median'"),
+        ("grid", ["pruner.name=median", "pruner.min_epochs=3"], "unknown key 'pruner.min_epochs'"),
+        ("grid", ["pruner.name=hyperband", "pruner.reduction_factor=1"], "pruner.reduction_factor: expected a larger"),
+        ("grid", ["pruner.min_epochs=3"], "Valid keys here: none"),
+        ("grid", ["repeats=0"], "repeats: expected 1 to 1000, found 0"),
+        ("grid-fast", ["repeats=2"], "repeats and a pruner do not go together"),
+        ("grid", ["starts_from=tl-head"], 'starts_from: expected model.family = "transfer" here'),
+        ("tl-finetune", ["tl-finetune:seed=1"], "starts_from: expected the seed of tl-head, 0, found 1"),
+        ("tl-finetune", ["tl-head:space.backbone=['vgg16']"], "starts_from: tl-head has no backbone densenet121, resn"),
+        ("tl-head", ["space.backbone=['vgg19']"], "did you mean 'vgg16'"),
+        ("tl-head", ["model.weights=nune"], "did you mean 'none'"),
+    ],
+)
+def test_a_wrong_setting_of_pruners_repeats_and_transfer_is_named(name, overrides, message):
+    with pytest.raises(StudyError) as caught:
+        study.load(name, overrides)
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

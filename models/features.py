@@ -1,0 +1,70 @@
+"""What a frozen backbone sees of a set of images, computed once and kept in a file for all trainings of a machine."""
+
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from models.transfer import TransferNet
+
+BATCH = 32  # images; always the same, so that the numbers are
+
+
+def compute(network: "TransferNet", images: Tensor, cache: Path | None) -> Tensor:
+    """`network.see(images)` (n, channels) in inference mode, from the file in the folder `cache` if there is one.
+
+    The file's name is the digest of everything the features depend on: the backbone's structure and every number in
+    it, the normalisation, the pixels, the kind of device, torch's version. So it cannot be stale. Of several trainings
+    that need it at once one computes it and the others wait. A damaged file is computed again.
+    """
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return torch.cat([network.see(batch) for batch in images.split(BATCH)]).contiguous()
+
+    network.backbone.eval()
+    if cache is None:
+        return run()
+    cache.mkdir(parents=True, exist_ok=True)
+    path = cache / f"{_key(network, images)}.safetensors"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # falls when the process dies
+        found = _read(path, len(images))
+        if found is None:
+            found = run()
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            save_file({"features": found.cpu()}, temporary, metadata={"sha256": _sha256(found)})
+            temporary.replace(path)
+    return found.to(images.device)
+
+
+def _read(path: Path, count: int) -> Tensor | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            expected, found = (file.metadata() or {})["sha256"], file.get_tensor("features")
+    except (SafetensorError, OSError, ValueError, KeyError):
+        return None
+    return found if len(found) == count and _sha256(found) == expected else None
+
+
+def _key(network: "TransferNet", images: Tensor) -> str:
+    where = f"{torch.__version__} {images.device.type} {tuple(images.shape)}"
+    digest = hashlib.sha256(f"{where} {network.backbone}".encode())
+    for tensor in (*network.backbone.state_dict().values(), network.mean, network.std, images):
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(_bytes(tensor)).hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().numpy().reshape(-1)  # hashed without a copy

@@ -1,0 +1,81 @@
+"""The protocol's transfer networks: a torchvision backbone without its top, global average pooling, a dense head."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import features
+from models.specs import CHANNELS, HEAD_UNITS, TransferSpec
+
+# IMAGENET1K_V1 of all three backbones was trained on images of this mean and standard deviation (channels red, green,
+# blue, grey values 0..1).
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class TransferNet(nn.Module):
+    """Maps (batch, 1 or 3, height, width) images in 0..1 to (batch, n_targets).
+
+    A grey image is replicated to three channels; the normalisation of the pretrained weights happens inside. With
+    `trainable` "head" the backbone is frozen and its batch-norm stays in inference mode, so that what the head sees of
+    an image never changes: `prepare` computes it once. The head's weights are drawn Glorot-uniform from torch's
+    generator before the backbone's, which follow torchvision's own initialisation: heads of one seed are alike on
+    pretrained and other backbones.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: TransferSpec, n_targets: int) -> None:
+        super().__init__()
+        self.frozen = spec.trainable == "head"
+        self.dense = nn.Linear(CHANNELS[spec.backbone], HEAD_UNITS)
+        self.head = nn.Linear(HEAD_UNITS, n_targets)
+        for name, values in self.named_parameters():
+            (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(values)
+        self.backbone = backbone(spec.backbone).requires_grad_(not self.frozen)
+        for name, numbers in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(numbers).view(1, 3, 1, 1))
+
+    def train(self, mode: bool = True) -> "TransferNet":
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def prepare(self, images: Tensor, cache: Path | None = None) -> Tensor:
+        """What is trained on: the images, or (n, channels) features of a frozen backbone, kept in `cache`."""
+        return features.compute(self, images, cache) if self.frozen else images
+
+    def see(self, images: Tensor) -> Tensor:
+        """The backbone's features of a batch, averaged over the image: (batch, channels)."""
+        return self.backbone((images - self.mean) / self.std).mean((2, 3))  # broadcasting replicates a grey channel
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen = self.see(images) if images.ndim == 4 else images
+        return self.head(F.relu(self.dense(seen)))
+
+
+def backbone(name: str) -> nn.Module:
+    """The convolutional part of a torchvision network, initialised as torchvision does, from torch's generator.
+
+    Its tensors have the names they have in torchvision's network, but for a leading "features.".
+    """
+    from torchvision import models  # 1 s, and only for these networks
+
+    if name == "vgg16":  # not built as a whole: its classifier alone takes 0.5 GB
+        layers = models.vgg.make_layers(models.vgg.cfgs["D"])
+        for module in layers:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(module.get_parameter("bias"))
+        return layers
+    if name == "resnet50":
+        whole = models.resnet50()
+        del whole.avgpool, whole.fc
+        return nn.Sequential(OrderedDict(whole.named_children()))
+    # torchvision applies the last ReLU outside `features`.
+    return models.densenet121().features.append(nn.ReLU())

@@ -1,0 +1,151 @@
+"""Transfer learning end to end, as users run it: weights, prerequisites, lineage, the sequence and its one table."""
+
+import json
+
+import cells
+import official
+import pytest
+from mlflow import MlflowClient
+from shell import Shell
+
+from hpo import cli, promotion
+from hpo.queue import Queue
+from hpo.tracking import Tracker, sha256_of
+
+TINY = ("--epochs", 1, "--set", "space.backbone=['densenet121']", "--set", "training.batch_size=16")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Cells of 32x32 pixels: what five poolings need."""
+    return cells.make(tmp_path_factory.mktemp("data") / "wide", count=30, size=32)
+
+
+def runs(shell: Shell, study: str, kind: str = "trial"):
+    client = MlflowClient(shell.tracking_uri)
+    experiment = client.get_experiment_by_name(study)
+    return client.search_runs([experiment.experiment_id], f"tags.`hpo.kind` = '{kind}'")
+
+
+def planned(shell: Shell, name: str) -> str:
+    """The full name of the one study of that file."""
+    (found,) = [row.name for row in shell.queue.studies() if row.name.partition("+")[0] == name]
+    return found
+
+
+@pytest.mark.acceptance
+def test_fine_tuning_asks_for_its_heads_starts_from_them_and_says_that_nothing_was_pretrained(shell, images, tmp_path):
+    words = ("run", "--data", images, *TINY, "--set", "model.weights=none", "--trainers", 1)
+    refused = shell.hpo(*words, "--study", "tl-finetune", code=1)
+    assert "it has not been run" in refused
+    assert "`hpo run --study tl-head`" in refused and "--with-prerequisites" in refused
+    assert shell.queue.studies() == []
+
+    output = shell.hpo(*words, "--study", "tl-finetune", "--with-prerequisites")
+    head, finetune = planned(shell, "tl-head"), planned(shell, "tl-finetune")
+    (first,), (second,) = shell.trials(head), shell.trials(finetune)
+    (run,) = runs(shell, finetune)
+    params, tags = run.data.params, run.data.tags
+    assert (params["starts_from.run_id"], params["starts_from.study"]) == (first.run_id, head)
+    assert params["starts_from.sha256"] == first.result["files"]["weights.safetensors"]
+    assert (params["parameters"], params["trainable_parameters"]) == ("6970409", "6970409")
+    assert runs(shell, head)[0].data.params["trainable_parameters"] == "16553"
+    assert tags["hpo.weights"] == "not pretrained" and "not pretrained" in tags["mlflow.note.content"]
+    assert "Not pretrained" in runs(shell, finetune, "study")[0].data.tags["mlflow.note.content"]
+    assert "densenet121 (not pretrained)" in output and "NOT PRETRAINED" in output
+    assert "densenet121, not pretrained" in output, "in the table of components, too"
+    assert "not pretrained" in shell.hpo("trials", "--study", finetune).splitlines()[0]
+    comparison = output[output.index("Comparison:") :]
+    for word in (
+        head,
+        finetune,
+        "not pretrained",
+        "volume fraction, cubic",
+        "mean of the training labels",
+        "6,970,409",
+    ):
+        assert word in comparison, word
+    features = shell.home / "cache" / "features"
+    assert len(list(features.glob("*.safetensors"))) == 2, "one of the training and one of the validation split"
+
+    for job in (first, second):  # the model that was logged is the whole network
+        folder = promotion.fetch(Tracker(shell.tracking_uri), job, tmp_path / f"model-{job.id}")
+        rows = json.loads(shell.hpo("predict", folder, images / "3_cell.png", "--json"))
+        assert len(rows["predictions"][0]) == 10
+
+
+@pytest.mark.acceptance
+def test_pretrained_weights_are_asked_for_brought_and_part_of_the_study(
+    tmp_path, database_url, tracking_uri, images, monkeypatch, capsys
+):
+    """In this process, so that the made file's name can stand in for torchvision's; the trainers take it from the
+    trial."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HPO_DATABASE_URL", database_url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    brought = official.make(tmp_path / "usb", "densenet121", monkeypatch)
+    monkeypatch.setattr("models.weights.SOURCE", "http://127.0.0.1:9/")
+    words = [str(word) for word in ("run", "--study", "tl-head", "--data", images, *TINY, "--trainers", 1)]
+    assert cli.main(words) == 1
+    message = capsys.readouterr().err
+    for part in (brought.name, "http://127.0.0.1:9/", "hpo weights FILE", str(tmp_path / "torch"), 'weights = "none"'):
+        assert part in message
+    assert cli.main(["weights"]) == 1
+    assert "missing" in capsys.readouterr().out
+    assert cli.main([*words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"The pretrained weights {brought.name} are not on this machine yet" in shown
+    assert "16,553" in shown and "GB of memory a trainer" in shown
+
+    assert cli.main(["weights", str(brought)]) == 0
+    assert "here, its hash is right" in capsys.readouterr().out
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "not pretrained" not in shown.lower()
+    queue = Queue(database_url)
+    (row,) = queue.studies()
+    (job,) = [each for each in queue.jobs(row.name) if each.kind == "trial"]
+    queue.close()
+    assert row.spec["weights"] == {"densenet121": sha256_of(brought)}
+    assert job.spec["weights"] == {"name": brought.name, "sha256": sha256_of(brought)}
+    run = MlflowClient(tracking_uri).get_run(job.run_id)
+    assert run.data.params["weights.sha256"] == sha256_of(brought) and run.data.tags["hpo.weights"] == "ImageNet"
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "another machine"))
+    assert cli.main(["worker", "--study", row.name]) == 1
+    assert f"expected {tmp_path / 'another machine'}" in capsys.readouterr().err
+
+
+@pytest.mark.acceptance
+def test_a_pruned_study_closes_and_says_how_many_trials_it_ended(shell, data):
+    words = ("--data", data, "--epochs", 60, "--set", "space.filters=[2, 8]", "--set", "pruner.min_epochs=2")
+    output = shell.hpo("run", "--study", "grid-fast", *words, "--trainers", 2)
+    study = planned(shell, "grid-fast")
+    jobs = shell.trials(study)
+    pruned = [job for job in jobs if job.state == "pruned"]
+    assert pruned and {job.state for job in jobs} == {"pruned", "done"}
+    assert f"{len(pruned)} trials were ended early by the pruner" in output
+    assert all(job.epochs >= 2 and "SuccessiveHalvingPruner" in job.reason for job in pruned)
+    assert {run.data.tags["hpo.state"] for run in runs(shell, study)} == {"pruned", "done"}
+
+
+@pytest.mark.slow
+@pytest.mark.acceptance
+def test_the_whole_protocol_runs_to_its_end_and_compares_eight_models(shell, tmp_path):
+    data = cells.make(tmp_path / "cells", count=60, size=32)
+    words = ("run", "--study", "protocol", "--data", data, "--epochs", 3, "--set", "model.weights=none")
+    output = shell.hpo(*words)
+    names = [planned(shell, name) for name in ("baseline", "grid", "tl-head", "tl-finetune")]
+    assert [len(shell.trials(name)) for name in names] == [1, 24, 3, 3]
+    assert {job.state for name in names for job in shell.trials(name)} == {"done"}
+    comparison = output[output.index("Comparison:") :]
+    assert comparison.count("validation") - 1 == 8 + 2  # the title has the word, too
+    assert comparison.count("not pretrained") == 6 and comparison.count("from scratch") == 2
+    client = MlflowClient(shell.tracking_uri)
+    versions = client.search_model_versions(f"name = '{shell.queue.study(names[2]).facts['model_name']}'")
+    bare = [each for each in versions if each.tags["hpo.study"] in names[2:]]
+    assert bare and {each.tags["hpo.weights"] for each in bare} == {"not pretrained"}
+    assert all("Not pretrained" in each.description for each in bare)
+    starts = {run.data.params["starts_from.run_id"] for run in runs(shell, names[3])}
+    assert starts == {job.run_id for job in shell.trials(names[2])}

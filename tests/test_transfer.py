@@ -1,0 +1,253 @@
+"""Transfer networks: their layers, what is frozen, features computed once, and the promises every network keeps."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models import bundle
+from models.metrics import scores
+from models.regressor import predict
+from models.specs import CHANNELS, SpecError, TrainingSpec, TransferSpec, build, parameter_count, size, to_dict
+from models.training import Interrupted, Training, load_state, save_state
+
+SEED = 7
+BACKBONES = tuple(CHANNELS)
+SHORT = TrainingSpec(epochs=3, batch_size=8, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def split(n, *, seed):
+    """Blocky two-phase images (n, 1, 32, 32) and two smooth functions of them."""
+    random = np.random.default_rng(seed)
+    blocks = (random.random((n, 1, 8, 8)) < random.random((n, 1, 1, 1))).astype(np.float32)
+    images = blocks.repeat(4, axis=2).repeat(4, axis=3)
+    return images, np.column_stack([40 + 10 * images.mean((1, 2, 3)) ** 2, images[..., :16].mean((1, 2, 3))])
+
+
+TRAIN, VALIDATION = split(19, seed=SEED), split(7, seed=SEED + 1)
+
+
+def spec(backbone="densenet121", trainable="head"):
+    return TransferSpec(backbone=backbone, weights="none", trainable=trainable)
+
+
+def training(which, short=SHORT, **options):
+    return Training(which, short, **({"seed": SEED, "train": TRAIN, "validation": VALIDATION} | options))
+
+
+def numbers(epoch):
+    return epoch.number, epoch.best, {name: v for name, v in epoch.metrics.items() if name != "seconds"}
+
+
+def images(n=3, channels=1):
+    return torch.rand(n, channels, 32, 32, generator=torch.Generator().manual_seed(SEED))
+
+
+HEADS = {"vgg16": 8_361, "resnet50": 32_937, "densenet121": 16_553}  # the protocol's, for nine targets
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_each_head_has_the_parameter_count_of_the_protocol_and_the_closed_form_that_of_the_network(backbone):
+    head = build(spec(backbone), (1, 64, 64), 9)
+    assert parameter_count(head, trainable=True) == HEADS[backbone]
+    found = size(spec(backbone), (1, 64, 64), 9)
+    assert (found.parameters, found.trainable) == (parameter_count(head), HEADS[backbone])
+    whole = size(spec(backbone, "all"), (1, 64, 64), 9)
+    assert whole.parameters == whole.trainable == found.parameters
+    head.backbone.requires_grad_(True)
+    assert parameter_count(head, trainable=True) == whole.trainable
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_network_is_torchvisions_backbone_on_normalised_images_pooled_with_a_head(backbone):
+    from torchvision import models
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    network = build(spec(backbone), (1, 32, 32), 2).eval()
+    if backbone == "vgg16":  # its classifier would take 0.5 GB
+        whole = models.VGG(models.vgg.make_layers(models.vgg.cfgs["D"]), num_classes=1, init_weights=False)
+        whole.classifier = nn.Identity()
+    else:
+        whole = models.get_model(backbone)
+    stored = {name.removeprefix("features."): tensor for name, tensor in network.backbone.state_dict().items()}
+    names = {name.removeprefix("features."): name for name in whole.state_dict()}
+    whole.load_state_dict({names[name]: tensor for name, tensor in stored.items()}, strict=False)
+    # torchvision's own last activation before its pooling, found in its own forward
+    node = {"vgg16": "features", "resnet50": "layer4", "densenet121": "relu"}[backbone]
+    transform = models.get_model_weights(backbone).IMAGENET1K_V1.transforms()
+    grey = images()
+    three = (grey.expand(-1, 3, -1, -1) - torch.tensor(transform.mean).view(3, 1, 1)) / torch.tensor(
+        transform.std
+    ).view(3, 1, 1)
+    with torch.no_grad():
+        (seen,) = create_feature_extractor(whole.eval(), [node])(three).values()
+        pooled = seen.mean((2, 3))
+        assert torch.allclose(network.see(grey), pooled, rtol=1e-5, atol=1e-6)
+        assert torch.equal(network(grey), network.head(torch.relu(network.dense(network.see(grey)))))
+        assert torch.allclose(network(grey), network(grey.expand(-1, 3, -1, -1)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"image": (1, 31, 40)}, {"image": (2, 32, 32)}])
+def test_an_image_too_small_for_five_poolings_or_of_two_channels_is_refused(change):
+    with pytest.raises(SpecError, match="expected images of"):
+        build(spec(), change["image"], 2)
+
+
+def test_a_frozen_backbone_stays_in_inference_mode_and_keeps_every_number():
+    one = training(spec())
+    before = {name: tensor.clone() for name, tensor in one.network.backbone.state_dict().items()}
+    list(one.epochs())
+    one.network.train()
+    assert not any(module.training for module in one.network.backbone.modules())
+    for name, tensor in one.network.backbone.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert not any("backbone" in name for name in one.state().tensors), "a checkpoint holds what changes"
+
+
+def test_fine_tuning_trains_every_parameter_and_moves_the_averages_of_every_batch_norm():
+    one = training(spec(trainable="all"), TrainingSpec(epochs=1, batch_size=8))
+    before = {name: tensor.clone() for name, tensor in one.network.state_dict().items()}
+    list(one.epochs())
+    for name, tensor in one.network.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (name in ("mean", "std")), name
+
+
+class Naive(Training):
+    """The plain loop: the whole network on the images, every epoch."""
+
+    def _prepare(self, split):
+        images = torch.from_numpy(np.ascontiguousarray(split[0], np.float32))
+        targets = (np.asarray(split[1], np.float64) - self.target_mean) / self.target_scale
+        return images, torch.from_numpy(targets.astype(np.float32))
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "densenet121"])
+def test_features_computed_once_give_the_losses_of_the_plain_loop(backbone):
+    plain = Naive(spec(backbone), SHORT, train=TRAIN, validation=VALIDATION, seed=SEED)
+    for ours, theirs in zip(training(spec(backbone)).epochs(), plain.epochs(), strict=True):
+        for name in ("train/nmse", "val/nmse", "train/mse", "val/mse"):
+            assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=1e-4), f"seed {SEED}"
+
+
+def test_features_are_kept_in_a_file_and_a_damaged_one_is_made_again(tmp_path, monkeypatch):
+    passes = []
+    from models.transfer import TransferNet
+
+    see = TransferNet.see
+    monkeypatch.setattr(TransferNet, "see", lambda self, images: (passes.append(len(images)), see(self, images))[1])
+    first = [numbers(epoch) for epoch in training(spec(), cache=tmp_path).epochs()]
+    assert passes == [19, 7], "one pass over each split"
+    assert [numbers(epoch) for epoch in training(spec(), cache=tmp_path).epochs()] == first
+    assert passes == [19, 7], "none"
+    for path in tmp_path.glob("*.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    assert [numbers(epoch) for epoch in training(spec(), cache=tmp_path).epochs()] == first
+    assert passes == [19, 7, 19, 7], "a damaged file is computed again"
+    training(spec(), cache=tmp_path, seed=SEED + 1)
+    assert passes[4:] == [19, 7], "another backbone has other features"
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_two_trainings_at_once_compute_the_features_once(tmp_path, monkeypatch):
+    import threading
+
+    from models import features
+    from models.transfer import TransferNet
+
+    network, passes, see = build(spec(), (1, 32, 32), 2), [], TransferNet.see
+    monkeypatch.setattr(TransferNet, "see", lambda self, images: (passes.append(1), see(self, images))[1])
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(features.compute(network, images(8), tmp_path))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(passes) == 1
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+@pytest.mark.parametrize(("backbone", "trainable"), [("densenet121", "all"), ("resnet50", "head")])
+def test_a_resumed_transfer_training_repeats_every_bit_batch_norms_included(tmp_path, backbone, trainable):
+    which, short = spec(backbone, trainable), TrainingSpec(epochs=2, batch_size=8, learning_rate=1e-3)
+    torch.manual_seed(SEED + 1)
+    initial = build(which, (1, 32, 32), 2).state_dict()  # pretrained, say: a frozen one is in no checkpoint
+    whole = training(which, short, initial=initial)
+    expected = [numbers(epoch) for epoch in whole.epochs()]
+    found, state = [], None
+    for batches in (4, None):  # of three an epoch: in the second
+        part = training(which, short, initial=initial, state=state)
+        asked = itertools.count()
+        try:
+            for epoch in part.epochs(None if batches is None else lambda n=batches, a=asked: next(a) >= n):
+                found.append(numbers(epoch))
+        except Interrupted:
+            save_state(part.state(), tmp_path / "state")
+            state = load_state(tmp_path / "state")
+    assert found == expected, f"seed {SEED}"
+    ours, theirs = part.state().tensors, whole.state().tensors
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert any("running_mean" in name for name in ours) == (trainable == "all")
+
+
+@pytest.mark.parametrize("trainable", ["head", "all"])
+def test_the_regressor_handed_out_is_the_whole_network_of_the_best_epoch_and_survives_its_files(tmp_path, trainable):
+    which = spec(trainable=trainable)
+    one = training(which, TrainingSpec(epochs=2, batch_size=8, learning_rate=1e-3))
+    best = min(list(one.epochs()), key=lambda epoch: epoch.metrics["val/nmse"])
+    regressor = one.best_regressor()
+    found = scores(predict(regressor, VALIDATION[0]), VALIDATION[1], train_variance=TRAIN[1].var(axis=0))
+    assert found["nmse"] == pytest.approx(best.metrics["val/nmse"], rel=1e-4), f"seed {SEED}"
+    bundle.save(tmp_path, regressor, model=to_dict(which), image_shape=(1, 32, 32), target_names=("a", "b"), unit="GPa")
+    loaded, _ = bundle.load(tmp_path)
+    for name, tensor in regressor.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert np.array_equal(predict(loaded, VALIDATION[0]), predict(regressor, VALIDATION[0]))
+    with torch.device("meta"):  # the file brings every number: none is left to how the network was built
+        outline = build(which, (1, 32, 32), 2)
+    outline.to_empty(device="cpu").load_state_dict(regressor.network.state_dict())
+    images = torch.from_numpy(VALIDATION[0])
+    with torch.no_grad():
+        assert torch.equal(outline.eval()(images), regressor.network(images))
+
+
+def test_fine_tuning_begins_with_the_network_it_is_given():
+    head = training(spec(), TrainingSpec(epochs=1, batch_size=8))
+    list(head.epochs())
+    initial = head.best_regressor().network.state_dict()
+    one = training(spec(trainable="all"), initial=initial, seed=SEED + 1)
+    for name, tensor in one.network.state_dict().items():
+        assert torch.equal(tensor, initial[name]), name
+    assert all(not tensor.any() for name, tensor in one.state().tensors.items() if name.startswith("adam."))
+    with pytest.raises(SpecError, match=r"dense.weight .* to begin with does not fit"):
+        training(spec("vgg16", "all"), initial=initial)
+
+
+def test_training_stops_when_patience_is_over_and_stays_stopped():
+    short = TrainingSpec(epochs=50, batch_size=8, learning_rate=1.0, patience=3)
+    one = training(spec(), short)
+    epochs = list(one.epochs())
+    assert len(epochs) < 50 and epochs[-1].number - one.best_epoch == 3
+    assert list(training(spec(), short, state=one.state()).epochs()) == []
+
+
+def test_bf16_training_is_evaluated_in_full_precision():
+    half = TrainingSpec(epochs=1, batch_size=8, precision="bf16")
+    one = training(spec(trainable="all"), half)
+    epochs = list(one.epochs())
+    found = scores(predict(one.last_regressor(), VALIDATION[0]), VALIDATION[1], train_variance=TRAIN[1].var(axis=0))
+    assert found["nmse"] == pytest.approx(epochs[-1].metrics["val/nmse"], rel=1e-4)
+    assert {tensor.dtype for tensor in one.state().tensors.values()} == {torch.float32, torch.int64}
