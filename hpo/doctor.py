@@ -30,7 +30,7 @@ UNUSED = 7 * 86400.0  # seconds since a cached data set was last used: workers o
 class Finding:
     """Something that is not as it should be."""
 
-    kind: str  # services, versions, I1 to I4, orphan, cache
+    kind: str  # versions, I1 to I4, orphan, cache
     what: str  # what was expected and found, and where
     todo: str  # what --fix does, or the user should
     remedy: Callable[[], object] | None = None  # what --fix calls

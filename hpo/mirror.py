@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from mlflow.exceptions import MlflowException
 
 from hpo import crash, sampling
 from hpo.queue import DatabaseLost, Job, Queue, StudyRow
@@ -101,15 +102,21 @@ class Mirror:
             return job.run_id
         assert job.spec is not None
         experiment = self.study.facts["experiment_id"]
-        run_id = self.tracker.ensure_run(
-            experiment,
-            key=key(job),
-            name=run_name(job),
-            kind="trial",
-            params=params(job.spec),
-            tags=tags(job),
-            start_ms=round(job.changed_at * 1000),
-        )
+        try:
+            run_id = self.tracker.ensure_run(
+                experiment,
+                key=key(job),
+                name=run_name(job),
+                kind="trial",
+                params=params(job.spec),
+                tags=tags(job),
+                start_ms=round(job.changed_at * 1000),
+            )
+        except MlflowException:  # another creator may have won, and deleted this run before its params were written
+            current = self.queue.job(job.id)
+            if current is None or current.run_id is None:
+                raise
+            return current.run_id
         crash.at("run made")
         kept = self.queue.set_run(job.id, run_id)  # of two creators at once the database says which one made it
         if kept is None:

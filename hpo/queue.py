@@ -6,6 +6,7 @@ changes anything stands in this module. Times are the server's: no clock of a wo
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from hpo.errors import NotFound, ServiceError
 from hpo.study import conflict
+
+log = logging.getLogger("hpo")
 
 SCHEMA_VERSION = 2
 ATTEMPTS = 3  # a job that lost three workers is dead
@@ -170,6 +173,8 @@ class Queue:
                 connection.execute(text(_SCHEMA))
                 connection.execute(text("INSERT INTO hpo.schema (version) VALUES (:n)"), {"n": SCHEMA_VERSION})
             version = connection.scalar(text("SELECT version FROM hpo.schema"))
+            if version in _MIGRATIONS:
+                log.warning("Bringing the queue's tables from schema version %d to %d.", version, SCHEMA_VERSION)
             while version in _MIGRATIONS:
                 connection.execute(text(_MIGRATIONS[version]))
                 version += 1

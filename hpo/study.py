@@ -376,10 +376,9 @@ def _file(name: str) -> tuple[str, str, dict[str, Any], Path | None]:
                 f"{label}: '{name}' means something else to the model registry: give the file another name."
             )
     else:
-        near = difflib.get_close_matches(name, shipped(), n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
         raise StudyError(
-            f"No study is called '{name}'.{hint} There are: {', '.join(shipped())}; or give the path of a .toml file."
+            f"No study is called '{name}'.{_hint(name, shipped())} There are: {', '.join(shipped())}; or give the path "
+            "of a .toml file."
         )
     try:
         table = tomllib.loads(text)
@@ -437,11 +436,7 @@ def _parse(name: str, label: str, table: dict[str, Any], starts_from: Study | No
     space = {key: _parameter(label, key, value) for key, value in _table(label, table, "space").items()}
     _check_space(label, model, training, space)
 
-    kind = _value(label, "sampler.name", sampler.get("name", "grid"), str)
-    if kind not in SAMPLERS:
-        near = difflib.get_close_matches(kind, SAMPLERS, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise StudyError(f"{label}: sampler.name: expected one of {', '.join(SAMPLERS)}, found '{kind}'.{hint}")
+    kind = _one_of(label, "sampler.name", sampler.get("name", "grid"), SAMPLERS)
     study = Study(
         name=name,
         overridden=overridden,
@@ -505,11 +500,7 @@ def _completed(study: Study) -> Study:
 def _pruner(label: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """The pruner's name with all its settings."""
     _check_keys(label, "pruner", table, KEYS["pruner"])
-    name = _value(label, "pruner.name", table.get("name", "none"), str)
-    if name not in PRUNERS:
-        near = difflib.get_close_matches(name, PRUNERS, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise StudyError(f"{label}: pruner.name: expected one of {', '.join(PRUNERS)}, found '{name}'.{hint}")
+    name = _one_of(label, "pruner.name", table.get("name", "none"), tuple(PRUNERS))
     settings = {key: value for key, value in table.items() if key != "name"}
     _check_keys(label, "pruner", settings, tuple(PRUNERS[name]))
     for key, value in settings.items():
@@ -521,10 +512,10 @@ def _pruner(label: str, table: Mapping[str, Any]) -> dict[str, Any]:
 def _check_keys(label: str, where: str, table: Mapping[str, Any], valid: Sequence[str]) -> None:
     for key in table:
         if key not in valid:
-            near = difflib.get_close_matches(key, valid, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
             full = f"{where}.{key}" if where else key
-            raise StudyError(f"{label}: unknown key '{full}'.{hint} Valid keys here: {', '.join(valid) or 'none'}.")
+            raise StudyError(
+                f"{label}: unknown key '{full}'.{_hint(key, valid)} Valid keys here: {', '.join(valid) or 'none'}."
+            )
 
 
 def _check_space(label: str, model: dict[str, Any], training: dict[str, Any], space: Mapping[str, Any]) -> None:
@@ -597,6 +588,19 @@ def _plain(parameter: Choices | Interval) -> Any:
 
 def _table(label: str, table: Mapping[str, Any], key: str) -> dict[str, Any]:
     return _value(label, key, table.get(key, {}), dict)
+
+
+def _one_of(label: str, key: str, value: Any, valid: Sequence[str]) -> str:
+    found = str(_value(label, key, value, str))
+    if found not in valid:
+        near = _hint(found, valid)
+        raise StudyError(f"{label}: {key}: expected one of {', '.join(valid)}, found '{found}'.{near}")
+    return found
+
+
+def _hint(word: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, valid, n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def _value(label: str, key: str, value: Any, kind: type) -> Any:

@@ -188,7 +188,8 @@ class Tracker:
         """The id of the oldest active run with this key, made if need be; its params and tags are set either way.
 
         Of two creators at once each may get its own: whoever decides between them calls `delete_other_runs`. A param
-        that has another value already raises MlflowException (INVALID_PARAMETER_VALUE).
+        that has another value already raises MlflowException (INVALID_PARAMETER_VALUE); one that another writes at this
+        moment, which the server refuses as well, TrackingUnavailable.
         """
         runs = self._runs(experiment_id, key)
         if not runs:
@@ -201,8 +202,13 @@ class Tracker:
         kept = runs[0]
         missing = {k: str(v) for k, v in params.items() if kept.data.params.get(k) != str(v)}
         changed = {k: str(v) for k, v in tags.items() if kept.data.tags.get(k) != str(v)}
-        for batch in _batches([Param(k, v) for k, v in missing.items()], BATCH):
-            self.client.log_batch(kept.info.run_id, params=batch)
+        try:
+            for batch in _batches([Param(k, v) for k, v in missing.items()], BATCH):
+                self.client.log_batch(kept.info.run_id, params=batch)
+        except MlflowException as error:
+            if error.error_code == "BAD_REQUEST":  # the row is another's by now; a changed value has a code of its own
+                raise TrackingUnavailable(f"params of {name} are being written by another worker") from error
+            raise
         self._set_tags(kept.info.run_id, changed)
         return str(kept.info.run_id)
 

@@ -44,6 +44,13 @@ def make(folder: Path, *, count: int = 60, size: int = 16, seed: int = 0) -> Pat
     return folder
 
 
+def blocks(n: int, size: int, *, seed: int) -> np.ndarray:
+    """Two-phase images (n, 1, size, size) of blocks of 4x4 pixels, each of another volume fraction."""
+    random = np.random.default_rng(seed)
+    coarse = (random.random((n, 1, size // 4, size // 4)) < random.random((n, 1, 1, 1))).astype(np.float32)
+    return coarse.repeat(4, axis=2).repeat(4, axis=3)
+
+
 def study(folder: Path, name: str, *, data: Path, epochs: int) -> Path:
     """Write the study file NAME.toml of four points on `data`."""
     path = folder / f"{name}.toml"

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import cells
 import psutil
+from shell import mlflow_processes, postgres_processes
 
-from hpo import home as homes
-from hpo import invariants, mlflow_server, sampling, services, settings
+from hpo import invariants, sampling, services, settings
 from hpo.mirror import Mirror
 from hpo.queue import ENDED, DatabaseLost, Job, Queue
 from hpo.tracking import Tracker
@@ -197,18 +197,10 @@ class Chaos:
         return psutil.Process(self.random.choice(self.workers).pid)
 
     def postgres(self) -> list[psutil.Process]:
-        """The postmaster and its children."""
-        home = homes.read(self.settings.home.resolve())
-        try:
-            assert home is not None
-            postmaster = psutil.Process(int((home.data / "postmaster.pid").read_text().splitlines()[0]))
-            return [postmaster, *postmaster.children()]
-        except (OSError, psutil.Error, ValueError, IndexError):
-            return []
+        return postgres_processes(self.settings)
 
     def mlflow(self) -> list[psutil.Process]:
-        home = homes.read(self.settings.home.resolve())
-        return mlflow_server._processes(home) if home is not None else []
+        return mlflow_processes(self.settings)
 
     def kill_trainer(self) -> None:
         trainers = [child for child in self.worker().children() if "hpo.trainer" in " ".join(child.cmdline())]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cells
 import pytest
+import torch
 from shell import Shell, fresh_database
 
 from hpo import services as hpo_services
@@ -48,6 +49,15 @@ def _no_settings_of_the_caller() -> None:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small labelled data set in the course's form."""
     return cells.make(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Training promises equal bits for one number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

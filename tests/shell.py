@@ -16,11 +16,13 @@ import psycopg
 from mlflow import MlflowClient
 from psycopg import sql
 
-from hpo import invariants
+from hpo import home as homes
+from hpo import invariants, mlflow_server
 from hpo.mirror import Mirror
 from hpo.queue import Queue
 from hpo.sampling import storage
 from hpo.services import Services
+from hpo.settings import Settings
 from hpo.tracking import Tracker
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,6 +94,23 @@ class Shell:
             process.wait()
             process.stdout.close()
         self.queue.close()
+
+
+def postgres_processes(read: Settings) -> list[psutil.Process]:
+    """The embedded postmaster and all its children; none where none runs."""
+    home = homes.read(read.home.resolve())
+    try:
+        assert home is not None
+        postmaster = psutil.Process(int((home.data / "postmaster.pid").read_text().splitlines()[0]))
+        return [postmaster, *postmaster.children()]
+    except (OSError, psutil.Error, AssertionError, ValueError, IndexError):
+        return []
+
+
+def mlflow_processes(read: Settings) -> list[psutil.Process]:
+    """The embedded MLflow server's processes."""
+    home = homes.read(read.home.resolve())
+    return mlflow_server._processes(home) if home is not None else []
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 from shell import PATIENCE, Shell, check_recorded_once, mirrored
 from sqlalchemy import text
 
-from hpo import invariants
+from hpo import invariants, promotion
+from hpo.tracking import Tracker
 
 pytestmark = pytest.mark.acceptance
 EPOCHS = 20
@@ -38,6 +39,7 @@ def damage(closed: Shell, statement: str, **values) -> None:
         connection.execute(text(statement), values)
 
 
+@pytest.mark.slow
 def test_a_healthy_study_is_called_so(closed):
     assert "Healthy" in closed.hpo("doctor")
     assert closed.json("doctor") == {"mended": 0, "findings": []}
@@ -69,21 +71,26 @@ def test_what_somebody_did_in_mlflow_and_optuna_is_found_and_mended(closed):
     check_recorded_once(closed, name(closed), points=2, epochs=EPOCHS)
 
 
-def test_a_file_that_was_changed_in_the_store_is_found_and_said_not_to_be_used(closed, services, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["spec.json", "weights.safetensors"])
+def test_a_file_that_was_changed_in_the_store_is_found_and_said_not_to_be_used(closed, tmp_path, file):
     client = MlflowClient(closed.tracking_uri)
     winner = min(closed.trials(name(closed)), key=lambda job: job.result["best_val_nmse"])
-    (tmp_path / "spec.json").write_text("{}")
-    client.log_model_artifact(winner.result["model_id"], str(tmp_path / "spec.json"))
+    changed = promotion.fetch(Tracker(closed.tracking_uri), winner, tmp_path / "model") / file
+    *all_but_one, last = changed.read_bytes()
+    changed.write_bytes(bytes([*all_but_one, last ^ 1]))  # one bit: it may well load and predict
+    client.log_model_artifact(winner.result["model_id"], str(changed))
     found = closed.hpo("doctor", "--fix", code=1)
     assert f"I4: {name(closed)}: " in found and f"@champion, @{name(closed)}" in found
-    assert "spec.json is not the file that was logged" in found and "do not use these files" in found
+    assert f"{file} is not the file that was logged" in found and "do not use these files" in found
     model = closed.queue.study(name(closed)).facts["model_name"]
     for alias in ("champion", name(closed)):
         client.delete_registered_model_alias(model, alias)
-    assert "is not promoted again: spec.json is not the file" in closed.hpo("promote", "--study", name(closed), code=1)
+    assert f"is not promoted again: {file} is not the file" in closed.hpo("promote", "--study", name(closed), code=1)
     assert client.get_registered_model(model).aliases == {}, "no alias goes to what is known to be damaged"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "rule", "words"),
     [
@@ -101,6 +108,7 @@ def test_what_the_database_lost_is_found_under_its_invariant(closed, statement, 
     assert any(each == rule and words in what for each, what in found), found
 
 
+@pytest.mark.slow
 def test_it_harms_nothing_on_a_running_study_and_shows_a_dead_workers_trial_as_waiting(shell, data, tmp_path):
     shell.environment |= {"HPO_LEASE": "5"}
     study = cells.study(tmp_path, "busy", data=data, epochs=3000)

@@ -1,5 +1,6 @@
 """Workers that are killed or stopped: nothing is lost, nothing is done twice, and no bit changes."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -85,16 +86,26 @@ def suspended(process: subprocess.Popen) -> list[psutil.Process]:
     return frozen
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_frozen_beyond_its_lease_stops_and_writes_nothing_more(shell, data, tmp_path):
     shell.environment |= {"HPO_LEASE": "2"}
     study = cells.study(tmp_path, "thawed", data=data, epochs=600)
     first = shell.start("run", "--study", study, "--trainers", 1)
     job = shell.training("thawed", epochs=50)
     frozen = suspended(first)
+    shell.environment |= {"HPO_LEASE": "60"}
     second = shell.start("worker", "--study", "thawed", "--trainers", 1)
-    shell.until(lambda: shell.queue.job(job.id).attempt == 2, "the other worker takes it over")
-    before = {each.id: each.worker for each in shell.trials("thawed") if each.attempt}
+    shell.until(lambda: shell.queue.job(job.id).attempt == 2 and shell.training("thawed"), "it is taken over")
+    frozen_too = suspended(second)  # so that whatever is written now is written by the first one
+    time.sleep(1)  # what Postgres had already been asked
+    before, curve = shell.queue.job(job.id), shell.queue.curve(job.id)
     for each in frozen:
+        each.resume()
+    shell.until(lambda: any(each.alive and each.id != job.id for each in shell.trials("thawed")), "it goes on")
+    after = shell.queue.job(job.id)
+    assert dataclasses.replace(after, mirrored=before.mirrored) == before
+    assert shell.queue.curve(job.id) == curve
+    for each in frozen_too:
         each.resume()
     output, _ = second.communicate(timeout=PATIENCE)
     assert second.returncode == 0, output
@@ -103,7 +114,7 @@ def test_a_worker_that_was_frozen_beyond_its_lease_stops_and_writes_nothing_more
     assert first.returncode == 0, output
     assert f"trial {job.number} of thawed: lost its lease, stopping" in output
     assert f"trial {job.number} of thawed done" not in output
-    assert shell.queue.job(job.id).worker == before[job.id], "the second one recorded it"
+    assert shell.queue.job(job.id).worker == before.worker, "the second one recorded it"
     check_recorded_once(shell, "thawed", points=4, epochs=600)
 
 
@@ -124,6 +135,7 @@ def test_ctrl_c_twice_ends_at_once_and_keeps_the_newest_checkpoint(shell, data, 
     assert any(job.checkpoint for job in shell.trials("twice"))
 
 
+@pytest.mark.slow
 def test_a_trial_that_kills_its_trainer_three_times_is_dead_and_the_study_closes_and_names_it(shell, data, tmp_path):
     study = cells.study(tmp_path, "deadly", data=data, epochs=600)
     process = shell.start("run", "--study", study, "--trainers", 1)
@@ -184,6 +196,7 @@ def test_a_loss_that_is_not_finite_is_recorded_once_with_its_curve_and_never_pro
     assert "diverged at epoch" in again and {job.attempt for job in shell.trials("diverging")} == {1}
 
 
+@pytest.mark.slow
 def test_a_trainer_without_progress_is_ended_and_its_trial_goes_on_elsewhere(shell, data, tmp_path):
     shell.environment |= {"HPO_HANG_TIMEOUT": "15"}  # packaging a model, too, has to end in this time
     study = cells.study(tmp_path, "hung", data=data, epochs=600)
@@ -217,6 +230,7 @@ def test_two_promoters_at_once_set_one_alias_on_one_version(shell, tmp_path):
     assert all("@champion is this version" in output for output in outputs)
 
 
+@pytest.mark.slow
 def test_a_lapsed_lease_nobody_took_over_makes_the_worker_stop_and_begin_again(shell, data, tmp_path):
     study = cells.study(tmp_path, "lapsed", data=data, epochs=600)
     process = shell.start("run", "--study", study, "--trainers", 1)
@@ -233,6 +247,7 @@ def test_a_lapsed_lease_nobody_took_over_makes_the_worker_stop_and_begin_again(s
     check_recorded_once(shell, "lapsed", points=4, epochs=600)
 
 
+@pytest.mark.slow
 def test_dropped_connections_cost_nothing(shell, data, tmp_path):
     study = cells.study(tmp_path, "dropped", data=data, epochs=400)
     process = shell.start("run", "--study", study, "--trainers", 2)

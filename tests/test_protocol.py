@@ -84,6 +84,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.acceptance
 def test_pretrained_weights_are_asked_for_brought_and_part_of_the_study(shell, images, tmp_path, monkeypatch):
     shell.environment |= {"TORCH_HOME": str(tmp_path / "torch")}
@@ -120,10 +121,11 @@ def test_pretrained_weights_are_asked_for_brought_and_part_of_the_study(shell, i
     assert f"expected {tmp_path / 'another machine'}" in hpo("worker", "--study", row.name, code=1)
 
 
+@pytest.mark.slow
 @pytest.mark.acceptance
 def test_a_pruned_study_closes_and_says_how_many_trials_it_ended(shell, data):
     space = ("--set", "space.filters=[2, 8]", "--set", "space.kernel_size=[3]")
-    words = ("--data", data, "--epochs", 60, *space, "--set", "pruner.min_epochs=2")
+    words = ("--data", data, "--epochs", 800, *space, "--set", "pruner.min_epochs=2")
     output = shell.hpo("run", "--study", "grid-fast", *words, "--trainers", 2)
     study = planned(shell, "grid-fast")
     jobs = shell.trials(study)

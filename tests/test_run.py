@@ -71,6 +71,7 @@ print(mlflow.pyfunc.load_model("models:/{model.name}@champion").predict(image[No
     assert [each.aliases for each in client.search_registered_models() if each.name == model.name] in ([{}], [])
 
 
+@pytest.mark.slow
 def test_eight_workers_on_tiny_trials_train_no_point_twice(shell, data):
     words = ("--data", data, "--epochs", 1, "--seed", 8, "--set", "space.filters=[2, 3, 4]")
     first = shell.start("run", "--study", "grid", *words, "--trainers", 1)

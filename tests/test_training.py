@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import cells
 import numpy as np
 import pytest
 import torch
@@ -12,24 +13,15 @@ from models.regressor import predict
 from models.specs import CnnSpec, SpecError, TrainingSpec
 from models.training import Diverged, Interrupted, Training, load_state, save_state
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SEED = 5
 SPEC = CnnSpec(filters=4, kernel_size=3, dropout=0.2)
 SHORT = TrainingSpec(epochs=6, batch_size=8, learning_rate=1e-3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def split(n, *, seed):
-    """Blocky two-phase images (n, 1, 16, 16) and three smooth functions of them, of scales 10, 1 and 1e-3."""
-    random = np.random.default_rng(seed)
-    blocks = (random.random((n, 1, 4, 4)) < random.random((n, 1, 1, 1))).astype(np.float32)
-    images = blocks.repeat(4, axis=2).repeat(4, axis=3)
+    """Images (n, 1, 16, 16) and three smooth functions of them, of scales 10, 1 and 1e-3."""
+    images = cells.blocks(n, 16, seed=seed)
     whole, left, top = images.mean((1, 2, 3)), images[..., :8].mean((1, 2, 3)), images[..., :8, :].mean((1, 2, 3))
     return images, np.column_stack([40 + 10 * whole**2, 3 + left, 0.5 + 1e-3 * top]).astype(np.float64)
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import cells
 import numpy as np
 import pytest
 import torch
@@ -13,24 +14,15 @@ from models.regressor import predict
 from models.specs import CHANNELS, SpecError, TrainingSpec, TransferSpec, build, parameter_count, size, to_dict
 from models.training import Interrupted, Training, load_state, save_state
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SEED = 7
 BACKBONES = tuple(CHANNELS)
 SHORT = TrainingSpec(epochs=3, batch_size=8, learning_rate=1e-3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def split(n, *, seed):
-    """Blocky two-phase images (n, 1, 32, 32) and two smooth functions of them."""
-    random = np.random.default_rng(seed)
-    blocks = (random.random((n, 1, 8, 8)) < random.random((n, 1, 1, 1))).astype(np.float32)
-    images = blocks.repeat(4, axis=2).repeat(4, axis=3)
+    """Images (n, 1, 32, 32) and two smooth functions of them."""
+    images = cells.blocks(n, 32, seed=seed)
     return images, np.column_stack([40 + 10 * images.mean((1, 2, 3)) ** 2, images[..., :16].mean((1, 2, 3))])
 
 
