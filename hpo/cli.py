@@ -177,6 +177,16 @@ def parser() -> argparse.ArgumentParser:
     it = command("promote", promote, "Show what a closed study promoted, and set missing aliases again.")
     it.add_argument("--study", required=True, metavar="NAME", help="name as `hpo studies` lists it")
 
+    it = command("report", report_, "Write the report of closed studies: one HTML page, Markdown, CSV and JSON tables.")
+    it.add_argument(
+        "--study",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name as `hpo studies` lists it; repeatable (default: all closed studies on the newest one's data)",
+    )
+    it.add_argument("-o", "--output", required=True, metavar="DIR", type=Path, help="folder to write")
+
     it = command("download", download, "Download a registered model, checked against the hashes in the database.")
     it.add_argument("--alias", default="champion", metavar="NAME", help="alias or version number (default: champion)")
     it.add_argument("--model", metavar="NAME", help="registered model (default: the only one, or the newest study's)")
@@ -624,6 +634,24 @@ def promote(options: argparse.Namespace) -> int:
         with promotion.champion_lock(queue, name):
             ended = ended | promotion.elect(queue, tracker, name)
     print("\n".join(report.promotion(row, ended, close)))
+    return 0
+
+
+def report_(options: argparse.Namespace) -> int:
+    from hpo import document, evidence, sections
+    from hpo.tracking import Tracker
+
+    read, found, queue = _connect()
+    tracker = Tracker(found.tracking_uri)
+    gathered = evidence.gather(queue, tracker, read.home, options.study)
+    made = sections.build(gathered)
+    page, *others = document.write(made, options.output)
+    for each in gathered.closed:
+        for path in (page, others[0]):
+            tracker.upload(each.row.facts["study_run_id"], path, "report")
+    for line in made.summary + [f"ALARM: {alarm}" for alarm in made.alarms]:
+        print(line)
+    print(f"{page}: open it in a browser. Beside it: report.md, {len(others) - 1} files in tables/ and figures/.")
     return 0
 
 

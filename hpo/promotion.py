@@ -3,12 +3,12 @@
 import logging
 import statistics
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from hpo import crash, mirror, registry
+from hpo import alarms, crash, mirror, registry
 from hpo.errors import ModelError, NotFound
 from hpo.mirror import Mirror
 from hpo.queue import Job, Queue, StudyRow
@@ -107,9 +107,11 @@ def promote(
         "pruned": pruned,
         "reason": "no trial was finished",
         "groups": [],
+        "alarms": [],
     }
     if not chosen:
         return result
+    result["alarms"] = alarms.alarms(ranked(jobs), facts["predictors"], predictions[chosen[0].number])
     tracker_model = facts["model_name"]
     registry.ensure_registered_model(
         tracker,
@@ -142,7 +144,7 @@ def promote(
                 key=mirror.key(job),
                 model_id=job.result["model_id"],
                 run_id=str(job.run_id),
-                description=_description(study, job, found, outcome),
+                description=_description(study, job, found, outcome, result["alarms"]),
                 tags={
                     OWNER: queue.database_id(),
                     "hpo.study": study.name,
@@ -251,7 +253,7 @@ def alias(study: str) -> str:
     return study.replace(".", "-")
 
 
-def _description(study: StudyRow, job: Job, found: Mapping[str, Any], outcome: str) -> str:
+def _description(study: StudyRow, job: Job, found: Mapping[str, Any], outcome: str, warnings: Sequence[str]) -> str:
     assert job.spec is not None
     unit, test = study.facts["data"]["unit"], found["test"]
     cubic, mean = found["predictors"]["volume fraction"]["test"], found["predictors"]["mean"]["test"]
@@ -259,7 +261,8 @@ def _description(study: StudyRow, job: Job, found: Mapping[str, Any], outcome: s
     weights = {"ImageNet": "Backbone pretrained on ImageNet. ", "not pretrained": "**Not pretrained.** "}
     return (
         f"Trial {job.number} of the study {study.name} ({point}); {VERDICTS[outcome]}.\n\n"
-        f"{weights.get(provenance(job.spec['model']), '')}{job.spec['parameters']:,} parameters.\n\n"
+        + "".join(f"**Alarm:** {alarm}\n\n" for alarm in warnings)
+        + f"{weights.get(provenance(job.spec['model']), '')}{job.spec['parameters']:,} parameters.\n\n"
         f"| predictor | test NMSE | test MSE ({unit}²) | test R² | test NRMSE |\n|---|---|---|---|---|\n"
         + "\n".join(
             f"| {name} | {mirror.score_text(s['nmse'])} | {mirror.score_text(s['mse'])} | {mirror.score_text(s['r2'])} "

@@ -575,6 +575,22 @@ class Queue:
             )
             return [(number, metrics) for number, metrics in rows]
 
+    def curves(self, study: str, scores: Sequence[str]) -> dict[int, dict[str, dict[int, float]]]:
+        """By job id and score: {epoch: value} of all trials of a study; a value that is not finite is left out."""
+        found: dict[int, dict[str, dict[int, float]]] = {}
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("""
+                    SELECT e.job, key, e.number, value::float8
+                    FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job, jsonb_each_text(e.metrics)
+                    WHERE j.study = :study AND key = ANY(:scores) AND value IS NOT NULL ORDER BY e.job, e.number
+                """),
+                {"study": study, "scores": list(scores)},
+            )
+            for job, score, number, value in rows:
+                found.setdefault(job, {name: {} for name in scores})[score][number] = value
+        return found
+
     def epoch_seconds(self, study: str) -> dict[int, tuple[float, float]]:
         """By job id: the mean seconds an epoch took, and the best validation NMSE so far."""
         with self._transaction() as connection:

@@ -58,7 +58,7 @@ def show_result(
     console.print(top_table(study, jobs))
     if ended.get("winner") is not None:
         console.print(winner_table(study, ended))
-    lines = promotion(study, ended, close)
+    lines = [f"ALARM: {alarm}" for alarm in ended.get("alarms", [])] + promotion(study, ended, close)
     if ended.get("pruned"):
         lines.append(f"{ended['pruned']} trials were ended early by the pruner; their curves are kept.")
     lines += [
@@ -220,7 +220,7 @@ def next_steps(study: StudyRow, ended: dict[str, Any], links: dict[str, str], pr
             f"  {program} download --alias champion champion/",
             f"  {program} predict champion/ {shlex.quote(image)}",
         ]
-    lines += [f"  {program} trials --study {study.name}", f"  {program} down"]
+    lines += [f"  {program} report --study {study.name} -o report/", f"  {program} down"]
     return lines
 
 
@@ -255,6 +255,7 @@ def log_study(shown: Mirror, ended: dict[str, Any]) -> None:
                 "hpo.winner": winner["number"],
                 "hpo.verdict": winner["verdict"],
                 "hpo.point": point_text(winner["point"]),
+                "hpo.alarms": " ".join(ended["alarms"]),
             },
         )
     shown.tracker.set_status(run_id, "FINISHED", end_ms=now)

@@ -248,6 +248,10 @@ class Tracker:
         return sorted((point.step, point.value) for point in self.client.get_metric_history(run_id, metric))
 
     @server()
+    def tags(self, run_id: str) -> dict[str, str]:
+        return dict(self.client.get_run(run_id).data.tags)
+
+    @server()
     def delete_run(self, run_id: str) -> None:
         self.client.delete_run(run_id)
 

@@ -1,0 +1,204 @@
+"""Statistics behind the report: intervals, main effects, convergence, physical consistency. Plain arrays in and out."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from data_pipeline.components import COMPONENTS, tensor
+from data_pipeline.homogenize import reuss, voigt
+from data_pipeline.phase import Phase
+
+RESAMPLES = 4000
+CONFIDENCE = 0.95
+NEAR = 0.05  # of the best: from the first epoch so near to it on, a network counts as converged
+ROUNDING = 1e-6  # of the largest component: what single precision may violate a bound by
+
+Interval = tuple[float, float]  # of 95 %, lower and upper end
+
+
+# Intervals of scores
+
+
+def resamples(n: int, *, seed: int = 0) -> np.ndarray:
+    """How often each of n cells is drawn, (RESAMPLES, n): the bootstrap's samples of n cells with replacement."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+
+
+def score_samples(
+    truth: np.ndarray, predicted: np.ndarray, *, train_variance: np.ndarray, drawn: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The scores of models.metrics ("nmse", "mse", "r2", "nrmse"; means over the targets) of every resample, (count,).
+
+    `truth` and `predicted` (n, k) in the label's unit; `drawn` as `resamples` gives it, the same for models that are
+    compared.
+    """
+    share = drawn / drawn.sum(axis=1, keepdims=True)
+    centred = truth - truth.mean(axis=0)
+    mse = share @ (predicted - truth) ** 2
+    variance = share @ centred**2 - (share @ centred) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "nmse": (mse / train_variance).mean(axis=1),
+            "mse": mse.mean(axis=1),
+            "r2": (1 - mse / variance).mean(axis=1),
+            "nrmse": np.sqrt(mse / train_variance).mean(axis=1),
+        }
+
+
+def interval(samples: np.ndarray) -> Interval:
+    """The percentile interval of resampled scores."""
+    low, high = np.nanpercentile(samples, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    return float(low), float(high)
+
+
+# Hyperparameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """Two values of a parameter compared over all pairs of points that differ in nothing else."""
+
+    parameter: str
+    low: Any
+    high: Any
+    ratio: float  # geometric mean of score(high) / score(low); below 1: `high` is better
+    interval: Interval  # of the ratio, from Student's t over the pairs' logarithms
+    pairs: int
+
+    @property
+    def better(self) -> Any:
+        """The better value; None if the interval leaves it open."""
+        if self.interval[1] < 1:
+            return self.high
+        return self.low if self.interval[0] > 1 else None
+
+
+def main_effects(points: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> list[tuple[str, Any, float, int]]:
+    """(parameter, value, mean score of the points with it, how many), in the order the values appear."""
+    found: dict[tuple[str, Any], list[float]] = {}
+    for point, score in zip(points, scores, strict=True):
+        for name, value in point.items():
+            found.setdefault((name, value), []).append(score)
+    names = list(dict.fromkeys(name for name, _ in found))
+    return [
+        (name, value, float(np.mean(each)), len(each))
+        for wanted in names
+        for (name, value), each in found.items()
+        if name == wanted
+    ]
+
+
+def is_factorial(points: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the points are all combinations of their values, each once: then main effects are exact."""
+    if not points or len({tuple(point) for point in points}) > 1:
+        return False
+    axes = [list(dict.fromkeys(point[name] for point in points)) for name in points[0]]
+    wanted = set(itertools.product(*axes))
+    return len(points) == len(wanted) and {tuple(point.values()) for point in points} == wanted
+
+
+def contrasts(points: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> list[Contrast]:
+    """Neighbouring values of each parameter, in ascending order, compared where nothing else differs."""
+    found = []
+    for name in points[0] if points else ():
+        values = sorted({point[name] for point in points}, key=lambda value: (isinstance(value, str), value))
+        found += [contrast(points, scores, name, low, high) for low, high in itertools.pairwise(values)]
+    return [each for each in found if each is not None]
+
+
+def contrast(
+    points: Sequence[Mapping[str, Any]], scores: Sequence[float], name: str, low: Any, high: Any
+) -> Contrast | None:
+    """Two values of the parameter `name`; None if no pair of points has them and nothing else that differs."""
+    found = {
+        (tuple((key, value) for key, value in point.items() if key != name), point[name]): score
+        for point, score in zip(points, scores, strict=True)
+    }
+    ratios = [
+        found[rest, high] / score for (rest, value), score in found.items() if value == low and (rest, high) in found
+    ]
+    if not ratios:
+        return None
+    logs = np.log(ratios)
+    mean, half = float(logs.mean()), float("inf")
+    if len(logs) > 1:
+        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5)
+    with np.errstate(over="ignore"):
+        ends = (float(np.exp(mean - half)), float(np.exp(mean + half)))
+    return Contrast(parameter=name, low=low, high=high, ratio=float(np.exp(mean)), interval=ends, pairs=len(ratios))
+
+
+def converged(curve: Mapping[int, float]) -> int:
+    """The first epoch whose score is within 5 % of the lowest of the curve {epoch: score}."""
+    limit = min(curve.values()) * (1 + NEAR)
+    return next(epoch for epoch, value in sorted(curve.items()) if value <= limit)
+
+
+# Physics
+
+
+def hill_residuals(targets: np.ndarray, names: Sequence[str], fractions: np.ndarray, phases: Mapping[str, Phase]):
+    """What C13, C23 and C33 miss of Hill's relations of a two-phase cell extruded out of plane, (n, 3), label's unit.
+
+    `fractions` (n,) of the inclusion. With k = lambda + mu of each phase and e = -(lambda_i - lambda_m) /
+    (2 (k_i - k_m)), s = 2 k_m e + lambda_m: C13 = s - e (C11 + C12), C23 = s - e (C12 + C22), C33 = <lambda + 2 mu> +
+    2 e <lambda> - e (C13 + C23) (Hill 1964). NaN where the phases' k agree.
+    """
+    c11, c22, c33, c12, c23, c13 = (targets[:, list(names).index(name)] for name in COMPONENTS[:6])
+    matrix, inclusion = phases["matrix"], phases["inclusion"]
+    k_m, k_i = (phase.lame_lambda + phase.lame_mu for phase in (matrix, inclusion))
+    e = -(inclusion.lame_lambda - matrix.lame_lambda) / (2 * (k_i - k_m)) if k_i != k_m else np.nan
+    s = 2 * k_m * e + matrix.lame_lambda
+
+    def mean(of: str) -> np.ndarray:
+        return (1 - fractions) * getattr(matrix, of) + fractions * getattr(inclusion, of)
+
+    return np.column_stack(
+        [
+            c13 - (s - e * (c11 + c12)),
+            c23 - (s - e * (c12 + c22)),
+            c33 - (mean("lame_lambda") + 2 * mean("lame_mu") + 2 * e * mean("lame_lambda") - e * (c13 + c23)),
+        ]
+    )
+
+
+def physics(
+    targets: np.ndarray, names: Sequence[str], fractions: np.ndarray, phases: Mapping[str, Phase] | None
+) -> dict[str, float | None]:
+    """How far tensors (n, k) in the label's unit are from what an elastic two-phase cell can have.
+
+    "not_positive_definite", "above_voigt", "below_reuss": shares of cells, in the matrix sense (the entries that are no
+    targets count as zero: leaving couplings out keeps a semi-definite matrix so); "hill": root mean square of
+    `hill_residuals`, in the label's unit. The last three are None without `phases`, all if the targets are others than
+    the nine components.
+    """
+    if set(names) != set(COMPONENTS):
+        return dict.fromkeys(("not_positive_definite", "above_voigt", "below_reuss", "hill"))
+    full = tensor(targets, tuple(names))
+    scale = np.abs(targets).max(axis=1)
+
+    def share(matrices: np.ndarray) -> float:
+        return float((np.linalg.eigvalsh(matrices)[:, 0] < -ROUNDING * scale).mean())
+
+    found: dict[str, float | None] = {
+        "not_positive_definite": float((np.linalg.eigvalsh(full)[:, 0] <= 0).mean()),
+        "above_voigt": None,
+        "below_reuss": None,
+        "hill": None,
+    }
+    if phases is None:
+        return found
+    bounds = {
+        bound.__name__: np.stack([bound(float(fraction), **phases) for fraction in fractions])
+        for bound in (voigt, reuss)
+    }
+    residuals = hill_residuals(targets, names, fractions, phases)
+    return found | {
+        "above_voigt": share(bounds["voigt"] - full),
+        "below_reuss": share(full - bounds["reuss"]),
+        "hill": float(np.sqrt((residuals**2).mean())),
+    }

@@ -1,0 +1,140 @@
+"""A document of tables and figures as one HTML page, Markdown, and CSV and JSON of every table.
+
+Frames hold full numbers; only the pages round them.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas
+
+from data_pipeline.dataset import write_atomically
+from hpo.answers import Answer
+
+SHOWN = 30  # rows of a table that the page shows; files have all
+LOW, HIGH = " 95 % low", " 95 % high"  # columns of an interval, behind the name of the score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table with a name for its files."""
+
+    name: str
+    title: str
+    frame: pandas.DataFrame
+    note: str = ""
+    shown: int = SHOWN
+
+    @property
+    def columns(self) -> list[str]:
+        return [name for name in map(str, self.frame.columns) if not name.endswith((LOW, HIGH))]
+
+    def cells(self) -> Iterator[list[str]]:
+        """The rows as the page shows them: rounded, intervals in brackets below their score."""
+        for row in self.frame.head(self.shown).to_dict("records"):
+            yield [self._cell(row, name) for name in self.columns]
+
+    def _cell(self, row: Mapping[Any, Any], name: str) -> str:
+        text = shown(row[name], name)
+        if name + LOW in row and text != "–":
+            ends = [shown(row[name + end], name) for end in (LOW, HIGH)]
+            text += f"\n[{', '.join(ends)}]" if "–" not in ends else ""
+        return text
+
+    @property
+    def left_out(self) -> int:
+        return max(0, len(self.frame) - self.shown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure with a name for its file."""
+
+    name: str
+    title: str
+    svg: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    title: str
+    text: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A whole report."""
+
+    title: str
+    summary: list[str]
+    alarms: list[str]
+    answers: list[Answer]
+    sections: list[Section]
+
+    @property
+    def tables(self) -> list[Table]:
+        asked = pandas.DataFrame([each.__dict__ for each in self.answers])
+        first = Table(name="answers", title="The source study's questions and claims", frame=asked)
+        return [first, *(table for section in self.sections for table in section.tables)]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        return [picture for section in self.sections for picture in section.pictures]
+
+
+def write(document: Document, folder: Path) -> list[Path]:
+    """Write report.html, report.md, tables/*.csv and *.json, figures/*.svg; return their paths."""
+    for name in ("tables", "figures"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    files = {"report.html": _rendered("report.html.j2", document), "report.md": _rendered("report.md.j2", document)}
+    for table in document.tables:
+        files[f"tables/{table.name}.csv"] = table.frame.to_csv(index=False)
+        records = [{name: _plain(value) for name, value in row.items()} for row in table.frame.to_dict("records")]
+        files[f"tables/{table.name}.json"] = json.dumps(records, indent=1, allow_nan=False)
+    files |= {f"figures/{picture.name}.svg": picture.svg for picture in document.pictures}
+    for name, text in files.items():
+        write_atomically(folder / name, text.encode())
+    return [folder / name for name in files]
+
+
+def shown(value: Any, column: str = "") -> str:
+    """A value as people read it: whole numbers in thousands, scores in four digits, nothing as a dash."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if column.startswith("R²"):
+        return f"{value:.4f}"
+    return f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:.4g}"
+
+
+# Rendering
+
+
+def _rendered(template: str, document: Document) -> str:
+    environment = jinja2.Environment(
+        autoescape=template.endswith(".html.j2"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    text = (resources.files("hpo") / template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(document=document)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON takes it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,213 @@
+"""What the report is built from: recorded results, curves, predictions and the data set of closed studies. Read only.
+
+Everything comes from the database and the tracking server; nothing is trained, predicted or selected again.
+"""
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+
+from data_pipeline.dataset import Dataset, load_npz
+from data_pipeline.phase import Phase
+from data_pipeline.split import Split, split
+from hpo import analysis, promotion, study
+from hpo import data as data_files
+from hpo.errors import NotFound, StudyConflict
+from hpo.mirror import point_text
+from hpo.queue import Job, Queue, StudyRow
+from hpo.tracking import Tracker
+from models import metrics
+
+PREDICTORS = {"mean": metrics.mean_predictor, "volume fraction": metrics.volume_fraction_predictor}
+CURVES = ("train/nmse", "val/nmse")
+_KIND = re.compile(r"\d+_(.+)\.png", re.IGNORECASE)
+KINDS = 12  # more than so many different names are no kinds of microstructure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """A model whose test split was opened when its study closed."""
+
+    study: str
+    job: Job
+    entry: dict[str, Any]  # the closing's: point, parameters, weights, verdict, validation, test, version
+    curves: dict[str, dict[int, float]]  # name of the score -> epoch -> value
+    predicted: np.ndarray  # (n, k) of the test split, label's unit
+    tags: dict[str, str]  # of its MLflow run: where it was trained, with what
+
+    @property
+    def title(self) -> str:
+        """Such as `grid f8 k5 d0.2 lr1e-3`."""
+        bare = ", not pretrained" if self.entry.get("weights") == "not pretrained" else ""
+        return f"{self.study} {point_text(self.entry['point'])}".strip() + bare
+
+    @property
+    def nmse(self) -> float:
+        """Of the validation split: what selected it."""
+        assert self.job.result is not None
+        return float(self.job.result["best_val_nmse"])
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The model's settings."""
+        assert self.job.spec is not None
+        return dict(self.job.spec["model"])
+
+    @property
+    def role(self) -> str:
+        """What the source study calls it: baseline, grid, head, fine-tuned; or the model's family."""
+        family = self.model["family"]
+        if family == "transfer":
+            return "head" if self.model["trainable"] == "head" else "fine-tuned"
+        return {"cnn": "grid"}.get(family, family)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Closed:
+    """A study that is closed."""
+
+    row: StudyRow
+    jobs: list[Job]  # its trials
+    ended: dict[str, Any]  # the closing's result
+    curves: dict[int, dict[str, dict[int, float]]]  # job id -> name of the score -> epoch -> value
+
+    @cached_property
+    def study(self) -> study.Study:
+        return study.restore(self.row.name, self.row.spec)
+
+    @property
+    def ranked(self) -> list[Job]:
+        """The best finished trial of each point, best first."""
+        return promotion.ranked(self.jobs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Closed studies on one data set and split."""
+
+    closed: list[Closed]
+    winners: list[Winner]  # of all of them, lowest validation NMSE first
+    dataset: Dataset
+    split: Split
+
+    @cached_property
+    def train_variance(self) -> np.ndarray:
+        """(k,), label's unit squared."""
+        return self.dataset.targets[self.split.train].var(axis=0)
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        """(n, k) of the test split."""
+        return self.dataset.targets[self.split.test]
+
+    @cached_property
+    def predictors(self) -> dict[str, np.ndarray]:
+        """What each trivial predictor, fitted on the training split, says of the test split, (n, k)."""
+        learned = (self.dataset.images[self.split.train], self.dataset.targets[self.split.train])
+        return {name: fit(*learned)(self.dataset.images[self.split.test]) for name, fit in PREDICTORS.items()}
+
+    @cached_property
+    def fractions(self) -> np.ndarray:
+        """Mean grey value of each test cell, (n,): the inclusions' volume fraction of a two-phase image."""
+        return self.dataset.images[self.split.test].mean(axis=(1, 2, 3), dtype=np.float64)
+
+    @cached_property
+    def phases(self) -> dict[str, Phase] | None:
+        """The phases' constants; None if the data set gives none, or if its images are not two-phase."""
+        given = self.dataset.metadata.get("phases")
+        if not given or not np.isin(self.dataset.pixels(), (0, 255)).all():
+            return None
+        return {name: Phase(**constants) for name, constants in given.items()}
+
+    @cached_property
+    def kinds(self) -> list[str] | None:
+        """The kind of microstructure of each test cell, by the word behind the number in its file's name; None if the
+        names are no kinds."""
+        names = [_KIND.fullmatch(self.dataset.names[index]) for index in self.split.test]
+        found = [match[1] for match in names if match]
+        if len(found) < len(names) or not 1 < len(set(found)) <= min(KINDS, len(found) // 2):
+            return None
+        return found
+
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """The bootstrap's resamples of the test split, the same for every model."""
+        return analysis.resamples(len(self.truth))
+
+    def samples(self, predicted: np.ndarray) -> dict[str, np.ndarray]:
+        """Resampled test scores of predictions (n, k)."""
+        return analysis.score_samples(self.truth, predicted, train_variance=self.train_variance, drawn=self.drawn)
+
+
+def gather(queue: Queue, tracker: Tracker, home: Path, names: Sequence[str] = ()) -> Evidence:
+    """Read the named studies, or all closed ones on the data of the newest that is closed.
+
+    Raises NotFound if one is not closed, StudyConflict if they are on different data, ServiceError if the data set
+    arrives damaged.
+    """
+    rows = [queue.study(name) for name in dict.fromkeys(names)] or _comparable(queue)
+    keys = {(row.facts["data"]["digest"], row.facts["data"]["split"]): row.name for row in rows}
+    if len(keys) > 1:
+        raise StudyConflict(
+            f"A report compares studies on one data set and split; {' and '.join(keys.values())} are on different "
+            "ones. Make a report of each."
+        )
+    closed = [_closed(queue, row) for row in rows]
+    dataset = load_npz(data_files.fetch(home, tracker, rows[0]))
+    parts = split(len(dataset.images))
+    winners = [_winner(tracker, each, entry, dataset, parts) for each in closed for entry in each.ended["groups"]]
+    winners.sort(key=lambda winner: winner.nmse)
+    return Evidence(closed=closed, winners=winners, dataset=dataset, split=parts)
+
+
+def _comparable(queue: Queue) -> list[StudyRow]:
+    rows = [row for row in queue.studies() if queue.closing_state(row.name) == "done"]
+    if not rows:
+        raise NotFound("No study is closed yet, so there is nothing to report. `hpo run --study grid` makes one.")
+    newest = rows[-1].facts["data"]
+    same = ("digest", "split")
+    return [row for row in rows if all(row.facts["data"][key] == newest[key] for key in same)]
+
+
+def _closed(queue: Queue, row: StudyRow) -> Closed:
+    jobs = queue.jobs(row.name)
+    ended = next((job.result for job in jobs if job.kind == "closing" and job.state == "done"), None)
+    if ended is None:
+        left = sum(job.state in ("waiting", "running") for job in jobs if job.kind == "trial")
+        raise NotFound(
+            f"The study {row.name} is not closed: {left} trials are still to be trained. `hpo run` with the same "
+            f"options, or `hpo worker --study {row.name}`, finishes it; then report it."
+        )
+    trials = [job for job in jobs if job.kind == "trial"]
+    return Closed(row=row, jobs=trials, ended=ended, curves=queue.curves(row.name, CURVES))
+
+
+def _winner(tracker: Tracker, closed: Closed, entry: dict[str, Any], dataset: Dataset, parts: Split) -> Winner:
+    job = next(job for job in closed.ranked if job.number == entry["number"])
+    with tempfile.TemporaryDirectory() as folder:
+        file = f"predictions/trial-{job.number}.csv"
+        table = pandas.read_csv(
+            tracker.download_artifact(closed.row.facts["study_run_id"], file, Path(folder)), dtype={"image": str}
+        )
+    table = table[table["split"] == "test"]
+    columns = {what: table[[f"{name} {what}" for name in dataset.target_names]] for what in ("true", "predicted")}
+    if not np.array_equal(columns["true"].to_numpy(), dataset.targets[parts.test]):
+        raise StudyConflict(
+            f"{closed.row.name}: expected the labels of the test split in {file} of the MLflow run "
+            f"{closed.row.facts['study_run_id']}, found others: somebody replaced the file. `hpo doctor` says more."
+        )
+    return Winner(
+        study=closed.row.name,
+        job=job,
+        entry=entry,
+        curves=closed.curves[job.id],
+        predicted=columns["predicted"].to_numpy(),
+        tags=tracker.tags(str(job.run_id)),
+    )

@@ -1,0 +1,51 @@
+"""Networks that predict a constant are called so."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas
+import pytest
+
+from hpo import alarms
+
+PREDICTORS = {"mean": {"validation": {"nmse": 1.02}}}
+
+
+def trials(*nmse: float, r2: float = 0.9) -> list:
+    return [SimpleNamespace(result={"best_val_nmse": value, "validation": {"r2": r2}}) for value in nmse]
+
+
+def predictions(folder, spread: float):
+    """A table of two targets whose predictions vary so much less than the labels; test rows do not count."""
+    random = np.random.default_rng(3)
+    truth = random.normal(50, 5, (200, 2))
+    said = 50 + spread * (truth - 50)
+    said[100:] = 0
+    columns = {"image": "x", "split": ["validation"] * 100 + ["test"] * 100}
+    for index, name in enumerate(("C11", "C22")):
+        columns |= {f"{name} true": truth[:, index], f"{name} predicted": said[:, index]}
+    path = folder / "predictions.csv"
+    pandas.DataFrame(columns).to_csv(path, index=False)
+    return path
+
+
+def test_a_good_study_raises_none(tmp_path):
+    assert alarms.alarms(trials(0.05, 0.06, 1.02, 1.03), PREDICTORS, predictions(tmp_path, 0.9)) == []
+    assert alarms.alarms([], PREDICTORS, None) == []
+
+
+def test_a_model_that_explains_next_to_nothing_is_said_to(tmp_path):
+    (alarm,) = alarms.alarms(trials(0.93, r2=0.07), PREDICTORS, predictions(tmp_path, 0.5))
+    assert "0.070" in alarm and "explains next to nothing" in alarm
+
+
+@pytest.mark.parametrize(("spread", "count"), [(0.05, 1), (0.2, 0)])
+def test_predictions_without_spread_are_said_to_have_none(tmp_path, spread, count):
+    assert alarms.spread(predictions(tmp_path, spread)) == pytest.approx(spread)
+    assert len(alarms.alarms(trials(0.5), PREDICTORS, predictions(tmp_path, spread))) == count
+
+
+def test_three_unlike_models_at_the_mean_predictor_are_told_to_look_at_the_scale_of_the_targets():
+    assert alarms.alarms(trials(0.5, 1.01, 1.03), PREDICTORS, None) == []
+    (alarm,) = alarms.alarms(trials(0.5, 1.01, 1.02, 1.03), PREDICTORS, None)
+    assert "3 unlike models" in alarm and "predict a constant: look at the scale of your targets" in alarm

@@ -1,0 +1,191 @@
+"""`hpo report`: every number in it is derived again from MLflow, the data folder and the downloaded model."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cells
+import numpy as np
+import pandas
+import pytest
+from mlflow import MlflowClient
+from shell import Shell, fresh_database
+
+from data_pipeline import dataset
+from data_pipeline.split import split
+
+pytestmark = pytest.mark.acceptance
+EPOCHS = 30
+
+
+@pytest.fixture(scope="module")
+def reported(services, tmp_path_factory):
+    """Two closed studies on data of their own, a baseline and a grid of four points, and their report."""
+    folder = tmp_path_factory.mktemp("reported")
+    data = cells.make(folder / "cells", seed=21)
+    (data / "dataset.toml").write_text('name = "cells & <more>"\nunit = "GPa"\n')
+    grid, plain = cells.study(folder, "tuned", data=data, epochs=EPOCHS), folder / "plain.toml"
+    training = f"[training]\nepochs = {EPOCHS}\nlearning_rate = 1e-3\n"
+    plain.write_text(f'[data]\npath = "{data}"\n[model]\nfamily = "baseline"\n{training}')
+    with fresh_database(services) as url:
+        shell = Shell(folder / "home", url, services.tracking_uri)
+        try:
+            for study in (plain, grid):
+                assert "hpo report --study" in shell.hpo("run", "--study", study)
+            assert "report.html: open it in a browser" in shell.hpo("report", "-o", folder / "report")
+            yield shell, data, plain.stem, grid.stem, folder / "report"
+        finally:
+            shell.close()
+
+
+def predicted_by_plain_mlflow(shell, uri: str, images: np.ndarray, folder: Path) -> np.ndarray:
+    np.save(folder / "images.npy", images)
+    code = f"""
+import mlflow.pyfunc, numpy
+images = numpy.load({str(folder / "images.npy")!r})
+numpy.save({str(folder / "said.npy")!r}, mlflow.pyfunc.load_model({uri!r}).predict(images))
+"""
+    subprocess.run([sys.executable, "-c", code], env=shell.environment, check=True, capture_output=True)
+    return np.load(folder / "said.npy").astype(np.float64)
+
+
+def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported, tmp_path):
+    shell, folder, plain, grid, report = reported
+    client = MlflowClient(shell.tracking_uri)
+    data, parts = dataset.load(folder), split(60)
+    truth, variance = data.targets[parts.test], data.targets[parts.train].var(axis=0)
+
+    trials = pandas.read_csv(report / f"tables/{grid}-trials.csv")
+    best = pandas.read_csv(report / f"tables/{grid}-top.csv")
+    assert len(trials) == 4 and len(best) == 4 + 2
+    experiment = client.get_experiment_by_name(grid).experiment_id
+    runs = {
+        int(run.data.params["config"]): run for run in client.search_runs([experiment], "tags.`hpo.kind` = 'trial'")
+    }
+    for row in best[best["config"].notna()].to_dict("records"):
+        run = runs[int(row["config"])]
+        curves = {
+            name: {point.step: point.value for point in client.get_metric_history(run.info.run_id, name)}
+            for name in ("val/nmse", "val/mse")
+        }
+        curve = curves["val/nmse"]
+        epoch = min(curve, key=lambda step: (curve[step], step))
+        assert row["validation NMSE"] == curve[epoch]
+        assert row["validation MSE GPa²"] == curves["val/mse"][epoch]
+        assert (row["best epoch"], row["last epoch NMSE"]) == (epoch, curve[EPOCHS])
+        assert row["epochs to 5 %"] == min(step for step in curve if curve[step] <= 1.05 * curve[epoch])
+        assert (int(row["filters"]), row["learning_rate"]) == (
+            int(run.data.params["filters"]),
+            float(run.data.params["learning_rate"]),
+        )
+        assert row["parameters"] == int(run.data.params["parameters"])
+        (listed,) = trials[trials["config"] == row["config"]].to_dict("records")
+        assert listed["validation NMSE"] == row["validation NMSE"]
+
+    models = pandas.read_csv(report / "tables/models-test.csv").set_index("model")
+    components = {
+        score: pandas.read_csv(report / f"tables/components-{score}.csv").set_index("model")
+        for score in ("r2", "nrmse", "rmse", "mape")
+    }
+    said = {"mean of the training labels": np.tile(data.targets[parts.train].mean(axis=0), (len(truth), 1))}
+    fraction = data.images.mean(axis=(1, 2, 3), dtype=np.float64)
+    basis = np.vander(fraction, 4)
+    fitted = np.linalg.lstsq(basis[parts.train], data.targets[parts.train], rcond=None)[0]
+    said["volume fraction, cubic"] = basis[parts.test] @ fitted
+    for study in (plain, grid):
+        (title,) = [name for name in models.index if name.startswith(study)]
+        row = models.loc[title]
+        winner = min(
+            client.search_runs([client.get_experiment_by_name(study).experiment_id], "tags.`hpo.kind` = 'trial'"),
+            key=lambda run: run.data.metrics["best_val_nmse"],
+        )
+        assert row["NMSE"] == winner.data.metrics["test_nmse"] and row["R²"] == winner.data.metrics["test_r2"]
+        assert row["validation NMSE"] == winner.data.metrics["best_val_nmse"]
+        name = shell.queue.study(study).facts["model_name"]
+        (version,) = client.search_model_versions(f"name = '{name}' and run_id = '{winner.info.run_id}'")
+        uri = f"models:/{name}/{version.version}"
+        said[title] = predicted_by_plain_mlflow(shell, uri, data.images[parts.test], tmp_path)
+    for title, predicted in said.items():
+        error = predicted - truth
+        mse = (error**2).mean(axis=0)
+        expected = {
+            "NMSE": (mse / variance).mean(),
+            "MSE GPa²": mse.mean(),
+            "R²": (1 - mse / truth.var(axis=0)).mean(),
+            "NRMSE": np.sqrt(mse / variance).mean(),
+            "MAPE": np.abs(error / truth).mean(),
+        }
+        for score, value in expected.items():
+            assert models.loc[title, score] == pytest.approx(value, rel=1e-4), (title, score)
+            if score != "MAPE":
+                assert models.loc[title, f"{score} 95 % low"] <= value <= models.loc[title, f"{score} 95 % high"]
+        per_target = {
+            "r2": 1 - mse / truth.var(axis=0),
+            "nrmse": np.sqrt(mse / variance),
+            "rmse": np.sqrt(mse),
+            "mape": np.abs(error / truth).mean(axis=0),
+        }
+        for score, values in per_target.items():
+            row = components[score].loc[title]
+            assert row.to_numpy()[:-1] == pytest.approx(values, rel=1e-3, abs=1e-5), (title, score)
+            assert row.iloc[-1] == pytest.approx(values.mean(), rel=1e-3, abs=1e-5)
+
+    for table in (report / "tables").glob("*.csv"):
+        records = json.loads(table.with_suffix(".json").read_text())
+        assert len(records) == len(pandas.read_csv(table)), table.name
+
+
+def test_the_page_stands_alone_is_attached_and_answers_the_questions(reported, tmp_path):
+    shell, _, plain, grid, report = reported
+    page = (report / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#)[^"']*""", re.sub(r"xlink:href=\"#[^\"]*\"", "", page))
+    assert "<script" not in page and "cells &amp; &lt;more&gt;" in page, "a data set's name is text"
+    markdown = (report / "report.md").read_text()
+    for picture in re.findall(r"\]\((figures/[^)]+)\)", markdown):
+        assert (report / picture).read_text().startswith("<svg")
+    client = MlflowClient(shell.tracking_uri)
+    for study in (plain, grid):
+        run = shell.queue.study(study).facts["study_run_id"]
+        attached = client.download_artifacts(run, "report/report.html", tmp_path)
+        assert Path(attached).read_text() == page
+    asked = {row["question"]: row for row in json.loads((report / "tables/answers.json").read_text())}
+    assert asked["Did tuning improve on the baseline?"]["answer"] in ("yes", "no, it did harm", "not distinguishable")
+    assert asked["Which backbone was best?"]["answer"] == "not measured"
+    assert asked["Dropout 0.2 is better than none"]["answer"] == "not measured"
+    assert asked["More filters are better"]["answer"] in ("confirmed", "refuted", "not distinguishable")
+    before = {path: path.read_bytes() for path in report.rglob("*.*")}
+    shell.hpo("report", "-o", report)
+    assert {path: path.read_bytes() for path in report.rglob("*.*")} == before, "the same evidence, the same bytes"
+
+
+def test_what_cannot_be_reported_is_said(shell, data, tmp_path):
+    assert "No study is closed yet" in shell.hpo("report", "-o", tmp_path / "report", code=1)
+    assert "No study 'gird' has been planned here" in shell.hpo("report", "--study", "gird", "-o", tmp_path, code=1)
+    unlike = cells.make(tmp_path / "unlike", count=30, seed=5)
+    shell.hpo("run", "--study", cells.study(tmp_path, "short", data=unlike, epochs=1))
+    process = shell.start("run", "--study", cells.study(tmp_path, "long", data=data, epochs=3000), "--trainers", 1)
+    shell.training("long")
+    process.kill()
+    left = shell.hpo("report", "--study", "long", "-o", tmp_path / "report", code=1)
+    assert "The study long is not closed: 4 trials are still to be trained" in left
+    both = shell.hpo("report", "--study", "short", "--study", "long", "-o", tmp_path / "report", code=1)
+    assert "short and long are on different ones" in both
+    assert not (tmp_path / "report").exists()
+
+
+def test_labels_of_a_tiny_unit_raise_the_alarm_on_the_terminal_in_the_run_and_in_the_report(shell, tmp_path):
+    data = cells.make(tmp_path / "tiny")
+    table = data / "1-60_Cij_pbc.csv"
+    rows = np.loadtxt(table, delimiter=",")
+    rows[:, 1:] *= 1e-8
+    table.write_text("".join(f"{int(row[0])}," + ",".join(repr(float(x)) for x in row[1:]) + "\n" for row in rows))
+    study = cells.study(tmp_path, "collapsed", data=data, epochs=5)
+    study.write_text(study.read_text() + 'target_scaling = "none"\n')
+    output = shell.hpo("run", "--study", study)
+    assert "ALARM: R² of the best model is" in output
+    run = shell.queue.study("collapsed").facts["study_run_id"]
+    assert "explains next to nothing" in MlflowClient(shell.tracking_uri).get_run(run).data.tags["hpo.alarms"]
+    assert "ALARM: collapsed: R² of the best model" in shell.hpo("report", "-o", tmp_path / "report")
+    assert "explains next to nothing" in (tmp_path / "report/report.html").read_text()
