@@ -25,10 +25,10 @@ def reported(services, tmp_path_factory):
     """Two closed studies on data of their own, a baseline and a grid of four points, and their report."""
     folder = tmp_path_factory.mktemp("reported")
     data = cells.make(folder / "cells", seed=21)
-    (data / "dataset.toml").write_text('name = "cells & <more>"\nunit = "GPa"\n')
     grid, plain = cells.study(folder, "tuned", data=data, epochs=EPOCHS), folder / "plain.toml"
     training = f"[training]\nepochs = {EPOCHS}\nlearning_rate = 1e-3\n"
-    plain.write_text(f'[data]\npath = "{data}"\n[model]\nfamily = "baseline"\n{training}')
+    words = 'description = "a & <script>b</script>"\n'
+    plain.write_text(f'{words}[data]\npath = "{data}"\n[model]\nfamily = "baseline"\n{training}')
     with fresh_database(services) as url:
         shell = Shell(folder / "home", url, services.tracking_uri)
         try:
@@ -141,7 +141,7 @@ def test_the_page_stands_alone_is_attached_and_answers_the_questions(reported, t
     shell, _, plain, grid, report = reported
     page = (report / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#)[^"']*""", re.sub(r"xlink:href=\"#[^\"]*\"", "", page))
-    assert "<script" not in page and "cells &amp; &lt;more&gt;" in page, "a data set's name is text"
+    assert "<script" not in page and "a &amp; &lt;script&gt;b" in page, "a description is text"
     markdown = (report / "report.md").read_text()
     for picture in re.findall(r"\]\((figures/[^)]+)\)", markdown):
         assert (report / picture).read_text().startswith("<svg")

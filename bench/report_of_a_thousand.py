@@ -1,0 +1,74 @@
+"""How long `hpo report` takes for a study of 1,000 trials of 300 epochs: `python bench/report_of_a_thousand.py`.
+
+A small study is really run and closed on services of its own; then copies of its trials, curves and all, fill the
+database up. What is timed is the whole command, as a user starts it.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from sqlalchemy import text
+
+from hpo import services, settings
+from hpo.queue import Queue
+
+STUDY = """
+[model]
+family = "cnn"
+kernel_size = 3
+[sampler]
+name = "random"
+trials = 10
+[space]
+filters = [2, 3, 4]
+dropout = {low = 0.0, high = 0.5}
+learning_rate = {low = 1e-4, high = 1e-2, log = true}
+[training]
+epochs = 3
+"""
+TRIALS = """
+    INSERT INTO hpo.job (study, kind, number, spec, cost, state, attempt, run_id, result)
+    SELECT study, kind, number + 10 * copy, spec, cost, state, attempt, run_id || '-' || copy,
+        jsonb_set(result, '{best_val_nmse}', to_jsonb((result->>'best_val_nmse')::float8 * (1 + copy / 1e3)))
+    FROM hpo.job, generate_series(1, :copies) AS copy WHERE kind = 'trial'
+"""
+EPOCHS = """
+    INSERT INTO hpo.epoch (job, number, at, metrics, forwarded)
+    SELECT job.id, number, clock_timestamp(), (SELECT metrics FROM hpo.epoch LIMIT 1), true
+    FROM hpo.job, generate_series(1, 300) AS number WHERE kind = 'trial' ON CONFLICT DO NOTHING
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=1000, help="rounded down to tens (default: 1000)")
+    count = parser.parse_args().trials // 10
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        environment = os.environ | {"HPO_HOME": str(folder / "home")}
+        hpo = [sys.executable, "-m", "hpo"]
+        (folder / "many.toml").write_text(STUDY)
+        read = settings.read({"HPO_HOME": str(folder / "home")})
+        try:
+            subprocess.run([*hpo, "run", "--study", folder / "many.toml"], env=environment, check=True)
+            found = services.running(read)
+            assert found is not None
+            queue = Queue(found.database_url)
+            with queue.engine.begin() as connection:
+                connection.execute(text(TRIALS), {"copies": count - 1})
+                connection.execute(text(EPOCHS))
+            queue.close()
+            begin = time.monotonic()
+            subprocess.run([*hpo, "report", "-o", folder / "report"], env=environment, check=True)
+            print(f"A report of {10 * count} trials of 300 epochs: {time.monotonic() - begin:.1f} s.")
+        finally:
+            services.erase(read)
+
+
+if __name__ == "__main__":
+    main()
