@@ -174,6 +174,12 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--study", required=True, metavar="NAME", help="name as `hpo studies` lists it")
     as_json(it)
 
+    it = command("compare", compare, "Show studies, trials, runs and registered versions side by side.")
+    it.add_argument("first", metavar="A", help="study (its best trial), trial (grid/22), MLflow run id, or version")
+    it.add_argument("others", metavar="B", nargs="+", help="the same; a version is MODEL@ALIAS, MODEL/NUMBER or @ALIAS")
+    it.add_argument("--differences", action="store_true", help="only what is not the same for all")
+    as_json(it)
+
     it = command("promote", promote, "Show what a closed study promoted, and set missing aliases again.")
     it.add_argument("--study", required=True, metavar="NAME", help="name as `hpo studies` lists it")
 
@@ -420,6 +426,28 @@ def trials(options: argparse.Namespace) -> int:
         if job.kind == "trial"
     ]
     print(json.dumps(listed, indent=2))
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from hpo import compare as comparing
+    from hpo import report
+    from hpo.tracking import Tracker
+
+    _, found, queue = _connect()
+    compared = comparing.compare(queue, Tracker(found.tracking_uri), [options.first, *options.others])
+    if options.json:
+        print(json.dumps(compared.as_dict(), indent=2))
+        return 0
+    console = report.console()
+    if options.differences and not compared.differences:
+        console.print("No difference: they are the same trial, or equal in everything that is known of them.")
+        return 0
+    shown = comparing.table(compared, only_differences=options.differences)
+    console.width = max(console.width, console.measure(shown).minimum)  # numbers are not broken: `| less -S`
+    console.print(shown)
+    if compared.warning:
+        console.print(compared.warning, style="bold red", soft_wrap=True, markup=False)
     return 0
 
 

@@ -1,17 +1,22 @@
 """Plain clients - Optuna, optuna-dashboard, MLflow's REST and command line - show the same trials as `hpo`."""
 
 import json
+import os
+import re
+import shlex
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
-from io import BytesIO
+from contextlib import contextmanager
+from pathlib import Path
 
 import cells
-import optuna_dashboard
 import pytest
-from shell import Shell
-
-from hpo.sampling import storage
+from shell import PATIENCE, ROOT, Shell
 
 pytestmark = pytest.mark.acceptance
 
@@ -56,24 +61,53 @@ def test_every_plain_client_shows_the_trials(shell, closed, tmp_path):
     mlflow(shell, "artifacts", "download", *words)
     assert len((folder / "tables" / "trials.csv").read_text().splitlines()) == 5
 
-    store = storage(shell.database_url)
-    app = optuna_dashboard.wsgi(store)
-    status: list[str] = []
-    environ = {
-        "REQUEST_METHOD": "GET",
-        "PATH_INFO": "/api/studies/1",
-        "QUERY_STRING": "after=0",
-        "SERVER_NAME": "x",
-        "SERVER_PORT": "80",
-        "SERVER_PROTOCOL": "HTTP/1.1",
-        "wsgi.input": BytesIO(),
-        "wsgi.errors": sys.stderr,
-        "wsgi.url_scheme": "http",
-    }
-    body = b"".join(app(environ, lambda code, headers, *rest: status.append(code)))
-    shown = json.loads(body)["trials"]
-    store.remove_session()
-    store.engine.dispose()
-    assert status[0].startswith("200")
-    assert [trial["state"] for trial in shown] == ["Complete"] * 4
-    assert {trial["values"][0] for trial in shown} == {trial["value"] for trial in trials}
+    for line in documented_dashboards():
+        with dashboard(shell, line, tmp_path) as ask:
+            (study,) = ask("/api/studies")["study_summaries"]
+            assert (study["study_name"], study["directions"]) == (closed, ["minimize"])
+            shown = ask(f"/api/studies/{study['study_id']}?after=0")["trials"]
+        assert [trial["state"] for trial in shown] == ["Complete"] * 4
+        assert {trial["values"][0] for trial in shown} == {trial["value"] for trial in trials}
+
+
+def documented_dashboards() -> list[str]:
+    """The lines of the documentation that start optuna-dashboard."""
+    lines = re.findall(
+        r"^.*optuna-dashboard .*DATABASE_URL.*$", (ROOT / "docs" / "commands.md").read_text(), re.MULTILINE
+    )
+    assert len(lines) == 2
+    return lines
+
+
+@contextmanager
+def dashboard(shell: Shell, line: str, folder: Path):
+    """Run a line of the documentation in bash, on a free port; a function that asks the dashboard's HTTP API."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = f"{line.partition(' --port')[0]} --port {port}"
+    ours = f'hpo() {{ {shlex.quote(sys.executable)} -m hpo "$@"; }}; '
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (folder / "dashboard.log").open("w") as log:
+        process = subprocess.Popen(
+            ["bash", "-c", ours + command],
+            env=shell.environment | {"PATH": path, "HOME": str(folder)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+        def ask(path: str):
+            end = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answer:
+                        return json.load(answer)
+                except urllib.error.URLError:
+                    assert process.poll() is None and time.monotonic() < end, Path(log.name).read_text()
+                    time.sleep(0.1)
+
+        try:
+            yield ask
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=PATIENCE)
