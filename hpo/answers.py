@@ -197,12 +197,12 @@ def _capacity(evidence: Evidence) -> Answer:
     if grid is None or len(set(sizes)) < 3:
         return Answer(question=question, answer=OPEN, because="It takes a study of networks of three sizes.")
     scores = [job.result["best_val_nmse"] for job in jobs if job.result]
-    rank, p = stats.spearmanr(sizes, scores)
+    rank, p = _rank(sizes, scores)
     gaps = []
     for job in jobs:
         curve, epoch = grid.curves[job.id], (job.result or {})["best_epoch"]
         gaps.append(curve["val/nmse"][epoch] / curve["train/nmse"][epoch])
-    gap_rank, gap_p = stats.spearmanr(sizes, gaps)
+    gap_rank, gap_p = _rank(sizes, gaps)
     count = len(evidence.split.train)
     answer = SAME if p > ALPHA else "yes" if rank < 0 else "no, it does harm"
     overfitting = "" if gap_p > ALPHA or gap_rank < 0 else "; the gap grows with the size"
@@ -214,6 +214,14 @@ def _capacity(evidence: Evidence) -> Answer:
         f"(p = {p:.2g}). Validation over training NMSE at the best epoch: {np.median(gaps):.2g} in the middle of the "
         f"networks, {min(gaps):.2g} to {max(gaps):.2g}{overfitting}.",
     )
+
+
+def _rank(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """Spearman's correlation and its p-value; values that are all the same have none."""
+    if len(set(values)) < 2:
+        return 0.0, 1.0
+    found = stats.spearmanr(sizes, values)
+    return float(found.statistic), float(found.pvalue)
 
 
 def _claims(evidence: Evidence) -> list[Answer]:

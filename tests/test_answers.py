@@ -1,0 +1,179 @@
+"""The source study's questions, decided on evidence whose truth is known."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from data_pipeline.dataset import Dataset
+from data_pipeline.split import split
+from hpo import answers
+from hpo.evidence import Closed, Evidence, Winner
+
+SEED, CELLS = 17, 200
+RANDOM = np.random.default_rng(SEED)
+IMAGES = (RANDOM.random((CELLS, 1, 4, 4)) < RANDOM.uniform(0.1, 0.9, (CELLS, 1, 1, 1))).astype(np.float32)
+FRACTION = IMAGES.mean(axis=(1, 2, 3))
+TARGETS = np.column_stack([3 + 5 * FRACTION**2, 10 * FRACTION]) + RANDOM.normal(0, 0.5, (CELLS, 2))
+DATA = Dataset(
+    images=IMAGES,
+    targets=TARGETS,
+    target_names=("C11", "C22"),
+    unit="GPa",
+    names=tuple(f"{index}_x.png" for index in range(CELLS)),
+    metadata={"name": "made"},
+    symmetries={},
+)
+PARTS = split(CELLS)
+TRUTH = TARGETS[PARTS.test]
+JOBS = itertools.count(1)
+MODELS = {
+    "baseline": {"family": "baseline"},
+    "grid": {"family": "cnn"},
+    "head": {"family": "transfer", "trainable": "head"},
+    "fine-tuned": {"family": "transfer", "trainable": "all"},
+}
+
+
+def trial(point: dict, nmse: float, *, parameters: int = 1000, converged: int = 5, model: dict | None = None):
+    result = {"best_val_nmse": nmse, "best_epoch": 30}
+    spec = {"point": point, "parameters": parameters, "model": model or {"family": "cnn"}}
+    number = next(JOBS)
+    job = SimpleNamespace(id=number, number=number, kind="trial", state="done", spec=spec, result=result)
+    curve = {epoch: nmse * (1 if epoch >= converged else 2) for epoch in range(1, 31)}
+    return job, {"val/nmse": curve, "train/nmse": {epoch: value / 2 for epoch, value in curve.items()}}
+
+
+def winner(role: str, error: float, *, backbone: str = "", weights: str = "ImageNet", converged: int = 5) -> Winner:
+    """One whose predictions are off by so many GPa; the errors of two winners have nothing in common."""
+    model = MODELS[role] | ({"backbone": backbone} if backbone else {})
+    job, curves = trial({}, error**2, converged=converged, model=model)
+    predicted = TRUTH + np.random.default_rng([SEED, job.id]).normal(0, error, TRUTH.shape)
+    nmse = float(((predicted - TRUTH) ** 2 / TARGETS[PARTS.train].var(axis=0)).mean())
+    entry = {
+        "point": {"backbone": backbone} if backbone else {},
+        "weights": weights if backbone else "",
+        "parameters": 1000,
+        "test": {"nmse": nmse, "r2": 1 - nmse},
+    }
+    return Winner(study=role, job=job, entry=entry, curves=curves, predicted=predicted, tags={})  # type: ignore[arg-type]
+
+
+def evidence(*winners: Winner, **trials: list) -> Evidence:
+    """Of these winners; `trials` are those of a whole study by its name."""
+    closed = [
+        Closed(
+            row=SimpleNamespace(name=name),  # type: ignore[arg-type]
+            jobs=[job for job, _ in found],
+            ended={},
+            curves={job.id: curves for job, curves in found},
+        )
+        for name, found in trials.items()
+    ]
+    ordered = sorted(winners, key=lambda each: each.nmse)
+    return Evidence(closed=closed, winners=ordered, dataset=DATA, split=PARTS)
+
+
+def answer(given: Evidence, question: str) -> answers.Answer:
+    (found,) = [each for each in answers.answers(given) if each.question.startswith(question)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("baseline", "tuned", "expected"),
+    [(1.0, 0.5, "yes"), (0.5, 1.0, "no, it did harm"), (0.7, 0.7, "not distinguishable")],
+)
+def test_tuning_counts_when_the_interval_of_the_difference_leaves_out_zero(baseline, tuned, expected):
+    given = evidence(winner("baseline", baseline), winner("grid", tuned))
+    assert answer(given, "Did tuning improve").answer == expected, f"seed {SEED}"
+
+
+def test_what_was_not_run_is_not_measured_and_said_what_it_takes():
+    given = evidence(winner("grid", 0.5))
+    found = answer(given, "Did tuning improve")
+    assert (found.answer, found.because) == ("not measured", "It takes a study of baseline.")
+    assert {each.answer for each in answers.answers(given)} == {"not measured", "grid"}
+    assert {each.answer for each in answers.answers(evidence())} == {"not measured"}
+
+
+def test_the_best_backbone_the_fastest_and_what_fine_tuning_did():
+    given = evidence(
+        winner("head", 1.0, backbone="vgg16", converged=20),
+        winner("head", 0.8, backbone="resnet50", converged=9),
+        winner("fine-tuned", 0.3, backbone="vgg16"),
+        winner("fine-tuned", 1.6, backbone="resnet50"),
+        winner("grid", 0.6),
+        winner("baseline", 1.2),
+    )
+    assert answer(given, "Which backbone converged").answer == "resnet50"
+    assert answer(given, "Which backbone was best").answer == "vgg16"
+    assert answer(given, "Did fine-tuning help or harm vgg16").answer == "it helped"
+    assert answer(given, "Did fine-tuning help or harm resnet50").answer == "it did harm"
+    assert answer(given, "What helped more").answer == "transfer"
+    assert answer(given, "Which model is best").answer == "fine-tuned vgg16"
+
+
+def test_backbones_that_are_not_pretrained_answer_nothing_about_transfer():
+    bare = [
+        winner(role, error, backbone=name, weights="not pretrained")
+        for role, name, error in (("head", "vgg16", 1.0), ("head", "resnet50", 0.5), ("fine-tuned", "vgg16", 0.3))
+    ]
+    given = evidence(winner("grid", 0.6), *bare)
+    for question in ("Which backbone converged", "Which backbone was best", "Did fine-tuning", "What helped more"):
+        found = answer(given, question)
+        assert found.answer == "not measured" and "not pretrained: this is no transfer learning" in found.because
+    assert answer(given, "Heads converge").answer == "not measured"
+    assert answer(given, "Which model is best").answer == "fine-tuned vgg16, not pretrained", "the best it is, though"
+
+
+def full_grid(score, **options) -> list:
+    points = [
+        {"filters": f, "kernel_size": k, "dropout": d, "learning_rate": lr}
+        for f, k, d, lr in itertools.product((8, 16, 32), (3, 5), (0.0, 0.2), (1e-3, 1e-4))
+    ]
+    return [trial(point, score(point), parameters=point["filters"] * 100, **options) for point in points]
+
+
+def test_claims_on_parameters_are_confirmed_refuted_or_left_open():
+    random = np.random.default_rng(SEED)
+    score = lambda p: (  # noqa: E731
+        p["filters"] ** -0.5
+        * {3: 1, 5: 1.5}[p["kernel_size"]]
+        * 10 ** (-p["learning_rate"] * 100)
+        * random.uniform(0.9, 1.1)
+    )
+    given = evidence(winner("grid", 0.5), grid=full_grid(score))
+    assert answer(given, "More filters").answer == "confirmed"
+    assert answer(given, "Larger kernels").answer == "refuted"
+    assert answer(given, "Dropout 0.2").answer == "not distinguishable"
+    assert answer(given, "The learning rate 1e-3").answer == "confirmed"
+    because = answer(given, "More filters").because
+    assert "filters 16 over 8" in because and "filters 32 over 16" in because and "filters 32 over 8" in because
+    assert "over 8 pairs" in because
+    assert answer(given, "Does more capacity").answer == "yes"
+
+
+def test_capacity_that_does_harm_is_said_to():
+    given = evidence(winner("grid", 0.5), grid=full_grid(lambda p: p["filters"] * (1 + p["dropout"])))
+    assert answer(given, "Does more capacity").answer == "no, it does harm"
+
+
+@pytest.mark.parametrize(("epoch", "expected"), [(20, "refuted"), (5, "refuted")])
+def test_convergence_far_from_the_claim_refutes_it(epoch, expected):
+    given = evidence(winner("grid", 0.5), grid=full_grid(lambda p: 1.0 + p["dropout"], converged=epoch))
+    found = answer(given, "Custom CNNs converge")
+    assert found.answer == expected and f"median {epoch}" in found.because
+
+
+def test_heads_that_converge_as_claimed_confirm_it():
+    heads = [winner("head", 0.5, backbone=name) for name in ("vgg16", "resnet50")]
+    trials = [trial({"backbone": name}, 0.5, converged=15) for name in ("vgg16", "resnet50", "densenet121")]
+    assert answer(evidence(*heads, head=trials), "Heads converge").answer == "confirmed"
+
+
+def test_a_model_is_called_better_than_the_volume_fraction_only_beyond_the_interval():
+    better, worse = winner("grid", 0.1), winner("grid", 3.0)
+    given = evidence(better, worse)
+    assert answers.against_volume_fraction(given, better).startswith("better than")
+    assert answers.against_volume_fraction(given, worse).startswith("worse than")
