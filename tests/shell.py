@@ -96,6 +96,12 @@ class Shell:
         self.queue.close()
 
 
+def trainers(process: subprocess.Popen) -> list[psutil.Process]:
+    """The trainers of a worker."""
+    children = psutil.Process(process.pid).children()
+    return [child for child in children if "hpo.trainer" in " ".join(child.cmdline())]
+
+
 def postgres_processes(read: Settings) -> list[psutil.Process]:
     """The embedded postmaster and all its children; none where none runs."""
     home = homes.read(read.home.resolve())

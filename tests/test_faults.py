@@ -10,17 +10,12 @@ import cells
 import psutil
 import pytest
 from mlflow import MlflowClient
-from shell import PATIENCE, check_recorded_once, mirrored
+from shell import PATIENCE, check_recorded_once, mirrored, trainers
 from sqlalchemy import text
 
 from hpo import invariants
 
 pytestmark = pytest.mark.acceptance
-
-
-def trainers(process: subprocess.Popen) -> list[psutil.Process]:
-    children = psutil.Process(process.pid).children()
-    return [child for child in children if "hpo.trainer" in " ".join(child.cmdline())]
 
 
 def test_killed_trainers_and_supervisors_lose_nothing_and_change_no_bit(shell, data, tmp_path):
@@ -139,18 +134,20 @@ def test_ctrl_c_twice_ends_at_once_and_keeps_the_newest_checkpoint(shell, data, 
 def test_a_trial_that_kills_its_trainer_three_times_is_dead_and_the_study_closes_and_names_it(shell, data, tmp_path):
     study = cells.study(tmp_path, "deadly", data=data, epochs=600)
     process = shell.start("run", "--study", study, "--trainers", 1)
-    for attempt in (1, 2, 3):
+    for attempt, how in ((1, signal.SIGSEGV), (2, signal.SIGABRT), (3, signal.SIGKILL)):
         shell.until(
             lambda attempt=attempt: any(
                 job.number == 0 and job.alive and job.attempt == attempt for job in shell.trials("deadly")
             ),
             f"attempt {attempt}",
         )
-        trainers(process)[0].kill()
+        trainers(process)[0].send_signal(how)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     reason = "trainer killed by SIGKILL (exit 137, likely out of memory)"
-    assert f"trial 0 of deadly: worker lost, attempt 1 of 3: {reason}" in output
+    assert "trial 0 of deadly: worker lost, attempt 1 of 3: trainer killed by SIGSEGV (exit 139)" in output
+    assert "trial 0 of deadly: worker lost, attempt 2 of 3: trainer killed by SIGABRT (exit 134)" in output
+    assert f"trial 0 of deadly: worker lost, attempt 3 of 3: {reason}" in output
     assert f"Trial 0 is dead: {reason}." in output
     jobs = shell.trials("deadly")
     assert [(job.state, job.attempt) for job in jobs] == [("dead", 3), ("done", 1), ("done", 1), ("done", 1)]

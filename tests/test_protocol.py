@@ -8,7 +8,7 @@ import cells
 import official
 import pytest
 from mlflow import MlflowClient
-from shell import Shell
+from shell import PATIENCE, Shell, check_recorded_once, fresh_database, trainers
 
 from hpo import promotion
 from hpo.tracking import Tracker, sha256_of
@@ -72,6 +72,50 @@ def test_fine_tuning_asks_for_its_heads_starts_from_them_and_says_that_nothing_w
     folder = promotion.fetch(Tracker(shell.tracking_uri), first, tmp_path / "model")  # the whole network, not its head
     rows = json.loads(shell.hpo("predict", folder, images / "3_cell.png", "--json"))
     assert len(rows["predictions"][0]) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.acceptance
+def test_a_killed_fine_tuning_goes_on_in_the_same_run_to_the_same_bits(shell, services, images, tmp_path):
+    words = ("run", "--study", "tl-finetune", "--with-prerequisites", "--data", images, "--trainers", 1)
+    words += ("--set", "space.backbone=['densenet121']", "--set", "model.weights=none", "--epochs", 8, "--seed", 3)
+    process = shell.start(*words)
+    job = shell.until(
+        lambda: next(
+            (
+                each
+                for row in shell.queue.studies()
+                for each in shell.trials(row.name)
+                if row.name.startswith("tl-finetune") and each.alive and each.checkpoint and each.epochs >= 2
+            ),
+            None,
+        ),
+        "a checkpoint of the fine-tuning",
+    )
+    (trainer,) = trainers(process)
+    trainer.kill()
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    assert f"trial 0 of {job.study}: worker lost, attempt 1 of 3: trainer killed by SIGKILL" in output
+    assert f"trial 0 of {job.study} goes on after epoch" in output
+    check_recorded_once(shell, job.study, points=1, epochs=8)
+    ended = shell.queue.job(job.id)
+    assert (ended.attempt, ended.run_id) == (2, job.run_id)
+
+    with fresh_database(services) as url:
+        calm = Shell(tmp_path / "calm", url, shell.tracking_uri)
+        try:
+            delete = shell.hpo("delete", "--study", job.study, "--yes")  # an experiment belongs to one database
+            assert f"Deleted the study {job.study}" in delete
+            shell.hpo("delete", "--study", planned(shell, "tl-head"), "--yes")
+            calm.hpo(*words)
+            (undisturbed,) = calm.trials(job.study)
+        finally:
+            calm.close()
+    for name in ("best_val_nmse", "best_epoch", "last_val_mse", "validation"):
+        assert ended.result[name] == undisturbed.result[name]
+    weights = "weights.safetensors"
+    assert ended.result["files"][weights] == undisturbed.result["files"][weights]
 
 
 # The made file's name stands in for torchvision's; trainers take it from the trial.
