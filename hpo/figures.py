@@ -55,7 +55,11 @@ def parity(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], unit:
     r2 = metrics.scores(predicted, truth, train_variance=truth.var(axis=0))["per_target"]["r2"]
     columns = math.ceil(math.sqrt(len(names)))
     rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(PANEL * columns, PANEL * rows), dpi=DPI, layout="constrained")
+    width, height = PANEL * columns, PANEL * rows
+    figure = Figure(figsize=(width, height), dpi=DPI)  # a layout that is computed would take as long as the drawing
+    figure.subplots_adjust(
+        left=0.6 / width, right=1 - 0.1 / width, bottom=0.5 / height, top=1 - 0.3 / height, wspace=0.4, hspace=0.4
+    )
     for index, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, index + 1, box_aspect=1)
         ends = [np.nanmin([truth[:, index], predicted[:, index]]), np.nanmax([truth[:, index], predicted[:, index]])]
@@ -66,6 +70,7 @@ def parity(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], unit:
         axes.set_xlabel(f"true ({unit})", fontsize="small")
         axes.set_ylabel(f"predicted ({unit})", fontsize="small")
         axes.tick_params(labelsize="x-small")
+        axes.locator_params(nbins=5)
     return figure
 
 
