@@ -238,6 +238,7 @@ def run(options: argparse.Namespace) -> int:
     """Plan, train, close, show; one study after the other."""
     from hpo import planning, report, services, settings
     from hpo.queue import Queue
+    from hpo.tracking import Tracker
 
     read, chosen = settings.read(), _studies(options)
     console = report.console()
@@ -256,7 +257,10 @@ def run(options: argparse.Namespace) -> int:
             break
     if len(plans) > 1 and max(codes) == 0:
         closings = {plan.name: job.result for plan in plans for job in queue.jobs(plan.name) if job.kind == "closing"}
-        console.print(report.comparison([(queue.study(name), ended or {}) for name, ended in closings.items()]))
+        closed = [(queue.study(name), ended or {}) for name, ended in closings.items()]
+        console.print(report.comparison(closed))
+        link = report.log_comparison(Tracker(found.tracking_uri), closed)
+        console.print(f"All their trials in one list:\n  compare: {link}", soft_wrap=True)
     if started:
         console.print("Postgres and the MLflow server keep running (`hpo down` stops them). For a notebook:")
         console.print(services.export_lines(found), soft_wrap=True)
@@ -746,10 +750,11 @@ def delete(options: argparse.Namespace) -> int:
             raise NotFound("Not deleted: the name was not typed. (--yes goes on without asking.)")
     tracker, name = Tracker(found.tracking_uri), row.facts["model_name"]
     with queue.lock(f"plan.{row.name}"), promotion.champion_lock(queue, name):
-        for version in registry.versions(tracker, name):
+        known = registry.versions(tracker, name)
+        for version in known:
             if version.tags.get("hpo.study") == row.name:
                 registry.delete_version(tracker, name, version.number)
-        if registry.versions(tracker, name):
+        if known:
             promotion.elect(queue, tracker, name)
         tracker.delete_study_data(row.facts["experiment_id"])
         sampling.delete(sampling.storage(found.database_url), row.name)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpo import crash, promotion, report
+from hpo import crash, plots, promotion, report
 from hpo.mirror import Mirror
 from hpo.queue import Job
 
@@ -49,11 +49,12 @@ class Closing:
         crash.at("winner scored")
 
     def finish(self) -> None:
-        """Register, move aliases, log the tables, record the closing. Repeatable; raises LeaseLost."""
+        """Register, move aliases, log pictures and tables, record the closing. Repeatable; raises LeaseLost."""
         queue = self.mirror.queue
         predictions = {number: self._predictions(number) for number in self._scored}
         result = promotion.promote(self.mirror, self.job, self._scored, predictions)
         queue.require(self.job)
+        plots.log_plots(self.mirror, self.job, predictions)
         report.log_study(self.mirror, result)
         crash.at("study shown")
         queue.end(self.job, "done", result=result)

@@ -49,6 +49,14 @@ class Winner:
         return f"{self.study} {point_text(self.entry['point'])}".strip() + bare
 
     @property
+    def curve(self) -> list[tuple[int, dict[str, float]]]:
+        """(epoch, scores), by epoch."""
+        epochs = sorted({epoch for found in self.curves.values() for epoch in found})
+        return [
+            (epoch, {score: found[epoch] for score, found in self.curves.items() if epoch in found}) for epoch in epochs
+        ]
+
+    @property
     def nmse(self) -> float:
         """Of the validation split: what selected it."""
         assert self.job.result is not None

@@ -1,18 +1,26 @@
-"""Pictures of results with matplotlib: plain arrays in, a figure out. They need no display and no global state."""
+"""Plain functions from numbers to matplotlib figures. Without state and without a display: any thread may draw.
+
+Importing this module takes half a second: import it where a figure is drawn.
+"""
 
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-Curves = Mapping[str, Mapping[str, Mapping[int, float]]]  # label -> score -> epoch -> value
-NMSE = "NMSE (MSE / variance of the training labels)"
-PARTS = {"train/nmse": "training", "val/nmse": "validation"}
-STYLES = {"train/nmse": ":", "val/nmse": "-"}
-WIDTH = 7.0  # inches, of a page's column
+from models import metrics
+
+Curve = Sequence[tuple[int, Mapping[str, float]]]  # (epoch, metrics), by epoch
+
+DPI = 100  # dots an inch of a saved picture
+PANEL = 2.6  # inches, the edge of one target's panel
+STYLES = {"train": (0, (3, 1.5)), "val": "solid"}  # of a split's curve
+WIDTH = 7.0  # inches
+SPLITS = {"train": "training", "val": "validation"}
 
 
 def svg(figure: Figure) -> str:
@@ -24,42 +32,62 @@ def svg(figure: Figure) -> str:
     return found[found.index("<svg") :]
 
 
-def loss_curves(curves: Curves, *, scores: Sequence[str] = ("train/nmse", "val/nmse"), legend: bool = True) -> Figure:
-    """Loss by epoch on a logarithmic axis; one colour a label, dotted for training."""
-    figure, (axes,) = _figure(1, height=3.6)
-    for index, (label, found) in enumerate(curves.items()):
-        for score in scores:
-            name = label if len(scores) == 1 else f"{label}, {PARTS[score]}" if len(curves) > 1 else PARTS[score]
-            steps = sorted(found[score])
-            values = [found[score][step] for step in steps]
+def loss_curves(curves: Mapping[str, Curve], keys: Sequence[str] = ("train/nmse", "val/nmse")) -> Figure:
+    """The metrics `keys`, such as `val/nmse`, of each labelled curve over the epochs, on a logarithmic axis.
+
+    NMSE (MSE / variance of the training split) has no unit. One curve is told by the colour of its splits, several
+    by one colour each, with the training split dashed.
+    """
+    figure = Figure(figsize=(7, 4.2), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    for place, (label, curve) in enumerate(curves.items()):
+        for index, key in enumerate(keys):
+            split = key.partition("/")[0]
+            words = [label] if len(curves) > 1 else []
+            words += [SPLITS.get(split, split)] if len(keys) > 1 else []
             axes.plot(
-                steps, values, STYLES[score] if len(scores) > 1 else "-", color=_colour(index), lw=1.2, label=name
+                [epoch for epoch, _ in curve],
+                [values.get(key, math.nan) for _, values in curve],
+                color=f"C{place if len(curves) > 1 else index}",
+                linestyle=STYLES.get(split, "solid"),
+                linewidth=1.2,
+                label=", ".join(words) or label,
             )
-    axes.set(xlabel="epoch", ylabel=NMSE, yscale="log")
-    axes.yaxis.label.set_size(8)
-    if legend:
-        axes.legend(fontsize=7, ncols=2 if len(curves) > 3 else 1)
+    axes.set(yscale="log", xlabel="epoch", ylabel=" and ".join(dict.fromkeys(_metric(key) for key in keys)))
+    if len(curves) == 1:
+        axes.set_title(next(iter(curves)), fontsize="medium")
+    axes.grid(which="both", alpha=0.25)
+    if curves:
+        axes.legend(fontsize="small")
     return figure
 
 
 def parity(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], unit: str) -> Figure:
-    """Predictions (n, k) over labels (n, k), both in `unit`; one panel a target, with its R²."""
-    columns = min(3, len(names))
-    figure, panels = _figure(len(names), columns=columns, height=2.3)
-    for index, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        x, y = truth[:, index], predicted[:, index]
-        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-        variance = x.var()
-        r2 = f"R² {1 - ((y - x) ** 2).mean() / variance:.4f}" if variance > 0 else "R² undefined"
-        axes.plot(ends, ends, color="0.6", lw=0.8)
-        axes.plot(x, y, ".", ms=3, color=_colour(0))
-        axes.set_title(f"{name}: {r2}", fontsize=8)
-        axes.set(xlabel=f"label, {unit}", ylabel=f"prediction, {unit}")
-        _small(axes)
+    """Predicted over true values, both (n, k) in `unit`: a panel a target, with the diagonal and R² of these n."""
+    truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
+    r2 = metrics.scores(predicted, truth, train_variance=truth.var(axis=0))["per_target"]["r2"]
+    columns = math.ceil(math.sqrt(len(names)))
+    rows = math.ceil(len(names) / columns)
+    width, height = PANEL * columns, PANEL * rows
+    figure = Figure(figsize=(width, height), dpi=DPI)  # a layout that is computed would take as long as the drawing
+    figure.subplots_adjust(
+        left=0.6 / width, right=1 - 0.1 / width, bottom=0.5 / height, top=1 - 0.3 / height, wspace=0.4, hspace=0.4
+    )
+    for index, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, index + 1, box_aspect=1)
+        ends = [np.nanmin([truth[:, index], predicted[:, index]]), np.nanmax([truth[:, index], predicted[:, index]])]
+        axes.plot(ends, ends, color="0.6", linewidth=1, zorder=1)
+        axes.scatter(truth[:, index], predicted[:, index], s=8, linewidths=0, alpha=0.7, zorder=2)
+        score = f"{r2[index]:.3f}" if math.isfinite(r2[index]) else "-"
+        axes.set_title(f"{name}   R² {score}", fontsize="medium")
+        axes.set_xlabel(f"true ({unit})", fontsize="small")
+        axes.set_ylabel(f"predicted ({unit})", fontsize="small")
+        axes.tick_params(labelsize="x-small")
+        axes.locator_params(nbins=5)
     return figure
 
 
-def main_effects(effects: Sequence[tuple[str, Any, float, int]], text: Any) -> Figure:
+def main_effects(effects: Sequence[tuple[str, Any, float, int]], text: Callable[[Any], str]) -> Figure:
     """Mean score of all points with each value of each parameter; `text` writes a value."""
     names = list(dict.fromkeys(name for name, *_ in effects))
     figure, panels = _figure(len(names), columns=min(4, len(names)), height=2.4, sharey=True)
@@ -127,3 +155,9 @@ def _colour(index: int) -> str:
     """Colours that a colour-blind reader tells apart (Okabe and Ito 2008)."""
     palette = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B7500")
     return palette[index % len(palette)]
+
+
+def _metric(key: str) -> str:
+    """What an axis says of `val/nmse`."""
+    name = key.rpartition("/")[2]
+    return "NMSE (MSE / variance of the training split)" if name == "nmse" else name

@@ -175,7 +175,7 @@ def key(job: Job) -> str:
 
 
 def run_name(job: Job) -> str:
-    """Such as `grid/22 f32 k5 d0.2 lr0.001`."""
+    """Such as `grid/22 f32 k5 d0.2 lr1e-3`."""
     assert job.spec is not None
     number = job.number if job.config is None else job.config
     again = f" repeat {job.repeat}" if job.repeat else ""

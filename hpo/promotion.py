@@ -188,8 +188,27 @@ def elect(queue: Queue, tracker: Tracker, model_name: str, *, sound: Collection[
     """Point @champion at the version with the lowest validation NMSE; it moves only to a better one that is sound.
 
     `sound`: runs whose models have just been fetched, checked and made to predict; another one is, before it is
-    chosen. The caller holds the champion's lock.
+    chosen. The model's description gets a table of its versions. The caller holds the champion's lock.
     """
+    elected = _elect(queue, tracker, model_name, sound)
+    rows = [("version", "trial", "validation NMSE", "verdict", "aliases"), ("---",) * 5]
+    rows += [
+        (
+            str(each.number),
+            each.description.partition("\n")[0],
+            mirror.score_text(_tagged(each)),
+            each.tags.get("hpo.verdict", ""),
+            " ".join(f"`@{name}`" for name in each.aliases),
+        )
+        for each in registry.versions(tracker, model_name)
+        if "hpo.best_val_nmse" in each.tags
+    ]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    registry.describe_versions(tracker, model_name, table if len(rows) > 2 else "")
+    return elected
+
+
+def _elect(queue: Queue, tracker: Tracker, model_name: str, sound: Collection[str]) -> dict[str, Any]:
     candidates = [v for v in registry.versions(tracker, model_name) if "hpo.best_val_nmse" in v.tags]
     if not candidates:
         registry.delete_alias(tracker, model_name, CHAMPION)
@@ -260,6 +279,7 @@ def _description(study: StudyRow, job: Job, found: Mapping[str, Any], outcome: s
     point = ", ".join(f"{name} = {mirror.number_text(value)}" for name, value in job.spec["point"].items())
     weights = {"ImageNet": "Backbone pretrained on ImageNet. ", "not pretrained": "**Not pretrained.** "}
     return (
+        f"{mirror.run_name(job)}\n\n"  # the model's page shows of each version the first 32 letters
         f"Trial {job.number} of the study {study.name} ({point}); {VERDICTS[outcome]}.\n\n"
         + "".join(f"**Alarm:** {alarm}\n\n" for alarm in warnings)
         + f"{weights.get(provenance(job.spec['model']), '')}{job.spec['parameters']:,} parameters.\n\n"

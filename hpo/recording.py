@@ -85,7 +85,8 @@ def fetch_start(shown: Mirror, job: Job, folder: Path) -> Path | None:
 
 
 def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -> None:
-    """Log the model, then record the one result. `found` is the trainer's `trained` event."""
+    """Log the model and what it predicts of the validation split, then record the one result. `found` is the trainer's
+    `trained` event."""
     holdings.flush(job)
     current = shown.queue.require(job)
     run_id = shown.run(current)
@@ -104,8 +105,9 @@ def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -
         key=f"{mirror.key(job)}/{sha256_of(folder / 'weights.safetensors')[:12]}",
     )
     crash.at("model logged")
+    shown.tracker.upload(run_id, Path(found["predictions"]), "predictions")
     best, last = curve[found["best_epoch"]], curve[epochs]
-    result = {name: value for name, value in found.items() if name != "folder"} | {
+    result = {name: value for name, value in found.items() if name not in ("folder", "predictions")} | {
         "best_val_mse": best["val/mse"],
         "last_val_nmse": last["val/nmse"],
         "last_val_mse": last["val/mse"],

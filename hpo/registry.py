@@ -16,6 +16,7 @@ from hpo.errors import ModelError, NotFound
 from hpo.tracking import KEY, Tracker, pages, quoted, server, sha256_of, sha256_of_files
 
 SUMS = "SHA256SUMS"  # marks a folder as a download; `sha256sum --check` reads it
+TABLE = "\n\n| version |"
 MOST_ENTRIES = 200  # files and folders of a model, which has a dozen: a listing need not end by itself
 
 
@@ -34,7 +35,10 @@ class Version:
 
 @server()
 def ensure_registered_model(tracker: Tracker, name: str, *, description: str, tags: Mapping[str, Any]) -> None:
-    """Make the registered model, or bring the description and tags of an existing one up to date."""
+    """Make the registered model, or bring the description and tags of an existing one up to date.
+
+    A table of versions at the end of the description stays.
+    """
     try:
         tracker.client.create_registered_model(name, tags={k: str(v) for k, v in tags.items()}, description=description)
         return
@@ -42,11 +46,24 @@ def ensure_registered_model(tracker: Tracker, name: str, *, description: str, ta
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     model = tracker.client.get_registered_model(name)
-    if model.description != description:
-        tracker.client.update_registered_model(name, description)
+    text, mark, table = (model.description or "").partition(TABLE)
+    if text != description:
+        tracker.client.update_registered_model(name, description + mark + table)
     for tag, value in tags.items():
         if model.tags.get(tag) != str(value):
             tracker.client.set_registered_model_tag(name, tag, str(value))
+
+
+@server()
+def describe_versions(tracker: Tracker, name: str, table: str) -> None:
+    """Close the registered model's description with this table of its versions, which begins like TABLE, or with none.
+
+    MLflow's page cuts the versions' own descriptions off after 32 letters.
+    """
+    found = tracker.client.get_registered_model(name).description or ""
+    wanted = found.partition(TABLE)[0] + (f"\n\n{table}" if table else "")
+    if wanted != found:
+        tracker.client.update_registered_model(name, wanted)
 
 
 @server()

@@ -14,8 +14,10 @@ from hpo import promotion as promotions
 from hpo.mirror import Mirror, known, now_ms, number_text, point_text, score_text
 from hpo.queue import Job, StudyRow
 from hpo.study import provenance
+from hpo.tracking import Tracker
 
 TOP = 10
+SCORES = ("nmse", "mse", "r2", "nrmse")
 NAMES = {"mean": "mean of the training labels", "volume fraction": "volume fraction, cubic"}
 
 
@@ -149,6 +151,37 @@ def comparison(closed: list[tuple[StudyRow, dict[str, Any]]]) -> Table:
         scores = zip(*(score_cells(p["nmse"], p["mse"], p["r2"], p["nrmse"]) for p in parts), strict=True)
         table.add_row(*words, "validation\ntest", *map("\n".join, scores), style=None if words[1] else "dim")
     return table
+
+
+def comparison_rows(closed: list[tuple[StudyRow, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What `comparison` shows, one flat dict a row; MSE in the label's unit squared."""
+    predictors: dict[str, Any] = next((ended["predictors"] for _, ended in closed if "predictors" in ended), {})
+    entries = [
+        ({"study": row.name, "point": point_text(group["point"])}, group)
+        for row, ended in closed
+        for group in ended.get("groups", [])
+    ]
+    entries += [({"study": "", "point": NAMES[name]}, found) for name, found in predictors.items()]
+    return [
+        words
+        | {name: found.get(name) for name in ("weights", "parameters", "verdict", "version")}
+        | {f"{part}_{name}": found[part][name] for part in ("validation", "test") for name in SCORES}
+        for words, found in sorted(entries, key=lambda entry: entry[1]["validation"]["nmse"])
+    ]
+
+
+def log_comparison(tracker: Tracker, closed: list[tuple[StudyRow, dict[str, Any]]]) -> str:
+    """Attach the comparison to the run of each of its studies; return the link to all their trials. Idempotent."""
+    with tempfile.TemporaryDirectory() as folder:
+        table, text = Path(folder, "comparison.csv"), Path(folder, "comparison.txt")
+        pandas.DataFrame(comparison_rows(closed)).to_csv(table, index=False)
+        with text.open("w") as file:
+            Console(file=file, width=120).print(comparison(closed))
+        for study, _ in closed:
+            for path in (table, text):
+                tracker.upload(study.facts["study_run_id"], path, "tables")
+    searched = dict.fromkeys(name for study, _ in closed for name, _ in study.spec["space"])
+    return tracker.comparison_link([study.facts["experiment_id"] for study, _ in closed], ["model.family", *searched])
 
 
 def winner_table(study: StudyRow, ended: dict[str, Any]) -> Table:

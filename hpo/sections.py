@@ -322,25 +322,25 @@ def _curves(evidence: Evidence) -> Section:
     for winner in evidence.winners:
         if winner.role in ("baseline", "grid") or winner.model["family"] != "transfer":
             title = f"Loss of {roles.get(winner.role, 'the best')}: {winner.title}"
-            pictures.append(_picture(f"loss-{len(pictures)}", title, {winner.title: winner.curves}))
+            pictures.append(_picture(f"loss-{len(pictures)}", title, {winner.title: winner.curve}))
     backbones = {
         winner.model["backbone"]: winner for winner in evidence.winners if winner.model["family"] == "transfer"
     }
     for name in backbones:
         found = [winner for winner in evidence.winners if winner.model.get("backbone") == name]
-        curves = {f"{winner.role} ({winner.study})": winner.curves for winner in reversed(found)}
+        curves = {f"{winner.role} ({winner.study})": winner.curve for winner in reversed(found)}
         phases = {"head": "head only", "fine-tuned": "fine-tuned"}
         words = " and ".join(text for role, text in phases.items() if role in {winner.role for winner in found})
         pictures.append(_picture(f"phases-{name}", f"{name}: {words}", curves))
-    everyone = {winner.title: winner.curves for winner in evidence.winners}
+    everyone = {winner.title: winner.curve for winner in evidence.winners}
     if len(everyone) > 1:
         for score, words in (("val/nmse", "Validation"), ("train/nmse", "Training")):
-            pictures.append(_picture(f"all-{words.lower()}", f"{words} loss of all models", everyone, scores=(score,)))
+            pictures.append(_picture(f"all-{words.lower()}", f"{words} loss of all models", everyone, keys=(score,)))
     note = "NMSE of each epoch on a logarithmic axis. Training: mean over the epoch while it learned, dropout included."
     return Section(title="Loss curves", text=[note], pictures=pictures)
 
 
-def _picture(name: str, title: str, curves: figures.Curves, **options: Any) -> Picture:
+def _picture(name: str, title: str, curves: Mapping[str, figures.Curve], **options: Any) -> Picture:
     return Picture(name=name, title=title, svg=figures.svg(figures.loss_curves(curves, **options)))
 
 

@@ -5,6 +5,7 @@ exists under a key is used, so that a lost answer leaves no ghost behind.
 """
 
 import hashlib
+import json
 import os
 import tempfile
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
+from urllib.parse import quote
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import, which starts it
 
@@ -129,6 +131,7 @@ class Tracker:
             "mlflow.experimentKind": "custom_model_development",  # else its page opens as one of a chat bot
             "mlflow.note.content": description,
             f"mlflow.sharedViewState.{views.SHARE_KEY}": views.state(params),
+            f"mlflow.sharedViewState.{views.CHARTS_KEY}": views.state(params, trials_only=True),
             OWNER: owner,
         }
         experiment = self.client.get_experiment_by_name(study)
@@ -164,12 +167,28 @@ class Tracker:
 
     def link(self, experiment_id: str) -> str:
         """Where a browser shows the study's trials as a list, best first."""
-        query = f"workflowType=machine_learning&viewStateShareKey={views.SHARE_KEY}"
-        return f"{self.uri}/#/experiments/{experiment_id}/runs?{query}"
+        return self._view(experiment_id, views.SHARE_KEY)
 
     def chart_link(self, experiment_id: str) -> str:
-        """Where a browser shows the study's trials as charts."""
-        return f"{self.link(experiment_id)}&compareRunsMode=CHART"
+        """Where a browser shows the study's trials as charts, curves of the best ten."""
+        return f"{self._view(experiment_id, views.CHARTS_KEY)}&compareRunsMode=CHART"
+
+    def _view(self, experiment_id: str, key: str) -> str:
+        query = f"workflowType=machine_learning&viewStateShareKey={key}"
+        return f"{self.uri}/#/experiments/{experiment_id}/runs?{query}"
+
+    @server()
+    def comparison_link(self, experiment_ids: Sequence[str], params: Sequence[str]) -> str:
+        """Where a browser shows the trials of several studies as one list with columns for `params`, best first.
+
+        MLflow looks the view up in one of the experiments, not always the first: each gets it, under a name of its own.
+        """
+        key = "-".join([views.SHARE_KEY, *experiment_ids])
+        for experiment_id in experiment_ids:
+            self.client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", views.state(params))
+        chosen = quote(json.dumps(list(experiment_ids), separators=(",", ":")))
+        query = f"experiments={chosen}&workflowType=machine_learning&viewStateShareKey={key}"
+        return f"{self.uri}/#/compare-experiments/s?{query}"
 
     # Runs
 

@@ -86,7 +86,8 @@ def train(
     device: str,
     checkpoint_interval: float,
 ) -> None:
-    """Train one trial and leave its model in `folder`/model. `start` is the folder of the model it begins with.
+    """Train one trial and leave its model in `folder`/model, and beside it what that predicts of the validation split.
+    `start` is the folder of the model it begins with.
 
     Events: started, alive, epoch, checkpoint; then one of trained, returned (stopped; a checkpoint came before if there
     is an epoch to keep), diverged.
@@ -163,8 +164,11 @@ def train(
     variance = training.train_variance
     images, targets = dataset.images[parts.validation], dataset.targets[parts.validation]
     best, final = training.best_regressor(), training.last_regressor()
-    found = metrics.scores(predict(best, images), targets, train_variance=variance)
+    predicted = predict(best, images)
+    found = metrics.scores(predicted, targets, train_variance=variance)
     last_found = metrics.scores(predict(final, images), targets, train_variance=variance)
+    predictions = work / "validation.csv"
+    _table(dataset, parts.validation, predicted).to_csv(predictions, index=False)
     crash.at("packaging")
     target = work / "model"
     shutil.rmtree(target, ignore_errors=True)
@@ -186,6 +190,7 @@ def train(
     emit(
         "trained",
         folder=str(target),
+        predictions=str(predictions),
         epochs=training.epoch,
         best_epoch=training.best_epoch,
         best_val_nmse=training.best_nmse,
@@ -242,7 +247,6 @@ def score(emit: Emit, stop: threading.Event, *, folder: str, data: str, predicti
     dataset, parts = _data(data)
     regressor, spec = bundle.load(Path(folder))
     bundle.check_shape(spec, dataset.images.shape[1:], where="the data set")
-    names = list(dataset.target_names)
     variance = dataset.targets[parts.train].var(axis=0)
     learned = (dataset.images[parts.train], dataset.targets[parts.train])
     predictors = {
@@ -258,13 +262,23 @@ def score(emit: Emit, stop: threading.Event, *, folder: str, data: str, predicti
             predicted = predictor(dataset.images[indices])
             found.setdefault(name, {})[part] = metrics.scores(predicted, truth, train_variance=variance)
             if name == "model":
-                table = pandas.DataFrame(truth, columns=[f"{each} true" for each in names])
-                table[[f"{each} predicted" for each in names]] = predicted
-                table.insert(0, "image", [dataset.names[index] for index in indices])
+                table = _table(dataset, indices, predicted)
                 table.insert(1, "split", part)
                 tables.append(table)
     pandas.concat(tables).to_csv(predictions, index=False)
     emit("scored", **found.pop("model"), predictors=found)
+
+
+def _table(dataset: Any, indices: Any, predicted: Any) -> Any:
+    """The frame of predictions: `image`, then each target as `C11 true`, then each as `C11 predicted`, in the label's
+    unit."""
+    import pandas
+
+    names = dataset.target_names
+    table = pandas.DataFrame(dataset.targets[indices], columns=[f"{name} true" for name in names])
+    table[[f"{name} predicted" for name in names]] = predicted
+    table.insert(0, "image", [dataset.names[index] for index in indices])
+    return table
 
 
 def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], data: str) -> None:

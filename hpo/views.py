@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 SHARE_KEY = "hpo"
+CHARTS_KEY = "hpo-charts"
 SORT_KEY = "best_val_nmse"
 OTHERS = ("best_val_r2", "best_val_mse", "best_val_nrmse", "train_seconds")
 CURVES = ("val/nmse", "train/nmse")
@@ -21,11 +22,12 @@ NUMBER = 162  # of a number with its sign and all its digits: the page rounds no
 LETTER, MARGIN = 6, 28  # of a heading
 
 
-def state(params: Sequence[str]) -> str:
+def state(params: Sequence[str], *, trials_only: bool = False) -> str:
     """The tag's value for a study over `params`: those and the summary scores as columns, best first, with charts.
 
     The score that sorts and the parameters come first: they can be seen without scrolling on a laptop, even beside
-    the panel that MLflow opens on a first visit.
+    the panel that MLflow opens on a first visit. The charts show the first ten runs of the list: with `trials_only`
+    the best ten trials.
     """
     columns = {f"metrics.`{SORT_KEY}`": NUMBER - LETTER}  # no sign
     columns |= {f"params.`{name}`": max(len(name), 6) * LETTER + MARGIN for name in params}
@@ -33,8 +35,9 @@ def state(params: Sequence[str]) -> str:
     columns |= {f"metrics.`{name}`": NUMBER for name in OTHERS}
     text = json.dumps(
         {
-            # The study's own run has no scores. The trivial predictors stay: every score is to be seen beside theirs.
-            "searchFilter": "tags.`hpo.kind` != 'study'",
+            # The study's own run has no scores. The trivial predictors stay in a list, where every score is to be seen
+            # beside theirs; they have no curves.
+            "searchFilter": "tags.`hpo.kind` = 'trial'" if trials_only else "tags.`hpo.kind` != 'study'",
             "orderByKey": f"metrics.`{SORT_KEY}`",
             "orderByAsc": True,
             "startTime": "ALL",

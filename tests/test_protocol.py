@@ -66,6 +66,11 @@ def test_fine_tuning_asks_for_its_heads_starts_from_them_and_says_that_nothing_w
         "6,970,409",
     ):
         assert word in comparison, word
+    client = MlflowClient(shell.tracking_uri)
+    for study in (head, finetune):
+        files = client.list_artifacts(runs(shell, study, "study")[0].info.run_id, "tables")
+        assert {"tables/comparison.csv", "tables/comparison.txt"} <= {file.path for file in files}
+    assert f"compare: {shell.tracking_uri}/#/compare-experiments/" in comparison
     features = shell.home / "cache" / "features"
     assert len(list(features.glob("*.safetensors"))) == 2, "one of the training and one of the validation split"
 

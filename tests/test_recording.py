@@ -2,15 +2,17 @@
 
 import dataclasses
 import threading
+from pathlib import Path
 
 import cells
 import numpy as np
+import pandas
 import pytest
 import torch
 from sqlalchemy import text
 from torch import nn
 
-from hpo import planning, promotion, recording, sampling, settings, study
+from hpo import figures, planning, plots, promotion, recording, sampling, settings, study
 from hpo.holdings import Holdings
 from hpo.mirror import Mirror, key
 from hpo.packaging import package
@@ -91,9 +93,14 @@ def model(shown: Mirror, job, folder) -> dict:
         unit=facts["unit"],
         example_images=np.zeros((2, *facts["image_shape"]), np.float32),
     )
+    predictions = folder.with_name("validation.csv")
+    columns = [f"{name} {which}" for which in ("true", "predicted") for name in facts["target_names"]]
+    values = np.random.default_rng(0).random((9, len(columns)))
+    pandas.DataFrame(values, columns=columns).to_csv(predictions, index_label="image")
     validation = scores | {"per_target": {name: [value] * count for name, value in scores.items()}}
     return {
         "folder": str(folder),
+        "predictions": str(predictions),
         "best_epoch": EPOCHS,
         "best_val_nmse": 1 / EPOCHS,
         "validation": validation,
@@ -119,6 +126,54 @@ def test_a_result_that_met_a_dead_server_is_recorded_at_the_next_try_and_only_on
     recording.show(shown, job.id)
     history = shown.tracker.client.get_metric_history(done.run_id, "val/nmse")
     assert [metric.step for metric in history] == [1, 2, 3]
+
+
+def test_what_a_trial_predicts_is_stored_before_it_counts_as_done(shown, held, tmp_path):
+    holdings, job = held
+    found = model(shown, job, tmp_path / "model")
+    table = Path(found["predictions"])
+    text = table.read_bytes()
+    table.unlink()
+    with pytest.raises(FileNotFoundError):
+        recording.record(shown, holdings, job, found)
+    assert shown.queue.require(job).result is None
+    table.write_bytes(text)
+    recording.record(shown, holdings, job, found)
+    done = shown.queue.job(job.id)
+    assert "predictions" not in done.result, "a path of this machine"
+    assert shown.tracker.download_artifact(done.run_id, plots.PREDICTIONS, tmp_path / "fetched").read_bytes() == text
+
+
+def test_a_study_closes_with_pictures_of_its_trials_or_without_those_that_cannot_be_drawn(
+    shown, held, tmp_path, caplog, monkeypatch
+):
+    holdings, job = held
+    found = model(shown, job, tmp_path / "model")
+    recording.record(shown, holdings, job, found)
+    closing = shown.queue.claim(shown.study.name, worker="w", lease=60)  # stands in: what counts is that we hold it
+    tested = tmp_path / "trial.csv"
+    pandas.read_csv(found["predictions"]).assign(split=["validation"] * 4 + ["test"] * 5).to_csv(tested)
+    run_id = shown.queue.job(job.id).run_id
+
+    with pytest.raises(TrackingUnavailable):
+        plots.log_plots(unreachable(shown), closing, {job.number: tested})
+    for _ in range(2):
+        plots.log_plots(shown, closing, {job.number: tested})
+        names = ["plots/loss.png", "plots/parity-test.png", "plots/parity.png"]
+        assert sorted(shown.tracker.files(run_id, "plots")) == names
+
+    for folder in ("plots", "predictions"):  # as of a study that an earlier version ran
+        shown.tracker.delete_artifact(run_id, folder)
+    plots.log_plots(shown, closing, {})
+    assert shown.tracker.files(run_id, "plots") == ["plots/loss.png"]
+    assert "gets no" not in "".join(record.message for record in caplog.records if record.levelname == "WARNING")
+    monkeypatch.setattr(figures, "loss_curves", lambda curves: 1 / 0)
+    plots.log_plots(shown, closing, {})
+    assert "gets no loss.png: division by zero" in caplog.text
+
+    shown.queue.give_back(closing, reason="x", counts=False)
+    with pytest.raises(LeaseLost):
+        plots.log_plots(shown, closing, {})
 
 
 def test_a_run_that_somebody_deleted_keeps_nothing_else_from_being_mended(shown, held, caplog):

@@ -84,6 +84,15 @@ def test_a_registered_model_is_brought_up_to_date(tracker: Tracker, model_name: 
     registry.ensure_registered_model(tracker, model_name, description="second", tags={"targets": 10, "unit": "GPa"})
     found = tracker.client.get_registered_model(model_name)
     assert (found.description, found.tags) == ("second", {"targets": "10", "unit": "GPa"})
+
+
+def test_the_table_of_versions_outlives_the_description_above_it(tracker: Tracker, model_name: str) -> None:
+    table = "| version | trial |\n|---|---|\n| 1 | grid/6 |"
+    registry.describe_versions(tracker, model_name, table)
+    registry.ensure_registered_model(tracker, model_name, description="second", tags={})
+    assert tracker.client.get_registered_model(model_name).description == f"second\n\n{table}"
+    registry.describe_versions(tracker, model_name, "")
+    assert tracker.client.get_registered_model(model_name).description == "second"
     assert registry.versions(tracker, model_name) == []
 
 

@@ -36,13 +36,20 @@ def test_the_grid_runs_to_its_end_and_its_champion_can_be_used(shell, tmp_path):
     assert [trial["config"] for trial in listed] == list(range(24))
     assert listed[22]["params"] == {"filters": 32, "kernel_size": 5, "dropout": 0.2, "learning_rate": 1e-3}
 
+    client = MlflowClient(shell.tracking_uri)
+    for place, trial in enumerate(sorted(listed, key=lambda trial: trial["value"])):
+        pictures = {"loss.png", "parity.png"} if place < 10 else set()
+        pictures |= {"parity-test.png"} if place == 0 else set()
+        assert {each.path for each in client.list_artifacts(trial["run_id"], "plots")} == {
+            f"plots/{picture}" for picture in pictures
+        }
+
     champion = tmp_path / "champion"
     downloaded = shell.hpo("download", champion)
     image = data / "3_cell.png"
     rows = json.loads(shell.hpo("predict", champion, image, "--json"))
     assert rows["unit"] == "GPa"
     ours = [value for name, value in rows["predictions"][0].items() if name != "image"]
-    client = MlflowClient(shell.tracking_uri)
     registered = shell.queue.study(study).facts["model_name"]
     (model,) = [each for each in client.search_registered_models() if each.name == registered]
     version = client.get_model_version_by_alias(model.name, "champion")

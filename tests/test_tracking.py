@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from json import loads
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 from mlflow.entities import LoggedModelStatus
@@ -78,12 +79,11 @@ def test_the_experiment_opens_on_columns_of_the_parameters_and_scores_best_first
     experiment = tracker.ensure_experiment(name, description="first", params=PARAMS, owner="here")
     assert tracker.ensure_experiment(name, description="second", params=PARAMS, owner="here") == experiment
     tags = tracker.client.get_experiment(experiment).tags
+    charts = view_of(tags, tracker.chart_link(experiment))
+    assert charts["searchFilter"] == "tags.`hpo.kind` = 'trial'", "predictors have no curves"
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert tags["mlflow.note.content"] == "second"
-    key = tracker.link(experiment).partition("viewStateShareKey=")[2]
-    kind, _, payload = tags[f"mlflow.sharedViewState.{key}"].partition(";")
-    assert kind == "deflate"
-    view = loads(zlib.decompress(b64decode(payload)))
+    view = view_of(tags, tracker.link(experiment))
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best_val_nmse`", True)
     columns = view["selectedColumns"]
     assert columns[:5] == ["metrics.`best_val_nmse`", *(f"params.`{name}`" for name in PARAMS)]
@@ -92,6 +92,27 @@ def test_the_experiment_opens_on_columns_of_the_parameters_and_scores_best_first
     curves = [chart for chart in view["compareRunCharts"] if chart["type"] == "LINE"]
     assert {curve["metricKey"] for curve in curves} == {"train/nmse", "val/nmse"}
     assert {(curve["scaleType"], curve["lineSmoothness"]) for curve in curves} == {("log", 0)}
+
+
+def view_of(tags: dict[str, str], link: str) -> dict:
+    """The saved view that a link opens."""
+    key = parse_qs(link.partition("?")[2])["viewStateShareKey"][0]
+    kind, _, payload = tags[f"mlflow.sharedViewState.{key}"].partition(";")
+    assert kind == "deflate"
+    return loads(zlib.decompress(b64decode(payload)))
+
+
+def test_studies_are_compared_through_a_view_of_their_own_that_each_of_them_holds(tracker: Tracker) -> None:
+    ids = [
+        tracker.ensure_experiment(unique("compared"), description="d", params=PARAMS, owner="here") for _ in range(2)
+    ]
+    link = tracker.comparison_link(ids, ["model.family", *PARAMS])
+    assert tracker.comparison_link(ids, ["model.family", *PARAMS]) == link
+    assert loads(parse_qs(link.partition("?")[2])["experiments"][0]) == ids
+    for experiment in ids:
+        tags = tracker.client.get_experiment(experiment).tags
+        assert view_of(tags, link)["selectedColumns"][1:3] == ["params.`model.family`", f"params.`{PARAMS[0]}`"]
+        assert "params.`model.family`" not in view_of(tags, tracker.link(experiment))["selectedColumns"]
 
 
 def test_the_views_filter_shows_trials_and_predictors_but_not_the_studys_own_run(
