@@ -1,31 +1,48 @@
 """Workers whose clocks are wrong, in other time zones: leases are the server's, so nothing happens."""
 
+import subprocess
+import sys
+import time
+
 import cells
 import pytest
-from shell import PATIENCE, check_recorded_once
+from shell import PATIENCE, ROOT, check_recorded_once
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.apt]
+HOUR = 3600  # seconds
 
 
-def test_workers_an_hour_off_take_nothing_from_each_other_and_give_nothing_up(shell, data, tmp_path):
+@pytest.fixture
+def shifted(tmp_path):
+    """A function that gives the environment of a process whose clock is so many seconds off, in a time zone."""
+    library = tmp_path / "clock.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, ROOT / "tests/clock.c"], check=True)
+
+    def environment(seconds: int, zone: str) -> dict[str, str]:
+        return {"LD_PRELOAD": str(library), "CLOCK_SHIFT": str(seconds), "TZ": zone}
+
+    return environment
+
+
+def test_the_clock_of_such_a_process_is_really_wrong(shifted):
+    code = "import time, datetime; print(time.time(), datetime.datetime.now().timestamp(), time.time_ns() / 1e9)"
+    for seconds in (HOUR, -HOUR):
+        told = subprocess.run(
+            [sys.executable, "-c", code], env=shifted(seconds, "Asia/Tokyo"), capture_output=True, text=True, check=True
+        )
+        for number in told.stdout.split():
+            assert float(number) - time.time() == pytest.approx(seconds, abs=10)
+
+
+def test_workers_an_hour_off_take_nothing_from_each_other_and_give_nothing_up(shell, data, tmp_path, shifted):
     study = cells.study(tmp_path, "clock", data=data, epochs=600)
     calm = shell.start("run", "--study", study, "--trainers", 1)
     shell.training("clock", epochs=20)
-    plain = dict(shell.environment)
-    others = []
-    for shift, zone in (("+1h", "Pacific/Auckland"), ("-1h", "America/St_Johns")):
-        shell.environment |= {"TZ": zone}
-        others.append(
-            shell.start(
-                "worker",
-                "--study",
-                "clock",
-                "--trainers",
-                1,
-                before=("faketime", "-m", "--exclude-monotonic", "-f", shift),
-            )
-        )
-        shell.environment = dict(plain)
+    plain, others = dict(shell.environment), []
+    for seconds, zone in ((HOUR, "Pacific/Auckland"), (-HOUR, "America/St_Johns")):
+        shell.environment = plain | shifted(seconds, zone)
+        others.append(shell.start("worker", "--study", "clock", "--trainers", 1))
+    shell.environment = plain
     for process in (calm, *others):
         output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, output

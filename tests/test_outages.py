@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import cells
@@ -34,7 +35,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shell, setti
             shell.close()
     finally:
         for process in postgres_processes(read):
-            process.resume()
+            with suppress(psutil.Error):  # it has just ended
+                process.resume()
         services.erase(read)
 
 
