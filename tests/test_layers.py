@@ -12,7 +12,19 @@ ALLOWED = {
     "data_pipeline": {"data_pipeline", "numpy", "pandas", "PIL", "scipy", "skfem"},
     "models": {"models", "numpy", "torch", "torchvision", "safetensors"},
 }
-TORCH_FREE = ["cli", "worker", "planning", "report", "display", "services", "registry", "predict", "packaging"]
+TORCH_FREE = [
+    "cli",
+    "worker",
+    "planning",
+    "report",
+    "plots",
+    "figures",
+    "display",
+    "services",
+    "registry",
+    "predict",
+    "packaging",
+]
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
