@@ -260,7 +260,7 @@ def run(options: argparse.Namespace) -> int:
         closed = [(queue.study(name), ended or {}) for name, ended in closings.items()]
         console.print(report.comparison(closed))
         link = report.log_comparison(Tracker(found.tracking_uri), closed)
-        console.print(f"All their trials in one list:\n  compare: {link}", soft_wrap=True)
+        console.print(f"All their trials side by side:\n  compare: {link}", soft_wrap=True)
     if started:
         console.print("Postgres and the MLflow server keep running (`hpo down` stops them). For a notebook:")
         console.print(services.export_lines(found), soft_wrap=True)

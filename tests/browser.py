@@ -47,6 +47,20 @@ for (const cell of document.querySelectorAll('.ag-row .ag-cell[col-id]')) {
 return Object.keys(rows).map(Number).sort((a, b) => a - b).map(index => rows[index]);
 """
 
+# Where the charts are, among them those that Plotly does not draw.
+CARDS = """
+return [...document.querySelectorAll("[data-testid='experiment-view-compare-runs-card']")].map(card => {
+    const {left, top, right, bottom} = card.getBoundingClientRect();
+    return [card.innerText.split('\\n')[0], [left, top, right, bottom].map(Math.round)];
+});
+"""
+
+# Pictures that have arrived, in pixels of their own.
+PICTURES = """
+return [...document.querySelectorAll('img')].map(each => [each.naturalWidth, each.naturalHeight]).filter(
+    ([width]) => width > 200);
+"""
+
 # What the charts show: one mapping a chart, with the runs whose curves are drawn.
 CHARTS = """
 return [...document.querySelectorAll('.js-plotly-plot')].map(plot => ({
@@ -99,9 +113,14 @@ def until(driver: Chrome, condition: Callable[[], Any], what: str) -> Any:
 
 def close_assistant(driver: Chrome) -> None:
     """Close the panel that MLflow opens on a first visit from the same machine; it hides a third of the page."""
-    for button in driver.find_elements(By.CSS_SELECTOR, CLOSE):
-        button.click()
-    until(driver, lambda: not driver.find_elements(By.CSS_SELECTOR, CLOSE), "the Assistant closed")
+
+    def closed() -> bool:
+        buttons = driver.find_elements(By.CSS_SELECTOR, CLOSE)
+        for button in buttons:  # it may not listen yet: again, then
+            button.click()
+        return not buttons
+
+    until(driver, closed, "the Assistant closed")
 
 
 def settle(driver: Chrome, *, quiet: float = 2.0) -> None:
@@ -128,3 +147,18 @@ def charts(driver: Chrome) -> list[dict[str, Any]]:
     The page draws each curve twice, the second time (pale) as it was before smoothing.
     """
     return driver.execute_script(CHARTS)
+
+
+def cards(driver: Chrome) -> dict[str, tuple[int, int, int, int]]:
+    """Every chart's place by its title, whatever draws it: left, top, right, bottom in pixels."""
+    return {title: tuple(box) for title, box in driver.execute_script(CARDS)}
+
+
+def text(driver: Chrome) -> str:
+    """All text of the page."""
+    return driver.find_element(By.TAG_NAME, "body").text
+
+
+def pictures(driver: Chrome) -> list[list[int]]:
+    """Width and height of every picture of the page that is larger than an icon."""
+    return driver.execute_script(PICTURES)

@@ -1,45 +1,167 @@
-"""What a user sees behind the two links that `hpo run` prints, in a real browser (Debian's chromium)."""
+"""What a user sees behind the links that `hpo run` prints, in a real browser (Debian's chromium)."""
 
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import browser
 import cells
 import pytest
 from PIL import Image
-from shell import Shell
+from selenium.webdriver.common.by import By
+from shell import Shell, fresh_database
 
 pytestmark = [pytest.mark.apt, pytest.mark.acceptance]
 
-PAGES = ("list", "charts")
+PAGES = ("list", "charts", "compare")
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 5
 PARAMS = ("config", "filters", "learning_rate")
 SCORES = ("best_val_nmse", "best_val_mse", "best_val_r2", "best_val_nrmse", "best_epoch", "train_seconds")
 
 
-def test_the_links_show_the_trials_best_first_with_their_curves(database_url, tracking_uri, tmp_path):
-    data = cells.make(tmp_path / "cells")
-    study = cells.study(tmp_path, tmp_path.parent.name, data=data, epochs=EPOCHS)  # a name of this session
-    with closing(Shell(tmp_path / "home", database_url, tracking_uri)) as shell:
-        output = shell.hpo("run", "--study", study)
-        trials = sorted(shell.json("trials", "--study", study.stem), key=lambda trial: trial["value"])
-        curves = {job.run_id: dict(shell.queue.curve(job.id)) for job in shell.trials(study.stem)}
-    assert len(trials) == 4
-    links = [re.search(rf"{page}:\s+(\S+)", output)[1] for page in PAGES]
-    with browser.chromium() as driver:
-        names = check_list(driver, links[0], trials)
-    with browser.chromium() as driver:
-        expected = {name: curves[trial["run_id"]] for name, trial in zip(names, trials, strict=True)}
-        check_charts(driver, links[1], expected)
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """A sequence of two studies that has run to its end: `single`, of one point, and `pages`, of four."""
 
-    subprocess.run([sys.executable, ROOT / "docs/screenshots.py", *links, "-o", tmp_path], check=True)
-    for page in PAGES:
+    links: dict[str, str]  # of pages, and of the comparison
+    trials: list[dict]  # of pages, best first
+    curves: dict[str, dict]  # by run
+    facts: dict  # of pages
+    result: dict  # of its closing
+    model: str  # id of the best trial's
+    uri: str
+
+    def run(self, run_id: str, path: str = "") -> str:
+        return f"{self.uri}/#/experiments/{self.facts['experiment_id']}/runs/{run_id}{path}"
+
+
+@pytest.fixture(scope="module")
+def ran(services, tmp_path_factory) -> Iterator[Ran]:
+    folder = tmp_path_factory.mktemp("browser")
+    data = cells.make(folder / "cells")
+    study = cells.study(folder, "pages", data=data, epochs=EPOCHS)
+    study.write_text(study.read_text().replace("[1e-3, 1e-4]", "[1e-2, 1e-3]"))  # they beat the mean
+    single = cells.study(folder, "single", data=data, epochs=EPOCHS)
+    single.write_text(single.read_text().replace("[1e-3, 1e-4]", "[1e-2]").replace("[2, 4]", "[2]"))
+    (folder / "both.toml").write_text('sequence = ["single.toml", "pages.toml"]')
+    with fresh_database(services) as url, closing(Shell(folder / "home", url, services.tracking_uri)) as shell:
+        output = shell.hpo("run", "--study", folder / "both.toml")
+        (close,) = [job for job in shell.queue.jobs("pages") if job.kind == "closing"]
+        jobs = shell.trials("pages")
+        (best,) = [job for job in jobs if job.number == close.result["winner"]["number"]]
+        yield Ran(
+            links={page: re.findall(rf"{page}:\s+(\S+)", output)[-1] for page in PAGES},
+            trials=sorted(shell.json("trials", "--study", "pages"), key=lambda trial: trial["value"]),
+            curves={job.run_id: dict(shell.queue.curve(job.id)) for job in jobs},
+            facts=shell.queue.study("pages").facts,
+            result=close.result,
+            model=best.result["model_id"],
+            uri=services.tracking_uri,
+        )
+
+
+@pytest.fixture
+def driver() -> Iterator[browser.Chrome]:
+    with browser.chromium() as made:
+        yield made
+
+
+def shows(driver, url: str, *words: str) -> str:
+    """Open a page and wait until all of these stand on it; return its text."""
+    driver.get("about:blank")  # else only the part behind # changes, and the page before is still there
+    driver.get(url)
+    browser.until(driver, lambda: all(word in browser.text(driver) for word in words), f"{words}")
+    return browser.text(driver)
+
+
+def test_the_links_show_the_trials_best_first_with_their_curves(ran):
+    assert len(ran.trials) == 4
+    with browser.chromium() as driver:
+        names = check_list(driver, ran.links["list"], ran.trials)
+    assert names[0].startswith("pages/") and re.fullmatch(r"pages/\d f\d lr(0\.01|1e-3)", names[0])
+    with browser.chromium() as driver:
+        expected = {name: ran.curves[trial["run_id"]] for name, trial in zip(names, ran.trials, strict=True)}
+        check_charts(driver, ran.links["charts"], expected)
+
+
+def test_the_parameters_are_seen_without_a_click_as_scatter_and_parallel_coordinates(driver, ran):
+    browser.resize(driver, (1500, 1155))
+    driver.get(ran.links["charts"])
+    titles = ("Parallel Coordinates", "best_epoch vs. best_val_nmse")
+    browser.until(driver, lambda: set(titles) <= set(browser.cards(driver)), "both charts")
+    browser.settle(driver)
+    text = browser.text(driver)
+    for name in ("filters", "learning_rate", "best_val_nmse"):
+        assert name in text[text.index(titles[0]) :], "an axis"
+    places = browser.cards(driver)
+    assert all(places[title][1] < 1155 for title in titles), "without scrolling"
+
+
+def test_a_link_compares_the_studies_of_a_sequence(driver, ran):
+    driver.get(ran.links["compare"])
+    rows = browser.until(driver, lambda: len(found := browser.rows(driver)) == 9 and found, "nine rows")
+    names = [row["attributes.`Run Name`"]["text"].splitlines()[-1] for row in rows]
+    assert {name.partition("/")[0] for name in names} == {"single", "pages"}
+    values = [float(row["metrics.`best_val_nmse`"]["text"]) for row in rows]
+    assert values == sorted(values)
+    for column in ("model.family", "filters"):
+        assert {row[f"params.`{column}`"]["text"] for row in rows} - {"-"}
+
+
+def test_a_trials_page_shows_data_set_model_registered_version_and_plots(driver, ran):
+    best, winner = ran.trials[0], ran.result["winner"]
+    data = f"{ran.facts['data']['name']} ({ran.facts['data']['digest'][:36]})"
+    text = shows(driver, ran.run(best["run_id"]), "Logged models (1)", data, f"v{winner['version']}")
+    assert ran.facts["model_name"] in text[text.index("Logged models (1)") :]
+    for trial in ran.trials:
+        for name in ("loss", "parity"):
+            shows(driver, ran.run(trial["run_id"], f"/artifacts/plots/{name}.png"), f"plots/{name}.png")
+            sizes = browser.until(driver, lambda: browser.pictures(driver), "the picture")
+            assert sizes[0][0] >= 700
+    text = shows(driver, ran.run(best["run_id"], "/artifacts/plots/parity-test.png"), "parity-test.png")
+
+
+def test_a_model_shows_its_signature(driver, ran):
+    experiment, model = ran.facts["experiment_id"], ran.model
+    shows(driver, f"{ran.uri}/#/experiments/{experiment}/models/{model}/artifacts", "MLmodel")
+    driver.find_element(By.XPATH, "//*[text()='MLmodel']").click()
+    text = browser.until(driver, lambda: "signature:" in (found := browser.text(driver)) and found, "the signature")
+    assert '"shape": [-1, 1, 16, 16]' in " ".join(text.split())
+
+
+def test_the_studys_run_carries_its_description_and_tables(driver, ran):
+    run = ran.facts["study_run_id"]
+    shows(driver, ran.run(run), "Four points for a test.", "data set tiny (60 cells, 42/9/9")
+    shows(driver, ran.run(run, "/artifacts/tables/result.txt"), "pages: best 4 of 4 trials", "volume fraction, cubic")
+    shows(driver, ran.run(run, "/artifacts/tables/comparison.txt"), "Comparison: the best of each", "single f2")
+
+
+def test_the_registered_models_page_explains_each_version(driver, ran):
+    name, winner = ran.facts["model_name"], ran.result["winner"]
+    text = shows(driver, f"{ran.uri}/#/models/{name}", "Models trained on tiny", "validation NMSE")
+    table = text[text.index("validation NMSE verdict aliases") :]
+    for study in ("single", "pages"):
+        assert re.search(rf"\d {study}/\d f\d lr(0\.01|1e-3) 0\.\d+ (good|below volume fraction) .*@{study}", table), (
+            table
+        )
+    version = f"{ran.uri}/#/models/{name}/versions/{winner['version']}"
+    text = shows(driver, version, "this model", "mean of the training labels", "Inputs (1)")
+    assert "of the study pages (filters = " in text
+
+
+def test_the_pictures_of_the_documentation_are_made_from_links(ran, tmp_path):
+    parity = ran.run(ran.trials[0]["run_id"], "/artifacts/plots/parity.png")
+    pages = ran.links | {"parameters": ran.links["charts"], "parity": parity}
+    words = [f"{name}={url}" for name, url in pages.items()]
+    subprocess.run([sys.executable, ROOT / "docs/screenshots.py", *words, "-o", tmp_path], check=True)
+    for page in pages:
         with Image.open(tmp_path / f"{page}.png") as picture:
-            assert picture.width == browser.SIZE[0]
+            assert page == "parameters" or picture.width == browser.SIZE[0]
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 100, "more than an empty page"
 
 
