@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError
@@ -59,12 +60,14 @@ def storage(url: str) -> optuna.storages.RDBStorage:
         raise ServiceError(f"The database holds the tables of another Optuna, nothing was changed: {error}") from None
 
 
-def sampler(study: Study) -> optuna.samplers.BaseSampler:
+def sampler(study: Study, number: int = 0) -> optuna.samplers.BaseSampler:
+    """The study's sampler for its trial `number`: whichever worker asks, the same past gives the same point."""
     if study.sampler == "grid":
         return optuna.samplers.GridSampler(_search_space(study), seed=study.seed)
+    seed = int(np.random.SeedSequence([study.seed, number]).generate_state(1)[0])
     if study.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=study.seed)
-    return optuna.samplers.TPESampler(seed=study.seed, constant_liar=True)
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
 @database()
@@ -104,9 +107,9 @@ def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[Fro
 @database()
 def fill(store: optuna.storages.RDBStorage, name: str, study: Study, number: int) -> dict[str, Any]:
     """Let the sampler choose the point of a planned trial; a trial that has its point keeps it."""
-    chosen = sampler(study)
-    chosen.reseed_rng()  # workers must not all draw the sampler's first point
+    chosen = sampler(study, number)
     loaded = optuna.load_study(study_name=name, storage=store, sampler=chosen)
+    loaded.get_trials(deepcopy=False)  # Optuna's cache writes params only to trials that it has read
     trial_id = store.get_trial_id_from_study_id_trial_number(loaded._study_id, number)
     store.set_trial_state_values(trial_id, TrialState.RUNNING)
     trial = optuna.Trial(loaded, trial_id)

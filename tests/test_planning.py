@@ -1,0 +1,74 @@
+"""Planning on real services: written down once, by however many, and sampled as the seed says."""
+
+import threading
+
+import cells
+import pytest
+from shell import fresh_database
+
+from hpo import planning, sampling, settings, study
+from hpo.queue import Queue
+from hpo.tracking import Tracker
+
+pytestmark = pytest.mark.service
+
+
+def test_planners_at_once_write_every_point_down_once(database_url, tracking_uri, data, tmp_path):
+    name = f"planned-{tmp_path.name[-8:].replace('_', '-')}"
+    ready = planning.prepare(study.load(str(cells.study(tmp_path, name, data=data, epochs=1))))
+    read = settings.read({"HPO_HOME": str(tmp_path / "home")})
+    first = Queue(database_url)
+    first.install()
+    start, errors = threading.Barrier(4), []
+
+    def plan() -> None:
+        queue = Queue(database_url)
+        start.wait()
+        try:
+            planning.plan(ready, queue, Tracker(tracking_uri), read, database_url)
+        except Exception as error:
+            errors.append(error)
+        finally:
+            queue.close()
+
+    threads = [threading.Thread(target=plan) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert [job.number for job in first.jobs(name)] == [-1, 0, 1, 2, 3]
+    store = sampling.storage(database_url)
+    trials = store.get_all_trials(store.get_study_id_from_name(name))
+    assert sorted(map(str, (trial.params for trial in trials))) == sorted(map(str, ready.study.grid()))
+    facts = first.study(name).facts
+    tracker = Tracker(tracking_uri)
+    kinds = {kind: len(tracker.runs(facts["experiment_id"], kind=kind)) for kind in ("study", "predictor", "trial")}
+    assert kinds == {"study": 1, "predictor": 2, "trial": 0}
+    store.remove_session()
+    store.engine.dispose()
+    first.close()
+
+
+@pytest.mark.parametrize("kind", ["random", "tpe"])
+def test_the_seed_decides_the_points_whoever_fills_them(services, data, tmp_path, kind):
+    """TPE draws its first ten at random, too."""
+
+    def points(order: list[int], seed: int) -> list[dict]:
+        file = cells.study(tmp_path, "sampled", data=data, epochs=1)
+        text = file.read_text().replace("[1e-3, 1e-4]", "{low = 1e-4, high = 1e-2, log = true}")
+        file.write_text(text + f'[sampler]\nname = "{kind}"\ntrials = 4\n')
+        chosen = study.load(str(file), [f"seed={seed}"])
+        with fresh_database(services) as url:
+            store = sampling.storage(url)
+            sampling.plan(store, "sampled", chosen)
+            found = {number: sampling.fill(store, "sampled", chosen, number) for number in order}
+            assert found[2] == sampling.fill(store, "sampled", chosen, 2), "a trial that has its point keeps it"
+            store.remove_session()
+            store.engine.dispose()
+        return [found[number] for number in range(4)]
+
+    first = points([0, 1, 2, 3], seed=5)
+    assert points([2, 3, 1, 0], seed=5) == first
+    assert points([0, 1, 2, 3], seed=6) != first
+    assert len({point["learning_rate"] for point in first}) == 4, "no two workers draw the same"
