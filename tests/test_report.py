@@ -190,3 +190,16 @@ def test_labels_of_a_tiny_unit_raise_the_alarm_on_the_terminal_in_the_run_and_in
     assert "explains next to nothing" in MlflowClient(shell.tracking_uri).get_run(run).data.tags["hpo.alarms"]
     assert "ALARM: collapsed: R² of the best model" in shell.hpo("report", "-o", tmp_path / "report")
     assert "explains next to nothing" in (tmp_path / "report/report.html").read_text()
+
+
+def test_a_study_in_which_every_trial_diverged_is_reported_with_that(shell, tmp_path):
+    data = cells.make(tmp_path / "cells", count=30, seed=8)
+    study = cells.study(tmp_path, "wild", data=data, epochs=20)
+    study.write_text(study.read_text().replace("[1e-3, 1e-4]", "[1e15]").replace("[2, 4]", "[4]"))
+    shell.hpo("run", "--study", study)
+    output = shell.hpo("report", "-o", tmp_path / "report")
+    assert "No trial was finished, so no model was selected." in output
+    assert "1 of 1 trials have no score" in (tmp_path / "report/report.md").read_text()
+    assert "volume fraction, cubic" in (tmp_path / "report/tables/models-test.csv").read_text()
+    (tmp_path / "file").write_text("")
+    assert f"{tmp_path / 'file'}" in shell.hpo("report", "-o", tmp_path / "file", code=1)
