@@ -9,13 +9,14 @@ BIN := $(VENV)/bin
 run: $(VENV)/installed
 	@$(BIN)/hpo run --study $(STUDY) $(ARGS)
 
+# Three at once: on two cores the tests that wait for something leave room for one more.
 test: $(VENV)/installed-dev
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 -m "not slow and not apt and not root" $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --durations=15 -m "not slow and not apt and not root" $(ARGS)
 	@echo "Left out: the tests marked slow, apt (packages of the system) and root. make test-full runs them."
 
 test-full: $(VENV)/installed-dev
 	@sh tests/system-packages
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 -m "slow or apt or root" $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --durations=15 -m "slow or apt or root" $(ARGS)
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff format --check .
