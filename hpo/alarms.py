@@ -1,5 +1,6 @@
 """Signs that the numbers of a study mean nothing, whatever its best score: networks that predict a constant."""
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,28 +26,35 @@ def alarms(ranked: list[Job], predictors: Mapping[str, Any], predictions: Path |
         return found
     best = ranked[0].result
     assert best is not None
-    r2 = best["validation"]["r2"]
-    if r2 is not None and r2 < LOWEST_R2:
+    known = [value for value in best["validation"]["per_target"]["r2"] if value is not None]  # it may not vary there
+    r2 = statistics.fmean(known) if known else 1.0
+    if r2 < LOWEST_R2:
         found.append(f"R² of the best model is {r2:.3f} on the validation split: it explains next to nothing.")
     if predictions is not None and (ratio := spread(predictions)) < SMALLEST_SPREAD:
         found.append(
             f"The best model's predictions have hardly any spread: {100 * ratio:.2g} % of the labels' standard "
             "deviation."
         )
+    return found + at_the_mean(ranked, predictors)
+
+
+def at_the_mean(ranked: list[Job], predictors: Mapping[str, Any]) -> list[str]:
+    """The alarm that models which differ do no better than the mean; of one study's trials, or of several studies'."""
     mean = predictors["mean"]["validation"]["nmse"]
     near = [job for job in ranked if job.result and abs(job.result["best_val_nmse"] / mean - 1) <= NEAR_MEAN]
-    if len(near) >= ALIKE:
-        found.append(
-            f"{len(near)} unlike models are within {100 * NEAR_MEAN:.0f} % of the mean predictor (validation NMSE "
-            f"{mean:.4g}): these networks predict a constant: look at the scale of your targets."
-        )
-    return found
+    if len(near) < ALIKE:
+        return []
+    return [
+        f"{len(near)} unlike models are within {100 * NEAR_MEAN:.0f} % of the mean predictor (validation NMSE "
+        f"{mean:.4g}): these networks predict a constant: look at the scale of your targets."
+    ]
 
 
 def spread(predictions: Path) -> float:
-    """Mean over the targets of the predictions' standard deviation / the labels', on the validation split."""
+    """Predictions' over labels' standard deviation on the validation split: the median of the targets that vary."""
     table = pandas.read_csv(predictions)
     table = table[table["split"] == "validation"]
     names = [column.removesuffix(" true") for column in table.columns if column.endswith(" true")]
-    ratios = [table[f"{name} predicted"].std() / table[f"{name} true"].std() for name in names]
-    return float(pandas.Series(ratios).mean())
+    deviations = {name: (table[f"{name} predicted"].std(), table[f"{name} true"].std()) for name in names}
+    ratios = [predicted / label for predicted, label in deviations.values() if label > 0]
+    return statistics.median(ratios) if ratios else 1.0

@@ -38,8 +38,9 @@ def score_samples(
     """
     share = drawn / drawn.sum(axis=1, keepdims=True)
     centred = truth - truth.mean(axis=0)
-    mse = share @ (predicted - truth) ** 2
-    variance = share @ centred**2 - (share @ centred) ** 2
+    mse, square = share @ (predicted - truth) ** 2, share @ centred**2
+    variance = square - (share @ centred) ** 2
+    variance[variance <= 1e-12 * square] = np.nan  # one cell drawn again and again, or labels that do not vary
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
             "nmse": (mse / train_variance).mean(axis=1),
@@ -50,8 +51,11 @@ def score_samples(
 
 
 def interval(samples: np.ndarray) -> Interval:
-    """The percentile interval of resampled scores."""
-    low, high = np.nanpercentile(samples, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    """The percentile interval of resampled scores; (NaN, NaN) if more of them are undefined than it leaves out."""
+    known = samples[np.isfinite(samples)]
+    if len(known) < CONFIDENCE * len(samples):
+        return float("nan"), float("nan")
+    low, high = np.percentile(known, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
     return float(low), float(high)
 
 

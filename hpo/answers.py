@@ -7,23 +7,24 @@ distinguishable" and "not measured" are answers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from hpo import analysis
 from hpo.evidence import Closed, Evidence, Winner
-from hpo.mirror import number_text
+from hpo.mirror import number_text, score_text
 
 SAME, OPEN = "not distinguishable", "not measured"
 ALPHA = 1 - analysis.CONFIDENCE
 
-# Parameter -> the value the source study claims to be the better one: the highest or the lowest of the grid.
-CLAIMS = {
-    "filters": ("More filters are better", max),
-    "kernel_size": ("Larger kernels are better", max),
-    "dropout": ("Dropout 0.2 is better than none", max),
-    "learning_rate": ("The learning rate 1e-3 is better than 1e-4", max),
+# Parameter -> claim, and the two values it is about, the better one last; None: the lowest and the highest.
+CLAIMS: dict[str, tuple[str, tuple[float, float] | None]] = {
+    "filters": ("More filters are better", None),
+    "kernel_size": ("Larger kernels are better", None),
+    "dropout": ("Dropout 0.2 is better than none", (0.0, 0.2)),
+    "learning_rate": ("The learning rate 1e-3 is better than 1e-4", (1e-4, 1e-3)),
 }
 EPOCHS = {  # role -> claim, from and to epoch
     "head": ("Heads converge within 10 to 20 epochs", 10, 20),
@@ -118,16 +119,21 @@ def _backbones(evidence: Evidence, *roles: str) -> list[Winner]:
 def _fastest(evidence: Evidence) -> Answer:
     question = "Which backbone converged fastest?"
     heads = _backbones(evidence, "head")
-    if len(heads) < 2:
-        return Answer(question=question, answer=OPEN, because=_no_transfer(evidence, "heads of two backbones"))
-    epochs = {winner.model["backbone"]: analysis.converged(winner.curves["val/nmse"]) for winner in heads}
+    counts = {winner.model["backbone"]: evidence.converged(winner.curves["val/nmse"]) for winner in heads}
+    epochs = {name: count for name, count in counts.items() if count is not None}
+    failed = [name for name, count in counts.items() if count is None]
+    left_out = f" {', '.join(failed)} learned no more than the mean." if failed else ""
+    if len(epochs) < 2:
+        because = _no_transfer(evidence, "heads of two backbones that learn") + left_out
+        return Answer(question=question, answer=OPEN, because=because)
     least = min(epochs.values())
     first = [name for name, count in epochs.items() if count == least]
     listed = ", ".join(f"{name} {count}" for name, count in epochs.items())
     return Answer(
         question=question,
         answer=first[0] if len(first) == 1 else SAME,
-        because=f"Epochs of the head until within 5 % of its lowest validation NMSE: {listed}. One seed each.",
+        because=f"Epochs of the head until within 5 % of its lowest validation NMSE: {listed}. One seed "
+        f"each.{left_out}",
     )
 
 
@@ -136,13 +142,12 @@ def _best_backbone(evidence: Evidence) -> Answer:
     found = _backbones(evidence, "head", "fine-tuned")
     if len(found) < 2:
         return Answer(question=question, answer=OPEN, because=_no_transfer(evidence, "two backbones"))
-    first, second = found[:2]
-    low, high = difference(evidence, first, second)
+    first, *others = found
     listed = ", ".join(f"{winner.title} {_nmse(winner)}" for winner in found)
     return Answer(
         question=question,
-        answer=first.model["backbone"] if high < 0 else SAME,
-        because=f"Test NMSE, in the order of the validation split: {listed}; first - second {_ends(low, high)}.",
+        answer=first.model["backbone"] if _is_best(evidence, first, others) else SAME,
+        because=f"Test NMSE, in the order of the validation split: {listed}. {_against(evidence, first, others)}",
     )
 
 
@@ -174,29 +179,47 @@ def _best(evidence: Evidence) -> Answer:
     if not evidence.winners:
         return Answer(question=question, answer=OPEN, because="No trial was finished.")
     first, *others = evidence.winners
-    same = [winner.title for winner in others if _contains_zero(difference(evidence, first, winner))]
     r2, ends = first.entry["test"]["r2"], analysis.interval(evidence.samples(first.predicted)["r2"])
     words = [
         f"It has the lowest validation NMSE ({_number(first.nmse)}) of {len(evidence.winners)} "
         f"selected models, with {first.entry['parameters']:,} parameters.",
-        f"On the test split: R² {r2:.4f} {_ends(*ends)}, NMSE {_nmse(first)}; it is "
+        f"On the test split: R² {score_text(r2, '.4f')} {_ends(*ends)}, NMSE {_nmse(first)}; it is "
         f"{against_volume_fraction(evidence, first)}.",
+        _against(evidence, first, others),
     ]
+    return Answer(question=question, answer=first.title, because=" ".join(words).strip())
+
+
+def _is_best(evidence: Evidence, first: Winner, others: Sequence[Winner]) -> bool:
+    return all(difference(evidence, first, winner)[1] < 0 for winner in others)
+
+
+def _against(evidence: Evidence, first: Winner, others: Sequence[Winner]) -> str:
+    """How the model that the validation split chose does on the test split against the others."""
+    ends = [(winner.title, difference(evidence, first, winner)) for winner in others]
+    better = [title for title, (low, _) in ends if low > 0]
+    worse = [title for title, (_, high) in ends if high < 0]
+    same = [title for title, _ in ends if title not in better and title not in worse]
+    words = []
+    if better:
+        words.append(
+            f"The splits disagree: better on these {len(evidence.truth)} test cells are {', '.join(better)}; the "
+            "choice stays that of the validation split."
+        )
     if same:
-        words.append(f"On these {len(evidence.truth)} test cells not distinguishable from it: {', '.join(same)}.")
-    elif others:
-        words.append("On the test split, too, it is distinguishable from every other.")
-    return Answer(question=question, answer=first.title, because=" ".join(words))
+        words.append(f"Not distinguishable from {first.title} there: {', '.join(same)}.")
+    if worse:
+        words.append("Worse there than it: all others." if len(worse) == len(ends) else f"Worse: {', '.join(worse)}.")
+    return " ".join(words)
 
 
 def _capacity(evidence: Evidence) -> Answer:
     question = "Does more capacity help with this much data?"
-    grid = _study(evidence, "grid")
-    jobs = grid.ranked if grid is not None else []
-    sizes = [job.spec["parameters"] for job in jobs if job.spec]
-    if grid is None or len(set(sizes)) < 3:
+    found = [each for each in _of_family(evidence, "cnn") if len(set(_sizes(each))) > 2]
+    if not found:
         return Answer(question=question, answer=OPEN, because="It takes a study of networks of three sizes.")
-    scores = [job.result["best_val_nmse"] for job in jobs if job.result]
+    grid = max(found, key=lambda each: len(each.points))
+    jobs, sizes, scores = [job for job, _ in grid.points], _sizes(grid), [score for _, score in grid.points]
     rank, p = _rank(sizes, scores)
     gaps = []
     for job in jobs:
@@ -211,8 +234,8 @@ def _capacity(evidence: Evidence) -> Answer:
         answer=answer,
         because=f"{len(jobs)} networks of {min(sizes):,} to {max(sizes):,} parameters on {count} cells with "
         f"{evidence.dataset.targets.shape[1]} targets each: rank correlation of size and validation NMSE {rank:+.2f} "
-        f"(p = {p:.2g}). Validation over training NMSE at the best epoch: {np.median(gaps):.2g} in the middle of the "
-        f"networks, {min(gaps):.2g} to {max(gaps):.2g}{overfitting}.",
+        f"(p = {p:.2g}). Validation over training NMSE at the best epoch (of training: mean over the epoch while it "
+        f"learned, dropout included): median {np.median(gaps):.2g}, {min(gaps):.2g} to {max(gaps):.2g}{overfitting}.",
     )
 
 
@@ -225,23 +248,47 @@ def _rank(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float
 
 
 def _claims(evidence: Evidence) -> list[Answer]:
-    grid = _study(evidence, "grid")
-    jobs = grid.ranked if grid is not None else []
-    points = [job.spec["point"] for job in jobs if job.spec]
-    scores = [job.result["best_val_nmse"] for job in jobs if job.result]
     found = []
-    for name, (claim, better) in CLAIMS.items():
-        values = {point[name] for point in points if name in point}
-        ends = analysis.contrast(points, scores, name, min(values), max(values)) if len(values) > 1 else None
-        if ends is None:
-            because = f"It takes a study that compares values of {name}, all else equal."
+    for name, (claim, pair) in CLAIMS.items():
+        studies = [(each, ends) for each in _of_family(evidence, "cnn") if (ends := _decisive(each, name, pair))]
+        if not studies:
+            values = " and ".join(map(number_text, pair)) if pair else "several values"
+            because = f"It takes a study that compares {values} of {name}, all else equal."
             found.append(Answer(question=claim, answer=OPEN, because=because))
             continue
-        answer = SAME if ends.better is None else "confirmed" if ends.better == better(values) else "refuted"
-        parts = [each for each in analysis.contrasts(points, scores) if each.parameter == name]
-        parts += [ends] if len(parts) > 1 else []
-        found.append(Answer(question=claim, answer=answer, because=" ".join(_contrast(each) for each in parts)))
+        chosen, ends = max(studies, key=lambda each: each[1].pairs)
+        answer = SAME if ends.better is None else "confirmed" if ends.better == ends.high else "refuted"
+        parts = [each for each in analysis.contrasts(*_scored(chosen)) if each.parameter == name]
+        parts += [ends] if ends not in parts else []
+        because = f"{chosen.row.name}: " + " ".join(_contrast(each) for each in parts)
+        found.append(Answer(question=claim, answer=answer, because=because))
     return found
+
+
+def _decisive(each: Closed, name: str, pair: tuple[float, float] | None) -> analysis.Contrast | None:
+    """The claim's two values compared in this study; None if it does not have both, all else equal."""
+    points, scores = _scored(each)
+    values = {point[name] for point in points if name in point}
+    low, high = pair or (min(values, default=None), max(values, default=None))
+    if low == high or not {low, high} <= values:
+        return None
+    return analysis.contrast(points, scores, name, low, high)
+
+
+def _scored(each: Closed) -> tuple[list[dict[str, Any]], list[float]]:
+    """The study's points and their validation NMSE."""
+    return [job.spec["point"] for job, _ in each.points if job.spec], [score for _, score in each.points]
+
+
+def _sizes(each: Closed) -> list[int]:
+    return [job.spec["parameters"] for job, _ in each.points if job.spec]
+
+
+def _of_family(evidence: Evidence, family: str) -> list[Closed]:
+    """Studies whose networks are of this family."""
+    return [
+        each for each in evidence.closed if each.points and (each.points[0][0].spec or {})["model"]["family"] == family
+    ]
 
 
 def _contrast(each: analysis.Contrast) -> str:
@@ -255,10 +302,15 @@ def _convergence(evidence: Evidence) -> list[Answer]:
     found = []
     for role, (claim, low, high) in EPOCHS.items():
         closed = _study(evidence, role)
-        counts = [analysis.converged(closed.curves[job.id]["val/nmse"]) for job in closed.ranked] if closed else []
+        all_counts = (
+            [evidence.converged(closed.curves[job.id]["val/nmse"]) for job, _ in closed.points] if closed else []
+        )
+        counts = [count for count in all_counts if count is not None]
+        failed = len(all_counts) - len(counts)
+        left_out = f" {failed} learned no more than the mean and are left out." if failed else ""
         if not counts:
-            because = "No such network was trained." if role == "grid" else _no_transfer(evidence, "heads")
-            found.append(Answer(question=claim, answer=OPEN, because=because))
+            because = "No such network learned." if role == "grid" else _no_transfer(evidence, "heads that learn")
+            found.append(Answer(question=claim, answer=OPEN, because=because + left_out))
             continue
         first, middle, last = np.quantile(counts, [0.25, 0.5, 0.75])
         inside, outside = low <= first and last <= high, last < low or first > high
@@ -268,7 +320,7 @@ def _convergence(evidence: Evidence) -> list[Answer]:
                 question=claim,
                 answer=answer,
                 because=f"Epochs until within 5 % of the lowest validation NMSE: median {middle:.0f}, middle half "
-                f"{first:.0f} to {last:.0f}, all {min(counts)} to {max(counts)}, of {len(counts)} networks.",
+                f"{first:.0f} to {last:.0f}, all {min(counts)} to {max(counts)}, of {len(counts)} networks.{left_out}",
             )
         )
     return found
@@ -290,10 +342,6 @@ def _missing(**winners: Winner | None) -> str:
     return f"It takes a study of {' and of '.join(name for name, winner in winners.items() if winner is None)}."
 
 
-def _contains_zero(ends: Sequence[float]) -> bool:
-    return ends[0] <= 0 <= ends[1]
-
-
 def _nmse(winner: Winner) -> str:
     return _number(winner.entry["test"]["nmse"])
 
@@ -303,4 +351,4 @@ def _number(value: float) -> str:
 
 
 def _ends(low: float, high: float) -> str:
-    return f"[{low:.3g}, {high:.3g}]"
+    return f"[{score_text(low, '.3g')}, {score_text(high, '.3g')}]"

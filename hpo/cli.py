@@ -673,14 +673,15 @@ def report_(options: argparse.Namespace) -> int:
     from hpo import document, evidence, sections
     from hpo.tracking import Tracker
 
-    read, found, queue = _connect()
+    _, found, queue = _connect()
     tracker = Tracker(found.tracking_uri)
-    gathered = evidence.gather(queue, tracker, read.home, options.study)
+    gathered = evidence.gather(queue, tracker, options.study)
     made = sections.build(gathered)
     page, *others = document.write(made, options.output)
     for each in gathered.closed:
-        for path in (page, others[0]):
-            tracker.upload(each.row.facts["study_run_id"], path, "report")
+        for path in (page, *others):
+            folder = path.relative_to(options.output).parent
+            tracker.upload(each.row.facts["study_run_id"], path, (Path("report") / folder).as_posix())
     for line in made.summary + [f"ALARM: {alarm}" for alarm in made.alarms]:
         print(line)
     print(f"{page}: open it in a browser. Beside it: report.md, {len(others) - 1} files in tables/ and figures/.")

@@ -16,6 +16,7 @@ import pandas
 
 from data_pipeline.dataset import write_atomically
 from hpo.answers import Answer
+from hpo.mirror import number_text
 
 SHOWN = 30  # rows of a table that the page shows; files have all
 LOW, HIGH = " 95 % low", " 95 % high"  # columns of an interval, behind the name of the score
@@ -30,6 +31,7 @@ class Table:
     frame: pandas.DataFrame
     note: str = ""
     shown: int = SHOWN
+    plain: bool = False  # numbers in full, as settings are
 
     @property
     def columns(self) -> list[str]:
@@ -41,6 +43,8 @@ class Table:
             yield [self._cell(row, name) for name in self.columns]
 
     def _cell(self, row: Mapping[Any, Any], name: str) -> str:
+        if self.plain:
+            return number_text(row[name])
         text = shown(row[name], name)
         if name + LOW in row and text != "–":
             ends = [shown(row[name + end], name) for end in (LOW, HIGH)]
@@ -93,8 +97,11 @@ class Document:
 
 def write(document: Document, folder: Path) -> list[Path]:
     """Write report.html, report.md, tables/*.csv and *.json, figures/*.svg; return their paths."""
-    for name in ("tables", "figures"):
+    for name, endings in (("tables", ("csv", "json")), ("figures", ("svg",))):
         (folder / name).mkdir(parents=True, exist_ok=True)
+        if (folder / "report.html").exists():  # then these are an earlier report's, of other studies perhaps
+            for stale in (path for ending in endings for path in (folder / name).glob(f"*.{ending}")):
+                stale.unlink()
     files = {"report.html": _rendered("report.html.j2", document), "report.md": _rendered("report.md.j2", document)}
     for table in document.tables:
         files[f"tables/{table.name}.csv"] = table.frame.to_csv(index=False)

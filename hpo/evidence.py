@@ -5,7 +5,7 @@ Everything comes from the database and the tracking server; nothing is trained, 
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,7 @@ import pandas
 from data_pipeline.dataset import Dataset, load_npz
 from data_pipeline.phase import Phase
 from data_pipeline.split import Split, split
-from hpo import analysis, promotion, study
-from hpo import data as data_files
+from hpo import alarms, analysis, promotion, study
 from hpo.errors import NotFound, StudyConflict
 from hpo.mirror import point_text
 from hpo.queue import Job, Queue, StudyRow
@@ -28,6 +27,7 @@ from models import metrics
 PREDICTORS = {"mean": metrics.mean_predictor, "volume fraction": metrics.volume_fraction_predictor}
 CURVES = ("train/nmse", "val/nmse")
 _KIND = re.compile(r"\d+_(.+)\.png", re.IGNORECASE)
+MARKS = {"below volume fraction": " (below volume fraction)", "below mean": " (below the mean)"}  # of a verdict
 KINDS = 12  # more than so many different names are no kinds of microstructure
 
 
@@ -38,6 +38,8 @@ class Winner:
     study: str
     job: Job
     entry: dict[str, Any]  # the closing's: point, parameters, weights, verdict, validation, test, version
+    nmse: float  # of the validation split, the mean over the repeats of its point: what selected it
+    points: int  # of its study: one of a single point was not tuned
     curves: dict[str, dict[int, float]]  # name of the score -> epoch -> value
     predicted: np.ndarray  # (n, k) of the test split, label's unit
     tags: dict[str, str]  # of its MLflow run: where it was trained, with what
@@ -46,7 +48,7 @@ class Winner:
     def title(self) -> str:
         """Such as `grid f8 k5 d0.2 lr1e-3`."""
         bare = ", not pretrained" if self.entry.get("weights") == "not pretrained" else ""
-        return f"{self.study} {point_text(self.entry['point'])}".strip() + bare
+        return f"{self.study} {point_text(self.entry['point'])}".strip() + bare + MARKS.get(self.entry["verdict"], "")
 
     @property
     def curve(self) -> list[tuple[int, dict[str, float]]]:
@@ -55,12 +57,6 @@ class Winner:
         return [
             (epoch, {score: found[epoch] for score, found in self.curves.items() if epoch in found}) for epoch in epochs
         ]
-
-    @property
-    def nmse(self) -> float:
-        """Of the validation split: what selected it."""
-        assert self.job.result is not None
-        return float(self.job.result["best_val_nmse"])
 
     @property
     def model(self) -> dict[str, Any]:
@@ -74,7 +70,7 @@ class Winner:
         family = self.model["family"]
         if family == "transfer":
             return "head" if self.model["trainable"] == "head" else "fine-tuned"
-        return {"cnn": "grid"}.get(family, family)
+        return "grid" if family == "cnn" and self.points > 1 else str(family)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +86,11 @@ class Closed:
     def study(self) -> study.Study:
         return study.restore(self.row.name, self.row.spec)
 
-    @property
-    def ranked(self) -> list[Job]:
-        """The best finished trial of each point, best first."""
-        return promotion.ranked(self.jobs)
+    @cached_property
+    def points(self) -> list[tuple[Job, float]]:
+        """The best finished trial of each point with the point's validation NMSE (the mean over its repeats), best
+        first."""
+        return promotion.points(self.jobs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +111,18 @@ class Evidence:
     def truth(self) -> np.ndarray:
         """(n, k) of the test split."""
         return self.dataset.targets[self.split.test]
+
+    @cached_property
+    def mean_nmse(self) -> float:
+        """Validation NMSE of predicting the mean of the training labels."""
+        train, validation = (self.dataset.targets[part] for part in (self.split.train, self.split.validation))
+        return float(((validation - train.mean(axis=0)) ** 2 / self.train_variance).mean())
+
+    def converged(self, curve: Mapping[int, float]) -> int | None:
+        """Epochs until within 5 % of the curve's lowest; None of a network that has not learned more than the mean."""
+        if min(curve.values()) > (1 - alarms.NEAR_MEAN) * self.mean_nmse:
+            return None
+        return analysis.converged(curve)
 
     @cached_property
     def predictors(self) -> dict[str, np.ndarray]:
@@ -154,11 +163,11 @@ class Evidence:
         return analysis.score_samples(self.truth, predicted, train_variance=self.train_variance, drawn=self.drawn)
 
 
-def gather(queue: Queue, tracker: Tracker, home: Path, names: Sequence[str] = ()) -> Evidence:
+def gather(queue: Queue, tracker: Tracker, names: Sequence[str] = ()) -> Evidence:
     """Read the named studies, or all closed ones on the data of the newest that is closed.
 
-    Raises NotFound if one is not closed, StudyConflict if they are on different data, ServiceError if the data set
-    arrives damaged.
+    Raises NotFound if one is not closed, StudyConflict if they are on different data or if what is tracked of them is
+    not what was recorded.
     """
     rows = [queue.study(name) for name in dict.fromkeys(names)] or _comparable(queue)
     keys = {(row.facts["data"]["digest"], row.facts["data"]["split"]): row.name for row in rows}
@@ -168,7 +177,7 @@ def gather(queue: Queue, tracker: Tracker, home: Path, names: Sequence[str] = ()
             "ones. Make a report of each."
         )
     closed = [_closed(queue, row) for row in rows]
-    dataset = load_npz(data_files.fetch(home, tracker, rows[0]))
+    dataset = _dataset(tracker, rows[0])
     parts = split(len(dataset.images))
     winners = [_winner(tracker, each, entry, dataset, parts) for each in closed for entry in each.ended["groups"]]
     winners.sort(key=lambda winner: winner.nmse)
@@ -182,6 +191,20 @@ def _comparable(queue: Queue) -> list[StudyRow]:
     newest = rows[-1].facts["data"]
     same = ("digest", "split")
     return [row for row in rows if all(row.facts["data"][key] == newest[key] for key in same)]
+
+
+def _dataset(tracker: Tracker, row: StudyRow) -> Dataset:
+    """As it lies at the study's run: names and phases, which a digest does not cover, are the same for every reader."""
+    digest = row.facts["data"]["digest"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = tracker.download_artifact(row.facts["study_run_id"], f"data/{digest}.npz", Path(folder))
+        found = load_npz(file)
+    if found.digest != digest:
+        raise StudyConflict(
+            f"{row.name}: expected the data set {digest[:8]} at the MLflow run {row.facts['study_run_id']}, found "
+            f"{found.digest[:8]}: somebody replaced the file. `hpo doctor` says more."
+        )
+    return found
 
 
 def _closed(queue: Queue, row: StudyRow) -> Closed:
@@ -198,7 +221,7 @@ def _closed(queue: Queue, row: StudyRow) -> Closed:
 
 
 def _winner(tracker: Tracker, closed: Closed, entry: dict[str, Any], dataset: Dataset, parts: Split) -> Winner:
-    job = next(job for job in closed.ranked if job.number == entry["number"])
+    job, nmse = next((job, nmse) for job, nmse in closed.points if job.number == entry["number"])
     with tempfile.TemporaryDirectory() as folder:
         file = f"predictions/trial-{job.number}.csv"
         table = pandas.read_csv(
@@ -206,7 +229,8 @@ def _winner(tracker: Tracker, closed: Closed, entry: dict[str, Any], dataset: Da
         )
     table = table[table["split"] == "test"]
     columns = {what: table[[f"{name} {what}" for name in dataset.target_names]] for what in ("true", "predicted")}
-    if not np.array_equal(columns["true"].to_numpy(), dataset.targets[parts.test]):
+    # Not to the bit: pandas before 3 rounds what it reads.
+    if not np.allclose(columns["true"].to_numpy(), dataset.targets[parts.test], rtol=1e-12, atol=0):
         raise StudyConflict(
             f"{closed.row.name}: expected the labels of the test split in {file} of the MLflow run "
             f"{closed.row.facts['study_run_id']}, found others: somebody replaced the file. `hpo doctor` says more."
@@ -215,6 +239,8 @@ def _winner(tracker: Tracker, closed: Closed, entry: dict[str, Any], dataset: Da
         study=closed.row.name,
         job=job,
         entry=entry,
+        nmse=nmse,
+        points=len(closed.points),
         curves=closed.curves[job.id],
         predicted=columns["predicted"].to_numpy(),
         tags=tracker.tags(str(job.run_id)),

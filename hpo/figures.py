@@ -51,11 +51,11 @@ def loss_curves(curves: Mapping[str, Curve], keys: Sequence[str] = ("train/nmse"
                 color=f"C{place if len(curves) > 1 else index}",
                 linestyle=STYLES.get(split, "solid"),
                 linewidth=1.2,
-                label=", ".join(words) or label,
+                label=_words(", ".join(words) or label),
             )
     axes.set(yscale="log", xlabel="epoch", ylabel=" and ".join(dict.fromkeys(_metric(key) for key in keys)))
     if len(curves) == 1:
-        axes.set_title(next(iter(curves)), fontsize="medium")
+        axes.set_title(_words(next(iter(curves))), fontsize="medium")
     axes.grid(which="both", alpha=0.25)
     if curves:
         axes.legend(fontsize="small")
@@ -79,9 +79,9 @@ def parity(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], unit:
         axes.plot(ends, ends, color="0.6", linewidth=1, zorder=1)
         axes.scatter(truth[:, index], predicted[:, index], s=8, linewidths=0, alpha=0.7, zorder=2)
         score = f"{r2[index]:.3f}" if math.isfinite(r2[index]) else "-"
-        axes.set_title(f"{name}   R² {score}", fontsize="medium")
-        axes.set_xlabel(f"true ({unit})", fontsize="small")
-        axes.set_ylabel(f"predicted ({unit})", fontsize="small")
+        axes.set_title(_words(f"{name}   R² {score}"), fontsize="medium")
+        axes.set_xlabel(_words(f"true ({unit})"), fontsize="small")
+        axes.set_ylabel(_words(f"predicted ({unit})"), fontsize="small")
         axes.tick_params(labelsize="x-small")
         axes.locator_params(nbins=5)
     return figure
@@ -116,7 +116,9 @@ def errors(fractions: np.ndarray, found: np.ndarray, kinds: Sequence[str] | None
     figure, (axes,) = _figure(1, height=3.0)
     kind = np.array(kinds if kinds is not None else [""] * len(found))
     for index, name in enumerate(sorted(set(kind))):
-        axes.plot(fractions[kind == name], found[kind == name], "o", ms=3.5, color=_colour(index), label=name or None)
+        axes.plot(
+            fractions[kind == name], found[kind == name], "o", ms=3.5, color=_colour(index), label=_words(name) or None
+        )
     axes.set(xlabel="volume fraction (mean grey value)", ylabel="NRMSE of the cell", ylim=(0, None))
     if kinds is not None:
         axes.legend(fontsize=7)
@@ -128,7 +130,7 @@ def cells(images: np.ndarray, titles: Sequence[str]) -> Figure:
     figure, panels = _figure(len(images), columns=min(5, len(images)), height=1.75)
     for axes, image, title in zip(panels, images, titles, strict=True):
         axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_title(title, fontsize=7)
+        axes.set_title(_words(title), fontsize=7)
         axes.set(xticks=[], yticks=[])
     return figure
 
@@ -155,6 +157,11 @@ def _colour(index: int) -> str:
     """Colours that a colour-blind reader tells apart (Okabe and Ito 2008)."""
     palette = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B7500")
     return palette[index % len(palette)]
+
+
+def _words(text: str) -> str:
+    """Text that matplotlib takes as it is: a dollar sign begins no formula, an underscore hides no curve."""
+    return text.replace("$", r"\$").lstrip("_")
 
 
 def _metric(key: str) -> str:

@@ -47,6 +47,12 @@ def spread(jobs: list[Job]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
+def points(jobs: list[Job]) -> list[tuple[Job, float]]:
+    """What `ranked` gives, each with the score of its point: the mean over its repeats."""
+    found = repeats(jobs)
+    return [(job, spread(found[job.number])[0]) for job in ranked(jobs)]
+
+
 def winners(jobs: list[Job], report_by: list[str]) -> list[Job]:
     """The best trial of each combination of values of the `report_by` parameters, the best of all first."""
     first: dict[tuple[Any, ...], Job] = {}

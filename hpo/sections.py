@@ -9,15 +9,15 @@ import optuna
 import pandas
 
 from hpo import alarms, analysis, answers, figures, promotion, sampling
-from hpo.document import HIGH, LOW, Document, Picture, Section, Table, shown
+from hpo.document import HIGH, LOW, Document, Picture, Section, Table
 from hpo.evidence import Closed, Evidence, Winner
-from hpo.mirror import number_text
-from hpo.queue import Job
+from hpo.mirror import number_text, score_text
 from hpo.report import NAMES, TOP
 from hpo.study import Choices, Interval, provenance
 from models import metrics
 
 WORST = 10  # test cells shown
+FEWEST = 10  # trials from which importances are computed
 MEAN = "mean NMSE of the repeats"
 Row = dict[str, Any]
 
@@ -28,7 +28,7 @@ def build(evidence: Evidence) -> Document:
     return Document(
         title=f"{', '.join(names)} on {evidence.closed[0].row.facts['data']['name']}",
         summary=_summary(evidence),
-        alarms=[f"{each.row.name}: {alarm}" for each in evidence.closed for alarm in _alarms(each)],
+        alarms=_alarms(evidence),
         answers=answers.answers(evidence),
         sections=[
             _final(evidence),
@@ -54,22 +54,40 @@ def _summary(evidence: Evidence) -> list[str]:
     low, high = analysis.interval(samples["r2"])
     test = first.entry["test"]
     cubic, mean = (_predictor(evidence, name)["r2"] for name in ("volume fraction", "mean"))
-    worst = min(zip(test["per_target"]["r2"], evidence.dataset.target_names, strict=True), key=lambda each: each[0])
+    known = [
+        (value, name)
+        for value, name in zip(test["per_target"]["r2"], evidence.dataset.target_names, strict=True)
+        if value is not None  # a component that does not vary in the test split
+    ]
+    worst, component = min(known, default=(None, "none"))
     against = answers.against_volume_fraction(evidence, first)
     return [
         head,
-        f"Selected: {first.title}, with {first.entry['parameters']:,} parameters. It explains {100 * test['r2']:.1f} % "
-        f"of the variance of the labels (R² {test['r2']:.4f}, 95 % interval {low:.4f} to {high:.4f}, mean over "
-        f"{len(evidence.dataset.target_names)} components; least {worst[1]}: {worst[0]:.4f}). A cubic polynomial in "
-        f"the volume fraction alone explains {100 * cubic:.1f} %, the mean of the training labels {100 * mean:.1f} %. "
-        f"The selected model is {against}.",
+        f"Selected: {first.title}, with {first.entry['parameters']:,} parameters. It explains {_percent(test['r2'])} "
+        f"of the variance of the labels (R² {score_text(test['r2'], '.4f')}, 95 % interval {score_text(low, '.4f')} to "
+        f"{score_text(high, '.4f')}, mean over {len(evidence.dataset.target_names)} components; least {component}: "
+        f"{score_text(worst, '.4f')}). A cubic polynomial in the volume fraction alone explains {_percent(cubic)}, the "
+        f"mean of the training labels {_percent(mean)}. The selected model is {against}.",
     ]
 
 
-def _alarms(each: Closed) -> list[str]:
-    """Those recorded at the closing; of a study closed before there were any, those of its results."""
-    recorded = each.ended.get("alarms")
-    return list(recorded) if recorded is not None else alarms.alarms(each.ranked, each.row.facts["predictors"], None)
+def _percent(r2: float | None) -> str:
+    """R² as a share of the variance."""
+    return "an unknown part" if r2 is None else "nothing" if r2 <= 0 else f"{100 * r2:.1f} %"
+
+
+def _alarms(evidence: Evidence) -> list[str]:
+    """Those of each study, as recorded at its closing (or, closed before there were any, from its results), and that
+    of all together."""
+    found = []
+    for each in evidence.closed:
+        ranked, predictors = [job for job, _ in each.points], each.row.facts["predictors"]
+        recorded = each.ended.get("alarms")
+        of_it = alarms.alarms(ranked, predictors, None) if recorded is None else recorded
+        found += [f"{each.row.name}: {alarm}" for alarm in of_it]
+    everything = [job for each in evidence.closed for job, _ in each.points]
+    joint = alarms.at_the_mean(everything, evidence.closed[0].row.facts["predictors"])
+    return found + [f"all studies: {alarm}" for alarm in joint if len(evidence.closed) > 1]
 
 
 def _final(evidence: Evidence) -> Section:
@@ -78,19 +96,19 @@ def _final(evidence: Evidence) -> Section:
     for winner in evidence.winners:
         job = winner.job
         assert job.spec is not None and job.result is not None
-        weights, nmse = winner.entry.get("weights") or "from scratch", winner.nmse
+        words = {"weights": winner.entry.get("weights") or "from scratch", "verdict": winner.entry["verdict"]}
         scores = _scores(evidence, winner.predicted, winner.entry["test"])
-        rows.append({"model": winner.title, "weights": weights, "validation NMSE": nmse, **scores})
+        rows.append({"model": winner.title, **words, "validation NMSE": winner.nmse, **scores})
         known.append(
             {
                 "model": winner.title,
                 "parameters": winner.entry["parameters"],
                 "trainable": job.spec.get("trainable_parameters", winner.entry["parameters"]),
-                "validation NMSE": nmse,
+                "validation NMSE": winner.nmse,
                 "best epoch": job.result["best_epoch"],
                 "last epoch NMSE": job.result["last_val_nmse"],
                 f"last epoch MSE {unit}²": job.result["last_val_mse"],
-                "epochs to 5 %": analysis.converged(winner.curves["val/nmse"]),
+                "epochs to 5 %": evidence.converged(winner.curves["val/nmse"]),
                 "training s": job.result["seconds"],
                 "version": winner.entry["version"],
             }
@@ -98,7 +116,7 @@ def _final(evidence: Evidence) -> Section:
     for name, predicted in evidence.predictors.items():
         scores = _scores(evidence, predicted, _predictor(evidence, name))
         nmse = evidence.closed[0].row.facts["predictors"][name]["validation"]["nmse"]
-        rows.append({"model": NAMES[name], "validation NMSE": nmse, **scores})
+        rows.append({"model": NAMES[name], "weights": "", "verdict": "", "validation NMSE": nmse, **scores})
     rows.sort(key=lambda row: row["validation NMSE"])
     final = [
         Table(
@@ -138,7 +156,10 @@ def _scores(evidence: Evidence, predicted: np.ndarray, test: Mapping[str, Any]) 
 
 
 def _predictor(evidence: Evidence, name: str) -> Row:
-    """Test scores of a trivial predictor."""
+    """Test scores of a trivial predictor, as a closing recorded them."""
+    for each in evidence.closed:
+        if "predictors" in each.ended:
+            return dict(each.ended["predictors"][name]["test"])
     return metrics.scores(evidence.predictors[name], evidence.truth, train_variance=evidence.train_variance)
 
 
@@ -146,13 +167,14 @@ def _by_component(evidence: Evidence, score: str) -> Iterator[Row]:
     found = [(winner.title, winner.entry["test"]) for winner in evidence.winners]
     found += [(NAMES[name], _predictor(evidence, name)) for name in evidence.predictors]
     for title, test in found:
-        values = test["per_target"]["mse" if score == "rmse" else score]
-        values = [value**0.5 for value in values] if score == "rmse" else values
+        values, mean = test["per_target"]["mse" if score == "rmse" else score], test.get(score)
+        if score == "rmse":
+            values = [value**0.5 for value in values]
+            mean = float(np.mean(values))
         row: Row = {"model": title}
         mark = "R² " if score == "r2" else ""  # a column's name says how many places it is shown with
         row |= {mark + name: value for name, value in zip(evidence.dataset.target_names, values, strict=True)}
-        means = [value for value in values if value is not None]
-        yield row | {mark + "mean": float(np.mean(means)) if means else None}
+        yield row | {mark + "mean": mean}
 
 
 def _study(evidence: Evidence, each: Closed) -> Section:
@@ -160,7 +182,7 @@ def _study(evidence: Evidence, each: Closed) -> Section:
     ended = [job for job in each.jobs if job.state in ("dead", "diverged", "pruned")]
     text = [each.row.facts.get("description") or ""]
     text += [f"{len(ended)} of {len(each.jobs)} trials have no score: see the table of trials."] if ended else []
-    if not each.ranked:
+    if not each.points:
         return Section(title=f"Study {each.row.name}", text=text)
     frame = trials(evidence, each)
     best = pandas.DataFrame(_predictor_rows(evidence, each)).reindex(columns=frame.columns)
@@ -170,27 +192,31 @@ def _study(evidence: Evidence, each: Closed) -> Section:
     tables = [
         Table(
             name=f"{each.row.name}-top",
-            title=f"Best {min(TOP, len(frame))} of {len(each.jobs)} trials, validation split",
-            frame=top.drop(columns=["run_id", "state", "number"], errors="ignore"),
-            note="Scores of the best epoch; the source study reports the last epoch's, which stand beside them.",
+            title=f"Best {min(TOP, len(frame))} of {len({job.number for job in each.jobs})} points, validation split",
+            frame=top.drop(columns=["run_id", "state"]),
+            note="Scores of the best epoch; the source study reports the last epoch's, which stand beside them. Epochs "
+            "to 5 %: none for a network that has not learned more than the mean.",
         )
     ]
     if len(frame) > 1:
         by_mse = frame.sort_values(f"validation MSE {evidence.dataset.unit}²", kind="stable")
-        columns = ["config", *_parameters(each), f"validation MSE {evidence.dataset.unit}²", "validation NMSE", "state"]
+        mse = f"validation MSE {evidence.dataset.unit}²"
+        columns = [_number(each), *_parameters(each), mse, "validation NMSE", "R²", "NRMSE", "state"]
+        parts = [by_mse, pandas.DataFrame(_predictor_rows(evidence, each)), _unfinished(each)]
         tables.append(
             Table(
                 name=f"{each.row.name}-trials",
-                title="All trials by validation MSE, as the source study orders them",
-                frame=pandas.concat([by_mse, _unfinished(each)])[[name for name in columns if name in by_mse]],
+                title="All points by validation MSE, as the source study orders them",
+                frame=pandas.concat([part for part in parts if len(part)])[columns],
+                note="The trivial predictors and points without a score stand last.",
             )
         )
         found, drawn = _effects(each)
         tables, pictures = tables + found, pictures + drawn
-    sizes = [job.spec["parameters"] for job in each.ranked if job.spec]
+    sizes = [job.spec["parameters"] for job, _ in each.points if job.spec]
     if len(set(sizes)) > 2:
         lines = {NAMES[name]: found["validation"]["nmse"] for name, found in each.row.facts["predictors"].items()}
-        picture = figures.capacity(sizes, [_nmse(job) for job in each.ranked], lines)
+        picture = figures.capacity(sizes, [score for _, score in each.points], lines)
         title = "Size of the network and validation NMSE"
         pictures.append(Picture(name=f"{each.row.name}-capacity", title=title, svg=figures.svg(picture)))
     return Section(title=f"Study {each.row.name}", text=text, tables=tables, pictures=pictures)
@@ -198,16 +224,15 @@ def _study(evidence: Evidence, each: Closed) -> Section:
 
 def trials(evidence: Evidence, each: Closed) -> pandas.DataFrame:
     """The best finished trial of each point, best first."""
-    rows, unit, points = [], evidence.dataset.unit, promotion.repeats(each.jobs)
-    for job in each.ranked:
+    rows, unit, repeated = [], evidence.dataset.unit, promotion.repeats(each.jobs)
+    for job, _ in each.points:
         assert job.spec is not None and job.result is not None
         found, curve = job.result, each.curves[job.id]["val/nmse"]
-        mean, deviation = promotion.spread(points[job.number])
+        mean, deviation = promotion.spread(repeated[job.number])
         repeats = {MEAN: mean, "standard deviation": deviation} if each.study.repeats > 1 else {}
         rows.append(
             {
-                "number": job.number,
-                "config": job.config,
+                _number(each): job.number if job.config is None else job.config,
                 **job.spec["point"],
                 "weights": provenance(job.spec["model"]) or "from scratch",
                 "parameters": job.spec["parameters"],
@@ -218,7 +243,7 @@ def trials(evidence: Evidence, each: Closed) -> pandas.DataFrame:
                 "NRMSE": found["validation"]["nrmse"],
                 "MAPE": found["validation"]["mape"],
                 "best epoch": found["best_epoch"],
-                "epochs to 5 %": analysis.converged(curve),
+                "epochs to 5 %": evidence.converged(curve),
                 "last epoch NMSE": found["last_val_nmse"],
                 f"last epoch MSE {unit}²": found["last_val_mse"],
                 "training s": found["seconds"],
@@ -230,7 +255,7 @@ def trials(evidence: Evidence, each: Closed) -> pandas.DataFrame:
 
 
 def _predictor_rows(evidence: Evidence, each: Closed) -> list[Row]:
-    first = next(iter(_parameters(each)), "config")
+    first = next(iter(_parameters(each)), _number(each))
     rows = []
     for name, found in each.row.facts["predictors"].items():
         scores = found["validation"]
@@ -249,8 +274,13 @@ def _predictor_rows(evidence: Evidence, each: Closed) -> list[Row]:
 
 def _unfinished(each: Closed) -> pandas.DataFrame:
     """Trials without a score: dead, diverged, pruned."""
+    again = each.study.repeats > 1
     rows = [
-        {"number": job.number, "config": job.config, **(job.spec or {}).get("point", {}), "state": job.state}
+        {
+            _number(each): job.number if job.config is None else job.config,
+            **(job.spec or {}).get("point", {}),
+            "state": f"{job.state}, repeat {job.repeat}" if again else job.state,
+        }
         for job in each.jobs
         if job.state != "done"
     ]
@@ -259,24 +289,24 @@ def _unfinished(each: Closed) -> pandas.DataFrame:
 
 def _effects(each: Closed) -> tuple[list[Table], list[Picture]]:
     """What each parameter does: exactly on a full grid, by Optuna's importances otherwise."""
-    jobs = sorted(each.ranked, key=lambda job: (job.config is None, job.config, job.number))  # in the grid's order
-    points, scores = [job.spec["point"] for job in jobs if job.spec], [_nmse(job) for job in jobs]
+    found = sorted(each.points, key=lambda point: (point[0].config or 0, point[0].number))  # in the grid's order
+    points, scores = [job.spec["point"] for job, _ in found if job.spec], [score for _, score in found]
     if analysis.is_factorial(points) and len(points) > 1:
         effects = analysis.main_effects(points, scores)
         columns = ("parameter", "value", "mean validation NMSE", "points")
         rows = [dict(zip(columns, (name, number_text(value), *rest), strict=True)) for name, value, *rest in effects]
         pairs = [
             {
-                "parameter": found.parameter,
-                "from": number_text(found.low),
-                "to": number_text(found.high),
-                "NMSE ratio": found.ratio,
-                "NMSE ratio" + LOW: found.interval[0],
-                "NMSE ratio" + HIGH: found.interval[1],
-                "pairs": found.pairs,
-                "better": "not distinguishable" if found.better is None else number_text(found.better),
+                "parameter": pair.parameter,
+                "from": number_text(pair.low),
+                "to": number_text(pair.high),
+                "NMSE ratio": pair.ratio,
+                "NMSE ratio" + LOW: pair.interval[0],
+                "NMSE ratio" + HIGH: pair.interval[1],
+                "pairs": pair.pairs,
+                "better": answers.SAME if pair.better is None else number_text(pair.better),
             }
-            for found in analysis.contrasts(points, scores)
+            for pair in analysis.contrasts(points, scores)
         ]
         note = "Over all pairs of points that differ in this parameter alone; the geometric mean of the ratios."
         tables = [
@@ -301,17 +331,17 @@ def _effects(each: Closed) -> tuple[list[Table], list[Picture]]:
 
 
 def _importances(each: Closed) -> dict[str, float]:
-    """Optuna's importances, of the finished trials as the database has them."""
+    """Optuna's importances, of the finished trials as the database has them; none of fewer than ten."""
+    if len(each.points) < FEWEST:
+        return {}
     made, distributions = optuna.create_study(), sampling.distributions(each.study)
-    for job in each.ranked:
+    for job, score in each.points:
         assert job.spec is not None
-        made.add_trial(
-            optuna.trial.create_trial(params=job.spec["point"], distributions=distributions, value=_nmse(job))
-        )
+        made.add_trial(optuna.trial.create_trial(params=job.spec["point"], distributions=distributions, value=score))
     try:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         return dict(optuna.importance.get_param_importances(made, evaluator=evaluator))
-    except (ValueError, RuntimeError):  # too few trials, or scores that do not differ
+    except (ValueError, RuntimeError):  # scores that do not differ
         return {}
 
 
@@ -328,7 +358,7 @@ def _curves(evidence: Evidence) -> Section:
     }
     for name in backbones:
         found = [winner for winner in evidence.winners if winner.model.get("backbone") == name]
-        curves = {f"{winner.role} ({winner.study})": winner.curve for winner in reversed(found)}
+        curves = {winner.title: winner.curve for winner in reversed(found)}
         phases = {"head": "head only", "fine-tuned": "fine-tuned"}
         words = " and ".join(text for role, text in phases.items() if role in {winner.role for winner in found})
         pictures.append(_picture(f"phases-{name}", f"{name}: {words}", curves))
@@ -403,7 +433,9 @@ def _physics(evidence: Evidence) -> Table:
             f"Hill residual {unit}": "hill",
         }
         rows.append({"model": title} | {column: found[key] for column, key in columns.items()})
-    missing = " The data set gives no phases, so bounds and relations are not measured." if not evidence.phases else ""
+    missing = ""
+    if not evidence.phases:
+        missing = " No phases are given, or the images have more than two: bounds and relations are not measured."
     return Table(
         name="physics",
         title="Physical consistency, test split",
@@ -428,7 +460,7 @@ def _worst(evidence: Evidence, first: Winner, nrmse: np.ndarray, worst: Iterable
 
 def _origin(evidence: Evidence) -> Section:
     """What the numbers were made from, with and where."""
-    rows = []
+    found: dict[str, Row] = {}
     for each in evidence.closed:
         facts, plan = each.row.facts["data"], each.study
         tags = next((winner.tags for winner in evidence.winners if winner.study == each.row.name), {})
@@ -449,7 +481,7 @@ def _origin(evidence: Evidence) -> Section:
             "split (training/validation/test)": f"{'/'.join(map(str, facts['sizes']))}, digest {facts['split'][:16]}",
             "identity": each.row.identity[:16],
             "planned": datetime.fromtimestamp(begin, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            "wall time min": (end - begin) / 60,
+            "planned to closed, min": (end - begin) / 60,
             "training min, all trials": sum(job.result["seconds"] for job in done if job.result) / 60,
             "device": tags.get("hpo.device", ""),
             "versions": ", ".join(
@@ -458,11 +490,11 @@ def _origin(evidence: Evidence) -> Section:
             ),
             "commit": tags.get("hpo.commit", ""),
         }
-        rows += [{"study": each.row.name, "what": key, "is": shown(value, key)} for key, value in row.items()]
-    frame = pandas.DataFrame(rows).pivot(index="what", columns="study", values="is")
-    order = list(dict.fromkeys(row["what"] for row in rows))
-    frame = frame.loc[order, [each.row.name for each in evidence.closed]].fillna("").reset_index()
-    table = Table(name="origin", title="Data, settings, versions", frame=frame, shown=len(frame))
+        found[each.row.name] = row
+    what = list(dict.fromkeys(key for row in found.values() for key in row))
+    columns = {name: [row.get(key, "") for key in what] for name, row in found.items()}
+    frame = pandas.DataFrame({"what": what} | columns, dtype=object)
+    table = Table(name="origin", title="Data, settings, versions", frame=frame, shown=len(frame), plain=True)
     text = [
         "NMSE: mean over the components of MSE / variance of the training labels; 0 is perfect, 1 is what the mean of "
         "the training labels achieves. MSE: in the label's unit squared, mean over the components, so the largest "
@@ -470,7 +502,8 @@ def _origin(evidence: Evidence) -> Section:
         "NRMSE: RMSE / standard deviation of the training labels. MAPE: mean of |error| / |label|, as a fraction. "
         "Trivial predictors: the mean of the training labels, and a cubic polynomial in the volume fraction, both "
         "fitted on the training split.",
-        "Selected on the validation split alone. The test split was opened once, for the selected models.",
+        "Selected on the validation split alone. The test split was opened when each study closed, for its selected "
+        "models; this report shows what was predicted then.",
     ]
     return Section(title="How these numbers were made", text=text, tables=[table])
 
@@ -483,6 +516,6 @@ def _parameters(each: Closed) -> list[str]:
     return [name for name, _ in each.row.spec["space"]]
 
 
-def _nmse(job: Job) -> float:
-    assert job.result is not None
-    return float(job.result["best_val_nmse"])
+def _number(each: Closed) -> str:
+    """What counts the points: their place in the grid, or the trial's number."""
+    return "config" if each.study.sampler == "grid" else "trial"

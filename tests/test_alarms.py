@@ -12,7 +12,8 @@ PREDICTORS = {"mean": {"validation": {"nmse": 1.02}}}
 
 
 def trials(*nmse: float, r2: float = 0.9) -> list:
-    return [SimpleNamespace(result={"best_val_nmse": value, "validation": {"r2": r2}}) for value in nmse]
+    validation = {"r2": None, "per_target": {"r2": [r2, None]}}  # the other target does not vary there
+    return [SimpleNamespace(result={"best_val_nmse": value, "validation": validation}) for value in nmse]
 
 
 def predictions(folder, spread: float):
@@ -43,6 +44,14 @@ def test_a_model_that_explains_next_to_nothing_is_said_to(tmp_path):
 def test_predictions_without_spread_are_said_to_have_none(tmp_path, spread, count):
     assert alarms.spread(predictions(tmp_path, spread)) == pytest.approx(spread)
     assert len(alarms.alarms(trials(0.5), PREDICTORS, predictions(tmp_path, spread))) == count
+
+
+def test_a_target_that_does_not_vary_hides_no_constant_predictions(tmp_path):
+    path = predictions(tmp_path, 0.05)
+    table = pandas.read_csv(path)
+    table["C22 true"] = 7.0
+    table.to_csv(path, index=False)
+    assert alarms.spread(path) == pytest.approx(0.05)
 
 
 def test_three_unlike_models_at_the_mean_predictor_are_told_to_look_at_the_scale_of_the_targets():
