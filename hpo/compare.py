@@ -386,8 +386,8 @@ def _text(key: str, value: Any) -> str:
         return score_text(value, SCORES[score[2]][1])
     if key in VALIDATION and isinstance(value, float):
         return score_text(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}" if key.endswith("parameters") else str(value)
+    if key.endswith("parameters"):
+        return f"{value:,}"
     return DIGEST.sub(r"\1", number_text(value))
 
 

@@ -452,7 +452,7 @@ def _worst(evidence: Evidence, first: Winner, nrmse: np.ndarray, worst: Iterable
         image = evidence.dataset.names[evidence.split.test[index]]
         for what, values in (("label", evidence.truth[index]), ("prediction", first.predicted[index])):
             row = {"image": image, "volume fraction": float(evidence.fractions[index]), "NRMSE": float(nrmse[index])}
-            row |= {"": what} | dict(zip(evidence.dataset.target_names, map(float, values), strict=True))
+            row |= {"what": what} | dict(zip(evidence.dataset.target_names, map(float, values), strict=True))
             rows.append(row)
     title = f"The worst test cells, label and prediction in {evidence.dataset.unit}"
     return Table(name="worst", title=title, frame=pandas.DataFrame(rows))

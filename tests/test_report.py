@@ -59,7 +59,7 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
 
     trials = pandas.read_csv(report / f"tables/{grid}-trials.csv")
     best = pandas.read_csv(report / f"tables/{grid}-top.csv")
-    assert len(trials) == 4 and len(best) == 4 + 2
+    assert len(trials) == len(best) == 4 + 2
     experiment = client.get_experiment_by_name(grid).experiment_id
     runs = {
         int(run.data.params["config"]): run for run in client.search_runs([experiment], "tags.`hpo.kind` = 'trial'")
@@ -132,9 +132,33 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
             assert row.to_numpy()[:-1] == pytest.approx(values, rel=1e-3, abs=1e-5), (title, score)
             assert row.iloc[-1] == pytest.approx(values.mean(), rel=1e-3, abs=1e-5)
 
+    score = {
+        (int(run.data.params["filters"]), float(run.data.params["learning_rate"])): run.data.metrics["best_val_nmse"]
+        for run in runs.values()
+    }
+    effects = pandas.read_csv(report / f"tables/{grid}-effects.csv").set_index(["parameter", "value"])
+    pairs = pandas.read_csv(report / f"tables/{grid}-contrasts.csv").set_index("parameter")
+    for filters in (2, 4):
+        mean = (score[filters, 1e-3] + score[filters, 1e-4]) / 2
+        assert effects.loc[("filters", str(filters)), "mean validation NMSE"] == pytest.approx(mean)
+    ratio = (score[4, 1e-3] / score[2, 1e-3] * score[4, 1e-4] / score[2, 1e-4]) ** 0.5
+    assert pairs.loc["filters", "NMSE ratio"] == pytest.approx(ratio)
+
+    worst = pandas.read_csv(report / "tables/worst.csv")
+    trivial = ["mean of the training labels", "volume fraction, cubic"]
+    best_title = models.drop(index=trivial)["validation NMSE"].idxmin()
+    error = np.sqrt(((said[best_title] - truth) ** 2 / variance).mean(axis=1))
+    order = np.argsort(-error)[: len(worst) // 2]
+    assert list(worst["image"][::2]) == [data.names[parts.test[index]] for index in order]
+    assert worst["NRMSE"][::2].to_numpy() == pytest.approx(error[order], rel=1e-3)
+    assert worst[list(data.target_names)][::2].to_numpy() == pytest.approx(truth[order], rel=1e-9)
+
     for table in (report / "tables").glob("*.csv"):
-        records = json.loads(table.with_suffix(".json").read_text())
-        assert len(records) == len(pandas.read_csv(table)), table.name
+        records, frame = json.loads(table.with_suffix(".json").read_text()), pandas.read_csv(table)
+        for record, row in zip(records, frame.to_dict("records"), strict=True):
+            for name, value in record.items():
+                if isinstance(value, float):
+                    assert row[name] == pytest.approx(value, rel=1e-12), table.name
 
 
 def test_the_page_stands_alone_is_attached_and_answers_the_questions(reported, tmp_path):
