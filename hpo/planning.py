@@ -96,6 +96,12 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
         raise StudyError(
             f"{folder}: {', '.join(constant)} is the same number for every training image: nothing to learn."
         )
+    if chosen.needs_symmetries() and not data.symmetries:
+        raise StudyError(
+            f"{folder}: nothing is known of how the targets move when an image is flipped or transposed, which "
+            'training.augmentation and model.symmetric need: set training.augmentation = "none" and, for a periodic '
+            "network, model.symmetric = false."
+        )
     files = {backbone: pretrained.FILES[backbone] for backbone in chosen.pretrained()}
     found = {
         backbone: {"name": name, "sha256": "" if trial_run and pretrained.absent(name) else pretrained.find(name)[1]}

@@ -67,7 +67,7 @@ def sampler(study: Study, number: int = 0) -> optuna.samplers.BaseSampler:
     seed = int(np.random.SeedSequence([study.seed, number]).generate_state(1)[0])
     if study.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=study.multivariate)
 
 
 @database()
@@ -83,7 +83,7 @@ def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[Fro
     )
     present = made.get_trials(deepcopy=False)
     grid = study.sampler == "grid"
-    points = study.grid() if grid else [{}] * study.trials
+    points = study.grid() if grid else [*study.start, *[{}] * (study.trials - len(study.start))]
     for config, point in enumerate(points[len(present) :], start=len(present)):
         attributes: dict[str, Any] = {}
         if isinstance(chosen, optuna.samplers.GridSampler):
@@ -96,7 +96,7 @@ def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[Fro
             create_trial(
                 state=TrialState.WAITING,
                 params=point,
-                distributions=distributions(study) if grid else {},
+                distributions=distributions(study) if point else {},
                 user_attrs={"config": config} if grid else {},
                 system_attrs=attributes,
             ),

@@ -34,10 +34,10 @@ PRUNERS: dict[str, dict[str, int]] = {
 KEYS: dict[str, tuple[str, ...]] = {
     "": (
         *("description", "seed", "repeats", "starts_from", "report_by"),
-        *("data", "model", "sampler", "pruner", "space", "training"),
+        *("data", "model", "sampler", "pruner", "space", "start", "training"),
     ),
     "data": ("path", "image_size"),
-    "sampler": ("name", "trials"),
+    "sampler": ("name", "trials", "multivariate"),
     "pruner": ("name", *dict.fromkeys(key for settings in PRUNERS.values() for key in settings)),
 }
 SEQUENCE_KEYS = ("description", "sequence")
@@ -74,6 +74,8 @@ class Study:
     model: dict[str, Any]
     sampler: str
     trials: int  # how many points are planned
+    multivariate: bool  # whether TPE looks at the parameters together
+    start: tuple[dict[str, Any], ...]  # the first of the points, where the file gives them
     space: dict[str, Choices | Interval]
     training: dict[str, Any]
     pruner: dict[str, Any]  # its name, and all its settings
@@ -98,12 +100,15 @@ class Study:
             used["pruner"] = self.pruner
         if self.repeats > 1:
             used["repeats"] = self.repeats
+        if self.start:
+            used["start"] = list(self.start)
+        multivariate = {"multivariate": True} if self.multivariate else {}
         return used | {
             "data": {"digest": data_digest, "image_size": self.image_size},
             "split": split_digest,
             "seed": self.seed,
             "model": self.model,
-            "sampler": {"name": self.sampler, "trials": self.trials},
+            "sampler": {"name": self.sampler, "trials": self.trials, **multivariate},
             "space": [[name, _plain(parameter)] for name, parameter in self.space.items()],
             "training": self.training,
             "report_by": list(self.report_by),
@@ -144,7 +149,16 @@ class Study:
         in_training = specs.training_keys()
         model = self.model | {key: value for key, value in point.items() if key not in in_training}
         training = self.training | {key: value for key, value in point.items() if key in in_training}
-        return specs.to_dict(specs.from_dict(model)), specs.training_to_dict(specs.training_from_dict(training))
+        chosen = specs.from_dict(model), specs.training_from_dict(training)
+        specs.check_together(*chosen)
+        return specs.to_dict(chosen[0]), specs.training_to_dict(chosen[1])
+
+    def needs_symmetries(self) -> bool:
+        """Whether it can be run only where it is known how the targets move with the image."""
+        return any(
+            specs.needs_symmetries(specs.from_dict(model), specs.training_from_dict(training))
+            for model, training in map(self.trial, self.corners())
+        )
 
 
 def trial_spec(
@@ -213,6 +227,8 @@ def restore(name: str, canonical: Mapping[str, Any]) -> Study:
         model=canonical["model"],
         sampler=canonical["sampler"]["name"],
         trials=canonical["sampler"]["trials"],
+        multivariate=canonical["sampler"].get("multivariate", False),
+        start=tuple(canonical.get("start", ())),
         space=space,
         training=canonical["training"],
         pruner=canonical.get("pruner", {"name": "none"}),
@@ -343,7 +359,7 @@ def _fits(table: Mapping[str, Any], key: str) -> bool:
     """Whether an override of this key makes sense for a study that it was not meant for alone."""
     where, _, inner = key.partition(".")
     space = table.get("space", {})
-    if key in ("starts_from", "report_by"):
+    if key in ("starts_from", "report_by", "start"):
         return key in table
     if where == "space":
         return inner.partition(".")[0] in space
@@ -448,6 +464,8 @@ def _parse(name: str, label: str, table: dict[str, Any], starts_from: Study | No
         model=model,
         sampler=kind,
         trials=_planned(label, kind, sampler, space),
+        multivariate=_multivariate(label, kind, sampler),
+        start=_start(label, kind, table, space),
         space=space,
         training=training,
         pruner=_pruner(label, _table(label, table, "pruner")),
@@ -460,11 +478,13 @@ def _parse(name: str, label: str, table: dict[str, Any], starts_from: Study | No
         raise StudyError(f"{label}: repeats and a pruner do not go together: every repeat of a point counts.")
     if not 0 <= study.seed < 2**32:
         raise StudyError(f"{label}: seed: expected a whole number of 0 to 2^32 - 1, found {study.seed}.")
+    if len(study.start) > study.trials:
+        raise StudyError(f"{label}: start: expected at most sampler.trials = {study.trials} points, found more.")
     for key in study.report_by:
         if key not in space:
             raise StudyError(f"{label}: report_by: expected parameters of [space] ({', '.join(space)}), found '{key}'.")
     try:  # every extreme of the space must be a network and a training that exist
-        for point in study.corners():
+        for point in (*study.corners(), *study.start):
             study.trial(point)
         completed = _completed(study)
     except specs.SpecError as error:
@@ -549,6 +569,52 @@ def _planned(label: str, sampler: str, table: Mapping[str, Any], space: Mapping[
     if count > 100_000:
         raise StudyError(f"{label}: the grid has {count} points; at most 100000 can be planned.")
     return count
+
+
+def _multivariate(label: str, sampler: str, table: Mapping[str, Any]) -> bool:
+    found = table.get("multivariate", False)
+    if not isinstance(found, bool):
+        raise StudyError(f"{label}: sampler.multivariate: expected true or false, found {found!r}.")
+    if found and sampler != "tpe":
+        raise StudyError(f"{label}: sampler.multivariate: only \"tpe\" has it, found sampler.name = '{sampler}'.")
+    return found
+
+
+def _start(
+    label: str, sampler: str, table: Mapping[str, Any], space: Mapping[str, Choices | Interval]
+) -> tuple[dict[str, Any], ...]:
+    """The points to begin with, each with all parameters of the space, in its order."""
+    points = _value(label, "start", table.get("start", []), list)
+    if points and sampler == "grid":
+        raise StudyError(f"{label}: start: a grid trains all its points: remove the key.")
+    for number, point in enumerate(points):
+        where = f"start[{number}]"
+        _check_keys(label, where, _value(label, where, point, dict), tuple(space))
+        for key, parameter in space.items():
+            if not _within(parameter, point.get(key)):
+                found = "nothing" if key not in point else repr(point[key])
+                raise StudyError(f"{label}: {where}.{key}: expected {_shown_space(parameter)}, found {found}.")
+    return tuple({key: point[key] for key in space} for point in points)
+
+
+def _within(parameter: Choices | Interval, value: Any) -> bool:
+    if isinstance(parameter, Choices):
+        return any(type(each) is type(value) and each == value for each in parameter.values)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not parameter.low <= value <= parameter.high:
+        return False
+    whole = isinstance(parameter.low, int) and isinstance(parameter.high, int)
+    if whole and not isinstance(value, int):
+        return False
+    steps = (value - parameter.low) / parameter.step if parameter.step else 0
+    return abs(steps - round(steps)) < 1e-8
+
+
+def _shown_space(parameter: Choices | Interval) -> str:
+    if isinstance(parameter, Choices):
+        return f"one of {', '.join(map(repr, parameter.values))}"
+    steps = f" in steps of {parameter.step}" if parameter.step else ""
+    whole = isinstance(parameter.low, int) and isinstance(parameter.high, int)
+    return f"a {'whole ' if whole else ''}number from {parameter.low} to {parameter.high}{steps}"
 
 
 def _parameter(label: str, key: str, value: Any) -> Choices | Interval:

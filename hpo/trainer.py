@@ -110,6 +110,7 @@ def train(
         seed=spec["seed"],
         initial=_initial(spec, start),
         cache=Path(cache),
+        symmetries=dataset.symmetries,
         device=_device(device),
     )
     try:
@@ -307,6 +308,7 @@ def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], dat
             validation=(dataset.images[others], dataset.targets[others]),
             seed=spec["seed"],
             initial=initial,
+            symmetries=dataset.symmetries,
         )
         once = (time.monotonic() - begin) / share
         seconds = [epoch.metrics["seconds"] for epoch in training.epochs()][-1]  # the first one warms up

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from models.regressor import Regressor
-from models.specs import SpecError, build, from_dict
+from models.specs import SpecError, build, from_dict, symmetric
 
 WEIGHTS, SPEC = "weights.safetensors", "spec.json"
 FORMAT = 1
@@ -43,8 +43,10 @@ def save(
         "target_names": list(target_names),
         "unit": unit,
     }
-    if taken := sorted(spec.keys() & (extra or {}).keys()):
+    if taken := sorted((spec.keys() | {"symmetries"}) & (extra or {}).keys()):
         raise SpecError(f"extra: the keys {', '.join(taken)} of spec.json are taken.")
+    if regressor.symmetries is not None:
+        spec["symmetries"] = {name: list(order) for name, order in regressor.symmetries.items()}
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in regressor.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
@@ -82,13 +84,23 @@ def check_shape(spec: dict[str, Any], image_shape: Sequence[int], where: str = "
 
 def _outline(spec: dict[str, Any], path: Path) -> Regressor:
     """The regressor without memory for its numbers: whatever a specification asks for, the weights must bring it."""
-    count = len(spec["target_names"])
+    count, shape = len(spec["target_names"]), tuple(spec["image_shape"])
     try:
+        model = from_dict(spec["model"])
+        symmetries = _symmetries(spec) if symmetric(model) else None
         with torch.device("meta"):
-            network = build(from_dict(spec["model"]), tuple(spec["image_shape"]), count)
-            return Regressor(network, torch.zeros(count), torch.ones(count))
+            network = build(model, shape, count)
+            return Regressor(network, torch.zeros(count), torch.ones(count), symmetries=symmetries, image_shape=shape)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from None
+
+
+def _symmetries(spec: dict[str, Any]) -> dict[str, list[Any]]:
+    """Where the targets go under each symmetry, which the regressor checks further."""
+    found = spec.get("symmetries")
+    if not isinstance(found, dict) or not all(isinstance(order, list) for order in found.values()):
+        raise SpecError(f'"symmetries": expected an object of lists, as the model needs it, found {found!r:.80}.')
+    return found
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

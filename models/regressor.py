@@ -1,24 +1,48 @@
 """A network together with the scaling of its targets: what is stored, handed out and asked for predictions."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.symmetry import elements
+
 
 class Regressor(nn.Module):
-    """Maps images in 0..1, (b, c, h, w), to targets in the label's unit, (b, k): network(images) * scale + mean."""
+    """Maps images in 0..1, (b, c, h, w), to targets in the label's unit, (b, k): network(images) * scale + mean.
+
+    With `symmetries` (the permutation of the targets under each flip and the transposition of the image) that is done
+    for the image in all its positions, eight if it is square; the targets are put back, and their mean is the answer:
+    it moves with the image exactly, but for rounding. `image_shape` is needed with them alone; SpecError if they do not
+    fit.
+    """
 
     target_mean: Tensor  # (k,), label's unit
     target_scale: Tensor  # (k,), label's unit
 
-    def __init__(self, network: nn.Module, target_mean: Tensor, target_scale: Tensor) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        target_mean: Tensor,
+        target_scale: Tensor,
+        *,
+        symmetries: Mapping[str, Sequence[int]] | None = None,
+        image_shape: Sequence[int] = (),
+    ) -> None:
         super().__init__()
+        self.symmetries = symmetries
+        self.positions = () if symmetries is None else elements(symmetries, image_shape, len(target_mean))
         self.network = network
         self.register_buffer("target_mean", target_mean.to(torch.float32))
         self.register_buffer("target_scale", target_scale.to(torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images) * self.target_scale + self.target_mean
+        if not self.positions:
+            return self.network(images) * self.target_scale + self.target_mean
+        moved = self.network(torch.cat([position.move(images) for position in self.positions]))
+        targets = (moved * self.target_scale + self.target_mean).view(len(self.positions), -1, moved.shape[1])
+        return torch.stack([each.undo(targets[i]) for i, each in enumerate(self.positions)]).mean(0)
 
 
 def predict(regressor: Regressor, images: np.ndarray, *, batch_size: int = 64) -> np.ndarray:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # torch is imported by `build` alone: planning and the comman
     from torch import nn
 
     from models.cnn import ConvNet
+    from models.periodic import PeriodicNet
     from models.transfer import TransferNet
 
 
@@ -49,11 +50,26 @@ class TransferSpec:
     trainable: str = field(default="head", metadata={"options": ("head", "all")})
 
 
-ModelSpec = BaselineSpec | CnnSpec | TransferSpec
-FAMILIES: dict[str, type[BaselineSpec] | type[CnnSpec] | type[TransferSpec]] = {
+@dataclass(frozen=True, kw_only=True)
+class PeriodicSpec:
+    """Stages of periodic convolutions with residuals, global average pooling, a small head; for periodic cells."""
+
+    width: int = field(default=16, metadata={"low": 1, "high": 512})  # channels of the first stage; each next has twice
+    depth: int = field(default=3, metadata={"low": 1, "high": 6})  # stages; each halves the sides
+    kernel_size: int = field(default=3, metadata={"low": 1, "high": 31, "odd": True})  # pixels
+    normalisation: str = field(default="batch", metadata={"options": ("batch", "group", "none")})
+    activation: str = field(default="gelu", metadata={"options": ("relu", "gelu", "silu")})
+    head: int = field(default=64, metadata={"low": 0, "high": 4096})  # units of a dense layer before the last; 0: none
+    volume_fraction: bool = True  # whether the head sees each channel's mean grey value, too
+    symmetric: bool = True  # whether predictions are the mean over the square's eight symmetries
+
+
+ModelSpec = BaselineSpec | CnnSpec | TransferSpec | PeriodicSpec
+FAMILIES: dict[str, type[BaselineSpec] | type[CnnSpec] | type[TransferSpec] | type[PeriodicSpec]] = {
     "baseline": BaselineSpec,
     "cnn": CnnSpec,
     "transfer": TransferSpec,
+    "periodic": PeriodicSpec,
 }
 
 
@@ -69,6 +85,13 @@ class TrainingSpec:
     # identity of every study that does not use them, stays what it was.
     patience: int = field(default=0, metadata={"low": 0, "later": True})  # epochs without a new best; 0: never stop
     precision: str = field(default="fp32", metadata={"options": ("fp32", "bf16"), "later": True})
+    augmentation: str = field(default="none", metadata={"options": ("none", "symmetry"), "later": True})
+    weight_decay: float = field(default=0.0, metadata={"low": 0.0, "later": True})  # AdamW's; 0: plain Adam
+    schedule: str = field(
+        default="constant", metadata={"options": ("constant", "cosine", "one-cycle"), "later": True}
+    )  # of the learning rate, which is its highest value
+    gradient_clipping: float = field(default=0.0, metadata={"low": 0.0, "later": True})  # largest norm; 0: any
+    ema: float = field(default=0.0, metadata={"low": 0.0, "below": 1.0, "later": True})  # decay a batch; 0: no average
 
 
 ADAM_BETAS = (0.9, 0.999)  # decay of the mean and of the square
@@ -111,6 +134,25 @@ def training_to_dict(spec: TrainingSpec) -> dict[str, Any]:
     }
 
 
+def symmetric(spec: ModelSpec) -> bool:
+    """Whether the model's predictions are means over the symmetries of the image."""
+    return isinstance(spec, PeriodicSpec) and spec.symmetric
+
+
+def needs_symmetries(model: ModelSpec, training: TrainingSpec) -> bool:
+    """Whether they make sense only where it is known how the targets move with the image."""
+    return training.augmentation != "none" or symmetric(model)
+
+
+def check_together(model: ModelSpec, training: TrainingSpec) -> None:
+    """Raise SpecError if model and training do not go together."""
+    if training.augmentation != "none" and isinstance(model, TransferSpec) and model.trainable == "head":
+        raise SpecError(
+            "training: augmentation: a frozen backbone sees each image but once, before the first epoch: expected "
+            "'none', or model.trainable = 'all'."
+        )
+
+
 def model_keys(family: str) -> tuple[str, ...]:
     """The keys of a model family, without "family" itself. Raises SpecError if there is no such family."""
     if family not in FAMILIES:
@@ -122,7 +164,7 @@ def training_keys() -> tuple[str, ...]:
     return tuple(f.name for f in fields(TrainingSpec))
 
 
-def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> "ConvNet | TransferNet":
+def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> "ConvNet | TransferNet | PeriodicNet":
     """A network from (batch, *image_shape) images in 0..1 to (batch, n_targets), weights from torch's generator.
 
     A backbone is at random, too: `models.weights.load` fills in pretrained ones. Raises SpecError if the image is too
@@ -133,6 +175,10 @@ def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) ->
         from models.transfer import TransferNet
 
         return TransferNet(spec, n_targets)
+    if isinstance(spec, PeriodicSpec):
+        from models.periodic import PeriodicNet
+
+        return PeriodicNet(spec, image_shape, n_targets)
     from models.cnn import ConvNet
 
     return ConvNet(image_shape=image_shape, n_targets=n_targets, **_layout(spec))
@@ -159,6 +205,8 @@ def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> 
             trainable=head if frozen else PARAMETERS[spec.backbone] + head,
             multiply_adds=head if frozen else backbone + head,
         )
+    if isinstance(spec, PeriodicSpec):
+        return _periodic_size(spec, image_shape, n_targets)
     layout = _layout(spec)
     channels, height, width = image_shape
     kernel, parameters, multiply_adds = layout["kernel_size"], 0, 0
@@ -175,6 +223,25 @@ def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> 
     return Size(parameters=parameters, trainable=parameters, multiply_adds=multiply_adds)
 
 
+def _periodic_size(spec: PeriodicSpec, image_shape: tuple[int, int, int], n_targets: int) -> Size:
+    channels, height, width = image_shape
+    beside = 1 if spec.normalisation == "none" else 2  # a bias, or the shift and scale of a normalisation
+    parameters, multiply_adds = 0, 0
+    for stage in range(spec.depth):
+        filters = spec.width * 2**stage
+        first, second = (filters * inputs * spec.kernel_size**2 for inputs in (channels, filters))
+        parameters += first + second + 2 * beside * filters
+        multiply_adds += first * height * width
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+        multiply_adds += second * height * width
+        channels = filters
+    inputs = channels + (image_shape[0] if spec.volume_fraction else 0)
+    for outputs in (spec.head, n_targets) if spec.head else (n_targets,):
+        parameters, multiply_adds = parameters + (inputs + 1) * outputs, multiply_adds + inputs * outputs
+        inputs = outputs
+    return Size(parameters=parameters, trainable=parameters, multiply_adds=multiply_adds)
+
+
 def _layout(spec: BaselineSpec | CnnSpec) -> dict[str, Any]:
     if isinstance(spec, BaselineSpec):
         return {"filters": (8, 16), "kernel_size": 3, "same": False, "dropout": 0.0, "units": 16}
@@ -183,7 +250,10 @@ def _layout(spec: BaselineSpec | CnnSpec) -> dict[str, Any]:
 
 
 def _check_image(spec: ModelSpec, image_shape: tuple[int, int, int]) -> None:
-    smallest = {"baseline": 10, "cnn": 4, "transfer": 32}[to_dict(spec)["family"]]  # pixels: one after the last pooling
+    # pixels: one after the last pooling; of periodic ones two, and no fewer than the last convolution wraps around
+    smallest = {"baseline": 10, "cnn": 4, "transfer": 32}.get(to_dict(spec)["family"], 0)
+    if isinstance(spec, PeriodicSpec):
+        smallest = (max(2, spec.kernel_size // 2) - 1) * 2**spec.depth + 1
     if min(image_shape[1:]) < smallest or min(image_shape) < 1:
         raise SpecError(
             f"{to_dict(spec)['family']}: expected images of at least {smallest}x{smallest} pixels, "
@@ -212,7 +282,8 @@ def _parse(kind: type, values: Mapping[str, Any], where: str) -> Any:
 
 def _value(f: Field, value: Any, where: str) -> Any:
     kind: Any = f.type
-    fits = isinstance(value, {int: Integral, float: Real, str: str}[kind]) and not isinstance(value, bool)
+    fits = isinstance(value, {int: Integral, float: Real, str: str, bool: bool}[kind])
+    fits = fits and isinstance(value, bool) == (kind is bool)
     if fits:
         value = kind(value)
     rule = f.metadata
@@ -235,6 +306,8 @@ def _rule(f: Field) -> str:
     rule = f.metadata
     if "options" in rule:
         return "one of " + ", ".join(repr(option) for option in rule["options"])
+    if f.type is bool:
+        return "true or false"
     bounds = {"low": "at least", "above": "above", "high": "at most", "below": "below"}
     text = {
         int: "an odd whole number" if "odd" in rule else "a whole number",

@@ -2,9 +2,10 @@
 
 import copy
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.cnn import ConvNet
+from models.periodic import PeriodicNet
 from models.regressor import Regressor
 from models.specs import (
     ADAM_BETAS,
@@ -25,15 +27,21 @@ from models.specs import (
     SpecError,
     TrainingSpec,
     build,
+    check_together,
+    needs_symmetries,
+    symmetric,
     to_dict,
     training_to_dict,
 )
+from models.symmetry import Augmentation, Element, elements
 from models.transfer import TransferNet
 from models.windows import Windows
 
 Split = tuple[np.ndarray, np.ndarray]  # images (n, c, h, w) in 0..1 and targets (n, k) in the label's unit
 
 EVALUATION_BATCH = 128  # images; bounds the memory of an evaluation
+CYCLE_WARMUP = 0.3  # of the training, in which "one-cycle" raises the learning rate to its highest
+CYCLE_START, CYCLE_END = 1 / 25, 1e-4 / 25  # of the highest rate: where it comes from, and where it falls to
 
 
 class Diverged(ArithmeticError):
@@ -76,8 +84,14 @@ class Training:
     `initial` are tensors of the network to begin with, by name: pretrained ones, or those of an earlier training;
     those it lacks are drawn. Whoever resumes gives the same again. `cache` is a folder for what is dear to prepare.
 
-    Raises SpecError if the arrays do not fit together, a target does not vary in the training split, or `state`
-    belongs to another specification or seed.
+    `symmetries` has where the targets go when the image is flipped or transposed, a permutation by each name of
+    `models.symmetry.GENERATORS` that is known: for augmentation and symmetric models alone.
+
+    With a moving average (`training.ema`) of the weights, batch-norms' averages among them, it is these averages that
+    are evaluated, selected and handed out. What is evaluated of a symmetric model is the mean over the symmetries.
+
+    Raises SpecError if the arrays do not fit together, a target does not vary in the training split, symmetries are
+    needed that are not known, or `state` belongs to another specification or seed.
     """
 
     def __init__(
@@ -92,11 +106,13 @@ class Training:
         initial: Mapping[str, Tensor] | None = None,
         state: State | None = None,
         cache: Path | None = None,
+        symmetries: Mapping[str, Sequence[int]] | None = None,
         channels_last: bool = True,
         fused: bool = True,
     ) -> None:
         _check(train, "training")
         _check(validation, "validation", like=train)
+        check_together(spec, training)
         self.spec, self.training, self.seed = spec, training, seed
         self.device = torch.device(device)
         self._image_shape = (train[0].shape[1], train[0].shape[2], train[0].shape[3])
@@ -109,26 +125,36 @@ class Training:
         self.target_mean = labels.mean(axis=0) if standard else np.zeros(len(self.train_variance))
         self.target_scale = np.sqrt(self.train_variance) if standard else np.ones(len(self.train_variance))
         self._cache = cache
+        self._symmetries = symmetries or {}
+        moves: tuple[Element, ...] = ()
+        if needs_symmetries(spec, training):
+            moves = elements(self._symmetries, self._image_shape, len(self.target_mean))
+        augmented = training.augmentation != "none"
+        self._augmentation = Augmentation(moves, self._image_shape, self.device) if augmented else None
         with _generators(seed, 0, self.device):
             self.network = self._build()
         self._begin_with(initial or {})
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
-        self._train = self._prepare(train)
-        images, targets = self._prepare(validation)
-        self._validation = [
-            (images[batch], targets[batch]) for batch in torch.arange(len(targets)).split(EVALUATION_BATCH)
-        ]
+        self._train = self._prepare(train[0], raw=augmented), self._targets(labels)
+        # The targets of the training split as each symmetry moves them.
+        self._moved = [self._targets(labels[:, move.order]) for move in moves] if augmented else []
+        # The network whose weights are evaluated and handed out.
+        self._evaluated = copy.deepcopy(self.network) if training.ema else self.network
+        # A symmetric model is evaluated as it is handed out, in the label's unit; others in the network's.
+        self._scored: torch.nn.Module = self._evaluated
+        images, targets = self._prepare(validation[0]), self._targets(validation[1])
+        rows = EVALUATION_BATCH
+        if symmetric(spec):
+            self._scored = self._wrap(self._evaluated).to(self.device)
+            targets = torch.from_numpy(np.asarray(validation[1], np.float64)).to(self.device)
+            rows //= len(moves)
+        self._validation = [(images[batch], targets[batch]) for batch in torch.arange(len(targets)).split(rows)]
         self._sizes = len(self._train[1]), len(targets)
         self._parameters: list[Tensor] = [each for each in self.network.parameters() if each.requires_grad]
-        self._changing = self._changing_tensors()
-        self._optimiser = torch.optim.Adam(
-            self._parameters,
-            lr=training.learning_rate,
-            betas=ADAM_BETAS,
-            eps=ADAM_EPSILON,
-            fused=fused,
-        )
+        self._changing = _changing_tensors(self.network)
+        self._handed = _changing_tensors(self._evaluated)
+        self._optimiser = self._make_optimiser(fused)
         # Adam fills these in at its first step; here they stand from the start, so that fresh and resumed are alike.
         # Each has its parameter's memory format: with another one, fused Adam pairs the wrong numbers silently.
         for parameter in self._parameters:
@@ -143,7 +169,7 @@ class Training:
         self._live = self._live_tensors()
         # What state() gives while the live tensors are in the middle of an epoch, and the best epoch's weights.
         self._kept = {name: tensor.clone() for name, tensor in self._live.items()}
-        self._best = [tensor.clone() for tensor in self._changing.values()]
+        self._best = [tensor.clone() for tensor in self._handed.values()]
         if state is not None:
             self._restore(state)
 
@@ -154,7 +180,8 @@ class Training:
         Metrics: "train/nmse" and "train/mse" are the running losses of the epoch, each batch with the weights it was
         trained with (and with dropout), weighed by its length: what a Keras history shows. "val/nmse" and "val/mse"
         are evaluated after the epoch. nmse is the mean over the targets of MSE / variance of the training split; mse
-        is the mean over all numbers, in the label's unit squared. Then "learning_rate" and "seconds".
+        is the mean over all numbers, in the label's unit squared. Then "learning_rate", the last batch's, and
+        "seconds".
 
         `stop` is asked before every batch; once it says true, Interrupted is raised. A loss that is not finite raises
         Diverged. After either, `state()` is still that of the newest completed epoch.
@@ -187,7 +214,8 @@ class Training:
 
     def last_regressor(self) -> Regressor:
         """The network of the newest completed epoch, on the CPU, in eval mode."""
-        return self._regressor([self._kept[f"network.{name}"] for name in self._changing])
+        kind = "ema" if self.training.ema else "network"
+        return self._regressor([self._kept[f"{kind}.{name}"] for name in self._handed])
 
     def _run_epoch(self, stop: Callable[[], bool] | None) -> Epoch:
         start = time.perf_counter()
@@ -205,7 +233,7 @@ class Training:
         best = validation[0] < self.best_nmse
         if best:
             with torch.no_grad():
-                torch._foreach_copy_(self._best, list(self._changing.values()))
+                torch._foreach_copy_(self._best, list(self._handed.values()))
             self.best_nmse, self.best_epoch = validation[0], number
         self._copy(self._live, self._kept)
         self.epoch = number
@@ -214,7 +242,7 @@ class Training:
             "val/nmse": validation[0],
             "train/mse": train[1],
             "val/mse": validation[1],
-            "learning_rate": self.training.learning_rate,
+            "learning_rate": self._optimiser.param_groups[0]["lr"],
             "seconds": time.perf_counter() - start,
         }
         return Epoch(number, metrics, best)
@@ -224,24 +252,56 @@ class Training:
         network, optimiser = self.network.train(), self._optimiser
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
         squares = torch.zeros(targets.shape[1], dtype=torch.float64, device=self.device)
-        for batch in torch.randperm(len(targets)).to(self.device).split(self.training.batch_size):
+        batches = torch.randperm(len(targets)).to(self.device).split(self.training.batch_size)
+        augmentation = self._augmentation
+        if augmentation is not None:
+            draws, moved = augmentation.draw(len(targets)).to(self.device), torch.stack(self._moved)
+        for step, batch in enumerate(batches, start=(number - 1) * len(batches)):
             if stop is not None and stop():
                 raise Interrupted(f"stopped in epoch {number}")
+            self._set_learning_rate(step / (len(batches) * self.training.epochs))
+            seen, wanted = images[batch], targets[batch]
+            if augmentation is not None:
+                assert isinstance(seen, Tensor)  # prepared raw
+                seen, wanted = augmentation(seen, draws[batch]), moved[draws[batch, 0], batch]
             with half:  # training alone: what is evaluated is what is handed out, in full precision
-                predicted = network(images[batch])
-            square = (predicted.float() - targets[batch]) ** 2
+                predicted = network(seen)
+            square = (predicted.float() - wanted) ** 2
             square.mean().backward()
+            if self.training.gradient_clipping:
+                torch.nn.utils.clip_grad_norm_(self._parameters, self.training.gradient_clipping)
             optimiser.step()
             optimiser.zero_grad()
+            if self.training.ema:
+                self._average(step)
             squares += square.detach().sum(0)
         return squares
 
+    def _set_learning_rate(self, done: float) -> None:
+        """The learning rate after that part, 0..1, of the training: it follows from the batch, so nothing is kept."""
+        if self.training.schedule == "constant":
+            return
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.training.learning_rate * schedule(self.training.schedule, done)
+
+    def _average(self, step: int) -> None:
+        """Move the average towards the weights just trained; faster in the first steps, when they come from afar."""
+        decay = min(self.training.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for average, now in zip(self._handed.values(), self._changing.values(), strict=True):
+                if now.is_floating_point():
+                    average.lerp_(now, 1 - decay)
+                else:
+                    average.copy_(now)  # a batch-norm's count of batches
+
     def _evaluate(self) -> Tensor:
-        network = self.network.eval()
+        network = self._scored.eval()
         squares = torch.zeros(len(self.target_mean), dtype=torch.float64, device=self.device)
         with torch.inference_mode():
             for images, targets in self._validation:
                 squares += ((network(images) - targets) ** 2).sum(0)
+        if symmetric(self.spec):  # from the label's unit
+            squares /= torch.from_numpy(self.target_scale**2).to(self.device)
         return squares
 
     def _metrics(self, squares: Tensor, n: int) -> tuple[float, float]:
@@ -249,16 +309,31 @@ class Training:
         mse = squares.cpu().numpy() / n * self.target_scale**2
         return float((mse / self.train_variance).mean()), float(mse.mean())
 
-    def _build(self) -> ConvNet | TransferNet:
+    def _build(self) -> ConvNet | TransferNet | PeriodicNet:
         return build(self.spec, self._image_shape, len(self.target_mean))
 
-    def _prepare(self, split: Split) -> tuple[Tensor | Windows, Tensor]:
-        images = torch.from_numpy(np.ascontiguousarray(split[0], np.float32))
-        targets = (np.asarray(split[1], np.float64) - self.target_mean) / self.target_scale
-        return (
-            self.network.prepare(images.to(self.device), self._cache),
-            torch.from_numpy(targets.astype(np.float32)).to(self.device),
-        )
+    def _prepare(self, images: np.ndarray, *, raw: bool = False) -> Tensor | Windows:
+        """The images in the form that is trained on fastest, or as they are: they can be moved in that form alone."""
+        tensor = torch.from_numpy(np.ascontiguousarray(images, np.float32)).to(self.device)
+        return tensor if raw else self.network.prepare(tensor, self._cache)
+
+    def _targets(self, labels: np.ndarray) -> Tensor:
+        targets = (np.asarray(labels, np.float64) - self.target_mean) / self.target_scale
+        return torch.from_numpy(targets.astype(np.float32)).to(self.device)
+
+    def _make_optimiser(self, fused: bool) -> torch.optim.Optimizer:
+        """Adam, or AdamW: the decay takes hold of weights, not of biases nor of a normalisation's shift and scale."""
+        options: dict[str, Any] = {"lr": self.training.learning_rate, "betas": ADAM_BETAS, "eps": ADAM_EPSILON}
+        if not self.training.weight_decay:
+            return torch.optim.Adam(self._parameters, fused=fused, **options)
+        groups = [
+            {
+                "params": [each for each in self._parameters if each.ndim > 1],
+                "weight_decay": self.training.weight_decay,
+            },
+            {"params": [each for each in self._parameters if each.ndim == 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, fused=fused, **options)
 
     def _begin_with(self, initial: Mapping[str, Tensor]) -> None:
         own = self.network.state_dict()
@@ -268,25 +343,17 @@ class Training:
                 raise SpecError(f"the tensor {name} {tuple(tensor.shape)} to begin with does not fit: {found}.")
             own[name].copy_(tensor)
 
-    def _changing_tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the modules that have something to train: the averages of a batch-norm change
-        along with its weights, and those of a frozen one do not."""
-        trained = {name.rpartition(".")[0] for name, each in self.network.named_parameters() if each.requires_grad}
-        return {
-            name: tensor.detach()
-            for name, tensor in self.network.state_dict(keep_vars=True).items()
-            if name.rpartition(".")[0] in trained
-        }
-
     def _live_tensors(self) -> dict[str, Tensor]:
         tensors = {f"network.{name}": tensor for name, tensor in self._changing.items()}
+        if self.training.ema:
+            tensors |= {f"ema.{name}": tensor for name, tensor in self._handed.items()}
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:
                 tensors |= {f"adam.{name}.{key}": each for key, each in self._optimiser.state[parameter].items()}
         return tensors
 
     def _best_by_name(self) -> dict[str, Tensor]:
-        return {f"best.{name}": best for name, best in zip(self._changing, self._best, strict=True)}
+        return {f"best.{name}": best for name, best in zip(self._handed, self._best, strict=True)}
 
     @staticmethod
     def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
@@ -318,13 +385,48 @@ class Training:
     def _regressor(self, weights: list[Tensor]) -> Regressor:
         network = copy.deepcopy(self.network).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         own = network.state_dict()
-        for name, weight in zip(self._changing, weights, strict=True):
+        for name, weight in zip(self._handed, weights, strict=True):
             own[name].copy_(weight)
+        return self._wrap(network).eval()
+
+    def _wrap(self, network: ConvNet | TransferNet | PeriodicNet) -> Regressor:
         return Regressor(
             network,
             torch.from_numpy(self.target_mean),
             torch.from_numpy(self.target_scale),
-        ).eval()
+            symmetries=self._symmetries if symmetric(self.spec) else None,
+            image_shape=self._image_shape,
+        )
+
+
+def schedule(name: str, done: float) -> float:
+    """The learning rate over its highest value, after that part, 0..1, of all batches.
+
+    "cosine" falls to 0 along half a wave. "one-cycle" (Smith & Topin 2018) rises from 1/25 over the first 30 % and
+    then falls to 1/250,000, both along half a wave.
+    """
+    if name == "cosine":
+        return _half_wave(1.0, 0.0, done)
+    if name == "one-cycle":
+        if done < CYCLE_WARMUP:
+            return _half_wave(CYCLE_START, 1.0, done / CYCLE_WARMUP)
+        return _half_wave(1.0, CYCLE_END, (done - CYCLE_WARMUP) / (1 - CYCLE_WARMUP))
+    return 1.0
+
+
+def _half_wave(begin: float, end: float, done: float) -> float:
+    return end + (begin - end) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _changing_tensors(network: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of the modules that have something to train: the averages of a batch-norm change
+    along with its weights, and those of a frozen one do not."""
+    trained = {name.rpartition(".")[0] for name, each in network.named_parameters() if each.requires_grad}
+    return {
+        name: tensor.detach()
+        for name, tensor in network.state_dict(keep_vars=True).items()
+        if name.rpartition(".")[0] in trained
+    }
 
 
 def save_state(state: State, path: Path) -> None:

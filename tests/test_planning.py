@@ -1,12 +1,14 @@
 """Planning on real services: written down once, by however many, and sampled as the seed says."""
 
 import threading
+from dataclasses import replace
 
 import cells
 import pytest
 from shell import fresh_database
 
 from hpo import planning, sampling, settings, study
+from hpo.errors import StudyError
 from hpo.queue import Queue
 from hpo.tracking import Tracker
 
@@ -48,6 +50,37 @@ def test_planners_at_once_write_every_point_down_once(database_url, tracking_uri
     store.remove_session()
     store.engine.dispose()
     first.close()
+
+
+def test_the_points_to_start_with_are_planned_first_and_the_sampler_chooses_the_others(services, data, tmp_path):
+    file = cells.study(tmp_path, "started", data=data, epochs=1)
+    first = {"filters": 4, "learning_rate": 1e-3}
+    rest = '[sampler]\nname = "tpe"\ntrials = 14\nmultivariate = true\n[[start]]\nfilters = 4\nlearning_rate = 1e-3\n'
+    file.write_text(file.read_text() + rest)
+    chosen = study.load(str(file))
+    with fresh_database(services) as url:
+        store = sampling.storage(url)
+        for _ in range(2):  # planning again adds nothing
+            trials = sampling.plan(store, "started", chosen)
+            assert [trial.params for trial in trials] == [first, *[{}] * 13]
+        study_id = store.get_study_id_from_name("started")
+        for number in (3, 0, *range(4, 14)):  # beyond the first ten, which TPE draws at random
+            point = sampling.fill(store, "started", chosen, number)
+            trial_id = store.get_trial_id_from_study_id_trial_number(study_id, number)
+            assert store.get_trial(trial_id).params == point
+            assert number or point == first
+            store.set_trial_state_values(trial_id, sampling.TrialState.COMPLETE, values=[float(point["filters"])])
+        store.remove_session()
+        store.engine.dispose()
+
+
+def test_targets_that_move_in_unknown_ways_are_refused_where_it_must_be_known(data, tmp_path, monkeypatch):
+    load = planning.data_sets.load
+    monkeypatch.setattr(planning.data_sets, "load", lambda *words, **more: replace(load(*words, **more), symmetries={}))
+    file = str(cells.study(tmp_path, "unknown", data=data, epochs=1))
+    planning.prepare(study.load(file))
+    with pytest.raises(StudyError, match=r"tiny: nothing is known of how the targets move .* model.symmetric = false"):
+        planning.prepare(study.load(file, ["training.augmentation=symmetry"]))
 
 
 @pytest.mark.parametrize("kind", ["random", "tpe"])

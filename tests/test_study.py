@@ -76,7 +76,7 @@ def test_writing_a_default_out_is_the_same_study(tmp_path):
 
 
 def test_a_canonical_spec_restores_the_study(tmp_path):
-    for each in (study.load("grid"), load(tmp_path, MINIMAL)):
+    for each in (study.load("grid"), study.load("periodic"), load(tmp_path, MINIMAL)):
         canonical = each.canonical(data_digest="d", split_digest="s")
         assert study.restore(each.name, canonical).canonical(data_digest="d", split_digest="s") == canonical
 
@@ -202,6 +202,70 @@ def test_a_wrong_setting_of_pruners_repeats_and_transfer_is_named(name, override
     with pytest.raises(StudyError) as caught:
         study.load(name, overrides)
     assert message in str(caught.value)
+
+
+TPE = MINIMAL.replace("random", "tpe")
+START = "[[start]]\nlearning_rate = 3e-3\nfilters = 8\n"
+
+
+def test_where_a_search_starts_and_how_it_looks_is_part_of_the_identity_when_it_is_used(tmp_path):
+    plain, started = load(tmp_path, TPE), load(tmp_path, TPE + START)
+    assert started.start == ({"filters": 8, "learning_rate": 3e-3},), "in the order of the space"
+    together = load(tmp_path, TPE, "sampler.multivariate=true")
+    assert len({identity(plain), identity(started), identity(together)}) == 3
+    assert identity(load(tmp_path, TPE, "sampler.multivariate=false")) == identity(plain)
+    assert not {"start", "multivariate"} & {*whole(plain), *whole(plain)["sampler"]}
+    for each in (started, together):
+        assert study.restore("mine", whole(each)).canonical(data_digest="d", split_digest="s") == whole(each)
+
+
+def test_the_periodic_study_starts_from_the_models_defaults():
+    each = study.load("periodic")
+    model, training = each.trial(each.start[0])
+    assert specs.from_dict(model) == specs.PeriodicSpec()
+    assert (training["epochs"], training["ema"], training["augmentation"]) == (250, 0.99, "symmetry")
+    assert each.multivariate and each.needs_symmetries()
+    assert not study.load("grid").needs_symmetries()
+    assert study.load("grid", ["training.augmentation=symmetry"]).needs_symmetries()
+    for point in each.corners():  # tens to hundreds of thousands of parameters
+        assert 4_000 < specs.size(specs.from_dict(each.trial(point)[0]), (1, 64, 64), 9).parameters < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            MINIMAL + "[[start]]\nfilters = 8\n",
+            "start[0].learning_rate: expected a number from 0.0001 to 0.01, found noth",
+        ),
+        (MINIMAL + START + START.replace("8", "5"), "start[1].filters: expected one of 4, 8, found 5"),
+        (MINIMAL + START.replace("3e-3", "3e-1"), "learning_rate: expected a number from 0.0001 to 0.01, found 0.3"),
+        (MINIMAL + START + "depth = 3\n", "unknown key 'start[0].depth'. Valid keys here: filters, learning_rate"),
+        (MINIMAL + "[start]\nfilters = 8\n", "start: expected a list, found {'filters': 8}"),
+        (MINIMAL + 6 * START, "start: expected at most sampler.trials = 5 points, found more"),
+        (MINIMAL.replace("= 5", "= 5\nmultivariate = true"), "only \"tpe\" has it, found sampler.name = 'random'"),
+        (TPE.replace("= 5", "= 5\nmultivariate = 1"), "sampler.multivariate: expected true or false, found 1"),
+        (
+            MINIMAL.replace("[4, 8]", "{low = 2, high = 8, step = 3}") + START.replace("8", "7"),
+            "start[0].filters: expected a whole number from 2 to 8 in steps of 3, found 7",
+        ),
+        (MINIMAL + '[training]\nschedule = "cosin"\n', "did you mean 'cosine'"),
+        (MINIMAL + "[training]\nema = 1\n", "ema = 1.0; expected a number, at least 0 and below 1"),
+        (
+            '[model]\nfamily = "transfer"\nbackbone = "vgg16"\n[training]\naugmentation = "symmetry"\n',
+            "augmentation: a frozen backbone sees each image but once",
+        ),
+    ],
+)
+def test_a_wrong_start_or_setting_of_the_optimisation_is_named(tmp_path, text, message):
+    with pytest.raises(StudyError) as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+
+
+def test_a_grid_has_no_start():
+    with pytest.raises(StudyError, match="start: a grid trains all its points: remove the key"):
+        study.load("grid", ["start=[{filters = 8}]"])
 
 
 @pytest.mark.parametrize(

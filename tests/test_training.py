@@ -10,8 +10,8 @@ import torch
 
 from models.metrics import mean_predictor, scores
 from models.regressor import predict
-from models.specs import CnnSpec, SpecError, TrainingSpec
-from models.training import Diverged, Interrupted, Training, load_state, save_state
+from models.specs import CnnSpec, PeriodicSpec, SpecError, TrainingSpec, TransferSpec, training_to_dict
+from models.training import Diverged, Interrupted, Training, load_state, save_state, schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEED = 5
@@ -63,6 +63,10 @@ def test_a_resumed_training_repeats_every_bit_though_interrupted_in_mid_epoch(tm
     if images == "grey":
         noise = np.random.default_rng(SEED).random(TRAIN[0].shape, dtype=np.float32)
         options["train"] = (0.8 * TRAIN[0] + 0.2 * noise, TRAIN[1])
+    check_resuming(tmp_path, **options)
+
+
+def check_resuming(tmp_path, **options):
     whole = training(**options)
     expected = [numbers(epoch) for epoch in whole.epochs()]
     assert len(expected) == SHORT.epochs
@@ -81,6 +85,41 @@ def test_a_resumed_training_repeats_every_bit_though_interrupted_in_mid_epoch(tm
             assert state.info["epoch"] == len(found)
     assert found == expected, f"seed {SEED}"
     assert same(part.state(), whole.state()), f"seed {SEED}"
+
+
+SYMMETRIES = {"flip_vertical": (0, 1, 2), "flip_horizontal": (0, 1, 2), "transpose": (0, 2, 1)}
+PERIODIC = PeriodicSpec(width=4, depth=2, head=8)
+EVERYTHING = TrainingSpec(
+    epochs=SHORT.epochs,
+    batch_size=8,
+    learning_rate=1e-2,
+    augmentation="symmetry",
+    weight_decay=0.1,
+    schedule="one-cycle",
+    gradient_clipping=0.5,
+    ema=0.9,
+)
+
+
+@pytest.mark.parametrize("spec", [PERIODIC, SPEC])
+@pytest.mark.parametrize("fused", [True, False])
+def test_so_does_one_with_augmentation_decay_schedule_clipping_and_averaged_weights(tmp_path, spec, fused):
+    check_resuming(tmp_path, spec=spec, short=EVERYTHING, fused=fused, symmetries=SYMMETRIES)
+
+
+def test_each_setting_changes_what_is_trained():
+    def curve(**changes):
+        short = TrainingSpec(**{**EVERYTHING.__dict__, **changes})
+        return [numbers(epoch) for epoch in training(spec=PERIODIC, short=short, symmetries=SYMMETRIES).epochs()]
+
+    off = {"augmentation": "none", "weight_decay": 0.0, "schedule": "constant", "gradient_clipping": 0.0, "ema": 0.0}
+    curves = [curve(), *(curve(**{key: value}) for key, value in off.items()), curve(schedule="cosine")]
+    assert len({str(each) for each in curves}) == len(curves)
+
+
+def test_settings_at_their_defaults_are_not_named():
+    assert training_to_dict(TrainingSpec()).keys() == {"epochs", "batch_size", "learning_rate", "target_scaling"}
+    assert len(training_to_dict(EVERYTHING)) == 4 + 5
 
 
 def test_the_state_in_mid_epoch_is_that_of_the_newest_completed_epoch_and_training_goes_on_from_it():
@@ -191,6 +230,108 @@ def test_one_step_is_adam_with_the_epsilon_of_the_source(fused):
         gradient = after_step[f"adam.{name}.exp_avg"].double() / 0.1
         expected = before[f"network.{name}"].double() - 1e-3 * gradient / (gradient.abs() + 1e-7)
         assert torch.allclose(after_step[f"network.{name}"].double(), expected, rtol=0, atol=2e-7), name
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_decay_shrinks_the_weights_by_rate_times_decay_and_leaves_biases(fused):
+    """AdamW (Loshchilov & Hutter 2019): decoupled from the gradient, so the difference to Adam is the decay alone."""
+    short = {"epochs": 1, "batch_size": 64, "learning_rate": 1e-2}  # one batch
+    one = training(spec=PERIODIC, short=TrainingSpec(**short), fused=fused, symmetries=SYMMETRIES)
+    other = training(spec=PERIODIC, short=TrainingSpec(**short, weight_decay=0.5), fused=fused, symmetries=SYMMETRIES)
+    before = one.state().tensors
+    for each in (one, other):
+        list(each.epochs())
+    plain, decayed = one.state().tensors, other.state().tensors
+    for name, parameter in one.network.named_parameters():
+        expected = plain[f"network.{name}"] - (1e-2 * 0.5 * before[f"network.{name}"] if parameter.ndim > 1 else 0)
+        assert torch.allclose(decayed[f"network.{name}"], expected, rtol=0, atol=1e-6), name
+
+
+def test_clipped_gradients_have_the_norm_asked_for():
+    short = TrainingSpec(epochs=1, batch_size=64, gradient_clipping=1e-3)  # one batch, with gradients far above
+    one = training(short=short)
+    list(one.epochs())
+    firsts = [tensor / 0.1 for name, tensor in one.state().tensors.items() if name.endswith(".exp_avg")]
+    assert torch.cat([first.flatten() for first in firsts]).norm().item() == pytest.approx(1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("spec", [PERIODIC, SPEC])
+def test_the_averaged_weights_follow_their_recurrence_and_are_what_is_handed_out(spec):
+    short = TrainingSpec(epochs=14, batch_size=64, learning_rate=1e-2, ema=0.5)  # a batch an epoch; 14: past the ramp
+    one = training(spec=spec, short=short, symmetries=SYMMETRIES)
+    average = {name: t for name, t in one.state().tensors.items() if name.startswith("network.")}
+    for step, _ in enumerate(one.epochs()):
+        decay = min(0.5, (1 + step) / (10 + step))
+        tensors = one.state().tensors
+        for name, before in average.items():
+            now = tensors[name]
+            average[name] = decay * before + (1 - decay) * now if now.is_floating_point() else now
+            found = tensors["ema." + name.removeprefix("network.")]
+            assert torch.allclose(found, average[name], rtol=1e-5, atol=1e-6), (step, name)
+    handed = one.last_regressor().network.state_dict()
+    assert handed.keys() == {name.removeprefix("network.") for name in average}
+    assert all(torch.equal(tensor, tensors[f"ema.{name}"]) for name, tensor in handed.items())
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.8])
+def test_the_reported_scores_of_a_symmetric_model_are_those_of_the_model_handed_out(ema):
+    short = TrainingSpec(epochs=6, batch_size=8, learning_rate=1e-2, augmentation="symmetry", ema=ema)
+    one = training(spec=PERIODIC, short=short, symmetries=SYMMETRIES)
+    epochs = list(one.epochs())
+    for regressor, expected in ((one.best_regressor(), one.best_nmse), (one.last_regressor(), epochs[-1].metrics)):
+        expected = expected if isinstance(expected, float) else expected["val/nmse"]
+        predicted = predict(regressor, VALIDATION[0])
+        found = scores(predicted, VALIDATION[1], train_variance=TRAIN[1].var(axis=0))
+        assert found["nmse"] == pytest.approx(expected, rel=1e-4), f"seed {SEED}"  # what closing a study asks for
+        turned = predict(regressor, np.swapaxes(VALIDATION[0], 2, 3))
+        assert turned == pytest.approx(predicted[:, [0, 2, 1]], rel=1e-6)
+
+
+def test_schedules_have_their_closed_form():
+    assert schedule("constant", 0.7) == 1
+    assert [schedule("cosine", done) for done in (0, 1 / 3, 0.5, 1)] == pytest.approx([1, 0.75, 0.5, 0])
+    steps = 200
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    other = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1.0, total_steps=steps + 1, pct_start=61 / 201)
+    for step in range(steps):  # torch counts from its first to its last step
+        assert schedule("one-cycle", step / steps) == pytest.approx(other.get_last_lr()[0], abs=1e-6), step
+        optimiser.step()
+        other.step()
+
+
+def test_the_learning_rate_follows_the_schedule_batch_by_batch_and_the_last_is_reported():
+    short = TrainingSpec(epochs=4, batch_size=8, learning_rate=0.1, schedule="cosine")
+    found = [epoch.metrics["learning_rate"] for epoch in training(short=short).epochs()]
+    last = [number * BATCHES - 1 for number in (1, 2, 3, 4)]
+    assert found == pytest.approx([0.1 * schedule("cosine", step / (4 * BATCHES)) for step in last])
+
+
+def test_augmentation_helps_where_targets_move_with_the_image():
+    def best(augmentation):
+        short = TrainingSpec(epochs=40, batch_size=8, learning_rate=3e-3, augmentation=augmentation)
+        images = cells.blocks(50, 16, seed=SEED)
+        rows, columns = images.std(2).mean((1, 2)), images.std(3).mean((1, 2))
+        targets = np.column_stack([images.mean((1, 2, 3)), rows, columns])
+        parts = {"train": (images[:25], targets[:25]), "validation": (images[25:], targets[25:])}
+        one = training(spec=SPEC, short=short, symmetries=SYMMETRIES, **parts)
+        list(one.epochs())
+        return one.best_nmse
+
+    assert best("symmetry") < 0.8 * best("none"), f"seed {SEED}"
+
+
+@pytest.mark.parametrize(
+    ("spec", "short", "message"),
+    [
+        (SPEC, EVERYTHING, "nothing is known of how the targets of this data set move with the image"),
+        (PERIODIC, SHORT, 'set training.augmentation = "none" and, where there is one, model.symmetric = false'),
+        (TransferSpec(backbone="vgg16"), EVERYTHING, "augmentation: a frozen backbone sees each image but once"),
+    ],
+)
+def test_what_needs_symmetries_is_refused_without_them(spec, short, message):
+    with pytest.raises(SpecError, match=message):
+        training(spec=spec, short=short)
+    training(spec=PeriodicSpec(width=4, depth=2, symmetric=False))
 
 
 def test_labels_scaled_by_a_constant_train_alike_when_standardised():

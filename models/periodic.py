@@ -1,0 +1,94 @@
+"""Networks for periodic cells: whatever leaves the image on one side comes in on the other."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.specs import PeriodicSpec
+
+
+class PeriodicNet(nn.Module):
+    """Maps (batch, channels, height, width) images in 0..1 to (batch, n_targets).
+
+    `depth` stages, each of a convolution that doubles the channels (the first makes `width`), the mean over 2x2 pixels,
+    and a convolution whose result is added to what it saw; every convolution is periodic and followed by normalisation
+    and activation. Then the mean over the image, beside it the mean grey value of each channel (the volume fraction
+    of a two-phase image), and the head. A periodic shift by multiples of 2^depth pixels changes nothing where the
+    sides are such multiples, too; other shifts change a little. Weights follow torch's own initialisation, from its
+    generator.
+    """
+
+    def __init__(self, spec: PeriodicSpec, image_shape: tuple[int, int, int], n_targets: int) -> None:
+        super().__init__()
+        self.volume_fraction = spec.volume_fraction
+        channels = image_shape[0]
+        self.stages = nn.Sequential()
+        for stage in range(spec.depth):
+            filters = spec.width * 2**stage
+            self.stages.append(Stage(spec, channels, filters))
+            channels = filters
+        inputs = channels + (image_shape[0] if spec.volume_fraction else 0)
+        self.dense = nn.Sequential(nn.Linear(inputs, spec.head), ACTIVATIONS[spec.activation]()) if spec.head else None
+        self.head = nn.Linear(spec.head or inputs, n_targets)
+
+    def prepare(self, images: Tensor, cache: Path | None = None) -> Tensor:
+        """What is trained on: the images themselves."""
+        return images
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen = self.stages(images).mean((2, 3))
+        if self.volume_fraction:
+            seen = torch.cat([seen, images.mean((2, 3))], dim=1)
+        return self.head(seen if self.dense is None else self.dense(seen))
+
+
+class Stage(nn.Module):
+    """To `filters` channels, to half the sides, and a residual block there."""
+
+    def __init__(self, spec: PeriodicSpec, channels: int, filters: int) -> None:
+        super().__init__()
+        self.first = Block(spec, channels, filters)
+        self.second = Block(spec, filters, filters)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Of an odd side the last window is narrower: no pixel is left out.
+        halved = F.avg_pool2d(self.first(images), 2, ceil_mode=True, count_include_pad=False)
+        return halved + self.second(halved)
+
+
+class Block(nn.Module):
+    """A periodic convolution that keeps the image's size, normalisation, activation."""
+
+    def __init__(self, spec: PeriodicSpec, channels: int, filters: int) -> None:
+        super().__init__()
+        bare = spec.normalisation == "none"  # a normalisation takes the bias away, and has one of its own
+        self.convolution = nn.Conv2d(channels, filters, spec.kernel_size, bias=bare)
+        self.normalisation = NORMALISATIONS[spec.normalisation](filters)
+        self.activation = ACTIVATIONS[spec.activation]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        padded = wrap(images, self.convolution.kernel_size[0] // 2)
+        return self.activation(self.normalisation(self.convolution(padded)))
+
+
+def wrap(images: Tensor, pixels: int) -> Tensor:
+    """Images (b, c, h, w) continued periodically by that many pixels on every side, at most h and w.
+
+    F.pad's mode "circular" gives the same numbers, but takes channels-last images out of their format: twice the time.
+    """
+    if not pixels:
+        return images
+    rows = torch.cat([images[:, :, -pixels:], images, images[:, :, :pixels]], dim=2)
+    return torch.cat([rows[..., -pixels:], rows, rows[..., :pixels]], dim=3)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+NORMALISATIONS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "group": lambda filters: nn.GroupNorm(math.gcd(8, filters), filters),  # eight groups, where they come out even
+    "none": lambda filters: nn.Identity(),
+}
