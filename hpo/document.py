@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,23 @@ class Table:
     shown: int = SHOWN
     plain: bool = False  # numbers in full, as settings are
 
+    @cached_property
+    def values(self) -> pandas.DataFrame:
+        """The frame, whole numbers as such though others of their column are missing."""
+        found = self.frame.copy()
+        for name in found.columns:
+            known = found[name].dropna()
+            if known.dtype.kind == "f" and len(known) < len(found) and (known == known.round()).all():
+                found[name] = found[name].astype("Int64")
+        return found
+
     @property
     def columns(self) -> list[str]:
         return [name for name in map(str, self.frame.columns) if not name.endswith((LOW, HIGH))]
 
     def cells(self) -> Iterator[list[str]]:
         """The rows as the page shows them: rounded, intervals in brackets below their score."""
-        for row in self.frame.head(self.shown).to_dict("records"):
+        for row in self.values.head(self.shown).to_dict("records"):
             yield [self._cell(row, name) for name in self.columns]
 
     def _cell(self, row: Mapping[Any, Any], name: str) -> str:
@@ -104,8 +115,8 @@ def write(document: Document, folder: Path) -> list[Path]:
                 stale.unlink()
     files = {"report.html": _rendered("report.html.j2", document), "report.md": _rendered("report.md.j2", document)}
     for table in document.tables:
-        files[f"tables/{table.name}.csv"] = table.frame.to_csv(index=False)
-        records = [{name: _plain(value) for name, value in row.items()} for row in table.frame.to_dict("records")]
+        files[f"tables/{table.name}.csv"] = table.values.to_csv(index=False)
+        records = [{name: _plain(value) for name, value in row.items()} for row in table.values.to_dict("records")]
         files[f"tables/{table.name}.json"] = json.dumps(records, indent=1, allow_nan=False)
     files |= {f"figures/{picture.name}.svg": picture.svg for picture in document.pictures}
     for name, text in files.items():
@@ -115,7 +126,7 @@ def write(document: Document, folder: Path) -> list[Path]:
 
 def shown(value: Any, column: str = "") -> str:
     """A value as people read it: whole numbers in thousands, scores in four digits, nothing as a dash."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    if value is None or value is pandas.NA or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
@@ -142,6 +153,8 @@ def _rendered(template: str, document: Document) -> str:
 
 def _plain(value: Any) -> Any:
     """A value as JSON takes it."""
+    if value is pandas.NA:
+        return None
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value.item() if hasattr(value, "item") else value
