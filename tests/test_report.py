@@ -145,7 +145,7 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
     pairs = pandas.read_csv(report / f"tables/{grid}-contrasts.csv").set_index("parameter")
     for filters in (2, 4):
         mean = (score[filters, 1e-3] + score[filters, 1e-4]) / 2
-        assert effects.loc[("filters", str(filters)), "mean validation NMSE"] == pytest.approx(mean)
+        assert effects.loc[("filters", filters), "mean validation NMSE"] == pytest.approx(mean)
     ratio = (score[4, 1e-3] / score[2, 1e-3] * score[4, 1e-4] / score[2, 1e-4]) ** 0.5
     assert pairs.loc["filters", "NMSE ratio"] == pytest.approx(ratio)
 
@@ -163,7 +163,7 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
         for record, row in zip(records, frame.to_dict("records"), strict=True):
             for name, value in record.items():
                 if isinstance(value, float):
-                    assert row[name] == pytest.approx(value, rel=1e-12), table.name
+                    assert float(row[name]) == pytest.approx(value, rel=1e-12), table.name
 
 
 def test_the_page_stands_alone_is_attached_and_answers_the_questions(reported, tmp_path):
