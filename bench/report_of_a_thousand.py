@@ -34,13 +34,13 @@ epochs = 3
 TRIALS = """
     INSERT INTO hpo.job (study, kind, number, spec, cost, state, attempt, run_id, result)
     SELECT study, kind, number + 10 * copy, spec, cost, state, attempt, run_id || '-' || copy,
-        jsonb_set(result, '{best_val_nmse}', to_jsonb((result->>'best_val_nmse')::float8 * (1 + copy / 1e3)))
+        jsonb_set(result::jsonb, '{best_val_nmse}', to_jsonb((result->>'best_val_nmse')::float8 * (1 + copy / 1e3)))::json
     FROM hpo.job, generate_series(1, :copies) AS copy WHERE kind = 'trial'
 """
 EPOCHS = """
     INSERT INTO hpo.epoch (job, number, at, metrics, forwarded)
-    SELECT job.id, number, clock_timestamp(), (SELECT metrics FROM hpo.epoch LIMIT 1), true
-    FROM hpo.job, generate_series(1, 300) AS number WHERE kind = 'trial' ON CONFLICT DO NOTHING
+    SELECT job.id, step, clock_timestamp(), (SELECT metrics FROM hpo.epoch LIMIT 1), true
+    FROM hpo.job, generate_series(1, 300) AS step WHERE kind = 'trial' ON CONFLICT DO NOTHING
 """
 
 
