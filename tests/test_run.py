@@ -10,6 +10,7 @@ import cells
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 from shell import PATIENCE, check_recorded_once
 
 pytestmark = pytest.mark.acceptance
@@ -107,6 +108,24 @@ def test_a_sampler_fills_its_slots_when_they_are_claimed_in_any_time_zone(shell,
     with shell.queue.engine.connect() as connection:
         age = "SELECT extract(epoch FROM clock_timestamp() - changed_at) FROM hpo.job"
         assert all(0 <= seconds < PATIENCE for seconds in connection.exec_driver_sql(age).scalars())
+
+
+def test_the_periodic_study_closes_with_a_champion_that_moves_with_the_image(shell, tmp_path):
+    data = cells.make(tmp_path / "cells", seed=2)  # its own: all studies on one data set compete for one champion
+    words = ("--set", "space.depth=[2, 3]", "--set", "sampler.trials=3", "--set", "space.width=[4, 16]")
+    output = shell.hpo("run", "--study", "periodic", "--data", data, "--epochs", 2, *words)
+    (row,) = shell.json("studies")
+    check_recorded_once(shell, row["name"], points=3, epochs=2)
+    first = shell.json("trials", "--study", row["name"])[0]
+    assert (first["params"]["width"], first["params"]["ema"]) == (16, 0.99), "the point the file starts from"
+    assert "champion" in output
+    shell.hpo("download", tmp_path / "champion")
+    image = Image.open(data / "3_cell.png")
+    image.transpose(Image.Transpose.TRANSPOSE).save(tmp_path / "transposed.png")
+    words = (tmp_path / "champion", data / "3_cell.png", tmp_path / "transposed.png", "--json")
+    before, after = json.loads(shell.hpo("predict", *words))["predictions"]
+    for name, other in (("C11", "C22"), ("C23", "C13"), ("C44", "C55"), ("C33", "C33"), ("C66", "C66")):
+        assert before[name] == pytest.approx(after[other], rel=1e-5)
 
 
 def test_a_dry_run_shows_the_plan_and_leaves_nothing_behind(shell, data):
