@@ -69,6 +69,14 @@ class Dataset:
         digest.update(np.ascontiguousarray(self.targets, dtype="<f8").tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def phases(self) -> dict[str, Phase] | None:
+        """The phases of grey value 0, "matrix", and 1, "inclusion"; None if not given, or if there are other pixels."""
+        given = self.metadata.get("phases")
+        if not given or not np.isin(self.pixels(), (0, 255)).all():
+            return None
+        return {name: Phase(**constants) for name, constants in given.items()}
+
     def pixels(self) -> np.ndarray:
         """The images (n, c, h, w) as uint8, 0..255, as they were in the files."""
         return np.rint(self.images * np.float32(255)).astype(np.uint8)

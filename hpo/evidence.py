@@ -15,7 +15,6 @@ import numpy as np
 import pandas
 
 from data_pipeline.dataset import Dataset, load_npz
-from data_pipeline.phase import Phase
 from data_pipeline.split import Split, split
 from hpo import alarms, analysis, promotion, study
 from hpo.errors import NotFound, StudyConflict
@@ -134,14 +133,6 @@ class Evidence:
     def fractions(self) -> np.ndarray:
         """Mean grey value of each test cell, (n,): the inclusions' volume fraction of a two-phase image."""
         return self.dataset.images[self.split.test].mean(axis=(1, 2, 3), dtype=np.float64)
-
-    @cached_property
-    def phases(self) -> dict[str, Phase] | None:
-        """The phases' constants; None if the data set gives none, or if its images are not two-phase."""
-        given = self.dataset.metadata.get("phases")
-        if not given or not np.isin(self.dataset.pixels(), (0, 255)).all():
-            return None
-        return {name: Phase(**constants) for name, constants in given.items()}
 
     @cached_property
     def kinds(self) -> list[str] | None:

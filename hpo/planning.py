@@ -26,6 +26,7 @@ from hpo.tracking import Tracker
 from models import metrics
 from models import weights as pretrained
 
+HILL_SLACK = 0.01  # of the smallest standard deviation of a component: what labels may miss Hill's relations by
 MINIMUM = 20  # images; fewer leave a validation split that says nothing
 
 
@@ -55,6 +56,7 @@ class Plan:
                 "unit": data.unit,
                 "target_names": list(data.target_names),
                 "image_shape": list(data.images.shape[1:]),
+                "phases": constants(data),
                 "sizes": [len(self.split.train), len(self.split.validation), len(self.split.test)],
                 "source": json.dumps({"uri": self.study.data_path}),
                 "profile": json.dumps({"num_rows": len(data.images), "num_elements": int(data.images.size)}),
@@ -102,6 +104,8 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
             'training.augmentation and model.symmetric need: set training.augmentation = "none" and, for a periodic '
             "network, model.symmetric = false."
         )
+    if chosen.needs_phases():
+        _check_physics(data, folder)
     files = {backbone: pretrained.FILES[backbone] for backbone in chosen.pretrained()}
     found = {
         backbone: {"name": name, "sha256": "" if trial_run and pretrained.absent(name) else pretrained.find(name)[1]}
@@ -111,6 +115,7 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
         data_digest=data.digest,
         split_digest=parts.digest,
         weights={backbone: file["sha256"] for backbone, file in found.items()},
+        phases=constants(data),
     )
     identity = study.digest(canonical)
     return Plan(
@@ -255,6 +260,37 @@ def predictors(data: Dataset, parts: Split) -> dict[str, Any]:
         name: {"validation": metrics.scores(predict(data.images[parts.validation]), truth, train_variance=variance)}
         for name, predict in fitted.items()
     }
+
+
+def constants(data: Dataset) -> dict[str, dict[str, float]] | None:
+    """What models with physics need to know of the phases; None where there are no two known ones."""
+    if data.phases is None:
+        return None
+    return {name: {"lame_lambda": phase.lame_lambda, "lame_mu": phase.lame_mu} for name, phase in data.phases.items()}
+
+
+def _check_physics(data: Dataset, folder: Path) -> None:
+    """Raise StudyError unless two phases are known, and can have made the labels."""
+    from hpo import analysis
+
+    other = "other pixels" if "phases" in data.metadata else "no phases"
+    leave = 'Or set model.physics = "none".'
+    if data.phases is None:
+        raise StudyError(
+            f"{folder}: model.physics needs two known phases: expected [phases.matrix] and [phases.inclusion] in "
+            f"dataset.toml, and pixels of 0 and 255 alone, found {other}. {leave}"
+        )
+    fractions = data.images.mean(axis=(1, 2, 3), dtype=np.float64)
+    found = analysis.physics(data.targets, data.target_names, fractions, data.phases)
+    outside = max(found["above_voigt"] or 0.0, found["below_reuss"] or 0.0)
+    residual, scale = found["hill"], float(data.targets.std(axis=0).min())
+    if outside > 0 or residual is None or not residual <= HILL_SLACK * scale:
+        raise StudyError(
+            f"{folder}: model.physics needs labels that the phases of dataset.toml can have made: {outside:.0%} lie "
+            f"outside the bounds of Voigt and Reuss, and Hill's relations are missed by {residual:.3g} {data.unit}. "
+            "Are young_modulus and poisson_ratio those of the labels, in their unit, and is the matrix the phase of "
+            f"the black pixels? {leave}"
+        )
 
 
 def model_name(data: Dataset, parts: Split) -> str:

@@ -83,12 +83,17 @@ class Study:
     starts_from: "Study | None"  # whose best networks the trials begin with
 
     def canonical(
-        self, *, data_digest: str, split_digest: str, weights: Mapping[str, str] | None = None
+        self,
+        *,
+        data_digest: str,
+        split_digest: str,
+        weights: Mapping[str, str] | None = None,
+        phases: Mapping[str, Mapping[str, float]] | None = None,
     ) -> dict[str, Any]:
         """Everything that determines a result, as plain data: the identity of the study.
 
-        `weights` has the SHA-256 of each backbone's pretrained weights. What is not used is not named: a study that
-        does without a setting keeps the identity it had before there was one.
+        `weights` has the SHA-256 of each backbone's pretrained weights, `phases` the constants of the data's. What is
+        not used is not named: a study that does without a setting keeps the identity it had before there was one.
         """
         used: dict[str, Any] = {}
         if self.starts_from is not None:
@@ -96,6 +101,8 @@ class Study:
             used["starts_from"] = {"study": full_name(self.starts_from, digest(first)), "spec": first}
         elif self.pretrained():
             used["weights"] = {backbone: (weights or {})[backbone] for backbone in self.pretrained()}
+        if self.needs_phases():
+            used["phases"] = phases
         if self.pruner["name"] != "none":
             used["pruner"] = self.pruner
         if self.repeats > 1:
@@ -153,6 +160,10 @@ class Study:
         specs.check_together(*chosen)
         return specs.to_dict(chosen[0]), specs.training_to_dict(chosen[1])
 
+    def needs_phases(self) -> bool:
+        """Whether it can be run only where the constants of two phases are known."""
+        return any(specs.physical(specs.from_dict(self.trial(point)[0])) for point in self.corners())
+
     def needs_symmetries(self) -> bool:
         """Whether it can be run only where it is known how the targets move with the image."""
         return any(
@@ -172,8 +183,8 @@ def trial_spec(
 ) -> tuple[dict[str, Any], float]:
     """The frozen description of one trial, and its cost (multiply-adds of one image, forward).
 
-    `facts`: the study's; of its data (digest, split, image_shape, target_names), the files of pretrained weights, and
-    the networks to start from. Repeats count the seed up.
+    `facts`: the study's; of its data (digest, split, image_shape, target_names, phases), the files of pretrained
+    weights, and the networks to start from. Repeats count the seed up.
     """
     model, training = plan.trial(point)
     data = facts["data"]
@@ -182,7 +193,10 @@ def trial_spec(
         begins = {"starts_from": facts.get("starts_from", {}).get(origin(model))}
     elif model.get("weights") == "imagenet":
         begins = {"weights": facts["weights"][model["backbone"]]}
-    size = specs.size(specs.from_dict(model), tuple(data["image_shape"]), len(data["target_names"]))
+    chosen = specs.from_dict(model)
+    if specs.physical(chosen):
+        begins["phases"] = data["phases"]
+    size = specs.size(chosen, tuple(data["image_shape"]), len(data["target_names"]))
     return {
         "point": point,
         "config": config,

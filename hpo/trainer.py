@@ -111,6 +111,8 @@ def train(
         initial=_initial(spec, start),
         cache=Path(cache),
         symmetries=dataset.symmetries,
+        phases=spec.get("phases"),
+        target_names=dataset.target_names,
         device=_device(device),
     )
     try:
@@ -309,6 +311,8 @@ def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], dat
             seed=spec["seed"],
             initial=initial,
             symmetries=dataset.symmetries,
+            phases=spec.get("phases"),
+            target_names=dataset.target_names,
         )
         once = (time.monotonic() - begin) / share
         seconds = [epoch.metrics["seconds"] for epoch in training.epochs()][-1]  # the first one warms up

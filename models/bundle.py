@@ -1,6 +1,7 @@
 """A trained model as two plain files: weights.safetensors and spec.json. Never a pickle."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from models.physics import Physics
 from models.regressor import Regressor
-from models.specs import SpecError, build, from_dict, symmetric
+from models.specs import INDEPENDENT, ModelSpec, SpecError, build, from_dict, physical, symmetric, to_dict
 
 WEIGHTS, SPEC = "weights.safetensors", "spec.json"
 FORMAT = 1
@@ -43,10 +45,12 @@ def save(
         "target_names": list(target_names),
         "unit": unit,
     }
-    if taken := sorted((spec.keys() | {"symmetries"}) & (extra or {}).keys()):
+    if taken := sorted((spec.keys() | {"symmetries", "phases"}) & (extra or {}).keys()):
         raise SpecError(f"extra: the keys {', '.join(taken)} of spec.json are taken.")
     if regressor.symmetries is not None:
         spec["symmetries"] = {name: list(order) for name, order in regressor.symmetries.items()}
+    if regressor.physics is not None:
+        spec["phases"] = regressor.physics.phases
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in regressor.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
@@ -88,9 +92,12 @@ def _outline(spec: dict[str, Any], path: Path) -> Regressor:
     try:
         model = from_dict(spec["model"])
         symmetries = _symmetries(spec) if symmetric(model) else None
+        physics = _physics(spec, model) if physical(model) else None
+        outputs = count if physics is None else INDEPENDENT
         with torch.device("meta"):
             network = build(model, shape, count)
-            return Regressor(network, torch.zeros(count), torch.ones(count), symmetries=symmetries, image_shape=shape)
+            mean, scale = torch.zeros(outputs), torch.ones(outputs)
+            return Regressor(network, mean, scale, symmetries=symmetries, image_shape=shape, physics=physics)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from None
 
@@ -101,6 +108,24 @@ def _symmetries(spec: dict[str, Any]) -> dict[str, list[Any]]:
     if not isinstance(found, dict) or not all(isinstance(order, list) for order in found.values()):
         raise SpecError(f'"symmetries": expected an object of lists, as the model needs it, found {found!r:.80}.')
     return found
+
+
+def _physics(spec: dict[str, Any], model: ModelSpec) -> Physics:
+    """The last layer, from the phases' constants."""
+    phases = spec.get("phases")
+    constants = {"lame_lambda", "lame_mu"}
+    if not (
+        isinstance(phases, dict)
+        and phases.keys() == {"matrix", "inclusion"}
+        and all(isinstance(each, dict) and each.keys() == constants for each in phases.values())
+        and all(type(value) is float and math.isfinite(value) for each in phases.values() for value in each.values())
+        and all(each["lame_mu"] > 0 and each["lame_lambda"] > -each["lame_mu"] for each in phases.values())
+    ):
+        raise SpecError(
+            '"phases": expected an object with matrix and inclusion, each with lame_lambda and lame_mu of a stable '
+            f"material, as the model needs it, found {phases!r:.80}."
+        )
+    return Physics(to_dict(model)["physics"], phases, spec["target_names"], spec["image_shape"][0])
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -16,10 +16,10 @@ class PeriodicNet(nn.Module):
 
     `depth` stages, each of a convolution that doubles the channels (the first makes `width`), the mean over 2x2 pixels,
     and a convolution whose result is added to what it saw; every convolution is periodic and followed by normalisation
-    and activation. Then the mean over the image, beside it the mean grey value of each channel (the volume fraction
-    of a two-phase image), and the head. A periodic shift by multiples of 2^depth pixels changes nothing where the
-    sides are such multiples, too; other shifts change a little. Weights follow torch's own initialisation, from its
-    generator.
+    and activation. The first one moves by `stride` pixels, with a kernel so many times as wide. Then the mean over the
+    image, beside it the mean grey value of each channel (the volume fraction of a two-phase image), and the head. A
+    periodic shift by multiples of stride * 2^depth pixels changes nothing where the sides are such multiples, too;
+    other shifts change a little. Weights follow torch's own initialisation, from its generator.
     """
 
     def __init__(self, spec: PeriodicSpec, image_shape: tuple[int, int, int], n_targets: int) -> None:
@@ -29,7 +29,7 @@ class PeriodicNet(nn.Module):
         self.stages = nn.Sequential()
         for stage in range(spec.depth):
             filters = spec.width * 2**stage
-            self.stages.append(Stage(spec, channels, filters))
+            self.stages.append(Stage(spec, channels, filters, stride=1 if stage else spec.stride))
             channels = filters
         inputs = channels + (image_shape[0] if spec.volume_fraction else 0)
         self.dense = nn.Sequential(nn.Linear(inputs, spec.head), ACTIVATIONS[spec.activation]()) if spec.head else None
@@ -49,9 +49,9 @@ class PeriodicNet(nn.Module):
 class Stage(nn.Module):
     """To `filters` channels, to half the sides, and a residual block there."""
 
-    def __init__(self, spec: PeriodicSpec, channels: int, filters: int) -> None:
+    def __init__(self, spec: PeriodicSpec, channels: int, filters: int, *, stride: int) -> None:
         super().__init__()
-        self.first = Block(spec, channels, filters)
+        self.first = Block(spec, channels, filters, stride=stride)
         self.second = Block(spec, filters, filters)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -61,18 +61,18 @@ class Stage(nn.Module):
 
 
 class Block(nn.Module):
-    """A periodic convolution that keeps the image's size, normalisation, activation."""
+    """A periodic convolution that keeps the image's size, or divides it by the stride; normalisation, activation."""
 
-    def __init__(self, spec: PeriodicSpec, channels: int, filters: int) -> None:
+    def __init__(self, spec: PeriodicSpec, channels: int, filters: int, *, stride: int = 1) -> None:
         super().__init__()
         bare = spec.normalisation == "none"  # a normalisation takes the bias away, and has one of its own
-        self.convolution = nn.Conv2d(channels, filters, spec.kernel_size, bias=bare)
+        self.padding = spec.kernel_size // 2 * stride
+        self.convolution = nn.Conv2d(channels, filters, spec.kernel_size * stride, stride=stride, bias=bare)
         self.normalisation = NORMALISATIONS[spec.normalisation](filters)
         self.activation = ACTIVATIONS[spec.activation]()
 
     def forward(self, images: Tensor) -> Tensor:
-        padded = wrap(images, self.convolution.kernel_size[0] // 2)
-        return self.activation(self.normalisation(self.convolution(padded)))
+        return self.activation(self.normalisation(self.convolution(wrap(images, self.padding))))
 
 
 def wrap(images: Tensor, pixels: int) -> Tensor:

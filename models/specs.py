@@ -40,6 +40,8 @@ CHANNELS = {"vgg16": 512, "resnet50": 2048, "densenet121": 1024}
 MULTIPLY_ADDS = {"vgg16": 15_346_630_656, "resnet50": 4_087_136_256, "densenet121": 2_833_137_664}
 HEAD_UNITS = 16
 
+INDEPENDENT = 6  # numbers that determine the stiffness of an extruded two-phase cell: see models/physics.py
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransferSpec:
@@ -57,11 +59,13 @@ class PeriodicSpec:
     width: int = field(default=16, metadata={"low": 1, "high": 512})  # channels of the first stage; each next has twice
     depth: int = field(default=3, metadata={"low": 1, "high": 6})  # stages; each halves the sides
     kernel_size: int = field(default=3, metadata={"low": 1, "high": 31, "odd": True})  # pixels
+    stride: int = field(default=1, metadata={"low": 1, "high": 8})  # of the first convolution; its kernel grows with it
     normalisation: str = field(default="batch", metadata={"options": ("batch", "group", "none")})
     activation: str = field(default="gelu", metadata={"options": ("relu", "gelu", "silu")})
     head: int = field(default=64, metadata={"low": 0, "high": 4096})  # units of a dense layer before the last; 0: none
     volume_fraction: bool = True  # whether the head sees each channel's mean grey value, too
     symmetric: bool = True  # whether predictions are the mean over the square's eight symmetries
+    physics: str = field(default="none", metadata={"options": ("none", "hill", "bounded")})  # of the last layer
 
 
 ModelSpec = BaselineSpec | CnnSpec | TransferSpec | PeriodicSpec
@@ -139,6 +143,11 @@ def symmetric(spec: ModelSpec) -> bool:
     return isinstance(spec, PeriodicSpec) and spec.symmetric
 
 
+def physical(spec: ModelSpec) -> bool:
+    """Whether the model's last layer knows the mechanics of two phases, and so needs their constants."""
+    return isinstance(spec, PeriodicSpec) and spec.physics != "none"
+
+
 def needs_symmetries(model: ModelSpec, training: TrainingSpec) -> bool:
     """Whether they make sense only where it is known how the targets move with the image."""
     return training.augmentation != "none" or symmetric(model)
@@ -167,8 +176,9 @@ def training_keys() -> tuple[str, ...]:
 def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> "ConvNet | TransferNet | PeriodicNet":
     """A network from (batch, *image_shape) images in 0..1 to (batch, n_targets), weights from torch's generator.
 
-    A backbone is at random, too: `models.weights.load` fills in pretrained ones. Raises SpecError if the image is too
-    small for the poolings.
+    A backbone is at random, too: `models.weights.load` fills in pretrained ones. With physics there are INDEPENDENT
+    outputs instead, from which the regressor makes the targets. Raises SpecError if the image is too small for the
+    poolings.
     """
     _check_image(spec, image_shape)
     if isinstance(spec, TransferSpec):
@@ -178,7 +188,7 @@ def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) ->
     if isinstance(spec, PeriodicSpec):
         from models.periodic import PeriodicNet
 
-        return PeriodicNet(spec, image_shape, n_targets)
+        return PeriodicNet(spec, image_shape, INDEPENDENT if physical(spec) else n_targets)
     from models.cnn import ConvNet
 
     return ConvNet(image_shape=image_shape, n_targets=n_targets, **_layout(spec))
@@ -206,7 +216,7 @@ def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> 
             multiply_adds=head if frozen else backbone + head,
         )
     if isinstance(spec, PeriodicSpec):
-        return _periodic_size(spec, image_shape, n_targets)
+        return _periodic_size(spec, image_shape, INDEPENDENT if physical(spec) else n_targets)
     layout = _layout(spec)
     channels, height, width = image_shape
     kernel, parameters, multiply_adds = layout["kernel_size"], 0, 0
@@ -227,9 +237,11 @@ def _periodic_size(spec: PeriodicSpec, image_shape: tuple[int, int, int], n_targ
     channels, height, width = image_shape
     beside = 1 if spec.normalisation == "none" else 2  # a bias, or the shift and scale of a normalisation
     parameters, multiply_adds = 0, 0
+    height, width = height // spec.stride, width // spec.stride
     for stage in range(spec.depth):
         filters = spec.width * 2**stage
-        first, second = (filters * inputs * spec.kernel_size**2 for inputs in (channels, filters))
+        inputs = channels if stage else channels * spec.stride**2  # the first kernel has so many times the pixels
+        first, second = (filters * each * spec.kernel_size**2 for each in (inputs, filters))
         parameters += first + second + 2 * beside * filters
         multiply_adds += first * height * width
         height, width = math.ceil(height / 2), math.ceil(width / 2)
@@ -253,7 +265,12 @@ def _check_image(spec: ModelSpec, image_shape: tuple[int, int, int]) -> None:
     # pixels: one after the last pooling; of periodic ones two, and no fewer than the last convolution wraps around
     smallest = {"baseline": 10, "cnn": 4, "transfer": 32}.get(to_dict(spec)["family"], 0)
     if isinstance(spec, PeriodicSpec):
-        smallest = (max(2, spec.kernel_size // 2) - 1) * 2**spec.depth + 1
+        smallest = ((max(2, spec.kernel_size // 2) - 1) * 2**spec.depth + 1) * spec.stride
+        if any(side % spec.stride for side in image_shape[1:]):
+            raise SpecError(
+                f"periodic: stride = {spec.stride}: expected images whose sides are multiples of it, found "
+                f"{image_shape[1]}x{image_shape[2]} pixels."
+            )
     if min(image_shape[1:]) < smallest or min(image_shape) < 1:
         raise SpecError(
             f"{to_dict(spec)['family']}: expected images of at least {smallest}x{smallest} pixels, "

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.cnn import ConvNet
 from models.periodic import PeriodicNet
+from models.physics import Phases, Physics
 from models.regressor import Regressor
 from models.specs import (
     ADAM_BETAS,
@@ -29,13 +30,14 @@ from models.specs import (
     build,
     check_together,
     needs_symmetries,
+    physical,
     symmetric,
     to_dict,
     training_to_dict,
 )
 from models.symmetry import Augmentation, Element, elements
 from models.transfer import TransferNet
-from models.windows import Windows
+from models.windows import WindowBatch, Windows
 
 Split = tuple[np.ndarray, np.ndarray]  # images (n, c, h, w) in 0..1 and targets (n, k) in the label's unit
 
@@ -85,13 +87,14 @@ class Training:
     those it lacks are drawn. Whoever resumes gives the same again. `cache` is a folder for what is dear to prepare.
 
     `symmetries` has where the targets go when the image is flipped or transposed, a permutation by each name of
-    `models.symmetry.GENERATORS` that is known: for augmentation and symmetric models alone.
+    `models.symmetry.GENERATORS` that is known: for augmentation and symmetric models alone. `phases` and
+    `target_names` (k) are what models with physics need to know of the labels.
 
     With a moving average (`training.ema`) of the weights, batch-norms' averages among them, it is these averages that
     are evaluated, selected and handed out. What is evaluated of a symmetric model is the mean over the symmetries.
 
-    Raises SpecError if the arrays do not fit together, a target does not vary in the training split, symmetries are
-    needed that are not known, or `state` belongs to another specification or seed.
+    Raises SpecError if the arrays do not fit together, a target does not vary in the training split, symmetries or
+    phases are needed that are not known or do not fit the labels, or `state` belongs to another specification or seed.
     """
 
     def __init__(
@@ -107,6 +110,8 @@ class Training:
         state: State | None = None,
         cache: Path | None = None,
         symmetries: Mapping[str, Sequence[int]] | None = None,
+        phases: Phases | None = None,
+        target_names: Sequence[str] = (),
         channels_last: bool = True,
         fused: bool = True,
     ) -> None:
@@ -126,6 +131,12 @@ class Training:
         self.target_scale = np.sqrt(self.train_variance) if standard else np.ones(len(self.train_variance))
         self._cache = cache
         self._symmetries = symmetries or {}
+        # Mean and scale of what the network gives: the targets, or the numbers that physics makes them of.
+        self._physics, self._six = None, (self.target_mean, self.target_scale)
+        if physical(spec):
+            self._physics = Physics(to_dict(spec)["physics"], phases, target_names, self._image_shape[0])
+            six = self._physics.six(labels, train[0].mean((1, 2, 3), dtype=np.float64))
+            self._six = six.mean(axis=0), six.std(axis=0)
         moves: tuple[Element, ...] = ()
         if needs_symmetries(spec, training):
             moves = elements(self._symmetries, self._image_shape, len(self.target_mean))
@@ -141,16 +152,18 @@ class Training:
         self._moved = [self._targets(labels[:, move.order]) for move in moves] if augmented else []
         # The network whose weights are evaluated and handed out.
         self._evaluated = copy.deepcopy(self.network) if training.ema else self.network
-        # A symmetric model is evaluated as it is handed out, in the label's unit; others in the network's.
+        # A symmetric or physical model is evaluated as it is handed out, in the label's unit; others in the network's.
         self._scored: torch.nn.Module = self._evaluated
+        self._in_unit = symmetric(spec) or physical(spec)
         images, targets = self._prepare(validation[0]), self._targets(validation[1])
         rows = EVALUATION_BATCH
-        if symmetric(spec):
+        if self._in_unit:
             self._scored = self._wrap(self._evaluated).to(self.device)
             targets = torch.from_numpy(np.asarray(validation[1], np.float64)).to(self.device)
-            rows //= len(moves)
+            rows //= len(moves) if symmetric(spec) else 1
         self._validation = [(images[batch], targets[batch]) for batch in torch.arange(len(targets)).split(rows)]
         self._sizes = len(self._train[1]), len(targets)
+        self._shift, self._stretch = self._tensor(self.target_mean), self._tensor(self.target_scale)
         self._parameters: list[Tensor] = [each for each in self.network.parameters() if each.requires_grad]
         self._changing = _changing_tensors(self.network)
         self._handed = _changing_tensors(self._evaluated)
@@ -266,7 +279,7 @@ class Training:
                 seen, wanted = augmentation(seen, draws[batch]), moved[draws[batch, 0], batch]
             with half:  # training alone: what is evaluated is what is handed out, in full precision
                 predicted = network(seen)
-            square = (predicted.float() - wanted) ** 2
+            square = (self._standard(predicted.float(), seen) - wanted) ** 2
             square.mean().backward()
             if self.training.gradient_clipping:
                 torch.nn.utils.clip_grad_norm_(self._parameters, self.training.gradient_clipping)
@@ -294,13 +307,20 @@ class Training:
                 else:
                     average.copy_(now)  # a batch-norm's count of batches
 
+    def _standard(self, outputs: Tensor, images: Tensor | WindowBatch) -> Tensor:
+        """Standardised targets (b, k) from what the network gives of the images."""
+        if self._physics is None:
+            return outputs
+        assert isinstance(images, Tensor) and isinstance(self._scored, Regressor)  # of a periodic network
+        return (self._scored.targets(outputs, images) - self._shift) / self._stretch
+
     def _evaluate(self) -> Tensor:
         network = self._scored.eval()
         squares = torch.zeros(len(self.target_mean), dtype=torch.float64, device=self.device)
         with torch.inference_mode():
             for images, targets in self._validation:
                 squares += ((network(images) - targets) ** 2).sum(0)
-        if symmetric(self.spec):  # from the label's unit
+        if self._in_unit:
             squares /= torch.from_numpy(self.target_scale**2).to(self.device)
         return squares
 
@@ -319,7 +339,10 @@ class Training:
 
     def _targets(self, labels: np.ndarray) -> Tensor:
         targets = (np.asarray(labels, np.float64) - self.target_mean) / self.target_scale
-        return torch.from_numpy(targets.astype(np.float32)).to(self.device)
+        return self._tensor(targets)
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values.astype(np.float32)).to(self.device)
 
     def _make_optimiser(self, fused: bool) -> torch.optim.Optimizer:
         """Adam, or AdamW: the decay takes hold of weights, not of biases nor of a normalisation's shift and scale."""
@@ -392,10 +415,11 @@ class Training:
     def _wrap(self, network: ConvNet | TransferNet | PeriodicNet) -> Regressor:
         return Regressor(
             network,
-            torch.from_numpy(self.target_mean),
-            torch.from_numpy(self.target_scale),
+            torch.from_numpy(self._six[0]),
+            torch.from_numpy(self._six[1]),
             symmetries=self._symmetries if symmetric(self.spec) else None,
             image_shape=self._image_shape,
+            physics=self._physics,
         )
 
 
