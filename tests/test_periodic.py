@@ -93,16 +93,28 @@ def test_an_image_is_continued_periodically_and_keeps_its_memory_format():
         assert found.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_stride_makes_the_first_convolution_the_one_of_the_image_cut_into_patches():
+    spec = PeriodicSpec(width=3, depth=1, kernel_size=3, stride=2)
+    first = network(spec).stages[0].first.convolution
+    images = torch.rand(4, *SHAPE)
+    patches = F.pixel_unshuffle(images, 2)  # their four pixels as channels
+    kernel = F.pixel_unshuffle(first.weight, 2)
+    expected = F.conv2d(F.pad(patches, [1] * 4, mode="circular"), kernel)
+    assert_close(first(wrap(images, 2)).detach().numpy(), expected.detach().numpy())
+    with pytest.raises(SpecError, match="stride = 2: expected images whose sides are multiples of it, found 16x15"):
+        build(spec, (1, 16, 15), 9)
+
+
 SPECS = [
-    PeriodicSpec(width=w, depth=d, kernel_size=k, normalisation=n, head=h, volume_fraction=v)
-    for w, d, k, n, h, v in itertools.product(
-        (3, 16), (1, 3), (3, 5), ("batch", "group", "none"), (0, 10), (True, False)
+    PeriodicSpec(width=w, depth=d, kernel_size=k, stride=s, normalisation=n, head=h, volume_fraction=v)
+    for w, d, k, s, n, h, v in itertools.product(
+        (3, 16), (1, 3), (3, 5), (1, 2), ("batch", "none"), (0, 10), (True, False)
     )
 ]
 
 
 def test_the_size_in_closed_form_is_that_of_the_network_built():
-    for image, targets in (((1, 64, 64), 9), ((2, 21, 34), 4)):
+    for image, targets in (((1, 64, 64), 9), ((2, 22, 34), 4)):
         for spec in SPECS:
             assert size(spec, image, targets).parameters == parameter_count(build(spec, image, targets)), spec
 

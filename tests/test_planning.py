@@ -1,5 +1,6 @@
 """Planning on real services: written down once, by however many, and sampled as the seed says."""
 
+import shutil
 import threading
 from dataclasses import replace
 
@@ -81,6 +82,44 @@ def test_targets_that_move_in_unknown_ways_are_refused_where_it_must_be_known(da
     planning.prepare(study.load(file))
     with pytest.raises(StudyError, match=r"tiny: nothing is known of how the targets move .* model.symmetric = false"):
         planning.prepare(study.load(file, ["training.augmentation=symmetry"]))
+
+
+CONSTANTS = """
+[phases.matrix]
+young_modulus = {matrix}
+poisson_ratio = 0.35
+[phases.inclusion]
+young_modulus = {inclusion}
+poisson_ratio = 0.22
+"""
+
+
+def test_physics_is_planned_only_with_phases_that_can_have_made_the_labels_and_they_are_part_of_the_study(
+    data, tmp_path
+):
+    folder = tmp_path / "known"
+    shutil.copytree(data, folder)
+    file = cells.study(tmp_path, "physical", data=folder, epochs=1)
+    text = file.read_text().replace("cnn", "periodic").replace("dropout = 0.2", 'stride = 2\nphysics = "bounded"')
+    file.write_text(text.replace("filters", "width"))
+    facts = (folder / "dataset.toml").read_text().partition("[phases")[0]
+    for matrix, inclusion, message in (
+        (None, None, "model.physics needs two known phases: .* found no phases"),
+        (7.0, 140.0, r"100% lie outside the bounds of Voigt and Reuss, and Hill's relations are missed by"),
+        (3.5, 71.0, "Are young_modulus and poisson_ratio those of the labels"),
+        (3.5, 70.0, None),
+    ):
+        known = "" if matrix is None else CONSTANTS.format(matrix=matrix, inclusion=inclusion)
+        (folder / "dataset.toml").write_text(facts + known)
+        if message is not None:
+            with pytest.raises(StudyError, match=message):
+                planning.prepare(study.load(str(file)))
+            continue
+        ready = planning.prepare(study.load(str(file)))
+        assert ready.canonical["phases"]["inclusion"]["lame_mu"] == pytest.approx(70 / 2.44)
+        specs = [spec for spec, _ in ready.specs()]
+        assert all(spec["phases"] == ready.canonical["phases"] for spec in specs) and len(specs) == 4
+    assert "phases" not in planning.prepare(study.load(str(file), ["model.physics=none"])).canonical
 
 
 @pytest.mark.parametrize("kind", ["random", "tpe"])

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.components import SYMMETRIES as COMPONENT_SYMMETRIES
 from models.metrics import mean_predictor, scores
+from models.physics import NAMES, Physics
 from models.regressor import predict
 from models.specs import CnnSpec, PeriodicSpec, SpecError, TrainingSpec, TransferSpec, training_to_dict
 from models.training import Diverged, Interrupted, Training, load_state, save_state, schedule
@@ -285,6 +287,37 @@ def test_the_reported_scores_of_a_symmetric_model_are_those_of_the_model_handed_
         assert found["nmse"] == pytest.approx(expected, rel=1e-4), f"seed {SEED}"  # what closing a study asks for
         turned = predict(regressor, np.swapaxes(VALIDATION[0], 2, 3))
         assert turned == pytest.approx(predicted[:, [0, 2, 1]], rel=1e-6)
+
+
+PHASES = {"matrix": {"lame_lambda": 3.0, "lame_mu": 1.3}, "inclusion": {"lame_lambda": 22.5, "lame_mu": 28.7}}
+
+
+def stiff(n, *, seed):
+    """Cells of blocks and components between the bounds, laid there by the kind of place that is learnt."""
+    images = cells.blocks(n, 16, seed=seed)
+    share = images.mean((1, 2, 3)) + 0.1 * images[..., :8].mean((1, 2, 3))
+    six = torch.from_numpy(np.column_stack([share, share, 0.2 * share, share, 2 * share, share]) - 0.5)
+    made = Physics("bounded", PHASES, NAMES)(six, torch.from_numpy(images).double())
+    return images, made.numpy()
+
+
+@pytest.mark.parametrize("kind", ["hill", "bounded"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_model_with_physics_learns_and_its_reported_scores_are_those_of_the_model_handed_out(kind, symmetric):
+    short = TrainingSpec(epochs=8, batch_size=8, learning_rate=1e-2, augmentation="symmetry", ema=0.8)
+    spec = PeriodicSpec(width=4, depth=2, stride=2, head=4, physics=kind, symmetric=symmetric)
+    parts = {"train": stiff(37, seed=SEED), "validation": stiff(13, seed=SEED + 1)}
+    known = {"symmetries": COMPONENT_SYMMETRIES, "phases": PHASES, "target_names": NAMES}
+    one = training(spec=spec, short=short, **parts, **known)
+    reported = [epoch.metrics["val/nmse"] for epoch in one.epochs()]
+    predicted = predict(one.best_regressor(), parts["validation"][0])
+    found = scores(predicted, parts["validation"][1], train_variance=parts["train"][1].var(axis=0))
+    assert found["nmse"] == pytest.approx(min(reported), rel=1e-4) and min(reported) < 0.5, f"seed {SEED}"
+    other = training(spec=spec, short=short, **parts, **known)
+    with pytest.raises(Interrupted):
+        list(other.epochs(after(3 * BATCHES + 2)))
+    again = training(spec=spec, short=short, state=other.state(), **parts, **known)
+    assert [epoch.metrics["val/nmse"] for epoch in again.epochs()] == reported[3:]
 
 
 def test_schedules_have_their_closed_form():
