@@ -597,8 +597,10 @@ def _show_plan(plan: "Plan", read: "Settings", trainers: int, console: Any) -> t
         console.print(table)
     else:
         console.print(
-            f"Plan of {plan.name}: {plan.study.trials} trials{each} chosen by the sampler '{plan.study.sampler}' from "
-            f"{', '.join(names)}{bare}."
+            f"Plan of {plan.name}: the best {plan.study.trials} points of {best.name}{each}."
+            if (best := plan.study.best_of) is not None
+            else f"Plan of {plan.name}: {plan.study.trials} trials{each} chosen by the sampler '{plan.study.sampler}' "
+            f"from {', '.join(names)}{bare}."
         )
     return total, max((each["memory"] for each in probed.values()), default=0.0)
 

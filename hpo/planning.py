@@ -5,7 +5,7 @@ Everything is idempotent: a planner that died, or two at once, leave the same ro
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hpo import data as data_files
 from hpo import promotion, sampling, study
 from hpo.errors import NotFound, StudyError
 from hpo.mirror import known, now_ms
-from hpo.queue import Queue, StudyRow
+from hpo.queue import Job, Queue, StudyRow
 from hpo.settings import Settings
 from hpo.study import Study
 from hpo.tracking import Tracker
@@ -143,14 +143,17 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         if row is not None and row.facts.get("planned"):
             return row
         tracker.require_version()
-        begin = _start(ready, queue)
+        begin = _follow(ready, queue)
         facts = ready.facts | begin | _track(ready, tracker, settings, queue.database_id())
         queue.put_study(
             StudyRow(name=ready.name, identity=ready.identity, spec=ready.canonical, facts=facts, created_at=0)
         )
         with queue.lock("optuna"):  # Optuna makes its tables without a lock of its own
             store = sampling.storage(database_url)
-        trials = sampling.plan(store, ready.name, ready.study)
+        # The best points are planned as those that other studies begin with.
+        points = tuple(each["point"] for each in facts.get("best_of", ()))
+        planned = replace(ready.study, start=points, trials=len(points)) if points else ready.study
+        trials = sampling.plan(store, ready.name, planned)
         store.remove_session()
         store.engine.dispose()
         specs = ready.specs(facts)
@@ -174,25 +177,46 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
     return queue.study(ready.name)
 
 
-def _start(ready: Plan, queue: Queue) -> dict[str, Any]:
-    """The networks to start from: for each origin the best of the earlier study's finished trials."""
-    earlier = ready.study.starts_from
-    if earlier is None:
+def _follow(ready: Plan, queue: Queue) -> dict[str, Any]:
+    """What an earlier study gives this one: its best points, or the networks to start from."""
+    if ready.study.follows is None:
         return {}
-    name = ready.canonical["starts_from"]["study"]
+    if ready.study.best_of is None:
+        return _start(ready, _ranked(ready, queue, "starts_from", "starts from the best networks of"))
+    best = _ranked(ready, queue, "best_of", "trains the best points of")
+    if not best:
+        raise StudyError(f"{ready.name} trains the best points of {ready.study.best_of.name}, which has none.")
+    points: dict[str, dict[str, Any]] = {}
+    for job in best:
+        assert job.spec is not None
+        point = job.spec["point"]
+        points.setdefault(json.dumps(point), {"trial": job.number, "run_id": job.run_id, "point": point})
+    return {"best_of": list(points.values())[: ready.study.trials]}
+
+
+def _ranked(ready: Plan, queue: Queue, key: str, what: str) -> list[Job]:
+    """The finished trials of the earlier study, best first. Raises StudyError unless all have ended."""
+    first = ready.canonical[key]
+    name = first["study"]
     rows = {row.name: row for row in queue.studies()}
-    if name in rows and rows[name].identity != study.digest(ready.canonical["starts_from"]["spec"]):
-        raise study.conflict(name, rows[name].spec, ready.canonical["starts_from"]["spec"])
+    if name in rows and rows[name].identity != study.digest(first["spec"]):
+        raise study.conflict(name, rows[name].spec, first["spec"])
     jobs = [job for job in queue.jobs(name) if job.kind == "trial"] if name in rows else []
     left = sum(job.state in ("waiting", "running") for job in jobs)
     if left or not jobs:
         state = f"{left} of its {len(jobs)} trials are still to be trained" if jobs else "it has not been run"
         raise StudyError(
-            f"{ready.name} starts from the best networks of {name}, and {state}. Run `hpo run --study {earlier.name}` "
+            f"{ready.name} {what} {name}, and {state}. Run `hpo run --study {name.partition('+')[0]}` "
             "with the same options first; or add --with-prerequisites to this command."
         )
+    return promotion.ranked(jobs)
+
+
+def _start(ready: Plan, best: list[Job]) -> dict[str, Any]:
+    """The networks to start from: for each origin the best of the earlier study's finished trials."""
+    name = ready.canonical["starts_from"]["study"]
     found: dict[str, Any] = {}
-    for job in promotion.ranked(jobs):
+    for job in best:
         assert job.spec is not None and job.result is not None
         network = {"study": name, "trial": job.number, "run_id": job.run_id, "model_id": job.result["model_id"]}
         found.setdefault(study.origin(job.spec["model"]), network | {"files": job.result["files"]})

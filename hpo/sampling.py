@@ -20,7 +20,7 @@ from sqlalchemy.pool import QueuePool
 
 from hpo.errors import ServiceError
 from hpo.queue import CONNECT, DatabaseLost, Job, postgres_url
-from hpo.study import Choices, Interval, Study
+from hpo.study import BEST, Choices, Interval, Study
 
 STATES = {
     "waiting": TrialState.WAITING,
@@ -65,7 +65,7 @@ def sampler(study: Study, number: int = 0) -> optuna.samplers.BaseSampler:
     if study.sampler == "grid":
         return optuna.samplers.GridSampler(_search_space(study), seed=study.seed)
     seed = int(np.random.SeedSequence([study.seed, number]).generate_state(1)[0])
-    if study.sampler == "random":
+    if study.sampler in ("random", BEST):  # best points are all planned: none is left to draw
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=study.multivariate)
 

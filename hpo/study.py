@@ -21,6 +21,7 @@ from models import specs
 NUMERICS_VERSION = 1  # raised when a change of ours moves the numbers of an unchanged study
 RESERVED = re.compile(r"champion|latest|v?[0-9]+", re.IGNORECASE)  # a study's name is an alias of its model, too
 SAMPLERS = ("grid", "random", "tpe")
+BEST = "best"  # in the place of a sampler: the best points of an earlier study
 DEFAULT_DATA = "default"
 
 # By pruner, its settings and their defaults: all whole numbers of at least 1.
@@ -33,7 +34,7 @@ PRUNERS: dict[str, dict[str, int]] = {
 
 KEYS: dict[str, tuple[str, ...]] = {
     "": (
-        *("description", "seed", "repeats", "starts_from", "report_by"),
+        *("description", "seed", "repeats", "starts_from", "best_of", "points", "report_by"),
         *("data", "model", "sampler", "pruner", "space", "start", "training"),
     ),
     "data": ("path", "image_size"),
@@ -81,6 +82,7 @@ class Study:
     pruner: dict[str, Any]  # its name, and all its settings
     repeats: int  # how often each point is trained, each time with another seed
     starts_from: "Study | None"  # whose best networks the trials begin with
+    best_of: "Study | None" = None  # whose best points are trained again
 
     def canonical(
         self,
@@ -101,6 +103,9 @@ class Study:
             used["starts_from"] = {"study": full_name(self.starts_from, digest(first)), "spec": first}
         elif self.pretrained():
             used["weights"] = {backbone: (weights or {})[backbone] for backbone in self.pretrained()}
+        if self.best_of is not None:
+            first = self.best_of.canonical(data_digest=data_digest, split_digest=split_digest, phases=phases)
+            used["best_of"] = {"study": full_name(self.best_of, digest(first)), "spec": first}
         if self.needs_phases():
             used["phases"] = phases
         if self.pruner["name"] != "none":
@@ -121,6 +126,11 @@ class Study:
             "report_by": list(self.report_by),
             "numerics": NUMERICS_VERSION,
         }
+
+    @property
+    def follows(self) -> "Study | None":
+        """The study that has to be finished before this one."""
+        return self.starts_from or self.best_of
 
     def pretrained(self) -> list[str]:
         """The backbones whose pretrained weights this study, or the one it starts from, begins with."""
@@ -247,13 +257,15 @@ def restore(name: str, canonical: Mapping[str, Any]) -> Study:
         training=canonical["training"],
         pruner=canonical.get("pruner", {"name": "none"}),
         repeats=canonical.get("repeats", 1),
-        starts_from=restore(**first) if (first := _first(canonical)) else None,
+        starts_from=_first(canonical, "starts_from"),
+        best_of=_first(canonical, "best_of"),
     )
 
 
-def _first(canonical: Mapping[str, Any]) -> dict[str, Any] | None:
-    found = canonical.get("starts_from")
-    return {"name": found["study"], "canonical": found["spec"]} if found else None
+def _first(canonical: Mapping[str, Any], key: str) -> Study | None:
+    """The study that this one follows."""
+    found = canonical.get(key)
+    return restore(found["study"], found["spec"]) if found else None
 
 
 def digest(canonical: Mapping[str, Any]) -> str:
@@ -315,8 +327,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Study:
 
 
 def load_all(name: str, overrides: Sequence[str] = (), *, prerequisites: bool = False) -> list[Study]:
-    """The studies of a sequence in their order, or the one study; with `prerequisites` preceded by those they start
-    from.
+    """The studies of a sequence in their order, or the one study; with `prerequisites` preceded by those they follow.
 
     An override without a study's name goes to every study of a sequence that has such a key: not `model.weights` to one
     without a backbone, nor `training.learning_rate` to one that searches it. Raises StudyError if none has it.
@@ -339,7 +350,7 @@ def load_all(name: str, overrides: Sequence[str] = (), *, prerequisites: bool = 
         found = [
             each
             for study in found
-            for each in (study.starts_from, study)
+            for each in (study.follows, study)
             if each is not None and (each is study or each.name not in names)
         ]
     return found
@@ -350,6 +361,7 @@ def _load(name: str, overrides: Sequence[str], used: set[str], *, strict: bool, 
     name, label, table, folder = _file(name)
     if "sequence" in table:
         raise StudyError(f"{label}: a sequence cannot stand where one study is expected.")
+    table = _completed_by(label, table, folder)
     original = json.dumps(table, sort_keys=True, default=str)
     for override in overrides:
         scope, colon, text = override.partition(":")
@@ -358,23 +370,37 @@ def _load(name: str, overrides: Sequence[str], used: set[str], *, strict: bool, 
         if scope == name or (not scope and (strict or _fits(table, text.partition("=")[0].strip()))):
             _override(table, text)
             used.add(override)
-    start = table.get("starts_from")
     earlier = None
-    if start is not None:
-        if not first:
-            raise StudyError(f"{label}: starts_from: '{name}' is started from itself and cannot start from another.")
-        start = _beside(folder, _value(label, "starts_from", start, str))
-        earlier = _load(start, overrides, used, strict=False, first=False)
+    for key in ("starts_from", "best_of"):
+        if key in table:
+            if not first:
+                raise StudyError(f"{label}: {key}: another study follows '{name}', so it cannot follow one itself.")
+            before = _beside(folder, _value(label, key, table[key], str))
+            earlier = _load(before, overrides, used, strict=False, first=False)
     overridden = json.dumps(table, sort_keys=True, default=str) != original
     return _parse(name, label, table, earlier, overridden=overridden or (earlier is not None and earlier.overridden))
+
+
+def _completed_by(label: str, table: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """The table of a study that trains another's best points: what they are points of is the other's."""
+    if "best_of" not in table:
+        return table
+    own = ("description", "seed", "repeats", "best_of", "points", "training")
+    _check_keys(label, "", table, own)
+    _, _, other, _ = _file(_beside(folder, _value(label, "best_of", table["best_of"], str)))
+    shared = {key: value for key, value in other.items() if key in ("seed", "data", "model", "space", "training")}
+    training = {**other.get("training", {}), **_table(label, table, "training")}
+    return {**shared, **table, "training": training}
 
 
 def _fits(table: Mapping[str, Any], key: str) -> bool:
     """Whether an override of this key makes sense for a study that it was not meant for alone."""
     where, _, inner = key.partition(".")
     space = table.get("space", {})
-    if key in ("starts_from", "report_by", "start"):
+    if key in ("starts_from", "best_of", "points", "report_by", "start"):
         return key in table
+    if where in ("sampler", "pruner") and "best_of" in table:
+        return False
     if where == "space":
         return inner.partition(".")[0] in space
     if where == "model":
@@ -457,7 +483,7 @@ def _override(table: dict[str, Any], text: str) -> None:
     table[last] = parsed
 
 
-def _parse(name: str, label: str, table: dict[str, Any], starts_from: Study | None, *, overridden: bool) -> Study:
+def _parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *, overridden: bool) -> Study:
     _check_keys(label, "", table, KEYS[""])
     data, sampler = _table(label, table, "data"), _table(label, table, "sampler")
     _check_keys(label, "data", data, KEYS["data"])
@@ -466,7 +492,8 @@ def _parse(name: str, label: str, table: dict[str, Any], starts_from: Study | No
     space = {key: _parameter(label, key, value) for key, value in _table(label, table, "space").items()}
     _check_space(label, model, training, space)
 
-    kind = _one_of(label, "sampler.name", sampler.get("name", "grid"), SAMPLERS)
+    again = "best_of" in table
+    kind = BEST if again else _one_of(label, "sampler.name", sampler.get("name", "grid"), SAMPLERS)
     study = Study(
         name=name,
         overridden=overridden,
@@ -477,15 +504,18 @@ def _parse(name: str, label: str, table: dict[str, Any], starts_from: Study | No
         image_size=None if "image_size" not in data else _value(label, "data.image_size", data["image_size"], int),
         model=model,
         sampler=kind,
-        trials=_planned(label, kind, sampler, space),
+        trials=_count(label, "points", table.get("points")) if again else _planned(label, kind, sampler, space),
         multivariate=_multivariate(label, kind, sampler),
         start=_start(label, kind, table, space),
         space=space,
         training=training,
         pruner=_pruner(label, _table(label, table, "pruner")),
         repeats=_value(label, "repeats", table.get("repeats", 1), int),
-        starts_from=starts_from,
+        starts_from=None if again else earlier,
+        best_of=earlier if again else None,
     )
+    if "points" in table and not again:
+        raise StudyError(f"{label}: points: they are those of the study that best_of names, and there is none.")
     if not 1 <= study.repeats <= 1000:
         raise StudyError(f"{label}: repeats: expected 1 to 1000, found {study.repeats}.")
     if study.repeats > 1 and study.pruner["name"] != "none":
@@ -503,8 +533,8 @@ def _parse(name: str, label: str, table: dict[str, Any], starts_from: Study | No
         completed = _completed(study)
     except specs.SpecError as error:
         raise StudyError(f"{label}: {error}") from None
-    if starts_from is not None:
-        _check_start(label, completed, starts_from)
+    if study.starts_from is not None:
+        _check_start(label, completed, study.starts_from)
     return completed
 
 
@@ -569,10 +599,7 @@ def _check_space(label: str, model: dict[str, Any], training: dict[str, Any], sp
 
 def _planned(label: str, sampler: str, table: Mapping[str, Any], space: Mapping[str, Choices | Interval]) -> int:
     if sampler != "grid":
-        trials = _value(label, "sampler.trials", table.get("trials"), int)
-        if not 1 <= trials <= 100_000:
-            raise StudyError(f"{label}: sampler.trials: expected 1 to 100000, found {trials}.")
-        return trials
+        return _count(label, "sampler.trials", table.get("trials"))
     if "trials" in table:
         raise StudyError(f"{label}: sampler.trials: a grid trains all its points: remove the key.")
     count = 1
@@ -583,6 +610,14 @@ def _planned(label: str, sampler: str, table: Mapping[str, Any], space: Mapping[
     if count > 100_000:
         raise StudyError(f"{label}: the grid has {count} points; at most 100000 can be planned.")
     return count
+
+
+def _count(label: str, key: str, value: Any) -> int:
+    """How many trials to plan."""
+    trials = _value(label, key, value, int)
+    if not 1 <= trials <= 100_000:
+        raise StudyError(f"{label}: {key}: expected 1 to 100000, found {trials}.")
+    return int(trials)
 
 
 def _multivariate(label: str, sampler: str, table: Mapping[str, Any]) -> bool:

@@ -100,7 +100,11 @@ def test_physics_is_planned_only_with_phases_that_can_have_made_the_labels_and_t
     folder = tmp_path / "known"
     shutil.copytree(data, folder)
     file = cells.study(tmp_path, "physical", data=folder, epochs=1)
-    text = file.read_text().replace("cnn", "periodic").replace("dropout = 0.2", 'depth = 2\nstride = 2\nphysics = "bounded"')
+    text = (
+        file.read_text()
+        .replace("cnn", "periodic")
+        .replace("dropout = 0.2", 'depth = 2\nstride = 2\nphysics = "bounded"')
+    )
     file.write_text(text.replace("filters", "width"))
     facts = (folder / "dataset.toml").read_text().partition("[phases")[0]
     for matrix, inclusion, message in (

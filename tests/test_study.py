@@ -1,5 +1,7 @@
 """Study files, overrides and identity."""
 
+import re
+
 import pytest
 
 from hpo import study
@@ -76,7 +78,7 @@ def test_writing_a_default_out_is_the_same_study(tmp_path):
 
 
 def test_a_canonical_spec_restores_the_study(tmp_path):
-    for each in (study.load("grid"), study.load("periodic"), load(tmp_path, MINIMAL)):
+    for each in (study.load("grid"), *study.load_all("periodic"), load(tmp_path, MINIMAL)):
         canonical = each.canonical(data_digest="d", split_digest="s")
         assert study.restore(each.name, canonical).canonical(data_digest="d", split_digest="s") == canonical
 
@@ -165,7 +167,7 @@ def test_sequences_and_starts_count_paths_from_the_file(tmp_path):
     with pytest.raises(StudyError, match="is a sequence of studies: name one of mine, baseline"):
         study.load(str(tmp_path / "all.toml"))
     (tmp_path / "loop.toml").write_text('starts_from = "loop.toml"\n' + MINIMAL)
-    with pytest.raises(StudyError, match="'loop' is started from itself"):
+    with pytest.raises(StudyError, match="another study follows 'loop'"):
         study.load(str(tmp_path / "loop.toml"))
 
 
@@ -219,8 +221,38 @@ def test_where_a_search_starts_and_how_it_looks_is_part_of_the_identity_when_it_
         assert study.restore("mine", whole(each)).canonical(data_digest="d", split_digest="s") == whole(each)
 
 
+def test_a_study_of_the_best_points_is_the_other_studys_but_for_seeds_repeats_and_training(tmp_path):
+
+    def write(text, name):
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    write(TPE, "searched.toml")
+    best = 'best_of = "searched.toml"\npoints = 2\nrepeats = 3\nseed = 7\n'
+    path = write(best + "[training]\nepochs = 50\n", "again.toml")
+    each = study.load(path)
+    first = each.best_of
+    assert first is not None and (first.name, first.sampler) == ("searched", "tpe")
+    assert (each.trials, each.repeats, each.seed, first.seed) == (2, 3, 7, 0)
+    assert (each.model, each.space, each.data_path) == (first.model, first.space, first.data_path)
+    assert each.training == first.training | {"epochs": 50}
+    assert study.restore("again", whole(each)).canonical(data_digest="d", split_digest="s") == whole(each)
+    changed = study.load(path, ["training.batch_size=8", "sampler.trials=5", "seed=3"])
+    assert changed.overridden and changed.best_of is not None and changed.best_of.trials == 5
+    assert changed.training["batch_size"] == changed.best_of.training["batch_size"] == 8
+    assert [one.name for one in study.load_all(path, prerequisites=True)] == ["searched", "again"]
+    for text, message in (
+        (best + '[sampler]\nname = "tpe"\n', "unknown key 'sampler'. Valid keys here: description, seed, repeats"),
+        (best.replace("points = 2", ""), "points: expected a whole number, found nothing"),
+        (MINIMAL.replace("[model]", "points = 2\n[model]", 1), "points: they are those of the study that best_of"),
+        ('best_of = "again.toml"\npoints = 1\n', "another study follows 'again', so it cannot follow one itself"),
+    ):
+        with pytest.raises(StudyError, match=re.escape(message)):
+            study.load(write(text, "wrong.toml"))
+
+
 def test_the_periodic_study_starts_from_the_models_defaults():
-    each = study.load("periodic")
+    each = study.load("periodic-search")
     model, training = each.trial(each.start[0])
     assert specs.from_dict(model) == specs.PeriodicSpec()
     assert (training["epochs"], training["ema"], training["augmentation"]) == (250, 0.99, "symmetry")
