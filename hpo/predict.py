@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,37 +24,41 @@ def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
         model, spec = bundle.load(folder)
     except SpecError as error:
         raise ModelError(str(error)) from error
-    channels, height, width = spec["image_shape"]
+    channels = spec["image_shape"][0]
     if channels != 1:
         raise ModelError(f"{folder}: expected a model of images with one grey channel, found {channels} channels.")
     if "image" in spec["target_names"]:
         raise ModelError(f"{folder}: a target is called image, as the column of the images' paths. Train it anew.")
-    images = np.stack([_read(Path(path), height, width) for path in image_paths]) if image_paths else None
-    rows = regressor.predict(model, images[:, None]) if images is not None else np.zeros((0, len(spec["target_names"])))
+    images = [_read(Path(path), spec) for path in image_paths]
+    rows = np.zeros((len(images), len(spec["target_names"])))
+    for shape in {image.shape for image in images}:
+        alike = [number for number, image in enumerate(images) if image.shape == shape]
+        rows[alike] = regressor.predict(model, np.stack([images[number][None] for number in alike]))
     frame = pd.DataFrame(rows, columns=spec["target_names"])
     frame.insert(0, "image", [str(path) for path in image_paths])
     frame.attrs["unit"] = spec["unit"]
     return frame
 
 
-def _read(path: Path, height: int, width: int) -> np.ndarray:
+def _read(path: Path, spec: dict[str, Any]) -> np.ndarray:
     """Grey values 0..1, (height, width). The size is checked before the pixels are decoded."""
+    from models import bundle
+    from models.specs import SpecError
+
     if path.exists() and not path.is_file():  # a pipe would block, a device never end
         raise ModelError(f"{path}: expected a PNG file, found a folder, pipe or device.")
     try:
         if (size := path.stat().st_size) > LARGEST_FILE:
             raise ImageProblem(f"expected at most {LARGEST_FILE // 2**20} MiB, found {size / 2**20:.0f} MiB.")
         with Image.open(path, formats=["PNG"]) as image:  # as for training; other decoders can start other programs
-            if image.size != (width, height):
-                raise ModelError(
-                    f"{path}: expected an image of {width} x {height} pixels (width x height), as in "
-                    f"the training data, found {image.size[0]} x {image.size[1]}. Resize it (nearest neighbour)."
-                )
+            bundle.check_shape(spec, (1, image.height, image.width), where=str(path))
             if image.mode in ("I", "F") or image.mode.startswith("I;"):
                 raise ModelError(f"{path}: expected 8 bits a channel, found mode {image.mode}. Convert it to 8 bits.")
         grey, _, _ = read_png(path)  # Pillow alone leaves pixels black when a small file ends early
     except ModelError:
         raise
+    except SpecError as error:
+        raise ModelError(str(error)) from None
     except ImageProblem as problem:
         raise ModelError(f"{path}: {problem}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, zlib.error, ...

@@ -12,7 +12,18 @@ from safetensors.torch import load_file, save_file
 
 from models.physics import Physics
 from models.regressor import Regressor
-from models.specs import INDEPENDENT, ModelSpec, SpecError, build, from_dict, physical, symmetric, to_dict
+from models.specs import (
+    INDEPENDENT,
+    ModelSpec,
+    PeriodicSpec,
+    SpecError,
+    build,
+    check_image,
+    from_dict,
+    physical,
+    symmetric,
+    to_dict,
+)
 
 WEIGHTS, SPEC = "weights.safetensors", "spec.json"
 FORMAT = 1
@@ -78,8 +89,18 @@ def load(folder: Path) -> tuple[Regressor, dict[str, Any]]:
 
 
 def check_shape(spec: dict[str, Any], image_shape: Sequence[int], where: str = "the image") -> None:
-    """Raise SpecError unless (channels, height, width) are those the model of `spec` was trained on."""
-    if list(image_shape) != spec["image_shape"]:
+    """Raise SpecError unless the model of `spec` predicts images of (channels, height, width): those it was trained on;
+    of a periodic network with pixels of the same size other cells, too, square ones if those were and it is symmetric.
+    """
+    if list(image_shape) == spec["image_shape"]:
+        return
+    model, (channels, height, width) = from_dict(spec["model"]), image_shape
+    other = isinstance(model, PeriodicSpec) and channels == spec["image_shape"][0]
+    if other and symmetric(model) and spec["image_shape"][1] == spec["image_shape"][2]:
+        other = height == width
+    if other:
+        check_image(model, image_shape)
+    else:
         raise SpecError(
             f"{where}: expected (channels, height, width) = {tuple(spec['image_shape'])}, as the model was trained, "
             f"found {tuple(image_shape)}: resize it, or train on images of its size."

@@ -1,7 +1,7 @@
 """What is trained and how, as frozen data: model and training specifications, their dict form, and the network."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -56,10 +56,10 @@ class TransferSpec:
 class PeriodicSpec:
     """Stages of periodic convolutions with residuals, global average pooling, a small head; for periodic cells."""
 
-    width: int = field(default=16, metadata={"low": 1, "high": 512})  # channels of the first stage; each next has twice
+    width: int = field(default=24, metadata={"low": 1, "high": 512})  # channels of the first stage; each next has twice
     depth: int = field(default=3, metadata={"low": 1, "high": 6})  # stages; each halves the sides
     kernel_size: int = field(default=3, metadata={"low": 1, "high": 31, "odd": True})  # pixels
-    stride: int = field(default=1, metadata={"low": 1, "high": 8})  # of the first convolution; its kernel grows with it
+    stride: int = field(default=2, metadata={"low": 1, "high": 8})  # of the first convolution; its kernel grows with it
     normalisation: str = field(default="batch", metadata={"options": ("batch", "group", "none")})
     activation: str = field(default="gelu", metadata={"options": ("relu", "gelu", "silu")})
     head: int = field(default=64, metadata={"low": 0, "high": 4096})  # units of a dense layer before the last; 0: none
@@ -96,6 +96,7 @@ class TrainingSpec:
     )  # of the learning rate, which is its highest value
     gradient_clipping: float = field(default=0.0, metadata={"low": 0.0, "later": True})  # largest norm; 0: any
     ema: float = field(default=0.0, metadata={"low": 0.0, "below": 1.0, "later": True})  # decay a batch; 0: no average
+    relative: float = field(default=0.0, metadata={"low": 0.0, "later": True})  # weight of relative errors in the loss
 
 
 ADAM_BETAS = (0.9, 0.999)  # decay of the mean and of the square
@@ -180,7 +181,7 @@ def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) ->
     outputs instead, from which the regressor makes the targets. Raises SpecError if the image is too small for the
     poolings.
     """
-    _check_image(spec, image_shape)
+    check_image(spec, image_shape)
     if isinstance(spec, TransferSpec):
         from models.transfer import TransferNet
 
@@ -205,7 +206,7 @@ class Size:
 
 def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> Size:
     """The size of `build(spec, image_shape, n_targets)` in closed form, without torch. Raises SpecError as it does."""
-    _check_image(spec, image_shape)
+    check_image(spec, image_shape)
     if isinstance(spec, TransferSpec):
         channels, frozen = CHANNELS[spec.backbone], spec.trainable == "head"
         head = (channels + 1) * HEAD_UNITS + (HEAD_UNITS + 1) * n_targets
@@ -261,7 +262,8 @@ def _layout(spec: BaselineSpec | CnnSpec) -> dict[str, Any]:
     return {"filters": filters, "kernel_size": spec.kernel_size, "same": True, "dropout": spec.dropout, "units": 64}
 
 
-def _check_image(spec: ModelSpec, image_shape: tuple[int, int, int]) -> None:
+def check_image(spec: ModelSpec, image_shape: Sequence[int]) -> None:
+    """Raise SpecError if the model cannot be built for images of (channels, height, width)."""
     # pixels: one after the last pooling; of periodic ones two, and no fewer than the last convolution wraps around
     smallest = {"baseline": 10, "cnn": 4, "transfer": 32}.get(to_dict(spec)["family"], 0)
     if isinstance(spec, PeriodicSpec):

@@ -148,6 +148,9 @@ class Training:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
         self._train = self._prepare(train[0], raw=augmented), self._targets(labels)
+        # How much each image counts in the loss; None: all the same.
+        weights = relative_weights(labels / self.target_scale, training.relative)
+        self._weights = self._tensor(weights) if training.relative else None
         # The targets of the training split as each symmetry moves them.
         self._moved = [self._targets(labels[:, move.order]) for move in moves] if augmented else []
         # The network whose weights are evaluated and handed out.
@@ -280,7 +283,8 @@ class Training:
             with half:  # training alone: what is evaluated is what is handed out, in full precision
                 predicted = network(seen)
             square = (self._standard(predicted.float(), seen) - wanted) ** 2
-            square.mean().backward()
+            loss = square if self._weights is None else square * self._weights[batch][:, None]
+            loss.mean().backward()
             if self.training.gradient_clipping:
                 torch.nn.utils.clip_grad_norm_(self._parameters, self.training.gradient_clipping)
             optimiser.step()
@@ -421,6 +425,16 @@ class Training:
             image_shape=self._image_shape,
             physics=self._physics,
         )
+
+
+def relative_weights(labels: np.ndarray, relative: float) -> np.ndarray:
+    """How much each image counts in the loss, (n,), mean 1: 1 + relative / s^2, s^2 the mean square of its labels.
+
+    So the loss adds to the squared errors of the labels (n, k), given in units of the training split's scale,
+    `relative` times the squared errors relative to the image's own labels: those of soft cells count, too.
+    """
+    weights = 1 + relative / (labels**2).mean(axis=1).clip(1e-6)
+    return weights / weights.mean()
 
 
 def schedule(name: str, done: float) -> float:

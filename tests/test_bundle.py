@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data_pipeline.components import COMPONENTS, SYMMETRIES
 from models import bundle
 from models.regressor import Regressor, predict
-from models.specs import CnnSpec, SpecError, build, to_dict
+from models.specs import CnnSpec, PeriodicSpec, SpecError, build, to_dict
 
 SEED = 11
 SPEC = CnnSpec(filters=2, kernel_size=3, dropout=0.2)
@@ -125,3 +126,21 @@ def test_a_tensor_too_few_is_named(folder):
 def test_a_key_of_spec_json_cannot_be_overwritten(regressor, tmp_path):
     with pytest.raises(SpecError, match=r"extra: the keys unit of spec\.json are taken"):
         save(tmp_path, regressor, unit="MPa")
+
+
+def test_a_periodic_model_predicts_larger_cells_of_the_same_pixels_and_a_cell_repeated_as_the_cell(tmp_path):
+    torch.manual_seed(1)
+    spec, shape = PeriodicSpec(width=3, depth=2, head=4), (1, 16, 16)
+    model = Regressor(
+        build(spec, shape, 9), torch.ones(9), torch.ones(9), symmetries=SYMMETRIES, image_shape=shape
+    ).eval()
+    bundle.save(tmp_path, model, model=to_dict(spec), image_shape=shape, target_names=COMPONENTS, unit="GPa")
+    loaded, facts = bundle.load(tmp_path)
+    cells = np.random.default_rng(1).integers(0, 2, (4, 1, 16, 16)).astype(np.float32)
+    for times in (2, 3):
+        bundle.check_shape(facts, (1, 16 * times, 16 * times))
+        tiled = np.tile(cells, (1, 1, times, times))
+        np.testing.assert_allclose(predict(loaded, tiled), predict(loaded, cells), rtol=0, atol=1e-5)
+    for wrong in ((1, 32, 16), (2, 32, 32), (1, 6, 6), (1, 33, 33)):
+        with pytest.raises(SpecError, match="expected"):
+            bundle.check_shape(facts, wrong)

@@ -20,7 +20,7 @@ from models.specs import PeriodicSpec, SpecError, build, from_dict, parameter_co
 from models.symmetry import Augmentation, elements
 
 SEED = 3
-SPEC = PeriodicSpec(width=4, depth=2, head=8)
+SPEC = PeriodicSpec(width=4, depth=2, head=8, stride=1)
 SHAPE = (1, 16, 16)
 CLOSE = 2e-6  # of the largest prediction: other batches and strides round differently
 MOVED = {"flip_vertical": np.flipud, "flip_horizontal": np.fliplr, "transpose": np.transpose, "quarter_turn": np.rot90}
@@ -55,7 +55,9 @@ def assert_close(found, expected, close=CLOSE):
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize(("normalisation", "activation"), [("batch", "gelu"), ("group", "silu"), ("none", "relu")])
 def test_the_network_computes_its_layers_in_both_memory_formats(normalisation, activation, channels_last):
-    spec = PeriodicSpec(width=3, depth=2, kernel_size=5, normalisation=normalisation, activation=activation, head=7)
+    spec = PeriodicSpec(
+        width=3, depth=2, kernel_size=5, stride=1, normalisation=normalisation, activation=activation, head=7
+    )
     shape = (2, 12, 20)
     made = network(spec, shape)
     w = {name: tensor.clone().contiguous().double() for name, tensor in made.state_dict().items()}
@@ -120,17 +122,18 @@ def test_the_size_in_closed_form_is_that_of_the_network_built():
 
 
 def test_the_default_network_has_the_parameters_and_multiply_adds_counted_by_hand():
-    convolutions = [(1, 16, 64), (16, 16, 32), (16, 32, 32), (32, 32, 16), (32, 64, 16), (64, 64, 8)]  # in, out, pixels
-    head = 65 * 64 + 64 * 9
+    # in, out, pixels a side of what comes out; the first kernel has 6x6 pixels, as 3x3 of four channels would
+    convolutions = [(4, 24, 32), (24, 24, 16), (24, 48, 16), (48, 48, 8), (48, 96, 8), (96, 96, 4)]
+    head = 97 * 64 + 64 * 9
     found = size(PeriodicSpec(), (1, 64, 64), 9)
-    assert found.parameters == 9 * sum(i * o for i, o, _ in convolutions) + 2 * 2 * (16 + 32 + 64) + head + 64 + 9
-    assert found.parameters == 76_825
+    assert found.parameters == 9 * sum(i * o for i, o, _ in convolutions) + 2 * 2 * (24 + 48 + 96) + head + 64 + 9
+    assert found.parameters == 169_097
     assert found.multiply_adds == 9 * sum(i * o * side**2 for i, o, side in convolutions) + head
 
 
 @pytest.mark.parametrize(("kernel_size", "side"), [(3, 5), (9, 13)])
 def test_an_image_too_small_for_the_last_convolution_is_refused_and_one_pixel_more_is_not(kernel_size, side):
-    spec = PeriodicSpec(width=2, depth=2, kernel_size=kernel_size)
+    spec = PeriodicSpec(width=2, depth=2, kernel_size=kernel_size, stride=1)
     build(spec, (1, side, side), 1)(torch.rand(2, 1, side, side))
     with pytest.raises(SpecError, match=f"periodic: expected images of at least {side}x{side} pixels, found"):
         build(spec, (1, side, side - 1), 1)

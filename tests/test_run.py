@@ -112,13 +112,13 @@ def test_a_sampler_fills_its_slots_when_they_are_claimed_in_any_time_zone(shell,
 
 def test_the_periodic_study_closes_with_a_champion_that_moves_with_the_image(shell, tmp_path):
     data = cells.make(tmp_path / "cells", seed=2)  # its own: all studies on one data set compete for one champion
-    words = ("--set", "space.depth=[2, 3]", "--set", "sampler.trials=3", "--set", "space.width=[4, 16]")
+    words = ("--set", "space.depth=[2, 3]", "--set", "sampler.trials=3", "--set", "space.width=[4, 24]")
     output = shell.hpo("run", "--study", "periodic", "--data", data, "--epochs", 2, *words)
     searched, best = sorted((row["name"] for row in shell.json("studies")), reverse=True)
     check_recorded_once(shell, searched, points=3, epochs=2)
     trials = shell.json("trials", "--study", searched)
     first = trials[0]
-    assert (first["params"]["width"], first["params"]["ema"]) == (16, 0.99), "the point the file starts from"
+    assert (first["params"]["width"], first["params"]["ema"]) == (24, 0.99), "the point the file starts from"
     again = shell.json("trials", "--study", best)
     ranked = sorted(trials, key=lambda each: each["value"])
     assert [each["params"] for each in again] == [each["params"] for each in ranked[:2] for _ in range(3)]

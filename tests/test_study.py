@@ -254,8 +254,8 @@ def test_a_study_of_the_best_points_is_the_other_studys_but_for_seeds_repeats_an
 def test_the_periodic_study_starts_from_the_models_defaults():
     each = study.load("periodic-search")
     model, training = each.trial(each.start[0])
-    assert specs.from_dict(model) == specs.PeriodicSpec()
-    assert (training["epochs"], training["ema"], training["augmentation"]) == (250, 0.99, "symmetry")
+    assert specs.from_dict(model) == specs.PeriodicSpec(physics="bounded")
+    assert (training["epochs"], training["ema"], training["augmentation"]) == (700, 0.99, "symmetry")
     assert each.multivariate and each.needs_symmetries()
     assert not study.load("grid").needs_symmetries()
     assert study.load("grid", ["training.augmentation=symmetry"]).needs_symmetries()

@@ -13,7 +13,7 @@ from models.metrics import mean_predictor, scores
 from models.physics import NAMES, Physics
 from models.regressor import predict
 from models.specs import CnnSpec, PeriodicSpec, SpecError, TrainingSpec, TransferSpec, training_to_dict
-from models.training import Diverged, Interrupted, Training, load_state, save_state, schedule
+from models.training import Diverged, Interrupted, Training, load_state, relative_weights, save_state, schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEED = 5
@@ -438,3 +438,21 @@ def test_a_state_file_cut_short_is_named_and_saving_leaves_one_file(tmp_path):
 def test_arrays_that_cannot_be_trained_on_are_refused(train, message):
     with pytest.raises(SpecError, match=message):
         training(train=train)
+
+
+def test_relative_errors_weigh_soft_cells_more_and_equal_cells_alike():
+    labels = np.array([[1.0, 2.0], [10.0, 20.0], [-0.1, 0.2]])
+    found = relative_weights(labels, 5.0)
+    expected = 1 + 5.0 / (labels**2).mean(axis=1)
+    assert found == pytest.approx(expected / expected.mean())
+    assert relative_weights(labels, 0.0) == pytest.approx([1, 1, 1])
+
+    def error_of_the_softest(relative):
+        short = TrainingSpec(epochs=60, batch_size=8, learning_rate=3e-3, relative=relative)
+        targets = np.exp(6 * TRAIN[0].mean((1, 2, 3)))[:, None]  # a factor of 400
+        one = training(short=short, train=(TRAIN[0], targets), validation=(TRAIN[0], targets))
+        list(one.epochs())
+        soft = targets[:, 0] < np.quantile(targets, 0.3)
+        return np.abs(predict(one.last_regressor(), TRAIN[0][soft]) / targets[soft] - 1).mean()
+
+    assert error_of_the_softest(10.0) < 0.7 * error_of_the_softest(0.0), f"seed {SEED}"
