@@ -68,13 +68,16 @@ class Shell:
         return json.loads(self.hpo(*words, "--json"))
 
     def until(self, condition, what: str):
-        """Wait for something to be true; return it."""
+        """Wait for something that a process we started does; return it."""
         end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
+        ended = False
+        while time.monotonic() < end and not ended:
+            ended = all(process.poll() is not None for process in self.started)
             if self.queue.installed() and (found := condition()):
                 return found
             time.sleep(0.05)
-        raise AssertionError(f"not within {PATIENCE:.0f} s: {what}")
+        last = self.started[-1].communicate()[0] if ended else f"{PATIENCE:.0f} s are over"
+        raise AssertionError(f"{what}: not seen. {last}")
 
     def trials(self, study: str):
         return [job for job in self.queue.jobs(study) if job.kind == "trial"]

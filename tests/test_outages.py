@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cells
@@ -128,16 +128,26 @@ def test_sigterm_ends_the_worker_in_time_though_the_database_is_frozen(own, data
     assert psutil.wait_procs(trainers, timeout=5)[1] == []
 
 
+@contextmanager
+def tmpfs(folder: Path, size: str) -> Iterator[Path]:
+    """The folder as a small file system of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "hpo-test", folder]
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"mounting is not allowed here: {error}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
 @pytest.fixture
 def artifacts(own) -> Iterator[Path]:
     """The artifact store of `own` as a small file system of its own."""
-    folder = own[1].home / "artifacts"
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "hpo-test", folder], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"mounting is not allowed here: {error}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with tmpfs(own[1].home / "artifacts", "8m") as folder:
+        yield folder
 
 
 @pytest.mark.root
@@ -173,24 +183,19 @@ def test_a_full_or_read_only_store_is_said_and_nothing_is_claimed_until_it_takes
 
 
 @pytest.mark.root
-def test_a_trainer_that_finds_the_disk_full_gives_back_and_no_attempt_is_counted(own, data, tmp_path):
-    shell, read = own
-    folder = read.home / "work"
-    folder.mkdir()
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "hpo-test", folder], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"mounting is not allowed here: {error}")
-    try:
-        process = shell.start("run", "--study", cells.study(tmp_path, "tight", data=data, epochs=50), "--trainers", 1)
+@pytest.mark.parametrize(("what", "interval"), [("checkpoint", "0"), ("model", "60")])
+def test_a_trainer_that_finds_the_disk_full_gives_back_and_no_attempt_is_counted(shell, data, tmp_path, what, interval):
+    shell.environment |= {"HPO_CHECKPOINT_INTERVAL": interval}
+    study = cells.study(tmp_path, f"tight-{what}", data=data, epochs=50)
+    study.write_text(study.read_text().replace("[1e-3, 1e-4]", "[1e-3]"))
+    with tmpfs(shell.home / "work", "80k") as folder:  # half of what either needs; of the model it is the .pt2 file
+        process = shell.start("run", "--study", study, "--trainers", 1)
         shell.until(
-            lambda: any("no room on the disk" in (each.reason or "") for each in shell.trials("tight")), "no room"
+            lambda: any("no room on the disk" in (each.reason or "") for each in shell.trials(study.stem)), "no room"
         )
-        assert max(each.attempt for each in shell.trials("tight")) <= 1
+        assert {each.attempt for each in shell.trials(study.stem)} == {0}
         subprocess.run(["mount", "-o", "remount,size=128m", folder], check=True)
         output = output_of(process)
-        assert "no room on the disk" in output and "No space left on device" in output
-        check_recorded_once(shell, "tight", points=4, epochs=50)
-        assert {each.attempt for each in shell.trials("tight")} == {1}
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+    assert "no room on the disk" in output
+    check_recorded_once(shell, study.stem, points=2, epochs=50)
+    assert {each.attempt for each in shell.trials(study.stem)} == {1}
