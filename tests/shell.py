@@ -5,8 +5,10 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,6 +99,18 @@ class Shell:
             process.wait()
             process.stdout.close()
         self.queue.close()
+
+
+def at_once(*functions: Callable[[], object]) -> list:
+    """What each gives, called by threads that start together; an error of any is raised."""
+    start = threading.Barrier(len(functions))
+
+    def call(function: Callable[[], object]) -> object:
+        start.wait()
+        return function()
+
+    with ThreadPoolExecutor(len(functions)) as threads:
+        return list(threads.map(call, functions))
 
 
 def trainers(process: subprocess.Popen) -> list[psutil.Process]:

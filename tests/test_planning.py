@@ -1,11 +1,11 @@
 """Planning on real services: written down once, by however many, and sampled as the seed says."""
 
-import threading
+from contextlib import closing
 from dataclasses import replace
 
 import cells
 import pytest
-from shell import fresh_database
+from shell import at_once, fresh_database
 
 from hpo import planning, sampling, settings, study
 from hpo.errors import StudyError
@@ -21,24 +21,12 @@ def test_planners_at_once_write_every_point_down_once(database_url, tracking_uri
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
     first = Queue(database_url)
     first.install()
-    start, errors = threading.Barrier(4), []
 
     def plan() -> None:
-        queue = Queue(database_url)
-        start.wait()
-        try:
+        with closing(Queue(database_url)) as queue:
             planning.plan(ready, queue, Tracker(tracking_uri), read, database_url)
-        except Exception as error:
-            errors.append(error)
-        finally:
-            queue.close()
 
-    threads = [threading.Thread(target=plan) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    at_once(*[plan] * 4)
     assert [job.number for job in first.jobs(name)] == [-1, 0, 1, 2, 3]
     store = sampling.storage(database_url)
     trials = store.get_all_trials(store.get_study_id_from_name(name))
