@@ -228,7 +228,7 @@ def _track(ready: Plan, tracker: Tracker, settings: Settings, owner: str) -> dic
             name=f"{ready.name}/predictor {name}",
             kind="predictor",
             params={"predictor": name, "data": data["digest"], "split": data["split"]},
-            tags={"mlflow.note.content": f"Trivial predictor: {PREDICTORS[name]}, fitted on the training split."},
+            tags={"mlflow.note.content": f"Trivial predictor: {LEARNED[name]}, fitted on the training split."},
             start_ms=now,
         )
         found = scores["validation"]
@@ -242,19 +242,19 @@ def _track(ready: Plan, tracker: Tracker, settings: Settings, owner: str) -> dic
     return {"experiment_id": experiment_id, "study_run_id": run_id, "predictor_run_ids": ids}
 
 
-PREDICTORS = {"mean": "the mean of the training labels", "volume fraction": "a cubic polynomial in the volume fraction"}
+LEARNED = {"mean": "the mean of the training labels", "volume fraction": "a cubic polynomial in the volume fraction"}
 
 
 def predictors(data: Dataset, parts: Split) -> dict[str, Any]:
     """Validation scores of the trivial predictors. The test split is not looked at here."""
     learned = (data.images[parts.train], data.targets[parts.train])
     truth = data.targets[parts.validation]
-    fitted = {"mean": metrics.mean_predictor(*learned), "volume fraction": metrics.volume_fraction_predictor(*learned)}
     variance = learned[1].var(axis=0)
-    return {
-        name: {"validation": metrics.scores(predict(data.images[parts.validation]), truth, train_variance=variance)}
-        for name, predict in fitted.items()
-    }
+    found = {}
+    for name, fit in metrics.PREDICTORS.items():
+        predicted = fit(*learned)(data.images[parts.validation])
+        found[name] = {"validation": metrics.scores(predicted, truth, train_variance=variance)}
+    return found
 
 
 def model_name(data: Dataset, parts: Split) -> str:
