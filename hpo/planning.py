@@ -18,12 +18,12 @@ from data_pipeline.split import Split, split
 from hpo import data as data_files
 from hpo import promotion, sampling, study
 from hpo.errors import NotFound, StudyError
-from hpo.mirror import known, now_ms
+from hpo.mirror import known, now_ms, point_text
 from hpo.queue import Queue, StudyRow
 from hpo.settings import Settings
 from hpo.study import Study
 from hpo.tracking import Tracker
-from models import metrics
+from models import metrics, specs
 from models import weights as pretrained
 
 MINIMUM = 20  # images; fewer leave a validation split that says nothing
@@ -102,6 +102,7 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
             'training.augmentation and model.symmetric need: set training.augmentation = "none" and, for a periodic '
             "network, model.symmetric = false."
         )
+    _check_sizes(chosen, folder, data)
     files = {backbone: pretrained.FILES[backbone] for backbone in chosen.pretrained()}
     found = {
         backbone: {"name": name, "sha256": "" if trial_run and pretrained.absent(name) else pretrained.find(name)[1]}
@@ -123,6 +124,19 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
         identity=identity,
         weights=found,
     )
+
+
+def _check_sizes(chosen: Study, folder: Path, data: Dataset) -> None:
+    """Raise StudyError if the study can reach a network that does not fit the images."""
+    shape = data.images.shape[1:]
+    for point in chosen.largest():
+        try:
+            specs.size(specs.from_dict(chosen.trial(point)[0]), shape, len(data.target_names))
+        except specs.SpecError as error:
+            raise StudyError(
+                f"{folder}: its images are too small for {chosen.name} at {point_text(point) or 'its one point'}: "
+                f"{error} Plan smaller networks, or larger images (data.image_size)."
+            ) from None
 
 
 def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, database_url: str) -> StudyRow:

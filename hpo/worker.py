@@ -192,7 +192,7 @@ class Supervisor:
             except LeaseLost:
                 self._drop(job)
                 return
-            except SpecError as error:  # a network that does not fit these images, say
+            except SpecError as error:  # of parameters that do not go together, say
                 self.returns.append((job, str(error), True))
                 return
             except DatabaseLost:

@@ -71,6 +71,20 @@ def test_targets_that_move_in_unknown_ways_are_refused_where_it_must_be_known(da
         planning.prepare(study.load(file, ["training.augmentation=symmetry"]))
 
 
+@pytest.mark.parametrize(
+    ("depth", "rest"),
+    [("[2, 4]", ""), ("{low = 2, high = 4}", '[sampler]\nname = "random"\ntrials = 3\n')],  # four stages: 17 pixels
+    ids=["grid", "random"],
+)
+def test_a_space_with_a_network_that_does_not_fit_the_images_is_refused(data, tmp_path, depth, rest):
+    file = cells.study(tmp_path, "deep", data=data, epochs=1)
+    text = file.read_text().replace('"cnn"', '"periodic"').replace("dropout = 0.2\n", "")
+    file.write_text(text.replace("filters = [2, 4]", f"depth = {depth}") + rest)
+    with pytest.raises(StudyError, match=r"tiny: .* for deep at depth=4 lr1e-3: periodic: .* at least 17x17 pixels"):
+        planning.prepare(study.load(str(file)))
+    planning.prepare(study.load(str(file), ["space.depth=[2, 3]"]))
+
+
 @pytest.mark.parametrize("kind", ["random", "tpe"])
 def test_the_seed_decides_the_points_whoever_fills_them(services, data, tmp_path, kind):
     """TPE draws its first ten at random, too."""
