@@ -90,9 +90,9 @@ def test_the_seed_decides_the_points_whoever_fills_them(services, data, tmp_path
     """TPE draws its first ten at random, too."""
 
     def points(order: list[int], seed: int) -> list[dict]:
-        file = cells.study(tmp_path, "sampled", data=data, epochs=1)
-        text = file.read_text().replace("[1e-3, 1e-4]", "{low = 1e-4, high = 1e-2, log = true}")
-        file.write_text(text + f'[sampler]\nname = "{kind}"\ntrials = 4\n')
+        rates = "{low = 1e-4, high = 1e-2, log = true}"
+        file = cells.study(tmp_path, "sampled", data=data, epochs=1, rates=rates)
+        file.write_text(file.read_text() + f'[sampler]\nname = "{kind}"\ntrials = 4\n')
         chosen = study.load(str(file), [f"seed={seed}"])
         with fresh_database(services) as url:
             store = sampling.storage(url)

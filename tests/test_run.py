@@ -74,7 +74,7 @@ print(mlflow.pyfunc.load_model("models:/{model.name}@champion").predict(image[No
     )
     assert np.allclose(json.loads(theirs.stdout)[0], ours, rtol=1e-5)
 
-    shell.hpo("delete", "--study", study, "--yes")
+    assert f"Deleted the study {study}" in shell.hpo("delete", "--study", study, "--yes")
     assert shell.json("studies") == []
     assert [each.aliases for each in client.search_registered_models() if each.name == model.name] in ([{}], [])
 
@@ -82,6 +82,7 @@ print(mlflow.pyfunc.load_model("models:/{model.name}@champion").predict(image[No
 @pytest.mark.slow
 def test_eight_workers_on_tiny_trials_train_no_point_twice(shell, data):
     words = ("--data", data, "--epochs", 1, "--seed", 8, "--set", "space.filters=[2, 3, 4]")
+    words += ("--set", "space.dropout=[0.2]")
     first = shell.start("run", "--study", "grid", *words, "--trainers", 1)
     study = shell.until(
         lambda: next((row.name for row in shell.queue.studies() if row.spec["seed"] == 8), None), "plan"
@@ -92,7 +93,7 @@ def test_eight_workers_on_tiny_trials_train_no_point_twice(shell, data):
     for process in [first, *others]:
         output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, output
-    check_recorded_once(shell, study, points=24, epochs=1)
+    check_recorded_once(shell, study, points=12, epochs=1)
     assert {job.attempt for job in shell.trials(study)} == {1}
     workers = {job.worker for job in shell.trials(study)}
     assert len(workers) > 1
@@ -100,9 +101,9 @@ def test_eight_workers_on_tiny_trials_train_no_point_twice(shell, data):
 
 def test_a_sampler_fills_its_slots_when_they_are_claimed_in_any_time_zone(shell, data, tmp_path):
     shell.environment |= {"TZ": "Pacific/Auckland"}
-    study = cells.study(tmp_path, "tpe", data=data, epochs=2)
-    text = study.read_text().replace("[1e-3, 1e-4]", "{low = 1e-4, high = 1e-2, log = true}")
-    study.write_text(text + '[sampler]\nname = "tpe"\ntrials = 4\n')
+    rates = "{low = 1e-4, high = 1e-2, log = true}"
+    study = cells.study(tmp_path, "tpe", data=data, epochs=2, rates=rates)
+    study.write_text(study.read_text() + '[sampler]\nname = "tpe"\ntrials = 4\n')
     shell.hpo("run", "--study", study)
     check_recorded_once(shell, "tpe", points=4, epochs=2)
     with shell.queue.engine.connect() as connection:
