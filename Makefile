@@ -9,14 +9,17 @@ BIN := $(VENV)/bin
 run: $(VENV)/installed
 	@$(BIN)/hpo run --study $(STUDY) $(ARGS)
 
-# Three at once: on two cores the tests that wait for something leave room for one more.
+# Three at once: on two cores the tests that wait for something leave room for one more. One thread each, which these
+# small networks are fastest with. What a file's tests share and takes long to make, xdist_group keeps in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup --durations=15
+
 test: $(VENV)/installed-dev
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --durations=15 -m "not slow and not apt and not root" $(ARGS)
+	@$(PYTEST) -m "not slow and not apt and not root" $(ARGS)
 	@echo "Left out: the tests marked slow, apt (packages of the system) and root. make test-full runs them."
 
 test-full: $(VENV)/installed-dev
 	@sh tests/system-packages
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --durations=15 -m "slow or apt or root" $(ARGS)
+	@$(PYTEST) -m "slow or apt or root" $(ARGS)
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff format --check .

@@ -23,7 +23,6 @@ from hpo.queue import Job, Queue, StudyRow
 from hpo.tracking import Tracker
 from models import metrics
 
-PREDICTORS = {"mean": metrics.mean_predictor, "volume fraction": metrics.volume_fraction_predictor}
 CURVES = ("train/nmse", "val/nmse")
 _KIND = re.compile(r"\d+_(.+)\.png", re.IGNORECASE)
 MARKS = {"below volume fraction": " (below volume fraction)", "below mean": " (below the mean)"}  # of a verdict
@@ -127,7 +126,7 @@ class Evidence:
     def predictors(self) -> dict[str, np.ndarray]:
         """What each trivial predictor, fitted on the training split, says of the test split, (n, k)."""
         learned = (self.dataset.images[self.split.train], self.dataset.targets[self.split.train])
-        return {name: fit(*learned)(self.dataset.images[self.split.test]) for name, fit in PREDICTORS.items()}
+        return {name: fit(*learned)(self.dataset.images[self.split.test]) for name, fit in metrics.PREDICTORS.items()}
 
     @cached_property
     def fractions(self) -> np.ndarray:

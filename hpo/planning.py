@@ -18,12 +18,12 @@ from data_pipeline.split import Split, split
 from hpo import data as data_files
 from hpo import promotion, sampling, study
 from hpo.errors import NotFound, StudyError
-from hpo.mirror import known, now_ms
+from hpo.mirror import known, now_ms, point_text
 from hpo.queue import Job, Queue, StudyRow
 from hpo.settings import Settings
 from hpo.study import Study
 from hpo.tracking import Tracker
-from models import metrics
+from models import metrics, specs
 from models import weights as pretrained
 
 HILL_SLACK = 0.01  # of the smallest standard deviation of a component: what labels may miss Hill's relations by
@@ -106,6 +106,7 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
         )
     if chosen.needs_phases():
         _check_physics(data, folder)
+    _check_sizes(chosen, folder, data)
     files = {backbone: pretrained.FILES[backbone] for backbone in chosen.pretrained()}
     found = {
         backbone: {"name": name, "sha256": "" if trial_run and pretrained.absent(name) else pretrained.find(name)[1]}
@@ -128,6 +129,19 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
         identity=identity,
         weights=found,
     )
+
+
+def _check_sizes(chosen: Study, folder: Path, data: Dataset) -> None:
+    """Raise StudyError if the study can reach a network that does not fit the images."""
+    shape = data.images.shape[1:]
+    for point in chosen.largest():
+        try:
+            specs.size(specs.from_dict(chosen.trial(point)[0]), shape, len(data.target_names))
+        except specs.SpecError as error:
+            raise StudyError(
+                f"{folder}: its images do not fit {chosen.name} at {point_text(point) or 'its one point'}: "
+                f"{error} Plan other networks, or other images (data.image_size)."
+            ) from None
 
 
 def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, database_url: str) -> StudyRow:
@@ -257,7 +271,7 @@ def _track(ready: Plan, tracker: Tracker, settings: Settings, owner: str) -> dic
             name=f"{ready.name}/predictor {name}",
             kind="predictor",
             params={"predictor": name, "data": data["digest"], "split": data["split"]},
-            tags={"mlflow.note.content": f"Trivial predictor: {PREDICTORS[name]}, fitted on the training split."},
+            tags={"mlflow.note.content": f"Trivial predictor: {LEARNED[name]}, fitted on the training split."},
             start_ms=now,
         )
         found = scores["validation"]
@@ -271,19 +285,19 @@ def _track(ready: Plan, tracker: Tracker, settings: Settings, owner: str) -> dic
     return {"experiment_id": experiment_id, "study_run_id": run_id, "predictor_run_ids": ids}
 
 
-PREDICTORS = {"mean": "the mean of the training labels", "volume fraction": "a cubic polynomial in the volume fraction"}
+LEARNED = {"mean": "the mean of the training labels", "volume fraction": "a cubic polynomial in the volume fraction"}
 
 
 def predictors(data: Dataset, parts: Split) -> dict[str, Any]:
     """Validation scores of the trivial predictors. The test split is not looked at here."""
     learned = (data.images[parts.train], data.targets[parts.train])
     truth = data.targets[parts.validation]
-    fitted = {"mean": metrics.mean_predictor(*learned), "volume fraction": metrics.volume_fraction_predictor(*learned)}
     variance = learned[1].var(axis=0)
-    return {
-        name: {"validation": metrics.scores(predict(data.images[parts.validation]), truth, train_variance=variance)}
-        for name, predict in fitted.items()
-    }
+    found = {}
+    for name, fit in metrics.PREDICTORS.items():
+        predicted = fit(*learned)(data.images[parts.validation])
+        found[name] = {"validation": metrics.scores(predicted, truth, train_variance=variance)}
+    return found
 
 
 def constants(data: Dataset) -> dict[str, dict[str, float]] | None:

@@ -353,10 +353,8 @@ def _curves(evidence: Evidence) -> Section:
         if winner.role in ("baseline", "grid") or winner.model["family"] != "transfer":
             title = f"Loss of {roles.get(winner.role, 'the best')}: {winner.title}"
             pictures.append(_picture(f"loss-{len(pictures)}", title, {winner.title: winner.curve}))
-    backbones = {
-        winner.model["backbone"]: winner for winner in evidence.winners if winner.model["family"] == "transfer"
-    }
-    for name in backbones:
+    backbones = [winner.model["backbone"] for winner in evidence.winners if winner.model["family"] == "transfer"]
+    for name in dict.fromkeys(backbones):
         found = [winner for winner in evidence.winners if winner.model.get("backbone") == name]
         curves = {winner.title: winner.curve for winner in reversed(found)}
         phases = {"head": "head only", "fine-tuned": "fine-tuned"}

@@ -161,6 +161,10 @@ class Study:
         """The points of a grid, else those at the ends of the space."""
         return self.grid() if self.sampler == "grid" else _corners(self.space)
 
+    def largest(self) -> list[dict[str, Any]]:
+        """The points of a grid, else that of the highest numbers: if these networks fit an image, all others do."""
+        return self.grid() if self.sampler == "grid" else [_highest(self.space)]
+
     def trial(self, point: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The model's and the training's settings at one point, complete and validated."""
         in_training = specs.training_keys()
@@ -695,6 +699,12 @@ def _corners(space: Mapping[str, Choices | Interval]) -> list[dict[str, Any]]:
     ends = {key: p.values if isinstance(p, Choices) else (p.low, p.high) for key, p in space.items()}
     first = {key: values[0] for key, values in ends.items()}
     return [first, *({**first, key: value} for key, values in ends.items() for value in values)]
+
+
+def _highest(space: Mapping[str, Choices | Interval]) -> dict[str, Any]:
+    """The point at the highest number of every parameter; of names the first."""
+    ends = {key: p.values if isinstance(p, Choices) else (p.high,) for key, p in space.items()}
+    return {key: values[0] if isinstance(values[0], str) else max(values) for key, values in ends.items()}
 
 
 def _plain(parameter: Choices | Interval) -> Any:

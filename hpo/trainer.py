@@ -252,11 +252,8 @@ def score(emit: Emit, stop: threading.Event, *, folder: str, data: str, predicti
     bundle.check_shape(spec, dataset.images.shape[1:], where="the data set")
     variance = dataset.targets[parts.train].var(axis=0)
     learned = (dataset.images[parts.train], dataset.targets[parts.train])
-    predictors = {
-        "model": lambda images: predict(regressor, images),
-        "mean": metrics.mean_predictor(*learned),
-        "volume fraction": metrics.volume_fraction_predictor(*learned),
-    }
+    predictors = {name: fit(*learned) for name, fit in metrics.PREDICTORS.items()}
+    predictors["model"] = lambda images: predict(regressor, images)
     found: dict[str, dict[str, Any]] = {}
     tables = []
     for part, indices in (("validation", parts.validation), ("test", parts.test)):

@@ -192,7 +192,7 @@ class Supervisor:
             except LeaseLost:
                 self._drop(job)
                 return
-            except SpecError as error:  # a network that does not fit these images, say
+            except SpecError as error:  # of parameters that do not go together, say
                 self.returns.append((job, str(error), True))
                 return
             except DatabaseLost:
@@ -349,6 +349,9 @@ class Supervisor:
         self.recorder.put(job, partial(self._end, job, "diverged", {"epoch": epoch}, f"diverged at epoch {epoch}"))
 
     def _on_failed(self, trainer: Trainer, job: Job, *, reason: str) -> None:
+        if self._lacks_room():  # of a .pt2 file that it cannot finish torch says something else, and aborts
+            self._on_full(trainer, job, reason=f"no room on the disk ({reason})")
+            return
         log.warning("%s failed, attempt %d of %d: %s", mirror.title(job), job.attempt, ATTEMPTS, reason)
         self.returns.append((job, reason, True))
 
@@ -379,8 +382,11 @@ class Supervisor:
         reason, job = trainer.obituary(), trainer.job
         trainer.close()
         if job is not None and job in self.holdings:
-            log.warning("%s: worker lost, attempt %d of %d: %s", mirror.title(job), job.attempt, ATTEMPTS, reason)
-            self.returns.append((job, reason, self.stopping is None))
+            if trainer.killed is None and self._lacks_room():
+                self._on_full(trainer, job, reason=f"no room on the disk ({reason})")
+            else:
+                log.warning("%s: worker lost, attempt %d of %d: %s", mirror.title(job), job.attempt, ATTEMPTS, reason)
+                self.returns.append((job, reason, self.stopping is None))
         if not trainer.ready:
             self._stillborn += 1
             if self._stillborn >= START_ATTEMPTS:
@@ -487,10 +493,12 @@ class Supervisor:
 
     def _room(self) -> bool:
         """Whether the disk takes another trial; looked at only after somebody found it full."""
-        folders = (self.settings.home, self.folder)
-        if self._full and all(shutil.disk_usage(each).free >= ROOM and os.access(each, os.W_OK) for each in folders):
-            self._full = False
+        self._full = self._full and self._lacks_room()
         return not self._full
+
+    def _lacks_room(self) -> bool:
+        folders = (self.settings.home, self.folder)
+        return any(shutil.disk_usage(each).free < ROOM or not os.access(each, os.W_OK) for each in folders)
 
     def _folder(self, job: Job) -> Path:
         return self.folder / f"job-{job.id}-{job.fence}"

@@ -60,6 +60,12 @@ def volume_fraction_predictor(train_images: np.ndarray, train_targets: np.ndarra
     return lambda images: _cubic(images) @ coefficients + centre
 
 
+PREDICTORS: dict[str, Callable[[np.ndarray, np.ndarray], Predictor]] = {
+    "mean": mean_predictor,
+    "volume fraction": volume_fraction_predictor,
+}  # the trivial ones, by name: each learns from the training images and targets
+
+
 def _cubic(images: np.ndarray) -> np.ndarray:
     fraction = np.asarray(images, np.float64).mean(axis=(1, 2, 3))
     return np.polynomial.legendre.legvander(2 * fraction - 1, 3)

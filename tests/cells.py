@@ -20,10 +20,19 @@ kernel_size = 3
 dropout = 0.2
 [space]
 filters = [2, 4]
-learning_rate = [1e-3, 1e-4]
+learning_rate = {rates}
 [training]
 epochs = {epochs}
 batch_size = 16
+"""
+
+PHASES = """
+[phases.matrix]
+young_modulus = {matrix}
+poisson_ratio = 0.35
+[phases.inclusion]
+young_modulus = {inclusion}
+poisson_ratio = 0.22
 """
 
 
@@ -51,8 +60,8 @@ def blocks(n: int, size: int, *, seed: int) -> np.ndarray:
     return coarse.repeat(4, axis=2).repeat(4, axis=3)
 
 
-def study(folder: Path, name: str, *, data: Path, epochs: int) -> Path:
-    """Write the study file NAME.toml of four points on `data`."""
+def study(folder: Path, name: str, *, data: Path, epochs: int, rates: str = "[1e-3, 1e-4]") -> Path:
+    """Write the study file NAME.toml on `data`: two points for each of the learning rates."""
     path = folder / f"{name}.toml"
-    path.write_text(STUDY.format(data=data, epochs=epochs))
+    path.write_text(STUDY.format(data=data, epochs=epochs, rates=rates))
     return path

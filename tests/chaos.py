@@ -61,7 +61,7 @@ def run(folder: Path, *, seconds: float, seed: int, report: Callable[[str], obje
         chaos.calm()
         end = time.monotonic() + seconds
         while time.monotonic() < end and not chaos.counts.violations:
-            chaos.study()
+            chaos.study(end)
             report(f"{max(0, end - time.monotonic()):5.0f} s left: {chaos.counts}")
     finally:
         chaos.close()
@@ -108,15 +108,14 @@ class Chaos:
 
     def plan(self, name: str) -> Path:
         """The file of a study of eight points."""
-        path = cells.study(self.folder, name, data=self.data, epochs=EPOCHS)
-        path.write_text(path.read_text().replace("[1e-3, 1e-4]", "[3e-3, 1e-3, 3e-4, 1e-4]"))
-        return path
+        return cells.study(self.folder, name, data=self.data, epochs=EPOCHS, rates="[3e-3, 1e-3, 3e-4, 1e-4]")
 
-    def study(self) -> None:
+    def study(self, end: float) -> None:
+        """One study under faults, which cease at `end` (monotonic seconds) at the latest."""
         name = f"chaos-{self.counts.studies}"
         file = self.plan(name)
         self.logs = []
-        end = time.monotonic() + FAULTY
+        end = min(end, time.monotonic() + FAULTY)
         while not self.closed(name):
             self.workers = [worker for worker in self.workers if worker.poll() is None]
             while len(self.workers) < WORKERS:

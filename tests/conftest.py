@@ -14,6 +14,11 @@ from hpo import settings as hpo_settings
 from hpo.services import Services
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first: else one process has the last of them while the others have nothing left."""
+    items.sort(key=lambda item: "acceptance" not in item.keywords)
+
+
 @pytest.fixture(scope="session")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     """The session's Postgres and MLflow server, in a temporary HPO_HOME."""

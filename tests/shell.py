@@ -5,8 +5,10 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,13 +70,16 @@ class Shell:
         return json.loads(self.hpo(*words, "--json"))
 
     def until(self, condition, what: str):
-        """Wait for something to be true; return it."""
+        """Wait for something that a process we started does; return it."""
         end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
+        ended = False
+        while time.monotonic() < end and not ended:
+            ended = all(process.poll() is not None for process in self.started)
             if self.queue.installed() and (found := condition()):
                 return found
             time.sleep(0.05)
-        raise AssertionError(f"not within {PATIENCE:.0f} s: {what}")
+        last = self.started[-1].communicate()[0] if ended else f"{PATIENCE:.0f} s are over"
+        raise AssertionError(f"{what}: not seen. {last}")
 
     def trials(self, study: str):
         return [job for job in self.queue.jobs(study) if job.kind == "trial"]
@@ -94,6 +99,18 @@ class Shell:
             process.wait()
             process.stdout.close()
         self.queue.close()
+
+
+def at_once(*functions: Callable[[], object]) -> list:
+    """What each gives, called by threads that start together; an error of any is raised."""
+    start = threading.Barrier(len(functions))
+
+    def call(function: Callable[[], object]) -> object:
+        start.wait()
+        return function()
+
+    with ThreadPoolExecutor(len(functions)) as threads:
+        return list(threads.map(call, functions))
 
 
 def trainers(process: subprocess.Popen) -> list[psutil.Process]:

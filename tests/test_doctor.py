@@ -23,9 +23,7 @@ def closed(shell: Shell, tmp_path) -> Shell:
     """A shell whose one study has run to its end, under a name and on data of its own."""
     seed = next(SEEDS)
     data = cells.make(tmp_path / "own", seed=seed)
-    study = cells.study(tmp_path, f"ill-{seed}", data=data, epochs=EPOCHS)
-    study.write_text(study.read_text().replace("[1e-3, 1e-4]", "[1e-2]"))
-    shell.hpo("run", "--study", study)
+    shell.hpo("run", "--study", cells.study(tmp_path, f"ill-{seed}", data=data, epochs=EPOCHS, rates="[1e-2]"))
     return shell
 
 

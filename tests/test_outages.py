@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cells
@@ -16,28 +16,33 @@ from shell import PATIENCE, Shell, check_recorded_once, mlflow_processes, postgr
 
 from hpo import home as homes
 from hpo import mlflow_server, services, settings
+from hpo.queue import Job
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.xdist_group("outages")]
+
+
+@pytest.fixture(scope="module")
+def erased(tmp_path_factory: pytest.TempPathFactory) -> Iterator[settings.Settings]:
+    """Settings of services of this file's own, which are erased after it."""
+    read = settings.read({"HPO_HOME": str(tmp_path_factory.mktemp("outage") / "home")})
+    yield read
+    services.erase(read)
 
 
 @pytest.fixture
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shell, settings.Settings]]:
-    """`hpo` on services of this test's own, which it may stop, freeze and kill."""
-    read = settings.read({"HPO_HOME": str(tmp_path_factory.mktemp("outage") / "home")})
+def own(erased: settings.Settings) -> Iterator[tuple[Shell, settings.Settings]]:
+    """`hpo` on services that run and that a test may stop, freeze and kill."""
+    found, _ = services.up(erased, report=lambda line: None)
+    shell = Shell(erased.home, found.database_url, found.tracking_uri)
+    for name in ("HPO_DATABASE_URL", "MLFLOW_TRACKING_URI"):
+        del shell.environment[name]
     try:
-        found, _ = services.up(read, report=lambda line: None)
-        shell = Shell(read.home, found.database_url, found.tracking_uri)
-        for name in ("HPO_DATABASE_URL", "MLFLOW_TRACKING_URI"):
-            del shell.environment[name]
-        try:
-            yield shell, read
-        finally:
-            shell.close()
+        yield shell, erased
     finally:
-        for process in postgres_processes(read):
+        for process in [*postgres_processes(erased), *mlflow_processes(erased)]:
             with suppress(psutil.Error):  # it has just ended
                 process.resume()
-        services.erase(read)
+        shell.close()
 
 
 def home(read: settings.Settings) -> homes.Home:
@@ -61,41 +66,45 @@ def output_of(process: subprocess.Popen, code: int = 0) -> str:
     return output
 
 
+def until_packaged(shell: Shell, job: Job) -> None:
+    """Wait until the trial's model lies in its work folder: then its trainer is free for another trial."""
+    shell.until(lambda: list(shell.home.glob(f"work/*/job-{job.id}-*/model/README.md")), "the model is packaged")
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
 def test_trials_go_on_and_keep_their_lease_when_postgres_is_restarted(own, data, tmp_path, how):
     shell, read = own
-    study = cells.study(tmp_path, "restarted", data=data, epochs=400)
+    name = f"restarted-{how.name.lower()}"
+    study = cells.study(tmp_path, name, data=data, epochs=400, rates="[1e-3]")
     process = shell.start("run", "--study", study, "--trainers", 2)
-    shell.training("restarted", epochs=50)
+    shell.training(name, epochs=50)
     restart_postgres(read, how, away=10)  # longer than the lease, which nobody could renew
     output = output_of(process)
     assert "database lost, retrying" in output and "all services answer again" in output
-    assert {job.attempt for job in shell.trials("restarted")} == {1}
-    check_recorded_once(shell, "restarted", points=4, epochs=400)
+    assert {job.attempt for job in shell.trials(name)} == {1}
+    check_recorded_once(shell, name, points=2, epochs=400)
 
 
 def test_training_goes_on_without_mlflow_and_everything_arrives_once(own, data, tmp_path):
     shell, read = own
     shell.environment |= {"HPO_OUTAGE_LIMIT": "1"}
-    study = cells.study(tmp_path, "unseen", data=data, epochs=3000)  # which takes longer than the limit
+    study = cells.study(tmp_path, "unseen", data=data, epochs=2000, rates="[1e-3]")  # takes longer than the limit
     process = shell.start("run", "--study", study, "--trainers", 1)
     job = shell.training("unseen", epochs=50)
     mlflow_server.stop(home(read))
-    away = time.monotonic()
-    shell.until(lambda: shell.queue.job(job.id).epochs == 3000, "training goes on to the last epoch")
-    packaged = f"work/*/job-{job.id}-*/model/README.md"  # from then on the trainer is free for another trial
-    shell.until(lambda: list(read.home.glob(packaged)), "the model is packaged")
-    time.sleep(max(4.0, away + 6 - time.monotonic()))
+    shell.until(lambda: shell.queue.job(job.id).epochs == 2000, "training goes on to the last epoch")
+    until_packaged(shell, job)
+    time.sleep(3)
     assert sum(each.attempt for each in shell.trials("unseen")) == 1, "no other trial is claimed"
     assert not any(each.state == "done" for each in shell.trials("unseen")), "what has no model is not done"
     services.up(read, report=lambda line: None)
     output = output_of(process)
     assert "MLflow unreachable, " in output and " epochs waiting" in output
-    check_recorded_once(shell, "unseen", points=4, epochs=3000)
+    check_recorded_once(shell, "unseen", points=2, epochs=2000)
     assert {each.attempt for each in shell.trials("unseen")} == {1}
     client = MlflowClient(shell.tracking_uri)
     experiment = client.get_experiment_by_name("unseen").experiment_id
-    assert len(client.search_runs([experiment], run_view_type=3)) == 4 + 2 + 1, "no ghost run, not even a deleted one"
+    assert len(client.search_runs([experiment], run_view_type=3)) == 2 + 2 + 1, "no ghost run, not even a deleted one"
 
 
 def test_sigterm_in_the_middle_of_an_mlflow_retry_gives_back_within_eight_seconds(own, data, tmp_path):
@@ -128,69 +137,70 @@ def test_sigterm_ends_the_worker_in_time_though_the_database_is_frozen(own, data
     assert psutil.wait_procs(trainers, timeout=5)[1] == []
 
 
-@pytest.fixture
-def artifacts(own) -> Iterator[Path]:
-    """The artifact store of `own` as a small file system of its own."""
-    folder = own[1].home / "artifacts"
+@contextmanager
+def tmpfs(folder: Path, size: str) -> Iterator[Path]:
+    """The folder as a small file system of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "hpo-test", folder], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"mounting is not allowed here: {error}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-@pytest.mark.root
-@pytest.mark.parametrize("what", ["full", "read-only"])
-def test_a_full_or_read_only_store_is_said_and_nothing_is_claimed_until_it_takes_files(
-    own, artifacts, data, tmp_path, what
-):
-    shell, _ = own
-    study = cells.study(tmp_path, "crowded", data=data, epochs=1000)  # long enough for a checkpoint
-    process = shell.start("run", "--study", study, "--trainers", 1)
-    job = shell.training("crowded", epochs=50)
-    if what == "full":
-        fill = ["dd", "if=/dev/zero", f"of={artifacts / 'junk'}", "bs=4k", "oflag=append", "conv=notrunc"]
-        while shutil.disk_usage(artifacts).free:  # a checkpoint that is deleted meanwhile makes room again
-            subprocess.run(fill, capture_output=True)
-    else:
-        subprocess.run(["mount", "-o", "remount,ro", artifacts], check=True)
-    shell.until(lambda: shell.queue.job(job.id).epochs == 1000, "training goes on")
-    time.sleep(6)
-    assert not any(each.state == "done" for each in shell.trials("crowded"))
-    assert sum(each.attempt for each in shell.trials("crowded")) == 1, "no other trial is claimed"
-    client = MlflowClient(shell.tracking_uri)
-    experiment = client.get_experiment_by_name("crowded").experiment_id
-    assert all(str(model.status) != "READY" for model in client.search_logged_models([experiment]))
-    if what == "full":
-        (artifacts / "junk").unlink()
-    else:
-        subprocess.run(["mount", "-o", "remount,rw", artifacts], check=True)
-    output = output_of(process)
-    assert f"store {what}: " in output and " MB needed" in output
-    check_recorded_once(shell, "crowded", points=4, epochs=1000)
-    assert {each.attempt for each in shell.trials("crowded")} == {1}
-
-
-@pytest.mark.root
-def test_a_trainer_that_finds_the_disk_full_gives_back_and_no_attempt_is_counted(own, data, tmp_path):
-    shell, read = own
-    folder = read.home / "work"
-    folder.mkdir()
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "hpo-test", folder], check=True, capture_output=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "hpo-test", folder]
+        subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"mounting is not allowed here: {error}")
     try:
-        process = shell.start("run", "--study", cells.study(tmp_path, "tight", data=data, epochs=50), "--trainers", 1)
-        shell.until(
-            lambda: any("no room on the disk" in (each.reason or "") for each in shell.trials("tight")), "no room"
-        )
-        assert max(each.attempt for each in shell.trials("tight")) <= 1
-        subprocess.run(["mount", "-o", "remount,size=128m", folder], check=True)
-        output = output_of(process)
-        assert "no room on the disk" in output and "No space left on device" in output
-        check_recorded_once(shell, "tight", points=4, epochs=50)
-        assert {each.attempt for each in shell.trials("tight")} == {1}
+        yield folder
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.root
+def test_a_full_or_read_only_store_is_said_and_nothing_is_claimed_until_it_takes_files(own, tmp_path):
+    shell, read = own
+    data = cells.make(tmp_path / "cells", seed=4)  # its own: the file system that its models lie on goes away
+    study = cells.study(tmp_path, "crowded", data=data, epochs=1000, rates="[1e-3]")  # long enough for a checkpoint
+    study.write_text(study.read_text().replace("[2, 4]", "[2, 3, 4]"))
+    client = MlflowClient(shell.tracking_uri)
+    with tmpfs(read.home / "artifacts", "8m") as artifacts:
+        process = shell.start("run", "--study", study, "--trainers", 1)
+        for done, what in enumerate(("full", "read-only")):
+            job = shell.training("crowded", epochs=50)
+            if what == "full":
+                fill = ["dd", "if=/dev/zero", f"of={artifacts / 'junk'}", "bs=4k", "oflag=append", "conv=notrunc"]
+                while shutil.disk_usage(artifacts).free:  # a checkpoint that is deleted meanwhile makes room again
+                    subprocess.run(fill, capture_output=True)
+            else:
+                subprocess.run(["mount", "-o", "remount,ro", artifacts], check=True)
+            shell.until(lambda job=job: shell.queue.job(job.id).epochs == 1000, "training goes on")
+            until_packaged(shell, job)
+            time.sleep(3)
+            assert sum(each.state == "done" for each in shell.trials("crowded")) == done
+            assert sum(each.attempt for each in shell.trials("crowded")) == done + 1, "no other trial is claimed"
+            experiment = client.get_experiment_by_name("crowded").experiment_id
+            models = client.search_logged_models([experiment])
+            assert sum(str(model.status) == "READY" for model in models) == done
+            if what == "full":
+                (artifacts / "junk").unlink()
+            else:
+                subprocess.run(["mount", "-o", "remount,rw", artifacts], check=True)
+            shell.until(lambda job=job: shell.queue.job(job.id).state == "done", "it is recorded")
+        output = output_of(process)
+        assert "store full: " in output and "store read-only: " in output and " MB needed" in output
+        check_recorded_once(shell, "crowded", points=3, epochs=1000)
+        assert {each.attempt for each in shell.trials("crowded")} == {1}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("what", "interval"), [("checkpoint", "0"), ("model", "60")])
+def test_a_trainer_that_finds_the_disk_full_gives_back_and_no_attempt_is_counted(shell, data, tmp_path, what, interval):
+    shell.environment |= {"HPO_CHECKPOINT_INTERVAL": interval}
+    study = cells.study(tmp_path, f"tight-{what}", data=data, epochs=50, rates="[1e-3]")
+    with tmpfs(shell.home / "work", "80k") as folder:  # half of what either needs; of the model it is the .pt2 file
+        process = shell.start("run", "--study", study, "--trainers", 1)
+        shell.until(
+            lambda: any("no room on the disk" in (each.reason or "") for each in shell.trials(study.stem)), "no room"
+        )
+        assert {each.attempt for each in shell.trials(study.stem)} == {0}
+        subprocess.run(["mount", "-o", "remount,size=128m", folder], check=True)
+        output = output_of(process)
+    assert "no room on the disk" in output
+    check_recorded_once(shell, study.stem, points=2, epochs=50)
+    assert {each.attempt for each in shell.trials(study.stem)} == {1}

@@ -1,12 +1,12 @@
 """Planning on real services: written down once, by however many, and sampled as the seed says."""
 
 import shutil
-import threading
+from contextlib import closing
 from dataclasses import replace
 
 import cells
 import pytest
-from shell import fresh_database
+from shell import at_once, fresh_database
 
 from hpo import planning, sampling, settings, study
 from hpo.errors import StudyError
@@ -22,24 +22,12 @@ def test_planners_at_once_write_every_point_down_once(database_url, tracking_uri
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
     first = Queue(database_url)
     first.install()
-    start, errors = threading.Barrier(4), []
 
     def plan() -> None:
-        queue = Queue(database_url)
-        start.wait()
-        try:
+        with closing(Queue(database_url)) as queue:
             planning.plan(ready, queue, Tracker(tracking_uri), read, database_url)
-        except Exception as error:
-            errors.append(error)
-        finally:
-            queue.close()
 
-    threads = [threading.Thread(target=plan) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    at_once(*[plan] * 4)
     assert [job.number for job in first.jobs(name)] == [-1, 0, 1, 2, 3]
     store = sampling.storage(database_url)
     trials = store.get_all_trials(store.get_study_id_from_name(name))
@@ -84,16 +72,6 @@ def test_targets_that_move_in_unknown_ways_are_refused_where_it_must_be_known(da
         planning.prepare(study.load(file, ["training.augmentation=symmetry"]))
 
 
-CONSTANTS = """
-[phases.matrix]
-young_modulus = {matrix}
-poisson_ratio = 0.35
-[phases.inclusion]
-young_modulus = {inclusion}
-poisson_ratio = 0.22
-"""
-
-
 def test_physics_is_planned_only_with_phases_that_can_have_made_the_labels_and_they_are_part_of_the_study(
     data, tmp_path
 ):
@@ -113,7 +91,7 @@ def test_physics_is_planned_only_with_phases_that_can_have_made_the_labels_and_t
         (3.5, 71.0, "Are young_modulus and poisson_ratio those of the labels"),
         (3.5, 70.0, None),
     ):
-        known = "" if matrix is None else CONSTANTS.format(matrix=matrix, inclusion=inclusion)
+        known = "" if matrix is None else cells.PHASES.format(matrix=matrix, inclusion=inclusion)
         (folder / "dataset.toml").write_text(facts + known)
         if message is not None:
             with pytest.raises(StudyError, match=message):
@@ -126,14 +104,28 @@ def test_physics_is_planned_only_with_phases_that_can_have_made_the_labels_and_t
     assert "phases" not in planning.prepare(study.load(str(file), ["model.physics=none"])).canonical
 
 
+@pytest.mark.parametrize(
+    ("depth", "rest"),
+    [("[2, 4]", ""), ("{low = 2, high = 4}", '[sampler]\nname = "random"\ntrials = 3\n')],  # four stages: 17 pixels
+    ids=["grid", "random"],
+)
+def test_a_space_with_a_network_that_does_not_fit_the_images_is_refused(data, tmp_path, depth, rest):
+    file = cells.study(tmp_path, "deep", data=data, epochs=1)
+    text = file.read_text().replace('"cnn"', '"periodic"').replace("dropout = 0.2", "stride = 1")
+    file.write_text(text.replace("filters = [2, 4]", f"depth = {depth}") + rest)
+    with pytest.raises(StudyError, match=r"tiny: .* for deep at depth=4 lr1e-3: periodic: .* at least 17x17 pixels"):
+        planning.prepare(study.load(str(file)))
+    planning.prepare(study.load(str(file), ["space.depth=[2, 3]"]))
+
+
 @pytest.mark.parametrize("kind", ["random", "tpe"])
 def test_the_seed_decides_the_points_whoever_fills_them(services, data, tmp_path, kind):
     """TPE draws its first ten at random, too."""
 
     def points(order: list[int], seed: int) -> list[dict]:
-        file = cells.study(tmp_path, "sampled", data=data, epochs=1)
-        text = file.read_text().replace("[1e-3, 1e-4]", "{low = 1e-4, high = 1e-2, log = true}")
-        file.write_text(text + f'[sampler]\nname = "{kind}"\ntrials = 4\n')
+        rates = "{low = 1e-4, high = 1e-2, log = true}"
+        file = cells.study(tmp_path, "sampled", data=data, epochs=1, rates=rates)
+        file.write_text(file.read_text() + f'[sampler]\nname = "{kind}"\ntrials = 4\n')
         chosen = study.load(str(file), [f"seed={seed}"])
         with fresh_database(services) as url:
             store = sampling.storage(url)

@@ -1,9 +1,9 @@
 """The queue on a real Postgres: leases, fences, attempts, the outbox."""
 
-import threading
 import time
 
 import pytest
+from shell import at_once
 
 from hpo.errors import NotFound, ServiceError, StudyConflict
 from hpo.holdings import Holdings
@@ -56,19 +56,14 @@ def test_the_dearest_trial_is_claimed_first_and_the_order_of_a_point_survives(da
 
 def test_sixteen_claimers_at_once_get_each_job_once(database_url):
     planned(database_url, 60)
-    claimed, start = [], threading.Barrier(16)
+    claimed: list[int] = []
 
     def work() -> None:
         own = Queue(database_url)
-        start.wait()
         while job := own.claim("s", worker="w", lease=30):
             claimed.append(job.number)
 
-    threads = [threading.Thread(target=work) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*[work] * 16)
     assert sorted(claimed) == list(range(60))
 
 
@@ -254,20 +249,7 @@ def test_a_database_of_the_version_before_takes_pruned_trials_after_its_next_use
 
 
 def test_two_first_workers_make_the_tables_once(database_url):
-    errors = []
-
-    def install() -> None:
-        try:
-            Queue(database_url).install()
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=install) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    at_once(*[lambda: Queue(database_url).install()] * 6)
 
 
 def test_a_database_that_is_away_is_told_from_a_mistake():

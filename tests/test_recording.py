@@ -1,7 +1,7 @@
 """What the recorder's thread does for one job, on real services: each step may be repeated."""
 
 import dataclasses
-import threading
+from functools import partial
 from pathlib import Path
 
 import cells
@@ -9,6 +9,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from shell import at_once
 from sqlalchemy import text
 from torch import nn
 
@@ -192,22 +193,15 @@ def test_a_run_that_somebody_deleted_keeps_nothing_else_from_being_mended(shown,
 def test_two_workers_that_make_a_trials_run_at_once_agree_on_the_one_the_database_names(shown, held):
     _, job = held
     mirrors = [Mirror(shown.queue, Tracker(shown.tracker.uri), shown.store, shown.study) for _ in range(4)]
-    start, found = threading.Barrier(len(mirrors)), []
 
-    def make(mirror: Mirror) -> None:
-        start.wait()
+    def make(mirror: Mirror) -> str:
         while True:
             try:
-                found.append(mirror.run(shown.queue.job(job.id)))
-                return
+                return mirror.run(shown.queue.job(job.id))
             except TrackingUnavailable:  # params that another writes at this moment: the recorder comes back
                 continue
 
-    threads = [threading.Thread(target=make, args=(mirror,)) for mirror in mirrors]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found = at_once(*[partial(make, mirror) for mirror in mirrors])
     late = shown.tracker.client.create_run(  # of one whose clock is behind: the oldest by its own account
         shown.study.facts["experiment_id"], tags={"hpo.key": key(job), "hpo.kind": "trial", "hpo.created": "1"}
     )

@@ -16,6 +16,7 @@ import pytest
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model as MLmodel
+from shell import at_once
 
 from hpo.errors import NotFound, ServiceError, StudyConflict
 from hpo.tracking import KEY, Tracker, TrackingUnavailable, sha256_of
@@ -48,29 +49,14 @@ def ensure_run(tracker: Tracker, experiment: str, key: str = "trial-0", **fields
     return tracker.ensure_run(experiment, key=key, name="grid/0 f8", kind="trial", start_ms=START, **given)  # type: ignore[arg-type]
 
 
-def at_once(function, count: int = 4) -> list:
-    """Results of `function` called by several threads that start together, each of which may raise."""
-    barrier, results = threading.Barrier(count), []
-
-    def call() -> None:
-        barrier.wait()
-        results.append(function())
-
-    threads = [threading.Thread(target=call) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == count
-    return results
-
-
 # Experiments
 
 
 def test_two_creators_at_once_share_one_experiment(tracking_uri: str) -> None:
     name = unique("race")
-    ids = at_once(lambda: Tracker(tracking_uri).ensure_experiment(name, description="d", params=PARAMS, owner="here"))
+    ids = at_once(
+        *[lambda: Tracker(tracking_uri).ensure_experiment(name, description="d", params=PARAMS, owner="here")] * 4
+    )
     assert len(set(ids)) == 1
 
 
@@ -197,7 +183,7 @@ def test_of_several_creators_at_once_the_run_that_is_kept_is_found_from_then_on(
             except TrackingUnavailable:  # the server refuses params that another is writing: the caller comes back
                 continue
 
-    made = at_once(make)
+    made = at_once(*[make] * 4)
     tracker.delete_other_runs(experiment, "trial-0", keep=made[0])
     assert ensure_run(tracker, experiment) == made[0]
     assert [run.info.run_id for run in tracker.client.search_runs([experiment])] == [made[0]]

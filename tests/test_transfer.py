@@ -6,6 +6,7 @@ import cells
 import numpy as np
 import pytest
 import torch
+from shell import at_once
 from torch import nn
 
 from models import bundle
@@ -151,21 +152,12 @@ def test_features_are_kept_in_a_file_and_a_damaged_one_is_made_again(tmp_path, m
 
 
 def test_two_trainings_at_once_compute_the_features_once(tmp_path, monkeypatch):
-    import threading
-
     from models import features
     from models.transfer import TransferNet
 
     network, passes, see = build(spec(), (1, 32, 32), 2), [], TransferNet.see
     monkeypatch.setattr(TransferNet, "see", lambda self, images: (passes.append(1), see(self, images))[1])
-    found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(features.compute(network, images(8), tmp_path))) for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found = at_once(*[lambda: features.compute(network, images(8), tmp_path)] * 3)
     assert len(passes) == 1
     assert all(torch.equal(each, found[0]) for each in found)
 
