@@ -398,15 +398,19 @@ def _on_slurm(request: "Request", read: "Settings", queue: "Queue", row: "StudyR
     """Have a study worked on by an array job, under a display; like `_work`."""
     from hpo import slurm
     from hpo.display import Display, Progress
+    from hpo.queue import ENDED
 
-    array = slurm.hand_in(request, read, queue, row.name, report=lambda line: console.print(line, soft_wrap=True))
-    with Display(Progress(queue, row), console) as display:
+    if queue.closing_state(row.name) in ENDED:
+        return True
+    with slurm.collect_interrupts() as interrupts:
+        array = slurm.hand_in(request, read, queue, row.name, report=lambda line: console.print(line, soft_wrap=True))
+        with Display(Progress(queue, row), console) as display:
 
-        def tick(trouble: str) -> None:
-            with suppress(OSError):  # the terminal has gone; the array goes on
-                display.tick(trouble)
+            def tick(trouble: str) -> None:
+                with suppress(OSError):  # the terminal has gone; the array goes on
+                    display.tick(trouble)
 
-        return slurm.watch(array, queue, row.name, tick=tick)
+            return slurm.watch(array, queue, row.name, interrupts=interrupts, tick=tick)
 
 
 def worker(options: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ from hpo.settings import Settings
 IDLE_EXIT = 120  # seconds; a node that trains nothing belongs to others
 WARNING = 60  # seconds before its time limit at which a worker is told to hand back; SLURM may add 60
 TIME = 60  # minutes a worker gets unless told otherwise: it is started again, and short jobs find a place early
+SHORTEST = 5  # minutes; the warning would come before the first epoch
 RESTARTS = 10_000  # at the time limit; the study's end is what ends them
 POLL = 5.0  # seconds between two looks into SLURM's queue
 TICK = 0.5  # seconds
@@ -116,6 +117,8 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
         found[key] = value if given else True
     if "time" in found:
         found["time"] = minutes(found["time"])
+        if found["time"] < SHORTEST:
+            raise SettingsError(f"--slurm: time: expected at least {SHORTEST} minutes, found {found['time']}.")
     return found
 
 
@@ -139,13 +142,17 @@ def hand_in(
     array = Array(f"hpo-{study}-{queue.database_id()[:8]}", settings.home / "slurm" / study)
     with queue.lock(f"slurm.{study}"):  # two runs at once hand in one array
         tasks = array.tasks()
-        if not tasks:
-            job = _submit(request, array, study)
-            report(f"Handed {request.workers} workers to SLURM as job {job}; their logs: {array.folder}/")
+        if tasks:
+            report(f"SLURM has {_workers(len(tasks))} already, as job {tasks[0].job}; logs: {array.folder}/")
         else:
-            report(f"The {len(tasks)} workers of SLURM's job {tasks[0].job} go on; their logs: {array.folder}/")
+            job = _submit(request, array, study)
+            report(f"Handed {_workers(request.workers)} to SLURM as job {job}; logs: {array.folder}/")
     report("Ctrl-C cancels them. They go on if this terminal goes away; the same command shows them again.")
     return array
+
+
+def _workers(number: int) -> str:
+    return "1 worker" if number == 1 else f"{number} workers"
 
 
 def _submit(request: Request, array: Array, study: str) -> str:
@@ -169,40 +176,54 @@ def _submit(request: Request, array: Array, study: str) -> str:
         jobs = executor.submit_array([Worker(words)] * request.workers)
     except submitit.core.utils.FailedJobError:  # it has printed what sbatch said
         raise ServiceError("--on slurm: sbatch refused the job, for the reason above.") from None
+    except submitit.core.utils.FailedSubmissionError as error:
+        raise ServiceError(f"--on slurm: {error}") from None
     return jobs[0].job_id.partition("_")[0]
 
 
-def watch(array: Array, queue: Queue, study: str, *, tick: Callable[[str], None]) -> bool | None:
+def watch(
+    array: Array, queue: Queue, study: str, *, interrupts: Sequence[int], tick: Callable[[str], None]
+) -> bool | None:
     """Wait until the study is closed; whether it is, None after Ctrl-C. Raises ServiceError if no worker is left."""
     tasks, trouble, next_look = array.tasks(), None, 0.0
-    with _interrupts() as interrupts:
-        cancelled = False
-        while True:
-            if len(interrupts) > 1:
-                return None
-            now = time.monotonic()
-            if now >= next_look or (interrupts and not cancelled):
-                next_look = now + POLL
-                try:
-                    if interrupts and not cancelled:
-                        array.cancel(array.tasks())
-                        cancelled = True
-                    tasks, trouble = array.tasks(), None
-                except ServiceError as error:  # its controller restarts, say
-                    trouble = str(error)
-            with suppress(DatabaseLost):  # asked after SLURM: a worker closes its study before it leaves
-                if queue.closing_state(study) in ENDED:
+    cancelled = False
+    while len(interrupts) < 2:
+        now = time.monotonic()
+        if now >= next_look or (interrupts and not cancelled):
+            next_look = now + POLL
+            try:
+                if interrupts and not cancelled:
+                    array.cancel(array.tasks())
+                    cancelled = True
+                tasks, trouble = array.tasks(), None
+            except ServiceError as error:  # its controller restarts, say
+                trouble = str(error)
+        with suppress(DatabaseLost):  # asked after SLURM: a worker closes its study before it leaves
+            if queue.closing_state(study) in ENDED:
+                with suppress(ServiceError):  # they would leave at once
                     array.cancel([task for task in tasks if task.state == "PENDING"])
-                    return True
-                if not tasks and cancelled:
-                    return None
-                if not tasks:
-                    raise ServiceError(
-                        f"No worker of {study} is left in SLURM's queue, and the study is not closed. What is done is "
-                        f"kept; the same command hands in others. Why they ended: {array.folder}/*_log.out"
-                    )
-            tick(trouble or summary(tasks, cancelled=cancelled))
-            time.sleep(TICK)
+                return True
+            if not tasks and cancelled:
+                return None
+            if not tasks:
+                raise ServiceError(
+                    f"No worker of {study} is left in SLURM's queue, and the study is not closed. What is done is "
+                    f"kept; the same command hands in others. Why they ended: {array.folder}/*_log.out"
+                )
+        tick(trouble or summary(tasks, cancelled=cancelled))
+        time.sleep(TICK)
+    return None
+
+
+@contextmanager
+def collect_interrupts() -> Iterator[list[int]]:
+    """Collects each Ctrl-C instead of raising."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def summary(tasks: Sequence[Task], *, cancelled: bool = False) -> str:
@@ -272,17 +293,6 @@ class Worker:
 def _ignore_warning() -> None:
     """In the worker and all of its trainers: the signal before the time limit is for submitit."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collects each Ctrl-C instead of raising."""
-    seen: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _slurm(*words: str) -> list[str]:

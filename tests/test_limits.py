@@ -41,9 +41,11 @@ def test_a_worker_whose_time_is_over_hands_back(shell, data, tmp_path):
     def when_training(worker: Supervisor) -> None:
         if any(job.epochs for job in shell.trials("long")):
             worker.limits = Limits(seconds=0)
+        if worker.stopping is not None:
+            worker.stop("SIGTERM")  # SLURM's, which sends two
 
     assert supervisor.run(limits=Limits(seconds=600), on_tick=when_training) is False
-    assert supervisor.stopping == OUT_OF_TIME
+    assert supervisor.stopping == OUT_OF_TIME and not supervisor.hurry
     (begun,) = [job for job in shell.trials("long") if job.epochs]
     assert (begun.state, begun.attempt, begun.reason) == ("waiting", 0, "handed back")
     assert begun.checkpoint["epoch"] == begun.epochs

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from shell import PATIENCE, check_recorded_once
 
-from hpo import daemon, settings, slurm
+from hpo import cli, daemon, settings, slurm
 from hpo.errors import ServiceError, SettingsError
 from hpo.slurm import Request, Task
 
@@ -150,6 +150,8 @@ def test_workers_on_slurm_that_are_preempted_run_out_of_time_or_are_cancelled_lo
 
     output = shell.hpo("run", "--study", study, "--on", "slurm", code=1)
     assert "run on other hosts (elsewhere" in output and "Set HPO_CREDENTIALS" in output, "services on loopback"
+    output = shell.hpo("run", "--study", study, "--on", "slurm", "--slurm", "partition=unknown", code=1)
+    assert "invalid partition specified: unknown" in output and "sbatch refused the job" in output
 
     def all_training(after: int = 0):
         """Wait until both workers are in mid-trial."""
@@ -180,13 +182,14 @@ def test_workers_on_slurm_that_are_preempted_run_out_of_time_or_are_cancelled_lo
     second.send_signal(signal.SIGINT)
     output, _ = second.communicate(timeout=PATIENCE)
     assert second.returncode == 130 and "The same command goes on." in output
-    assert f"The 2 workers of SLURM's job {ids[0].partition('_')[0]} go on" in output
+    assert f"SLURM has 2 workers already, as job {ids[0].partition('_')[0]};" in output
     assert cluster.empty()
     assert {(job.state, job.attempt) for job in shell.trials("array")} <= {("waiting", 0), ("done", 1)}
 
     output = shell.hpo(*run)
     assert "Handed 2 workers to SLURM as job" in output and "Promoted" in output
     shell.until(cluster.empty, "the workers leave when the study is closed")
+    assert "Handed" not in shell.hpo(*run), "the same command prints the result again"
     check_recorded_once(shell, "array", points=4, epochs=500)
     assert {job.attempt for job in shell.trials("array")} == {1}
     logs = "".join(path.read_text() for path in (shell.home / "slurm" / "array").glob("*.out"))
@@ -216,6 +219,7 @@ def test_options_of_sbatch_are_taken_by_their_long_names():
         ("=gpu", "expected KEY=VALUE"),
         ("array=0-3", "array is set by hpo itself"),
         ("time=soon", "expected minutes"),
+        ("time=2", "expected at least 5 minutes"),
     ):
         with pytest.raises(SettingsError, match=message):
             slurm.parse([wrong])
@@ -237,6 +241,27 @@ def test_the_array_is_told_in_one_line():
     ]
     assert slurm.summary(tasks) == "SLURM: 2 running (n1, n2), 1 pending (Priority)"
     assert slurm.summary([]) == "SLURM: no workers"
+
+
+def test_options_for_slurm_are_refused_without_it():
+    for words in (["--workers", "2"], ["--slurm", "partition=gpu"]):
+        options = cli.parser().parse_args(["run", "--study", "grid", *words])
+        with pytest.raises(SettingsError, match="expected --on slurm beside them"):
+            cli._slurm_request(options, settings.read({}))
+
+
+def test_a_worker_has_as_many_trainers_as_it_has_cores_or_one_on_each_gpu():
+    def words(*options: str) -> list[str]:
+        parsed = cli.parser().parse_args(["run", "--study", "grid", "--on", "slurm", *options])
+        request = cli._slurm_request(parsed, settings.read({}))
+        assert request is not None
+        return list(request.words)
+
+    assert words() == ["--device", "cpu", "--trainers", "1"]
+    assert words("--slurm", "cpus_per_task=4") == ["--device", "cpu", "--trainers", "4"]
+    assert words("--slurm", "cpus_per_task=4", "--trainers", "2") == ["--device", "cpu", "--trainers", "2"]
+    assert words("--device", "cuda") == ["--device", "cuda"]
+    assert words("--device", "cuda", "--trainers-per-gpu", "2") == ["--device", "cuda", "--trainers-per-gpu", "2"]
 
 
 def test_without_slurm_the_message_says_where_to_go(tmp_path, monkeypatch):
