@@ -14,16 +14,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo.errors import ModelError, NotFound, ServiceError, UserError
+from hpo.errors import ModelError, NotFound, ServiceError, SettingsError, UserError
 
 if TYPE_CHECKING:
     from hpo.planning import Plan
     from hpo.queue import Queue, StudyRow
     from hpo.services import Services
     from hpo.settings import Settings
+    from hpo.slurm import Request
     from hpo.study import Study
+    from hpo.worker import Limits
 
-GPU = Path("/dev/nvidiactl")  # there when the driver of an NVIDIA GPU is
 LONG = 3600.0  # seconds of fine-tuning that deserve a word
 WATCH_INTERVAL = 2.0  # seconds
 
@@ -133,8 +134,18 @@ def parser() -> argparse.ArgumentParser:
         to.add_argument("--json", action="store_true", help="print JSON for programs")
 
     def trainers(to: argparse.ArgumentParser) -> None:
-        to.add_argument(
-            "--trainers", type=int, metavar="N", help="training processes (default: HPO_TRAINERS, or one per core)"
+        either = to.add_mutually_exclusive_group()
+        either.add_argument(
+            "--trainers",
+            type=int,
+            metavar="N",
+            help="training processes (default: HPO_TRAINERS, or one per core; on GPUs one each)",
+        )
+        either.add_argument(
+            "--trainers-per-gpu",
+            type=int,
+            metavar="N",
+            help="training processes on each visible GPU; with --device auto or cuda (default: 1)",
         )
 
     def device(to: argparse.ArgumentParser) -> None:
@@ -142,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
             "--device",
             choices=("cpu", "auto", "cuda"),
             default="cpu",
-            help="where to train: auto takes a GPU if there is one, with one trainer by default (default: cpu)",
+            help="where to train: auto takes the GPUs that are visible, if any, cuda insists (default: cpu)",
         )
 
     it = command("run", run, "Plan a study, train it to its end, promote its best model. Goes on where it stopped.")
@@ -154,10 +165,24 @@ def parser() -> argparse.ArgumentParser:
     )
     it.add_argument("--retry", action="store_true", help="train trials that are dead again, and close again")
     it.add_argument("--dry-run", action="store_true", help="print the plan and a time estimate; leave nothing behind")
+    it.add_argument("--on", choices=("slurm",), help="hand the workers to SLURM as an array job (default: work here)")
+    it.add_argument("--workers", type=int, metavar="N", help="with --on slurm: tasks of the array (default: 1)")
+    it.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="with --on slurm: an option of sbatch, such as partition=gpu, time=240 or gres=gpu:1; repeatable",
+    )
 
     it = command("worker", worker, "Train trials of a planned study, beside other workers, until it is closed.")
     it.add_argument("--study", required=True, metavar="NAME", help="name of a planned study, as `hpo studies` lists it")
-    it.add_argument("--once", action="store_true", help="end after one trial")
+    it.add_argument("--max-trials", type=int, metavar="N", help="leave after N trials")
+    it.add_argument("--once", dest="max_trials", action="store_const", const=1, help="short for --max-trials 1")
+    it.add_argument("--max-hours", type=float, metavar="H", help="after H hours hand back what is training, and leave")
+    it.add_argument(
+        "--idle-exit", type=float, metavar="SECONDS", help="leave when there was nothing to train for so long"
+    )
     trainers(it)
     device(it)
 
@@ -245,6 +270,8 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         plans = [planning.prepare(each, trial_run=True) for each in chosen]
         return _dry_run(plans, read, _trainers(options, read))
+    if request := _slurm_request(options, read):
+        request.check(read)
     _fetch_weights(chosen)
     plans = [planning.prepare(each) for each in chosen]
     found, started = services.up(read, report=lambda line: print(line, file=sys.stderr))
@@ -252,7 +279,7 @@ def run(options: argparse.Namespace) -> int:
     queue.install()
     codes = []
     for plan in plans:
-        codes.append(_run_one(plan, options, read, found, queue, console))
+        codes.append(_run_one(plan, options, request, read, found, queue, console))
         if codes[-1] == 130:
             break
     if len(plans) > 1 and max(codes) == 0:
@@ -268,7 +295,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_one(
-    plan: "Plan", options: argparse.Namespace, read: "Settings", found: "Services", queue: "Queue", console: Any
+    plan: "Plan",
+    options: argparse.Namespace,
+    request: "Request | None",
+    read: "Settings",
+    found: "Services",
+    queue: "Queue",
+    console: Any,
 ) -> int:
     from hpo import planning, report
     from hpo.tracking import Tracker
@@ -284,7 +317,10 @@ def _run_one(
     )
     for name, link in links.items():
         console.print(f"  {name}: {link}", soft_wrap=True)
-    closed = _work(read, found, row.name, options, console)
+    if request is not None:
+        closed = _on_slurm(request, read, queue, row, console)
+    else:
+        closed = _work(read, found, row.name, options, console)
     if not closed:  # the database may be away: it is not asked again
         console.print("Stopped: what is done is kept. The same command goes on.")
         return 130
@@ -310,11 +346,11 @@ def _work(
     options: argparse.Namespace,
     console: Any,
     *,
-    once: bool = False,
+    limits: "Limits | None" = None,
 ) -> bool | None:
     """Work on a study under a display; whether it was closed, None if a signal ended the work before."""
     from hpo.display import Display, Progress
-    from hpo.worker import Supervisor
+    from hpo.worker import NO_LIMITS, OUT_OF_TIME, Supervisor
 
     trainers = _trainers(options, read)
     supervisor = Supervisor(
@@ -333,23 +369,66 @@ def _work(
             except OSError:  # the terminal has gone; the work goes on
                 console.quiet = True
 
-        closed = supervisor.run(once=once, on_tick=tick)
-        return None if supervisor.stopping and not closed else closed
+        closed = supervisor.run(limits=limits or NO_LIMITS, on_tick=tick)
+        return None if supervisor.stopping not in (None, OUT_OF_TIME) and not closed else closed
+
+
+def _slurm_request(options: argparse.Namespace, read: "Settings") -> "Request | None":
+    """What is asked of SLURM; None without `--on slurm`."""
+    from hpo import slurm
+
+    workers = _at_least("--workers", options.workers, 1)
+    if options.on is None:
+        if workers is not None or options.slurm:
+            raise SettingsError("--workers and --slurm: expected --on slurm beside them.")
+        return None
+    wanted = slurm.parse(options.slurm)
+    trainers = _at_least("--trainers", options.trainers, 1) or read.trainers
+    each = _at_least("--trainers-per-gpu", options.trainers_per_gpu, 1)
+    words = ["--device", options.device]
+    if each is not None:
+        words += ["--trainers-per-gpu", str(each)]
+    elif trainers or options.device == "cpu":
+        # a node has more cores than the task may use, and only some clusters hide the others
+        words += ["--trainers", str(trainers or wanted.get("cpus-per-task", 1))]
+    return slurm.Request(workers=workers or 1, options=wanted, words=tuple(words))
+
+
+def _on_slurm(request: "Request", read: "Settings", queue: "Queue", row: "StudyRow", console: Any) -> bool | None:
+    """Have a study worked on by an array job, under a display; like `_work`."""
+    from hpo import slurm
+    from hpo.display import Display, Progress
+    from hpo.queue import ENDED
+
+    if queue.closing_state(row.name) in ENDED:
+        return True
+    with slurm.collect_interrupts() as interrupts:
+        array = slurm.hand_in(request, read, queue, row.name, report=lambda line: console.print(line, soft_wrap=True))
+        with Display(Progress(queue, row), console) as display:
+
+            def tick(trouble: str) -> None:
+                with suppress(OSError):  # the terminal has gone; the array goes on
+                    display.tick(trouble)
+
+            return slurm.watch(array, queue, row.name, interrupts=interrupts, tick=tick)
 
 
 def worker(options: argparse.Namespace) -> int:
     from hpo import report
 
+    limits = _limits(options)
     read, found, queue = _connect()
     while not queue.study(options.study).facts.get("planned"):
         time.sleep(WATCH_INTERVAL)  # somebody is planning it right now
-    closed = _work(read, found, options.study, options, report.console(), once=options.once)
+    closed = _work(read, found, options.study, options, report.console(), limits=limits)
     if closed and queue.closing_state(options.study) == "dead":
         raise ServiceError(
             f"Closing {options.study} failed; `hpo run` tries it again, `hpo promote` says why it failed."
         )
     if closed:
         print(f"Study {options.study} is closed. `hpo run --study ...` shows its result.")
+    elif closed is not None:
+        print(f"Left at its limit: study {options.study} is not closed yet.")
     return 130 if closed is None else 0
 
 
@@ -906,10 +985,32 @@ def _connect() -> "tuple[Settings, Services, Queue]":
 
 
 def _trainers(options: argparse.Namespace, read: "Settings") -> int:
-    if options.trainers is not None and options.trainers < 1:
-        raise ServiceError(f"--trainers: expected at least 1, found {options.trainers}.")
-    on_gpu = options.device != "cpu" and GPU.exists()
-    return options.trainers or read.trainers or (1 if on_gpu else read.trainer_count)
+    from hpo.trainers import visible_gpus
+
+    each = _at_least("--trainers-per-gpu", options.trainers_per_gpu, 1)
+    if each is not None and options.device == "cpu":
+        raise SettingsError("--trainers-per-gpu: expected --device auto or --device cuda beside it.")
+    gpus = 0 if options.device == "cpu" else len(visible_gpus())
+    given = _at_least("--trainers", options.trainers, 1) or (each or 0) * gpus or read.trainers
+    return given or gpus or read.trainer_count
+
+
+def _limits(options: argparse.Namespace) -> "Limits":
+    from hpo.worker import Limits
+
+    hours = _at_least("--max-hours", options.max_hours, 0)
+    return Limits(
+        trials=_at_least("--max-trials", options.max_trials, 1),
+        seconds=None if hours is None else 3600 * hours,
+        idle=_at_least("--idle-exit", options.idle_exit, 0),
+    )
+
+
+def _at_least(option: str, value: Any, minimum: int) -> Any:
+    """The number as it is, or None. Raises SettingsError if it is too small, or no number."""
+    if value is not None and not minimum <= value < float("inf"):
+        raise SettingsError(f"{option}: expected at least {minimum}, found {value:g}.")
+    return value
 
 
 def _links(tracker: Any, row: "StudyRow") -> dict[str, str]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -23,13 +24,17 @@ class Trainer:
     `task` is None when idle, "reserved" while something is fetched for it, else the request it works on.
     """
 
-    def __init__(self, log: IO[bytes]) -> None:
+    def __init__(self, log: IO[bytes], *, gpu: str | None = None) -> None:
+        self.gpu = gpu
+        environment = {**os.environ, **_ENVIRONMENT}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hpo.trainer"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, **_ENVIRONMENT},
+            env=environment,
         )
         assert self.process.stdin and self.process.stdout
         self._stdin, self._stdout = self.process.stdin, self.process.stdout
@@ -114,6 +119,21 @@ class Trainer:
         name = signal.Signals(-code).name
         hint = ", likely out of memory" if -code == signal.SIGKILL else ""
         return f"trainer killed by {name} (exit {128 - code}{hint})"
+
+
+def visible_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> list[str]:
+    """The NVIDIA GPUs we may use, as CUDA_VISIBLE_DEVICES names them: those it lists, else all that have a device."""
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        # CUDA counts from 0 what a container was given, whatever the devices' numbers are on the host.
+        return [str(index) for index, _ in enumerate(devices.glob("nvidia[0-9]*"))]
+    named = [name.strip() for name in listed.split(",")]
+    return [name for name in named[: named.index("-1") if "-1" in named else None] if name]  # CUDA stops at a -1
+
+
+def next_gpu(visible: Sequence[str], taken: Sequence[str | None]) -> str | None:
+    """The first of the visible GPUs that fewest trainers have: round robin, also after one died. None if none is."""
+    return min(visible, key=taken.count, default=None)
 
 
 def open_log(home: Path, name: str) -> IO[bytes]:

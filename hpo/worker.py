@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, LeaseLost, Queue
 from hpo.recorder import Recorder
 from hpo.settings import Settings
 from hpo.tracking import Tracker, TrackingUnavailable
-from hpo.trainers import Trainer, open_log
+from hpo.trainers import Trainer, next_gpu, open_log, visible_gpus
 from models import weights
 from models.specs import SpecError
 
@@ -43,17 +44,31 @@ STOP_LIMIT = 7.0  # seconds from the signal to the end of the process
 START_ATTEMPTS = 3  # trainers in a row that may end before they are ready
 ROOM = 64 * 2**20  # bytes that must be free under HPO_HOME before a trial is claimed after the disk was full
 SLEPT = 5.0  # seconds; a longer turn of the loop means that the whole worker was stopped
+OUT_OF_TIME = "--max-hours is over"
 
 log = logging.getLogger("hpo")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When a worker leaves though its study is not closed; None: never."""
+
+    trials: int | None = None  # taken by it; it leaves when they have ended
+    seconds: float | None = None  # since its start; what it trains then is handed back
+    idle: float | None = None  # seconds without anything to take; time in which it cannot ask does not count
+
+
+NO_LIMITS = Limits()
+
+
 class Supervisor:
-    """One worker of one study. `run` returns when the study is closed, when stopped, or after one trial (`once`)."""
+    """One worker of one study. `run` returns when the study is closed, when stopped, or at a limit."""
 
     def __init__(
         self, settings: Settings, database_url: str, tracking_uri: str, name: str, *, trainers: int, device: str = "cpu"
     ) -> None:
         self.settings, self.count, self.device = settings, trainers, device
+        self.gpus = [] if device == "cpu" else visible_gpus()
         self.queue = Queue(database_url)
         self.row = self.queue.study(name)
         self.study = study.restore(name, self.row.spec)
@@ -77,10 +92,12 @@ class Supervisor:
         self._stillborn = 0  # trainers in a row that ended before they were ready
         self._unsure = False  # whether a claim may have been made that we never heard of
         self._full = False  # whether a trainer found the disk full
+        self._idle_since: float | None = None  # when the queue first had nothing for us
         self._stop_at = self._next_renewal = self._next_flush = self._next_claim = 0.0
 
-    def run(self, *, once: bool = False, on_tick: Callable[["Supervisor"], None] | None = None) -> bool:
+    def run(self, *, limits: Limits = NO_LIMITS, on_tick: Callable[["Supervisor"], None] | None = None) -> bool:
         """Work until the study is closed; whether it is."""
+        self.limits, self._began = limits, time.monotonic()
         with self._work_folder(), self._signals(), selectors.DefaultSelector() as self._selector:
             for file in self.row.facts.get("weights", {}).values():
                 weights.find(file["name"])  # before a trial is claimed that this machine cannot train
@@ -88,20 +105,20 @@ class Supervisor:
             self.recorder.start()
             with open_log(self.settings.home, f"worker-{self.process}") as self.log:
                 try:
-                    return self._loop(once, on_tick)
+                    return self._loop(on_tick)
                 finally:
                     self._leave()
 
     def stop(self, reason: str) -> None:
-        """Give everything back and end; called a second time, at once."""
+        """Give everything back and end; at a second Ctrl-C, at once. (SLURM sends each SIGTERM twice.)"""
         if self.stopping is None:
             self.stopping, self._stop_at = reason, time.monotonic()
-        else:
+        elif reason == "SIGINT":
             self.hurry = True
 
     # The loop
 
-    def _loop(self, once: bool, on_tick: Callable[["Supervisor"], None] | None) -> bool:
+    def _loop(self, on_tick: Callable[["Supervisor"], None] | None) -> bool:
         before = time.monotonic()
         while True:
             for key, _ in self._selector.select(TICK):
@@ -112,11 +129,11 @@ class Supervisor:
                     trainer.last_event = now
             before = now
             try:
-                ended = self._turn(now, once)
+                ended = self._turn(now)
                 if ended is not None:
                     return ended
             except DatabaseLost as error:
-                self._unsure = True
+                self._unsure, self._idle_since = True, None
                 self.recorder.note(error)
                 if self.stopping is not None and (self.hurry or now - self._stop_at > STOP_LIMIT):
                     return False
@@ -124,7 +141,7 @@ class Supervisor:
             if on_tick is not None:
                 on_tick(self)
 
-    def _turn(self, now: float, once: bool) -> bool | None:
+    def _turn(self, now: float) -> bool | None:
         """What is due now; whether the study is closed if the work ends, else None."""
         if self._unsure:
             self.queue.disown(self.worker, self.holdings.jobs())
@@ -142,13 +159,18 @@ class Supervisor:
         self._end_hung(now)
         if self.stopping is not None:
             return False if self._stopped(now) else None
-        if once and self.claimed and not self.holdings.jobs():
+        if self.limits.seconds is not None and now - self._began > self.limits.seconds:
+            self.stop(OUT_OF_TIME)
+            return None
+        if self.holdings.jobs():
+            self._idle_since = None
+        elif self._has_its_trials() or self._is_idle(now):
             return self._finished()
         if now >= self._next_claim:
             if self._finished():
                 return True
             self._next_claim = now + CLAIM_PAUSE  # a trainer that gets free sets it back
-            self._claim(once)
+            self._claim(now)
         return None
 
     def _finished(self) -> bool:
@@ -157,19 +179,28 @@ class Supervisor:
             raise NotFound(f"The study {self.row.name} was deleted meanwhile.")
         return state in ENDED
 
-    def _claim(self, once: bool) -> None:
+    def _has_its_trials(self) -> bool:
+        return self.limits.trials is not None and self.claimed >= self.limits.trials
+
+    def _is_idle(self, now: float) -> bool:
+        limit, since = self.limits.idle, self._idle_since
+        return limit is not None and since is not None and now - since > limit
+
+    def _claim(self, now: float) -> None:
         """Give work to every free trainer, as far as there is some."""
         if self.recorder.outage > self.settings.outage_limit or self.recorder.store_full or not self._room():
+            self._idle_since = None
             return
         while len(self.trainers) < self.count:
-            trainer = Trainer(self.log)
+            trainer = Trainer(self.log, gpu=next_gpu(self.gpus, [other.gpu for other in self.trainers]))
             self.trainers.append(trainer)
             self._selector.register(trainer, selectors.EVENT_READ, trainer)
         for trainer in self.trainers:
-            if not trainer.free or (once and self.claimed):
+            if not trainer.free or self._has_its_trials():
                 continue
             job = self.queue.claim(self.row.name, worker=self.worker, lease=self.settings.lease)
             if job is None:
+                self._idle_since = self._idle_since or now
                 return
             self.holdings.add(job)
             self.claimed += job.kind == "trial"

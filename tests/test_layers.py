@@ -24,6 +24,7 @@ TORCH_FREE = [
     "alarms",
     "display",
     "services",
+    "slurm",
     "registry",
     "predict",
     "packaging",

@@ -1,0 +1,98 @@
+"""A worker that leaves before its study is closed, and which GPU a trainer gets."""
+
+import cells
+import pytest
+
+from hpo import cli, planning, settings, study
+from hpo.errors import SettingsError
+from hpo.tracking import Tracker
+from hpo.trainers import next_gpu, visible_gpus
+from hpo.worker import OUT_OF_TIME, Limits, Supervisor
+
+
+def plan(shell, folder, name, *, data, epochs):
+    ready = planning.prepare(study.load(str(cells.study(folder, name, data=data, epochs=epochs))))
+    shell.queue.install()
+    read = settings.read(shell.environment)
+    planning.plan(ready, shell.queue, Tracker(shell.tracking_uri), read, shell.database_url)
+    return read
+
+
+@pytest.mark.acceptance
+def test_a_worker_leaves_after_its_trials_and_when_it_is_idle(shell, data, tmp_path):
+    plan(shell, tmp_path, "short", data=data, epochs=3)
+    output = shell.hpo("worker", "--study", "short", "--max-trials", 3, "--trainers", 1)
+    assert "Left at its limit: study short is not closed yet." in output
+    states = sorted(job.state for job in shell.trials("short"))
+    assert states == ["done", "done", "done", "waiting"]
+
+    last = shell.queue.claim("short", worker="another", lease=600)
+    assert last is not None
+    output = shell.hpo("worker", "--study", "short", "--idle-exit", 1, "--trainers", 1)
+    assert "Left at its limit" in output and "claimed" not in output
+    assert shell.queue.require(last).worker == "another"
+
+
+@pytest.mark.service
+def test_a_worker_whose_time_is_over_hands_back(shell, data, tmp_path):
+    read = plan(shell, tmp_path, "long", data=data, epochs=100_000)
+    supervisor = Supervisor(read, shell.database_url, shell.tracking_uri, "long", trainers=1)
+
+    def when_training(worker: Supervisor) -> None:
+        if any(job.epochs for job in shell.trials("long")):
+            worker.limits = Limits(seconds=0)
+        if worker.stopping is not None:
+            worker.stop("SIGTERM")  # SLURM's, which sends two
+
+    assert supervisor.run(limits=Limits(seconds=600), on_tick=when_training) is False
+    assert supervisor.stopping == OUT_OF_TIME and not supervisor.hurry
+    (begun,) = [job for job in shell.trials("long") if job.epochs]
+    assert (begun.state, begun.attempt, begun.reason) == ("waiting", 0, "handed back")
+    assert begun.checkpoint["epoch"] == begun.epochs
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-trials", "0"], "--max-trials: expected at least 1, found 0"),
+        (["--max-hours", "nan"], "--max-hours: expected at least 0, found nan"),
+        (["--idle-exit", "-1"], "--idle-exit: expected at least 0, found -1"),
+    ],
+)
+def test_a_limit_that_makes_no_sense_is_refused(words, message):
+    with pytest.raises(SettingsError, match=message):
+        cli._limits(cli.parser().parse_args(["worker", "--study", "grid", *words]))
+
+
+def trainers(*words: str) -> int:
+    return cli._trainers(cli.parser().parse_args(["worker", "--study", "grid", *words]), settings.read({}))
+
+
+def test_there_is_one_trainer_on_each_gpu_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    assert trainers("--device", "auto") == 3
+    assert trainers("--device", "cuda", "--trainers-per-gpu", "2") == 6
+    assert trainers("--device", "cuda", "--trainers", "4") == 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert trainers("--device", "auto", "--trainers-per-gpu", "2") == settings.read({}).trainer_count
+    with pytest.raises(SettingsError, match="expected --device auto"):
+        trainers("--trainers-per-gpu", "2")
+
+
+def test_the_visible_gpus_are_those_of_the_environment_or_all_that_have_a_device(tmp_path):
+    for name in ("nvidia0", "nvidia3", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    assert visible_gpus({}, tmp_path) == ["0", "1"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "GPU-1f, 3"}, tmp_path) == ["GPU-1f", "3"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "2,-1,0"}, tmp_path) == ["2"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == []
+
+
+def test_trainers_are_spread_over_gpus_and_one_that_died_is_replaced_on_its_own():
+    taken: list[str | None] = []
+    for _ in range(5):
+        taken.append(next_gpu(["0", "1"], taken))
+    assert taken == ["0", "1", "0", "1", "0"]
+    taken.remove("1")
+    assert next_gpu(["0", "1"], taken) == "1"
+    assert next_gpu([], []) is None

@@ -1,0 +1,271 @@
+"""`hpo run --on slurm`: what is asked of SLURM, and a study on a real one-node cluster whose workers are preempted."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import cells
+import psutil
+import pytest
+from shell import PATIENCE, check_recorded_once
+
+from hpo import cli, daemon, settings, slurm
+from hpo.errors import ServiceError, SettingsError
+from hpo.slurm import Request, Task
+
+HOST = socket.gethostname().partition(".")[0]
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser=root
+# A requeued job waits until its old credential has expired.
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
+SlurmdParameters=config_overrides
+KillWait=20
+CompleteWait=0
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2
+NodeName=elsewhere NodeAddr=127.0.0.2 State=DOWN
+PartitionName=patient Nodes={host} PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes={host} PriorityTier=10 PreemptMode=OFF
+PartitionName=everywhere Nodes=ALL Default=YES
+"""
+
+
+class Cluster:
+    """munged, slurmctld and slurmd on this host as plain processes, on free ports."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.environment = folder, os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+        self.started: list[subprocess.Popen] = []
+        for name in ("state", "spool"):
+            (folder / name).mkdir(parents=True)
+        (folder / "munge.key").write_bytes(os.urandom(128))
+        (folder / "munge.key").chmod(0o400)
+        ports = [daemon.choose_port(None), daemon.choose_port(None)]
+        (folder / "slurm.conf").write_text(CONFIGURATION.format(host=HOST, ports=ports, folder=folder))
+
+    def start(self) -> None:
+        names = (
+            "key-file=munge.key",
+            "socket=munge.socket",
+            "pid-file=munge.pid",
+            "log-file=munge.log",
+            "seed-file=seed",
+        )
+        munge = [f"--{name.replace('=', f'={self.folder}/')}" for name in names]
+        self._start("munged", "--foreground", "--force", *munge)  # whoever may enter the folder: it is a test's
+        self._until(lambda: (self.folder / "munge.socket").exists(), "munged")
+        self._start("slurmctld", "-D")
+        self._start("slurmd", "-D", "-N", HOST)
+        self._until(lambda: self("sinfo", "-h", "-p", "patient", "-o", "%T", check=False) == "idle\n", "a node")
+
+    def __call__(self, *words: object, check: bool = True) -> str:
+        done = subprocess.run(list(map(str, words)), env=self.environment, capture_output=True, text=True, timeout=60)
+        assert not check or done.returncode == 0, done.stderr
+        return done.stdout
+
+    def tasks(self) -> dict[str, str]:
+        """State by id of all that is in the queue."""
+        return dict(line.split("|") for line in self("squeue", "-h", "-r", "-o", "%i|%T").splitlines())
+
+    def empty(self) -> bool:
+        return not self.tasks()
+
+    def stop(self) -> None:
+        if len(self.started) == 3 and all(process.poll() is None for process in self.started):
+            self("scancel", "--me", check=False)
+            self._until(self.empty, "the end of all jobs")
+        for process in reversed(self.started):
+            process.terminate()
+            process.wait(30)
+
+    def _start(self, program: str, *words: str) -> None:
+        with (self.folder / f"{program}.out").open("wb") as log:
+            self.started.append(
+                subprocess.Popen(
+                    [program, *words], env=self.environment, stdout=log, stderr=log, start_new_session=True
+                )
+            )
+
+    def _until(self, condition, what: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            logs = [path.read_text(errors="replace")[-2000:] for path in self.folder.glob("*.out")]
+            assert time.monotonic() < end, f"not within {PATIENCE:.0f} s: {what}\n" + "\n".join(logs)
+            time.sleep(0.2)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path / "slurm")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.mark.acceptance
+@pytest.mark.slow
+@pytest.mark.apt
+@pytest.mark.root
+def test_workers_on_slurm_that_are_preempted_run_out_of_time_or_are_cancelled_lose_nothing(
+    cluster, shell, data, tmp_path
+):
+    study = cells.study(tmp_path, "array", data=data, epochs=500)
+    shell.environment["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
+    run = (
+        "run",
+        "--study",
+        study,
+        "--on",
+        "slurm",
+        "--workers",
+        2,
+        "--slurm",
+        "partition=patient",
+        "--slurm",
+        "time=20",
+    )
+
+    output = shell.hpo("run", "--study", study, "--on", "slurm", code=1)
+    assert "run on other hosts (elsewhere" in output and "Set HPO_CREDENTIALS" in output, "services on loopback"
+    output = shell.hpo("run", "--study", study, "--on", "slurm", "--slurm", "partition=unknown", code=1)
+    assert "invalid partition specified: unknown" in output and "sbatch refused the job" in output
+
+    def all_training(after: int = 0):
+        """Wait until both workers are in mid-trial."""
+        return shell.until(
+            lambda: [job for job in shell.trials("array") if job.alive and job.epochs > after][1:], "two in mid-trial"
+        )
+
+    first = shell.start(*run)
+    all_training(after=20)
+    ids = sorted(cluster.tasks())
+    assert [each.partition("_")[2] for each in ids] == ["0", "1"]
+    first.send_signal(signal.SIGHUP)  # its terminal goes away
+    first.wait(PATIENCE)
+
+    # SLURM's signal before the time limit for one, preemption with a grace time for the other
+    cluster("scancel", "--signal=USR2", ids[0])
+    cluster("sbatch", "-p", "urgent", "-c", 2, "-o", "/dev/null", "--wrap", "sleep 1")
+    shell.until(lambda: not any(job.state == "running" for job in shell.trials("array")), "both handed back")
+    kept = [job for job in shell.trials("array") if job.epochs]
+    assert [(job.state, job.attempt, job.reason) for job in kept] == [("waiting", 0, "handed back")] * 2
+    assert all(job.checkpoint["epoch"] == job.epochs for job in kept)
+
+    second = shell.start(*run)
+    all_training(after=max(job.epochs for job in kept))
+    for each in ids:
+        assert "Restarts=1" in cluster("scontrol", "show", "job", each)
+    arguments = [word for process in psutil.process_iter() for word in _words(process)]
+    second.send_signal(signal.SIGINT)
+    output, _ = second.communicate(timeout=PATIENCE)
+    assert second.returncode == 130 and "The same command goes on." in output
+    assert f"SLURM has 2 workers already, as job {ids[0].partition('_')[0]};" in output
+    assert cluster.empty()
+    assert {(job.state, job.attempt) for job in shell.trials("array")} <= {("waiting", 0), ("done", 1)}
+
+    output = shell.hpo(*run)
+    assert "Handed 2 workers to SLURM as job" in output and "Promoted" in output
+    shell.until(cluster.empty, "the workers leave when the study is closed")
+    assert "Handed" not in shell.hpo(*run), "the same command prints the result again"
+    check_recorded_once(shell, "array", points=4, epochs=500)
+    assert {job.attempt for job in shell.trials("array")} == {1}
+    logs = "".join(path.read_text() for path in (shell.home / "slurm" / "array").glob("*.out"))
+    assert " of array goes on after epoch " in logs and "Traceback" not in logs
+
+    password = urlsplit(shell.database_url).password
+    assert password and not any(password in word for word in arguments)
+    for path in (shell.home / "slurm").rglob("*"):
+        assert path.is_dir() or password.encode() not in path.read_bytes(), path
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_options_of_sbatch_are_taken_by_their_long_names():
+    assert slurm.parse(["partition=gpu", "cpus_per_task=4", "--exclusive", "time=1-12"]) == {
+        "partition": "gpu",
+        "cpus-per-task": "4",
+        "exclusive": True,
+        "time": 36 * 60,
+    }
+    for wrong, message in (
+        ("=gpu", "expected KEY=VALUE"),
+        ("array=0-3", "array is set by hpo itself"),
+        ("time=soon", "expected minutes"),
+        ("time=2", "expected at least 5 minutes"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            slurm.parse([wrong])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("5:01", 6), ("1:30:00", 90), ("2-0", 2880), ("1-2:03", 1563), ("1-2:03:04", 1564)],
+)
+def test_a_time_of_slurm_is_rounded_up_to_minutes(text, expected):
+    assert slurm.minutes(text) == expected
+
+
+def test_the_array_is_told_in_one_line():
+    tasks = [
+        Task("7_0", "RUNNING", "n1", "None"),
+        Task("7_1", "RUNNING", "n2", "None"),
+        Task("7_2", "PENDING", "", "Priority"),
+    ]
+    assert slurm.summary(tasks) == "SLURM: 2 running (n1, n2), 1 pending (Priority)"
+    assert slurm.summary([]) == "SLURM: no workers"
+
+
+def test_options_for_slurm_are_refused_without_it():
+    for words in (["--workers", "2"], ["--slurm", "partition=gpu"]):
+        options = cli.parser().parse_args(["run", "--study", "grid", *words])
+        with pytest.raises(SettingsError, match="expected --on slurm beside them"):
+            cli._slurm_request(options, settings.read({}))
+
+
+def test_a_worker_has_as_many_trainers_as_it_has_cores_or_one_on_each_gpu():
+    def words(*options: str) -> list[str]:
+        parsed = cli.parser().parse_args(["run", "--study", "grid", "--on", "slurm", *options])
+        request = cli._slurm_request(parsed, settings.read({}))
+        assert request is not None
+        return list(request.words)
+
+    assert words() == ["--device", "cpu", "--trainers", "1"]
+    assert words("--slurm", "cpus_per_task=4") == ["--device", "cpu", "--trainers", "4"]
+    assert words("--slurm", "cpus_per_task=4", "--trainers", "2") == ["--device", "cpu", "--trainers", "2"]
+    assert words("--device", "cuda") == ["--device", "cuda"]
+    assert words("--device", "cuda", "--trainers-per-gpu", "2") == ["--device", "cuda", "--trainers-per-gpu", "2"]
+
+
+def test_without_slurm_the_message_says_where_to_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert shutil.which("sbatch") is None
+    with pytest.raises(ServiceError, match="Run this on a login node"):
+        Request(workers=1, options={}, words=()).check(settings.read({}))
