@@ -39,7 +39,8 @@ def main() -> None:
             users.create_user(name, secret, is_admin=admin)
         elif not users.authenticate_user(name, secret):
             users.update_user(name, password=secret)
-    users.grant_user_permission(USER, "workspace", "*", "MANAGE")
+    for kind in ("experiment", "registered_model"):  # not "workspace": who manages that may also add users
+        users.grant_user_permission(USER, kind, "*", "MANAGE")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from hpo import postgres, services, settings
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 ADDRESS = "127.0.0.2"  # not 127.0.0.1, so with access control; on every Linux machine
 
+SEARCH = ("/api/2.0/mlflow/experiments/search", {"max_results": 1})
+
 
 @dataclass
 class Lab:
@@ -34,7 +36,9 @@ class Lab:
     path: Path
     folder: Path
     data: Path
-    printed: list[str] = field(default_factory=list)
+    printed: list[str] = field(default_factory=list)  # since it listens
+    commands: set[str] = field(default_factory=set)  # command lines of all processes of the machine since then
+    old_secrets: set[str] = field(default_factory=set)
 
     @property
     def credentials(self) -> dict[str, str]:
@@ -75,12 +79,12 @@ class Lab:
         path.write_text(path.read_text().replace("[2, 4]", "[2]").replace("[1e-3, 1e-4]", "[1e-3]"))
         return path
 
-    def ask(self, path: str, body: dict | None = None, *, user: str | None = None) -> int:
+    def ask(self, path: str, body: dict | None = None, *, user: str | None = None, **headers: str) -> int:
         """The status with which the MLflow server answers."""
         request = urllib.request.Request(
             self.credentials["tracking_uri"] + path,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", "Origin": self.credentials["tracking_uri"]},
+            headers={"Content-Type": "application/json", "Origin": self.credentials["tracking_uri"]} | headers,
         )
         if user:
             request.add_header("Authorization", f"Basic {base64.b64encode(user.encode()).decode()}")
@@ -93,15 +97,27 @@ class Lab:
 @pytest.fixture(scope="module")
 def lab(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("lab")
-    made = Lab((folder / "home").resolve(), folder, data)
+    made, finished = Lab((folder / "home").resolve(), folder, data), threading.Event()
+
+    def watch() -> None:
+        while not finished.wait(0.2):
+            for process in psutil.process_iter(["cmdline"]):
+                made.commands.add(" ".join(process.info["cmdline"] or []))
+
+    watcher = threading.Thread(target=watch)
     try:
         made.hpo("run", "--study", made.study("before"))
         made.hpo("up", "--listen", ADDRESS, code=1)
         assert "run already, and listen on 127.0.0.1" in made.printed[-1]
         made.hpo("down")
+        made.printed.clear()
+        watcher.start()
         made.hpo("up", "--listen", ADDRESS)
         yield made
     finally:
+        finished.set()
+        if watcher.ident:
+            watcher.join()
         services.erase(settings.read({"HPO_HOME": str(made.path)}))
 
 
@@ -120,11 +136,12 @@ def test_a_worker_elsewhere_needs_the_credentials_file_and_nothing_else(lab, tmp
 
 
 def test_nobody_gets_in_without_user_and_password(lab):
-    search = ("/api/2.0/mlflow/experiments/search", {"max_results": 1})
     password = lab.credentials["tracking_password"]
-    assert lab.ask(*search) == lab.ask(*search, user="hpo:wrong") == lab.ask(*search, user="admin:password") == 401
+    assert lab.ask(*SEARCH) == lab.ask(*SEARCH, user="hpo:wrong") == lab.ask(*SEARCH, user="admin:password") == 401
     assert lab.ask("/") == lab.ask("/api/2.0/mlflow-artifacts/artifacts") == 401
-    assert lab.ask(*search, user=f"hpo:{password}") == 200  # as MLflow's pages ask: with their own origin
+    assert lab.ask(*SEARCH, user=f"hpo:{password}") == 200  # as MLflow's pages ask: with their own origin
+    assert lab.ask(*SEARCH, user=f"hpo:{password}", Origin="http://evil.example") == 403
+    assert lab.ask(*SEARCH, user=f"hpo:{password}", Host="evil.example") == 403
     new = {"username": "eve", "password": "a long password"}
     assert lab.ask("/api/2.0/mlflow/users/create", new, user=f"hpo:{password}") == 403
     url = urlsplit(lab.credentials["database_url"])
@@ -154,68 +171,51 @@ def test_a_role_reaches_its_own_database_and_no_more(lab):
     ]
 
 
-def test_no_password_is_printed_logged_stored_or_on_a_command_line(lab, tmp_path):
-    seen: set[str] = set()
-    finished = threading.Event()
-
-    def watch() -> None:
-        while not finished.wait(0.05):
-            for process in psutil.process_iter(["cmdline"]):
-                seen.add(" ".join(process.info["cmdline"] or []))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    wrong = urlsplit(lab.credentials["database_url"])
-    wrong_url = urlunsplit(wrong._replace(netloc=wrong.netloc.replace(wrong.password or "", "wr0ng-pass")))
-    try:
-        lab.elsewhere("run", "--study", lab.study("watched"))
-        lab.elsewhere("run", "--study", lab.study("refused"), code=1, tracking_password="wr0ng-pass")
-        assert "are user and password right" in lab.printed[-1]
-        lab.elsewhere("studies", code=1, database_url=wrong_url)
-        lab.elsewhere("run", "--study", lab.study("lost"), code=1, tracking_uri="http://127.0.0.2:9")
-        lab.hpo("down")
-        lab.elsewhere("studies", code=1)
-        lab.hpo("up")
-    finally:
-        finished.set()
-        watcher.join()
-    home = homes.read(lab.path)
-    environment = {"PGPASSWORD": home.password, "PATH": os.defpath}
-    place = ["-h", "127.0.0.1", "-p", str(home.postgres_port), "-U", "hpo"]
-    dumps = []
-    for name in postgres.ROLES:
-        command = [postgres._binaries(home) / "pg_dump", *place, name]
-        dumps.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
-    assert "best_val_nmse" in dumps[0] and "hpo.kind" in dumps[1] and "scrypt" in dumps[2] + "scrypt"
-    assert any("mlflow server" in line or "--app-name basic-auth" in line for line in seen)
-    holders = {"credentials.toml", "state.json", "mlflow.env", "mlflow-users.ini"}
-    files = [path for path in lab.folder.rglob("*") if path.is_file() and path.name not in holders]
-    assert lab.path / "logs" / "mlflow.log" in files and lab.path / "logs" / "postgres.log" in files
-    for secret in {*lab.secrets(), "wr0ng-pass"}:
-        assert not [line for line in seen if secret in line]
-        assert not [text for text in lab.printed if secret in text]
-        assert not [index for index, text in enumerate(dumps) if secret in text]
-        assert not [path for path in files if secret.encode() in path.read_bytes()]
-    for path in lab.path.rglob("*"):
-        assert path.name not in holders or path.stat().st_mode & 0o777 == 0o600
-
-
 def test_without_its_file_the_next_start_makes_new_passwords(lab):
-    old = lab.secrets()
-    before = lab.credentials["database_url"]
+    lab.old_secrets, old = lab.secrets(), lab.credentials
     lab.hpo("down")
+    lab.elsewhere("studies", code=1)
     (lab.path / "credentials.toml").unlink()
     lab.hpo("up")
-    assert len(old & lab.secrets()) == 1  # the superuser's, which never left the machine
+    assert len(lab.old_secrets & lab.secrets()) == 1  # the superuser's, which never left the machine
     with pytest.raises(psycopg.OperationalError, match="password"):
-        psycopg.connect(before)
+        psycopg.connect(old["database_url"])
+    assert lab.ask(*SEARCH, user=f"hpo:{old['tracking_password']}") == 401
     assert "elsewhere" in lab.elsewhere("studies")
+
+
+def test_no_password_is_printed_logged_stored_or_on_a_command_line(lab):
+    wrong = urlsplit(lab.credentials["database_url"])
+    wrong_url = urlunsplit(wrong._replace(netloc=wrong.netloc.replace(wrong.password or "", "wr0ng-pass")))
+    lab.elsewhere("studies", code=1, database_url=wrong_url)
+    lab.elsewhere("promote", "--study", "elsewhere", code=1, tracking_password="wr0ng-pass")
+    assert "are user and password right" in lab.printed[-1]
+    lab.elsewhere("promote", "--study", "elsewhere", code=1, tracking_uri=f"http://{ADDRESS}:9")
+    home = homes.read(lab.path)
+    place = ["-h", "127.0.0.1", "-p", str(home.postgres_port), "-U", "hpo"]
+    dumps = {}
+    for name in postgres.ROLES:
+        command = [postgres._binaries(home) / "pg_dump", *place, name]
+        dumps[name] = subprocess.run(command, env={"PGPASSWORD": home.password}, capture_output=True, check=True).stdout
+    assert b"best_val_nmse" in dumps["hpo"] and b"hpo.kind" in dumps["mlflow"] and b"admin" in dumps["mlflow_users"]
+    assert any("--app-name basic-auth" in line for line in lab.commands)
+    assert any("hpo.trainer" in line for line in lab.commands)
+    holders = {"credentials.toml", "state.json", "mlflow.env", "mlflow-users.ini"}
+    files = [path for path in lab.folder.rglob("*") if path.is_file()]
+    assert {lab.path / "logs" / "mlflow.log", lab.path / "logs" / "postgres.log"} <= set(files)
+    for secret in {*lab.secrets(), *lab.old_secrets, "wr0ng-pass"}:
+        assert not [line for line in lab.commands if secret in line]
+        assert not [text for text in lab.printed if secret in text]
+        assert not [name for name, text in dumps.items() if secret.encode() in text]
+        assert not [path for path in files if path.name not in holders and secret.encode() in path.read_bytes()]
+    for path in files:
+        assert path.name not in holders or path.stat().st_mode & 0o777 == 0o600
 
 
 def test_it_goes_back_to_loopback_with_its_studies(lab):
     lab.hpo("down")
     assert "export HPO_DATABASE_URL=" in lab.hpo("up", "--listen", "127.0.0.1")
-    assert "elsewhere" in {each["name"] for each in json.loads(lab.hpo("studies", "--json"))}
-    assert "best 1 of 1 trials" in lab.hpo("run", "--study", lab.study("after"))
+    assert "Promoted" in lab.hpo("promote", "--study", "elsewhere")
+    lab.hpo("delete", "--study", "elsewhere", "--yes")  # rows and runs of the roles that nobody is any more
     home = homes.read(lab.path)
     assert home.listen is None and postgres.host_rules(home) == "host all hpo 127.0.0.1/32 scram-sha-256\n"
