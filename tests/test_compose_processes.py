@@ -87,17 +87,18 @@ class Compose:
     def start(self, name: str, command: list[str] | None = None, **arguments) -> subprocess.Popen:
         """Start a service, or with `command` what `docker compose run SERVICE COMMAND` starts."""
         words = command or [self.here(word) for word in COMPOSE["services"][name]["command"]]
-        log = (self.folder / f"{name}-{len(self.running)}.log").open("w")
-        process = subprocess.Popen(
-            words,
-            env=self.environment(name),
-            cwd=self.place,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            **arguments,
-        )
-        self.running[log.name] = process
+        log = self.folder / f"{name}-{len(self.running)}.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                words,
+                env=self.environment(name),
+                cwd=self.place,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                **arguments,
+            )
+        self.running[str(log)] = process
         return process
 
     def healthy(self, name: str) -> bool:

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import browser
 import cells
 import psutil
 import psycopg
@@ -123,9 +125,19 @@ def lab(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 def test_the_studies_made_on_loopback_are_there_and_the_serving_machine_goes_on(lab):
     assert [each["name"] for each in json.loads(lab.hpo("studies", "--json"))] == ["before"]
-    assert "listen" not in lab.hpo("up")
+    assert "export HPO_CREDENTIALS=" in lab.hpo("up")
     assert "best 1 of 1 trials" in lab.hpo("run", "--study", lab.study("before"))
     assert f"http://{ADDRESS}:" in lab.printed[-1]
+
+
+@pytest.mark.apt
+def test_the_link_of_a_command_shows_the_trials_in_a_browser_that_logged_in(lab):
+    link = re.findall(r"list:\s+(\S+)", lab.hpo("run", "--study", lab.study("before")))[-1]
+    with browser.chromium() as driver:
+        driver.get(link.partition("#")[0].replace("://", f"://hpo:{lab.credentials['tracking_password']}@"))
+        driver.get(link)
+        shown = browser.until(driver, lambda: browser.rows(driver), "the list")
+    assert any("f2" in cell["text"] for row in shown for cell in row.values()), shown
 
 
 def test_a_worker_elsewhere_needs_the_credentials_file_and_nothing_else(lab, tmp_path):
