@@ -127,6 +127,11 @@ def log(home: Home) -> Path:
     return home.logs / "postgres.log"
 
 
+def program(name: str) -> Path:
+    """One of Postgres' client programs in the wheel, such as pg_dump: works with servers elsewhere, too."""
+    return _wheel() / "bin" / name
+
+
 def _life(home: Home) -> Path:
     return home.data.with_name("postgres.life")
 
