@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -84,7 +85,8 @@ def _mistake(error: Exception) -> str | None:
         return f"The MLflow server cannot be reached: {error}. Is MLFLOW_TRACKING_URI right, and is it up?"
     if name == "mlflow.exceptions.MlflowException" or kind.__module__.startswith("requests."):
         return (
-            f"The MLflow server refused: {error}. Is MLFLOW_TRACKING_URI the server you mean, and may you write there?"
+            f"The MLflow server refused: {error}. Is MLFLOW_TRACKING_URI the server you mean, are user and password "
+            "right, and may you write there?"
         )
     if kind.__module__.startswith("sqlalchemy."):
         return f"The database refused: {str(error).splitlines()[0]}. Does HPO_DATABASE_URL's user own the database?"
@@ -172,7 +174,13 @@ def parser() -> argparse.ArgumentParser:
     )
     it.add_argument("--undo", action="store_true", help="bring a cancelled trial back; it goes on where it was")
 
-    command("up", up, "Start the embedded Postgres and MLflow server, or say where they are.")
+    it = command("up", up, "Start the embedded Postgres and MLflow server, or say where they are.")
+    it.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        help="serve other machines at this address of this one, with access control; 127.0.0.1 serves none (default: "
+        "as it was, at first 127.0.0.1)",
+    )
     command("down", down, "Stop the embedded Postgres and MLflow server.")
 
     it = command("status", status, "Show services, studies and running trials.")
@@ -843,9 +851,14 @@ def up(options: argparse.Namespace) -> int:
     from hpo import services, settings
 
     read = settings.read()
-    found, started = services.up(read, report=_say)
+    found, started = services.up(read, listen=options.listen, report=_say)
     print(f"{'Started' if started else 'Already running'}. MLflow: {found.tracking_uri}")
-    print(services.export_lines(found))
+    if found.credentials:
+        print(f"User and password are in {found.credentials}. A worker on another machine needs a copy of this file:")
+        here = shlex.quote(f"{socket.gethostname()}:{found.credentials}")
+        print(f"scp {here} ~/hpo-credentials.toml\nexport HPO_CREDENTIALS=~/hpo-credentials.toml")
+    else:
+        print(services.export_lines(found))
     return 0
 
 

@@ -11,10 +11,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hpo.errors import ServiceError
+from hpo.home import LOOPBACK
 
 LOG_LIMIT = 1_000_000  # bytes; a log that is longer at the start becomes the previous one
 
@@ -141,16 +142,19 @@ def tail(log: Path, lines: int = 12) -> str:
     return "\n".join("  " + line for line in text.splitlines()[-lines:]) or "  (empty)"
 
 
-def choose_port(remembered: int | None) -> int:
-    """The remembered port of 127.0.0.1 if nobody listens on it, else one that the system gives."""
+def choose_port(remembered: int | None, addresses: Sequence[str] = (LOOPBACK,)) -> int:
+    """The remembered port if nobody listens on it at any of the addresses, else one that the system gives."""
     for port in (remembered, 0):
         if port is None:
             continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
+        with ExitStack() as probes:
             try:
-                probe.bind(("127.0.0.1", port))
+                for address in addresses:
+                    probe = probes.enter_context(socket.socket())
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
+                    probe.bind((address, port))
+                    port = probe.getsockname()[1]
             except OSError:
                 continue
-            return probe.getsockname()[1]
-    raise ServiceError("No port of 127.0.0.1 is free.")
+            return port
+    raise ServiceError(f"No port of {' and '.join(addresses)} is free.")

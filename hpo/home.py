@@ -7,15 +7,18 @@ import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from hpo import credentials
 from hpo.errors import ServiceError
 
+LOOPBACK = "127.0.0.1"
 ROOT_STORE = Path("/var/lib/hpo")  # root's clusters: the user that Postgres runs as cannot enter a 0700 home
 
 
 @dataclass(frozen=True, kw_only=True)
 class Home:
-    """What `services/state.json` remembers; the file has mode 0600 because of the password."""
+    """What `services/state.json` remembers; the file has mode 0600 because of the passwords."""
 
     path: Path  # HPO_HOME, absolute, without symbolic links
     identity: str  # random; another one after the folder was moved or copied
@@ -24,6 +27,18 @@ class Home:
     password: str = field(repr=False)
     postgres_port: int | None = None
     mlflow_port: int | None = None
+    listen: str | None = None  # address of this machine that others reach the services at; None: loopback only
+    access: dict[str, str] = field(default_factory=dict, repr=False)  # passwords of a listening home, by their use
+
+    @property
+    def host(self) -> str:
+        """Address that the MLflow server listens on, and Postgres besides loopback."""
+        return self.listen or LOOPBACK
+
+    @property
+    def credentials(self) -> Path:
+        """File that lets workers on other machines in."""
+        return self.path / "credentials.toml"
 
     @property
     def services(self) -> Path:
@@ -62,13 +77,7 @@ def read(path: Path) -> Home | None:
 def write(home: Home) -> None:
     """Remember `home`, whole or not at all."""
     file = home.services / "state.json"
-    new = file.with_name("state.json.new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        json.dump(asdict(home) | {"path": str(home.path), "data": str(home.data)}, stream, indent=2)
-        stream.flush()
-        os.fsync(stream.fileno())
-    new.replace(file)
+    credentials.write_private(file, json.dumps(_plain(home), indent=2))
 
 
 def settle(path: Path, report: Callable[[str], object], stop: Callable[[Home], object]) -> Home:
@@ -124,8 +133,12 @@ def _claim(home: Home) -> None:
                 "make it writable or run hpo as a normal user."
             ) from None
     owner = folder / "owner.new"
-    owner.write_text(json.dumps(asdict(home) | {"path": str(home.path), "data": str(home.data), "password": ""}))
+    owner.write_text(json.dumps(_plain(home) | {"password": "", "access": {}}))
     owner.replace(folder / "owner.json")
+
+
+def _plain(home: Home) -> dict[str, Any]:
+    return asdict(home) | {"path": str(home.path), "data": str(home.data)}
 
 
 def _identity(path: Path) -> str | None:

@@ -1,5 +1,6 @@
 """The MLflow server: its command (the same in docker-compose.yml), and the embedded one's life."""
 
+import base64
 import http.client
 import importlib.metadata
 import importlib.util
@@ -7,19 +8,24 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from hpo import daemon, postgres
+from hpo import credentials, daemon, postgres
 from hpo.errors import ServiceError
 from hpo.home import Home, write
 
+ADMIN = "admin"  # user of the server that may add users
+USER = "hpo"  # that all of ours log in as: may do everything but manage users
+KEY = "key"  # that the server signs its forms with
+PREPARE = ("-m", "hpo.migrate")  # makes or upgrades both databases; follows `python`
 START_TIMEOUT = 180.0  # seconds; imports and a fresh schema take 10 to 15 on an idle machine
 STOP_TIMEOUT = 8.0  # seconds that requests get to end
 MARK = "HPO_EMBEDDED_MLFLOW"  # environment variable of every process of the server: the home it belongs to
@@ -28,47 +34,71 @@ INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH") 
 ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
+@dataclass(frozen=True)
+class Served:
+    """What a server with access control needs besides."""
+
+    hosts: str  # host:port, comma-separated: what clients may call it
+    environment: str  # file of `NAME=value` lines: the variables that hold secrets, which no command line may
+
+
 def arguments(
-    *, host: str, port: int, artifacts: str, allowed_hosts: str | None = None, identity: str | None = None
+    *, host: str, port: int, artifacts: str, served: Served | None = None, identity: str | None = None
 ) -> list[str]:
     """What follows `python` on the server's command line; the database comes as MLFLOW_BACKEND_STORE_URI.
 
-    `allowed_hosts`: names besides localhost that clients may call it by. `identity` is sent in every answer.
+    `served` where it listens beyond loopback: then it wants a user and a password. `identity` is sent in every answer.
     """
     # A worker process may be slow to answer its supervisor while trainers use all cores: that is no reason to kill it.
     uvicorn = ["--no-access-log", "--timeout-worker-healthcheck", "60"]
     if identity:
         uvicorn += ["--header", f"{HEADER}:{identity}"]
+    access: list[str] = []
+    if served:
+        names = served.hosts.split(",")
+        # The pages' own requests carry an Origin, which MLflow refuses as foreign unless it is localhost's.
+        origins = ",".join(f"{scheme}://{name}" for name in names for scheme in ("http", "https"))
+        access = ["--app-name", "basic-auth", "--allowed-hosts", served.hosts, "--cors-allowed-origins", origins]
     return [
-        *("-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "2"),
+        *("-m", "mlflow", *(("--env-file", served.environment) if served else ())),
+        *("server", "--host", host, "--port", str(port), "--workers", "2"),
         *("--serve-artifacts", "--artifacts-destination", artifacts),
-        *(("--allowed-hosts", allowed_hosts) if allowed_hosts else ()),
+        *access,
         *("--uvicorn-opts", shlex.join(uvicorn)),
     ]
 
 
 def url(home: Home) -> str:
-    return f"http://127.0.0.1:{home.mlflow_port}"
+    return f"http://{home.host}:{home.mlflow_port}"
 
 
 def answers(home: Home) -> bool:
     """Whether our server lives, answers on our port, and reaches its database."""
     if home.mlflow_port is None or not daemon.lives(_life(home)):
         return False
-    connection = http.client.HTTPConnection("127.0.0.1", home.mlflow_port, timeout=10)  # no proxy, whatever is set
+    connection = http.client.HTTPConnection(home.host, home.mlflow_port, timeout=10)  # no proxy, whatever is set
     try:
         connection.request("GET", "/health")
         health = connection.getresponse()
         health.read()
         if health.status != 200 or health.getheader(HEADER) != home.identity:
             return False
-        body = json.dumps({"max_results": 1})
-        connection.request("POST", "/api/2.0/mlflow/experiments/search", body, {"Content-Type": "application/json"})
-        return connection.getresponse().status == 200
+        user = (USER, home.access[USER]) if home.listen else None
+        return search(connection, user=user) == 200
     except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()
+
+
+def search(connection: http.client.HTTPConnection, *, user: tuple[str, str] | None) -> int:
+    """Status of a search that reads one row of the server's database, as user with password or as nobody."""
+    headers = {"Content-Type": "application/json"}
+    if user is not None:
+        headers["Authorization"] = f"Basic {base64.b64encode(':'.join(user).encode()).decode()}"
+    body = json.dumps({"max_results": 1})
+    connection.request("POST", "/api/2.0/mlflow/experiments/search", body, headers)
+    return connection.getresponse().status
 
 
 def start(home: Home, report: Callable[[str], object]) -> tuple[Home, bool]:
@@ -86,17 +116,22 @@ def start(home: Home, report: Callable[[str], object]) -> tuple[Home, bool]:
         temporary = home.services / "tmp"
         for folder in (temporary, home.artifacts):
             folder.mkdir(exist_ok=True)
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | ENVIRONMENT
+        environment |= {MARK: str(home.path), "TZ": "UTC"}
+        environment["TMPDIR"] = str(temporary)  # MLflow's lock files there would stand in another user's way
+        if home.listen:
+            environment["MLFLOW_AUTH_CONFIG_PATH"] = str(_users_file(home))
+            _prepare_users(home, environment)
+        else:
+            environment["MLFLOW_BACKEND_STORE_URI"] = postgres.url(home, "mlflow")
         with daemon.taken(_life(home)) as life:
-            home = replace(home, mlflow_port=daemon.choose_port(home.mlflow_port))
+            home = replace(home, mlflow_port=daemon.choose_port(home.mlflow_port, (home.host,)))
             write(home)
             daemon.launch(
                 [sys.executable, *_embedded_arguments(home)],
                 life=life,
                 log=log(home),
-                environment={name: os.environ[name] for name in INHERITED if name in os.environ}
-                | ENVIRONMENT
-                | {"MLFLOW_BACKEND_STORE_URI": postgres.url(home, "mlflow"), MARK: str(home.path), "TZ": "UTC"}
-                | {"TMPDIR": str(temporary)},  # MLflow's lock files there would stand in another user's way
+                environment=environment,
                 folder=temporary,  # `python -m` imports from here first
                 user=None,
             )
@@ -119,6 +154,10 @@ def stop(home: Home) -> bool:
     return found
 
 
+def lives(home: Home) -> bool:
+    return daemon.lives(_life(home)) or bool(_processes(home))
+
+
 def log(home: Home) -> Path:
     return home.logs / "mlflow.log"
 
@@ -129,7 +168,36 @@ def _life(home: Home) -> Path:
 
 def _embedded_arguments(home: Home) -> list[str]:
     assert home.mlflow_port is not None
-    return arguments(host="127.0.0.1", port=home.mlflow_port, artifacts=home.artifacts.as_uri(), identity=home.identity)
+    served = Served(f"{home.host}:{home.mlflow_port}", str(_environment_file(home))) if home.listen else None
+    artifacts = home.artifacts.as_uri()
+    return arguments(host=home.host, port=home.mlflow_port, artifacts=artifacts, served=served, identity=home.identity)
+
+
+def _environment_file(home: Home) -> Path:
+    return home.services / "mlflow.env"
+
+
+def _users_file(home: Home) -> Path:
+    return home.services / "mlflow-users.ini"
+
+
+def _prepare_users(home: Home, environment: dict[str, str]) -> None:
+    """Write the server's two files of secrets, and have its users be there. ServiceError if that fails."""
+    environment_file, users_file = _environment_file(home), _users_file(home)
+    content = credentials.server_variables(database=postgres.url(home, "mlflow"), key=home.access[KEY])
+    credentials.write_private(environment_file, content)
+    database, password = postgres.url(home, "mlflow_users"), home.access[ADMIN]
+    credentials.write_private(users_file, credentials.server_users(database=database, admin=ADMIN, password=password))
+    made = subprocess.run(
+        [sys.executable, *PREPARE, str(environment_file)],
+        input=home.access[USER],
+        env=environment,
+        cwd=home.services / "tmp",
+        capture_output=True,
+        text=True,
+    )
+    if made.returncode:
+        raise ServiceError(f"MLflow's databases could not be prepared:\n{made.stderr}")
 
 
 def _processes(home: Home) -> list[psutil.Process]:
@@ -144,7 +212,7 @@ def _processes(home: Home) -> list[psutil.Process]:
 
 def _port_was_taken(home: Home) -> bool:
     """Whether somebody took our port after we found it free."""
-    return daemon.choose_port(home.mlflow_port) != home.mlflow_port
+    return daemon.choose_port(home.mlflow_port, (home.host,)) != home.mlflow_port
 
 
 def _check_schema(home: Home) -> None:

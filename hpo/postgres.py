@@ -18,10 +18,16 @@ from psycopg import sql
 
 from hpo import daemon
 from hpo.errors import ServiceError
-from hpo.home import Home, write
+from hpo.home import LOOPBACK, Home, write
 
-ROLE = "hpo"
+ROLE = "hpo"  # superuser; logs in from this machine only
 DATABASES = ("hpo", "mlflow")  # Optuna and MLflow each own a table alembic_version: one database each
+ROLES = {
+    "hpo": "hpo_queue",
+    "mlflow": "mlflow",
+    "mlflow_users": "mlflow_users",
+}  # owner of each database that is served
+SERVED = "hpo"  # the one database that other machines reach
 MAJOR_VERSION = "18"
 ROOT_RUNS_AS = "nobody"  # Postgres refuses root
 START_TIMEOUT = 120.0  # seconds; recovery after a crash replays up to max_wal_size
@@ -44,8 +50,18 @@ def options() -> list[str]:
 
 
 def url(home: Home, database: str) -> str:
-    """SQLAlchemy URL of one of the DATABASES, with the password."""
-    return f"postgresql://{ROLE}:{home.password}@127.0.0.1:{home.postgres_port}/{database}"
+    """SQLAlchemy URL of a database, with the password: as superuser, in a listening home as the database's owner."""
+    role, password = (ROLES[database], home.access[ROLES[database]]) if home.listen else (ROLE, home.password)
+    host = home.host if database == SERVED else LOOPBACK
+    return f"postgresql://{role}:{password}@{host}:{home.postgres_port}/{database}"
+
+
+def host_rules(home: Home) -> str:
+    """pg_hba.conf: who may log in from where; always by SCRAM."""
+    rules = [("all", ROLE, f"{LOOPBACK}/32")]
+    if home.listen:
+        rules += [(name, role, "all" if name == SERVED else f"{LOOPBACK}/32") for name, role in ROLES.items()]
+    return "".join(f"host {name} {role} {source} scram-sha-256\n" for name, role, source in rules)
 
 
 def answers(home: Home) -> bool:
@@ -63,7 +79,7 @@ def answers(home: Home) -> bool:
 def connect(home: Home, database: str = "postgres") -> psycopg.Connection:
     """A connection in autocommit mode; psycopg.OperationalError after 5 seconds at most."""
     return psycopg.connect(
-        host="127.0.0.1",
+        host=LOOPBACK,
         port=home.postgres_port,
         user=ROLE,
         password=home.password,
@@ -93,8 +109,9 @@ def start(home: Home, report: Callable[[str], object]) -> tuple[Home, bool]:
                 _initialise(home, binaries, life)
             _check_version(home)
             (home.data / "postmaster.pid").unlink(missing_ok=True)  # we hold the lock of life: its writer is dead
-            home = replace(home, postgres_port=daemon.choose_port(home.postgres_port))
+            home = replace(home, postgres_port=_port(home))
             write(home)
+            (home.data / "pg_hba.conf").write_text(host_rules(home))
             daemon.launch(
                 [str(binaries / "postgres"), "-D", str(home.data), *options(), *_embedded_options(home)],
                 life=life,
@@ -109,6 +126,9 @@ def start(home: Home, report: Callable[[str], object]) -> tuple[Home, bool]:
         for name in DATABASES:
             if name not in there:
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    if home.listen:
+        for name in ROLES:
+            _hand_over(home, name)
     return home, started
 
 
@@ -123,6 +143,10 @@ def stop(home: Home) -> bool:
     raise ServiceError(f"Postgres in {home.data} does not stop. The end of {log(home)}:\n{daemon.tail(log(home))}")
 
 
+def lives(home: Home) -> bool:
+    return daemon.lives(_life(home))
+
+
 def log(home: Home) -> Path:
     return home.logs / "postgres.log"
 
@@ -130,6 +154,46 @@ def log(home: Home) -> Path:
 def program(name: str) -> Path:
     """One of Postgres' client programs in the wheel, such as pg_dump: works with servers elsewhere, too."""
     return _wheel() / "bin" / name
+
+
+def _hand_over(home: Home, name: str) -> None:
+    """Have the database and all that is in it belong to its role, which may log in there and nowhere else."""
+    role = ROLES[name]
+    with connect(home) as connection:
+        verifier = connection.pgconn.encrypt_password(home.access[role].encode(), role.encode(), b"scram-sha-256")
+        known = {found for (found,) in connection.execute("SELECT rolname FROM pg_roles")}
+        statement = "ALTER ROLE {} LOGIN PASSWORD {}" if role in known else "CREATE ROLE {} LOGIN PASSWORD {}"
+        # The verifier, not the password: a statement that fails stands in Postgres' log.
+        connection.execute(sql.SQL(statement).format(sql.Identifier(role), sql.Literal(verifier.decode())))
+        there = {found for (found,) in connection.execute("SELECT datname FROM pg_database")}
+        statement = "ALTER DATABASE {} OWNER TO {}" if name in there else "CREATE DATABASE {} OWNER {}"
+        connection.execute(sql.SQL(statement).format(sql.Identifier(name), sql.Identifier(role)))
+        connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
+    with connect(home, name) as connection:
+        for (statement,) in connection.execute(_OWNED, {"role": role, "superuser": ROLE}).fetchall():
+            connection.execute(statement)
+
+
+# What the superuser made while the home was on loopback; REASSIGN OWNED refuses the superuser that initdb made.
+_OWNED = """
+    SELECT format('ALTER %%s %%s OWNER TO %%I', kind, name, %(role)s::text) FROM (
+        SELECT 'SCHEMA', quote_ident(nspname), nspowner, oid FROM pg_namespace
+        UNION ALL
+        SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, oid::regclass::text,
+            relowner, relnamespace
+        FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'S') AND NOT EXISTS (  -- a column's sequence goes with its table
+            SELECT FROM pg_depend WHERE objid = pg_class.oid AND deptype IN ('a', 'i') AND relkind = 'S')
+        UNION ALL
+        SELECT 'TYPE', oid::regtype::text, typowner, typnamespace FROM pg_type WHERE typtype = 'e'
+        UNION ALL
+        SELECT 'FUNCTION', oid::regprocedure::text, proowner, pronamespace FROM pg_proc WHERE prokind = 'f'
+    ) AS owned (kind, name, owner, schema)
+    WHERE owner = %(superuser)s::regrole AND schema::regnamespace::text !~ '^pg_|^information_schema'
+"""
+
+
+def _port(home: Home) -> int:
+    return daemon.choose_port(home.postgres_port, sorted({LOOPBACK, home.host}))
 
 
 def _life(home: Home) -> Path:
@@ -147,7 +211,7 @@ def _environment() -> dict[str, str]:
 def _embedded_options(home: Home) -> list[str]:
     settings = {
         "port": str(home.postgres_port),
-        "listen_addresses": "127.0.0.1",
+        "listen_addresses": ",".join(sorted({LOOPBACK, home.host})),
         "unix_socket_directories": "",  # a socket's path may have 107 characters
         "io_method": "sync",  # spares three idle processes
     }
@@ -186,7 +250,6 @@ def _initialise(home: Home, binaries: Path, life: int) -> None:
     password.unlink()
     if made.returncode:
         raise ServiceError(f"Postgres could not make its database in {home.data}:\n{made.stdout}{made.stderr}")
-    (new / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
     new.rename(home.data)
     folder = os.open(home.data.parent, os.O_RDONLY)
     os.fsync(folder)
@@ -204,7 +267,7 @@ def _check_version(home: Home) -> None:
 
 def _port_was_taken(home: Home) -> bool:
     """Whether somebody took our port after we found it free."""
-    return daemon.choose_port(home.postgres_port) != home.postgres_port
+    return _port(home) != home.postgres_port
 
 
 def _binaries(home: Home) -> Path:

@@ -4,7 +4,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from hpo import credentials
 from hpo.errors import SettingsError
 
 
@@ -13,8 +15,11 @@ class Settings:
     """Where things are and how long to wait. Every field is one row of the table in docs/settings.md."""
 
     home: Path  # state, logs and caches of the embedded services
-    database_url: str | None  # SQLAlchemy URL of the database for Optuna and the queue
+    credentials: Path | None  # file that gives the four values below
+    database_url: str | None = field(repr=False)  # SQLAlchemy URL of the database for Optuna and the queue
     tracking_uri: str | None  # URL of the MLflow server
+    tracking_username: str | None  # of us at that server
+    tracking_password: str | None = field(repr=False)
     trainers: int  # training processes of one worker; 0 means one per core
     lease: float  # seconds a claimed trial is ours without renewal; renewed six times as often
     checkpoint_interval: float  # seconds between checkpoints of a running trial
@@ -36,8 +41,8 @@ class Settings:
 
 VARIABLES = {
     "home": ("HPO_HOME", "mlruns"),
-    "database_url": ("HPO_DATABASE_URL", None),
-    "tracking_uri": ("MLFLOW_TRACKING_URI", None),
+    "credentials": ("HPO_CREDENTIALS", None),
+    **{key: (variable, None) for key, variable in credentials.VARIABLES.items()},
     "trainers": ("HPO_TRAINERS", "0"),
     "lease": ("HPO_LEASE", "30"),
     "checkpoint_interval": ("HPO_CHECKPOINT_INTERVAL", "60"),
@@ -51,6 +56,15 @@ assert set(VARIABLES) == {field.name for field in fields(Settings)}
 def read(environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings from the environment. Raises SettingsError naming the variable, what it held and what it may hold."""
     raw = {name: environment.get(variable) or default for name, (variable, default) in VARIABLES.items()}
+    path = Path(raw["credentials"]).expanduser().absolute() if raw["credentials"] else None
+    if path is not None:
+        for key, value in credentials.read(path).items():
+            if raw[key] not in (None, value):  # or the file's password would go to another server
+                raise SettingsError(
+                    f"{VARIABLES[key][0]} is set to something else than {key} in {path} (HPO_CREDENTIALS): unset one "
+                    "of the two."
+                )
+            raw[key] = value
     if (raw["database_url"] is None) != (raw["tracking_uri"] is None):
         given, missing = ("HPO_DATABASE_URL", "MLFLOW_TRACKING_URI")
         if raw["database_url"] is None:
@@ -61,10 +75,23 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
     uri = raw["tracking_uri"]
     if uri is not None and not uri.startswith(("http://", "https://")):
         raise SettingsError(f"MLFLOW_TRACKING_URI: expected the http(s):// URL of an MLflow server, found {uri!r}.")
+    if uri is not None and "@" in urlsplit(uri).netloc:  # it is printed in links
+        raise SettingsError(
+            "MLFLOW_TRACKING_URI: expected no user or password in it; they go into MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or into the file that HPO_CREDENTIALS names."
+        )
+    if raw["database_url"] is not None and not _is_postgres(raw["database_url"]):
+        raise SettingsError(
+            "HPO_DATABASE_URL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE (in the password, letters and "
+            "digits as they are, everything else as %XX)."  # what was found holds the password
+        )
     return Settings(
         home=Path(raw["home"] or "mlruns").expanduser().absolute(),
+        credentials=path,
         database_url=raw["database_url"],
         tracking_uri=raw["tracking_uri"],
+        tracking_username=raw["tracking_username"],
+        tracking_password=raw["tracking_password"],
         trainers=int(_number("HPO_TRAINERS", raw["trainers"], minimum=0, whole=True)),
         lease=_number("HPO_LEASE", raw["lease"], minimum=1),
         checkpoint_interval=_number("HPO_CHECKPOINT_INTERVAL", raw["checkpoint_interval"], minimum=0),
@@ -72,6 +99,14 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         hang_timeout=_number("HPO_HANG_TIMEOUT", raw["hang_timeout"], minimum=1),
         mlflow_database_url=raw["mlflow_database_url"],
     )
+
+
+def _is_postgres(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        return parts.scheme.partition("+")[0] == "postgresql" and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 def _number(variable: str, text: str | None, *, minimum: float, whole: bool = False) -> float:

@@ -37,6 +37,8 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 
 from hpo import crash, views
 from hpo.errors import NotFound, ServiceError, StudyConflict
@@ -286,7 +288,7 @@ class Tracker:
     @server()
     def version(self) -> str:
         """Version of MLflow that the server runs."""
-        answer = requests.get(f"{self.uri}/version", timeout=10)
+        answer = http_request(get_default_host_creds(self.uri), "/version", "GET", timeout=10)
         answer.raise_for_status()
         return answer.text.strip()
 

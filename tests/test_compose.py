@@ -1,37 +1,122 @@
-"""docker-compose.yml runs what the embedded services run."""
+"""docker-compose.yml: valid, hardened, and running what the embedded services run."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
-from hpo import mlflow_server, postgres
+from hpo import mlflow_server, postgres, secret_files
+from hpo.worker import STOP_LIMIT
 
 ROOT = Path(__file__).parents[1]
-SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES = COMPOSE["services"]
+OURS = {name for name, service in SERVICES.items() if "build" in service}
+
+
+def test_it_is_valid_by_the_schema_of_the_compose_specification():
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml"]
+    subprocess.run(check, cwd=ROOT, check=True, capture_output=True)
 
 
 def test_postgres_in_a_container_has_the_options_and_version_of_the_embedded_one():
-    assert SERVICES["postgres"]["command"] == ["postgres", *postgres.options()]
-    assert SERVICES["postgres"]["image"] == f"postgres:{postgres.MAJOR_VERSION}"
-    assert SERVICES["postgres"]["environment"]["POSTGRES_USER"] == postgres.ROLE
+    service = SERVICES["postgres"]
+    assert service["command"] == ["postgres", *postgres.options(), "-c", "hba_file=/etc/postgresql/pg_hba.conf"]
+    assert service["image"].startswith(f"postgres:{postgres.MAJOR_VERSION}.")
+    assert service["environment"]["POSTGRES_USER"] == postgres.ROLE
+    assert dict(secret_files.OWNERS.values()) == postgres.ROLES
+    sql = COMPOSE["configs"]["roles.sql"]["content"]
+    assert dict(re.findall(r"CREATE DATABASE (\w+) OWNER (\w+);", sql)) == postgres.ROLES
+    assert (
+        "ROLE hpo " not in sql
+        and "SUPERUSER" not in sql
+        and "trust" not in COMPOSE["configs"]["pg_hba.conf"]["content"]
+    )
 
 
 def test_mlflow_in_a_container_has_the_command_and_environment_of_the_embedded_one():
     service = SERVICES["mlflow"]
-    hosts = "mlflow:5000,localhost:5000,127.0.0.1:5000"
-    expected = mlflow_server.arguments(host="0.0.0.0", port=5000, artifacts="/artifacts", allowed_hosts=hosts)
-    assert service["command"] == ["python", *expected]
+    served = mlflow_server.Served(hosts="NAMES", environment="/run/secrets/mlflow.env")
+    expected = mlflow_server.arguments(host="0.0.0.0", port=5000, artifacts="/artifacts", served=served)
+    expected[expected.index("--cors-allowed-origins") + 1] = "ORIGINS"
+    given = [
+        re.sub(r"\$\{HPO_ARTIFACTS:-(.*)\}|\$\{HPO_(HOST|ORIGIN)S:\?.*\}", lambda found: found[1] or found[2], word)
+        for word in service["command"]
+    ]
+    assert [{"HOST": "NAMES", "ORIGIN": "ORIGINS"}.get(word, word) for word in given] == ["python", *expected]
     assert mlflow_server.ENVIRONMENT.items() <= service["environment"].items()
-    assert set(service["environment"]) - set(mlflow_server.ENVIRONMENT) == {"MLFLOW_BACKEND_STORE_URI"}
+    own = {"HPO_CREDENTIALS", "MLFLOW_AUTH_CONFIG_PATH"}
+    assert set(service["environment"]) - set(mlflow_server.ENVIRONMENT) == own
+    assert SERVICES["migrate"]["command"] == ["python", *mlflow_server.PREPARE, "/run/secrets/mlflow.env"]
 
 
-def test_only_the_mlflow_pages_are_published_and_only_on_loopback():
+def test_everything_starts_after_what_it_needs_and_migrations_run_before_the_server():
+    waits = {
+        name: {each: how["condition"] for each, how in service.get("depends_on", {}).items()}
+        for name, service in SERVICES.items()
+    }
+    assert waits["migrate"] == {"postgres": "service_healthy"}
+    assert waits["mlflow"] == {"migrate": "service_completed_successfully"}
+    assert waits["worker"] == waits["worker-gpu"] == {"mlflow": "service_healthy"}
+    assert all("healthcheck" in SERVICES[name] for needs in waits.values() for name in needs if name != "migrate")
+
+
+def test_only_pages_are_published_and_only_on_loopback_but_for_tls():
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"mlflow": ["127.0.0.1:5000:5000"]}
+    assert published == {"mlflow": ["127.0.0.1:5000:5000"], "dashboard": ["127.0.0.1:8080:8080"], "tls": ["443:8443"]}
+    assert {name for name, service in SERVICES.items() if "profiles" in service} == {"dashboard", "tls", "worker-gpu"}
 
 
-def test_everything_that_the_image_copies_is_there_and_nothing_of_the_product_is_missing():
-    copies = [line.split()[1:-1] for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("COPY")]
-    sources = {source for line in copies for source in line}
-    assert all((ROOT / source).exists() for source in sources)
-    assert {"hpo", "models", "data_pipeline", "pyproject.toml"} <= sources
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_can_do_no_more_than_it_must(name):
+    service = SERVICES[name]
+    assert service["read_only"] and service["init"] and "/tmp" in service["tmpfs"]
+    assert service["cap_drop"] == ["ALL"] and "cap_add" not in service and "privileged" not in service
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"])
+    assert {"cpus", "memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
+    assert re.search(r":\d+\.\d+", service["image"]), "pinned"
+    for mount in service.get("volumes", []):
+        assert mount.partition(":")[0] in COMPOSE["volumes"], "nothing of the host"
+
+
+def test_a_worker_has_the_time_to_hand_its_trials_back():
+    for name in ("worker", "worker-gpu"):
+        assert float(SERVICES[name]["stop_grace_period"].removesuffix("s")) > STOP_LIMIT + 5
+
+
+def test_no_secret_stands_in_the_file_and_each_that_is_used_is_made_by_the_script():
+    made = set(secret_files.contents()) | {"tls.crt", "tls.key"}  # the certificate is the user's own
+    assert {name: f"./secrets/{name}" for name in made} == {
+        name: each["file"] for name, each in COMPOSE["secrets"].items()
+    }
+    for service in SERVICES.values():
+        used = set(
+            re.findall(
+                r"/run/secrets/([\w.-]+)", str([service, COMPOSE["configs"]] if "image" not in service else service)
+            )
+        )
+        assert used <= set(service.get("secrets", [])) <= made
+        assert not [key for key in service.get("environment", {}) if re.search("PASSWORD$|SECRET|URI$|URL$", key)]
+    for folder in (".gitignore", ".dockerignore"):
+        assert re.search(r"^(/secrets/|\*)$", (ROOT / folder).read_text(), re.MULTILINE)
+
+
+def test_the_script_makes_files_that_differ_each_time_and_overwrites_none(tmp_path):
+    script = [sys.executable, "-S", "-m", "hpo.secret_files", "--name", "lab.example.org", tmp_path]  # -S: no packages
+    subprocess.run(script, cwd=ROOT, check=True, capture_output=True)
+    folder = tmp_path / "secrets"
+    texts = {path.name: path.read_text() for path in folder.iterdir()}
+    assert texts.keys() == secret_files.contents().keys()
+    assert folder.stat().st_mode & 0o777 == 0o700 and (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
+    passwords = re.findall(r"\b[0-9a-f]{48}\b", "\n".join(texts.values()))
+    assert len(set(passwords)) == 7 and not set(passwords) & set(
+        re.findall(r"[0-9a-f]{48}", str(secret_files.contents()))
+    )
+    assert "HPO_ORIGINS=https://lab.example.org\n" in (tmp_path / ".env").read_text()
+    again = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 1 and "nothing was changed" in again.stderr
+    assert texts == {path.name: path.read_text() for path in folder.iterdir()}

@@ -1,0 +1,48 @@
+"""`python -m hpo.health server|worker`: the health checks of docker-compose.yml; exit code 1 and a line if unwell."""
+
+import http.client
+import socket
+import sys
+from urllib.parse import urlsplit
+
+from hpo import mlflow_server, settings
+from hpo.errors import UserError
+
+
+def server() -> str | None:
+    """What is wrong with the MLflow server: it must answer a search, which reads its database, for our user."""
+    read = settings.read()
+    assert read.tracking_uri is not None
+    url = urlsplit(read.tracking_uri)
+    user = (read.tracking_username, read.tracking_password)
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=10)
+    try:
+        status = mlflow_server.search(connection, user=user if all(user) else None)  # type: ignore[arg-type]
+    except (OSError, http.client.HTTPException) as error:
+        return f"The MLflow server does not answer: {error}"
+    return None if status == 200 else f"The MLflow server answers a search with the status {status}."
+
+
+def worker() -> str | None:
+    """What is wrong with the workers of this host: the database must answer, and no lease of theirs have run out."""
+    from hpo.queue import Queue
+
+    read = settings.read()
+    assert read.database_url is not None
+    queue = Queue(read.database_url)
+    try:
+        jobs = [job for row in queue.studies() for job in queue.jobs(row.name)] if queue.installed() else []
+    except Exception as error:
+        return f"The database cannot be asked: {type(error).__name__}"  # not more: its text may hold the URL
+    here = f"{socket.gethostname()}:"
+    late = [job for job in jobs if job.state == "running" and (job.worker or "").startswith(here) and not job.alive]
+    return f"{len(late)} leases of this host have run out." if late else None
+
+
+if __name__ == "__main__":
+    try:
+        wrong = {"server": server, "worker": worker}[sys.argv[1]]()
+    except UserError as error:
+        wrong = str(error)
+    print(wrong or "well")
+    sys.exit(1 if wrong else 0)

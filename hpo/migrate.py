@@ -1,0 +1,46 @@
+"""`python -m hpo.migrate FILE`: MLflow's two databases made or brought to the installed version, and its users in them.
+
+Runs before a server with access control starts and never beside another: the one-shot service of docker-compose.yml,
+and a step of the listening embedded server. FILE holds hpo.credentials.server_variables, and the file that
+MLFLOW_AUTH_CONFIG_PATH names its server_users. The password of the workers' user comes from the file
+that HPO_CREDENTIALS names, else by standard input.
+"""
+
+import os
+import sys
+
+from dotenv import load_dotenv
+
+
+def main() -> None:
+    load_dotenv(sys.argv[1], override=True)
+    from mlflow.server.auth.config import read_auth_config
+    from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
+    from mlflow.store.db import utils
+
+    from hpo import settings
+    from hpo.mlflow_server import USER
+
+    password = settings.read().tracking_password if os.environ.get("HPO_CREDENTIALS") else sys.stdin.read()
+    engine = utils.create_sqlalchemy_engine_with_retry(os.environ["MLFLOW_BACKEND_STORE_URI"])
+    if utils._is_empty_database(engine):
+        utils._initialize_tables(engine)
+    else:
+        utils._upgrade_db(engine)
+    configuration = read_auth_config()
+    users = SqlAlchemyStore()
+    users.init_db(configuration.database_uri)  # migrates it
+    for name, secret, admin in (
+        (configuration.admin_username, configuration.admin_password, True),
+        (USER, password, False),
+    ):
+        assert name and secret, "hpo.credentials.server_users and the credentials name both"
+        if not users.has_user(name):
+            users.create_user(name, secret, is_admin=admin)
+        elif not users.authenticate_user(name, secret):
+            users.update_user(name, password=secret)
+    users.grant_user_permission(USER, "workspace", "*", "MANAGE")
+
+
+if __name__ == "__main__":
+    main()
