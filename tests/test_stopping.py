@@ -14,6 +14,7 @@ from hpo import invariants
 pytestmark = pytest.mark.acceptance
 
 
+@pytest.mark.slow
 def test_stop_ends_running_idle_and_frozen_workers_and_those_that_join_later_go_on(shell, data, tmp_path):
     study = cells.study(tmp_path, "halted", data=data, epochs=3000)
     study.write_text(study.read_text().replace("[1e-3, 1e-4]", "[1e-2]"))  # two points: the third worker is idle
@@ -111,6 +112,7 @@ def test_a_cancelled_trial_is_stopped_recorded_once_and_never_trained_unless_it_
     assert "Healthy" in shell.hpo("doctor")
 
 
+@pytest.mark.slow
 def test_a_slot_whose_point_is_not_chosen_yet_can_be_cancelled_and_brought_back(shell, data, tmp_path):
     study = cells.study(tmp_path, "slots", data=data, epochs=5)
     text = study.read_text().replace("[1e-3, 1e-4]", "{low = 1e-4, high = 1e-2, log = true}")
