@@ -178,13 +178,7 @@ class Progress:
             f"{self.rate:.1f} epochs/s",
             f"{duration(self.seconds_left)} left" if self.seconds_left is not None else "time left: measuring",
         )
-        table = Table.grid(padding=(0, 2))
-        closing = self.closing.worker if self.closing is not None and self.closing.alive else None
-        for name, worker, jobs in self.by_worker():
-            table.add_row(Text(f"  {name}"), *_about(worker, closes=name == closing))
-            for job in jobs:
-                table.add_row(*self._about_trial(job))
-        parts: list[RenderableType] = [head, table]
+        parts: list[RenderableType] = [head, *self._workers()]
         if self.closing is not None and self.closing.state == "running":
             parts.append(Text("  closing: scoring the winner on the test split, registering it"))
         if self.best is not None:
@@ -193,20 +187,34 @@ class Progress:
             parts.append(Text(f"  {trouble}", style="yellow"))
         return Group(*parts)
 
-    def _about_trial(self, job: Job) -> list[str]:
+    def _workers(self) -> list[Text]:
+        """A line for each worker, and below it one for each of its trials; a narrow terminal cuts lines short."""
+        closing = self.closing.worker if self.closing is not None and self.closing.alive else None
+        rows = {job.id: self._about(job) for job in self.running}
+        widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
+        lines = []
+        for name, worker, jobs in self.by_worker():
+            lines.append(f"  {name}: {_about(worker)}{', closing the study' if name == closing else ''}")
+            for job in jobs:
+                cells = [cell.ljust(width) for cell, width in zip(rows[job.id], widths, strict=True)]
+                lines.append("    " + "  ".join(cells).rstrip())
+        return [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
+
+    def _about(self, job: Job) -> list[str]:
         measured, speed, left = self.measured.get(job.id), self.speed(job), self._left(job)
-        state = "" if job.alive else "lease ran out"
-        if job.epochs >= self.epochs_planned(job):
+        state = f"{duration(left)} left" if left else ""
+        if not job.alive:
+            state = "lease ran out"
+        elif job.epochs >= self.epochs_planned(job):
             state = "recording"
         return [
-            f"    running {job.number if job.config is None else job.config}",
+            str(job.number if job.config is None else job.config),
             _point(job),
             f"epoch {job.epochs}/{self.epochs_planned(job)}",
+            state,
             f"{speed:.1f} epochs/s" if speed else "",
-            f"{duration(left)} left" if left else "",
             f"val NMSE {measured[1]:.4g}" if measured else "starting",
             f"attempt {job.attempt}" if job.attempt > 1 else "",
-            state,
         ]
 
 
@@ -251,13 +259,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _about(worker: Present | None, *, closes: bool) -> list[str]:
+def _about(worker: Present | None) -> str:
     """Of a worker: how many trainers, and since when it is here, or silent."""
     if worker is None:
-        return ["ended"]
-    trainers = f"{worker.trainers} trainer{'' if worker.trainers == 1 else 's'} ({worker.device})"
+        return "ended"
     since = f"here for {duration(worker.here)}" if worker.alive else f"SILENT for {duration(worker.silent)}"
-    return [trainers, since, "closing the study" if closes else ""]
+    return f"{worker.trainers} trainer{'' if worker.trainers == 1 else 's'} ({worker.device}), {since}"
 
 
 def _point(job: Job) -> str:
