@@ -19,7 +19,7 @@ from hpo.errors import ModelError, NotFound, ServiceError, SettingsError, UserEr
 
 if TYPE_CHECKING:
     from hpo.planning import Plan
-    from hpo.queue import Queue, StudyRow
+    from hpo.queue import Queue, Stop, StudyRow
     from hpo.services import Services
     from hpo.settings import Settings
     from hpo.slurm import Request
@@ -188,6 +188,17 @@ def parser() -> argparse.ArgumentParser:
     trainers(it)
     device(it)
 
+    it = command("stop", stop, "Let all workers of a study, on whatever host, give their trials back and leave.")
+    it.add_argument("--study", required=True, metavar="NAME", help="name as `hpo studies` lists it")
+    it.add_argument("--no-wait", action="store_true", help="do not wait until they have left")
+
+    it = command("cancel", cancel, "End one trial for good: it is not retried, and its study closes without it.")
+    it.add_argument("--study", required=True, metavar="NAME", help="name as `hpo studies` lists it")
+    it.add_argument(
+        "--trial", required=True, metavar="N", help="number as `hpo trials` lists it; N/R its repeat R alone"
+    )
+    it.add_argument("--undo", action="store_true", help="bring a cancelled trial back; it goes on where it was")
+
     it = command("up", up, "Start the embedded Postgres and MLflow server, or say where they are.")
     it.add_argument(
         "--listen",
@@ -242,6 +253,12 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--study", required=True, metavar="NAME", help="name as `hpo studies` lists it")
     it.add_argument("--yes", action="store_true", help="do not ask")
 
+    it = command("backup", backup, "Save the databases and all artifacts in one file, while workers go on.")
+    it.add_argument("file", metavar="FILE", type=Path, help="file to make, such as hpo.tar")
+
+    it = command("restore", restore, "Fill an empty HPO_HOME, or empty databases given by URL, from a backup.")
+    it.add_argument("file", metavar="FILE", type=Path, help="file that `hpo backup` made")
+
     it = command("doctor", doctor, "Check services, versions, every study's invariants, orphans and caches.")
     it.add_argument("--study", metavar="NAME", help="only this study (default: all)")
     it.add_argument("--fix", action="store_true", help="mend what can be mended; safe on a running study")
@@ -282,7 +299,7 @@ def run(options: argparse.Namespace) -> int:
         request.check(read)
     _fetch_weights(chosen)
     plans = [planning.prepare(each) for each in chosen]
-    found, started = services.up(read, report=lambda line: print(line, file=sys.stderr))
+    found, started = services.up(read, report=_say)
     queue = Queue(found.database_url)
     queue.install()
     codes = []
@@ -326,11 +343,11 @@ def _run_one(
     for name, link in links.items():
         console.print(f"  {name}: {link}", soft_wrap=True)
     if request is not None:
-        closed = _on_slurm(request, read, queue, row, console)
+        closed, asked = _on_slurm(request, read, queue, row, console)
     else:
-        closed = _work(read, found, row.name, options, console)
+        closed, asked = _work(read, found, row.name, options, console)
     if not closed:  # the database may be away: it is not asked again
-        console.print("Stopped: what is done is kept. The same command goes on.")
+        console.print(f"Stopped{_by(asked)}: what is done is kept. The same command goes on.")
         return 130
     program, image = _program(), _near(plan.folder / plan.dataset.names[0])
     report.show_result(console, row, queue.jobs(row.name), links, program=program, image=image)
@@ -355,8 +372,9 @@ def _work(
     console: Any,
     *,
     limits: "Limits | None" = None,
-) -> bool | None:
-    """Work on a study under a display; whether it was closed, None if a signal ended the work before."""
+) -> "tuple[bool | None, Stop | None]":
+    """Work on a study under a display; whether it was closed, None if a signal or `hpo stop` ended the work before,
+    and who gave that."""
     from hpo.display import Display, Progress
     from hpo.worker import NO_LIMITS, OUT_OF_TIME, Supervisor
 
@@ -378,7 +396,8 @@ def _work(
                 console.quiet = True
 
         closed = supervisor.run(limits=limits or NO_LIMITS, on_tick=tick)
-        return None if supervisor.stopping not in (None, OUT_OF_TIME) and not closed else closed
+        ended = supervisor.stopping not in (None, OUT_OF_TIME) and not closed
+        return (None if ended else closed), supervisor.asked
 
 
 def _slurm_request(options: argparse.Namespace, read: "Settings") -> "Request | None":
@@ -402,14 +421,16 @@ def _slurm_request(options: argparse.Namespace, read: "Settings") -> "Request | 
     return slurm.Request(workers=workers or 1, options=wanted, words=tuple(words))
 
 
-def _on_slurm(request: "Request", read: "Settings", queue: "Queue", row: "StudyRow", console: Any) -> bool | None:
+def _on_slurm(
+    request: "Request", read: "Settings", queue: "Queue", row: "StudyRow", console: Any
+) -> "tuple[bool | None, Stop | None]":
     """Have a study worked on by an array job, under a display; like `_work`."""
     from hpo import slurm
     from hpo.display import Display, Progress
     from hpo.queue import ENDED
 
     if queue.closing_state(row.name) in ENDED:
-        return True
+        return True, None
     with slurm.collect_interrupts() as interrupts:
         array = slurm.hand_in(request, read, queue, row.name, report=lambda line: console.print(line, soft_wrap=True))
         with Display(Progress(queue, row), console) as display:
@@ -418,7 +439,7 @@ def _on_slurm(request: "Request", read: "Settings", queue: "Queue", row: "StudyR
                 with suppress(OSError):  # the terminal has gone; the array goes on
                     display.tick(trouble)
 
-            return slurm.watch(array, queue, row.name, interrupts=interrupts, tick=tick)
+            return slurm.watch(array, queue, row, interrupts=interrupts, tick=tick)
 
 
 def worker(options: argparse.Namespace) -> int:
@@ -428,7 +449,7 @@ def worker(options: argparse.Namespace) -> int:
     read, found, queue = _connect()
     while not queue.study(options.study).facts.get("planned"):
         time.sleep(WATCH_INTERVAL)  # somebody is planning it right now
-    closed = _work(read, found, options.study, options, report.console(), limits=limits)
+    closed, asked = _work(read, found, options.study, options, report.console(), limits=limits)
     if closed and queue.closing_state(options.study) == "dead":
         raise ServiceError(
             f"Closing {options.study} failed; `hpo run` tries it again, `hpo promote` says why it failed."
@@ -437,7 +458,59 @@ def worker(options: argparse.Namespace) -> int:
         print(f"Study {options.study} is closed. `hpo run --study ...` shows its result.")
     elif closed is not None:
         print(f"Left at its limit: study {options.study} is not closed yet.")
+    elif asked is not None:
+        print(f"Stopped{_by(asked)}: what is done is kept. The same command goes on.")
+        return 0  # it did what it was asked to: whatever started it need not start it again
     return 130 if closed is None else 0
+
+
+def _by(asked: "Stop | None") -> str:
+    return f" by {asked.by} at {time.strftime('%H:%M:%S', time.localtime(asked.at))} (hpo stop)" if asked else ""
+
+
+def stop(options: argparse.Namespace) -> int:
+    from hpo import sampling, stopping
+    from hpo.tracking import Tracker
+
+    read, found, queue = _connect()
+    row = queue.study(options.study)
+    said: list[str] | None = None
+    for left in stopping.stop(queue, row.name, lease=read.lease):
+        if left and left != said:
+            print(f"Asked to stop: {', '.join(left)}.", flush=True)
+        said = left
+        if options.no_wait:
+            print(f"The workers of {row.name} give their trials back and leave within seconds.")
+            return 0
+    stopping.show(queue, Tracker(found.tracking_uri), sampling.storage(found.database_url), row, lease=read.lease)
+    jobs = [job for job in queue.jobs(row.name) if job.kind == "trial"]
+    print(
+        f"Nobody works on {row.name}; {sum(job.state == 'done' for job in jobs)} of {len(jobs)} trials are done. "
+        f"`hpo run` with the same options, or `hpo worker --study {row.name}`, goes on."
+    )
+    return 0
+
+
+def cancel(options: argparse.Namespace) -> int:
+    from hpo import mirror, sampling, stopping
+    from hpo.tracking import Tracker
+
+    read, found, queue = _connect()
+    row = queue.study(options.study)
+    changed = stopping.cancel(queue, row, options.trial, undo=options.undo)
+    for job in changed:
+        where = f" after epoch {job.epochs}" if job.epochs else ""
+        if options.undo:
+            print(f"{mirror.title(job)} waits again{where}. A worker, or `hpo run` with the same options, trains it.")
+        else:
+            print(
+                f"Cancelled {mirror.title(job)}{where}: it is not trained any more, and the study closes without it. "
+                f"`hpo cancel --study {row.name} --trial {options.trial} --undo` brings it back."
+            )
+    store = sampling.storage(found.database_url)
+    if not stopping.show(queue, Tracker(found.tracking_uri), store, row, lease=read.lease):
+        print("MLflow is away: a worker shows it there later.", file=sys.stderr)
+    return 0
 
 
 def studies(options: argparse.Namespace) -> int:
@@ -483,6 +556,7 @@ def _study_summary(queue: "Queue", row: "StudyRow") -> dict[str, Any]:
         "done": sum(job.state == "done" for job in trials),
         "failed": sum(job.state in ("dead", "diverged") for job in trials),
         "pruned": sum(job.state == "pruned" for job in trials),
+        "cancelled": sum(job.state == "cancelled" for job in trials),
         "best_val_nmse": best[0].result["best_val_nmse"] if best and best[0].result else None,
         "data": row.facts["data"]["name"],
         "identity": row.identity,
@@ -839,7 +913,8 @@ def delete(options: argparse.Namespace) -> int:
         if answer.strip() != row.name:
             raise NotFound("Not deleted: the name was not typed. (--yes goes on without asking.)")
     tracker, name = Tracker(found.tracking_uri), row.facts["model_name"]
-    with queue.lock(f"plan.{row.name}"), promotion.champion_lock(queue, name):
+    # a backup under way still reads the files
+    with queue.lock("backup"), queue.lock(f"plan.{row.name}"), promotion.champion_lock(queue, name):
         known = registry.versions(tracker, name)
         for version in known:
             if version.tags.get("hpo.study") == row.name:
@@ -860,7 +935,7 @@ def up(options: argparse.Namespace) -> int:
     from hpo import services, settings
 
     read = settings.read()
-    found, started = services.up(read, listen=options.listen, report=lambda line: print(line, file=sys.stderr))
+    found, started = services.up(read, listen=options.listen, report=_say)
     print(f"{'Started' if started else 'Already running'}. MLflow: {found.tracking_uri}")
     if found.credentials:
         print(f"User and password are in {found.credentials}. A worker on another machine needs a copy of this file:")
@@ -877,6 +952,44 @@ def down(options: argparse.Namespace) -> int:
     read = settings.read()
     print("Stopped." if services.down(read) else f"The services of {read.home} were not running.")
     return 0
+
+
+def backup(options: argparse.Namespace) -> int:
+    from hpo import backup as saving
+
+    read, found, _ = _connect()
+    made = saving.backup(saving.place(read, found), options.file.absolute(), _say)
+    for fault in made["faults"]:
+        print(f"Note: {fault}.", file=sys.stderr)
+    print(f"{options.file}: {_contents(made)}, {options.file.stat().st_size / 1e6:.1f} MB. `hpo restore` reads it.")
+    return 0
+
+
+def restore(options: argparse.Namespace) -> int:
+    from hpo import backup as saving
+    from hpo import sampling, services, settings, stopping
+    from hpo.queue import Queue
+    from hpo.tracking import Tracker
+
+    read = settings.read()
+    _say(f"Checking {options.file}.")
+    manifest = saving.check(options.file)
+    found, _ = services.up(read, report=_say)
+    saving.restore(saving.place(read, found), options.file, manifest, _say)
+    queue, store = Queue(found.database_url), sampling.storage(found.database_url)
+    for row in queue.studies():
+        if row.facts.get("planned"):
+            stopping.show(queue, Tracker(found.tracking_uri), store, row, lease=read.lease)
+    print(f"Restored {_contents(manifest)}. MLflow: {found.tracking_uri}")
+    print("`hpo doctor` checks it; `hpo run` with a study's options, or `hpo worker --study NAME`, goes on.")
+    return 0
+
+
+def _contents(manifest: dict[str, Any]) -> str:
+    """What is in a backup, in words."""
+    studies = [f"{name} ({each['done']} of {each['trials']} trials done)" for name, each in manifest["studies"].items()]
+    files = sum(name.startswith("artifacts/") for name in manifest["files"])
+    return f"{', '.join(studies) or 'no study'} as of {manifest['at']}, {files} artifacts"
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -1045,6 +1158,10 @@ def _near(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _progress(text: str) -> None:

@@ -151,7 +151,7 @@ def find(queue: Queue, tracker: Tracker, studies: Mapping[str, StudyRow], name: 
             raise NotFound(f"The study {name} has no finished trial that could stand for it. Name one, as in {name}/0.")
         return best[0]
     if slash and head in studies:
-        return _trial(queue, studies[head], rest)
+        return trial(queue, studies[head], rest)
     if "@" in name:
         return _made(queue, *_aliased(tracker, models, name))
     if slash and head in models:
@@ -165,7 +165,7 @@ def find(queue: Queue, tracker: Tracker, studies: Mapping[str, StudyRow], name: 
     raise _unknown(name, [*studies, *models, *runs])
 
 
-def _trial(queue: Queue, study: StudyRow, rest: str) -> Job:
+def trial(queue: Queue, study: StudyRow, rest: str) -> Job:
     """NUMBER or NUMBER/REPEAT; without a repeat the best finished one, else the first."""
     number, _, repeat = rest.partition("/")
     jobs = [job for job in queue.jobs(study.name) if job.kind == "trial"]

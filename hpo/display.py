@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.mirror import point_text
-from hpo.queue import DatabaseLost, Job, Queue, StudyRow
+from hpo.queue import ENDED, DatabaseLost, Job, Present, Queue, StudyRow
 
 REFRESH = 1.0  # seconds between two looks at the database
 LINE_INTERVAL = 15.0  # seconds between two plain lines
@@ -24,6 +24,7 @@ class Progress:
         self.queue, self.study = queue, study
         self.jobs: list[Job] = []
         self.measured: dict[int, tuple[float, float]] = {}
+        self.workers: list[Present] = []
         self._history: list[tuple[float, int]] = [(time.monotonic(), 0)]
         self.closing: Job | None = None
         self.epochs = 0
@@ -33,6 +34,7 @@ class Progress:
         self.jobs = [job for job in jobs if job.kind == "trial"]
         self.closing = next((job for job in jobs if job.kind == "closing"), None)
         self.measured = self.queue.epoch_seconds(self.study.name)
+        self.workers = self.queue.workers(self.study.name)
         self.epochs = sum(job.epochs for job in self.jobs)
         now = time.monotonic()
         self._history = [(at, n) for at, n in self._history if now - at <= RATE_WINDOW] + [(now, self.epochs)]
@@ -83,6 +85,19 @@ class Progress:
             total += seconds * max(0, self.epochs_planned(job) - job.epochs)
         return total / len(self.running)
 
+    def speed(self, job: Job) -> float | None:
+        """Epochs a second of a running trial; None if nothing is known, or nobody trains it."""
+        seconds = self.measured.get(job.id, (0.0, 0.0))[0]
+        return 1 / seconds if job.alive and seconds > 0 else None
+
+    def by_worker(self) -> list[tuple[str, Present | None, list[Job]]]:
+        """Every worker with its trials; at the end those that are unknown but hold a trial, as a dead one may."""
+        present = {worker.name: worker for worker in self.workers}
+        held: dict[str, list[Job]] = {name: [] for name in present}
+        for job in self.running:
+            held.setdefault(str(job.worker), []).append(job)
+        return [(name, present.get(name), jobs) for name, jobs in held.items()]
+
     def line(self) -> str:
         """The progress in one plain line."""
         words = [
@@ -90,7 +105,7 @@ class Progress:
             f"{len(self.running)} running",
             f"{self.count('waiting')} waiting",
             f"{self.count('dead', 'diverged')} failed",
-            *([f"{self.count('pruned')} pruned"] if self.count("pruned") else []),
+            *self._ended_early(),
             f"{self.rate:.1f} epochs/s",
         ]
         if self.best is not None:
@@ -98,15 +113,52 @@ class Progress:
         words.append(f"{duration(self.seconds_left)} left" if self.seconds_left is not None else "time left: measuring")
         return ", ".join(words)
 
+    def _ended_early(self) -> list[str]:
+        return [f"{self.count(state)} {state}" for state in ("pruned", "cancelled") if self.count(state)]
+
     def as_dict(self) -> dict[str, Any]:
         """The progress for programs."""
         return {
             "study": self.study.name,
-            **{state: self.count(state) for state in ("waiting", "running", "done", "diverged", "pruned", "dead")},
+            **{state: self.count(state) for state in ("waiting", "running", *ENDED)},
             "epochs": self.epochs,
             "seconds_left": self.seconds_left,
             "best_val_nmse": self.best[0] if self.best else None,
+            "workers": [self._worker(*each) for each in self.by_worker()],
         }
+
+    def _worker(self, name: str, worker: Present | None, jobs: list[Job]) -> dict[str, Any]:
+        return {
+            "worker": name,
+            "host": name.partition(":")[0],
+            "alive": worker is not None and worker.alive,
+            "trainers": worker.trainers if worker else None,
+            "device": worker.device if worker else None,
+            "seconds_here": worker.here if worker else None,
+            "seconds_silent": worker.silent if worker else None,
+            "epochs_per_second": sum(self.speed(job) or 0.0 for job in jobs),
+            "trials": [
+                {
+                    "number": job.number,
+                    "repeat": job.repeat,
+                    "config": job.config,
+                    "params": (job.spec or {}).get("point", {}),
+                    "attempt": job.attempt,
+                    "alive": job.alive,
+                    "epoch": job.epochs,
+                    "epochs": self.epochs_planned(job),
+                    "epochs_per_second": self.speed(job),
+                    "seconds_left": self._left(job),
+                    "best_val_nmse": self.measured[job.id][1] if job.id in self.measured else None,
+                }
+                for job in jobs
+            ],
+        }
+
+    def _left(self, job: Job) -> float | None:
+        """Seconds of training that a running trial has left."""
+        speed = self.speed(job)
+        return max(0, self.epochs_planned(job) - job.epochs) / speed if speed else None
 
     def render(self, trouble: str | None = None) -> RenderableType:
         """The progress as a small panel of lines."""
@@ -115,28 +167,18 @@ class Progress:
         head.add_row(
             Text(self.study.name, style="bold"),
             ProgressBar(total=planned, completed=min(planned, self.epochs), width=32),
-            f"{self.count('done')} of {len(self.jobs)} trials done, {self.count('waiting')} waiting, "
-            f"{self.count('dead', 'diverged')} failed"
-            + (f", {self.count('pruned')} pruned" if self.count("pruned") else ""),
+            ", ".join(
+                [
+                    f"{self.count('done')} of {len(self.jobs)} trials done",
+                    f"{self.count('waiting')} waiting",
+                    f"{self.count('dead', 'diverged')} failed",
+                    *self._ended_early(),
+                ]
+            ),
             f"{self.rate:.1f} epochs/s",
             f"{duration(self.seconds_left)} left" if self.seconds_left is not None else "time left: measuring",
         )
-        table = Table.grid(padding=(0, 2))
-        for job in self.running:
-            number = job.number if job.config is None else job.config
-            state = "" if job.alive else "lease ran out"
-            if job.epochs >= self.epochs_planned(job):
-                state = "recording"
-            measured = self.measured.get(job.id)
-            table.add_row(
-                f"  running {number}",
-                _point(job),
-                f"epoch {job.epochs}/{self.epochs_planned(job)}",
-                f"val NMSE {measured[1]:.4g}" if measured else "starting",
-                f"attempt {job.attempt}" if job.attempt > 1 else "",
-                state,
-            )
-        parts: list[RenderableType] = [head, table]
+        parts: list[RenderableType] = [head, *self._workers()]
         if self.closing is not None and self.closing.state == "running":
             parts.append(Text("  closing: scoring the winner on the test split, registering it"))
         if self.best is not None:
@@ -144,6 +186,36 @@ class Progress:
         if trouble:
             parts.append(Text(f"  {trouble}", style="yellow"))
         return Group(*parts)
+
+    def _workers(self) -> list[Text]:
+        """A line for each worker, and below it one for each of its trials; a narrow terminal cuts lines short."""
+        closing = self.closing.worker if self.closing is not None and self.closing.alive else None
+        rows = {job.id: self._about(job) for job in self.running}
+        widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
+        lines = []
+        for name, worker, jobs in self.by_worker():
+            lines.append(f"  {name}: {_about(worker)}{', closing the study' if name == closing else ''}")
+            for job in jobs:
+                cells = [cell.ljust(width) for cell, width in zip(rows[job.id], widths, strict=True)]
+                lines.append("    " + "  ".join(cells).rstrip())
+        return [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
+
+    def _about(self, job: Job) -> list[str]:
+        measured, speed, left = self.measured.get(job.id), self.speed(job), self._left(job)
+        state = f"{duration(left)} left" if left else ""
+        if not job.alive:
+            state = "lease ran out"
+        elif job.epochs >= self.epochs_planned(job):
+            state = "recording"
+        return [
+            str(job.number if job.config is None else job.config),
+            _point(job),
+            f"epoch {job.epochs}/{self.epochs_planned(job)}",
+            state,
+            f"{speed:.1f} epochs/s" if speed else "",
+            f"val NMSE {measured[1]:.4g}" if measured else "starting",
+            f"attempt {job.attempt}" if job.attempt > 1 else "",
+        ]
 
 
 class Display:
@@ -185,6 +257,14 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _about(worker: Present | None) -> str:
+    """Of a worker: how many trainers, and since when it is here, or silent."""
+    if worker is None:
+        return "ended"
+    since = f"here for {duration(worker.here)}" if worker.alive else f"SILENT for {duration(worker.silent)}"
+    return f"{worker.trainers} trainer{'' if worker.trainers == 1 else 's'} ({worker.device}), {since}"
 
 
 def _point(job: Job) -> str:

@@ -38,5 +38,9 @@ class NotFound(UserError):
     """What was asked for by name does not exist."""
 
 
+class BackupError(UserError):
+    """A backup cannot be made, is not whole, or cannot be restored here."""
+
+
 class ModelError(UserError):
     """A downloaded model's files are missing, changed or cannot be used on the given image."""

@@ -1,6 +1,7 @@
 """What holds of every study whatever happened to its workers: what tests, chaos runs and `hpo doctor` check.
 
-I1  Each planned point has exactly one recorded result, or is dead with its reason; Optuna and MLflow show the same.
+I1  Each planned point has exactly one recorded result, or is dead or cancelled with its reason and has none; Optuna
+    and MLflow show the same.
 I2  Nothing recorded is lost: curves have no gap and no doubled step, here and in MLflow.
 I3  No trial of Optuna and no run of MLflow is RUNNING without a live lease.
 I4  Every alias leads to a version whose files have the recorded hashes, load, and predict.
@@ -116,12 +117,15 @@ def _result(job: Job) -> Iterator[str]:
             yield f"is done, but its result is {value}"
     elif job.state in ENDED and not job.reason:
         yield f"is {job.state} without a reason"
+    elif job.state == "cancelled" and job.result is not None:
+        yield "is cancelled, but has a result"
     if job.state == "dead" and job.attempt < ATTEMPTS:
         yield f"is dead after {job.attempt} of {ATTEMPTS} attempts"
 
 
 def _optuna(repeats: list[Job], trial: optuna.trial.FrozenTrial | None) -> Iterator[tuple[str, str]]:
-    if trial is None or repeats[0].spec is None or not all(job.mirrored for job in repeats):
+    unfilled = repeats[0].spec is None and any(job.state not in ENDED for job in repeats)
+    if trial is None or unfilled or not all(job.mirrored for job in repeats):
         return
     state, value = sampling.together(repeats)
     expected = sampling.STATES[state]

@@ -31,6 +31,7 @@ RUN_STATUS = {
     "diverged": "FAILED",
     "pruned": "KILLED",
     "dead": "FAILED",
+    "cancelled": "KILLED",
 }
 
 
@@ -51,9 +52,22 @@ class Mirror:
 
     def show(self, job: Job) -> None:
         """Bring the run (params, tags, epochs, status) and the trial (state, value) up to the row."""
-        if job.kind == "closing" or job.spec is None:  # a slot no sampler has filled has nothing to show
+        if job.kind == "closing":
             self.queue.set_mirrored(job)
             return
+        run_id = self._show_run(job) if job.spec is not None else None  # a slot no sampler has filled has no run
+        with self.queue.frozen(job) as same:
+            if same:
+                sampling.show(self.store, self.study.name, job, self._repeats(job))
+        self.queue.set_mirrored(job)
+        if not same:  # it went on while we were at it, and what we wrote in MLflow is old
+            if (current := self.queue.job(job.id)) is not None:
+                self.show(current)
+        elif run_id is not None and job.state in ("done", "diverged", "pruned", "cancelled"):
+            self._tidy(job, run_id)
+
+    def _show_run(self, job: Job) -> str:
+        """Bring the run up to the row; its id."""
         run_id = self.run(job)
         self.forward(job, run_id)
         now = round(job.changed_at * 1000)
@@ -69,24 +83,19 @@ class Mirror:
         self.tracker.set_status(run_id, status, end_ms=now if job.state not in ("waiting", "running") else None)  # type: ignore[arg-type]
         if job.state == "done":
             crash.at("run ended")
-        with self.queue.frozen(job) as same:
-            if same:
-                sampling.show(self.store, self.study.name, job, self._repeats(job))
-        self.queue.set_mirrored(job)
-        if not same:  # it went on while we were at it, and what we wrote in MLflow is old
-            if (current := self.queue.job(job.id)) is not None:
-                self.show(current)
-        elif job.state in ("done", "diverged", "pruned"):
-            self._tidy(job, run_id)
+        return run_id
 
     def _tidy(self, job: Job, run_id: str) -> None:
-        """Delete what a recorded trial does not need: checkpoints, and models that are not the recorded one."""
+        """Delete what a recorded trial does not need: checkpoints, and models that are not the recorded one.
+
+        A cancelled one keeps its checkpoint, for it may be brought back; its worker may just have logged a model.
+        """
         try:
-            if job.checkpoint is not None:
+            if job.checkpoint is not None and job.state != "cancelled":
                 self.tracker.delete_artifact(run_id, "checkpoints")
-            if job.state == "done" and job.result:
-                experiment = self.study.facts["experiment_id"]
-                self.tracker.delete_other_models(run_id, experiment, keep=job.result["model_id"])
+            if job.state == "cancelled" or (job.state == "done" and job.result):
+                experiment, kept = self.study.facts["experiment_id"], (job.result or {}).get("model_id")
+                self.tracker.delete_other_models(run_id, experiment, keep=kept)
         except Exception as error:  # such as a server that deletes nothing; `hpo doctor` finds what stays
             log.warning("%s: what it does not need any more stays in MLflow: %s", title(job), first_line(error))
 
@@ -259,6 +268,11 @@ def environment() -> dict[str, str]:
         **{f"hpo.version.{name}": version for name, version in versions.items()},
         "hpo.commit": _commit(),
     }
+
+
+def who() -> str:
+    """Whoever gives this command: user@host."""
+    return f"{_user()}@{socket.gethostname()}"
 
 
 def _user() -> str:

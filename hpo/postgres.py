@@ -151,6 +151,11 @@ def log(home: Home) -> Path:
     return home.logs / "postgres.log"
 
 
+def program(name: str) -> Path:
+    """One of Postgres' client programs in the wheel, such as pg_dump: works with servers elsewhere, too."""
+    return _wheel() / "bin" / name
+
+
 def _hand_over(home: Home, name: str) -> None:
     """Have the database and all that is in it belong to its role, which may log in there and nowhere else."""
     role = ROLES[name]

@@ -105,7 +105,7 @@ def promote(
     queue, tracker, study = mirror_.queue, mirror_.tracker, mirror_.study
     facts, jobs = study.facts, queue.jobs(study.name)
     chosen = [job for job in ranked(jobs) if job.number in scored]
-    failed = [job for job in jobs if job.kind == "trial" and job.state in ("dead", "diverged")]
+    failed = [job for job in jobs if job.kind == "trial" and job.state in ("dead", "diverged", "cancelled")]
     pruned = sum(job.state == "pruned" for job in jobs)
     result: dict[str, Any] = {
         "winner": None,

@@ -22,13 +22,28 @@ from hpo.study import conflict
 
 log = logging.getLogger("hpo")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 ATTEMPTS = 3  # a job that lost three workers is dead
 REASON = 500  # characters kept of why a job was given back or ended
 FREEZE_LIMIT = 30.0  # seconds a row may stay locked by somebody who does nothing
-ENDED = ("done", "diverged", "pruned", "dead")  # states nothing leaves
+ENDED = ("done", "diverged", "pruned", "dead", "cancelled")  # states no worker leads out of
+SILENT = 3600.0  # seconds after which a worker that died is not shown any more
 
-_SCHEMA = """
+_WORKER = """
+CREATE TABLE IF NOT EXISTS hpo.worker (  -- who is here, for people: leases alone decide who may write
+    name text PRIMARY KEY,
+    study text NOT NULL REFERENCES hpo.study ON DELETE CASCADE,
+    trainers int NOT NULL,
+    device text NOT NULL,
+    stops int NOT NULL,                 -- of the study when it joined
+    lease float8 NOT NULL,              -- seconds it may be silent
+    joined_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seen_at timestamptz NOT NULL
+);
+"""
+
+_SCHEMA = (
+    """
 CREATE SCHEMA IF NOT EXISTS hpo;
 CREATE TABLE IF NOT EXISTS hpo.schema (version int NOT NULL, id uuid NOT NULL DEFAULT gen_random_uuid());
 CREATE TABLE IF NOT EXISTS hpo.study (
@@ -36,6 +51,9 @@ CREATE TABLE IF NOT EXISTS hpo.study (
     identity text NOT NULL,             -- SHA-256 of the canonical spec
     spec json NOT NULL,                 -- the canonical spec; json, not jsonb: the order of parameters matters
     facts jsonb NOT NULL,               -- what planning found out: ids in Optuna and MLflow, data, predictors
+    stops int NOT NULL DEFAULT 0,       -- how often its workers were asked to leave: who joined before does
+    stopped_at timestamptz,
+    stopped_by text,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE TABLE IF NOT EXISTS hpo.job (
@@ -48,7 +66,7 @@ CREATE TABLE IF NOT EXISTS hpo.job (
     cost float8 NOT NULL DEFAULT 0,     -- multiply-adds of one image, forward: the dearest trial is claimed first
     spec json,                          -- the frozen trial; null until a sampler has filled the slot
     state text NOT NULL DEFAULT 'waiting'
-        CHECK (state IN ('waiting', 'running', 'done', 'diverged', 'pruned', 'dead')),
+        CHECK (state IN ('waiting', 'running', 'done', 'diverged', 'pruned', 'dead', 'cancelled')),
     attempt int NOT NULL DEFAULT 0,
     fence bigint NOT NULL DEFAULT 0,    -- raised at every claim: who holds an older one has lost the job
     lease_until timestamptz,
@@ -56,7 +74,7 @@ CREATE TABLE IF NOT EXISTS hpo.job (
     run_id text,                        -- MLflow's
     checkpoint jsonb,                   -- {uri, sha256, epoch}
     result json,                        -- of an ended job
-    reason text,                        -- why it was handed back, diverged or died
+    reason text,                        -- why it was handed back, diverged, died or was cancelled
     mirrored boolean NOT NULL DEFAULT true,  -- whether Optuna and MLflow show this row's state
     changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     UNIQUE (study, number, repeat)
@@ -72,6 +90,8 @@ CREATE TABLE IF NOT EXISTS hpo.epoch (
 );
 CREATE INDEX IF NOT EXISTS epoch_outbox ON hpo.epoch (job) WHERE NOT forwarded;
 """
+    + _WORKER
+)
 
 # What leads from a version to the next one.
 _MIGRATIONS = {
@@ -80,6 +100,26 @@ _MIGRATIONS = {
     ALTER TABLE hpo.job ADD CONSTRAINT job_state_check
         CHECK (state IN ('waiting', 'running', 'done', 'diverged', 'pruned', 'dead'));
     """,
+    2: """
+    ALTER TABLE hpo.job DROP CONSTRAINT job_state_check;
+    ALTER TABLE hpo.job ADD CONSTRAINT job_state_check
+        CHECK (state IN ('waiting', 'running', 'done', 'diverged', 'pruned', 'dead', 'cancelled'));
+    ALTER TABLE hpo.study ADD COLUMN stops int NOT NULL DEFAULT 0, ADD COLUMN stopped_at timestamptz,
+        ADD COLUMN stopped_by text;
+    -- A role called hpo finds this schema first, so Optuna made its tables here, where a role of another name, as on
+    -- the server that a backup is restored on, does not look.
+    DO $$ DECLARE each record; BEGIN
+        FOR each IN
+            SELECT relname AS name, 'TABLE' AS kind FROM pg_class
+            WHERE relnamespace = 'hpo'::regnamespace AND relkind = 'r'
+              AND relname NOT IN ('schema', 'study', 'job', 'epoch')
+            UNION ALL SELECT typname, 'TYPE' FROM pg_type WHERE typnamespace = 'hpo'::regnamespace AND typtype = 'e'
+        LOOP
+            EXECUTE format('ALTER %s hpo.%I SET SCHEMA public', each.kind, each.name);
+        END LOOP;
+    END $$;
+    """
+    + _WORKER,
 }
 
 
@@ -126,6 +166,28 @@ class StudyRow:
     spec: dict[str, Any]
     facts: dict[str, Any]
     created_at: float  # seconds since 1970, server clock
+    stops: int = 0  # how often its workers were asked to leave
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """A request that all workers of a study leave."""
+
+    by: str
+    at: float  # seconds since 1970, server clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Present:
+    """One row of the worker table."""
+
+    name: str  # host:process
+    trainers: int
+    device: str
+    stops: int  # of the study when it joined
+    alive: bool  # it was seen within its lease
+    here: float  # seconds since it joined
+    silent: float  # seconds since it was seen
 
 
 # A lease that ran out. After the server's own start every lease gets its full length once more: while the server was
@@ -134,6 +196,8 @@ _EXPIRED = """
     state = 'running'
     AND greatest(lease_until, pg_postmaster_start_time() + make_interval(secs => :lease)) < clock_timestamp()
 """
+
+_TRIAL = "study = :study AND kind = 'trial' AND number = :number AND repeat = coalesce(:repeat, repeat)"
 
 _JOB = """
     id, study, kind, number, repeat, config, cost, spec, state, attempt, fence, worker, run_id, checkpoint, result,
@@ -243,7 +307,7 @@ class Queue:
         with self._transaction() as connection:
             rows = connection.execute(
                 text("""
-                    SELECT name, identity, spec, facts, extract(epoch FROM created_at)::float8 AS created_at
+                    SELECT name, identity, spec, facts, extract(epoch FROM created_at)::float8 AS created_at, stops
                     FROM hpo.study ORDER BY study.created_at
                 """)
             )
@@ -270,8 +334,9 @@ class Queue:
 
     # The life of a job
 
-    def claim(self, study: str, *, worker: str, lease: float) -> Job | None:
-        """Take the dearest waiting job, or one whose lease (seconds) ran out. None if there is nothing to take."""
+    def claim(self, study: str, *, worker: str, lease: float, stops: int | None = None) -> Job | None:
+        """Take the dearest waiting job, or one whose lease (seconds) ran out. None if there is nothing to take, or if
+        the study was stopped more often than the `stops` times the worker knows of."""
         with self._transaction() as connection:
             row = connection.execute(
                 text(f"""
@@ -283,6 +348,9 @@ class Queue:
                         SELECT id FROM hpo.job candidate
                         WHERE study = :study AND attempt < :attempts
                           AND (state = 'waiting' OR ({_EXPIRED}))
+                          -- who is asked to leave takes nothing more
+                          AND (cast(:stops AS int) IS NULL
+                               OR :stops = (SELECT stops FROM hpo.study WHERE name = :study))
                           -- a study closes when every trial has ended
                           AND (kind = 'trial' OR NOT EXISTS (
                               SELECT FROM hpo.job trial WHERE trial.study = :study AND trial.kind = 'trial'
@@ -294,7 +362,7 @@ class Queue:
                     )
                     RETURNING {_JOB}
                 """),
-                {"study": study, "worker": worker, "lease": lease, "attempts": ATTEMPTS},
+                {"study": study, "worker": worker, "lease": lease, "attempts": ATTEMPTS, "stops": stops},
             )
             return next((Job(**found) for found in row.mappings()), None)
 
@@ -384,17 +452,54 @@ class Queue:
                 """),
                 {"study": study, "trials": trials},
             ).all()
-            connection.execute(
-                text("""
-                    UPDATE hpo.job SET state = 'waiting', attempt = 0, result = NULL, lease_until = NULL,
-                        fence = fence + 1  -- whoever is closing the study right now has lost it
-                    WHERE :trials AND study = :study AND kind = 'closing' AND state IN ('running', 'done')
-                      AND EXISTS (SELECT FROM hpo.job trial WHERE trial.study = :study AND trial.kind = 'trial'
-                                  AND trial.state IN ('waiting', 'running'))
-                """),
-                {"study": study, "trials": trials},
-            )
+            if trials:
+                _close_again(connection, study)
         return [number for kind, number in revived if kind == "trial"]
+
+    def cancel(self, study: str, number: int, repeat: int | None, *, by: str) -> list[Job]:
+        """End a trial for good that has not ended, all its repeats or one; whoever trains it has lost it. Returns the
+        jobs that this ended."""
+        with self._transaction() as connection:
+            cancelled = connection.execute(
+                text(f"""
+                    UPDATE hpo.job SET state = 'cancelled', reason = :reason, lease_until = NULL, mirrored = false,
+                        changed_at = clock_timestamp()
+                    WHERE {_TRIAL} AND state IN ('waiting', 'running') RETURNING {_JOB}
+                """),
+                {"study": study, "number": number, "repeat": repeat, "reason": f"cancelled by {by}"[:REASON]},
+            )
+            return [Job(**row) for row in cancelled.mappings()]
+
+    def undo_cancel(self, study: str, number: int, repeat: int | None) -> list[Job]:
+        """Let a cancelled trial wait again, and its study close again. Returns the jobs."""
+        with self._transaction() as connection:
+            revived = connection.execute(
+                text(f"""
+                    UPDATE hpo.job SET state = 'waiting', attempt = 0, reason = NULL, mirrored = false,
+                        changed_at = clock_timestamp()
+                    WHERE {_TRIAL} AND state = 'cancelled' RETURNING {_JOB}
+                """),
+                {"study": study, "number": number, "repeat": repeat},
+            )
+            found = [Job(**row) for row in revived.mappings()]
+            _close_again(connection, study)
+        return found
+
+    def give_all_back(self, reason: str) -> int:
+        """Let every running job of every study wait, no attempt counted, and forget all workers: none of them is
+        where this database is now. Returns how many jobs there were."""
+        with self._transaction() as connection:
+            connection.execute(text("DELETE FROM hpo.worker"))
+            # Workers of the original that come upon this database hold fences that are still to be given out here.
+            connection.execute(text("UPDATE hpo.job SET fence = fence + 1000000 WHERE state IN ('waiting', 'running')"))
+            return connection.execute(
+                text("""
+                    UPDATE hpo.job SET state = 'waiting', attempt = attempt - 1, reason = :reason,
+                        lease_until = NULL, mirrored = false, changed_at = clock_timestamp()
+                    WHERE state = 'running'
+                """),
+                {"reason": reason[:REASON]},
+            ).rowcount
 
     def expired(self, study: str, *, lease: float) -> list[int]:
         """Ids of running jobs whose lease (seconds) ran out."""
@@ -443,6 +548,87 @@ class Queue:
                 """),
                 {"worker": worker, "held": [job.id for job in held]},
             ).rowcount
+
+    # Workers: who is here, and what people ask of them
+
+    def attend(self, worker: str, study: str, *, trainers: int, device: str, stops: int, lease: float) -> None:
+        """Note that a worker lives; it says so again within its lease (seconds)."""
+        with self._transaction() as connection:
+            connection.execute(
+                text("""
+                    INSERT INTO hpo.worker (name, study, trainers, device, stops, lease, seen_at)
+                    SELECT :name, name, :trainers, :device, :stops, :lease, clock_timestamp()
+                    FROM hpo.study WHERE name = :study  -- it may have been deleted
+                    ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at
+                """),
+                {
+                    "name": worker,
+                    "study": study,
+                    "trainers": trainers,
+                    "device": device,
+                    "stops": stops,
+                    "lease": lease,
+                },
+            )
+
+    def leave(self, worker: str) -> None:
+        """Forget a worker that ends, and those that ended long ago without a word."""
+        with self._transaction() as connection:
+            connection.execute(
+                text("""
+                    DELETE FROM hpo.worker
+                    WHERE name = :name OR seen_at < clock_timestamp() - make_interval(secs => :silent)
+                """),
+                {"name": worker, "silent": SILENT},
+            )
+
+    def workers(self, study: str) -> list[Present]:
+        """The workers of a study, those that fell silent lately as well; who joined first comes first."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("""
+                    SELECT name, trainers, device, stops, seen_at + make_interval(secs => lease) >= now AS alive,
+                        extract(epoch FROM now - joined_at)::float8 AS here,
+                        greatest(extract(epoch FROM now - seen_at), 0)::float8 AS silent
+                    FROM hpo.worker, clock_timestamp() AS now
+                    WHERE study = :study AND seen_at > now - make_interval(secs => :silent) ORDER BY joined_at, name
+                """),
+                {"study": study, "silent": SILENT},
+            )
+            return [Present(**row) for row in rows.mappings()]
+
+    def stop(self, study: str, *, by: str) -> int:
+        """Ask all workers of a study that are here to leave; return how often that was asked by now."""
+        with self._transaction() as connection:
+            return int(
+                connection.scalar(
+                    text("""
+                        UPDATE hpo.study SET stops = stops + 1, stopped_at = clock_timestamp(), stopped_by = :by
+                        WHERE name = :study RETURNING stops
+                    """),
+                    {"study": study, "by": by},
+                )
+                or 0
+            )
+
+    def orders(self, study: str, *, stops: int, held: Sequence[Job]) -> tuple[Stop | None, list[Job]]:
+        """What people ask of a worker that joined after so many `stops`: to leave, and to drop which of its jobs."""
+        with self._transaction() as connection:
+            asked = connection.execute(
+                text("""
+                    SELECT stopped_by, extract(epoch FROM stopped_at)::float8 FROM hpo.study
+                    WHERE name = :study AND stops > :stops
+                """),
+                {"study": study, "stops": stops},
+            ).one_or_none()
+            cancelled = set(
+                connection.scalars(
+                    text("SELECT id FROM hpo.job WHERE id = ANY(:ids) AND state = 'cancelled'"),
+                    {"ids": [job.id for job in held]},
+                )
+            )
+        stop = Stop(by=asked[0], at=asked[1]) if asked is not None else None
+        return stop, [job for job in held if job.id in cancelled]
 
     def _change(self, job: Job, changes: str, **values: Any) -> None:
         with self._transaction() as connection:
@@ -605,7 +791,7 @@ class Queue:
 
 
 CONNECT = {
-    "options": "-c timezone=UTC",
+    "options": "-c timezone=UTC -c search_path=public",  # for Optuna's tables; ours are named with their schema
     "connect_timeout": 5,  # seconds
     "application_name": "hpo",
     # A network that swallows packets must not hold the thread that renews leases.
@@ -652,6 +838,20 @@ def _patience(connection: Connection, seconds: float) -> None:
     """Let the server end this transaction if its client does nothing for so long (0: never); it may be frozen."""
     connection.execute(
         text("SELECT set_config('idle_in_transaction_session_timeout', :ms, true)"), {"ms": str(round(1000 * seconds))}
+    )
+
+
+def _close_again(connection: Connection, study: str) -> None:
+    """Let a closed study close again if trials of it have come back."""
+    connection.execute(
+        text("""
+            UPDATE hpo.job SET state = 'waiting', attempt = 0, result = NULL, lease_until = NULL,
+                fence = fence + 1  -- whoever is closing the study right now has lost it
+            WHERE study = :study AND kind = 'closing' AND state IN ('running', 'done')
+              AND EXISTS (SELECT FROM hpo.job trial WHERE trial.study = :study AND trial.kind = 'trial'
+                          AND trial.state IN ('waiting', 'running'))
+        """),
+        {"study": study},
     )
 
 

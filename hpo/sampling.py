@@ -29,6 +29,7 @@ STATES = {
     "diverged": TrialState.FAIL,
     "pruned": TrialState.PRUNED,
     "dead": TrialState.FAIL,
+    "cancelled": TrialState.FAIL,
 }
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

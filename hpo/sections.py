@@ -179,7 +179,7 @@ def _by_component(evidence: Evidence, score: str) -> Iterator[Row]:
 
 def _study(evidence: Evidence, each: Closed) -> Section:
     """Tables 1 and 2 of the source study: the best points, and all of them; what each parameter does."""
-    ended = [job for job in each.jobs if job.state in ("dead", "diverged", "pruned")]
+    ended = [job for job in each.jobs if job.state in ("dead", "diverged", "pruned", "cancelled")]
     text = [each.row.facts.get("description") or ""]
     text += [f"{len(ended)} of {len(each.jobs)} trials have no score: see the table of trials."] if ended else []
     if not each.points:
@@ -273,7 +273,7 @@ def _predictor_rows(evidence: Evidence, each: Closed) -> list[Row]:
 
 
 def _unfinished(each: Closed) -> pandas.DataFrame:
-    """Trials without a score: dead, diverged, pruned."""
+    """Trials without a score: dead, diverged, pruned, cancelled."""
     again = each.study.repeats > 1
     rows = [
         {

@@ -25,6 +25,7 @@ class Settings:
     checkpoint_interval: float  # seconds between checkpoints of a running trial
     outage_limit: float  # seconds without MLflow or database after which no new trial is claimed
     hang_timeout: float  # seconds without progress after which a trainer is ended
+    mlflow_database_url: str | None = field(repr=False)  # of the MLflow server at tracking_uri: for backups alone
 
     @property
     def embedded(self) -> bool:
@@ -47,6 +48,7 @@ VARIABLES = {
     "checkpoint_interval": ("HPO_CHECKPOINT_INTERVAL", "60"),
     "outage_limit": ("HPO_OUTAGE_LIMIT", "600"),
     "hang_timeout": ("HPO_HANG_TIMEOUT", "300"),
+    "mlflow_database_url": ("MLFLOW_BACKEND_STORE_URI", None),
 }
 assert set(VARIABLES) == {field.name for field in fields(Settings)}
 
@@ -95,6 +97,7 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         checkpoint_interval=_number("HPO_CHECKPOINT_INTERVAL", raw["checkpoint_interval"], minimum=0),
         outage_limit=_number("HPO_OUTAGE_LIMIT", raw["outage_limit"], minimum=0),
         hang_timeout=_number("HPO_HANG_TIMEOUT", raw["hang_timeout"], minimum=1),
+        mlflow_database_url=raw["mlflow_database_url"],
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hpo.errors import ServiceError, SettingsError
-from hpo.queue import ENDED, DatabaseLost, Queue
+from hpo.queue import ENDED, DatabaseLost, Queue, Stop, StudyRow
 from hpo.settings import Settings
 
 IDLE_EXIT = 120  # seconds; a node that trains nothing belongs to others
@@ -182,9 +182,10 @@ def _submit(request: Request, array: Array, study: str) -> str:
 
 
 def watch(
-    array: Array, queue: Queue, study: str, *, interrupts: Sequence[int], tick: Callable[[str], None]
-) -> bool | None:
-    """Wait until the study is closed; whether it is, None after Ctrl-C. Raises ServiceError if no worker is left."""
+    array: Array, queue: Queue, row: StudyRow, *, interrupts: Sequence[int], tick: Callable[[str], None]
+) -> tuple[bool | None, Stop | None]:
+    """Wait until the study is closed; whether it is, None after Ctrl-C or `hpo stop`, and who gave that. Raises
+    ServiceError if no worker is left."""
     tasks, trouble, next_look = array.tasks(), None, 0.0
     cancelled = False
     while len(interrupts) < 2:
@@ -199,20 +200,23 @@ def watch(
             except ServiceError as error:  # its controller restarts, say
                 trouble = str(error)
         with suppress(DatabaseLost):  # asked after SLURM: a worker closes its study before it leaves
-            if queue.closing_state(study) in ENDED:
+            if queue.closing_state(row.name) in ENDED:
                 with suppress(ServiceError):  # they would leave at once
                     array.cancel([task for task in tasks if task.state == "PENDING"])
-                return True
+                return True, None
             if not tasks and cancelled:
-                return None
+                return None, None
             if not tasks:
+                asked, _ = queue.orders(row.name, stops=row.stops, held=())
+                if asked is not None:
+                    return None, asked
                 raise ServiceError(
-                    f"No worker of {study} is left in SLURM's queue, and the study is not closed. What is done is "
+                    f"No worker of {row.name} is left in SLURM's queue, and the study is not closed. What is done is "
                     f"kept; the same command hands in others. Why they ended: {array.folder}/*_log.out"
                 )
         tick(trouble or summary(tasks, cancelled=cancelled))
         time.sleep(TICK)
-    return None
+    return None, None
 
 
 @contextmanager

@@ -391,8 +391,8 @@ class Tracker:
         return Model(model_id=kept.model_id, uri=f"models:/{kept.model_id}", sha256=sha256)
 
     @server()
-    def delete_other_models(self, run_id: str, experiment_id: str, *, keep: str) -> None:
-        """Delete all models of a run but the recorded one."""
+    def delete_other_models(self, run_id: str, experiment_id: str, *, keep: str | None) -> None:
+        """Delete all models of a run but the recorded one, if there is one."""
         condition = f"source_run_id = {quoted(run_id)}"
         found = pages(lambda token: self.client.search_logged_models([experiment_id], condition, page_token=token))
         for model in found:
@@ -482,6 +482,39 @@ class Tracker:
         if experiment.lifecycle_stage == "active":
             self.client.delete_experiment(experiment_id)
         self._delete_files(experiment.artifact_location)
+
+
+class Store:
+    """The artifact store behind an MLflow server as a whole, paths relative to its root; for backups."""
+
+    def __init__(self, uri: str) -> None:
+        os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+        self._root = get_artifact_repository("mlflow-artifacts:/", tracking_uri=uri)
+
+    @server()
+    def walk(self, folder: str) -> Iterator[str]:
+        """Paths of all files below a folder."""
+        for info in self._root.list_artifacts(folder):
+            if info.is_dir:
+                yield from self.walk(info.path)
+            else:
+                yield info.path
+
+    @server()
+    def fetch(self, path: str, to: Path) -> None:
+        """Download one file. Raises NotFound."""
+        try:
+            self._root._download_file(path, str(to))  # the public call lists the folder before each file
+        except requests.HTTPError as error:
+            if error.response is not None and error.response.status_code == 404:
+                raise NotFound(f"The artifact store has no file {path}.") from None
+            raise
+
+    @server()
+    def put(self, path: str, file: Path) -> None:
+        """Upload one file, whose name is the path's last part; what is there is replaced."""
+        parent = str(PurePosixPath(path).parent)
+        self._root.log_artifact(str(file), None if parent == "." else parent)
 
 
 def pages(search: Callable[[str | None], Any]) -> list[Any]:

@@ -28,7 +28,7 @@ from hpo.errors import NotFound, ServiceError
 from hpo.holdings import Holdings
 from hpo.mirror import Mirror
 from hpo.pruning import Pruning
-from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, LeaseLost, Queue
+from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, LeaseLost, Queue, Stop
 from hpo.recorder import Recorder
 from hpo.settings import Settings
 from hpo.tracking import Tracker, TrackingUnavailable
@@ -85,6 +85,7 @@ class Supervisor:
         self.returns: deque[tuple[Job, str, bool]] = deque()  # job, reason, whether the attempt counts
         self.trainers: list[Trainer] = []
         self.stopping: str | None = None  # why
+        self.asked: Stop | None = None  # by whom, if `hpo stop` is why
         self.hurry = False
         self.claimed = 0
         self.pruning = Pruning(self.queue, self.store, self.row.name, self.study)
@@ -149,10 +150,12 @@ class Supervisor:
         if now >= self._next_flush:
             self.holdings.flush()
             self._next_flush = now + FLUSH_INTERVAL
+            self._obey()
             self._prune()
         if now >= self._next_renewal:
             for job in self.queue.renew(self.holdings.jobs(), lease=self.settings.lease):
                 self._lost(job)
+            self._attend()
             self._next_renewal = now + self.settings.lease / 6
         self._mind_recorder()
         self._give_back()
@@ -198,7 +201,7 @@ class Supervisor:
         for trainer in self.trainers:
             if not trainer.free or self._has_its_trials():
                 continue
-            job = self.queue.claim(self.row.name, worker=self.worker, lease=self.settings.lease)
+            job = self.queue.claim(self.row.name, worker=self.worker, lease=self.settings.lease, stops=self.row.stops)
             if job is None:
                 self._idle_since = self._idle_since or now
                 return
@@ -272,12 +275,37 @@ class Supervisor:
             return
         current = self.queue.job(job.id)
         self._drop(job)
+        cancelled = current is not None and current.state == "cancelled"
+        if cancelled:  # shown after what is being recorded of it right now
+            self.recorder.put(job, partial(recording.show, self.mirror, job.id))
         if current is not None and current.fence == job.fence and current.state in ("done", "diverged", "pruned"):
             return  # it ended by our own hand, and only the answer was lost
         for trainer in self.trainers:
             if trainer.has(job):
-                log.warning("%s: lost its lease, stopping", mirror.title(job))
+                why = current.reason if current is not None and cancelled else "lost its lease"
+                log.warning("%s: %s, stopping", mirror.title(job), why)
                 trainer.kill()
+
+    def _obey(self) -> None:
+        """Do what people ask: leave, drop cancelled trials."""
+        stop, cancelled = self.queue.orders(self.row.name, stops=self.row.stops, held=self.holdings.jobs())
+        for job in cancelled:
+            self._lost(job)
+        if stop is not None and self.stopping is None:
+            self.asked = stop
+            log.warning("%s asked the workers of %s to stop: giving trials back", stop.by, self.row.name)
+            self.stop("hpo stop")
+
+    def _attend(self) -> None:
+        """Say that we are here."""
+        self.queue.attend(
+            self.worker,
+            self.row.name,
+            trainers=self.count,
+            device=self.device,
+            stops=self.row.stops,
+            lease=self.settings.lease,
+        )
 
     def _prune(self) -> None:
         """Ask trainers to hand back trials that the pruner ends."""
@@ -514,6 +542,7 @@ class Supervisor:
                 self.holdings.flush(job)
                 with suppress(LeaseLost):
                     self.queue.give_back(job, reason=f"stopped: {self.stopping or 'error'}", counts=False)
+            self.queue.leave(self.worker)
         for trainer in self.trainers:
             trainer.close(timeout=0.5)
         self.queue.close()

@@ -34,6 +34,8 @@ PATIENCE = 240.0  # seconds for something that takes a few on an idle machine
 class Shell:
     """Runs `hpo` with the settings of one test, and ends what is left of it."""
 
+    PROGRAM = (sys.executable, "-m", "hpo")
+
     def __init__(self, home: Path, database_url: str, tracking_uri: str) -> None:
         self.environment = os.environ | {
             "HPO_HOME": str(home),
@@ -49,7 +51,7 @@ class Shell:
     def start(self, *words: object, before: Sequence[str] = ()) -> subprocess.Popen:
         """Start `hpo WORDS`, with the words of `before` in front of the command."""
         process = subprocess.Popen(
-            [*before, sys.executable, "-m", "hpo", *map(str, words)],
+            [*before, *self.PROGRAM, *map(str, words)],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

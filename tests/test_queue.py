@@ -227,25 +227,33 @@ def test_another_schema_version_is_refused_and_left_alone(database_url):
     queue = planned(database_url, 1)
     with queue.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE hpo.schema SET version = 99")
-    with pytest.raises(ServiceError, match="schema version 99 of hpo, this program needs 2"):
+    with pytest.raises(ServiceError, match="schema version 99 of hpo, this program needs 3"):
         Queue(database_url).install()
     assert len(queue.jobs("s")) == 2
 
 
-def test_a_database_of_the_version_before_takes_pruned_trials_after_its_next_use(database_url):
-    queue = planned(database_url, 1)
+def test_a_database_of_the_first_version_takes_pruned_and_cancelled_trials_after_its_next_use(database_url):
+    queue = planned(database_url, 2)
     with queue.engine.begin() as connection:
         connection.exec_driver_sql("""
             ALTER TABLE hpo.job DROP CONSTRAINT job_state_check;
             ALTER TABLE hpo.job ADD CONSTRAINT job_state_check
                 CHECK (state IN ('waiting', 'running', 'done', 'diverged', 'dead'));
+            ALTER TABLE hpo.study DROP COLUMN stops, DROP COLUMN stopped_at, DROP COLUMN stopped_by;
+            DROP TABLE hpo.worker;
+            CREATE TYPE hpo.trialstate AS ENUM ('RUNNING');
+            CREATE TABLE hpo.trials (trial_id serial, state hpo.trialstate);
             UPDATE hpo.schema SET version = 1
         """)
     Queue(database_url).install()
+    with queue.engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO public.trials (state) VALUES ('RUNNING'::public.trialstate)")
     job = claim(queue)
     queue.end(job, "pruned", result={"epoch": 3}, reason="why")
-    assert (queue.job(job.id).state, len(queue.jobs("s"))) == ("pruned", 2)
-    assert claim(queue).kind == "closing", "a pruned trial has ended"
+    assert (queue.job(job.id).state, len(queue.jobs("s"))) == ("pruned", 3)
+    assert [each.state for each in queue.cancel("s", 0, None, by="anna")] == ["cancelled"]
+    assert queue.stop("s", by="anna") == 1
+    assert claim(queue).kind == "closing", "pruned and cancelled trials have ended"
 
 
 def test_two_first_workers_make_the_tables_once(database_url):

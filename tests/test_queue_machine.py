@@ -160,14 +160,43 @@ class Machine(RuleBasedStateMachine):
             if row.state == "running" and row.worker == worker:
                 row.state, row.attempt = "waiting", row.attempt - 1
 
+    @rule(number=st.integers(0, COUNT - 1))
+    def cancel(self, number):
+        row = self.rows[number]
+        ended = row.state in ENDED
+        assert len(self.queue.cancel(self.name, number, None, by="anna")) == (0 if ended else 1)
+        if not ended:
+            row.state = "cancelled"
+
+    @rule(number=st.integers(0, COUNT - 1))
+    def undo_cancel(self, number):
+        row = self.rows[number]
+        cancelled = row.state == "cancelled"
+        assert len(self.queue.undo_cancel(self.name, number, None)) == (1 if cancelled else 0)
+        if cancelled:
+            row.state, row.attempt = "waiting", 0
+        self.close_again()
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def who_was_asked_to_stop_claims_nothing_more(self, worker):
+        stops = self.queue.stop(self.name, by="anna")
+        assert self.queue.claim(self.name, worker=worker, lease=TINY, stops=stops - 1) is None
+        stop, _ = self.queue.orders(self.name, stops=stops - 1, held=[])
+        assert stop is not None and stop.by == "anna"
+        assert self.queue.orders(self.name, stops=stops, held=[]) == (None, [])
+
     @rule(trials=st.booleans())
     def revive(self, trials):
         self.queue.revive(self.name, trials=trials)
         for row in self.rows.values():
             if row.state == "dead" and (trials or row.number < 0):
                 row.state, row.attempt = "waiting", 0
+        if trials:
+            self.close_again()
+
+    def close_again(self):
         closing = self.rows[-1]
-        if trials and closing.state in ("running", "done") and any(r.state not in ENDED for r in self.trials()):
+        if closing.state in ("running", "done") and any(r.state not in ENDED for r in self.trials()):
             closing.state, closing.attempt, closing.result, closing.fence = "waiting", 0, None, closing.fence + 1
 
     @invariant()
