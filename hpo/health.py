@@ -24,19 +24,20 @@ def server() -> str | None:
 
 
 def worker() -> str | None:
-    """What is wrong with the workers of this host: the database must answer, and no lease of theirs have run out."""
+    """What is wrong with the worker of this host: it must have said within its lease that it lives."""
     from hpo.queue import Queue
 
     read = settings.read()
     assert read.database_url is not None
     queue = Queue(read.database_url)
     try:
-        jobs = [job for row in queue.studies() for job in queue.jobs(row.name)] if queue.installed() else []
+        present = [each for row in queue.studies() for each in queue.workers(row.name)] if queue.installed() else []
     except Exception as error:
         return f"The database cannot be asked: {type(error).__name__}"  # not more: its text may hold the URL
-    here = f"{socket.gethostname()}:"
-    late = [job for job in jobs if job.state == "running" and (job.worker or "").startswith(here) and not job.alive]
-    return f"{len(late)} leases of this host have run out." if late else None
+    here = [each for each in present if each.name.startswith(f"{socket.gethostname()}:")]
+    if any(each.alive for each in here):
+        return None
+    return f"None of the {len(here)} workers of this host was seen within its lease." if here else "No worker is here."
 
 
 if __name__ == "__main__":

@@ -214,10 +214,10 @@ def test_the_services_run_as_the_file_says_until_a_model_is_promoted(compose, da
         assert runner.poll() is None and time.monotonic() < end, printed.read_text()
         time.sleep(0.2)
     worker = compose.start("worker")
-    time.sleep(2)
-    assert compose.healthy("worker")
+    compose.until_healthy("worker")
     assert runner.wait(timeout=PATIENCE) == 0, printed.read_text()
     assert worker.wait(timeout=PATIENCE) == 0
+    assert not compose.healthy("worker"), "none is left"
     assert "Promoted: config" in printed.read_text() and "@champion is this version" in printed.read_text()
     assert "each as recorded in the database" in compose.run("worker", "hpo", "download", tmp_path / "model")
     assert (tmp_path / "model" / "weights.safetensors").exists()
