@@ -87,12 +87,12 @@ def test_trials_go_on_and_keep_their_lease_when_postgres_is_restarted(own, data,
 
 def test_training_goes_on_without_mlflow_and_everything_arrives_once(own, data, tmp_path):
     shell, read = own
-    shell.environment |= {"HPO_OUTAGE_LIMIT": "1"}
-    study = cells.study(tmp_path, "unseen", data=data, epochs=2000, rates="[1e-3]")  # takes longer than the limit
+    shell.environment |= {"HPO_OUTAGE_LIMIT": "0.2"}
+    study = cells.study(tmp_path, "unseen", data=data, epochs=1000, rates="[1e-3]")
     process = shell.start("run", "--study", study, "--trainers", 1)
     job = shell.training("unseen", epochs=50)
     mlflow_server.stop(home(read))
-    shell.until(lambda: shell.queue.job(job.id).epochs == 2000, "training goes on to the last epoch")
+    shell.until(lambda: shell.queue.job(job.id).epochs == 1000, "training goes on to the last epoch")
     until_packaged(shell, job)
     time.sleep(3)
     assert sum(each.attempt for each in shell.trials("unseen")) == 1, "no other trial is claimed"
@@ -100,7 +100,7 @@ def test_training_goes_on_without_mlflow_and_everything_arrives_once(own, data, 
     services.up(read, report=lambda line: None)
     output = output_of(process)
     assert "MLflow unreachable, " in output and " epochs waiting" in output
-    check_recorded_once(shell, "unseen", points=2, epochs=2000)
+    check_recorded_once(shell, "unseen", points=2, epochs=1000)
     assert {each.attempt for each in shell.trials("unseen")} == {1}
     client = MlflowClient(shell.tracking_uri)
     experiment = client.get_experiment_by_name("unseen").experiment_id
