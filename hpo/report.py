@@ -16,6 +16,7 @@ from hpo.queue import Job, StudyRow
 from hpo.study import provenance
 from hpo.tracking import Tracker
 
+WHOLE = 40  # letters of a point that are kept on one line, whatever the terminal's width
 TOP = 10
 SCORES = ("nmse", "mse", "r2", "nrmse")
 NAMES = {"mean": "mean of the training labels", "volume fraction": "volume fraction, cubic"}
@@ -82,8 +83,10 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
             "≈: within the spread of the first"
         )
     table = Table(title=title, title_justify="left")
+    short = all(job.spec is None or len(label(job.spec)) <= WHOLE for job in done[:TOP])
     for name in ("config", "point", "NMSE", f"MSE {unit}²", "R²", "NRMSE", "best epoch", "seconds"):
-        table.add_column(name, justify="left" if name == "point" else "right", no_wrap=name == "point")
+        point = name == "point"
+        table.add_column(name, justify="left" if point else "right", no_wrap=short and point, overflow="fold")
     entries: list[tuple[float, list[str]]] = []
     for job in done[:TOP]:
         assert job.result is not None and job.spec is not None
