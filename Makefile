@@ -11,7 +11,7 @@ run: $(VENV)/installed
 
 # Three at once: on two cores the tests that wait for something leave room for one more. One thread each, which these
 # small networks are fastest with. What a file's tests share and takes long to make, xdist_group keeps in one process.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup --durations=15
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --durations=15
 
 test: $(VENV)/installed-dev
 	@$(PYTEST) -m "not slow and not apt and not root" $(ARGS)

@@ -165,7 +165,7 @@ def test_predict_explains_a_bad_image_or_folder(folder: Path, tmp_path: Path) ->
     broken.write_bytes(b"\x89PNG\r\n\x1a\n")
     Image.new("I;16", (64, 64)).save(deep)
     cases = {
-        small: r"small\.png: expected an image of 64 x 64 pixels .*, found 32 x 64",
+        small: r"small\.png: expected .* = \(1, 64, 64\), as the model was trained, found \(1, 64, 32\)",
         broken: r"broken\.png: cannot be read as an image",
         deep: "expected 8 bits a channel, found mode I",
         tmp_path / "none.png": "No such file",
