@@ -174,7 +174,7 @@ def test_a_pruned_study_whose_trials_lose_patience_closes_and_is_reported(shell,
     impatient = [job for job in jobs if job.state == "done" and job.epochs < 800]
     assert impatient and all(job.epochs == job.result["best_epoch"] + 20 for job in impatient)
     shell.hpo("report", "--study", study, "-o", tmp_path / "report")
-    tables = {name: pandas.read_csv(next((tmp_path / "report").rglob(f"*{name}.csv"))) for name in ("trials", "top")}
+    tables = {name: pandas.read_csv(tmp_path / f"report/tables/{study}-{name}.csv") for name in ("trials", "top")}
     trials, top = (table[table["config"].notna()].set_index("config") for table in tables.values())
     assert {config: row["state"] for config, row in trials.iterrows()} == {job.config: job.state for job in jobs}
     assert trials.loc[[job.config for job in pruned], "validation NMSE"].isna().all(), "no score of half a training"
