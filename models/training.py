@@ -94,7 +94,7 @@ class Training:
     are evaluated, selected and handed out. What is evaluated of a symmetric model is the mean over the symmetries.
 
     Raises SpecError if the arrays do not fit together, a target does not vary in the training split, symmetries or
-    phases are needed that are not known or do not fit the labels, or `state` belongs to another specification or seed.
+    phases are needed that are not known, or `state` belongs to another specification or seed.
     """
 
     def __init__(

@@ -20,7 +20,6 @@ from models.regressor import Regressor
 from models.regressor import predict as reference
 from models.specs import build, from_dict
 
-pytestmark = pytest.mark.xdist_group("packaging")
 LARGEST = {"family": "cnn", "filters": 32, "kernel_size": 5, "dropout": 0.2}  # config 22, 1.1 million parameters
 SHAPE = (1, 64, 64)
 CLOSE = 2e-6  # of the largest prediction: the kernels for other strides or batch sizes round differently
