@@ -34,15 +34,15 @@ KINDS = ("isotropic", "anisotropic", "particles", "bands")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "part", choices=("peers", "cells", "more", "without", "contrast", "larger", "swapped", "physics")
-    )
+    parts = (_peers, _cells, _more, _without, _contrast, _larger, _swapped, _physics)
+    named = {part.__name__.removeprefix("_"): part for part in parts}
+    parser.add_argument("part", choices=named)
     parser.add_argument("argument", nargs="?", help="a folder, a count of cells or a kind, to do that one alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = data_sets.load(data_sets.DEFAULT)
     print(f"{'':44} {'NMSE':>8} {'R2':>8} {'lowest':>8} {'MAPE %':>7} {'seconds':>8}", flush=True)
-    globals()[f"_{options.part}"](data, options.argument)
+    named[options.part](data, options.argument)
 
 
 def train(
@@ -185,7 +185,7 @@ def _peers(data: Dataset, _: str | None) -> None:
     learned, test, variance = _parts(data)
     validation = split(len(data.images)).validation
     images, targets = data.images, data.targets
-    for name, fit in (("mean", metrics.mean_predictor), ("volume fraction, cubic", metrics.volume_fraction_predictor)):
+    for name, fit in metrics.PREDICTORS.items():
         line(name, fit(images[learned], targets[learned])(images[test]), targets[test], variance)
     statistics = two_point(images)
     scale = np.sqrt(variance)

@@ -56,7 +56,7 @@ class Plan:
                 "unit": data.unit,
                 "target_names": list(data.target_names),
                 "image_shape": list(data.images.shape[1:]),
-                "phases": constants(data),
+                "phases": constants(data) if self.study.needs_phases() else None,
                 "sizes": [len(self.split.train), len(self.split.validation), len(self.split.test)],
                 "source": json.dumps({"uri": self.study.data_path}),
                 "profile": json.dumps({"num_rows": len(data.images), "num_elements": int(data.images.size)}),
@@ -116,7 +116,7 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
         data_digest=data.digest,
         split_digest=parts.digest,
         weights={backbone: file["sha256"] for backbone, file in found.items()},
-        phases=constants(data),
+        phases=constants(data) if chosen.needs_phases() else None,
     )
     identity = study.digest(canonical)
     return Plan(

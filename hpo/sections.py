@@ -198,11 +198,12 @@ def _study(evidence: Evidence, each: Closed) -> Section:
             "to 5 %: none for a network that has not learned more than the mean.",
         )
     ]
-    if len(frame) > 1:
+    unfinished = _unfinished(each)
+    if len(frame) + len(unfinished) > 1:
         by_mse = frame.sort_values(f"validation MSE {evidence.dataset.unit}²", kind="stable")
         mse = f"validation MSE {evidence.dataset.unit}²"
         columns = [_number(each), *_parameters(each), mse, "validation NMSE", "R²", "NRMSE", "state"]
-        parts = [by_mse, pandas.DataFrame(_predictor_rows(evidence, each)), _unfinished(each)]
+        parts = [by_mse, pandas.DataFrame(_predictor_rows(evidence, each)), unfinished]
         tables.append(
             Table(
                 name=f"{each.row.name}-trials",
@@ -211,6 +212,7 @@ def _study(evidence: Evidence, each: Closed) -> Section:
                 note="The trivial predictors and points without a score stand last.",
             )
         )
+    if len(frame) > 1:
         found, drawn = _effects(each)
         tables, pictures = tables + found, pictures + drawn
     sizes = [job.spec["parameters"] for job, _ in each.points if job.spec]

@@ -104,7 +104,9 @@ class Study:
         elif self.pretrained():
             used["weights"] = {backbone: (weights or {})[backbone] for backbone in self.pretrained()}
         if self.best_of is not None:
-            first = self.best_of.canonical(data_digest=data_digest, split_digest=split_digest, phases=phases)
+            first = self.best_of.canonical(
+                data_digest=data_digest, split_digest=split_digest, weights=weights, phases=phases
+            )
             used["best_of"] = {"study": full_name(self.best_of, digest(first)), "spec": first}
         if self.needs_phases():
             used["phases"] = phases

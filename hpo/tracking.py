@@ -93,6 +93,17 @@ def server() -> Iterator[None]:
         raise TrackingUnavailable(error.message) from error
 
 
+@contextmanager
+def _written_once(what: str) -> Iterator[None]:
+    """Raise TrackingUnavailable when two workers insert one row, which the server refuses to the second of them."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code == "BAD_REQUEST":  # a changed value has a code of its own
+            raise TrackingUnavailable(f"another worker is writing {what}") from error
+        raise
+
+
 class Tracker:
     """A connection to one MLflow server. Every method may raise TrackingUnavailable; use it from one thread."""
 
@@ -223,13 +234,9 @@ class Tracker:
         kept = runs[0]
         missing = {k: str(v) for k, v in params.items() if kept.data.params.get(k) != str(v)}
         changed = {k: str(v) for k, v in tags.items() if kept.data.tags.get(k) != str(v)}
-        try:
+        with _written_once(f"the params of {name}"):
             for batch in _batches([Param(k, v) for k, v in missing.items()], BATCH):
                 self.client.log_batch(kept.info.run_id, params=batch)
-        except MlflowException as error:
-            if error.error_code == "BAD_REQUEST":  # the row is another's by now; a changed value has a code of its own
-                raise TrackingUnavailable(f"params of {name} are being written by another worker") from error
-            raise
         self._set_tags(kept.info.run_id, changed)
         return str(kept.info.run_id)
 
@@ -361,7 +368,8 @@ class Tracker:
         """Show the data set on the run's page. `source` and `profile` are JSON texts; MLflow cuts `digest` short."""
         dataset = Dataset(name, digest[:DIGEST_LENGTH], source_type, source, profile=profile)
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
-        self.client.log_inputs(run_id, inputs)
+        with _written_once(f"the data set {name}"):
+            self.client.log_inputs(run_id, inputs)
 
     # Models
 
@@ -386,7 +394,8 @@ class Tracker:
         kept = ready[0]
         outputs = self.client.get_run(run_id).outputs  # log_outputs does not deduplicate
         if kept.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
-            self.client.log_outputs(run_id, [LoggedModelOutput(kept.model_id, step=0)])
+            with _written_once(f"the model of the run {run_id}"):
+                self.client.log_outputs(run_id, [LoggedModelOutput(kept.model_id, step=0)])
         sha256 = {name.removeprefix(SHA256): value for name, value in kept.tags.items() if name.startswith(SHA256)}
         return Model(model_id=kept.model_id, uri=f"models:/{kept.model_id}", sha256=sha256)
 

@@ -99,7 +99,10 @@ def check_shape(spec: dict[str, Any], image_shape: Sequence[int], where: str = "
     if other and symmetric(model) and spec["image_shape"][1] == spec["image_shape"][2]:
         other = height == width
     if other:
-        check_image(model, image_shape)
+        try:
+            check_image(model, image_shape)
+        except SpecError as error:
+            raise SpecError(f"{where}: {error}") from None
     else:
         raise SpecError(
             f"{where}: expected (channels, height, width) = {tuple(spec['image_shape'])}, as the model was trained, "

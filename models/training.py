@@ -94,7 +94,7 @@ class Training:
     are evaluated, selected and handed out. What is evaluated of a symmetric model is the mean over the symmetries.
 
     Raises SpecError if the arrays do not fit together, a target does not vary in the training split, symmetries or
-    phases are needed that are not known or do not fit the labels, or `state` belongs to another specification or seed.
+    phases are needed that are not known, or `state` belongs to another specification or seed.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Training:
         self.network.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
         self._train = self._prepare(train[0], raw=augmented), self._targets(labels)
         # How much each image counts in the loss; None: all the same.
-        weights = relative_weights(labels / self.target_scale, training.relative)
+        weights = relative_weights(labels / np.sqrt(self.train_variance), training.relative)
         self._weights = self._tensor(weights) if training.relative else None
         # The targets of the training split as each symmetry moves them.
         self._moved = [self._targets(labels[:, move.order]) for move in moves] if augmented else []

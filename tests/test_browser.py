@@ -15,7 +15,7 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 from shell import Shell, fresh_database
 
-pytestmark = [pytest.mark.apt, pytest.mark.acceptance, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.apt, pytest.mark.acceptance]
 
 PAGES = ("list", "charts", "compare")
 ROOT = Path(__file__).resolve().parent.parent

@@ -142,5 +142,5 @@ def test_a_periodic_model_predicts_larger_cells_of_the_same_pixels_and_a_cell_re
         tiled = np.tile(cells, (1, 1, times, times))
         np.testing.assert_allclose(predict(loaded, tiled), predict(loaded, cells), rtol=0, atol=1e-5)
     for wrong in ((1, 32, 16), (2, 32, 32), (1, 6, 6), (1, 33, 33)):
-        with pytest.raises(SpecError, match="expected"):
-            bundle.check_shape(facts, wrong)
+        with pytest.raises(SpecError, match=r"^x\.png: .*expected"):
+            bundle.check_shape(facts, wrong, where="x.png")

@@ -12,7 +12,7 @@ from hpo.errors import NotFound
 from hpo.queue import ATTEMPTS
 from hpo.tracking import Tracker
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("compare")]
+pytestmark = pytest.mark.acceptance
 
 EPOCHS = 20  # enough to beat the mean, so that there is a version
 

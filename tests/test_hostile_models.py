@@ -18,7 +18,6 @@ from hpo import registry
 from hpo.errors import ModelError
 from hpo.tracking import Tracker
 
-pytestmark = pytest.mark.xdist_group("hostile models")
 MEMORY = 2**30  # bytes; torch alone takes half of it
 
 # --- a server that speaks MLflow's protocol, as far as a download goes, and answers what it likes ---

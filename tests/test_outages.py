@@ -18,7 +18,7 @@ from hpo import home as homes
 from hpo import mlflow_server, services, settings
 from hpo.queue import Job
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.xdist_group("outages")]
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

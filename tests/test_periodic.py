@@ -19,7 +19,6 @@ from models.regressor import Regressor, predict
 from models.specs import PeriodicSpec, SpecError, build, from_dict, parameter_count, size, to_dict
 from models.symmetry import Augmentation, elements
 
-pytestmark = pytest.mark.xdist_group("periodic")
 SEED = 3
 SPEC = PeriodicSpec(width=4, depth=2, head=8, stride=1)
 SHAPE = (1, 16, 16)

@@ -113,7 +113,9 @@ def test_a_space_with_a_network_that_does_not_fit_the_images_is_refused(data, tm
     file = cells.study(tmp_path, "deep", data=data, epochs=1)
     text = file.read_text().replace('"cnn"', '"periodic"').replace("dropout = 0.2", "stride = 1")
     file.write_text(text.replace("filters = [2, 4]", f"depth = {depth}") + rest)
-    with pytest.raises(StudyError, match=r"tiny: .* for deep at depth=4 lr1e-3: periodic: .* at least 17x17 pixels"):
+    with pytest.raises(
+        StudyError, match=r"tiny: .* do not fit deep at depth=4 lr1e-3: periodic: .* at least 17x17 pixels"
+    ):
         planning.prepare(study.load(str(file)))
     planning.prepare(study.load(str(file), ["space.depth=[2, 3]"]))
 

@@ -1,6 +1,7 @@
 """What the recorder's thread does for one job, on real services: each step may be repeated."""
 
 import dataclasses
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -211,6 +212,19 @@ def test_two_workers_that_make_a_trials_run_at_once_agree_on_the_one_the_databas
     assert shown.run(stale) == kept
     active = [run.info.run_id for run in shown.tracker.runs(shown.study.facts["experiment_id"], kind="trial")]
     assert active == [kept]
+
+
+def test_a_data_set_that_several_workers_show_on_a_run_at_once_is_shown_once(shown):
+    trackers = [Tracker(shown.tracker.uri) for _ in range(4)]
+
+    def show(tracker: Tracker, run_id: str) -> None:
+        with suppress(TrackingUnavailable):  # another is writing it: the recorder comes back
+            tracker.log_dataset(run_id, name="cells", digest="0" * 36, source='{"folder": "cells"}')
+
+    for _ in range(5):
+        run_id = shown.tracker.client.create_run(shown.study.facts["experiment_id"]).info.run_id
+        at_once(*[partial(show, tracker, run_id) for tracker in trackers])
+        assert len(shown.tracker.client.get_run(run_id).inputs.dataset_inputs) == 1
 
 
 def test_what_was_shown_late_of_a_trial_that_went_on_is_put_right(shown, held):

@@ -16,7 +16,7 @@ from shell import Shell, fresh_database
 from data_pipeline import dataset
 from data_pipeline.split import split
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("report")]
+pytestmark = pytest.mark.acceptance
 EPOCHS = 30
 
 

@@ -24,7 +24,6 @@ from data_pipeline.homogenize import Phase, homogenize
 from data_pipeline.morphology import MIXTURE, draw
 from data_pipeline.synthesize import INCLUSION, MATRIX, make
 
-pytestmark = pytest.mark.xdist_group("synthesize")
 SMALL = {"count": 4, "size": 48, "seed": 7}
 
 
