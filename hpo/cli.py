@@ -273,6 +273,14 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--count", type=int, default=520, metavar="N", help="cells (default: 520)")
     make.add_argument("--size", type=int, default=64, metavar="N", help="pixels along an edge (default: 64)")
     make.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the cells (default: 0)")
+    for phase in ("matrix", "inclusion"):
+        make.add_argument(
+            f"--{phase}",
+            type=float,
+            nargs=2,
+            metavar=("E", "NU"),
+            help=f"Young's modulus in GPa and Poisson's ratio of the {phase} (default: that of the shipped set)",
+        )
     make.set_defaults(function=data_make)
     check = data_commands.add_parser("check", help="list everything that is wrong with a folder")
     check.add_argument("folder", metavar="DIR", type=Path, help="folder of images and label table")
@@ -1053,10 +1061,20 @@ def weights(options: argparse.Namespace) -> int:
 
 def data_make(options: argparse.Namespace) -> int:
     from data_pipeline import synthesize
+    from data_pipeline.phase import Phase
     from hpo.display import duration
 
+    def phase(name: str, default: Phase) -> Phase:
+        given = getattr(options, name)
+        try:
+            return Phase(*given) if given else default
+        except ValueError as error:
+            raise SettingsError(f"--{name}: {error}") from None
+
+    matrix, inclusion = phase("matrix", synthesize.MATRIX), phase("inclusion", synthesize.INCLUSION)
+    cells = {"count": options.count, "size": options.size, "seed": options.seed}
     begin, first = time.monotonic(), None
-    for done in synthesize.make(options.folder, count=options.count, size=options.size, seed=options.seed):
+    for done in synthesize.make(options.folder, **cells, matrix=matrix, inclusion=inclusion):
         first = done - 1 if first is None else first
         speed = (time.monotonic() - begin) / max(1, done - first)
         _progress(f"{done} of {options.count} cells, {duration((options.count - done) * speed)} left")

@@ -23,6 +23,7 @@ from data_pipeline.dataset import DEFAULT, DatasetError, check, load
 from data_pipeline.homogenize import Phase, homogenize
 from data_pipeline.morphology import MIXTURE, draw
 from data_pipeline.synthesize import INCLUSION, MATRIX, make
+from hpo import cli
 
 SMALL = {"count": 4, "size": 48, "seed": 7}
 
@@ -235,6 +236,16 @@ def test_a_contrast_above_50_gives_a_notice(tmp_path, caplog):
         assert not caplog.records
         make(tmp_path, matrix=Phase(1.0, 0.3), inclusion=Phase(51.0, 0.3))
     assert "differ by a factor of 51; above 50 labels on a pixel grid are not reliable" in caplog.text
+
+
+def test_the_command_takes_the_phases_constants_and_refuses_impossible_ones(tmp_path, capsys):
+    small = ["data", "make", str(tmp_path / "stiff"), "--count", "1", "--size", "48"]
+    assert cli.main([*small, "--inclusion", "350", "0.22"]) == 0
+    assert load(tmp_path / "stiff").phases == {"matrix": MATRIX, "inclusion": Phase(350.0, 0.22)}
+    small[2] = str(tmp_path / "none")
+    assert cli.main([*small, "--matrix", "3.5", "0.6"]) == 1
+    assert "--matrix: poisson_ratio: expected more than -1 and less than 0.5, found 0.6." in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 # --- interruptions of real processes ---
