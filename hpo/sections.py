@@ -1,5 +1,6 @@
 """What the report says of closed studies: their tables, figures, questions and answers. Frames hold full numbers."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -63,17 +64,20 @@ def _summary(evidence: Evidence) -> list[str]:
     against = answers.against_volume_fraction(evidence, first)
     return [
         head,
-        f"Selected: {first.title}, with {first.entry['parameters']:,} parameters. It explains {_percent(test['r2'])} "
+        f"Selected: {first.title}, with {first.entry['parameters']:,} parameters. It explains {percent(test['r2'])} "
         f"of the variance of the labels (R² {score_text(test['r2'], '.4f')}, 95 % interval {score_text(low, '.4f')} to "
         f"{score_text(high, '.4f')}, mean over {len(evidence.dataset.target_names)} components; least {component}: "
-        f"{score_text(worst, '.4f')}). A cubic polynomial in the volume fraction alone explains {_percent(cubic)}, the "
-        f"mean of the training labels {_percent(mean)}. The selected model is {against}.",
+        f"{score_text(worst, '.4f')}). A cubic polynomial in the volume fraction alone explains {percent(cubic)}, the "
+        f"mean of the training labels {percent(mean)}. The selected model is {against}.",
     ]
 
 
-def _percent(r2: float | None) -> str:
-    """R² as a share of the variance."""
-    return "an unknown part" if r2 is None else "nothing" if r2 <= 0 else f"{100 * r2:.1f} %"
+def percent(r2: float | None) -> str:
+    """R² as a share of the variance, with the digits that tell it from all of it."""
+    if r2 is None or r2 <= 0:
+        return "an unknown part" if r2 is None else "nothing"
+    left = max(100 * (1 - r2), 1e-6)
+    return f"{100 * r2:.{max(1, -math.floor(math.log10(left)))}f} %"
 
 
 def _alarms(evidence: Evidence) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.split import split
-from hpo import answers
+from hpo import answers, sections
 from hpo.evidence import Closed, Evidence, Winner
 
 SEED, CELLS = 17, 200
@@ -258,3 +258,11 @@ def test_a_model_is_called_better_than_the_volume_fraction_only_beyond_the_inter
     given = evidence(better, worse)
     assert answers.against_volume_fraction(given, better).startswith("better than")
     assert answers.against_volume_fraction(given, worse).startswith("worse than")
+
+
+@pytest.mark.parametrize(
+    ("r2", "words"),
+    [(None, "an unknown part"), (-0.1, "nothing"), (0.894, "89.4 %"), (0.99956, "99.96 %"), (0.999996, "99.9996 %")],
+)
+def test_what_a_model_leaves_unexplained_is_not_rounded_away(r2, words):
+    assert sections.percent(r2) == words
