@@ -1,5 +1,6 @@
 """What `hpo run` and `hpo status` show of a study in progress: one live display, or plain lines in a pipe."""
 
+import sys
 import time
 from typing import Any
 
@@ -269,3 +270,9 @@ def _about(worker: Present | None) -> str:
 
 def _point(job: Job) -> str:
     return point_text(job.spec["point"]) if job.spec else "no point yet"
+
+
+def progress_line(text: str) -> None:
+    """A line on standard error that replaces itself; nothing in a pipe."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ TORCH_FREE = [
     "sections",
     "alarms",
     "display",
+    "dry_run",
     "services",
     "slurm",
     "registry",
