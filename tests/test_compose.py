@@ -14,7 +14,7 @@ from hpo.worker import STOP_LIMIT
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
-OURS = {name for name, service in SERVICES.items() if "build" in service}
+CONFIGS = {name: (ROOT / config["file"]).read_text() for name, config in COMPOSE["configs"].items()}
 
 
 def test_it_is_valid_by_the_schema_of_the_compose_specification():
@@ -28,13 +28,15 @@ def test_postgres_in_a_container_has_the_options_and_version_of_the_embedded_one
     assert service["image"].startswith(f"postgres:{postgres.MAJOR_VERSION}.")
     assert service["environment"]["POSTGRES_USER"] == postgres.ROLE
     assert dict(secret_files.OWNERS.values()) == postgres.ROLES
-    sql = COMPOSE["configs"]["roles.sql"]["content"]
+    sql = CONFIGS["roles.sql"]
     assert dict(re.findall(r"CREATE DATABASE (\w+) OWNER (\w+);", sql)) == postgres.ROLES
-    assert (
-        "ROLE hpo " not in sql
-        and "SUPERUSER" not in sql
-        and "trust" not in COMPOSE["configs"]["pg_hba.conf"]["content"]
-    )
+    assert "ROLE hpo " not in sql and "SUPERUSER" not in sql and "trust" not in CONFIGS["pg_hba.conf"]
+
+
+@pytest.mark.parametrize("kind", ["configs", "secrets"])
+def test_what_a_service_is_given_is_a_file_since_nothing_can_be_copied_into_a_read_only_container(kind):
+    # https://github.com/docker/compose/issues/12031: `content` and `environment` are copied, a `file` is mounted.
+    assert all(list(definition) == ["file"] for definition in COMPOSE[kind].values())
 
 
 def test_mlflow_in_a_container_has_the_command_and_environment_of_the_embedded_one():
@@ -94,12 +96,9 @@ def test_no_secret_stands_in_the_file_and_each_that_is_used_is_made_by_the_scrip
         name: each["file"] for name, each in COMPOSE["secrets"].items()
     }
     for service in SERVICES.values():
-        used = set(
-            re.findall(
-                r"/run/secrets/([\w.-]+)", str([service, COMPOSE["configs"]] if "image" not in service else service)
-            )
-        )
-        assert used <= set(service.get("secrets", [])) <= made
+        given = [CONFIGS[config["source"]] for config in service.get("configs", [])]
+        used = set(re.findall(r"/run/secrets/([\w.-]+)", str([service, *given])))
+        assert used == set(service.get("secrets", [])) and used <= made
         assert not [key for key in service.get("environment", {}) if re.search("PASSWORD$|SECRET|URI$|URL$", key)]
     for folder in (".gitignore", ".dockerignore"):
         assert re.search(r"^(/secrets/|\*)$", (ROOT / folder).read_text(), re.MULTILINE)

@@ -55,7 +55,7 @@ class Compose:
         self.configs = self.place / "configs"
         self.configs.mkdir()
         for name, config in COMPOSE["configs"].items():
-            (self.configs / name).write_text(self.here(config["content"]))
+            (self.configs / name).write_text(self.here((ROOT / config["file"]).read_text()))
         self.folder, self.running = folder, {}
 
     def here(self, text: str) -> str:
