@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
 CONFIGS = {name: (ROOT / config["file"]).read_text() for name, config in COMPOSE["configs"].items()}
+REQUIRED = set(re.findall(r"\$\{(\w+):\?", (ROOT / "docker-compose.yml").read_text()))  # that have no default
 
 
 def test_it_is_valid_by_the_schema_of_the_compose_specification():
@@ -69,7 +70,8 @@ def test_everything_starts_after_what_it_needs_and_migrations_run_before_the_ser
 def test_only_pages_are_published_and_only_on_loopback_but_for_tls():
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {"mlflow": ["127.0.0.1:5000:5000"], "dashboard": ["127.0.0.1:8080:8080"], "tls": ["443:8443"]}
-    assert {name for name, service in SERVICES.items() if "profiles" in service} == {"dashboard", "tls", "worker-gpu"}
+    on_request = {name for name, service in SERVICES.items() if "profiles" in service}
+    assert on_request == {"dashboard", "tls", "tools", "worker-gpu"}
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -78,11 +80,15 @@ def test_a_service_can_do_no_more_than_it_must(name):
     assert service["read_only"] and service["init"] and "/tmp" in service["tmpfs"]
     assert service["cap_drop"] == ["ALL"] and "cap_add" not in service and "privileged" not in service
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"])
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"]) or name == "tools", "the caller's, whose files it writes"
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
     assert {"cpus", "memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
     assert re.search(r":\d+\.\d+", service["image"]), "pinned"
-    for mount in service.get("volumes", []):
-        assert mount.partition(":")[0] in COMPOSE["volumes"], "nothing of the host"
+    of_the_host = [
+        mount for mount in service.get("volumes", []) if str(mount).partition(":")[0] not in COMPOSE["volumes"]
+    ]
+    assert [mount["source"] for mount in of_the_host] == (["./backups"] if name == "tools" else [])
+    assert "healthcheck" in service or name in ("migrate", "tools"), "which end by themselves"
 
 
 def test_a_worker_has_the_time_to_hand_its_trials_back():
@@ -110,12 +116,16 @@ def test_the_script_makes_files_that_differ_each_time_and_overwrites_none(tmp_pa
     folder = tmp_path / "secrets"
     texts = {path.name: path.read_text() for path in folder.iterdir()}
     assert texts.keys() == secret_files.contents().keys()
-    assert folder.stat().st_mode & 0o777 == 0o700 and (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
+    for private, mode in (("secrets", 0o700), ("backups", 0o700), (".env", 0o600)):
+        assert (tmp_path / private).stat().st_mode & 0o777 == mode
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}, "containers run as other users"
     passwords = re.findall(r"\b[0-9a-f]{48}\b", "\n".join(texts.values()))
     assert len(set(passwords)) == 7 and not set(passwords) & set(
         re.findall(r"[0-9a-f]{48}", str(secret_files.contents()))
     )
-    assert "HPO_ORIGINS=https://lab.example.org\n" in (tmp_path / ".env").read_text()
+    settings = (tmp_path / ".env").read_text()
+    assert "HPO_ORIGINS=https://lab.example.org\n" in settings
+    assert {line.partition("=")[0] for line in settings.splitlines()} == REQUIRED
     again = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 1 and "nothing was changed" in again.stderr
     assert texts == {path.name: path.read_text() for path in folder.iterdir()}

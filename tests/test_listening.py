@@ -142,6 +142,8 @@ def test_the_link_of_a_command_shows_the_trials_in_a_browser_that_logged_in(lab)
 
 def test_a_worker_elsewhere_needs_the_credentials_file_and_nothing_else(lab, tmp_path):
     assert "best 1 of 1 trials" in lab.elsewhere("run", "--study", lab.study("elsewhere"))
+    shown = lab.elsewhere("up")
+    assert "export HPO_CREDENTIALS=" in shown and "DATABASE_URL" not in shown
     lab.elsewhere("download", tmp_path / "model")
     lab.elsewhere("delete", "--study", "before", "--yes")  # made on loopback, when nobody owned anything
     assert "Healthy" in lab.elsewhere("doctor")
