@@ -3,7 +3,10 @@
 import http.client
 import socket
 import sys
+from contextlib import suppress
 from urllib.parse import urlsplit
+
+import psutil  # type: ignore[import-untyped]
 
 from hpo import mlflow_server, settings
 from hpo.errors import UserError
@@ -24,7 +27,7 @@ def server() -> str | None:
 
 
 def worker() -> str | None:
-    """What is wrong with the worker of this host: it must have said within its lease that it lives."""
+    """What is wrong with this container's `hpo worker`: it must have said within its lease that it lives."""
     from hpo.queue import Queue
 
     read = settings.read()
@@ -34,10 +37,20 @@ def worker() -> str | None:
         present = [each for row in queue.studies() for each in queue.workers(row.name)] if queue.installed() else []
     except Exception as error:
         return f"The database cannot be asked: {type(error).__name__}"  # not more: its text may hold the URL
-    here = [each for each in present if each.name.startswith(f"{socket.gethostname()}:")]
+    finally:
+        queue.close()
+    here = [each for each in present if _runs_here(each.name)]
     if any(each.alive for each in here):
         return None
-    return f"None of the {len(here)} workers of this host was seen within its lease." if here else "No worker is here."
+    return "The worker was not seen within its lease." if here else "No worker is here."
+
+
+def _runs_here(name: str) -> bool:
+    """Whether a worker's name (host:pid-token) is that of a process `hpo worker` that we see."""
+    host, _, process = name.rpartition(":")
+    with suppress(psutil.Error):
+        return host == socket.gethostname() and "worker" in psutil.Process(int(process.partition("-")[0])).cmdline()
+    return False
 
 
 if __name__ == "__main__":

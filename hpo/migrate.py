@@ -1,15 +1,19 @@
 """`python -m hpo.migrate FILE`: MLflow's two databases made or brought to the installed version, and its users in them.
 
-Runs before a server with access control starts and never beside another: the one-shot service of docker-compose.yml,
-and a step of the listening embedded server. FILE holds hpo.credentials.server_variables, and the file that
-MLFLOW_AUTH_CONFIG_PATH names its server_users. The password of the workers' user comes from the file
-that HPO_CREDENTIALS names, else by standard input.
+Runs before a server with access control starts: the one-shot service of docker-compose.yml, and a step of the listening
+embedded server. A schema of the installed version is left alone; any other is touched only while nobody else is
+connected. FILE holds hpo.credentials.server_variables, and the file that MLFLOW_AUTH_CONFIG_PATH names its
+server_users. The password of the workers' user comes from the file that HPO_CREDENTIALS names, else by standard input.
 """
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from dotenv import load_dotenv
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 
 def main() -> None:
@@ -25,7 +29,13 @@ def main() -> None:
     engine = utils.create_sqlalchemy_engine_with_retry(os.environ["MLFLOW_BACKEND_STORE_URI"])
     if utils._is_empty_database(engine):
         utils._initialize_tables(engine)
-    else:
+    elif (found := utils._get_schema_version(engine)) != (expected := utils._get_latest_schema_revision()):
+        if others := _others(engine):
+            sys.exit(
+                f"MLflow's database has schema {found}, this version brings {expected}, and {others} connections of a "
+                "server use it: that one would go on in tables it does not know. Nothing was changed. Stop it (docker "
+                "compose stop mlflow worker) and try again."
+            )
         utils._upgrade_db(engine)
     configuration = read_auth_config()
     users = SqlAlchemyStore()
@@ -41,6 +51,18 @@ def main() -> None:
             users.update_user(name, password=secret)
     for kind in ("experiment", "registered_model"):  # not "workspace": who manages that may also add users
         users.grant_user_permission(USER, kind, "*", "MANAGE")
+
+
+def _others(engine: "Engine") -> int:
+    """How many connections besides this one the database's role has."""
+    from sqlalchemy import text
+
+    query = """
+        SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
+    """
+    with engine.connect() as connection:
+        return int(connection.scalar(text(query)) or 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python3 -m hpo.secret_files`: the passwords and settings of docker-compose.yml, in ./secrets/ and ./.env.
+"""`python3 -m hpo.secret_files`: what docker-compose.yml needs besides: ./secrets/, ./.env, ./backups/ (empty).
 
 Needs Python (3.11) alone: it runs on a server that has Docker and nothing else. What is there is never overwritten.
 """
@@ -31,14 +31,15 @@ def main() -> int:
     folder = written[0]
     folder.mkdir(mode=0o700, parents=True)
     for name, text in contents().items():
-        # Docker shows a file in the container with its mode here: the folder keeps other users of this machine away.
-        (folder / name).touch(mode=0o644)
         (folder / name).write_text(text)
-        (folder / name).chmod(0o444)
+        # A container, which runs as another user, sees the mode of here: the folder keeps this machine's others away.
+        (folder / name).chmod(0o644)
+    (options.folder / "backups").mkdir(mode=0o700, exist_ok=True)
     names = [*NAMES, *([options.name, f"{options.name}:443"] if options.name else [])]
     origins = [f"https://{options.name}"] if options.name else ["http://localhost:5000"]
+    user = f"{os.geteuid()}:{os.getegid()}"
     with os.fdopen(os.open(written[1], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        stream.write(f"HPO_HOSTS={','.join(names)}\nHPO_ORIGINS={','.join(origins)}\nHPO_NAME={options.name or ''}\n")
+        stream.write(f"HPO_HOSTS={','.join(names)}\nHPO_ORIGINS={','.join(origins)}\nHPO_USER={user}\n")
     print(f"Made {folder}/ (passwords; keep it out of backups that others read) and {written[1]} (settings).")
     return 0
 
@@ -64,7 +65,7 @@ def contents() -> dict[str, str]:
             database=urls["users"], admin="admin", password=passwords["admin"]
         ),
         "credentials.toml": credentials.content(worker),
-        "dashboard.toml": f'[optuna_dashboard]\nstorage = "{urls["queue"]}"\nhost = "0.0.0.0"\n',
+        "dashboard.toml": f'[optuna_dashboard]\nstorage = "{urls["queue"]}"\nhost = "0.0.0.0"\nport = 8080\n',
     }
 
 

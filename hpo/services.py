@@ -32,7 +32,7 @@ class Services:
     tracking_uri: str  # of the MLflow server; in a browser, its pages
     username: str | None = None  # of ours at the MLflow server, if it wants one
     password: str | None = field(default=None, repr=False)
-    credentials: Path | None = None  # file for workers on other machines, where others are served
+    credentials: Path | None = None  # file that gives all of it to whoever has a copy
 
 
 def up(
@@ -85,11 +85,8 @@ def running(settings: Settings) -> Services | None:
     MLflow's client in this process, and in those that it starts, logs in with what was found.
     """
     if settings.database_url and settings.tracking_uri:
-        return _entered(
-            Services(
-                settings.database_url, settings.tracking_uri, settings.tracking_username, settings.tracking_password
-            )
-        )
+        user = (settings.tracking_username, settings.tracking_password)
+        return _entered(Services(settings.database_url, settings.tracking_uri, *user, settings.credentials))
     path = settings.home.resolve()
     home = homes.read(path)
     if home is None or home.path != path or not postgres.answers(home) or not mlflow_server.answers(home):

@@ -14,7 +14,8 @@ from hpo.worker import STOP_LIMIT
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
-OURS = {name for name, service in SERVICES.items() if "build" in service}
+CONFIGS = {name: (ROOT / config["file"]).read_text() for name, config in COMPOSE["configs"].items()}
+REQUIRED = set(re.findall(r"\$\{(\w+):\?", (ROOT / "docker-compose.yml").read_text()))  # that have no default
 
 
 def test_it_is_valid_by_the_schema_of_the_compose_specification():
@@ -28,13 +29,15 @@ def test_postgres_in_a_container_has_the_options_and_version_of_the_embedded_one
     assert service["image"].startswith(f"postgres:{postgres.MAJOR_VERSION}.")
     assert service["environment"]["POSTGRES_USER"] == postgres.ROLE
     assert dict(secret_files.OWNERS.values()) == postgres.ROLES
-    sql = COMPOSE["configs"]["roles.sql"]["content"]
+    sql = CONFIGS["roles.sql"]
     assert dict(re.findall(r"CREATE DATABASE (\w+) OWNER (\w+);", sql)) == postgres.ROLES
-    assert (
-        "ROLE hpo " not in sql
-        and "SUPERUSER" not in sql
-        and "trust" not in COMPOSE["configs"]["pg_hba.conf"]["content"]
-    )
+    assert "ROLE hpo " not in sql and "SUPERUSER" not in sql and "trust" not in CONFIGS["pg_hba.conf"]
+
+
+@pytest.mark.parametrize("kind", ["configs", "secrets"])
+def test_what_a_service_is_given_is_a_file_since_nothing_can_be_copied_into_a_read_only_container(kind):
+    # https://github.com/docker/compose/issues/12031: `content` and `environment` are copied, a `file` is mounted.
+    assert all(list(definition) == ["file"] for definition in COMPOSE[kind].values())
 
 
 def test_mlflow_in_a_container_has_the_command_and_environment_of_the_embedded_one():
@@ -67,7 +70,8 @@ def test_everything_starts_after_what_it_needs_and_migrations_run_before_the_ser
 def test_only_pages_are_published_and_only_on_loopback_but_for_tls():
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {"mlflow": ["127.0.0.1:5000:5000"], "dashboard": ["127.0.0.1:8080:8080"], "tls": ["443:8443"]}
-    assert {name for name, service in SERVICES.items() if "profiles" in service} == {"dashboard", "tls", "worker-gpu"}
+    on_request = {name for name, service in SERVICES.items() if "profiles" in service}
+    assert on_request == {"dashboard", "tls", "tools", "worker-gpu"}
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -76,11 +80,15 @@ def test_a_service_can_do_no_more_than_it_must(name):
     assert service["read_only"] and service["init"] and "/tmp" in service["tmpfs"]
     assert service["cap_drop"] == ["ALL"] and "cap_add" not in service and "privileged" not in service
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"])
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"]) or name == "tools", "the caller's, whose files it writes"
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
     assert {"cpus", "memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
     assert re.search(r":\d+\.\d+", service["image"]), "pinned"
-    for mount in service.get("volumes", []):
-        assert mount.partition(":")[0] in COMPOSE["volumes"], "nothing of the host"
+    of_the_host = [
+        mount for mount in service.get("volumes", []) if str(mount).partition(":")[0] not in COMPOSE["volumes"]
+    ]
+    assert [mount["source"] for mount in of_the_host] == (["./backups"] if name == "tools" else [])
+    assert "healthcheck" in service or name in ("migrate", "tools"), "which end by themselves"
 
 
 def test_a_worker_has_the_time_to_hand_its_trials_back():
@@ -94,12 +102,9 @@ def test_no_secret_stands_in_the_file_and_each_that_is_used_is_made_by_the_scrip
         name: each["file"] for name, each in COMPOSE["secrets"].items()
     }
     for service in SERVICES.values():
-        used = set(
-            re.findall(
-                r"/run/secrets/([\w.-]+)", str([service, COMPOSE["configs"]] if "image" not in service else service)
-            )
-        )
-        assert used <= set(service.get("secrets", [])) <= made
+        given = [CONFIGS[config["source"]] for config in service.get("configs", [])]
+        used = set(re.findall(r"/run/secrets/([\w.-]+)", str([service, *given])))
+        assert used == set(service.get("secrets", [])) and used <= made
         assert not [key for key in service.get("environment", {}) if re.search("PASSWORD$|SECRET|URI$|URL$", key)]
     for folder in (".gitignore", ".dockerignore"):
         assert re.search(r"^(/secrets/|\*)$", (ROOT / folder).read_text(), re.MULTILINE)
@@ -111,12 +116,16 @@ def test_the_script_makes_files_that_differ_each_time_and_overwrites_none(tmp_pa
     folder = tmp_path / "secrets"
     texts = {path.name: path.read_text() for path in folder.iterdir()}
     assert texts.keys() == secret_files.contents().keys()
-    assert folder.stat().st_mode & 0o777 == 0o700 and (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
+    for private, mode in (("secrets", 0o700), ("backups", 0o700), (".env", 0o600)):
+        assert (tmp_path / private).stat().st_mode & 0o777 == mode
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}, "containers run as other users"
     passwords = re.findall(r"\b[0-9a-f]{48}\b", "\n".join(texts.values()))
     assert len(set(passwords)) == 7 and not set(passwords) & set(
         re.findall(r"[0-9a-f]{48}", str(secret_files.contents()))
     )
-    assert "HPO_ORIGINS=https://lab.example.org\n" in (tmp_path / ".env").read_text()
+    settings = (tmp_path / ".env").read_text()
+    assert "HPO_ORIGINS=https://lab.example.org\n" in settings
+    assert {line.partition("=")[0] for line in settings.splitlines()} == REQUIRED
     again = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 1 and "nothing was changed" in again.stderr
     assert texts == {path.name: path.read_text() for path in folder.iterdir()}

@@ -1,8 +1,10 @@
 """The credentials file: what it gives, what it refuses, and that no message shows what is in it."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,14 @@ def test_it_stands_for_four_variables_and_is_for_its_owner_only(file):
     for name in VALUES:
         assert getattr(by_file, name) == getattr(by_variables, name) == VALUES[name]
     assert "s3cret" not in repr(by_file)
+
+
+def test_the_documented_line_makes_the_configuration_of_optunas_dashboard_of_it(file):
+    page = (Path(__file__).parents[1] / "docs" / "commands.md").read_text()
+    (line,) = re.findall(r"^optuna-dashboard --from-config <\((sed .*)\)$", page, re.MULTILINE)
+    variables = {"PATH": os.defpath, "HPO_CREDENTIALS": str(file)}
+    made = subprocess.run(["bash", "-c", line], env=variables, capture_output=True, text=True, check=True).stdout
+    assert tomllib.loads(made) == {"optuna_dashboard": {"storage": VALUES["database_url"]}}
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])

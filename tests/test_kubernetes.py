@@ -44,10 +44,15 @@ def test_a_worker_may_do_no_more_than_it_must():
     allowed = CONTAINER["securityContext"]
     assert allowed["readOnlyRootFilesystem"] and not allowed["allowPrivilegeEscalation"]
     assert allowed["capabilities"] == {"drop": ["ALL"]}
+    (user,) = re.findall(r"^USER (\d+):\1$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    ids = (POD["securityContext"][key] for key in ("runAsUser", "runAsGroup", "fsGroup"))
+    assert set(ids) == {int(user)}, "the image's, whose folders these are"
     mounts = {each["name"]: each for each in CONTAINER["volumeMounts"]}
     secret = next(volume for volume in POD["volumes"] if "secret" in volume)
     environment = {each["name"]: each["value"] for each in CONTAINER["env"]}
     assert environment["HPO_CREDENTIALS"].startswith(mounts[secret["name"]]["mountPath"] + "/")
     assert mounts[secret["name"]]["readOnly"]
     assert not re.search("password|postgresql:", str(JOB)), "secrets come from the mounted file alone"
+    hidden = [each["mountPath"] for each in mounts.values()]
+    assert not [path for path in hidden if environment["TORCH_HOME"].startswith(f"{path}/")], "weights would be lost"
     assert all("emptyDir" in volume for volume in POD["volumes"] if volume is not secret)

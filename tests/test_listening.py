@@ -23,7 +23,9 @@ import pytest
 from shell import PATIENCE
 
 from hpo import home as homes
-from hpo import postgres, services, settings
+from hpo import planning, postgres, services, settings, study
+from hpo.queue import Queue
+from hpo.tracking import Tracker
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 ADDRESS = "127.0.0.2"  # not 127.0.0.1, so with access control; on every Linux machine
@@ -81,6 +83,15 @@ class Lab:
         path.write_text(path.read_text().replace("[2, 4]", "[2]").replace("[1e-3, 1e-4]", "[1e-3]"))
         return path
 
+    def plan(self, name: str) -> None:
+        """Plan the study on loopback, where the services start for it."""
+        read = settings.read({"HPO_HOME": str(self.path)})
+        found, _ = services.up(read)
+        queue, ready = Queue(found.database_url), planning.prepare(study.load(str(self.study(name))))
+        queue.install()
+        planning.plan(ready, queue, Tracker(found.tracking_uri), read, found.database_url)
+        queue.close()
+
     def ask(self, path: str, body: dict | None = None, *, user: str | None = None, **headers: str) -> int:
         """The status with which the MLflow server answers."""
         request = urllib.request.Request(
@@ -108,7 +119,7 @@ def lab(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
     watcher = threading.Thread(target=watch)
     try:
-        made.hpo("run", "--study", made.study("before"))
+        made.plan("before")
         made.hpo("up", "--listen", ADDRESS, code=1)
         assert "run already, and listen on 127.0.0.1" in made.printed[-1]
         made.hpo("down")
@@ -123,7 +134,7 @@ def lab(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         services.erase(settings.read({"HPO_HOME": str(made.path)}))
 
 
-def test_the_studies_made_on_loopback_are_there_and_the_serving_machine_goes_on(lab):
+def test_the_studies_planned_on_loopback_are_there_and_the_serving_machine_goes_on(lab):
     assert [each["name"] for each in json.loads(lab.hpo("studies", "--json"))] == ["before"]
     assert "export HPO_CREDENTIALS=" in lab.hpo("up")
     assert "best 1 of 1 trials" in lab.hpo("run", "--study", lab.study("before"))
@@ -132,7 +143,7 @@ def test_the_studies_made_on_loopback_are_there_and_the_serving_machine_goes_on(
 
 @pytest.mark.apt
 def test_the_link_of_a_command_shows_the_trials_in_a_browser_that_logged_in(lab):
-    link = re.findall(r"list:\s+(\S+)", lab.hpo("run", "--study", lab.study("before")))[-1]
+    link = re.findall(r"list:\s+(\S+)", "".join(lab.printed))[-1]
     with browser.chromium() as driver:
         driver.get(link.partition("#")[0].replace("://", f"://hpo:{lab.credentials['tracking_password']}@"))
         driver.get(link)
@@ -142,6 +153,8 @@ def test_the_link_of_a_command_shows_the_trials_in_a_browser_that_logged_in(lab)
 
 def test_a_worker_elsewhere_needs_the_credentials_file_and_nothing_else(lab, tmp_path):
     assert "best 1 of 1 trials" in lab.elsewhere("run", "--study", lab.study("elsewhere"))
+    shown = lab.elsewhere("up")
+    assert "export HPO_CREDENTIALS=" in shown and "DATABASE_URL" not in shown
     lab.elsewhere("download", tmp_path / "model")
     lab.elsewhere("delete", "--study", "before", "--yes")  # made on loopback, when nobody owned anything
     assert "Healthy" in lab.elsewhere("doctor")
