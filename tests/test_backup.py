@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import cells
 import psycopg
@@ -105,30 +106,32 @@ def test_a_study_that_is_saved_while_a_worker_trains_goes_on_elsewhere_to_the_sa
 # What is saved, and where it may be put
 
 
-@pytest.fixture
-def source(services, database_url) -> Iterator[Place]:
+@pytest.fixture(scope="module")
+def source(services) -> Iterator[Place]:
     """A planned study whose one trial runs from a checkpoint, with its run in MLflow."""
-    client, queue = MlflowClient(services.tracking_uri), Queue(database_url)
-    queue.install()
-    queue.put_study(StudyRow(name="saved", identity="0" * 64, spec={}, facts={}, created_at=0.0))
-    queue.put_jobs("saved", [{"kind": "trial", "number": 0, "config": None, "cost": 1.0, "spec": {"seed": 0}}])
-    run_id = client.create_run(client.create_experiment(f"saved {database_url}")).info.run_id
-    client.log_metric(run_id, "loss", float("nan"))
-    client.log_text(run_id, "umlaut: ü", "deep/down/text.txt")
-    client.log_text(run_id, "weights", "checkpoints/newest")
-    queue.attend("host:1", "saved", trainers=1, device="cpu", stops=0, lease=60)
-    job = queue.claim("saved", worker="host:1", lease=60)
-    queue.set_run(job.id, run_id)
-    sha256 = hashlib.sha256(b"weights").hexdigest()
-    queue.checkpoint(job, {"path": "checkpoints/newest", "sha256": sha256, "epoch": 1, "run_id": run_id})
-    queue.close()
-    yield Place({"hpo": database_url, "mlflow": mlflow_of(services)}, services.tracking_uri)
+    with fresh_database(services) as url:
+        client, queue = MlflowClient(services.tracking_uri), Queue(url)
+        queue.install()
+        queue.put_study(StudyRow(name="saved", identity="0" * 64, spec={}, facts={}, created_at=0.0))
+        queue.put_jobs("saved", [{"kind": "trial", "number": 0, "config": None, "cost": 1.0, "spec": {"seed": 0}}])
+        run_id = client.create_run(client.create_experiment(f"saved {url}")).info.run_id
+        client.log_metric(run_id, "loss", float("nan"))
+        client.log_text(run_id, "umlaut: ü", "deep/down/text.txt")
+        client.log_text(run_id, "weights", "checkpoints/newest")
+        queue.attend("host:1", "saved", trainers=1, device="cpu", stops=0, lease=60)
+        job = queue.claim("saved", worker="host:1", lease=60)
+        queue.set_run(job.id, run_id)
+        sha256 = hashlib.sha256(b"weights").hexdigest()
+        queue.checkpoint(job, {"path": "checkpoints/newest", "sha256": sha256, "epoch": 1, "run_id": run_id})
+        queue.close()
+        yield Place({"hpo": url, "mlflow": mlflow_of(services)}, services.tracking_uri)
 
 
-@pytest.fixture
-def saved(source, tmp_path) -> Path:
-    backup.backup(source, tmp_path / "saved.tar", print)
-    return tmp_path / "saved.tar"
+@pytest.fixture(scope="module")
+def saved(source, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("backups") / "saved.tar"
+    assert backup.backup(source, file, print)["faults"] == []
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -145,82 +148,25 @@ def tables(services, tmp_path_factory) -> str:
 @pytest.fixture
 def empty(services, tables) -> Iterator[Place]:
     """Databases given by URL, on one of which a server has just started."""
+
+    def script(to: IO[bytes]) -> None:
+        to.write(tables.encode())
+
     with fresh_database(services) as hpo, fresh_database(services) as mlflow:
-        backup._postgres("psql", mlflow, "--no-psqlrc", script=lambda to: to.write(tables.encode()) and None)
+        backup._postgres("psql", mlflow, "--no-psqlrc", script=script)
         yield Place({"hpo": hpo, "mlflow": mlflow}, services.tracking_uri)
 
 
-def restore(into: Place, saved: Path) -> None:
-    backup.restore(into, saved, backup.check(saved), print)
-
-
-@contextmanager
-def restoring(into: Place, saved: Path, *, until: str) -> Iterator[subprocess.Popen]:
-    """A restore that goes no further than to the load of a database, and goes on afterwards unless it was killed."""
-    with psycopg.connect(into.databases[until], autocommit=True) as holder:
-        holder.execute("SELECT pg_advisory_lock(hashtext('hpo.schema'))")
-        arguments = json.dumps({"databases": into.databases, "tracking_uri": into.tracking_uri})
-        process = subprocess.Popen(
-            [sys.executable, "-c", RESTORE, arguments, str(saved)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = "
-            waiting += "(SELECT oid FROM pg_database WHERE datname = current_database())"
-            end = time.monotonic() + PATIENCE
-            while holder.execute(waiting).fetchone() is None:
-                assert process.poll() is None, process.communicate()[0]
-                assert time.monotonic() < end
-                time.sleep(0.05)
-            yield process
-            holder.execute("SELECT pg_advisory_unlock_all()")
-            process.wait(timeout=PATIENCE)
-        finally:
-            process.kill()
-            process.communicate()
-
-
-def kill(process: subprocess.Popen) -> None:
-    """As if the power failed: psql, too."""
-    os.killpg(process.pid, signal.SIGKILL)
-
-
-def plan(into: Place) -> None:
-    queue = Queue(into.databases["hpo"])
-    queue.install()
-    queue.put_study(StudyRow(name="mine", identity="1" * 64, spec={}, facts={}, created_at=0.0))
-    queue.close()
-
-
-def names(into: Place) -> tuple[list[str], list[str]]:
-    """Of studies and of experiments."""
-    with psycopg.connect(into.databases["hpo"]) as hpo, psycopg.connect(into.databases["mlflow"]) as mlflow:
-        studies = hpo.execute("SELECT name FROM hpo.study ORDER BY name").fetchall()
-        experiments = mlflow.execute("SELECT name FROM public.experiments ORDER BY name").fetchall()
-    return [name for (name,) in studies], [name for (name,) in experiments]
-
-
-def jobs(of: Place) -> list[Job]:
-    queue = Queue(of.databases["hpo"])
-    found = queue.jobs("saved")
-    queue.close()
-    return found
-
-
-def mlflow_of(services: Services) -> str:
-    """URL of the database of the session's server."""
-    return services.database_url.rpartition("/")[0] + "/mlflow"
-
-
 @pytest.mark.service
-def test_a_backup_fills_empty_databases_and_its_running_trials_wait_there(source, empty, saved):
-    manifest = backup.check(saved)
-    assert manifest["faults"] == []
-    assert any(name.endswith("/artifacts/deep/down/text.txt") for name in manifest["files"])
+def test_a_backup_fills_empty_databases_and_its_running_trials_wait_there_at_once(source, empty, saved, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(backup, "GIVE_ALL_BACK", "SELECT 1 / 0;")
+        with pytest.raises(BackupError, match="division by zero"):
+            restore(empty, saved)
+    with psycopg.connect(empty.databases["hpo"]) as connection:
+        assert connection.execute("SELECT to_regclass('hpo.job')").fetchone() == (None,), "no trial that runs"
     restore(empty, saved)
+    assert any(name.endswith("/artifacts/deep/down/text.txt") for name in backup.check(saved)["files"])
     assert rows(empty.databases["mlflow"]) == rows(source.databases["mlflow"])
     there, here = rows(empty.databases["hpo"]), rows(source.databases["hpo"])
     assert {name for name in here if here[name] != there.get(name)} == {"hpo.job", "hpo.worker"}
@@ -235,43 +181,31 @@ def test_a_backup_fills_empty_databases_and_its_running_trials_wait_there(source
 
 
 @pytest.mark.service
-@pytest.mark.parametrize("until", ["mlflow", "hpo"])
-def test_a_restore_that_was_killed_goes_on(source, empty, saved, until):
-    with restoring(empty, saved, until=until) as process:
+def test_a_restore_that_was_killed_goes_on_but_not_over_what_came_since(source, empty, saved):
+    with restoring(empty, saved, until="mlflow") as process:
         kill(process)
-    restore(empty, saved)
-    assert rows(empty.databases["mlflow"]) == rows(source.databases["mlflow"])
-    assert [job.state for job in jobs(empty)] == ["waiting"]
-
-
-@pytest.mark.service
-def test_a_restore_that_was_killed_does_not_go_on_over_what_came_since(empty, saved):
+    with psycopg.connect(empty.databases["mlflow"], autocommit=True) as mlflow:
+        mlflow.execute("INSERT INTO public.experiments (experiment_id, name) VALUES (1, 'mine')")
+        with pytest.raises(BackupError, match=r"public.experiments \(1\) of MLflow's .* interrupted here"):
+            restore(empty, saved)
+        assert mlflow.execute("SELECT name FROM public.experiments WHERE experiment_id = 1").fetchone() == ("mine",)
+        mlflow.execute("DELETE FROM public.experiments WHERE experiment_id = 1")
     with restoring(empty, saved, until="hpo") as process:
         kill(process)
-    plan(empty)
+    assert rows(empty.databases["mlflow"]).items() >= rows(source.databases["mlflow"]).items()
+    queue = Queue(empty.databases["hpo"])
+    queue.install()
+    queue.put_study(StudyRow(name="mine", identity="1" * 64, spec={}, facts={}, created_at=0.0))
     with psycopg.connect(empty.databases["mlflow"]) as mlflow:
         mlflow.execute("INSERT INTO public.experiments (experiment_id, name) VALUES (1000000, 'mine')")
-    before = rows(empty.databases["mlflow"])
     with pytest.raises(BackupError, match=r"hpo.study \(1\) of the queue's. A restore of it was interrupted .* used"):
         restore(empty, saved)
-    assert names(empty)[0] == ["mine"] and rows(empty.databases["mlflow"]) == before
-    queue = Queue(empty.databases["hpo"])
+    assert names(empty)[0] == ["mine"]
     queue.delete_study("mine")
     queue.close()
     restore(empty, saved)  # MLflow's part is there: it is not loaded again
     assert names(empty)[0] == ["saved"] and "mine" in names(empty)[1]
-
-
-@pytest.mark.service
-def test_a_restore_that_was_killed_before_mlflows_part_spares_what_came_there_since(empty, saved):
-    with restoring(empty, saved, until="mlflow") as process:
-        kill(process)
-    with psycopg.connect(empty.databases["mlflow"]) as mlflow:
-        mlflow.execute("INSERT INTO public.experiments (experiment_id, name) VALUES (1, 'mine')")
-    with pytest.raises(BackupError, match=r"public.experiments \(1\) of MLflow's .* interrupted here"):
-        restore(empty, saved)
-    with psycopg.connect(empty.databases["mlflow"]) as mlflow:
-        assert mlflow.execute("SELECT name FROM public.experiments WHERE experiment_id = 1").fetchone() == ("mine",)
+    assert [job.state for job in jobs(empty)] == ["waiting"]
 
 
 @pytest.mark.service
@@ -286,41 +220,26 @@ def test_two_restores_do_not_meet_and_what_is_planned_meanwhile_stays(empty, sav
 
 
 @pytest.mark.service
-def test_trials_wait_in_the_moment_in_which_they_are_there(empty, saved, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr(backup, "GIVE_ALL_BACK", "SELECT 1 / 0;")
-        with pytest.raises(BackupError, match="division by zero"):
-            restore(empty, saved)
-    with psycopg.connect(empty.databases["hpo"]) as connection:
-        assert connection.execute("SELECT to_regclass('hpo.job')").fetchone() == (None,)
-    restore(empty, saved)
-    assert [job.state for job in jobs(empty)] == ["waiting"]
-
-
-@pytest.mark.service
-@pytest.mark.parametrize("damage", ["damaged", "missing"])
-def test_a_checkpoint_that_is_not_what_was_recorded_is_said(source, tmp_path, tmp_path_factory, damage):
-    (job,) = jobs(source)
-    (file,) = tmp_path_factory.getbasetemp().rglob(f"{job.run_id}/artifacts/checkpoints/newest")
-    if damage == "damaged":
-        file.write_bytes(b"weightz")
-    else:
-        file.unlink()
-    manifest = backup.backup(source, tmp_path / "saved.tar", print)
-    assert [fault for fault in manifest["faults"] if "checkpoints/newest" in fault] == [
-        f"the checkpoint {file.relative_to(file.parents[4])} is {damage}: its trial will start again from its beginning"
-    ]
-
-
-@pytest.mark.service
-@pytest.mark.parametrize("program", ["queue", "optuna", "mlflow"])
-def test_a_backup_of_a_newer_schema_is_refused_before_anything_is_done(empty, saved, program):
-    manifest = backup.check(saved)
-    manifest[f"{program}_schema"] = 99 if program == "queue" else "newer"
-    with pytest.raises(BackupError, match=r"schema (99|newer)\).* Nothing was restored. Restore it with"):
-        backup.restore(empty, saved, manifest, print)
+def test_a_backup_of_another_schema_is_refused_before_anything_is_done(empty, saved):
+    for program, schema in (("queue", 99), ("optuna", "newer"), ("mlflow", "newer")):
+        manifest = backup.check(saved) | {f"{program}_schema": schema}
+        with pytest.raises(BackupError, match=rf"schema {schema}\).* Nothing was restored. Restore it with"):
+            backup.restore(empty, saved, manifest, print)
     with psycopg.connect(empty.databases["hpo"]) as connection:
         assert connection.execute("SELECT to_regclass(%s), to_regclass('hpo.job')", (MARK,)).fetchone() == (None, None)
+
+
+@pytest.mark.service
+def test_a_checkpoint_that_is_not_what_was_recorded_is_said(source, saved, tmp_path, tmp_path_factory):
+    (job,) = jobs(source)
+    (file,) = tmp_path_factory.getbasetemp().rglob(f"{job.run_id}/artifacts/checkpoints/newest")
+    path = file.relative_to(file.parents[4])
+    file.write_bytes(b"weightz")
+    for what in ("damaged", "missing"):
+        manifest = backup.backup(source, tmp_path / what, print)
+        assert manifest["faults"] == [f"the checkpoint {path} is {what}: its trial will start again from its beginning"]
+        file.unlink(missing_ok=True)
+    file.write_bytes(b"weights")
 
 
 @pytest.mark.service
@@ -392,3 +311,61 @@ def rows(url: str) -> dict[str, tuple[int, str]]:
             ).fetchone()
             for (name,) in tables
         }
+
+
+def restore(into: Place, saved: Path) -> None:
+    backup.restore(into, saved, backup.check(saved), print)
+
+
+@contextmanager
+def restoring(into: Place, saved: Path, *, until: str) -> Iterator[subprocess.Popen]:
+    """A restore that goes no further than to the load of a database, and goes on afterwards unless it was killed."""
+    with psycopg.connect(into.databases[until], autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(hashtext('hpo.schema'))")
+        arguments = json.dumps({"databases": into.databases, "tracking_uri": into.tracking_uri})
+        process = subprocess.Popen(
+            [sys.executable, "-c", RESTORE, arguments, str(saved)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = "
+            waiting += "(SELECT oid FROM pg_database WHERE datname = current_database())"
+            end = time.monotonic() + PATIENCE
+            while holder.execute(waiting).fetchone() is None:
+                assert process.poll() is None, process.communicate()[0]
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            yield process
+            holder.execute("SELECT pg_advisory_unlock_all()")
+            process.wait(timeout=PATIENCE)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def kill(process: subprocess.Popen) -> None:
+    """As if the power failed: psql, too."""
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+def names(into: Place) -> tuple[list[str], list[str]]:
+    """Of studies and of experiments."""
+    with psycopg.connect(into.databases["hpo"]) as hpo, psycopg.connect(into.databases["mlflow"]) as mlflow:
+        studies = hpo.execute("SELECT name FROM hpo.study ORDER BY name").fetchall()
+        experiments = mlflow.execute("SELECT name FROM public.experiments ORDER BY name").fetchall()
+    return [name for (name,) in studies], [name for (name,) in experiments]
+
+
+def jobs(of: Place) -> list[Job]:
+    queue = Queue(of.databases["hpo"])
+    found = queue.jobs("saved")
+    queue.close()
+    return found
+
+
+def mlflow_of(services: Services) -> str:
+    """URL of the database of the session's server."""
+    return services.database_url.rpartition("/")[0] + "/mlflow"
