@@ -412,9 +412,9 @@ def _unpack(tar: tarfile.TarFile, into: Place, scratch: Path, *, files: bool, re
             store.put(path, file)
         except TrackingUnavailable as error:
             raise BackupError(
-                f"The store of {into.tracking_uri} did not take {path}: {error}. Is its disk full? The same command "
-                "goes on."
-            ) from None
+                f"The MLflow server at {into.tracking_uri} is away, or its store takes no file ({path}, "
+                f"{file.stat().st_size / 1e6:.1f} MB): is its disk full? The same command goes on."
+            ) from error
         file.unlink()
     return dumps
 

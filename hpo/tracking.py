@@ -498,6 +498,7 @@ class Store:
 
     def __init__(self, uri: str) -> None:
         os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"  # 6 seconds; by default a full disk holds us for minutes
         self._root = get_artifact_repository("mlflow-artifacts:/", tracking_uri=uri)
 
     @server()
