@@ -123,6 +123,19 @@ _MIGRATIONS = {
 }
 
 
+# After a backup's rows, whatever version's they are: running jobs wait, no attempt counted, and nobody works, for all
+# workers stayed with the original. Those of them that come upon this database hold fences still to be given out here.
+GIVE_ALL_BACK = """
+UPDATE hpo.job SET fence = fence + 1000000 WHERE state IN ('waiting', 'running');
+UPDATE hpo.job SET state = 'waiting', attempt = attempt - 1, reason = 'its worker stayed with the original',
+    lease_until = NULL, mirrored = false, changed_at = clock_timestamp()
+WHERE state = 'running';
+DO $$ BEGIN
+    IF to_regclass('hpo.worker') IS NOT NULL THEN DELETE FROM hpo.worker; END IF;
+END $$;
+"""
+
+
 class LeaseLost(Exception):
     """Somebody else holds this job now (or it ended): stop, and write nothing."""
 
@@ -484,22 +497,6 @@ class Queue:
             found = [Job(**row) for row in revived.mappings()]
             _close_again(connection, study)
         return found
-
-    def give_all_back(self, reason: str) -> int:
-        """Let every running job of every study wait, no attempt counted, and forget all workers: none of them is
-        where this database is now. Returns how many jobs there were."""
-        with self._transaction() as connection:
-            connection.execute(text("DELETE FROM hpo.worker"))
-            # Workers of the original that come upon this database hold fences that are still to be given out here.
-            connection.execute(text("UPDATE hpo.job SET fence = fence + 1000000 WHERE state IN ('waiting', 'running')"))
-            return connection.execute(
-                text("""
-                    UPDATE hpo.job SET state = 'waiting', attempt = attempt - 1, reason = :reason,
-                        lease_until = NULL, mirrored = false, changed_at = clock_timestamp()
-                    WHERE state = 'running'
-                """),
-                {"reason": reason[:REASON]},
-            ).rowcount
 
     def expired(self, study: str, *, lease: float) -> list[int]:
         """Ids of running jobs whose lease (seconds) ran out."""

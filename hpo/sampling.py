@@ -61,6 +61,15 @@ def storage(url: str) -> optuna.storages.RDBStorage:
         raise ServiceError(f"The database holds the tables of another Optuna, nothing was changed: {error}") from None
 
 
+def schema(url: str) -> str:
+    """The schema of Optuna's tables in the queue's database; made if they are not there. ServiceError for another's."""
+    store = storage(url)
+    found = store.get_current_version()
+    store.remove_session()
+    store.engine.dispose()
+    return found
+
+
 def sampler(study: Study, number: int = 0) -> optuna.samplers.BaseSampler:
     """The study's sampler for its trial `number`: whichever worker asks, the same past gives the same point."""
     if study.sampler == "grid":

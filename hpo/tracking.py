@@ -6,6 +6,7 @@ exists under a key is used, so that a lost answer leaves no ghost behind.
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import time
@@ -498,6 +499,8 @@ class Store:
 
     def __init__(self, uri: str) -> None:
         os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"  # 6 seconds; by default a full disk holds us for minutes
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it announces each
         self._root = get_artifact_repository("mlflow-artifacts:/", tracking_uri=uri)
 
     @server()

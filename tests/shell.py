@@ -15,6 +15,7 @@ from pathlib import Path
 import optuna
 import psutil
 import psycopg
+import pytest
 from mlflow import MlflowClient
 from psycopg import sql
 
@@ -148,6 +149,21 @@ def fresh_database(services: Services) -> Iterator[str]:
     yield f"{server}/{name}"
     with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def tmpfs(folder: Path, size: str) -> Iterator[Path]:
+    """The folder as a small file system of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "hpo-test", folder]
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"mounting is not allowed here: {error}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @contextmanager

@@ -5,14 +5,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 
 import cells
 import psutil
 import pytest
 from mlflow import MlflowClient
-from shell import PATIENCE, Shell, check_recorded_once, mlflow_processes, postgres_processes
+from shell import PATIENCE, Shell, check_recorded_once, mlflow_processes, postgres_processes, tmpfs
 
 from hpo import home as homes
 from hpo import mlflow_server, services, settings
@@ -135,21 +134,6 @@ def test_sigterm_ends_the_worker_in_time_though_the_database_is_frozen(own, data
     process.wait(timeout=PATIENCE)
     assert time.monotonic() - begin < 8
     assert psutil.wait_procs(trainers, timeout=5)[1] == []
-
-
-@contextmanager
-def tmpfs(folder: Path, size: str) -> Iterator[Path]:
-    """The folder as a small file system of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "hpo-test", folder]
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"mounting is not allowed here: {error}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.mark.root
