@@ -204,7 +204,9 @@ def _follow(ready: Plan, queue: Queue) -> dict[str, Any]:
     for job in best:
         assert job.spec is not None
         point = job.spec["point"]
-        points.setdefault(json.dumps(point), {"trial": job.number, "run_id": job.run_id, "point": point})
+        points.setdefault(
+            json.dumps(point), {"study": job.study, "trial": job.number, "run_id": job.run_id, "point": point}
+        )
     return {"best_of": list(points.values())[: ready.study.trials]}
 
 

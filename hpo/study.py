@@ -200,7 +200,7 @@ def trial_spec(
     """The frozen description of one trial, and its cost (multiply-adds of one image, forward).
 
     `facts`: the study's; of its data (digest, split, image_shape, target_names, phases), the files of pretrained
-    weights, and the networks to start from. Repeats count the seed up.
+    weights, the networks to start from, and the trials whose points these are. Repeats count the seed up.
     """
     model, training = plan.trial(point)
     data = facts["data"]
@@ -212,6 +212,8 @@ def trial_spec(
     chosen = specs.from_dict(model)
     if specs.physical(chosen):
         begins["phases"] = data["phases"]
+    if (best := next((each for each in facts.get("best_of", ()) if each["point"] == point), None)) is not None:
+        begins["best_of"] = {key: best[key] for key in ("study", "trial", "run_id")}
     size = specs.size(chosen, tuple(data["image_shape"]), len(data["target_names"]))
     return {
         "point": point,
