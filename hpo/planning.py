@@ -58,7 +58,7 @@ class Plan:
                 "unit": data.unit,
                 "target_names": list(data.target_names),
                 "image_shape": list(data.images.shape[1:]),
-                "phases": constants(data) if self.study.needs_phases() else None,
+                "phases": constants(data),
                 "sizes": [len(self.split.train), len(self.split.validation), len(self.split.test)],
                 "source": json.dumps({"uri": self.study.data_path}),
                 "profile": json.dumps({"num_rows": len(data.images), "num_elements": int(data.images.size)}),
@@ -159,7 +159,9 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         if row is not None and row.facts.get("planned"):
             return row
         tracker.require_version()
-        begin = _follow(ready, queue)
+        # A planner that died after it wrote the best points down has planned some of them: they stay the best.
+        chosen = {"best_of": row.facts["best_of"]} if row is not None and "best_of" in row.facts else None
+        begin = _follow(ready, queue) if chosen is None else chosen
         facts = ready.facts | begin | _track(ready, tracker, settings, queue.database_id())
         queue.put_study(
             StudyRow(name=ready.name, identity=ready.identity, spec=ready.canonical, facts=facts, created_at=0)
