@@ -359,10 +359,11 @@ def model_name(data: Dataset, parts: Split) -> str:
 def _note(ready: Plan) -> str:
     data, chosen = ready.facts["data"], ready.study
     bare = "**Not pretrained**: the backbones' weights are at random.\n\n" if chosen.at_random else ""
+    best = f" best points of {ready.canonical['best_of']['study']}" if chosen.best_of else " trials"
     repeats = f", each {chosen.repeats} times with another seed" if chosen.repeats > 1 else ""
     return (
         f"{chosen.description or ready.name}\n\n{bare}"
-        f"{chosen.trials} trials{repeats}; data set {data['name']} ({len(ready.dataset.images)} cells, "
+        f"{chosen.trials}{best}{repeats}; data set {data['name']} ({len(ready.dataset.images)} cells, "
         f"{'/'.join(map(str, data['sizes']))} for training/validation/test), targets {', '.join(data['target_names'])} "
         f"in {data['unit']}. Selected by the lowest validation NMSE: the mean over the targets of MSE / variance of "
         "the training split."

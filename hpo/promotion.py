@@ -127,7 +127,7 @@ def promote(
         tracker_model,
         description=f"Models trained on {facts['data']['name']} (digest {facts['data']['digest'][:8]}), "
         f"targets {', '.join(facts['data']['target_names'])} in {facts['data']['unit']}. All studies on this data and "
-        "split compete for @champion; lower validation NMSE wins.",
+        "split compete for @champion; the point with the lowest validation NMSE, the mean over its seeds, wins.",
         tags={"hpo.data": facts["data"]["digest"], "hpo.split": facts["data"]["split"]},
     )
     again = repeats(jobs)
@@ -240,7 +240,7 @@ def standings(versions: Sequence[Version]) -> dict[int, tuple[float, float]]:
         own = _tagged(each, OWN)
         point = _tagged(each, POINT) if POINT in each.tags else own
         if means := again.get(each.tags.get("hpo.study", ""), {}):
-            point = means.get(each.tags["hpo.trial"], math.inf)
+            point = means.get(each.tags.get("hpo.trial", ""), math.inf)
         found[each.number] = point, own
     return found
 
