@@ -41,6 +41,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "sampler": ("name", "trials", "multivariate"),
     "pruner": ("name", *dict.fromkeys(key for settings in PRUNERS.values() for key in settings)),
 }
+TABLES = ("data", "model", "sampler", "pruner", "space", "training")
 SEQUENCE_KEYS = ("description", "sequence")
 BEST_KEYS = ("description", "seed", "repeats", "best_of", "points", "training")  # the others are the earlier study's
 
@@ -430,10 +431,11 @@ def _completed_by(label: str, table: dict[str, Any], earlier: Study, stated: Any
 def _fits(table: Mapping[str, Any], key: str) -> bool:
     """Whether an override of this key makes sense for a study that it was not meant for alone."""
     where, _, inner = key.partition(".")
+    table = {name: each for name, each in table.items() if name not in TABLES or isinstance(each, dict)}
+    space, pruner = table.get("space", {}), str(table.get("pruner", {}).get("name", "none"))
     if "best_of" in table:  # the others, and the seed it is counted from, are the earlier study's
         own = inner in table.get("training", {}) if where == "training" else where in BEST_KEYS
         return own and key != "seed"
-    space, pruner = table.get("space", {}), table.get("pruner", {}).get("name", "none")
     if key in ("starts_from", "best_of", "points", "report_by", "start"):
         return key in table
     if key == "repeats":

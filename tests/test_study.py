@@ -303,6 +303,15 @@ def test_an_override_goes_past_studies_that_cannot_have_it():
         study.load_all("periodic", ["report_by=['width']"])
 
 
+@pytest.mark.parametrize("key", ["data", "model", "sampler", "pruner", "space", "training"])
+def test_a_value_in_the_place_of_a_table_is_named_when_an_override_meets_it_in_a_sequence(tmp_path, key):
+    (tmp_path / "all.toml").write_text('sequence = ["mine.toml"]')
+    (tmp_path / "mine.toml").write_text(f"{key} = 3\n")
+    for override in ("repeats=2", "training.epochs=3", "model.depth=3", "pruner.name=median", "sampler.trials=3"):
+        with pytest.raises(StudyError):
+            study.load_all(str(tmp_path / "all.toml"), [override])
+
+
 @pytest.mark.parametrize(
     ("space", "strides"), [("[1, 3, 2]", [1, 3, 2]), ("{low = 1, high = 5, step = 2}", [1, 3, 5]), ("[2]", [2])]
 )
