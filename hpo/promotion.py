@@ -229,18 +229,19 @@ def standings(versions: Sequence[Version]) -> dict[int, tuple[float, float]]:
     A study that trains the best points of another with other seeds answers for them: the other's versions have the
     scores that it found for their points, infinity where it found another point better or did not train theirs.
     """
-    again: dict[str, dict[str, float]] = {}  # study -> trial -> mean
+    again: dict[tuple[str, str], dict[str, float]] = {}  # database and study -> trial -> mean
     for each in versions:
         if BEST_OF in each.tags:
-            study, _, number = each.tags[BEST_OF].rpartition("/")
-            means = again.setdefault(study, {})
+            name, _, number = each.tags[BEST_OF].rpartition("/")
+            means = again.setdefault((each.tags.get(OWNER, ""), name), {})
             means[number] = min(_tagged(each, POINT), means.get(number, math.inf))
     found = {}
     for each in versions:
         own = _tagged(each, OWN)
         point = _tagged(each, POINT) if POINT in each.tags else own
-        if means := again.get(each.tags.get("hpo.study", ""), {}):
-            point = means.get(each.tags.get("hpo.trial", ""), math.inf)
+        study = each.tags.get(OWNER, ""), each.tags.get("hpo.study", "")
+        if study in again:
+            point = again[study].get(each.tags.get("hpo.trial", ""), math.inf)
         found[each.number] = point, own
     return found
 

@@ -4,6 +4,7 @@ import math
 
 from hpo.promotion import standings
 from hpo.registry import Version
+from hpo.tracking import OWNER
 
 
 def version(number, study, trial, own, **tags):
@@ -35,6 +36,11 @@ def test_where_another_point_is_better_on_average_the_searchs_own_winner_stands_
     assert standings([LUCKY, GRID, again])[1] == (math.inf, 0.001)
     assert first([LUCKY, GRID, again]) == 3
     assert first([LUCKY, GRID, version(3, "again", 0, 0.007, point_val_nmse=0.008, best_of="search/4")]) == 2
+
+
+def test_a_study_answers_for_none_of_the_same_name_in_another_database():
+    again = version(3, "again", 0, 0.002, point_val_nmse=0.003, best_of="search/4", database="other")
+    assert OWNER == "hpo.database" and first([LUCKY, again]) == 1
 
 
 def test_where_the_point_is_the_same_the_network_with_the_lowest_score_of_all_its_seeds_is_chosen():
