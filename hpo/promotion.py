@@ -203,15 +203,14 @@ def elect(queue: Queue, tracker: Tracker, model_name: str, *, sound: Collection[
     chosen. The model's description gets a table of its versions. The caller holds the champion's lock.
     """
     elected = _elect(queue, tracker, model_name, sound)
-    rows = [("version", "trial", "validation NMSE", "of its point", "verdict", "aliases"), ("---",) * 6]
+    rows = [("version", "trial", "validation NMSE", "verdict", "aliases"), ("---",) * 5]
     candidates = _candidates(tracker, model_name)
     standing = standings(candidates)
     rows += [
         (
             str(each.number),
             each.description.partition("\n")[0],
-            mirror.score_text(standing[each.number][1]),
-            mirror.score_text(standing[each.number][0]),
+            _scores_text(*standing[each.number]),
             each.tags.get("hpo.verdict", ""),
             " ".join(f"`@{name}`" for name in each.aliases),
         )
@@ -273,6 +272,14 @@ def _elect(queue: Queue, tracker: Tracker, model_name: str, sound: Collection[st
         "champion_nmse": own,
         "champion_point_nmse": point if math.isfinite(point) else own,
     }
+
+
+def _scores_text(point: float, own: float) -> str:
+    """A network's validation NMSE, with that of its point where it has another one or lost to another point."""
+    text = mirror.score_text(own)
+    if math.isinf(point):
+        return f"{text}, with other seeds another point is better"
+    return text if point == own else f"{text}, mean of its point {mirror.score_text(point)}"
 
 
 def _candidates(tracker: Tracker, model_name: str) -> list[Version]:

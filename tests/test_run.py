@@ -147,6 +147,7 @@ def test_the_periodic_study_closes_with_a_champion_of_its_best_point_that_moves_
     assert (
         f"The point is that of trial {chosen.number} of {searched}. It was trained with 2 seeds" in winner.description
     )
+    assert "mean of its point" in client.get_registered_model(model).description
     said = "stays version" if champion is chosen else "is this version"
     assert f"@champion {said}" in output.partition(f"as {model} version {winner.version}")[2]
 
