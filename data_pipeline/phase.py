@@ -23,6 +23,14 @@ class Phase:
         if not -1 < self.poisson_ratio < 0.5:
             raise ValueError(f"poisson_ratio: expected more than -1 and less than 0.5, found {self.poisson_ratio}.")
 
+    @classmethod
+    def of_lame(cls, lame_lambda: float, lame_mu: float) -> "Phase":
+        """The material of these Lame constants. ValueError as above."""
+        return cls(
+            lame_mu * (3 * lame_lambda + 2 * lame_mu) / (lame_lambda + lame_mu),
+            lame_lambda / (2 * (lame_lambda + lame_mu)),
+        )
+
     @property
     def lame_lambda(self) -> float:
         """First Lame constant, in the unit of the Young's modulus."""

@@ -11,6 +11,7 @@ from scipy import stats
 from data_pipeline.components import COMPONENTS, tensor
 from data_pipeline.homogenize import reuss, voigt
 from data_pipeline.phase import Phase
+from models import hill
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
@@ -146,28 +147,17 @@ def converged(curve: Mapping[int, float]) -> int:
 
 
 def hill_residuals(targets: np.ndarray, names: Sequence[str], fractions: np.ndarray, phases: Mapping[str, Phase]):
-    """What C13, C23 and C33 miss of Hill's relations of a two-phase cell extruded out of plane, (n, 3), label's unit.
-
-    `fractions` (n,) of the inclusion. With k = lambda + mu of each phase and e = -(lambda_i - lambda_m) /
-    (2 (k_i - k_m)), s = 2 k_m e + lambda_m: C13 = s - e (C11 + C12), C23 = s - e (C12 + C22), C33 = <lambda + 2 mu> +
-    2 e <lambda> - e (C13 + C23) (Hill 1964). NaN where the phases' k agree.
-    """
-    c11, c22, c33, c12, c23, c13 = (targets[:, list(names).index(name)] for name in COMPONENTS[:6])
-    matrix, inclusion = phases["matrix"], phases["inclusion"]
-    k_m, k_i = (phase.lame_lambda + phase.lame_mu for phase in (matrix, inclusion))
-    e = -(inclusion.lame_lambda - matrix.lame_lambda) / (2 * (k_i - k_m)) if k_i != k_m else np.nan
-    s = 2 * k_m * e + matrix.lame_lambda
-
-    def mean(of: str) -> np.ndarray:
-        return (1 - fractions) * getattr(matrix, of) + fractions * getattr(inclusion, of)
-
-    return np.column_stack(
-        [
-            c13 - (s - e * (c11 + c12)),
-            c23 - (s - e * (c12 + c22)),
-            c33 - (mean("lame_lambda") + 2 * mean("lame_mu") + 2 * e * mean("lame_lambda") - e * (c13 + c23)),
-        ]
+    """What C13, C23 and C33 miss of Hill's relations (models.hill), (n, 3), label's unit; NaN of phases whose
+    plane-strain bulk moduli nearly agree. `fractions` (n,) of the inclusion."""
+    lambdas, mus = (
+        (getattr(phases["matrix"], name), getattr(phases["inclusion"], name)) for name in ("lame_lambda", "lame_mu")
     )
+    ks = lambdas[0] + mus[0], lambdas[1] + mus[1]
+    c11, c22, c33, c12, c23, c13 = (targets[:, list(names).index(name)] for name in COMPONENTS[:6])
+    if not hill.apart(ks):
+        return np.full((len(targets), 3), np.nan)
+    expected = hill.out_of_plane(*hill.parts(c11, c22, c12, fractions, ks), fractions, lambdas, mus)
+    return np.column_stack((c13, c23, c33)) - np.column_stack(expected)
 
 
 def physics(
@@ -183,11 +173,6 @@ def physics(
     if set(names) != set(COMPONENTS):
         return dict.fromkeys(("not_positive_definite", "above_voigt", "below_reuss", "hill"))
     full = tensor(targets, tuple(names))
-    scale = np.abs(targets).max(axis=1)
-
-    def share(matrices: np.ndarray) -> float:
-        return float((np.linalg.eigvalsh(matrices)[:, 0] < -ROUNDING * scale).mean())
-
     found: dict[str, float | None] = {
         "not_positive_definite": float((np.linalg.eigvalsh(full)[:, 0] <= 0).mean()),
         "above_voigt": None,
@@ -196,13 +181,21 @@ def physics(
     }
     if phases is None:
         return found
-    bounds = {
-        bound.__name__: np.stack([bound(float(fraction), **phases) for fraction in fractions])
-        for bound in (voigt, reuss)
-    }
+    beyond = beyond_bounds(targets, names, fractions, phases)
     residuals = hill_residuals(targets, names, fractions, phases)
-    return found | {
-        "above_voigt": share(bounds["voigt"] - full),
-        "below_reuss": share(full - bounds["reuss"]),
-        "hill": float(np.sqrt((residuals**2).mean())),
-    }
+    return (
+        found
+        | {name: float((each > ROUNDING).mean()) for name, each in beyond.items()}
+        | {"hill": float(np.sqrt((residuals**2).mean()))}
+    )
+
+
+def beyond_bounds(
+    targets: np.ndarray, names: Sequence[str], fractions: np.ndarray, phases: Mapping[str, Phase]
+) -> dict[str, np.ndarray]:
+    """How far each tensor lies "above_voigt" and "below_reuss", (n,), as a share of its largest component: the least
+    eigenvalue of bound - tensor and of tensor - bound, with the other sign. Negative or 0 within."""
+    full, size = tensor(targets, tuple(names)), np.abs(targets).max(axis=1)
+    upper, lower = (np.stack([bound(float(f), **phases) for f in fractions]) for bound in (voigt, reuss))
+    gaps = {"above_voigt": upper - full, "below_reuss": full - lower}
+    return {name: -np.linalg.eigvalsh(gap)[:, 0] / size for name, gap in gaps.items()}

@@ -15,6 +15,7 @@ import numpy as np
 import pandas
 
 from data_pipeline.dataset import Dataset, load_npz
+from data_pipeline.phase import Phase
 from data_pipeline.split import Split, split
 from hpo import alarms, analysis, promotion, study
 from hpo.errors import NotFound, StudyConflict
@@ -134,6 +135,15 @@ class Evidence:
         return self.dataset.images[self.split.test].mean(axis=(1, 2, 3), dtype=np.float64)
 
     @cached_property
+    def phases(self) -> dict[str, Phase] | None:
+        """The phases of the newest study that recorded them. The data set's own may be those of an earlier
+        dataset.toml: its digest does not cover them."""
+        known = [each.row.facts["data"].get("phases") for each in self.closed]
+        if (found := next(filter(None, reversed(known)), None)) is None:
+            return self.dataset.phases
+        return {name: Phase.of_lame(**constants) for name, constants in found.items()}
+
+    @cached_property
     def kinds(self) -> list[str] | None:
         """The kind of microstructure of each test cell, by the word behind the number in its file's name; None if the
         names are no kinds."""
@@ -184,7 +194,7 @@ def _comparable(queue: Queue) -> list[StudyRow]:
 
 
 def _dataset(tracker: Tracker, row: StudyRow) -> Dataset:
-    """As it lies at the study's run: names and phases, which a digest does not cover, are the same for every reader."""
+    """As it lies at the study's run: its names, which a digest does not cover, are the same for every reader."""
     digest = row.facts["data"]["digest"]
     with tempfile.TemporaryDirectory() as folder:
         file = tracker.download_artifact(row.facts["study_run_id"], f"data/{digest}.npz", Path(folder))

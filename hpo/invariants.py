@@ -177,7 +177,7 @@ def _curve(shown: Mirror, job: Job) -> Iterator[str]:
 
 def _aliases(shown: Mirror) -> Iterator[str]:
     name, owner = shown.study.facts["model_name"], shown.queue.database_id()
-    scores: dict[int, float] = {}
+    known: list[registry.Version] = []
     champion = None
     for version in registry.versions(shown.tracker, name):
         job = shown.queue.by_run(version.run_id)
@@ -186,8 +186,13 @@ def _aliases(shown: Mirror) -> Iterator[str]:
         if version.aliases and (fault := promotion.unsound(shown.queue, shown.tracker, name, version)):
             yield f"{name} version {version.number} (@{', @'.join(version.aliases)}): {fault}"
         elif job is not None and job.result is not None and shown.queue.closing_state(job.study) == "done":
-            scores[version.number] = job.result["best_val_nmse"]
+            tag, recorded = version.tags.get(promotion.OWN), repr(job.result["best_val_nmse"])
+            if tag == recorded:
+                known.append(version)
+            elif tag is not None:  # somebody's own version has none, and does not stand for election
+                yield f"{name} version {version.number}: expected the tag {promotion.OWN} {recorded}, found {tag}"
         if promotion.CHAMPION in version.aliases:
             champion = version.number
+    scores = promotion.standings(known)
     if champion in scores and scores[champion] > min(scores.values()):
         yield f"{name}: @champion is version {champion}, but {min(scores, key=scores.__getitem__)} is better"

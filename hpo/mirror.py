@@ -213,7 +213,7 @@ def params(spec: dict[str, Any]) -> dict[str, Any]:
     flat |= {"config": spec["config"]} if spec["config"] is not None else {}
     flat |= {f"model.{name}": value for name, value in spec["model"].items()}
     flat |= {f"training.{name}": value for name, value in spec["training"].items()}
-    for name in ("weights", "starts_from"):  # the file, or the trial, that this one begins with
+    for name in ("weights", "starts_from", "best_of"):  # the file or trial it begins with, the trial of the same point
         if found := spec.get(name):
             flat |= {f"{name}.{key}": value for key, value in found.items() if key != "files"}
             if "files" in found:
@@ -229,8 +229,11 @@ def tags(job: Job) -> dict[str, Any]:
     if weights := provenance(job.spec["model"]):
         words["hpo.weights"] = weights
         words["mlflow.note.content"] += f" Backbone: {weights}."
-    if (first := job.spec.get("starts_from")) is not None:
-        words["hpo.starts_from"] = f"trial {first['trial']} of {first['study']}, run {first['run_id']}"
+    for name in ("starts_from", "best_of"):
+        if (first := job.spec.get(name)) is not None:
+            words[f"hpo.{name}"] = f"trial {first['trial']} of {first['study']}, run {first['run_id']}"
+    if "hpo.best_of" in words:
+        words["mlflow.note.content"] += f" The point is that of {words['hpo.best_of']}."
     return words
 
 

@@ -15,7 +15,8 @@ from hpo.errors import ModelError
 def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
     """One row an image: `image` (its path), then one column per target; the unit is in `frame.attrs["unit"]`.
 
-    Raises ModelError: the folder holds no usable model; an image cannot be read or has the wrong size.
+    Raises ModelError: the folder holds no usable model; an image cannot be read, has the wrong size, or has other grey
+    values than 0 and 255 where the model knows the mechanics of two phases.
     """
     from models import bundle, regressor  # torch: 4 s, so not for those who only ask for help
     from models.specs import SpecError
@@ -42,7 +43,7 @@ def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
 
 def _read(path: Path, spec: dict[str, Any]) -> np.ndarray:
     """Grey values 0..1, (height, width). The size is checked before the pixels are decoded."""
-    from models import bundle
+    from models import bundle, specs
     from models.specs import SpecError
 
     if path.exists() and not path.is_file():  # a pipe would block, a device never end
@@ -63,4 +64,9 @@ def _read(path: Path, spec: dict[str, Any]) -> np.ndarray:
         raise ModelError(f"{path}: {problem}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise ModelError(f"{path}: cannot be read as an image ({error}).") from error
+    if specs.physical(specs.from_dict(spec["model"])) and (between := ~np.isin(grey, (0, 255))).any():
+        raise ModelError(
+            f"{path}: expected pixels of 0 and 255 alone, found {between.sum()} of {grey.size} in between. The model's "
+            "last layer takes the mean grey value for the volume fraction of two phases: threshold the image first."
+        )
     return grey.astype(np.float32) / 255

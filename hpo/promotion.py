@@ -1,6 +1,7 @@
 """What closing a study decides: winners, verdict, aliases. The model is registered and compared with the champion."""
 
 import logging
+import math
 import statistics
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +18,8 @@ from hpo.study import provenance
 from hpo.tracking import OWNER, Tracker
 
 CHAMPION = "champion"
+# Tags of a version: its network's validation NMSE, its point's, and the trial of another study whose point that is.
+OWN, POINT, BEST_OF = "hpo.best_val_nmse", "hpo.point_val_nmse", "hpo.best_of"
 ELECTION = 120.0  # seconds an election may take before a frozen one gives up its lock
 
 log = logging.getLogger("hpo")
@@ -41,7 +44,7 @@ def repeats(jobs: list[Job]) -> dict[int, list[Job]]:
     return found
 
 
-def spread(jobs: list[Job]) -> tuple[float, float | None]:
+def spread(jobs: Sequence[Job]) -> tuple[float, float | None]:
     """Mean and standard deviation (None of a single one) of the validation NMSE of a point's repeats."""
     values = [_nmse(job) for job in jobs]
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
@@ -124,9 +127,10 @@ def promote(
         tracker_model,
         description=f"Models trained on {facts['data']['name']} (digest {facts['data']['digest'][:8]}), "
         f"targets {', '.join(facts['data']['target_names'])} in {facts['data']['unit']}. All studies on this data and "
-        "split compete for @champion; lower validation NMSE wins.",
+        "split compete for @champion; the point with the lowest validation NMSE, the mean over its seeds, wins.",
         tags={"hpo.data": facts["data"]["digest"], "hpo.split": facts["data"]["split"]},
     )
+    again = repeats(jobs)
     for rank, job in enumerate(chosen):
         assert job.result is not None and job.spec is not None
         found = scored[job.number]
@@ -141,6 +145,7 @@ def promote(
             "validation": found["validation"],
             "test": found["test"],
             "version": None,
+            "point_nmse": spread(again[job.number])[0],
         }
         if outcome != "below mean":
             queue.require(closing)
@@ -150,7 +155,7 @@ def promote(
                 key=mirror.key(job),
                 model_id=job.result["model_id"],
                 run_id=str(job.run_id),
-                description=_description(study, job, found, outcome, result["alarms"]),
+                description=_description(study, job, again[job.number], found, outcome, result["alarms"]),
                 tags={
                     OWNER: queue.database_id(),
                     "hpo.study": study.name,
@@ -158,7 +163,8 @@ def promote(
                     "hpo.verdict": outcome,
                     "hpo.weights": provenance(job.spec["model"]) or "random",
                     "hpo.beats_volume_fraction": str(outcome == "good").lower(),
-                    "hpo.best_val_nmse": repr(_nmse(job)),
+                    OWN: repr(_nmse(job)),
+                    **_of_point(job, again[job.number]),
                 },
             )
             crash.at("version registered")
@@ -191,38 +197,64 @@ def champion_lock(queue: Queue, model_name: str) -> AbstractContextManager[None]
 
 
 def elect(queue: Queue, tracker: Tracker, model_name: str, *, sound: Collection[str] = ()) -> dict[str, Any]:
-    """Point @champion at the version with the lowest validation NMSE; it moves only to a better one that is sound.
+    """Point @champion at the version that is first in `standings`; it moves only to a better one that is sound.
 
     `sound`: runs whose models have just been fetched, checked and made to predict; another one is, before it is
     chosen. The model's description gets a table of its versions. The caller holds the champion's lock.
     """
     elected = _elect(queue, tracker, model_name, sound)
     rows = [("version", "trial", "validation NMSE", "verdict", "aliases"), ("---",) * 5]
+    candidates = _candidates(tracker, model_name)
+    standing = standings(candidates)
     rows += [
         (
             str(each.number),
             each.description.partition("\n")[0],
-            mirror.score_text(_tagged(each)),
+            _scores_text(*standing[each.number]),
             each.tags.get("hpo.verdict", ""),
             " ".join(f"`@{name}`" for name in each.aliases),
         )
-        for each in registry.versions(tracker, model_name)
-        if "hpo.best_val_nmse" in each.tags
+        for each in candidates
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     registry.describe_versions(tracker, model_name, table if len(rows) > 2 else "")
     return elected
 
 
+def standings(versions: Sequence[Version]) -> dict[int, tuple[float, float]]:
+    """What each version is elected by, by its number, lowest first: the validation NMSE of its point, which is the mean
+    over the point's repeats, then that of its own network.
+
+    A study that trains the best points of another with other seeds answers for them: the other's versions have the
+    scores that it found for their points, infinity where it found another point better or did not train theirs.
+    """
+    again: dict[tuple[str, str], dict[str, float]] = {}  # database and study -> trial -> mean
+    for each in versions:
+        if BEST_OF in each.tags:
+            name, _, number = each.tags[BEST_OF].rpartition("/")
+            means = again.setdefault((each.tags.get(OWNER, ""), name), {})
+            means[number] = min(_tagged(each, POINT), means.get(number, math.inf))
+    found = {}
+    for each in versions:
+        own = _tagged(each, OWN)
+        point = _tagged(each, POINT) if POINT in each.tags else own
+        study = each.tags.get(OWNER, ""), each.tags.get("hpo.study", "")
+        if study in again:
+            point = again[study].get(each.tags.get("hpo.trial", ""), math.inf)
+        found[each.number] = point, own
+    return found
+
+
 def _elect(queue: Queue, tracker: Tracker, model_name: str, sound: Collection[str]) -> dict[str, Any]:
-    candidates = [v for v in registry.versions(tracker, model_name) if "hpo.best_val_nmse" in v.tags]
+    candidates = _candidates(tracker, model_name)
     if not candidates:
         registry.delete_alias(tracker, model_name, CHAMPION)
         return {"champion": None, "champion_moved": False}
+    standing = standings(candidates)
     present = next((v for v in candidates if CHAMPION in v.aliases), None)
     holder = present
-    for each in sorted(candidates, key=lambda v: (_tagged(v), v.number)):
-        if present is not None and _tagged(each) >= _tagged(present):
+    for each in sorted(candidates, key=lambda v: (standing[v.number], v.number)):
+        if present is not None and standing[each.number] >= standing[present.number]:
             break
         if each.run_id not in sound and (fault := unsound(queue, tracker, model_name, each)):
             log.warning("%s version %d is passed over: %s", model_name, each.number, fault)
@@ -232,12 +264,27 @@ def _elect(queue: Queue, tracker: Tracker, model_name: str, sound: Collection[st
         break
     if holder is None:
         return {"champion": None, "champion_moved": False}
+    point, own = standing[holder.number]
     return {
         "champion": holder.number,
         "champion_moved": holder is not present,
         "champion_study": holder.tags["hpo.study"],
-        "champion_nmse": _tagged(holder),
+        "champion_nmse": own,
+        "champion_point_nmse": point if math.isfinite(point) else own,
     }
+
+
+def _scores_text(point: float, own: float) -> str:
+    """A network's validation NMSE, with that of its point where it has another one or lost to another point."""
+    text = mirror.score_text(own)
+    if math.isinf(point):
+        return f"{text}, with other seeds another point is better"
+    return text if point == own else f"{text}, mean of its point {mirror.score_text(point)}"
+
+
+def _candidates(tracker: Tracker, model_name: str) -> list[Version]:
+    """The versions that studies registered."""
+    return [version for version in registry.versions(tracker, model_name) if OWN in version.tags]
 
 
 def unsound(queue: Queue, tracker: Tracker, model_name: str, version: Version) -> str | None:
@@ -268,9 +315,17 @@ def unsound(queue: Queue, tracker: Tracker, model_name: str, version: Version) -
         return None if np.isfinite(answer).all() else f"it predicts {answer.tolist()}"
 
 
-def _tagged(version: Version) -> float:
-    """The validation NMSE it was registered with."""
-    return float(version.tags["hpo.best_val_nmse"])
+def _tagged(version: Version, tag: str) -> float:
+    """A validation NMSE that it was registered with."""
+    return float(version.tags[tag])
+
+
+def _of_point(job: Job, again: Sequence[Job]) -> dict[str, str]:
+    """Tags of a version whose point was trained several times, or is one of another study's best."""
+    assert job.spec is not None
+    first = job.spec.get("best_of")
+    found = {} if first is None else {BEST_OF: f"{first['study']}/{first['trial']}"}
+    return found | ({POINT: repr(spread(again)[0])} if found or len(again) > 1 else {})
 
 
 def alias(study: str) -> str:
@@ -278,7 +333,14 @@ def alias(study: str) -> str:
     return study.replace(".", "-")
 
 
-def _description(study: StudyRow, job: Job, found: Mapping[str, Any], outcome: str, warnings: Sequence[str]) -> str:
+def _description(
+    study: StudyRow,
+    job: Job,
+    again: Sequence[Job],
+    found: Mapping[str, Any],
+    outcome: str,
+    warnings: Sequence[str],
+) -> str:
     assert job.spec is not None
     unit, test = study.facts["data"]["unit"], found["test"]
     cubic, mean = found["predictors"]["volume fraction"]["test"], found["predictors"]["mean"]["test"]
@@ -288,6 +350,7 @@ def _description(study: StudyRow, job: Job, found: Mapping[str, Any], outcome: s
         f"{mirror.run_name(job)}\n\n"  # the model's page shows of each version the first 32 letters
         f"Trial {job.number} of the study {study.name} ({point}); {VERDICTS[outcome]}.\n\n"
         + "".join(f"**Alarm:** {alarm}\n\n" for alarm in warnings)
+        + _why(job, again)
         + f"{weights.get(provenance(job.spec['model']), '')}{job.spec['parameters']:,} parameters.\n\n"
         f"| predictor | test NMSE | test MSE ({unit}²) | test R² | test NRMSE |\n|---|---|---|---|---|\n"
         + "\n".join(
@@ -301,6 +364,22 @@ def _description(study: StudyRow, job: Job, found: Mapping[str, Any], outcome: s
         )
         + "\n\nNMSE: mean over the targets of MSE / variance of the training split. Selected on validation alone."
     )
+
+
+def _why(job: Job, again: Sequence[Job]) -> str:
+    """How a point that was trained several times, and this network of it, were chosen."""
+    assert job.spec is not None
+    text = ""
+    if (first := job.spec.get("best_of")) is not None:
+        text = f"The point is that of trial {first['trial']} of {first['study']}. "
+    mean, deviation = spread(again)
+    if deviation is not None:
+        text += (
+            f"It was trained with {len(again)} seeds: of points the mean of their validation NMSE decides "
+            f"({mirror.score_text(mean)} ± {mirror.score_text(deviation)}), of the point's networks the lowest, this "
+            f"one's ({mirror.score_text(_nmse(job))})."
+        )
+    return f"{text.strip()}\n\n" if text else ""
 
 
 def _nmse(job: Job) -> float:

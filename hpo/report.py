@@ -230,16 +230,18 @@ def promotion(study: StudyRow, ended: dict[str, Any], close: Job | None) -> list
     if winner["version"] is None:
         return [f"Nothing promoted: config {number} is the best, but {ended['reason']}."]
     lines = [f"Promoted: config {number} as {name} version {winner['version']}; {ended['reason']} (validation NMSE)."]
+    own = ended["champion_nmse"]
+    point = ended.get("champion_point_nmse", own)
+    stays = f"@champion stays version {ended['champion']}, of the study {ended['champion_study']}:"
     if ended["champion"] == winner["version"]:
+        mean = "" if point == own else ", the mean of its point's repeats"
         lines.append(
-            f"@champion is this version: the lowest validation NMSE ({ended['champion_nmse']:.4g}) of all studies on "
-            "this data."
+            f"@champion is this version: the lowest validation NMSE ({point:.4g}{mean}) of all studies on this data."
         )
+    elif point == winner.get("point_nmse"):
+        lines.append(f"{stays} it is of the same point, and its own validation NMSE {own:.4g} is lower.")
     else:
-        lines.append(
-            f"@champion stays version {ended['champion']}, of the study {ended['champion_study']}: its validation NMSE "
-            f"{ended['champion_nmse']:.4g} is lower."
-        )
+        lines.append(f"{stays} its validation NMSE {point:.4g} is lower.")
     if winner.get("weights") == "not pretrained":
         lines.append("Note: its backbone is not pretrained; the version is tagged so.")
     if winner["verdict"] == "below volume fraction":

@@ -429,7 +429,7 @@ def _physics(evidence: Evidence) -> Table:
     said |= {NAMES[name]: predicted for name, predicted in evidence.predictors.items()}
     rows = []
     for title, predicted in {**said, "the labels themselves": evidence.truth}.items():
-        found = analysis.physics(predicted, names, evidence.fractions, evidence.dataset.phases)
+        found = analysis.physics(predicted, names, evidence.fractions, evidence.phases)
         columns = {
             "not positive definite": "not_positive_definite",
             "above Voigt": "above_voigt",
@@ -438,7 +438,7 @@ def _physics(evidence: Evidence) -> Table:
         }
         rows.append({"model": title} | {column: found[key] for column, key in columns.items()})
     missing = ""
-    if not evidence.dataset.phases:
+    if not evidence.phases:
         missing = " No phases are given, or the images have more than two: bounds and relations are not measured."
     return Table(
         name="physics",

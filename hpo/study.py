@@ -41,7 +41,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "sampler": ("name", "trials", "multivariate"),
     "pruner": ("name", *dict.fromkeys(key for settings in PRUNERS.values() for key in settings)),
 }
+TABLES = ("data", "model", "sampler", "pruner", "space", "training")
 SEQUENCE_KEYS = ("description", "sequence")
+BEST_KEYS = ("description", "seed", "repeats", "best_of", "points", "training")  # the others are the earlier study's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +166,17 @@ class Study:
         return self.grid() if self.sampler == "grid" else _corners(self.space)
 
     def largest(self) -> list[dict[str, Any]]:
-        """The points of a grid, else that of the highest numbers: if these networks fit an image, all others do."""
-        return self.grid() if self.sampler == "grid" else [_highest(self.space)]
+        """The points of a grid, else those of the highest numbers with each stride, of which an image's sides must be
+        multiples: if these networks fit an image, all others do."""
+        if self.sampler == "grid":
+            return self.grid()
+        highest, stride = _highest(self.space), self.space.get("stride")
+        if isinstance(stride, Interval):
+            return [
+                highest | {"stride": each}
+                for each in range(int(stride.low), int(stride.high) + 1, int(stride.step or 1))
+            ]
+        return [highest | {"stride": each} for each in stride.values] if stride else [highest]
 
     def trial(self, point: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The model's and the training's settings at one point, complete and validated."""
@@ -200,7 +211,7 @@ def trial_spec(
     """The frozen description of one trial, and its cost (multiply-adds of one image, forward).
 
     `facts`: the study's; of its data (digest, split, image_shape, target_names, phases), the files of pretrained
-    weights, and the networks to start from. Repeats count the seed up.
+    weights, the networks to start from, and the trials whose points these are. Repeats count the seed up.
     """
     model, training = plan.trial(point)
     data = facts["data"]
@@ -212,6 +223,8 @@ def trial_spec(
     chosen = specs.from_dict(model)
     if specs.physical(chosen):
         begins["phases"] = data["phases"]
+    if (best := next((each for each in facts.get("best_of", ()) if each["point"] == point), None)) is not None:
+        begins["best_of"] = {key: best[key] for key in ("study", "trial", "run_id")}
     size = specs.size(chosen, tuple(data["image_shape"]), len(data["target_names"]))
     return {
         "point": point,
@@ -367,15 +380,19 @@ def _load(name: str, overrides: Sequence[str], used: set[str], *, strict: bool, 
     name, label, table, folder = _file(name)
     if "sequence" in table:
         raise StudyError(f"{label}: a sequence cannot stand where one study is expected.")
-    table = _completed_by(label, table, folder)
     original = json.dumps(table, sort_keys=True, default=str)
+    seeded = False
     for override in overrides:
         scope, colon, text = override.partition(":")
         if not colon or "=" in scope:
             scope, text = "", override
-        if scope == name or (not scope and (strict or _fits(table, text.partition("=")[0].strip()))):
+        key = text.partition("=")[0].strip()
+        if scope == name or (not scope and ((strict and "best_of" not in table) or _fits(table, key))):
             _override(table, text)
             used.add(override)
+            seeded = seeded or key == "seed"
+    if "best_of" in table:
+        _check_keys(label, "", table, BEST_KEYS)
     earlier = None
     for key in ("starts_from", "best_of"):
         if key in table:
@@ -384,29 +401,49 @@ def _load(name: str, overrides: Sequence[str], used: set[str], *, strict: bool, 
             before = _beside(folder, _value(label, key, table[key], str))
             earlier = _load(before, overrides, used, strict=False, first=False)
     overridden = json.dumps(table, sort_keys=True, default=str) != original
+    if "best_of" in table and earlier is not None:
+        table = _completed_by(label, table, earlier, _file(before)[2].get("seed", 0), seeded=seeded)
     return _parse(name, label, table, earlier, overridden=overridden or (earlier is not None and earlier.overridden))
 
 
-def _completed_by(label: str, table: dict[str, Any], folder: Path | None) -> dict[str, Any]:
-    """The table of a study that trains another's best points: what they are points of is the other's."""
-    if "best_of" not in table:
-        return table
-    own = ("description", "seed", "repeats", "best_of", "points", "training")
-    _check_keys(label, "", table, own)
-    _, _, other, _ = _file(_beside(folder, _value(label, "best_of", table["best_of"], str)))
-    shared = {key: value for key, value in other.items() if key in ("seed", "data", "model", "space", "training")}
-    training = {**other.get("training", {}), **_table(label, table, "training")}
-    return {**shared, **table, "training": training}
+def _completed_by(label: str, table: dict[str, Any], earlier: Study, stated: Any, *, seeded: bool) -> dict[str, Any]:
+    """The table of a study that trains another's best points: what they are points of is the other's.
+
+    Its seeds are counted from the other's: as far from it as the files say (`stated`: the other's), or the next ones,
+    unless an override of its own (`seeded`) sets them. Raises StudyError if one is the other's.
+    """
+    seed = table.get("seed")
+    if seed is None:
+        seed = earlier.seed + earlier.repeats
+    elif type(seed) is int and not seeded:
+        seed = (seed + earlier.seed - stated) % 2**32
+    data: dict[str, Any] = {"path": earlier.data_path}
+    return {
+        **table,
+        "seed": seed,
+        "data": data if earlier.image_size is None else data | {"image_size": earlier.image_size},
+        "model": earlier.model,
+        "space": {key: _plain(parameter) for key, parameter in earlier.space.items()},
+        "training": {**earlier.training, **_table(label, table, "training")},
+    }
 
 
 def _fits(table: Mapping[str, Any], key: str) -> bool:
     """Whether an override of this key makes sense for a study that it was not meant for alone."""
     where, _, inner = key.partition(".")
-    space = table.get("space", {})
+    table = {name: each for name, each in table.items() if name not in TABLES or isinstance(each, dict)}
+    space, pruner = table.get("space", {}), str(table.get("pruner", {}).get("name", "none"))
+    if "best_of" in table:  # the others, and the seed it is counted from, are the earlier study's
+        own = inner in table.get("training", {}) if where == "training" else where in BEST_KEYS
+        return own and key != "seed"
     if key in ("starts_from", "best_of", "points", "report_by", "start"):
         return key in table
-    if where in ("sampler", "pruner") and "best_of" in table:
-        return False
+    if key == "repeats":
+        return pruner == "none"
+    if where == "pruner":
+        return inner in ("name", *PRUNERS.get(pruner, ())) and table.get("repeats", 1) == 1
+    if where == "sampler":
+        return inner == "name" or inner in table.get("sampler", {})
     if where == "space":
         return inner.partition(".")[0] in space
     if where == "model":
@@ -486,6 +523,9 @@ def _override(table: dict[str, Any], text: str) -> None:
         table = inner
     if last == "path" and tables == ["data"] and parsed != DEFAULT_DATA:
         parsed = str(Path(str(parsed)).expanduser().absolute())
+    if key == "pruner.name":  # the settings of another one do not fit it
+        for setting in set(table) - {"name", *PRUNERS.get(str(parsed), table)}:
+            del table[setting]
     table[last] = parsed
 
 
@@ -520,6 +560,13 @@ def _parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, 
         starts_from=None if again else earlier,
         best_of=earlier if again else None,
     )
+    if again and earlier is not None:
+        seeds = range(study.seed, study.seed + study.repeats)
+        if taken := [each for each in range(earlier.seed, earlier.seed + earlier.repeats) if each in seeds]:
+            raise StudyError(
+                f"{label}: seed: best points are trained with other seeds than in {earlier.name}: expected others than "
+                f"{taken[0]}, found {study.seed}{f' to {seeds[-1]}' if study.repeats > 1 else ''}."
+            )
     if "points" in table and not again:
         raise StudyError(f"{label}: points: they are those of the study that best_of names, and there is none.")
     if not 1 <= study.repeats <= 1000:

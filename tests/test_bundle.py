@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from data_pipeline.components import COMPONENTS, SYMMETRIES
 from models import bundle
+from models.physics import Physics
 from models.regressor import Regressor, predict
 from models.specs import CnnSpec, PeriodicSpec, SpecError, build, to_dict
 
@@ -144,3 +145,59 @@ def test_a_periodic_model_predicts_larger_cells_of_the_same_pixels_and_a_cell_re
     for wrong in ((1, 32, 16), (2, 32, 32), (1, 6, 6), (1, 33, 33)):
         with pytest.raises(SpecError, match=r"^x\.png: .*expected"):
             bundle.check_shape(facts, wrong, where="x.png")
+
+
+@pytest.fixture
+def physical(tmp_path):
+    """The folder of an untrained network between the bounds."""
+    spec, shape = PeriodicSpec(width=2, depth=1, head=0, physics="bounded"), (1, 8, 8)
+    phases = {
+        "matrix": {"lame_lambda": 3.0246913580246915, "lame_mu": 1.2962962962962963},
+        "inclusion": {"lame_lambda": -1.5, "lame_mu": 28.688524590163933},  # stable, though auxetic
+    }
+    physics = Physics("bounded", phases, COMPONENTS)
+    model = Regressor(
+        build(spec, shape, 9), torch.zeros(6), torch.ones(6), symmetries=SYMMETRIES, image_shape=shape, physics=physics
+    )
+    bundle.save(tmp_path, model, model=to_dict(spec), image_shape=shape, target_names=COMPONENTS, unit="GPa")
+    return tmp_path, phases
+
+
+def test_the_phases_of_a_model_come_out_of_its_folder_to_the_last_digit(physical):
+    folder, phases = physical
+    model, spec = bundle.load(folder)
+    assert spec["phases"] == model.physics.phases == phases
+    assert (model.physics.kind, model.physics.target_names) == ("bounded", COMPONENTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"matrix": None}, '"phases": expected an object with matrix and inclusion'),
+        ({"fibre": {"lame_lambda": 1.0, "lame_mu": 1.0}}, '"phases": expected'),
+        ({"matrix": {"lame_lambda": 1.0}}, "each with lame_lambda and lame_mu of a stable"),
+        ({"matrix": {"lame_lambda": 1.0, "lame_mu": 1}}, "of a stable material"),
+        ({"matrix": {"lame_lambda": 1.0, "lame_mu": "1.0"}}, "of a stable material"),
+        ({"matrix": {"lame_lambda": float("nan"), "lame_mu": 1.0}}, "of a stable material"),
+        ({"matrix": {"lame_lambda": 1e200, "lame_mu": 1.0}}, "of a stable material"),
+        ({"matrix": {"lame_lambda": 1.0, "lame_mu": 0.0}}, "of a stable material"),
+        ({"matrix": {"lame_lambda": -0.7, "lame_mu": 1.0}}, "of a stable material"),  # in the plane alone it would be
+        ({"matrix": {"lame_lambda": 27.188, "lame_mu": 1e-3}}, "phases whose lambda . mu differ by more than 0.1%"),
+    ],
+)
+def test_a_model_of_phases_that_cannot_be_is_refused(physical, change, message):
+    folder, phases = physical
+    spec = json.loads((folder / bundle.SPEC).read_text())
+    spec["phases"] = {name: each for name, each in (phases | change).items() if each is not None}
+    (folder / bundle.SPEC).write_text(json.dumps(spec))
+    with pytest.raises(SpecError, match=f"spec.json: .*{message}"):
+        bundle.load(folder)
+
+
+def test_a_model_without_the_phases_it_needs_is_refused(physical):
+    folder, _ = physical
+    spec = json.loads((folder / bundle.SPEC).read_text())
+    del spec["phases"]
+    (folder / bundle.SPEC).write_text(json.dumps(spec))
+    with pytest.raises(SpecError, match=r'"phases": expected an object .* found None'):
+        bundle.load(folder)

@@ -199,16 +199,17 @@ def test_the_loaded_models_predictions_go_where_the_image_goes(folder, name):
     assert np.abs(predict(bare, moved) - predict(bare, images)[:, list(SYMMETRIES[name])]).max() > 1e-3 * before.max()
 
 
-@pytest.mark.parametrize("count", [1, 2, 70])
-def test_mlflow_pytorch_and_the_loaded_model_give_the_same_numbers_for_any_batch_size(folder, count):
+def test_mlflow_pytorch_and_the_loaded_model_give_the_same_numbers_for_any_batch_size(folder):
     import mlflow.pyfunc
 
-    images = cells.blocks(count, 16, seed=SEED)
-    expected = predict(regressor(), images)
-    assert_close(predict(bundle.load(folder)[0], images), expected)
-    assert_close(mlflow.pyfunc.load_model(str(folder)).predict(images), expected)
+    model, served = bundle.load(folder)[0], mlflow.pyfunc.load_model(str(folder))
     exported = torch.export.load(folder / PT2).module()
-    assert_close(exported(torch.from_numpy(images)).detach().numpy(), expected)
+    for count in (1, 2, 70):
+        images = cells.blocks(count, 16, seed=SEED)
+        expected = predict(regressor(), images)
+        assert_close(predict(model, images), expected)
+        assert_close(served.predict(images), expected)
+        assert_close(exported(torch.from_numpy(images)).detach().numpy(), expected)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import cells
 import pytest
 from shell import at_once, fresh_database
 
-from hpo import planning, sampling, settings, study
+from hpo import mirror, planning, sampling, settings, study
 from hpo.errors import StudyError
 from hpo.queue import Queue
 from hpo.tracking import Tracker
@@ -39,6 +39,66 @@ def test_planners_at_once_write_every_point_down_once(database_url, tracking_uri
     store.remove_session()
     store.engine.dispose()
     first.close()
+
+
+def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_died_does_not_change_them(
+    database_url, tracking_uri, data, tmp_path, monkeypatch
+):
+    name = f"searched-{tmp_path.name[-8:].replace('_', '-')}"
+    cells.study(tmp_path, name, data=data, epochs=1)
+    read = settings.read({"HPO_HOME": str(tmp_path / "home")})
+
+    def plan(file, queue):
+        ready = planning.prepare(study.load(str(tmp_path / f"{file}.toml")))
+        return planning.plan(ready, queue, Tracker(tracking_uri), read, database_url)
+
+    for file in (again := f"{name}-again", other := f"{name}-other"):
+        (tmp_path / f"{file}.toml").write_text(f'best_of = "{name}.toml"\npoints = 3\nrepeats = 2\n')
+    with closing(Queue(database_url)) as queue:
+        queue.install()
+        with pytest.raises(StudyError, match=f"{again} trains the best points of {name}, and it has not been run. Run"):
+            plan(again, queue)
+        plan(name, queue)
+        scores = {0: 0.3, 1: 0.1, 2: 0.2, 3: None}
+        for left in (4, 3, 2, 1):
+            with pytest.raises(StudyError, match=f"and {left} of its 4 trials are still to be trained. Run"):
+                plan(again, queue)
+            job = queue.claim(name, worker="w", lease=60)
+            queue.set_run(job.id, f"run {job.number}")
+            score = scores[job.number]
+            queue.end(job, "diverged" if score is None else "done", result={"best_val_nmse": score})
+        points = {job.number: job.spec["point"] for job in queue.jobs(name) if job.kind == "trial"}
+        expected = [{"study": name, "trial": n, "run_id": f"run {n}", "point": points[n]} for n in (1, 2, 0)]
+
+        monkeypatch.setattr(planning.sampling, "storage", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            plan(again, queue)
+        monkeypatch.undo()
+        with queue.engine.begin() as connection:
+            better = "UPDATE hpo.job SET result = '{{\"best_val_nmse\": 0.01}}' WHERE study = '{}' AND number = 0"
+            connection.exec_driver_sql(better.format(name))
+        row = plan(again, queue)
+        assert row.facts["best_of"] == expected and "planned" in row.facts
+        assert [best["trial"] for best in plan(other, queue).facts["best_of"]] == [0, 1, 2]
+        store = sampling.storage(database_url)
+        trials = store.get_all_trials(store.get_study_id_from_name(again))
+        assert [trial.params for trial in trials] == [best["point"] for best in expected]
+        store.remove_session()
+        store.engine.dispose()
+        jobs = [(job.number, job.repeat) for job in queue.jobs(again) if job.kind == "trial"]
+        assert sorted(jobs) == [(number, repeat) for number in range(3) for repeat in range(2)]
+        plain = study.restore(again, row.spec)
+        spec, _ = study.trial_spec(plain, row.identity, row.facts, points[2], config=None, repeat=1)
+        assert spec["seed"] == 2 and spec["best_of"] == {"study": name, "trial": 2, "run_id": "run 2"}
+        assert (
+            mirror.params(spec).items()
+            >= {"best_of.study": name, "best_of.trial": 2, "best_of.run_id": "run 2"}.items()
+        )
+        (tmp_path / f"{name}-none.toml").write_text(f'best_of = "{name}.toml"\npoints = 1\n')
+        with queue.engine.begin() as connection:
+            connection.exec_driver_sql(f"UPDATE hpo.job SET state = 'diverged' WHERE study = '{name}' AND number >= 0")
+        with pytest.raises(StudyError, match=f"{name}-none trains the best points of {name}, which has none"):
+            plan(f"{name}-none", queue)
 
 
 def test_the_points_to_start_with_are_planned_first_and_the_sampler_chooses_the_others(services, data, tmp_path):
@@ -87,8 +147,13 @@ def test_physics_is_planned_only_with_phases_that_can_have_made_the_labels_and_t
     facts = (folder / "dataset.toml").read_text().partition("[phases")[0]
     for matrix, inclusion, message in (
         (None, None, "model.physics needs two known phases: .* found no phases"),
-        (7.0, 140.0, r"100% lie outside the bounds of Voigt and Reuss, and Hill's relations are missed by"),
-        (3.5, 71.0, "Are young_modulus and poisson_ratio those of the labels"),
+        (
+            7.0,
+            140.0,
+            r"60 of 60 lie outside the bounds of Voigt and Reuss by more than 1% of .* \(the worst, \d+_cell\.png",
+        ),
+        (3.5, 71.0, r"0 of 60 lie .* Hill's relations are missed by 0\.\d+ GPa \(at most 0\.0\d+\). Are young_modulus"),
+        (3.5, 5.905, r"phases whose lambda \+ mu = E .* differ by more than 0.1%: .* Found 4.32099 and 4.32157 GPa"),
         (3.5, 70.0, None),
     ):
         known = "" if matrix is None else cells.PHASES.format(matrix=matrix, inclusion=inclusion)
@@ -102,6 +167,16 @@ def test_physics_is_planned_only_with_phases_that_can_have_made_the_labels_and_t
         specs = [spec for spec, _ in ready.specs()]
         assert all(spec["phases"] == ready.canonical["phases"] for spec in specs) and len(specs) == 4
     assert "phases" not in planning.prepare(study.load(str(file), ["model.physics=none"])).canonical
+    table = next(folder.glob("*.csv"))
+    rows = [line.split(",") for line in table.read_text().split()]
+    for digits, message in ((3, None), (1, r"[1-9]\d? of 60 lie outside")):
+        rounded = [",".join([row[0], *(f"{float(number):.{digits}g}" for number in row[1:])]) for row in rows]
+        table.write_text("\n".join(rounded) + "\n")
+        if message is None:
+            planning.prepare(study.load(str(file)))
+            continue
+        with pytest.raises(StudyError, match=message):
+            planning.prepare(study.load(str(file)))
 
 
 @pytest.mark.parametrize(

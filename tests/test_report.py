@@ -22,7 +22,8 @@ EPOCHS = 30
 
 @pytest.fixture(scope="module")
 def reported(services, tmp_path_factory):
-    """Two closed studies on data of their own, a baseline and a grid of four points, and their report."""
+    """Two closed studies on data of their own, a baseline and a grid of four points, and their report; the phases are
+    known from the second on."""
     folder = tmp_path_factory.mktemp("reported")
     data = cells.make(folder / "cells", seed=21)
     grid, plain = cells.study(folder, "tuned", data=data, epochs=EPOCHS), folder / "plain.toml"
@@ -32,8 +33,10 @@ def reported(services, tmp_path_factory):
     with fresh_database(services) as url:
         shell = Shell(folder / "home", url, services.tracking_uri)
         try:
-            for study in (plain, grid):
-                assert "hpo report --study" in shell.hpo("run", "--study", study)
+            assert "hpo report --study" in shell.hpo("run", "--study", plain)
+            with (data / "dataset.toml").open("a") as facts:
+                facts.write(cells.PHASES.format(matrix=3.5, inclusion=70.0))
+            assert "hpo report --study" in shell.hpo("run", "--study", grid)
             assert "report.html: open it in a browser" in shell.hpo("report", "-o", folder / "report")
             yield shell, data, plain.stem, grid.stem, folder / "report"
         finally:
@@ -88,6 +91,10 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
         assert row["parameters"] == int(run.data.params["parameters"])
         (listed,) = trials[trials["config"] == row["config"]].to_dict("records")
         assert listed["validation NMSE"] == row["validation NMSE"]
+
+    physics = pandas.read_csv(report / "tables/physics.csv").set_index("model")
+    labels = physics.loc["the labels themselves"]  # which the cached data set of the first study knows no phases of
+    assert (labels["above Voigt"], labels["below Reuss"]) == (0, 0) and labels["Hill residual GPa"] < 1e-9
 
     models = pandas.read_csv(report / "tables/models-test.csv").set_index("model")
     components = {

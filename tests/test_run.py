@@ -14,6 +14,10 @@ from mlflow import MlflowClient
 from PIL import Image
 from shell import PATIENCE, check_recorded_once
 
+from hpo import promotion
+from hpo.predict import predict
+from hpo.tracking import Tracker
+
 pytestmark = pytest.mark.acceptance
 
 
@@ -112,27 +116,45 @@ def test_a_sampler_fills_its_slots_when_they_are_claimed_in_any_time_zone(shell,
         assert all(0 <= seconds < PATIENCE for seconds in connection.exec_driver_sql(age).scalars())
 
 
-def test_the_periodic_study_closes_with_a_champion_that_moves_with_the_image(shell, tmp_path):
-    # Its own: all studies on one data set compete for one champion.
-    data = cells.make(tmp_path / "cells", size=32, seed=2)
+def test_the_periodic_study_closes_with_a_champion_of_its_best_point_that_moves_with_the_image(shell, tmp_path):
+    # Its own: all studies on one data set compete for one champion. The smallest cells for the point to start from.
+    data = cells.make(tmp_path / "cells", size=18, seed=2)
     with (data / "dataset.toml").open("a") as file:
         file.write(cells.PHASES.format(matrix=3.5, inclusion=70.0))
-    overrides = ("space.depth=[2, 3]", "space.width=[4, 24]", "sampler.trials=3", "points=1", "periodic-best:repeats=2")
+    overrides = ("space.depth=[2, 3]", "space.width=[4, 24]", "sampler.trials=2", "points=1", "repeats=2")
     words = tuple(itertools.chain.from_iterable(("--set", each) for each in overrides))
     output = shell.hpo("run", "--study", "periodic", "--data", data, "--epochs", 2, *words)
-    searched, best = sorted((row["name"] for row in shell.json("studies")), reverse=True)
-    check_recorded_once(shell, searched, points=3, epochs=2)
-    trials = shell.json("trials", "--study", searched)
-    first = trials[0]
-    assert (first["params"]["width"], first["params"]["ema"]) == (24, 0.99), "the point the file starts from"
-    again = shell.json("trials", "--study", best)
-    assert [each["params"] for each in again] == [min(trials, key=lambda each: each["value"])["params"]] * 2
-    assert "champion" in output
-    shell.hpo("download", tmp_path / "champion")
+    best, searched = sorted(row.name for row in shell.queue.studies())
+    check_recorded_once(shell, searched, points=2, epochs=2)
+    trials, again = shell.trials(searched), shell.trials(best)
+    first = trials[0].spec["point"]
+    assert (first["width"], first["ema"]) == (24, 0.99), "the point the file starts from"
+    nmse = lambda job: job.result["best_val_nmse"]  # noqa: E731
+    chosen = min(trials, key=nmse)
+    origin = {"study": searched, "trial": chosen.number, "run_id": chosen.run_id}
+    assert [job.spec["point"] for job in again] == [chosen.spec["point"]] * 2
+    assert [(job.spec["seed"], job.spec["best_of"]) for job in again] == [(1, origin), (2, origin)]
+
+    client = MlflowClient(shell.tracking_uri)
+    run = client.get_run(again[0].run_id).data
+    assert run.params["best_of.trial"] == str(chosen.number)
+    assert run.tags["hpo.best_of"] == f"trial {chosen.number} of {searched}, run {chosen.run_id}"
+    model = shell.queue.study(best).facts["model_name"]
+    champion = min([chosen, *again], key=nmse)  # of all networks of the point that is best on average
+    version = client.get_model_version_by_alias(model, "champion")
+    assert version.run_id == champion.run_id
+    (winner,) = client.search_model_versions(f"name = '{model}' and run_id = '{min(again, key=nmse).run_id}'")
+    assert (
+        f"The point is that of trial {chosen.number} of {searched}. It was trained with 2 seeds" in winner.description
+    )
+    assert "mean of its point" in client.get_registered_model(model).description
+    said = "stays version" if champion is chosen else "is this version"
+    assert f"@champion {said}" in output.partition(f"as {model} version {winner.version}")[2]
+
+    folder = promotion.fetch(Tracker(shell.tracking_uri), champion, tmp_path / "champion")
     image = Image.open(data / "3_cell.png")
     image.transpose(Image.Transpose.TRANSPOSE).save(tmp_path / "transposed.png")
-    words = (tmp_path / "champion", data / "3_cell.png", tmp_path / "transposed.png", "--json")
-    before, after = json.loads(shell.hpo("predict", *words))["predictions"]
+    before, after = predict(folder, [data / "3_cell.png", tmp_path / "transposed.png"]).to_dict("records")
     for name, other in (("C11", "C22"), ("C23", "C13"), ("C44", "C55"), ("C33", "C33"), ("C66", "C66")):
         assert before[name] == pytest.approx(after[other], rel=1e-5)
 

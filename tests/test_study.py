@@ -87,8 +87,16 @@ def test_the_data_path_of_a_file_counts_from_the_file(tmp_path):
     assert load(tmp_path, MINIMAL + '[data]\npath = "cells"\n').data_path == str(tmp_path / "cells")
 
 
-def test_the_identity_of_the_grid_is_what_it_was_before_pruners_repeats_and_backbones():
-    assert identity(study.load("grid")) == "ae2064f8fd2620f6cbe6e00365c1b9af5de09c5235ec4f037d2809bca58c9415"
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("grid", "ae2064f8fd2620f6cbe6e00365c1b9af5de09c5235ec4f037d2809bca58c9415"),
+        ("periodic-search", "3fb1ca0932ab3a487e6837fa93bb260b3d599b2e2e165daac81687d868b2146b"),
+        ("periodic-best", "9184f120f9b63421ae8202a22335e9971f1477d70416c1d09bba4a1adbdf1a0d"),
+    ],
+)
+def test_the_identity_of_what_people_have_run_is_what_it_was(name, expected):
+    assert identity(study.load(name)) == expected
 
 
 WEIGHTS = {"vgg16": "a", "resnet50": "b", "densenet121": "c"}
@@ -249,6 +257,68 @@ def test_a_study_of_the_best_points_is_the_other_studys_but_for_seeds_repeats_an
     ):
         with pytest.raises(StudyError, match=re.escape(message)):
             study.load(write(text, "wrong.toml"))
+
+
+def seeds(*overrides):
+    return [range(each.seed, each.seed + each.repeats) for each in study.load_all("periodic", overrides)]
+
+
+def test_best_points_are_trained_with_other_seeds_than_the_searchs_whatever_is_overridden(tmp_path):
+    assert seeds() == [range(1), range(1, 4)]
+    assert seeds("seed=5") == [range(5, 6), range(6, 9)]
+    assert seeds("periodic-search:seed=2") == [range(2, 3), range(3, 6)], "as far from it as the files say"
+    assert seeds("periodic-best:seed=7", "repeats=2") == [range(1), range(7, 9)]
+    assert study.load("periodic-best", ["seed=5"]) == study.load_all("periodic", ["seed=5"])[1]
+    (tmp_path / "searched.toml").write_text(TPE.replace("[model]", "seed = 3\nrepeats = 2\n[model]", 1))
+    (tmp_path / "again.toml").write_text('best_of = "searched.toml"\npoints = 1\n')
+    assert study.load(str(tmp_path / "again.toml")).seed == 5, "a file without a seed takes the next ones"
+    for words in (["periodic-best:seed=0"], ["pruner.name=none", "periodic-search:repeats=2"]):
+        with pytest.raises(StudyError, match="best points are trained with other seeds than in periodic-search: exp"):
+            study.load_all("periodic", words)
+
+
+def test_overrides_of_the_search_reach_what_its_best_points_are_points_of(tmp_path):
+    cells, words = str(tmp_path / "cells"), ("model.stride=4", "space.width=[8, 24]", "training.batch_size=8")
+    for scope in ("periodic-search:", ""):
+        search, best = study.load_all("periodic", [scope + each for each in (*words, f"data.path={cells}")])
+        assert best.best_of == search and best.overridden
+        assert (best.model, best.space, best.data_path) == (search.model, search.space, cells)
+        assert (best.model["stride"], best.space["width"].values, best.training["batch_size"]) == (4, (8, 24), 8)
+    search, best = study.load_all("periodic", ["periodic-best:training.epochs=9"])
+    assert (search.training["epochs"], best.training["epochs"], search.overridden) == (700, 9, False)
+
+
+def test_an_override_goes_past_studies_that_cannot_have_it():
+    search, best = study.load_all("periodic", ["repeats=2", "points=1", "sampler.trials=3", "pruner.min_epochs=20"])
+    assert (search.repeats, search.trials, search.pruner["min_epochs"]) == (1, 3, 20)
+    assert (best.repeats, best.trials, best.pruner) == (2, 1, {"name": "none"})
+    assert study.load_all("periodic", ["pruner.name=median"])[0].pruner == {"name": "median", **study.PRUNERS["median"]}
+    for words in ("sampler.trials=3", "start=[]", "report_by=['width']", "pruner.name=none", "model.stride=1"):
+        root = words.partition("=")[0].partition(".")[0]
+        with pytest.raises(
+            StudyError, match=f"periodic-best: unknown key '{root}'. Valid keys here: description, seed"
+        ):
+            study.load_all("periodic", [f"periodic-best:{words}"])
+    with pytest.raises(StudyError, match="none of periodic-search, periodic-best has this key"):
+        study.load_all("periodic", ["report_by=['width']"])
+
+
+@pytest.mark.parametrize("key", ["data", "model", "sampler", "pruner", "space", "training"])
+def test_a_value_in_the_place_of_a_table_is_named_when_an_override_meets_it_in_a_sequence(tmp_path, key):
+    (tmp_path / "all.toml").write_text('sequence = ["mine.toml"]')
+    (tmp_path / "mine.toml").write_text(f"{key} = 3\n")
+    for override in ("repeats=2", "training.epochs=3", "model.depth=3", "pruner.name=median", "sampler.trials=3"):
+        with pytest.raises(StudyError):
+            study.load_all(str(tmp_path / "all.toml"), [override])
+
+
+@pytest.mark.parametrize(
+    ("space", "strides"), [("[1, 3, 2]", [1, 3, 2]), ("{low = 1, high = 5, step = 2}", [1, 3, 5]), ("[2]", [2])]
+)
+def test_the_largest_networks_of_a_space_are_there_with_every_stride(tmp_path, space, strides):
+    text = TPE.replace("[4, 8]", f"[4, 8]\nstride = {space}").replace("filters", "width")
+    each = load(tmp_path, text.replace('"cnn"', '"periodic"').replace("dropout = 0.0", ""))
+    assert each.largest() == [{"width": 8, "stride": stride, "learning_rate": 1e-2} for stride in strides]
 
 
 def test_the_periodic_study_starts_from_the_models_defaults():
