@@ -115,6 +115,24 @@ def at_once(*functions: Callable[[], object]) -> list:
         return list(threads.map(call, functions))
 
 
+def clock(process: subprocess.Popen) -> float:
+    """Seconds, without those in which the process wanted to run and other processes had the cores: for what it promises
+    to do in time, on a busy machine too."""
+    try:
+        waited = int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9  # of its main thread
+    except OSError:
+        waited = 0.0  # not Linux
+    return time.monotonic() - waited
+
+
+def until_ended(process: subprocess.Popen) -> None:
+    """Wait for the end of a process, and leave it to be asked for its clock and its output."""
+    end = time.monotonic() + PATIENCE
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        assert time.monotonic() < end, f"it does not end within {PATIENCE:.0f} s"
+        time.sleep(0.01)
+
+
 def trainers(process: subprocess.Popen) -> list[psutil.Process]:
     """The trainers of a worker."""
     children = psutil.Process(process.pid).children()
