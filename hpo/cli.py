@@ -184,6 +184,13 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument(
         "--idle-exit", type=float, metavar="SECONDS", help="leave when there was nothing to train for so long"
     )
+    it.add_argument(
+        "--stops",
+        type=int,
+        metavar="N",
+        help="leave once the study has been stopped more than N times, even before this starts (default: as often as "
+        "when it starts)",
+    )
     trainers(it)
     device(it)
 
@@ -380,6 +387,7 @@ def _work(
     console: Any,
     *,
     limits: "Limits | None" = None,
+    stops: int | None = None,
 ) -> "tuple[bool | None, Stop | None]":
     """Work on a study under a display; whether it was closed, None if a signal or `hpo stop` ended the work before,
     and who gave that."""
@@ -388,7 +396,7 @@ def _work(
 
     trainers = _trainers(options, read)
     supervisor = Supervisor(
-        read, found.database_url, found.tracking_uri, name, trainers=trainers, device=options.device
+        read, found.database_url, found.tracking_uri, name, trainers=trainers, device=options.device, stops=stops
     )
     if console.is_terminal:
         logging.getLogger("hpo").setLevel(logging.WARNING)  # the display shows the events
@@ -440,7 +448,7 @@ def _on_slurm(
     if queue.closing_state(row.name) in ENDED:
         return True, None
     with slurm.collect_interrupts() as interrupts:
-        array = slurm.hand_in(request, read, queue, row.name, report=lambda line: console.print(line, soft_wrap=True))
+        array = slurm.hand_in(request, read, queue, row, report=lambda line: console.print(line, soft_wrap=True))
         with Display(Progress(queue, row), console) as display:
 
             def tick(trouble: str) -> None:
@@ -453,11 +461,11 @@ def _on_slurm(
 def worker(options: argparse.Namespace) -> int:
     from hpo import report
 
-    limits = _limits(options)
+    limits, stops = _limits(options), _at_least("--stops", options.stops, 0)
     read, found, queue = _connect()
     while not queue.study(options.study).facts.get("planned"):
         time.sleep(WATCH_INTERVAL)  # somebody is planning it right now
-    closed, asked = _work(read, found, options.study, options, report.console(), limits=limits)
+    closed, asked = _work(read, found, options.study, options, report.console(), limits=limits, stops=stops)
     if closed and queue.closing_state(options.study) == "dead":
         raise ServiceError(
             f"Closing {options.study} failed; `hpo run` tries it again, `hpo promote` says why it failed."

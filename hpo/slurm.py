@@ -1,7 +1,8 @@
 """Workers as an array job of SLURM: submitit hands them in and starts them again, squeue shows and scancel ends them.
 
 What runs on a node is `hpo worker`, as anywhere else. SLURM's queue is the only record of the array, found by its job
-name: whoever runs the same command again, from whichever terminal, watches the same array.
+name: whoever runs the same command again, from whichever terminal, watches the same array. `hpo stop` ends an array for
+good, with those of its tasks that start later or again: the next `hpo run` hands in another one, by another name.
 """
 
 import ipaddress
@@ -33,6 +34,7 @@ POLL = 5.0  # seconds between two looks into SLURM's queue
 TICK = 0.5  # seconds
 STOPPED = 130  # exit code of a worker that was told to leave
 ANSWER_TIMEOUT = 60.0  # seconds SLURM's programs have; they wait long for a controller that restarts
+WAITING = "--state=PENDING"  # scancel's word for tasks that run nowhere, requeued ones among them
 
 # Options of sbatch that decide whether this works at all.
 OURS = {"array", "chdir", "error", "export", "get-user-env", "input", "job-name", "no-requeue", "nodes", "ntasks"}
@@ -84,10 +86,10 @@ class Array:
         rows = _slurm("squeue", "--me", "--noheader", "--array", f"--name={self.job_name}", "--format=%i|%T|%N|%r")
         return [Task(*row.split("|")) for row in rows]
 
-    def cancel(self, tasks: Sequence["Task"]) -> None:
-        """Have SLURM end these: SIGTERM, and after the cluster's KillWait (30 s by default) SIGKILL."""
-        if tasks:
-            _slurm("scancel", "--quiet", *(task.id for task in tasks))
+    def cancel(self, *filters: str) -> None:
+        """Have SLURM end its tasks, or those that filters of scancel leave: SIGTERM, and after the cluster's KillWait
+        (30 s by default) SIGKILL. Raises ServiceError if SLURM does not answer."""
+        _slurm("scancel", "--quiet", "--me", f"--name={self.job_name}", *filters)
 
 
 @dataclass(frozen=True)
@@ -136,16 +138,17 @@ def minutes(text: str) -> int:
 
 
 def hand_in(
-    request: Request, settings: Settings, queue: Queue, study: str, *, report: Callable[[str], object]
+    request: Request, settings: Settings, queue: Queue, row: StudyRow, *, report: Callable[[str], object]
 ) -> Array:
-    """Have workers of this study in SLURM's queue, unless there are some already. Raises ServiceError."""
-    array = Array(f"hpo-{study}-{queue.database_id()[:8]}", settings.home / "slurm" / study)
-    with queue.lock(f"slurm.{study}"):  # two runs at once hand in one array
+    """Have workers of this study in SLURM's queue, unless there are some already that nobody has asked to stop. Raises
+    ServiceError."""
+    array = Array(f"hpo-{row.name}-{queue.database_id()[:8]}-{row.stops}", settings.home / "slurm" / row.name)
+    with queue.lock(f"slurm.{row.name}"):  # two runs at once hand in one array
         tasks = array.tasks()
         if tasks:
             report(f"SLURM has {_workers(len(tasks))} already, as job {tasks[0].job}; logs: {array.folder}/")
         else:
-            job = _submit(request, array, study)
+            job = _submit(request, array, row)
             report(f"Handed {_workers(request.workers)} to SLURM as job {job}; logs: {array.folder}/")
     report("Ctrl-C cancels them. They go on if this terminal goes away; the same command shows them again.")
     return array
@@ -155,7 +158,7 @@ def _workers(number: int) -> str:
     return "1 worker" if number == 1 else f"{number} workers"
 
 
-def _submit(request: Request, array: Array, study: str) -> str:
+def _submit(request: Request, array: Array, row: StudyRow) -> str:
     import submitit
 
     options = dict(request.options)
@@ -171,7 +174,7 @@ def _submit(request: Request, array: Array, study: str) -> str:
         srun_args=[f"--cpus-per-task={options['cpus-per-task']}"] if "cpus-per-task" in options else None,
         additional_parameters={"requeue": True, **options},
     )
-    words = ("--study", study, "--idle-exit", str(IDLE_EXIT), *request.words)
+    words = ("--study", row.name, "--stops", str(row.stops), "--idle-exit", str(IDLE_EXIT), *request.words)
     try:
         jobs = executor.submit_array([Worker(words)] * request.workers)
     except submitit.core.utils.FailedJobError:  # it has printed what sbatch said
@@ -187,29 +190,30 @@ def watch(
     """Wait until the study is closed; whether it is, None after Ctrl-C or `hpo stop`, and who gave that. Raises
     ServiceError if no worker is left."""
     tasks, trouble, next_look = array.tasks(), None, 0.0
-    cancelled = False
+    cancelled, asked = False, None
     while len(interrupts) < 2:
         now = time.monotonic()
         if now >= next_look or (interrupts and not cancelled):
             next_look = now + POLL
             try:
                 if interrupts and not cancelled:
-                    array.cancel(array.tasks())
+                    array.cancel()
                     cancelled = True
+                elif asked is not None:  # at every look: one that SLURM was ending just now may wait again
+                    array.cancel(WAITING)
                 tasks, trouble = array.tasks(), None
             except ServiceError as error:  # its controller restarts, say
                 trouble = str(error)
         with suppress(DatabaseLost):  # asked after SLURM: a worker closes its study before it leaves
             if queue.closing_state(row.name) in ENDED:
                 with suppress(ServiceError):  # they would leave at once
-                    array.cancel([task for task in tasks if task.state == "PENDING"])
+                    array.cancel(WAITING)
                 return True, None
-            if not tasks and cancelled:
-                return None, None
+            if asked is None and (asked := queue.orders(row.name, stops=row.stops, held=())[0]):
+                next_look = now
+            if not tasks and (cancelled or asked is not None):
+                return None, asked
             if not tasks:
-                asked, _ = queue.orders(row.name, stops=row.stops, held=())
-                if asked is not None:
-                    return None, asked
                 raise ServiceError(
                     f"No worker of {row.name} is left in SLURM's queue, and the study is not closed. What is done is "
                     f"kept; the same command hands in others. Why they ended: {array.folder}/*_log.out"

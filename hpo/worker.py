@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,23 @@ class Supervisor:
     """One worker of one study. `run` returns when the study is closed, when stopped, or at a limit."""
 
     def __init__(
-        self, settings: Settings, database_url: str, tracking_uri: str, name: str, *, trainers: int, device: str = "cpu"
+        self,
+        settings: Settings,
+        database_url: str,
+        tracking_uri: str,
+        name: str,
+        *,
+        trainers: int,
+        device: str = "cpu",
+        stops: int | None = None,
     ) -> None:
+        """`stops`: how often the study had been stopped when this worker was asked for, if that was earlier."""
         self.settings, self.count, self.device = settings, trainers, device
         self.gpus = [] if device == "cpu" else visible_gpus()
         self.queue = Queue(database_url)
         self.row = self.queue.study(name)
+        if stops is not None:
+            self.row = replace(self.row, stops=min(stops, self.row.stops))
         self.study = study.restore(name, self.row.spec)
         self.store = sampling.storage(database_url)
         self.tracker = Tracker(tracking_uri)  # of the recorder's thread, once that runs

@@ -13,10 +13,18 @@ from hpo import services as hpo_services
 from hpo import settings as hpo_settings
 from hpo.services import Services
 
+# Files with tests, or tests that stay together, of one minute to four on two idle cores.
+LONGEST = ("test_chaos", "test_listening", "test_outages", "test_protocol", "test_run")
 
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first: else one process has the last of them while the others have nothing left."""
-    items.sort(key=lambda item: "acceptance" not in item.keywords)
+    """The long ones first: else one process has the last of them while the others have nothing left. Tests that share
+    a fixture of their file stay together, the others go to whichever process is free."""
+    items.sort(key=lambda item: ("acceptance" not in item.keywords, item.path.stem not in LONGEST))
+    for item in items:
+        if any(each[-1].scope == "module" for each in item._fixtureinfo.name2fixturedefs.values()):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ class Shell:
             "MLFLOW_TRACKING_URI": tracking_uri,
             "HPO_LEASE": "8",
             "HPO_CHECKPOINT_INTERVAL": "0.5",
+            "HPO_TRAINERS": "1",  # the tests beside this one take the other cores; a second one costs torch's import
         }
         self.home, self.tracking_uri, self.database_url = home, tracking_uri, database_url
         self.started: list[subprocess.Popen] = []
@@ -114,6 +115,24 @@ def at_once(*functions: Callable[[], object]) -> list:
 
     with ThreadPoolExecutor(len(functions)) as threads:
         return list(threads.map(call, functions))
+
+
+def clock(process: subprocess.Popen) -> float:
+    """Seconds, without those in which the process wanted to run and other processes had the cores: for what it promises
+    to do in time, on a busy machine too."""
+    try:
+        waited = int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9  # of its main thread
+    except OSError:
+        waited = 0.0  # not Linux
+    return time.monotonic() - waited
+
+
+def until_ended(process: subprocess.Popen) -> None:
+    """Wait for the end of a process, and leave it to be asked for its clock and its output."""
+    end = time.monotonic() + PATIENCE
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        assert time.monotonic() < end, f"it does not end within {PATIENCE:.0f} s"
+        time.sleep(0.01)
 
 
 def trainers(process: subprocess.Popen) -> list[psutil.Process]:

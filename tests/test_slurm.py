@@ -6,16 +6,17 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import cells
 import psutil
 import pytest
-from shell import PATIENCE, check_recorded_once
+from mlflow import MlflowClient
+from shell import PATIENCE, mirrored
 
-from hpo import cli, daemon, settings, slurm
+from hpo import cli, daemon, invariants, settings, slurm
 from hpo.errors import ServiceError, SettingsError
 from hpo.slurm import Request, Task
 
@@ -74,10 +75,10 @@ class Cluster:
         )
         munge = [f"--{name.replace('=', f'={self.folder}/')}" for name in names]
         self._start("munged", "--foreground", "--force", *munge)  # whoever may enter the folder: it is a test's
-        self._until(lambda: (self.folder / "munge.socket").exists(), "munged")
+        self.until(lambda: (self.folder / "munge.socket").exists(), "munged")
         self._start("slurmctld", "-D")
         self._start("slurmd", "-D", "-N", HOST)
-        self._until(lambda: self("sinfo", "-h", "-p", "patient", "-o", "%T", check=False) == "idle\n", "a node")
+        self.until(lambda: self("sinfo", "-h", "-p", "patient", "-o", "%T", check=False) == "idle\n", "a node")
 
     def __call__(self, *words: object, check: bool = True) -> str:
         done = subprocess.run(list(map(str, words)), env=self.environment, capture_output=True, text=True, timeout=60)
@@ -94,7 +95,7 @@ class Cluster:
     def stop(self) -> None:
         if len(self.started) == 3 and all(process.poll() is None for process in self.started):
             self("scancel", "--me", check=False)
-            self._until(self.empty, "the end of all jobs")
+            self.until(self.empty, "the end of all jobs")
         for process in reversed(self.started):
             process.terminate()
             process.wait(30)
@@ -107,7 +108,8 @@ class Cluster:
                 )
             )
 
-    def _until(self, condition, what: str) -> None:
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait for something that SLURM, or what runs in it, does."""
         end = time.monotonic() + PATIENCE
         while not condition():
             logs = [path.read_text(errors="replace")[-2000:] for path in self.folder.glob("*.out")]
@@ -129,38 +131,38 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 @pytest.mark.slow
 @pytest.mark.apt
 @pytest.mark.root
-def test_workers_on_slurm_that_are_preempted_run_out_of_time_or_are_cancelled_lose_nothing(
+def test_workers_on_slurm_that_are_preempted_run_out_of_time_are_cancelled_or_stopped_lose_nothing(
     cluster, shell, data, tmp_path
 ):
-    study = cells.study(tmp_path, "array", data=data, epochs=500)
-    shell.environment["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
-    run = (
-        "run",
-        "--study",
-        study,
-        "--on",
-        "slurm",
-        "--workers",
-        2,
-        "--slurm",
-        "partition=patient",
-        "--slurm",
-        "time=20",
+    study = cells.study(tmp_path, "array", data=data, epochs=3)
+    # Two trials that no machine finishes while we look, claimed first; they are cancelled in the end.
+    text = (
+        study.read_text()
+        .replace("[2, 4]", "[4]")
+        .replace("learning_rate = [1e-3, 1e-4]", "epochs = [99999, 99998, 60]")
     )
+    study.write_text(text.replace("epochs = 3\n", "learning_rate = 1e-2\n"))
+    shell.environment["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
+    run = ("run", "--study", study, "--on", "slurm", "--workers", 2)
+    run += ("--slurm", "partition=patient", "--slurm", "time=20")
 
     output = shell.hpo("run", "--study", study, "--on", "slurm", code=1)
     assert "run on other hosts (elsewhere" in output and "Set HPO_CREDENTIALS" in output, "services on loopback"
     output = shell.hpo("run", "--study", study, "--on", "slurm", "--slurm", "partition=unknown", code=1)
     assert "invalid partition specified: unknown" in output and "sbatch refused the job" in output
 
-    def all_training(after: int = 0):
-        """Wait until both workers are in mid-trial."""
-        return shell.until(
-            lambda: [job for job in shell.trials("array") if job.alive and job.epochs > after][1:], "two in mid-trial"
+    def both_training(after: Sequence[int]) -> None:
+        """Wait until both long trials are trained, and further than these epochs."""
+        cluster.until(
+            lambda: all(
+                job.alive and job.epochs > epoch for job, epoch in zip(shell.trials("array"), after, strict=False)
+            ),
+            "two in mid-trial",
         )
 
     first = shell.start(*run)
-    all_training(after=20)
+    shell.until(lambda: len(shell.trials("array")) == 3, "the plan")
+    both_training(after=[20, 20])
     ids = sorted(cluster.tasks())
     assert [each.partition("_")[2] for each in ids] == ["0", "1"]
     first.send_signal(signal.SIGHUP)  # its terminal goes away
@@ -169,13 +171,13 @@ def test_workers_on_slurm_that_are_preempted_run_out_of_time_or_are_cancelled_lo
     # SLURM's signal before the time limit for one, preemption with a grace time for the other
     cluster("scancel", "--signal=USR2", ids[0])
     cluster("sbatch", "-p", "urgent", "-c", 2, "-o", "/dev/null", "--wrap", "sleep 1")
-    shell.until(lambda: not any(job.state == "running" for job in shell.trials("array")), "both handed back")
-    kept = [job for job in shell.trials("array") if job.epochs]
+    cluster.until(lambda: not any(job.state == "running" for job in shell.trials("array")), "both handed back")
+    kept = shell.trials("array")[:2]
     assert [(job.state, job.attempt, job.reason) for job in kept] == [("waiting", 0, "handed back")] * 2
-    assert all(job.checkpoint["epoch"] == job.epochs for job in kept)
+    assert all(job.checkpoint["epoch"] == job.epochs > 20 for job in kept)
 
     second = shell.start(*run)
-    all_training(after=max(job.epochs for job in kept))
+    both_training(after=[job.epochs for job in kept])
     for each in ids:
         assert "Restarts=1" in cluster("scontrol", "show", "job", each)
     arguments = [word for process in psutil.process_iter() for word in _words(process)]
@@ -184,16 +186,50 @@ def test_workers_on_slurm_that_are_preempted_run_out_of_time_or_are_cancelled_lo
     assert second.returncode == 130 and "The same command goes on." in output
     assert f"SLURM has 2 workers already, as job {ids[0].partition('_')[0]};" in output
     assert cluster.empty()
-    assert {(job.state, job.attempt) for job in shell.trials("array")} <= {("waiting", 0), ("done", 1)}
+    assert {(job.state, job.attempt) for job in shell.trials("array")} == {("waiting", 0)}
 
-    output = shell.hpo(*run)
-    assert "Handed 2 workers to SLURM as job" in output and "Promoted" in output
-    shell.until(cluster.empty, "the workers leave when the study is closed")
+    # stopped while they wait for a node, before the eyes of `hpo run` and behind its back
+    blocker = cluster("sbatch", "--parsable", "-p", "urgent", "-c", 2, "-o", "/dev/null", "--wrap", "sleep 600").strip()
+
+    def waiting(number: int) -> None:
+        cluster.until(lambda: list(cluster.tasks().values()).count("PENDING") == number, f"{number} wait")
+
+    third = shell.start(*run)
+    waiting(2)
+    assert "Nobody works on array; 0 of 3 trials are done." in shell.hpo("stop", "--study", "array")
+    output, _ = third.communicate(timeout=PATIENCE)
+    assert third.returncode == 130 and "(hpo stop): what is done is kept. The same command goes on." in output
+    assert cluster.tasks() == {blocker: "RUNNING"}
+
+    fourth = shell.start(*run)
+    waiting(2)
+    fourth.kill()
+    (late,) = {each.partition("_")[0] for each in cluster.tasks()} - {blocker}
+    shell.hpo("stop", "--study", "array", "--no-wait")
+    for number in (0, 1):
+        shell.hpo("cancel", "--study", "array", "--trial", number)
+
+    fifth = shell.start(*run)
+    waiting(4)
+    cluster("scancel", blocker)
+    output, _ = fifth.communicate(timeout=PATIENCE)
+    assert fifth.returncode == 0 and "Handed 2 workers to SLURM as job" in output, output
+    cluster.until(cluster.empty, "the workers leave when the study is closed")
+    logs = {path: path.read_text() for path in (shell.home / "slurm" / "array").glob("*.out")}
+    told = [text for path, text in logs.items() if path.name.startswith(f"{late}_")]
+    assert [("(hpo stop)" in text, "claimed" in text) for text in told] == [(True, False)] * 2
+
     assert "Handed" not in shell.hpo(*run), "the same command prints the result again"
-    check_recorded_once(shell, "array", points=4, epochs=500)
-    assert {job.attempt for job in shell.trials("array")} == {1}
-    logs = "".join(path.read_text() for path in (shell.home / "slurm" / "array").glob("*.out"))
-    assert " of array goes on after epoch " in logs and "Traceback" not in logs
+    with mirrored(shell, "array") as shown:
+        assert invariants.check(shown) == []
+    jobs, client = shell.trials("array"), MlflowClient(shell.tracking_uri)
+    assert [(job.state, job.attempt) for job in jobs] == [("cancelled", 0), ("cancelled", 0), ("done", 1)]
+    for job in jobs:
+        steps = [point.step for point in client.get_metric_history(job.run_id, "val/nmse")]
+        assert steps == list(range(1, job.epochs + 1)), "a gap or a doubled step"
+    assert "Promoted" in output
+    everything = "".join(logs.values())
+    assert " of array goes on after epoch " in everything and "Traceback" not in everything
 
     password = urlsplit(shell.database_url).password
     assert password and not any(password in word for word in arguments)
