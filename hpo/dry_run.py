@@ -1,5 +1,6 @@
 """`hpo run --dry-run`: what a run would train, and how long it would take here, from a measured probe."""
 
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from hpo import report, services
 from hpo.display import duration, progress_line
 from hpo.errors import ServiceError
 from hpo.mirror import number_text
-from hpo.planning import Plan
+from hpo.planning import START, Plan
 from hpo.queue import ENDED, Job, Queue
 from hpo.settings import Settings
 from hpo.study import conflict
@@ -50,53 +51,69 @@ def show(plans: Sequence[Plan], read: Settings, trainers: int) -> None:
 
 def _show_plan(plan: Plan, read: Settings, trainers: int, console: Console) -> tuple[float, float]:
     """Print one plan; seconds of training that are left, and GB of memory a trainer needs."""
-    known: dict[tuple[int | None, int], Job] = {}
-    found = services.running(read)
-    if found is not None and all(file["sha256"] for file in plan.weights.values()):
-        queue = Queue(found.database_url)
-        rows = {row.name: row for row in queue.studies()} if queue.installed() else {}
-        if plan.name in rows:
-            if rows[plan.name].identity != plan.identity:
-                raise conflict(plan.name, rows[plan.name].spec, plan.canonical)
-            known = {(job.config, job.repeat): job for job in queue.jobs(plan.name) if job.kind == "trial"}
-    repeats = plan.study.repeats
-    specs = [spec for spec, _ in plan.specs()]
-    specs = specs[: len(specs) // repeats]  # another seed costs the same
-    probed = _probe(plan, specs) if specs else {}
-    bare = ", NOT PRETRAINED" if plan.study.at_random else ""
+    jobs = _planned(plan, read)
+    study, repeats = plan.study, plan.study.repeats
+    grid = [spec for spec, _ in plan.specs()]
+    rows = [(str(config), spec) for config, spec in enumerate(grid[: len(grid) // repeats])]  # a seed costs the same
+    rows = rows or plan.examples()
+    probed = _probe(plan, [spec for _, spec in rows])
     each = f", each {repeats} times" if repeats > 1 else ""
-    table = Table(title=f"Plan of {plan.name}: {plan.study.trials} trials{each}{bare}", title_justify="left")
-    names = list(plan.study.space)
-    for name in ("config", *names, "parameters", "trainable", "seconds an epoch", "time", "state"):
+    chosen = f"the best {study.trials} points of {study.best_of.name}" if study.best_of else f"{study.trials} trials"
+    chosen += each + (", NOT PRETRAINED" if study.at_random else "")
+    if not grid:
+        by = "" if study.best_of else f", chosen by the sampler '{study.sampler}'"
+        chosen += f"{by}; measured where the search starts and at the ends of its space"
+    table = Table(title=f"Plan of {plan.name}: {chosen}", title_justify="left")
+    names = list(study.space) if grid else []
+    for name in ("config" if grid else "point", *names, "parameters", "trainable", "seconds an epoch", "time"):
         table.add_column(name, justify="right")
-    total = 0.0
-    for index, spec in enumerate(specs):
+    if grid:
+        table.add_column("state", justify="right")
+    times, left = [], 0.0
+    for index, (label, spec) in enumerate(rows):
         seconds, once, epochs = probed[index]["seconds"], probed[index]["once"], spec["training"]["epochs"]
-        jobs = [known.get((index, repeat)) for repeat in range(repeats)]
-        for job in jobs:
-            if job is None or job.state not in ENDED:
-                total += once + seconds * (epochs - (job.epochs if job else 0))
-        states = dict.fromkeys(job.state if job else "to do" for job in jobs)
-        cells = [number_text(spec["point"][name]) for name in names]
+        times.append(once + seconds * epochs)
+        state = []
+        if grid:
+            known = {job.repeat: job for job in jobs if job.config == index}
+            left += sum(
+                times[-1] - seconds * (known[repeat].epochs if repeat in known else 0)
+                for repeat in range(repeats)
+                if repeat not in known or known[repeat].state not in ENDED
+            )
+            state = [", ".join(dict.fromkeys(job.state for job in known.values())) or "to do"]
         table.add_row(
-            str(index),
-            *cells,
+            label,
+            *(number_text(spec["point"][name]) for name in names),
             f"{spec['parameters']:,}",
             f"{spec['trainable_parameters']:,}",
             f"{seconds:.3f}",
-            duration(repeats * (once + seconds * epochs)),
-            ", ".join(states),
+            duration((repeats if grid else 1) * times[-1]),
+            *state,
         )
-    if specs:
-        console.print(table)
-    else:
-        console.print(
-            f"Plan of {plan.name}: the best {plan.study.trials} points of {best.name}{each}."
-            if (best := plan.study.best_of) is not None
-            else f"Plan of {plan.name}: {plan.study.trials} trials{each} chosen by the sampler '{plan.study.sampler}' "
-            f"from {', '.join(names)}{bare}."
+    if not grid:
+        ended = sum(job.state in ENDED for job in jobs)
+        left = (study.trials * repeats - ended) * statistics.fmean(
+            [time for time, (label, _) in zip(times, rows, strict=True) if label == START] or times
         )
-    return total, max((each["memory"] for each in probed.values()), default=0.0)
+    console.print(table)
+    if study.pruner["name"] != "none":
+        console.print("The pruner ends some of them earlier: the time below is the most it takes.")
+    return left, max(each["memory"] for each in probed.values())
+
+
+def _planned(plan: Plan, read: Settings) -> list[Job]:
+    """The trials of this study that the database has already. StudyError if its name is another study's there."""
+    found = services.running(read)
+    if found is None or not all(file["sha256"] for file in plan.weights.values()):
+        return []
+    queue = Queue(found.database_url)
+    row = next((row for row in queue.studies() if row.name == plan.name), None) if queue.installed() else None
+    if row is None:
+        return []
+    if row.identity != plan.identity:
+        raise conflict(plan.name, row.spec, plan.canonical)
+    return [job for job in queue.jobs(plan.name) if job.kind == "trial"]
 
 
 def _probe(plan: Plan, specs: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:

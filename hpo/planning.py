@@ -30,6 +30,7 @@ from models import weights as pretrained
 # Hill's relations, as a share of the smallest standard deviation of a component.
 BOUND_SLACK, HILL_SLACK = 0.01, 0.01
 MINIMUM = 20  # images; fewer leave a validation split that says nothing
+START = "start"  # a point that a search begins with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,15 @@ class Plan:
             study.trial_spec(self.study, self.identity, facts or self.facts, point, config=config, repeat=repeat)
             for repeat in range(self.study.repeats)
             for config, point in enumerate(self.study.grid())
+        ]
+
+    def examples(self) -> list[tuple[str, dict[str, Any]]]:
+        """Where a sampler chooses the points: those it starts from, and the ends of the space, with what they are."""
+        points = [(START, point) for point in (self.study.best_of or self.study).start]
+        points += [("smallest", self.study.corners()[0]), *(("largest", point) for point in self.study.largest())]
+        return [
+            (what, study.trial_spec(self.study, self.identity, self.facts, point, config=None)[0])
+            for what, point in points
         ]
 
 

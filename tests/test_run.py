@@ -166,6 +166,20 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing_behind(shell, data):
     assert not shell.queue.installed()
 
 
+def test_a_dry_run_measures_a_search_where_it_starts_and_at_the_ends_of_its_space(shell, data, tmp_path):
+    (tmp_path / "searched.toml").write_text(
+        "[model]\nfamily = 'cnn'\nkernel_size = 3\ndropout = 0.0\n[sampler]\nname = 'tpe'\ntrials = 3\n"
+        "[training]\nepochs = 5\nlearning_rate = 1e-3\n"
+        "[[start]]\nfilters = 8\n[space]\nfilters = [4, 8, 16]\n"
+    )
+    output = shell.hpo("run", "--study", tmp_path / "searched.toml", "--data", data, "--dry-run")
+    rows = [line.strip("│ ").split("│") for line in output.splitlines() if line.startswith("│")]
+    assert [row[0].strip() for row in rows] == ["start", "smallest", "largest"]
+    least, first, most = (int(rows[at][1].replace(",", "")) for at in (1, 0, 2))
+    assert least < first < most and "3 trials, chosen by the sampler 'tpe'" in " ".join(output.split())
+    assert not shell.queue.installed()
+
+
 def test_cells_that_were_made_here_are_good_data(shell, tmp_path):
     folder = tmp_path / "made"
     shell.hpo("data", "make", folder, "--count", 2, "--size", 48, "--seed", 3)
