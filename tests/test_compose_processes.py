@@ -42,6 +42,7 @@ class Compose:
     """Runs services of the file in `folder`, each in its own environment."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder, self.running = folder, {}
         home = folder / "home"
         (home / "services").mkdir(parents=True)
         self.home = homes.settle(home.resolve(), print, postgres.stop)
@@ -63,7 +64,6 @@ class Compose:
         self.configs.mkdir()
         for name, config in COMPOSE["configs"].items():
             (self.configs / name).write_text(self.here((ROOT / config["file"]).read_text()))
-        self.folder, self.running = folder, {}
 
     def here(self, text: str) -> str:
         """The text with what an engine would put in for variables, and with our paths and addresses."""
