@@ -183,7 +183,7 @@ def test_a_backup_fills_empty_databases_and_its_running_trials_wait_there_at_onc
 @pytest.mark.service
 def test_a_restore_that_was_killed_goes_on_but_not_over_what_came_since(source, empty, saved):
     with restoring(empty, saved, until="mlflow") as process:
-        kill(process)
+        process.kill()  # and not psql, which goes on to the end of what it was given
     with psycopg.connect(empty.databases["mlflow"], autocommit=True) as mlflow:
         mlflow.execute("INSERT INTO public.experiments (experiment_id, name) VALUES (1, 'mine')")
         with pytest.raises(BackupError, match=r"public.experiments \(1\) of MLflow's .* interrupted here"):
@@ -191,7 +191,7 @@ def test_a_restore_that_was_killed_goes_on_but_not_over_what_came_since(source, 
         assert mlflow.execute("SELECT name FROM public.experiments WHERE experiment_id = 1").fetchone() == ("mine",)
         mlflow.execute("DELETE FROM public.experiments WHERE experiment_id = 1")
     with restoring(empty, saved, until="hpo") as process:
-        kill(process)
+        os.killpg(process.pid, signal.SIGKILL)  # the power fails
     assert rows(empty.databases["mlflow"]).items() >= rows(source.databases["mlflow"]).items()
     queue = Queue(empty.databases["hpo"])
     queue.install()
@@ -344,11 +344,6 @@ def restoring(into: Place, saved: Path, *, until: str) -> Iterator[subprocess.Po
         finally:
             process.kill()
             process.communicate()
-
-
-def kill(process: subprocess.Popen) -> None:
-    """As if the power failed: psql, too."""
-    os.killpg(process.pid, signal.SIGKILL)
 
 
 def names(into: Place) -> tuple[list[str], list[str]]:
