@@ -63,7 +63,7 @@ def test_a_process_that_dies_there_loses_nothing_and_changes_no_bit(shell, data,
     assert list(doctor.examine(settings.read(shell.environment), ours, study=name)) == []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(services, tmp_path_factory, data) -> dict:
     """The results of the same points, by point, when nobody dies."""
     folder = tmp_path_factory.mktemp("calm")
