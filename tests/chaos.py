@@ -30,6 +30,7 @@ from hpo.tracking import Tracker
 LEASE = 3.0  # seconds
 WORKERS = 2
 EPOCHS = 250  # a trial takes a few seconds
+RATES = ("3e-3", "1e-3", "3e-4", "1e-4")
 PAUSE = (0.5, 4.0)  # seconds between two faults
 FAULTY = 90.0  # seconds of faults in one study; then it is left in peace
 FEWEST = 6  # faults of a whole run, however slow the machine
@@ -55,9 +56,10 @@ class Counts:
         )
 
 
-def run(folder: Path, *, seconds: float, seed: int, report: Callable[[str], object] = print) -> Counts:
-    """Run studies under faults until the time is up (the last one is finished), each checked when it has closed."""
-    chaos = Chaos(folder, seed)
+def run(folder: Path, *, seconds: float, seed: int, points: int = 8, report: Callable[[str], object] = print) -> Counts:
+    """Run studies of 2 to 8 `points` under faults until the time is up (the last one is finished), each checked when
+    it has closed."""
+    chaos = Chaos(folder, seed, points)
     try:
         chaos.calm()
         end = time.monotonic() + seconds
@@ -70,8 +72,9 @@ def run(folder: Path, *, seconds: float, seed: int, report: Callable[[str], obje
 
 
 class Chaos:
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, points: int) -> None:
         self.folder, self.random, self.counts = folder, random.Random(seed), Counts()
+        self.rates = ", ".join(RATES[: points // 2])
         self.settings = settings.read({"HPO_HOME": str(folder / "home")})
         self.data = cells.make(folder / "cells")
         plain = {name: value for name, value in os.environ.items() if not name.startswith(("HPO_", "MLFLOW_"))}
@@ -108,8 +111,8 @@ class Chaos:
         self.expected = {point(job): job for job in self.trials("calm")}
 
     def plan(self, name: str) -> Path:
-        """The file of a study of eight points."""
-        return cells.study(self.folder, name, data=self.data, epochs=EPOCHS, rates="[3e-3, 1e-3, 3e-4, 1e-4]")
+        """The file of a study: two points for each learning rate."""
+        return cells.study(self.folder, name, data=self.data, epochs=EPOCHS, rates=f"[{self.rates}]")
 
     def study(self, end: float) -> None:
         """One study under faults, which cease at `end` (monotonic seconds), unless there were too few."""

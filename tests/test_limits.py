@@ -53,14 +53,14 @@ def test_a_worker_whose_time_is_over_hands_back(shell, data, tmp_path):
 
 @pytest.mark.service
 def test_a_worker_asked_for_before_a_stop_leaves_at_once_though_it_starts_after_it(shell, data, tmp_path):
-    plan(shell, tmp_path, "halted", data=data, epochs=3)
-    stops = shell.queue.study("halted").stops
-    shell.queue.stop("halted", by="ann@lab")
-    output = shell.hpo("worker", "--study", "halted", "--stops", stops)
+    plan(shell, tmp_path, "late", data=data, epochs=3)
+    stops = shell.queue.study("late").stops
+    shell.queue.stop("late", by="ann@lab")
+    output = shell.hpo("worker", "--study", "late", "--stops", stops)
     assert "Stopped by ann@lab at " in output and "(hpo stop)" in output
-    assert {job.attempt for job in shell.trials("halted")} == {0} and shell.queue.workers("halted") == []
-    output = shell.hpo("worker", "--study", "halted", "--stops", stops + 1, "--once", "--trainers", 1)
-    assert "Left at its limit" in output and sum(job.state == "done" for job in shell.trials("halted")) == 1
+    assert {job.attempt for job in shell.trials("late")} == {0} and shell.queue.workers("late") == []
+    output = shell.hpo("worker", "--study", "late", "--stops", stops + 1, "--once", "--trainers", 1)
+    assert "Left at its limit" in output and sum(job.state == "done" for job in shell.trials("late")) == 1
 
 
 @pytest.mark.parametrize(

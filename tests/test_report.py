@@ -194,7 +194,7 @@ def test_what_cannot_be_reported_is_said(shell, data, tmp_path):
     assert "No study is closed yet" in shell.hpo("report", "-o", tmp_path / "report", code=1)
     assert "No study 'gird' has been planned here" in shell.hpo("report", "--study", "gird", "-o", tmp_path, code=1)
     unlike = cells.make(tmp_path / "unlike", count=30, seed=5)
-    shell.hpo("run", "--study", cells.study(tmp_path, "short", data=unlike, epochs=1))
+    shell.hpo("run", "--study", cells.study(tmp_path, "short", data=unlike, epochs=1, rates="[1e-3]"))
     process = shell.start("run", "--study", cells.study(tmp_path, "long", data=data, epochs=3000), "--trainers", 1)
     shell.training("long")
     process.kill()
@@ -211,7 +211,7 @@ def test_labels_of_a_tiny_unit_raise_the_alarm_on_the_terminal_in_the_run_and_in
     rows = np.loadtxt(table, delimiter=",")
     rows[:, 1:] *= 1e-8
     table.write_text("".join(f"{int(row[0])}," + ",".join(repr(float(x)) for x in row[1:]) + "\n" for row in rows))
-    study = cells.study(tmp_path, "collapsed", data=data, epochs=5)
+    study = cells.study(tmp_path, "collapsed", data=data, epochs=5, rates="[1e-3]")
     study.write_text(study.read_text() + 'target_scaling = "none"\n')
     output = shell.hpo("run", "--study", study)
     assert "ALARM: R² of the best model is" in output

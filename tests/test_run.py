@@ -19,7 +19,7 @@ pytestmark = pytest.mark.acceptance
 
 def test_the_grid_runs_to_its_end_and_its_champion_can_be_used(shell, tmp_path):
     data = cells.make(tmp_path / "tiny", seed=1)  # its own: all studies on one data set compete for one champion
-    words = ("run", "--study", "grid", "--data", data, "--epochs", 2)
+    words = ("run", "--study", "grid", "--data", data, "--epochs", 2, "--trainers", 2)
     output = shell.hpo(*words)
     study = shell.json("studies")[0]["name"]
     assert re.fullmatch(r"grid\+[0-9a-f]{8}", study)
@@ -154,7 +154,7 @@ def test_cells_that_were_made_here_are_good_data(shell, tmp_path):
 
 def test_other_data_or_an_edited_file_under_a_name_is_refused_and_the_study_is_kept(shell, tmp_path):
     data = cells.make(tmp_path / "cells", count=30)
-    study = cells.study(tmp_path, "mine", data=data, epochs=1)
+    study = cells.study(tmp_path, "mine", data=data, epochs=1, rates="[1e-3]")
     shell.hpo("run", "--study", study)
     table = data / "1-30_Cij_pbc.csv"
     table.write_text(re.sub(r"^1,\d+", "1,77", table.read_text()))
