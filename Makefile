@@ -11,7 +11,7 @@ run: $(VENV)/installed
 
 # Three at once: on two cores the tests that wait for something leave room for one more. One thread each, so that they do
 # not take each other's cores. Which tests stay together, and which come first: tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder --durations=15
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder --durations=15
 
 test: $(VENV)/installed-dev
 	@$(PYTEST) -m "not slow and not apt and not root" $(ARGS)

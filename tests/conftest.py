@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cells
 import pytest
@@ -17,14 +18,23 @@ from hpo.services import Services
 LONGEST = ("test_chaos", "test_listening", "test_outages", "test_protocol", "test_run")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first: else one process has the last of them while the others have nothing left. Tests that share
-    a fixture of their file stay together, the others go to whichever process is free."""
+    """The long ones first: else one process has the last of them while the others have nothing left."""
     items.sort(key=lambda item: ("acceptance" not in item.keywords, item.path.stem not in LONGEST))
-    for item in items:
-        if any(each[-1].scope == "module" for each in item._fixtureinfo.name2fixturedefs.values()):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file together that has a fixture for all of them; any other test goes to whichever process
+    is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if 'scope="module"' in (config.rootpath / file).read_text() else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

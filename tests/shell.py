@@ -43,7 +43,7 @@ class Shell:
             "HPO_DATABASE_URL": database_url,
             "MLFLOW_TRACKING_URI": tracking_uri,
             "HPO_LEASE": "8",
-            "HPO_CHECKPOINT_INTERVAL": "0.5",
+            "HPO_CHECKPOINT_INTERVAL": "1",
             "HPO_TRAINERS": "1",  # the tests beside this one take the other cores; a second one costs torch's import
         }
         self.home, self.tracking_uri, self.database_url = home, tracking_uri, database_url

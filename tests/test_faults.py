@@ -30,7 +30,10 @@ def test_killed_trainers_and_supervisors_lose_nothing_and_change_no_bit(shell, d
     shell.until(
         lambda: any(job.attempt == 2 for job in shell.trials("stormy")), "the killed trainer's trial runs again"
     )
-    shell.training("stormy", epochs=250)
+    shell.until(
+        lambda: any(job.alive and job.checkpoint and job.epochs >= 250 for job in shell.trials("stormy")),
+        "a checkpoint",
+    )
     left = trainers(first)
     first.kill()
     psutil.wait_procs(left, timeout=10)
