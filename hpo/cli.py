@@ -864,15 +864,16 @@ def backup(options: argparse.Namespace) -> int:
 
 def restore(options: argparse.Namespace) -> int:
     from hpo import backup as saving
+    from hpo import restore as filling
     from hpo import sampling, services, settings, stopping
     from hpo.queue import Queue
     from hpo.tracking import Tracker
 
     read = settings.read()
     _say(f"Checking {options.file}.")
-    manifest = saving.check(options.file)
+    manifest = filling.check(options.file)
     found, _ = services.up(read, report=_say)
-    saving.restore(saving.place(read, found), options.file, manifest, _say)
+    filling.restore(saving.place(read, found), options.file, manifest, _say)
     queue, store = Queue(found.database_url), sampling.storage(found.database_url)
     for row in queue.studies():
         if row.facts.get("planned"):

@@ -20,7 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from shell import PATIENCE, Shell, fresh_database, tmpfs
 
-from hpo import backup, settings
+from hpo import backup, restore, settings
 from hpo import services as hpo_services
 from hpo.backup import MARK, Place
 from hpo.errors import BackupError
@@ -30,9 +30,9 @@ from hpo.services import Services
 RESTORE = """
 import json, sys
 from pathlib import Path
-from hpo import backup
+from hpo import backup, restore
 place, file = backup.Place(**json.loads(sys.argv[1])), Path(sys.argv[2])
-backup.restore(place, file, backup.check(file), print)
+restore.restore(place, file, restore.check(file), print)
 """
 
 
@@ -138,9 +138,9 @@ def saved(source, tmp_path_factory) -> Path:
 def tables(services, tmp_path_factory) -> str:
     """What a server makes on an empty database, as SQL."""
     file = tmp_path_factory.mktemp("schema") / "mlflow.sql"
-    backup._postgres("pg_dump", mlflow_of(services), "--schema-only", "--no-comments", f"--file={file}")
+    backup.run("pg_dump", mlflow_of(services), "--schema-only", "--no-comments", f"--file={file}")
     with psycopg.connect(mlflow_of(services)) as connection:
-        version = backup._schema(connection)
+        version = backup.schema(connection)
     row = f"INSERT INTO public.alembic_version VALUES ('{version}');\n"
     return file.read_text() + row + "INSERT INTO public.experiments VALUES (0, 'Default');\n"
 
@@ -153,20 +153,20 @@ def empty(services, tables) -> Iterator[Place]:
         to.write(tables.encode())
 
     with fresh_database(services) as hpo, fresh_database(services) as mlflow:
-        backup._postgres("psql", mlflow, "--no-psqlrc", script=script)
+        backup.run("psql", mlflow, "--no-psqlrc", script=script)
         yield Place({"hpo": hpo, "mlflow": mlflow}, services.tracking_uri)
 
 
 @pytest.mark.service
 def test_a_backup_fills_empty_databases_and_its_running_trials_wait_there_at_once(source, empty, saved, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(backup, "GIVE_ALL_BACK", "SELECT 1 / 0;")
+        patched.setattr(restore, "GIVE_ALL_BACK", "SELECT 1 / 0;")
         with pytest.raises(BackupError, match="division by zero"):
-            restore(empty, saved)
+            fill(empty, saved)
     with psycopg.connect(empty.databases["hpo"]) as connection:
         assert connection.execute("SELECT to_regclass('hpo.job')").fetchone() == (None,), "no trial that runs"
-    restore(empty, saved)
-    assert any(name.endswith("/artifacts/deep/down/text.txt") for name in backup.check(saved)["files"])
+    fill(empty, saved)
+    assert any(name.endswith("/artifacts/deep/down/text.txt") for name in restore.check(saved)["files"])
     assert rows(empty.databases["mlflow"]) == rows(source.databases["mlflow"])
     there, here = rows(empty.databases["hpo"]), rows(source.databases["hpo"])
     assert {name for name in here if here[name] != there.get(name)} == {"hpo.job", "hpo.worker"}
@@ -175,7 +175,7 @@ def test_a_backup_fills_empty_databases_and_its_running_trials_wait_there_at_onc
     assert not job.mirrored and job.fence > 1_000_000, "no worker of the original can write here"
     assert there["hpo.worker"][0] == 0
     with pytest.raises(BackupError, match=r"found rows in hpo.job \(1\), hpo.study \(1\) of the queue's"):
-        restore(empty, saved)
+        fill(empty, saved)
     with pytest.raises(BackupError, match="exists already"):
         backup.backup(source, saved, print)
 
@@ -187,7 +187,7 @@ def test_a_restore_that_was_killed_goes_on_but_not_over_what_came_since(source, 
     with psycopg.connect(empty.databases["mlflow"], autocommit=True) as mlflow:
         mlflow.execute("INSERT INTO public.experiments (experiment_id, name) VALUES (1, 'mine')")
         with pytest.raises(BackupError, match=r"public.experiments \(1\) of MLflow's .* interrupted here"):
-            restore(empty, saved)
+            fill(empty, saved)
         assert mlflow.execute("SELECT name FROM public.experiments WHERE experiment_id = 1").fetchone() == ("mine",)
         mlflow.execute("DELETE FROM public.experiments WHERE experiment_id = 1")
     with restoring(empty, saved, until="hpo") as process:
@@ -199,11 +199,11 @@ def test_a_restore_that_was_killed_goes_on_but_not_over_what_came_since(source, 
     with psycopg.connect(empty.databases["mlflow"]) as mlflow:
         mlflow.execute("INSERT INTO public.experiments (experiment_id, name) VALUES (1000000, 'mine')")
     with pytest.raises(BackupError, match=r"hpo.study \(1\) of the queue's. A restore of it was interrupted .* used"):
-        restore(empty, saved)
+        fill(empty, saved)
     assert names(empty)[0] == ["mine"]
     queue.delete_study("mine")
     queue.close()
-    restore(empty, saved)  # MLflow's part is there: it is not loaded again
+    fill(empty, saved)  # MLflow's part is there: it is not loaded again
     assert names(empty)[0] == ["saved"] and "mine" in names(empty)[1]
     assert [job.state for job in jobs(empty)] == ["waiting"]
 
@@ -212,7 +212,7 @@ def test_a_restore_that_was_killed_goes_on_but_not_over_what_came_since(source, 
 def test_two_restores_do_not_meet_and_what_is_planned_meanwhile_stays(empty, saved):
     with restoring(empty, saved, until="hpo") as process:
         with pytest.raises(BackupError, match="Another backup, restore or `hpo delete` is under way"):
-            restore(empty, saved)
+            fill(empty, saved)
         with psycopg.connect(empty.databases["hpo"]) as connection:  # Queue.install would wait
             connection.execute("CREATE SCHEMA hpo; CREATE TABLE hpo.study AS SELECT 'mine' AS name")
     assert process.returncode == 1
@@ -222,9 +222,9 @@ def test_two_restores_do_not_meet_and_what_is_planned_meanwhile_stays(empty, sav
 @pytest.mark.service
 def test_a_backup_of_another_schema_is_refused_before_anything_is_done(empty, saved):
     for program, schema in (("queue", 99), ("optuna", "newer"), ("mlflow", "newer")):
-        manifest = backup.check(saved) | {f"{program}_schema": schema}
+        manifest = restore.check(saved) | {f"{program}_schema": schema}
         with pytest.raises(BackupError, match=rf"schema {schema}\).* Nothing was restored. Restore it with"):
-            backup.restore(empty, saved, manifest, print)
+            restore.restore(empty, saved, manifest, print)
     with psycopg.connect(empty.databases["hpo"]) as connection:
         assert connection.execute("SELECT to_regclass(%s), to_regclass('hpo.job')", (MARK,)).fetchone() == (None, None)
 
@@ -284,7 +284,7 @@ def test_what_is_not_whole_is_refused(tmp_path, damage):
             (tmp_path / "file").write_bytes(bytes([number]) * 5000)
             archive.add(f"artifacts/{number}", tmp_path / "file")
         archive.finish({"format": backup.FORMAT, "studies": {}}, tmp_path)
-    assert len(backup.check(saved)["files"]) == 3
+    assert len(restore.check(saved)["files"]) == 3
     content = saved.read_bytes()
     if damage == "cut short":
         content = content[: content.index(b"manifest.json") - 100]
@@ -295,7 +295,7 @@ def test_what_is_not_whole_is_refused(tmp_path, damage):
         content = b"not a tar file" * 1000
     saved.write_bytes(content)
     with pytest.raises(BackupError, match=r"is not a whole backup .* Nothing was restored"):
-        backup.check(saved)
+        restore.check(saved)
 
 
 def rows(url: str) -> dict[str, tuple[int, str]]:
@@ -313,8 +313,8 @@ def rows(url: str) -> dict[str, tuple[int, str]]:
         }
 
 
-def restore(into: Place, saved: Path) -> None:
-    backup.restore(into, saved, backup.check(saved), print)
+def fill(into: Place, saved: Path) -> None:
+    restore.restore(into, saved, restore.check(saved), print)
 
 
 @contextmanager
