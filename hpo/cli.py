@@ -838,7 +838,7 @@ def up(options: argparse.Namespace) -> int:
         print(f"User and password are in {found.credentials}. A worker on another machine needs a copy of this file:")
         here = shlex.quote(f"{socket.gethostname()}:{found.credentials}")
         print(f"scp {here} ~/hpo-credentials.toml\nexport HPO_CREDENTIALS=~/hpo-credentials.toml")
-    else:
+    elif read.embedded:
         print(services.export_lines(found))
     return 0
 
