@@ -18,7 +18,7 @@ import cells
 import psycopg
 import pytest
 from mlflow import MlflowClient
-from shell import PATIENCE, Shell, fresh_database, tmpfs
+from shell import PATIENCE, Shell, fresh_database, tmpfs, trainers
 
 from hpo import backup, restore, settings
 from hpo import services as hpo_services
@@ -62,7 +62,7 @@ def test_a_study_that_is_saved_while_a_worker_trains_goes_on_elsewhere_to_the_sa
 ):
     up = elsewhere.start("up", "--listen", "127.0.0.2")
     shell.environment |= {"MLFLOW_BACKEND_STORE_URI": mlflow_of(services)}
-    study = cells.study(tmp_path, "moved", data=cells.make(tmp_path / "own", seed=77), epochs=500)
+    study = cells.study(tmp_path, "moved", data=cells.make(tmp_path / "own", seed=77), epochs=300)
     study.write_text(study.read_text().replace("[1e-3, 1e-4]", "[1e-2]"))
     run = shell.start("run", "--study", study, "--trainers", 1)
     shell.until(
@@ -73,7 +73,10 @@ def test_a_study_that_is_saved_while_a_worker_trains_goes_on_elsewhere_to_the_sa
         "one trial is done, the other one has a checkpoint",
     )
     saved = tmp_path / "saved.tar"
+    (trainer,) = trainers(run)
+    trainer.suspend()  # else its trial may be done before the backup begins
     said = shell.hpo("backup", saved)
+    trainer.resume()
     assert "moved (1 of 2 trials done)" in said and "Note:" not in said
     assert saved.stat().st_mode & 0o777 == 0o600 and run.poll() is None, "the worker trains on"
     output, _ = run.communicate(timeout=PATIENCE)

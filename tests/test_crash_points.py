@@ -21,7 +21,10 @@ QUICK = ("model logged",)  # the others: slow
 
 
 def study(folder: Path, name: str, data: Path) -> Path:
-    return cells.study(folder, name, data=data, epochs=EPOCHS, rates="[1e-3]")
+    """Of one point: a step is reached at the first trial, and again and again costs most of these tests' time."""
+    file = cells.study(folder, name, data=data, epochs=EPOCHS, rates="[1e-3]")
+    file.write_text(file.read_text().replace("[2, 4]", "[4]"))
+    return file
 
 
 def test_every_step_stands_once_in_the_code():
@@ -48,7 +51,7 @@ def test_a_process_that_dies_there_loses_nothing_and_changes_no_bit(shell, data,
         output = shell.hpo(*words)
         if step not in ("recorded", "run ended", "closing recorded"):
             assert "worker lost, attempt 2 of 3" in output
-    check_recorded_once(shell, name, points=2, epochs=EPOCHS)
+    check_recorded_once(shell, name, points=1, epochs=EPOCHS)
     for job in shell.trials(name):
         calm = undisturbed[json.dumps(job.spec["point"])]
         assert {key: job.result[key] for key in ("best_val_nmse", "best_epoch", "last_val_mse", "validation")} == {
@@ -58,7 +61,7 @@ def test_a_process_that_dies_there_loses_nothing_and_changes_no_bit(shell, data,
     client = MlflowClient(shell.tracking_uri)
     experiment = client.get_experiment_by_name(name).experiment_id
     runs = client.search_runs([experiment], run_view_type=ViewType.ALL)
-    assert len(runs) == 2 + 2 + 1, "trials, predictors, the study: no ghost run, not even a deleted one"
+    assert len(runs) == 1 + 2 + 1, "trial, predictors, the study: no ghost run, not even a deleted one"
     ours = Services(database_url=shell.database_url, tracking_uri=shell.tracking_uri)
     assert list(doctor.examine(settings.read(shell.environment), ours, study=name)) == []
 
