@@ -4,7 +4,7 @@ STUDY ?= grid
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-full lint clean
+.PHONY: run test test-full test-long lint clean
 
 run: $(VENV)/installed
 	@$(BIN)/hpo run --study $(STUDY) $(ARGS)
@@ -14,12 +14,16 @@ run: $(VENV)/installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder --durations=15
 
 test: $(VENV)/installed-dev
-	@$(PYTEST) -m "not slow and not apt and not root" $(ARGS)
-	@echo "Left out: the tests marked slow, apt (packages of the system) and root. make test-full runs them."
+	@$(PYTEST) -m "not slow and not apt and not root and not long" $(ARGS)
+	@echo "Left out: the tests marked slow, apt (packages of the system), root and long. make test-full and test-long run them."
 
 test-full: $(VENV)/installed-dev
 	@sh tests/system-packages
-	@$(PYTEST) -m "slow or apt or root" $(ARGS)
+	@$(PYTEST) -m "(slow or apt or root) and not long" $(ARGS)
+
+test-long: $(VENV)/installed-dev
+	@sh tests/system-packages
+	@$(PYTEST) -m long $(ARGS)
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff format --check .

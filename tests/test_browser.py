@@ -153,6 +153,7 @@ def test_the_registered_models_page_explains_each_version(driver, ran):
     assert "of the study pages (filters = " in text
 
 
+@pytest.mark.long
 def test_the_pictures_of_the_documentation_are_made_from_links(ran, tmp_path):
     parity = ran.run(ran.trials[0]["run_id"], "/artifacts/plots/parity.png")
     pages = {"list": ran.links["list"], "parameters": ran.links["charts"], "parity": parity}  # one of each kind

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.acceptance
 
 EPOCHS = 8
 OF_THE_TRAINER = ("batch", "packaging", "scoring")
-QUICK = ("model logged",)  # the others: slow
+QUICK = ("model logged",)
+SLOW = ("claimed", "epochs stored", "model registered unfinished", "recorded", "version registered", "scoring")
+# the others: long
 
 
 def study(folder: Path, name: str, data: Path) -> Path:
@@ -33,7 +35,11 @@ def test_every_step_stands_once_in_the_code():
 
 
 @pytest.mark.parametrize(
-    "step", [step if step in QUICK else pytest.param(step, marks=pytest.mark.slow) for step in crash.STEPS]
+    "step",
+    [
+        step if step in QUICK else pytest.param(step, marks=pytest.mark.slow if step in SLOW else pytest.mark.long)
+        for step in crash.STEPS
+    ],
 )
 def test_a_process_that_dies_there_loses_nothing_and_changes_no_bit(shell, data, tmp_path, undisturbed, step):
     name = "crash-" + step.replace(" ", "-")

@@ -105,7 +105,7 @@ def test_a_healthy_study_is_called_so_and_what_the_database_lost_is_found_under_
     assert "Healthy" in closed.hpo("doctor")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_harms_nothing_on_a_running_study_and_shows_a_dead_workers_trial_as_waiting(shell, data, tmp_path):
     shell.environment |= {"HPO_LEASE": "5"}
     study = cells.study(tmp_path, "busy", data=data, epochs=3000)

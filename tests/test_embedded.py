@@ -28,6 +28,7 @@ def processes_of(home) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_after_everything_was_killed_the_same_command_goes_on(data, tmp_path):
     home = tmp_path / "a home with spaces"
     study = cells.study(tmp_path, "embedded", data=data, epochs=150, rates="[1e-3]")

@@ -203,6 +203,7 @@ def test_a_trainer_without_progress_is_ended_and_its_trial_goes_on_elsewhere(she
     assert shell.queue.job(job.id).attempt == 2
 
 
+@pytest.mark.slow
 def test_two_promoters_at_once_set_one_alias_on_one_version(shell, tmp_path):
     data = cells.make(tmp_path / "own", seed=9)  # its own: all studies on one data set compete for one champion
     study = cells.study(tmp_path, "promoted", data=data, epochs=60, rates="[1e-2]")
@@ -220,7 +221,7 @@ def test_two_promoters_at_once_set_one_alias_on_one_version(shell, tmp_path):
     assert all("@champion is this version" in output for output in outputs)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_lapsed_lease_nobody_took_over_makes_the_worker_stop_and_begin_again(shell, data, tmp_path):
     study = cells.study(tmp_path, "lapsed", data=data, epochs=600, rates="[1e-3]")
     process = shell.start("run", "--study", study, "--trainers", 1)

@@ -70,7 +70,10 @@ def until_packaged(shell: Shell, job: Job) -> None:
     shell.until(lambda: list(shell.home.glob(f"work/*/job-{job.id}-*/model/README.md")), "the model is packaged")
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(signal.SIGINT, id="fast", marks=pytest.mark.long), pytest.param(signal.SIGQUIT, id="immediate")],
+)
 def test_trials_go_on_and_keep_their_lease_when_postgres_is_restarted(own, data, tmp_path, how):
     shell, read = own
     name = f"restarted-{how.name.lower()}"
@@ -174,7 +177,9 @@ def test_a_full_or_read_only_store_is_said_and_nothing_is_claimed_until_it_takes
 
 
 @pytest.mark.root
-@pytest.mark.parametrize(("what", "interval"), [("checkpoint", "0"), ("model", "60")])
+@pytest.mark.parametrize(
+    ("what", "interval"), [("checkpoint", "0"), pytest.param("model", "60", marks=pytest.mark.long)]
+)
 def test_a_trainer_that_finds_the_disk_full_gives_back_and_no_attempt_is_counted(shell, data, tmp_path, what, interval):
     shell.environment |= {"HPO_CHECKPOINT_INTERVAL": interval}
     study = cells.study(tmp_path, f"tight-{what}", data=data, epochs=50, rates="[1e-3]")

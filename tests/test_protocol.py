@@ -80,7 +80,7 @@ def test_fine_tuning_asks_for_its_heads_starts_from_them_and_says_that_nothing_w
     assert len(rows["predictions"][0]) == 10
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.acceptance
 def test_a_killed_fine_tuning_goes_on_in_the_same_run(shell, images):
     """To the same bits: tests/test_transfer.py, and of a killed process tests/test_crash_points.py."""
@@ -157,7 +157,7 @@ def test_pretrained_weights_are_asked_for_brought_and_part_of_the_study(shell, i
     assert f"expected {tmp_path / 'another machine'}" in hpo("worker", "--study", row.name, code=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.acceptance
 def test_a_pruned_study_whose_trials_lose_patience_closes_and_is_reported(shell, data, tmp_path):
     space = ("--set", "space.filters=[2, 8]", "--set", "space.kernel_size=[3]")

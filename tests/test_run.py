@@ -84,7 +84,7 @@ print(mlflow.pyfunc.load_model("models:/{model.name}@champion").predict(image[No
     assert [each.aliases for each in client.search_registered_models() if each.name == model.name] in ([{}], [])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_workers_on_tiny_trials_train_no_point_twice(shell, data):
     words = ("--data", data, "--epochs", 1, "--seed", 8, "--set", "space.filters=[2, 3, 4]")
     words += ("--set", "space.dropout=[0.2]")
@@ -104,6 +104,7 @@ def test_many_workers_on_tiny_trials_train_no_point_twice(shell, data):
     assert len(workers) > 1
 
 
+@pytest.mark.slow
 def test_a_sampler_fills_its_slots_when_they_are_claimed_in_any_time_zone(shell, data, tmp_path):
     shell.environment |= {"TZ": "Pacific/Auckland"}
     rates = "{low = 1e-4, high = 1e-2, log = true}"

@@ -71,6 +71,7 @@ def test_stop_ends_running_idle_and_frozen_workers_and_those_that_join_later_go_
     assert later.returncode == 0, output
 
 
+@pytest.mark.slow
 def test_a_cancelled_trial_is_stopped_recorded_once_and_never_trained_unless_it_is_brought_back(shell, data, tmp_path):
     study = cells.study(tmp_path, "thinned", data=data, epochs=250)
     run = shell.start("run", "--study", study, "--trainers", 1)
@@ -114,7 +115,7 @@ def test_a_cancelled_trial_is_stopped_recorded_once_and_never_trained_unless_it_
     assert "Healthy" in shell.hpo("doctor")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_slot_whose_point_is_not_chosen_yet_can_be_cancelled_and_brought_back(shell, data, tmp_path):
     study = cells.study(tmp_path, "slots", data=data, epochs=5)
     text = study.read_text().replace("[1e-3, 1e-4]", "{low = 1e-4, high = 1e-2, log = true}")
