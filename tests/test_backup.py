@@ -188,10 +188,12 @@ def test_a_restore_that_was_killed_goes_on_but_not_over_what_came_since(source, 
     with restoring(empty, saved, until="mlflow") as process:
         process.kill()  # and not psql, which goes on to the end of what it was given
     with psycopg.connect(empty.databases["mlflow"], autocommit=True) as mlflow:
-        mlflow.execute("INSERT INTO public.experiments (experiment_id, name) VALUES (1, 'mine')")
+        mlflow.execute("INSERT INTO public.experiments (experiment_id, name) VALUES (1, 'came since')")
         with pytest.raises(BackupError, match=r"public.experiments \(1\) of MLflow's .* interrupted here"):
             fill(empty, saved)
-        assert mlflow.execute("SELECT name FROM public.experiments WHERE experiment_id = 1").fetchone() == ("mine",)
+        assert mlflow.execute("SELECT name FROM public.experiments WHERE experiment_id = 1").fetchone() == (
+            "came since",
+        )
         mlflow.execute("DELETE FROM public.experiments WHERE experiment_id = 1")
     with restoring(empty, saved, until="hpo") as process:
         os.killpg(process.pid, signal.SIGKILL)  # the power fails
@@ -200,14 +202,14 @@ def test_a_restore_that_was_killed_goes_on_but_not_over_what_came_since(source, 
     queue.install()
     queue.put_study(StudyRow(name="mine", identity="1" * 64, spec={}, facts={}, created_at=0.0))
     with psycopg.connect(empty.databases["mlflow"]) as mlflow:
-        mlflow.execute("INSERT INTO public.experiments (experiment_id, name) VALUES (1000000, 'mine')")
+        mlflow.execute("INSERT INTO public.experiments (experiment_id, name) VALUES (1000000, 'came since')")
     with pytest.raises(BackupError, match=r"hpo.study \(1\) of the queue's. A restore of it was interrupted .* used"):
         fill(empty, saved)
     assert names(empty)[0] == ["mine"]
     queue.delete_study("mine")
     queue.close()
     fill(empty, saved)  # MLflow's part is there: it is not loaded again
-    assert names(empty)[0] == ["saved"] and "mine" in names(empty)[1]
+    assert names(empty)[0] == ["saved"] and "came since" in names(empty)[1]
     assert [job.state for job in jobs(empty)] == ["waiting"]
 
 
