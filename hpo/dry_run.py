@@ -29,18 +29,17 @@ def show(plans: Sequence[Plan], read: Settings, trainers: int) -> None:
     console = report.console()
     times, memory = [], 0.0
     for plan in plans:
-        seconds, needed = _show_plan(plan, read, trainers, console)
+        seconds, needed = _show_plan(plan, read, console)
         times.append(seconds)
         memory = max(memory, needed)
     total = sum(times) / trainers
     missing = [file["name"] for plan in plans for file in plan.weights.values() if not file["sha256"]]
     for name in dict.fromkeys(missing):
         console.print(f"The pretrained weights {name} are not on this machine yet: `hpo weights` fetches them.")
-    if memory:
-        console.print(
-            f"About {duration(total)} with {trainers} trainers, from a few batches of "
-            f"each network on one core; up to {memory:.1f} GB of memory a trainer."
-        )
+    console.print(
+        f"About {duration(total)} with {trainers} trainers, from a few batches of each network on one core; up to "
+        f"{memory:.1f} GB of memory a trainer."
+    )
     if total > LONG and any(plan.study.model.get("trainable") == "all" for plan in plans):
         console.print(
             "Fine-tuning takes hours on a CPU: `--device auto` trains on a GPU if there is one, and Ctrl-C keeps "
@@ -49,7 +48,7 @@ def show(plans: Sequence[Plan], read: Settings, trainers: int) -> None:
     console.print("Nothing was started or written.")
 
 
-def _show_plan(plan: Plan, read: Settings, trainers: int, console: Console) -> tuple[float, float]:
+def _show_plan(plan: Plan, read: Settings, console: Console) -> tuple[float, float]:
     """Print one plan; seconds of training that are left, and GB of memory a trainer needs."""
     jobs = _planned(plan, read)
     study, repeats = plan.study, plan.study.repeats
@@ -81,7 +80,8 @@ def _show_plan(plan: Plan, read: Settings, trainers: int, console: Console) -> t
                 for repeat in range(repeats)
                 if repeat not in known or known[repeat].state not in ENDED
             )
-            state = [", ".join(dict.fromkeys(job.state for job in known.values())) or "to do"]
+            states = [known[repeat].state if repeat in known else "to do" for repeat in range(repeats)]
+            state = [", ".join(dict.fromkeys(states))]
         table.add_row(
             label,
             *(number_text(spec["point"][name]) for name in names),
@@ -93,12 +93,11 @@ def _show_plan(plan: Plan, read: Settings, trainers: int, console: Console) -> t
         )
     if not grid:
         ended = sum(job.state in ENDED for job in jobs)
-        left = (study.trials * repeats - ended) * statistics.fmean(
-            [time for time, (label, _) in zip(times, rows, strict=True) if label == START] or times
-        )
+        at_start = [taken for taken, (label, _) in zip(times, rows, strict=True) if label == START]
+        left = (study.trials * repeats - ended) * statistics.fmean(at_start or times)
     console.print(table)
     if study.pruner["name"] != "none":
-        console.print("The pruner ends some of them earlier: the time below is the most it takes.")
+        console.print("The pruner ends some of them earlier; the time below takes each to its end.")
     return left, max(each["memory"] for each in probed.values())
 
 
