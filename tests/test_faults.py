@@ -36,7 +36,7 @@ def test_killed_trainers_and_supervisors_lose_nothing_and_change_no_bit(shell, d
     )
     left = trainers(first)
     first.kill()
-    psutil.wait_procs(left, timeout=10)
+    psutil.wait_procs(left, timeout=30)
     assert not any(trainer.is_running() for trainer in left), "trainers outlive their supervisor"
 
     output = shell.hpo("run", "--study", stormy, "--trainers", 2)

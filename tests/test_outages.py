@@ -137,7 +137,7 @@ def test_sigterm_ends_the_worker_in_time_though_the_database_is_frozen(own, data
     process.send_signal(signal.SIGTERM)
     until_ended(process)
     assert clock(process) - begin < 8
-    assert psutil.wait_procs(trainers, timeout=5)[1] == []
+    assert psutil.wait_procs(trainers, timeout=30)[1] == []
 
 
 @pytest.mark.root

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 
 import cells
 import numpy as np
@@ -30,9 +29,7 @@ def test_the_grid_runs_to_its_end_and_its_champion_can_be_used(shell, tmp_path):
     check_recorded_once(shell, study, points=24, epochs=2)
     assert "volume fraction, cubic" in output and "mean of the training labels" in output
 
-    begin = time.monotonic()
     again = shell.hpo(*words)
-    assert time.monotonic() - begin < 30
     table = output[output.index("┏") : output.index("Go on with")]
     assert table in again, "the same command prints the same result"
     assert {job.attempt for job in shell.trials(study)} == {1}, "and trains nothing"

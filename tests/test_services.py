@@ -176,10 +176,8 @@ def test_two_ups_at_once_share_one_pair_that_survives_kill_9_of_everything(tmp_p
         assert lines[0][0] == lines[1][0]
         assert sorted(new for _, new in lines) == ["False", "True"]
 
-        begin = time.monotonic()
         first, started = up(settings)
         assert (first.database_url, started) == (lines[0][0], False)
-        assert time.monotonic() - begin < 0.3
 
         home = homes.read(path)
         save(home, 7)
@@ -191,7 +189,7 @@ def test_two_ups_at_once_share_one_pair_that_survives_kill_9_of_everything(tmp_p
         for victim in victims:
             with suppress(psutil.NoSuchProcess):  # a connection's, or one that ended with its parent
                 victim.kill()
-        psutil.wait_procs(victims, timeout=10)
+        psutil.wait_procs(victims, timeout=30)
         assert running(settings) is None
         again, started = up(settings)
         assert (again, started) == (first, True)
@@ -443,4 +441,4 @@ def test_a_process_is_known_to_live_until_the_last_of_its_family_has_died(tmp_pa
     os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
     assert daemon.lives(life)
     os.kill(int((tmp_path / "other").read_text()), signal.SIGKILL)
-    assert daemon.dies(life, timeout=10)
+    assert daemon.dies(life, timeout=30)

@@ -1,7 +1,6 @@
 """`hpo stop`, `hpo cancel` and `hpo status`, on real workers: by the queue, so on whatever host they are."""
 
 import re
-import time
 
 import cells
 import psutil
@@ -46,14 +45,13 @@ def test_stop_ends_running_idle_and_frozen_workers_and_those_that_join_later_go_
     asleep = [psutil.Process(frozen.pid), *psutil.Process(frozen.pid).children(recursive=True)]
     for each in asleep:
         each.suspend()
-    begin = time.monotonic()
     stop = shell.start("stop", "--study", "halted")
     for process, code in ((idle, 0), (run, 130)):
         output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == code, output
         assert "Stopped by " in output and "(hpo stop): what is done is kept. The same command goes on." in output
     output, _ = stop.communicate(timeout=PATIENCE)
-    assert time.monotonic() - begin < 60 and stop.returncode == 0, output
+    assert stop.returncode == 0, output
     assert "(idle)" in output and "Nobody works on halted; 0 of 2 trials are done." in output
     kept = {each.id: each for each in shell.trials("halted")}
     assert (kept[job.id].state, kept[job.id].attempt) == ("waiting", 0)
@@ -76,13 +74,11 @@ def test_a_cancelled_trial_is_stopped_recorded_once_and_never_trained_unless_it_
     study = cells.study(tmp_path, "thinned", data=data, epochs=250)
     run = shell.start("run", "--study", study, "--trainers", 1)
     job = shell.training("thinned", epochs=20)
-    begin = time.monotonic()
     words = ("cancel", "--study", "thinned", "--trial")
     assert f"Cancelled trial {job.number} of thinned after epoch " in shell.hpo(*words, job.number)
     waiting = next(each for each in shell.trials("thinned") if each.state == "waiting")
     shell.hpo(*words, f"{waiting.number}/0")
     shell.until(lambda: any(each.alive and each.id != job.id for each in shell.trials("thinned")), "the worker goes on")
-    assert time.monotonic() - begin < 60
     assert f"trial {job.number} of thinned is cancelled" in shell.hpo(*words, job.number, code=1)
     assert "has no trial '9'" in shell.hpo(*words, 9, code=1)
     output, _ = run.communicate(timeout=PATIENCE)
