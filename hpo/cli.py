@@ -140,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
             "--trainers",
             type=int,
             metavar="N",
-            help="training processes (default: HPO_TRAINERS, or one per core; on GPUs one each)",
+            help="training processes (default: HPO_TRAINERS, or one for every training.threads cores; one on each GPU)",
         )
         either.add_argument(
             "--trainers-per-gpu",
@@ -308,9 +308,9 @@ def run(options: argparse.Namespace) -> int:
     console = report.console()
     if options.dry_run:
         plans = [planning.prepare(each, trial_run=True) for each in chosen]
-        dry_run.show(plans, read, _trainers(options, read))
+        dry_run.show([(plan, _trainers(options, read, plan.study.threads)) for plan in plans], read)
         return 0
-    if request := _slurm_request(options, read):
+    if request := _slurm_request(options, read, threads=1):
         request.check(read)
     _fetch_weights(chosen)
     plans = [planning.prepare(each) for each in chosen]
@@ -319,7 +319,7 @@ def run(options: argparse.Namespace) -> int:
     queue.install()
     codes = []
     for plan in plans:
-        codes.append(_run_one(plan, options, request, read, found, queue, console))
+        codes.append(_run_one(plan, options, read, found, queue, console))
         if codes[-1] == 130:
             break
     if len(plans) > 1 and max(codes) == 0:
@@ -337,7 +337,6 @@ def run(options: argparse.Namespace) -> int:
 def _run_one(
     plan: "Plan",
     options: argparse.Namespace,
-    request: "Request | None",
     read: "Settings",
     found: "Services",
     queue: "Queue",
@@ -357,10 +356,10 @@ def _run_one(
     )
     for name, link in links.items():
         console.print(f"  {name}: {link}", soft_wrap=True)
-    if request is not None:
+    if request := _slurm_request(options, read, threads=plan.study.threads):
         closed, asked = _on_slurm(request, read, queue, row, console)
     else:
-        closed, asked = _work(read, found, row.name, options, console)
+        closed, asked = _work(read, found, row, options, console)
     if not closed:  # the database may be away: it is not asked again
         console.print(f"Stopped{_by(asked)}: what is done is kept. The same command goes on.")
         return 130
@@ -382,7 +381,7 @@ def _fetch_weights(chosen: "list[Study]") -> None:
 def _work(
     read: "Settings",
     found: "Services",
-    name: str,
+    row: "StudyRow",
     options: argparse.Namespace,
     console: Any,
     *,
@@ -391,12 +390,13 @@ def _work(
 ) -> "tuple[bool | None, Stop | None]":
     """Work on a study under a display; whether it was closed, None if a signal or `hpo stop` ended the work before,
     and who gave that."""
+    from hpo import study
     from hpo.display import Display, Progress
     from hpo.worker import NO_LIMITS, OUT_OF_TIME, Supervisor
 
-    trainers = _trainers(options, read)
+    trainers = _trainers(options, read, study.restore(row.name, row.spec).threads)
     supervisor = Supervisor(
-        read, found.database_url, found.tracking_uri, name, trainers=trainers, device=options.device, stops=stops
+        read, found.database_url, found.tracking_uri, row.name, trainers=trainers, device=options.device, stops=stops
     )
     if console.is_terminal:
         logging.getLogger("hpo").setLevel(logging.WARNING)  # the display shows the events
@@ -416,8 +416,8 @@ def _work(
         return (None if ended else closed), supervisor.asked
 
 
-def _slurm_request(options: argparse.Namespace, read: "Settings") -> "Request | None":
-    """What is asked of SLURM; None without `--on slurm`."""
+def _slurm_request(options: argparse.Namespace, read: "Settings", *, threads: int) -> "Request | None":
+    """What is asked of SLURM for trainers of so many threads; None without `--on slurm`."""
     from hpo import slurm
 
     workers = _at_least("--workers", options.workers, 1)
@@ -433,7 +433,7 @@ def _slurm_request(options: argparse.Namespace, read: "Settings") -> "Request | 
         words += ["--trainers-per-gpu", str(each)]
     elif trainers or options.device == "cpu":
         # a node has more cores than the task may use, and only some clusters hide the others
-        words += ["--trainers", str(trainers or wanted.get("cpus-per-task", 1))]
+        words += ["--trainers", str(trainers or max(1, wanted.get("cpus-per-task", 1) // threads))]
     return slurm.Request(workers=workers or 1, options=wanted, words=tuple(words))
 
 
@@ -463,9 +463,9 @@ def worker(options: argparse.Namespace) -> int:
 
     limits, stops = _limits(options), _at_least("--stops", options.stops, 0)
     read, found, queue = _connect()
-    while not queue.study(options.study).facts.get("planned"):
+    while not (row := queue.study(options.study)).facts.get("planned"):
         time.sleep(WATCH_INTERVAL)  # somebody is planning it right now
-    closed, asked = _work(read, found, options.study, options, report.console(), limits=limits, stops=stops)
+    closed, asked = _work(read, found, row, options, report.console(), limits=limits, stops=stops)
     if closed and queue.closing_state(options.study) == "dead":
         raise ServiceError(
             f"Closing {options.study} failed; `hpo run` tries it again, `hpo promote` says why it failed."
@@ -1019,7 +1019,9 @@ def _connect() -> "tuple[Settings, Services, Queue]":
     return read, found, queue
 
 
-def _trainers(options: argparse.Namespace, read: "Settings") -> int:
+def _trainers(options: argparse.Namespace, read: "Settings", threads: int) -> int:
+    """How many trainers of so many threads there are to be."""
+    from hpo import settings
     from hpo.trainers import visible_gpus
 
     each = _at_least("--trainers-per-gpu", options.trainers_per_gpu, 1)
@@ -1027,7 +1029,7 @@ def _trainers(options: argparse.Namespace, read: "Settings") -> int:
         raise SettingsError("--trainers-per-gpu: expected --device auto or --device cuda beside it.")
     gpus = 0 if options.device == "cpu" else len(visible_gpus())
     given = _at_least("--trainers", options.trainers, 1) or (each or 0) * gpus or read.trainers
-    return given or gpus or read.trainer_count
+    return given or gpus or max(1, settings.cores() // threads)
 
 
 def _limits(options: argparse.Namespace) -> "Limits":

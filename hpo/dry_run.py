@@ -24,20 +24,22 @@ from hpo.trainers import Trainer
 LONG = 3600.0  # seconds of fine-tuning that deserve a word
 
 
-def show(plans: Sequence[Plan], read: Settings, trainers: int) -> None:
-    """Print the plans: points, parameters, measured time, what is done. Writes nothing but a temporary file."""
+def show(chosen: Sequence[tuple[Plan, int]], read: Settings) -> None:
+    """Print the plans, each of so many trainers: points, parameters, measured time, what is done. Writes nothing but a
+    temporary file."""
     console = report.console()
-    times, memory = [], 0.0
-    for plan in plans:
+    plans, counts = [plan for plan, _ in chosen], dict.fromkeys(str(trainers) for _, trainers in chosen)
+    total, memory = 0.0, 0.0
+    for plan, trainers in chosen:
         seconds, needed = _show_plan(plan, read, console)
-        times.append(seconds)
+        total += seconds / trainers
         memory = max(memory, needed)
-    total = sum(times) / trainers
     missing = [file["name"] for plan in plans for file in plan.weights.values() if not file["sha256"]]
     for name in dict.fromkeys(missing):
         console.print(f"The pretrained weights {name} are not on this machine yet: `hpo weights` fetches them.")
+    with_trainers = f"{' and '.join(counts)} trainer{'' if [*counts] == ['1'] else 's'}"
     console.print(
-        f"About {duration(total)} with {trainers} trainers, from a few batches of each network on one core; up to "
+        f"About {duration(total)} with {with_trainers}, from a few batches of each network in one of them; up to "
         f"{memory:.1f} GB of memory a trainer."
     )
     if total > LONG and any(plan.study.model.get("trainable") == "all" for plan in plans):

@@ -20,7 +20,7 @@ class Settings:
     tracking_uri: str | None  # URL of the MLflow server
     tracking_username: str | None  # of us at that server
     tracking_password: str | None = field(repr=False)
-    trainers: int  # training processes of one worker; 0 means one per core
+    trainers: int  # training processes of one worker; 0 means as many as its cores allow
     lease: float  # seconds a claimed trial is ours without renewal; renewed six times as often
     checkpoint_interval: float  # seconds between checkpoints of a running trial
     outage_limit: float  # seconds without MLflow or database after which no new trial is claimed
@@ -32,11 +32,10 @@ class Settings:
         """Whether `hpo` starts its own Postgres and MLflow server."""
         return self.database_url is None
 
-    @property
-    def trainer_count(self) -> int:
-        """`trainers`, or one per core this process may use (macOS: per core)."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.trainers or cores
+
+def cores() -> int:
+    """How many cores this process may use (macOS: how many there are)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 VARIABLES = {

@@ -121,6 +121,10 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
         found["time"] = minutes(found["time"])
         if found["time"] < SHORTEST:
             raise SettingsError(f"--slurm: time: expected at least {SHORTEST} minutes, found {found['time']}.")
+    if "cpus-per-task" in found:
+        if not re.fullmatch("[1-9][0-9]*", str(found["cpus-per-task"])):
+            raise SettingsError(f"--slurm: cpus-per-task: expected a whole number, found {found['cpus-per-task']!r}.")
+        found["cpus-per-task"] = int(found["cpus-per-task"])
     return found
 
 

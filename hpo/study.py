@@ -136,6 +136,11 @@ class Study:
         """The study that has to be finished before this one."""
         return self.starts_from or self.best_of
 
+    @property
+    def threads(self) -> int:
+        """How many cores each of its trainers uses: the most that one of its trials asks for."""
+        return max(training.get("threads", 1) for _, training in map(self.trial, self.corners()))
+
     def pretrained(self) -> list[str]:
         """The backbones whose pretrained weights this study, or the one it starts from, begins with."""
         if self.starts_from is not None:

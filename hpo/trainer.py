@@ -44,12 +44,12 @@ def main() -> None:
 
     import torch
 
-    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     emit("ready")
     actions: dict[str, Callable[..., None]] = {"train": train, "score": score, "probe": probe}
     while True:
         request = requests.get()
+        torch.set_num_threads(1)  # what a trial asks for is its own affair
         try:
             actions[request.pop("do")](emit, stop, **request)
         except Exception as error:
@@ -92,6 +92,8 @@ def train(
     Events: started, alive, epoch, checkpoint; then one of trained, returned (stopped; a checkpoint came before if there
     is an epoch to keep), diverged.
     """
+    import torch
+
     from hpo.packaging import package
     from models import metrics, specs
     from models.regressor import predict
@@ -99,6 +101,7 @@ def train(
 
     dataset, parts = _data(data)
     model, settings = specs.from_dict(spec["model"]), specs.training_from_dict(spec["training"])
+    torch.set_num_threads(settings.threads)
     work = Path(folder)
     work.mkdir(parents=True, exist_ok=True)
     begin = partial(
@@ -289,12 +292,15 @@ def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], dat
     """
     import resource
 
+    import torch
+
     from models import specs as model_specs
     from models.training import Training
 
     dataset, parts = _data(data)
     for index, spec in enumerate(specs):
         settings = model_specs.training_from_dict({**spec["training"], "epochs": 2})
+        torch.set_num_threads(settings.threads)
         count = min(len(parts.train), PROBE_BATCHES * settings.batch_size)
         share = count / len(parts.train)
         some, others = parts.train[:count], parts.validation[: max(1, round(share * len(parts.validation)))]

@@ -97,6 +97,7 @@ class TrainingSpec:
     gradient_clipping: float = field(default=0.0, metadata={"low": 0.0, "later": True})  # largest norm; 0: any
     ema: float = field(default=0.0, metadata={"low": 0.0, "below": 1.0, "later": True})  # decay a batch; 0: no average
     relative: float = field(default=0.0, metadata={"low": 0.0, "later": True})  # weight of relative errors in the loss
+    threads: int = field(default=1, metadata={"low": 1, "high": 256, "later": True})  # of a trainer, which sets them
 
 
 ADAM_BETAS = (0.9, 0.999)  # decay of the mean and of the square

@@ -76,8 +76,14 @@ def test_a_limit_that_makes_no_sense_is_refused(words, message):
         cli._limits(cli.parser().parse_args(["worker", "--study", "grid", *words]))
 
 
-def trainers(*words: str) -> int:
-    return cli._trainers(cli.parser().parse_args(["worker", "--study", "grid", *words]), settings.read({}))
+def trainers(*words: str, threads: int = 1) -> int:
+    return cli._trainers(cli.parser().parse_args(["worker", "--study", "grid", *words]), settings.read({}), threads)
+
+
+def test_trainers_of_several_threads_are_as_many_as_the_cores_have_room_for(monkeypatch):
+    monkeypatch.setattr(settings, "cores", lambda: 8)
+    assert [trainers(threads=threads) for threads in (1, 2, 3, 8, 16)] == [8, 4, 2, 1, 1]
+    assert trainers("--trainers", "5", threads=4) == 5
 
 
 def test_there_is_one_trainer_on_each_gpu_unless_told_otherwise(monkeypatch):
@@ -86,7 +92,7 @@ def test_there_is_one_trainer_on_each_gpu_unless_told_otherwise(monkeypatch):
     assert trainers("--device", "cuda", "--trainers-per-gpu", "2") == 6
     assert trainers("--device", "cuda", "--trainers", "4") == 4
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert trainers("--device", "auto", "--trainers-per-gpu", "2") == settings.read({}).trainer_count
+    assert trainers("--device", "auto", "--trainers-per-gpu", "2") == settings.cores()
     with pytest.raises(SettingsError, match="expected --device auto"):
         trainers("--trainers-per-gpu", "2")
 

@@ -100,10 +100,10 @@ def test_a_job_whose_lease_ran_out_is_taken_over_and_its_first_holder_can_write_
 
 def test_a_lease_that_is_renewed_is_not_taken_over(database_url):
     queue = planned(database_url, 1)
-    job = claim(queue, lease=0.5)
+    job = claim(queue, lease=0.9)
     for _ in range(4):
         time.sleep(0.25)
-        assert queue.renew([job], lease=0.5) == []
+        assert queue.renew([job], lease=0.9) == []
     assert claim(queue) is None
 
 

@@ -247,7 +247,7 @@ def _words(process: psutil.Process) -> list[str]:
 def test_options_of_sbatch_are_taken_by_their_long_names():
     assert slurm.parse(["partition=gpu", "cpus_per_task=4", "--exclusive", "time=1-12"]) == {
         "partition": "gpu",
-        "cpus-per-task": "4",
+        "cpus-per-task": 4,
         "exclusive": True,
         "time": 36 * 60,
     }
@@ -256,6 +256,8 @@ def test_options_of_sbatch_are_taken_by_their_long_names():
         ("array=0-3", "array is set by hpo itself"),
         ("time=soon", "expected minutes"),
         ("time=2", "expected at least 5 minutes"),
+        ("cpus-per-task=0", "expected a whole number"),
+        ("cpus-per-task", "expected a whole number"),
     ):
         with pytest.raises(SettingsError, match=message):
             slurm.parse([wrong])
@@ -283,19 +285,21 @@ def test_options_for_slurm_are_refused_without_it():
     for words in (["--workers", "2"], ["--slurm", "partition=gpu"]):
         options = cli.parser().parse_args(["run", "--study", "grid", *words])
         with pytest.raises(SettingsError, match="expected --on slurm beside them"):
-            cli._slurm_request(options, settings.read({}))
+            cli._slurm_request(options, settings.read({}), threads=1)
 
 
 def test_a_worker_has_as_many_trainers_as_it_has_cores_or_one_on_each_gpu():
-    def words(*options: str) -> list[str]:
+    def words(*options: str, threads: int = 1) -> list[str]:
         parsed = cli.parser().parse_args(["run", "--study", "grid", "--on", "slurm", *options])
-        request = cli._slurm_request(parsed, settings.read({}))
+        request = cli._slurm_request(parsed, settings.read({}), threads=threads)
         assert request is not None
         return list(request.words)
 
     assert words() == ["--device", "cpu", "--trainers", "1"]
     assert words("--slurm", "cpus_per_task=4") == ["--device", "cpu", "--trainers", "4"]
     assert words("--slurm", "cpus_per_task=4", "--trainers", "2") == ["--device", "cpu", "--trainers", "2"]
+    assert words("--slurm", "cpus_per_task=4", threads=2) == ["--device", "cpu", "--trainers", "2"]
+    assert words(threads=2) == ["--device", "cpu", "--trainers", "1"]
     assert words("--device", "cuda") == ["--device", "cuda"]
     assert words("--device", "cuda", "--trainers-per-gpu", "2") == ["--device", "cuda", "--trainers-per-gpu", "2"]
 

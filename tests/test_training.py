@@ -109,6 +109,15 @@ def test_so_does_one_with_augmentation_decay_schedule_clipping_and_averaged_weig
     check_resuming(tmp_path, spec=spec, short=EVERYTHING, fused=fused, symmetries=SYMMETRIES)
 
 
+def test_so_does_one_on_several_threads(tmp_path):
+    torch.set_num_threads(3)
+    try:
+        check_resuming(tmp_path)
+        check_resuming(tmp_path, spec=PERIODIC, short=EVERYTHING, symmetries=SYMMETRIES)
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_each_setting_changes_what_is_trained():
     def curve(**changes):
         short = TrainingSpec(**{**EVERYTHING.__dict__, **changes})
