@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -34,6 +35,7 @@ from hpo.tracking import Store, sha256_of
 FORMAT = 1
 MANIFEST = "manifest.json"  # the last file of a backup: one that was cut short has none
 LOCK = "backup"  # held while a backup is made or restored, and by whatever removes files for good
+WAITS = "Waiting for a backup, a restore or a deletion that is under way on this database."
 PATIENCE = "5s"  # that writers of the queue may take to end a transaction
 INSTANTS = 5  # tries to catch an instant whose checkpoints are all still there
 KEPT = ("done", "diverged", "pruned")  # states whose checkpoints are removed
@@ -84,7 +86,10 @@ def backup(of: Place, target: Path, report: Report) -> dict[str, Any]:
         raise BackupError(f"There is no folder {target.parent} to write {target.name} into.")
     queue, store = Queue(of.databases["hpo"]), Store(of.tracking_uri)
     try:
-        with queue.lock(LOCK), _scratch(target.with_name(target.name + ".partial")) as scratch:
+        with (
+            queue.lock(LOCK, waits=partial(report, WAITS)),
+            _scratch(target.with_name(target.name + ".partial")) as scratch,
+        ):
             whole = scratch / "whole"
             with _private(whole) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
                 manifest = _write(of, _Archive(tar), store, scratch, report)

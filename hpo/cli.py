@@ -792,7 +792,7 @@ def predict(options: argparse.Namespace) -> int:
 
 def delete(options: argparse.Namespace) -> int:
     from hpo import promotion, registry, sampling
-    from hpo.backup import LOCK
+    from hpo.backup import LOCK, WAITS
     from hpo.tracking import Tracker
 
     read, found, queue = _connect()
@@ -812,7 +812,8 @@ def delete(options: argparse.Namespace) -> int:
             raise NotFound("Not deleted: the name was not typed. (--yes goes on without asking.)")
     tracker, name = Tracker(found.tracking_uri), row.facts["model_name"]
     # a backup under way still reads the files
-    with queue.lock(LOCK), queue.lock(f"plan.{row.name}"), promotion.champion_lock(queue, name):
+    backed_up = queue.lock(LOCK, waits=lambda: _say(WAITS))
+    with backed_up, queue.lock(f"plan.{row.name}"), promotion.champion_lock(queue, name):
         known = registry.versions(tracker, name)
         for version in known:
             if version.tags.get("hpo.study") == row.name:

@@ -8,7 +8,7 @@ changes anything stands in this module. Times are the server's: no clock of a wo
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -280,11 +280,15 @@ class Queue:
     # Planning
 
     @contextmanager
-    def lock(self, what: str, *, patience: float = 0) -> Iterator[None]:
-        """Hold a named lock across processes; it falls when the process dies, or `patience` seconds after it froze."""
+    def lock(self, what: str, *, patience: float = 0, waits: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """Hold a named lock across processes; it falls when the process dies, or `patience` seconds after it froze.
+        `waits` is called if somebody else holds it."""
         with self._transaction() as connection:
             _patience(connection, patience)
-            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:what))"), {"what": f"hpo.{what}"})
+            named = {"what": f"hpo.{what}"}
+            if not connection.scalar(text("SELECT pg_try_advisory_xact_lock(hashtext(:what))"), named):
+                waits()
+                connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:what))"), named)
             yield
 
     def put_study(self, row: StudyRow) -> None:
