@@ -18,7 +18,7 @@ pytestmark = pytest.mark.acceptance
 EPOCHS = 8
 OF_THE_TRAINER = ("batch", "packaging", "scoring")
 QUICK = ("model logged",)
-SLOW = ("claimed", "epochs stored", "model registered unfinished", "recorded", "version registered", "scoring")
+SLOW = ("claimed", "model registered unfinished", "recorded", "scoring")
 # the others: long
 
 
