@@ -6,10 +6,11 @@ from math import ceil
 
 import numpy as np
 
-from data_pipeline.dataset import DatasetError
+from data_pipeline.dataset import Dataset, DatasetError
 
 SEED = 42  # of the source study
 SMALLEST = 4  # cells: below that one of the three parts is empty
+ENOUGH = 20  # cells; fewer leave a validation split that says nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,15 @@ def split(n: int, *, seed: int = SEED) -> Split:
     train, rest = _two_parts(np.arange(n, dtype=np.int64), 0.30, seed)
     validation, test = _two_parts(rest, 0.50, seed)
     return Split(train, validation, test)
+
+
+def lacks(dataset: Dataset) -> str | None:
+    """What a data set lacks for networks to be trained and compared on it; None if nothing."""
+    if len(dataset.images) < ENOUGH:
+        return f"expected at least {ENOUGH} images, found {len(dataset.images)}"
+    learned = dataset.targets[split(len(dataset.images)).train]
+    constant = [name for name, values in zip(dataset.target_names, learned.T, strict=True) if np.ptp(values) == 0]
+    return f"{', '.join(constant)} is the same number for every training image: nothing to learn" if constant else None
 
 
 def _two_parts(indices: np.ndarray, test_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -252,7 +252,13 @@ def parser() -> argparse.ArgumentParser:
         "predict", predict, "Predict the components of images with a downloaded model; CSV on standard output."
     )
     it.add_argument("folder", metavar="DIR", type=Path, help="folder that `hpo download` made")
-    it.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="image file, grey, of the size trained on")
+    it.add_argument(
+        "images",
+        metavar="IMAGE",
+        type=Path,
+        nargs="+",
+        help="image file, grey, of the size trained on (periodic networks: any)",
+    )
     as_json(it)
 
     it = command("delete", delete, "Delete a study: trials, runs, models, versions. Asks first.")
@@ -977,6 +983,7 @@ def data_make(options: argparse.Namespace) -> int:
 
 def data_check(options: argparse.Namespace) -> int:
     from data_pipeline import dataset
+    from data_pipeline.split import lacks
 
     found = dataset.load(options.folder, image_size=options.image_size)
     height, width = found.images.shape[2:]
@@ -984,6 +991,8 @@ def data_check(options: argparse.Namespace) -> int:
         f"{options.folder}: good. {len(found.images)} images of {width} x {height} pixels, {len(found.target_names)} "
         f"components in {found.unit}, digest {found.digest[:8]}."
     )
+    if lacking := lacks(found):
+        print(f"But no study can be trained on it: {lacking}.")
     return 0
 
 

@@ -39,8 +39,8 @@ def show(chosen: Sequence[tuple[Plan, int]], read: Settings) -> None:
         console.print(f"The pretrained weights {name} are not on this machine yet: `hpo weights` fetches them.")
     with_trainers = f"{' and '.join(counts)} trainer{'' if [*counts] == ['1'] else 's'}"
     console.print(
-        f"About {duration(total)} with {with_trainers}, from a few batches of each network in one of them; up to "
-        f"{memory:.1f} GB of memory a trainer."
+        f"About {duration(total)} with {with_trainers}, from a few batches of each network in one of them, on the CPU; "
+        f"up to {memory:.1f} GB of memory a trainer."
     )
     if total > LONG and any(plan.study.model.get("trainable") == "all" for plan in plans):
         console.print(

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipeline import dataset as data_sets
 from data_pipeline.dataset import Dataset
-from data_pipeline.split import Split, split
+from data_pipeline.split import Split, lacks, split
 from hpo import data as data_files
 from hpo import promotion, sampling, study
 from hpo.errors import NotFound, StudyError
@@ -29,7 +29,6 @@ from models import weights as pretrained
 # What labels that were rounded to three digits may miss: of the bounds, as a share of the cell's largest component; of
 # Hill's relations, as a share of the smallest standard deviation of a component.
 BOUND_SLACK, HILL_SLACK = 0.01, 0.01
-MINIMUM = 20  # images; fewer leave a validation split that says nothing
 START = "start"  # a point that a search begins with
 
 
@@ -100,16 +99,9 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
     """
     folder = data_sets.DEFAULT if chosen.data_path == study.DEFAULT_DATA else Path(chosen.data_path)
     data = data_sets.load(folder, image_size=chosen.image_size)
-    if len(data.images) < MINIMUM:
-        raise StudyError(f"{folder}: expected at least {MINIMUM} images, found {len(data.images)}.")
+    if lacking := lacks(data):
+        raise StudyError(f"{folder}: {lacking}.")
     parts = split(len(data.images))
-    constant = [
-        name for name, values in zip(data.target_names, data.targets[parts.train].T, strict=True) if np.ptp(values) == 0
-    ]
-    if constant:
-        raise StudyError(
-            f"{folder}: {', '.join(constant)} is the same number for every training image: nothing to learn."
-        )
     if chosen.needs_symmetries() and not data.symmetries:
         raise StudyError(
             f"{folder}: nothing is known of how the targets move when an image is flipped or transposed, which "

@@ -198,23 +198,22 @@ def winner_table(study: StudyRow, ended: dict[str, Any]) -> Table:
         title_justify="left",
     )
     table.add_column("component")
-    for name in (f"RMSE {unit}", "NRMSE", "R²", "R² volume fraction", "R² mean"):
+    for name in (f"RMSE {unit}", "NRMSE", "R²", "R² volume fraction", "R² mean predictor"):
         table.add_column(name, justify="right")
-    test = winner["test"]
+    test, errors = winner["test"], [mse**0.5 for mse in winner["test"]["per_target"]["mse"]]
     cubic, mean = (ended["predictors"][name]["test"] for name in ("volume fraction", "mean"))
     for index, name in enumerate(study.facts["data"]["target_names"]):
-        own = {score: test["per_target"][score][index] for score in ("mse", "nrmse", "r2")}
         table.add_row(
             name,
-            f"{own['mse'] ** 0.5:.4g}",
-            score_text(own["nrmse"], ".4f"),
-            score_text(own["r2"], ".4f"),
+            f"{errors[index]:.4g}",
+            score_text(test["per_target"]["nrmse"][index], ".4f"),
+            score_text(test["per_target"]["r2"][index], ".4f"),
             score_text(cubic["per_target"]["r2"][index], ".4f"),
             score_text(mean["per_target"]["r2"][index], ".4f"),
         )
     table.add_section()
     means = (score_text(value, ".4f") for value in (test["nrmse"], test["r2"], cubic["r2"], mean["r2"]))
-    table.add_row("mean", f"{test['mse'] ** 0.5:.4g}", *means)
+    table.add_row("mean", f"{sum(errors) / len(errors):.4g}", *means)
     return table
 
 
