@@ -20,7 +20,7 @@ from pathlib import Path
 
 import cells
 import psutil
-from shell import mlflow_processes, postgres_processes
+from shell import mlflow_processes, postgres_processes, resume, suspend
 
 from hpo import invariants, sampling, services, settings
 from hpo.mirror import Mirror
@@ -95,9 +95,7 @@ class Chaos:
     def close(self) -> None:
         for worker in self.workers:
             kill(worker)
-        for process in [*self.postgres(), *self.mlflow()]:
-            with suppress(psutil.Error):
-                process.resume()
+        resume([*self.postgres(), *self.mlflow()])
         self.queue.close()
         services.erase(self.settings)
 
@@ -216,12 +214,9 @@ class Chaos:
     def freeze_worker_beyond_its_lease(self) -> None:
         worker = self.worker()
         frozen = [worker, *worker.children()]
-        for process in frozen:
-            process.suspend()
+        suspend(frozen)
         time.sleep(LEASE + self.random.uniform(0.5, 3))
-        for process in frozen:
-            with suppress(psutil.Error):
-                process.resume()
+        resume(frozen)
 
     def stop_worker(self) -> None:
         self.worker().send_signal(self.random.choice([signal.SIGTERM, signal.SIGINT]))
@@ -260,13 +255,9 @@ class Chaos:
         self.freeze(self.mlflow())
 
     def freeze(self, processes: list[psutil.Process]) -> None:
-        for process in processes:
-            with suppress(psutil.Error):
-                process.suspend()
+        suspend(processes)
         time.sleep(self.random.uniform(0, self.random.choice([LEASE, 14])))  # 14: beyond the client's patience of 10 s
-        for process in processes:
-            with suppress(psutil.Error):
-                process.resume()
+        resume(processes)
 
 
 FAULTS = (

@@ -7,9 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
@@ -139,6 +139,25 @@ def trainers(process: subprocess.Popen) -> list[psutil.Process]:
     """The trainers of a worker."""
     children = psutil.Process(process.pid).children()
     return [child for child in children if "hpo.trainer" in " ".join(child.cmdline())]
+
+
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    """A worker with its trainers."""
+    return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+
+
+def suspend(processes: Iterable[psutil.Process]) -> None:
+    """Freeze them, as a hypervisor or a laptop's lid does; one that has just ended does not matter."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
+
+
+def resume(processes: Iterable[psutil.Process]) -> None:
+    """Let them go on; one that has ended does not matter."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
 
 
 def postgres_processes(read: Settings) -> list[psutil.Process]:

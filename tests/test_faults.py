@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import signal
-import subprocess
 import time
 
 import cells
 import psutil
 import pytest
 from mlflow import MlflowClient
-from shell import PATIENCE, check_recorded_once, clock, mirrored, trainers, until_ended
+from shell import PATIENCE, check_recorded_once, clock, family, mirrored, resume, suspend, trainers, until_ended
 from sqlalchemy import text
 
 from hpo import invariants
@@ -77,35 +76,27 @@ def test_ctrl_c_gives_back_within_seconds_and_the_same_command_goes_on(shell, da
     assert {job.attempt for job in shell.trials("stopped")} == {1}
 
 
-def suspended(process: subprocess.Popen) -> list[psutil.Process]:
-    """Freeze a worker with its trainers, as a hypervisor or a laptop's lid does."""
-    frozen = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for each in frozen:
-        each.suspend()
-    return frozen
-
-
 @pytest.mark.slow
 def test_a_worker_that_was_frozen_beyond_its_lease_stops_and_writes_nothing_more(shell, data, tmp_path):
     shell.environment |= {"HPO_LEASE": "2"}
     study = cells.study(tmp_path, "thawed", data=data, epochs=600, rates="[1e-3]")
     first = shell.start("run", "--study", study, "--trainers", 1)
     job = shell.training("thawed", epochs=50)
-    frozen = suspended(first)
+    frozen = family(first)
+    suspend(frozen)
     shell.environment |= {"HPO_LEASE": "60"}
     second = shell.start("worker", "--study", "thawed", "--trainers", 1)
     shell.until(lambda: shell.queue.job(job.id).attempt == 2 and shell.training("thawed"), "it is taken over")
-    frozen_too = suspended(second)  # so that whatever is written now is written by the first one
+    frozen_too = family(second)
+    suspend(frozen_too)  # so that whatever is written now is written by the first one
     time.sleep(1)  # what Postgres had already been asked
     before, curve = shell.queue.job(job.id), shell.queue.curve(job.id)
-    for each in frozen:
-        each.resume()
+    resume(frozen)
     shell.until(lambda: any(each.alive and each.id != job.id for each in shell.trials("thawed")), "it goes on")
     after = shell.queue.job(job.id)
     assert dataclasses.replace(after, mirrored=before.mirrored) == before
     assert shell.queue.curve(job.id) == curve
-    for each in frozen_too:
-        each.resume()
+    resume(frozen_too)
     output, _ = second.communicate(timeout=PATIENCE)
     assert second.returncode == 0, output
     assert f"trial {job.number} of thawed: worker lost, attempt 2 of 3" in output

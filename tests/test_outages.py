@@ -5,13 +5,23 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 
 import cells
 import psutil
 import pytest
 from mlflow import MlflowClient
-from shell import PATIENCE, Shell, check_recorded_once, clock, mlflow_processes, postgres_processes, tmpfs, until_ended
+from shell import (
+    PATIENCE,
+    Shell,
+    check_recorded_once,
+    clock,
+    mlflow_processes,
+    postgres_processes,
+    resume,
+    suspend,
+    tmpfs,
+    until_ended,
+)
 
 from hpo import home as homes
 from hpo import mlflow_server, services, settings
@@ -38,9 +48,7 @@ def own(erased: settings.Settings) -> Iterator[tuple[Shell, settings.Settings]]:
     try:
         yield shell, erased
     finally:
-        for process in [*postgres_processes(erased), *mlflow_processes(erased)]:
-            with suppress(psutil.Error):  # it has just ended
-                process.resume()
+        resume([*postgres_processes(erased), *mlflow_processes(erased)])
         shell.close()
 
 
@@ -113,8 +121,7 @@ def test_sigterm_in_the_middle_of_an_mlflow_retry_gives_back_within_eight_second
     shell, read = own
     process = shell.start("run", "--study", cells.study(tmp_path, "termed", data=data, epochs=3000), "--trainers", 2)
     shell.training("termed", epochs=100)
-    for each in mlflow_processes(read):
-        each.suspend()  # worse than a dead one: it takes connections and says nothing
+    suspend(mlflow_processes(read))  # worse than a dead one: it takes connections and says nothing
     time.sleep(2)
     begin = clock(process)
     process.send_signal(signal.SIGTERM)
@@ -130,8 +137,7 @@ def test_sigterm_ends_the_worker_in_time_though_the_database_is_frozen(own, data
     process = shell.start("run", "--study", cells.study(tmp_path, "frozen", data=data, epochs=3000), "--trainers", 2)
     shell.training("frozen", epochs=50)
     trainers = psutil.Process(process.pid).children()
-    for each in postgres_processes(read):
-        each.suspend()
+    suspend(postgres_processes(read))
     time.sleep(1)
     begin = clock(process)
     process.send_signal(signal.SIGTERM)

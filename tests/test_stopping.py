@@ -3,11 +3,10 @@
 import re
 
 import cells
-import psutil
 import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
-from shell import PATIENCE, mirrored
+from shell import PATIENCE, family, mirrored, resume, suspend
 
 from hpo import invariants
 
@@ -42,9 +41,8 @@ def test_stop_ends_running_idle_and_frozen_workers_and_those_that_join_later_go_
     shown = dict(re.findall(r"^ *(\d+) .* epoch (\d+)/3000 ", shell.hpo("status"), re.MULTILINE))
     assert int(shown[str(trial["config"])]) >= trial["epoch"], "by its place in the grid; it has gone on meanwhile"
 
-    asleep = [psutil.Process(frozen.pid), *psutil.Process(frozen.pid).children(recursive=True)]
-    for each in asleep:
-        each.suspend()
+    asleep = family(frozen)
+    suspend(asleep)
     stop = shell.start("stop", "--study", "halted")
     for process, code in ((idle, 0), (run, 130)):
         output, _ = process.communicate(timeout=PATIENCE)
@@ -57,8 +55,7 @@ def test_stop_ends_running_idle_and_frozen_workers_and_those_that_join_later_go_
     assert (kept[job.id].state, kept[job.id].attempt) == ("waiting", 0)
     assert (kept[other.id].state, kept[other.id].attempt) == ("waiting", 1), "its lease ran out"
 
-    for each in asleep:
-        each.resume()
+    resume(asleep)
     output, _ = frozen.communicate(timeout=PATIENCE)
     assert frozen.returncode == 0 and "Stopped by " in output, output
 
