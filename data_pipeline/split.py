@@ -10,6 +10,7 @@ from data_pipeline.dataset import Dataset, DatasetError
 
 SEED = 42  # of the source study
 SMALLEST = 4  # cells: below that one of the three parts is empty
+LEAST_SPREAD = 1e-5  # of a component, relative to its largest value; 32-bit networks cannot tell apart much less
 ENOUGH = 20  # cells; fewer leave a validation split that says nothing
 
 
@@ -48,8 +49,11 @@ def lacks(dataset: Dataset) -> str | None:
     if len(dataset.images) < ENOUGH:
         return f"expected at least {ENOUGH} images, found {len(dataset.images)}"
     learned = dataset.targets[split(len(dataset.images)).train]
-    constant = [name for name, values in zip(dataset.target_names, learned.T, strict=True) if np.ptp(values) == 0]
-    return f"{', '.join(constant)} is the same number for every training image: nothing to learn" if constant else None
+    alike = learned.std(axis=0) <= LEAST_SPREAD * np.abs(learned).max(axis=0)
+    constant = [name for name, same in zip(dataset.target_names, alike, strict=True) if same]
+    if constant:
+        return f"{', '.join(constant)} is the same number for every training image, to five digits: nothing to learn"
+    return None
 
 
 def _two_parts(indices: np.ndarray, test_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

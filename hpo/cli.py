@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -330,10 +331,15 @@ def run(options: argparse.Namespace) -> int:
             break
     if len(plans) > 1 and max(codes) == 0:
         closings = {plan.name: job.result for plan in plans for job in queue.jobs(plan.name) if job.kind == "closing"}
-        closed = [(queue.study(name), ended or {}) for name, ended in closings.items()]
-        console.print(report.comparison(closed))
-        link = report.log_comparison(Tracker(found.tracking_uri), closed)
-        console.print(f"All their trials side by side:\n  compare: {link}", soft_wrap=True)
+        closed: dict[Any, list[tuple[StudyRow, dict[str, Any]]]] = {}  # scores on other data cannot be compared
+        for name, ended in closings.items():
+            row = queue.study(name)
+            closed.setdefault((row.facts["data"]["digest"], row.facts["data"]["split"]), []).append((row, ended or {}))
+        for alike in closed.values():
+            if len(alike) > 1:
+                console.print(report.comparison(alike))
+                link = report.log_comparison(Tracker(found.tracking_uri), alike)
+                console.print(f"All their trials side by side:\n  compare: {link}", soft_wrap=True)
     if started:
         console.print("Postgres and the MLflow server keep running (`hpo down` stops them). For a notebook:")
         console.print(services.export_lines(found), soft_wrap=True)
@@ -432,6 +438,8 @@ def _slurm_request(options: argparse.Namespace, read: "Settings", *, threads: in
             raise SettingsError("--workers and --slurm: expected --on slurm beside them.")
         return None
     wanted = slurm.parse(options.slurm)
+    if threads > 1 and options.device == "cpu" and wanted.setdefault("cpus-per-task", threads) < threads:
+        raise SettingsError(f"--slurm: cpus-per-task: expected at least training.threads, {threads}.")
     trainers = _at_least("--trainers", options.trainers, 1) or read.trainers
     each = _at_least("--trainers-per-gpu", options.trainers_per_gpu, 1)
     words = ["--device", options.device]
@@ -469,8 +477,14 @@ def worker(options: argparse.Namespace) -> int:
 
     limits, stops = _limits(options), _at_least("--stops", options.stops, 0)
     read, found, queue = _connect()
+    row, patience = queue.study(options.study), min(limits.idle or math.inf, limits.seconds or math.inf)
+    until = time.monotonic() + patience
+    if not row.facts.get("planned"):
+        _say(f"Waiting until {row.name} is planned; `hpo run` with the same options goes on with that.")
     while not (row := queue.study(options.study)).facts.get("planned"):
-        time.sleep(WATCH_INTERVAL)  # somebody is planning it right now
+        if time.monotonic() > until:
+            return 0
+        time.sleep(WATCH_INTERVAL)
     closed, asked = _work(read, found, row, options, report.console(), limits=limits, stops=stops)
     if closed and queue.closing_state(options.study) == "dead":
         raise ServiceError(
@@ -710,7 +724,9 @@ def promote(options: argparse.Namespace) -> int:
     _, found, queue = _connect()
     row = queue.study(options.study)
     jobs = queue.jobs(row.name)
-    close = next(job for job in jobs if job.kind == "closing")
+    close = next((job for job in jobs if job.kind == "closing"), None)
+    if close is None:
+        raise NotFound(f"{row.name} is not planned to its end: `hpo run` with the same options goes on with it.")
     if close.state == "dead":
         raise NotFound(f"Closing {row.name} failed: {close.reason}. `hpo run` with the same options tries it again.")
     if close.result is None:
@@ -768,7 +784,7 @@ def download(options: argparse.Namespace) -> int:
     with_it = [name for name in candidates if registry.get_alias(tracker, name, options.alias) is not None]
     name = with_it[0] if with_it else candidates[0]
     version = registry.find(tracker, name, options.alias)
-    job = next((job for row in queue.studies() for job in queue.jobs(row.name) if job.run_id == version.run_id), None)
+    job = queue.by_run(version.run_id)
     if job is None or job.result is None:
         raise NotFound(
             f"{name} version {version.number} was not made by a study of this database: its hashes are unknown."
@@ -1039,7 +1055,10 @@ def _trainers(options: argparse.Namespace, read: "Settings", threads: int) -> in
         raise SettingsError("--trainers-per-gpu: expected --device auto or --device cuda beside it.")
     gpus = 0 if options.device == "cpu" else len(visible_gpus())
     given = _at_least("--trainers", options.trainers, 1) or (each or 0) * gpus or read.trainers
-    return given or gpus or max(1, settings.cores() // threads)
+    count = given or gpus or max(1, settings.cores() // threads)
+    if threads > 1 and not gpus and count * threads > settings.cores():
+        _say(f"Note: {count} x training.threads = {count * threads} threads on {settings.cores()} cores are slow.")
+    return count
 
 
 def _limits(options: argparse.Namespace) -> "Limits":

@@ -31,8 +31,8 @@ def show(chosen: Sequence[tuple[Plan, int]], read: Settings) -> None:
     plans, counts = [plan for plan, _ in chosen], dict.fromkeys(str(trainers) for _, trainers in chosen)
     total, memory = 0.0, 0.0
     for plan, trainers in chosen:
-        seconds, needed = _show_plan(plan, read, console)
-        total += seconds / trainers
+        left, needed = _show_plan(plan, read, console)
+        total += max(sum(left) / trainers, max(left, default=0.0))  # a trial has one trainer
         memory = max(memory, needed)
     missing = [file["name"] for plan in plans for file in plan.weights.values() if not file["sha256"]]
     for name in dict.fromkeys(missing):
@@ -50,8 +50,8 @@ def show(chosen: Sequence[tuple[Plan, int]], read: Settings) -> None:
     console.print("Nothing was started or written.")
 
 
-def _show_plan(plan: Plan, read: Settings, console: Console) -> tuple[float, float]:
-    """Print one plan; seconds of training that are left, and GB of memory a trainer needs."""
+def _show_plan(plan: Plan, read: Settings, console: Console) -> tuple[list[float], float]:
+    """Print one plan; seconds of training that are left of each trial, and GB of memory a trainer needs."""
     jobs = _planned(plan, read)
     study, repeats = plan.study, plan.study.repeats
     grid = [spec for spec, _ in plan.specs()]
@@ -70,18 +70,19 @@ def _show_plan(plan: Plan, read: Settings, console: Console) -> tuple[float, flo
         table.add_column(name, justify="right")
     if grid:
         table.add_column("state", justify="right")
-    times, left = [], 0.0
+    times: list[float] = []
+    left: list[float] = []
     for index, (label, spec) in enumerate(rows):
         seconds, once, epochs = probed[index]["seconds"], probed[index]["once"], spec["training"]["epochs"]
         times.append(once + seconds * epochs)
         state = []
         if grid:
             known = {job.repeat: job for job in jobs if job.config == index}
-            left += sum(
+            left += [
                 times[-1] - seconds * (known[repeat].epochs if repeat in known else 0)
                 for repeat in range(repeats)
                 if repeat not in known or known[repeat].state not in ENDED
-            )
+            ]
             states = [known[repeat].state if repeat in known else "to do" for repeat in range(repeats)]
             state = [", ".join(dict.fromkeys(states))]
         table.add_row(
@@ -96,7 +97,7 @@ def _show_plan(plan: Plan, read: Settings, console: Console) -> tuple[float, flo
     if not grid:
         ended = sum(job.state in ENDED for job in jobs)
         at_start = [taken for taken, (label, _) in zip(times, rows, strict=True) if label == START]
-        left = (study.trials * repeats - ended) * statistics.fmean(at_start or times)
+        left = [statistics.fmean(at_start or times)] * (study.trials * repeats - ended)
     console.print(table)
     if study.pruner["name"] != "none":
         console.print("The pruner ends some of them earlier; the time below takes each to its end.")

@@ -87,7 +87,8 @@ def _same(job: Job, later: Job) -> bool:
 
 
 def _planned(shown: Mirror, jobs: list[Job], seen: _Seen) -> Iterator[str]:
-    planned = shown.study.spec["sampler"]["trials"]
+    best = shown.study.facts.get("best_of")  # of fewer points than were asked for, if no more were trained to their end
+    planned = shown.study.spec["sampler"]["trials"] if best is None else len(best)
     numbers = sorted({job.number for job in jobs if job.kind == "trial"})
     if numbers != list(range(planned)):
         yield f"expected the {planned} planned points in the queue, found {len(numbers)}"

@@ -91,7 +91,8 @@ VERDICTS = {
 
 def check_same(scored: Mapping[str, Any], job: Job) -> None:
     """Raise ValueError unless the downloaded model gives the validation score its trial was recorded with."""
-    recorded, found = _nmse(job), scored["validation"]["nmse"]
+    assert job.result is not None
+    recorded, found = job.result["validation"]["nmse"], scored["validation"]["nmse"]
     if abs(found - recorded) > 1e-4 * recorded:
         raise ValueError(
             f"trial {job.number}: its downloaded model has a validation NMSE of {found:.6g}, recorded is {recorded:.6g}"

@@ -57,7 +57,7 @@ def pruner(study: Study) -> optuna.pruners.BasePruner | None:
     if settings["name"] == "hyperband":
         return optuna.pruners.HyperbandPruner(
             min_resource=settings["min_epochs"],
-            max_resource=study.training["epochs"],
+            max_resource=int(study.most("epochs")),
             reduction_factor=settings["reduction_factor"],
         )
     return None

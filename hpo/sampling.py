@@ -121,6 +121,7 @@ def fill(store: optuna.storages.RDBStorage, name: str, study: Study, number: int
     loaded = optuna.load_study(study_name=name, storage=store, sampler=chosen)
     loaded.get_trials(deepcopy=False)  # Optuna's cache writes params only to trials that it has read
     trial_id = store.get_trial_id_from_study_id_trial_number(loaded._study_id, number)
+    _reopen(store, trial_id)  # it may have been dead or cancelled, and not be shown as waiting yet
     store.set_trial_state_values(trial_id, TrialState.RUNNING)
     trial = optuna.Trial(loaded, trial_id)
     return {key: trial._suggest(key, each) for key, each in distributions(study).items()}

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from hpo import credentials
 from hpo.errors import SettingsError
@@ -84,6 +84,9 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
             "HPO_DATABASE_URL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE (in the password, letters and "
             "digits as they are, everything else as %XX)."  # what was found holds the password
         )
+    for key in ("database_url", "mlflow_database_url"):
+        if raw[key] is not None and "password" in parse_qs(urlsplit(str(raw[key])).query):
+            raise SettingsError(f"{VARIABLES[key][0]}: expected the password behind the user, not behind the '?'.")
     return Settings(
         home=Path(raw["home"] or "mlruns").expanduser().absolute(),
         credentials=path,

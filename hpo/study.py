@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -139,7 +140,12 @@ class Study:
     @property
     def threads(self) -> int:
         """How many cores each of its trainers uses: the most that one of its trials asks for."""
-        return max(training.get("threads", 1) for _, training in map(self.trial, self.corners()))
+        return int(self.most("threads"))
+
+    def most(self, key: str) -> float:
+        """The largest value that a number among the training's settings takes."""
+        settings = (specs.training_from_dict(training) for _, training in map(self.trial, self.corners()))
+        return max(float(getattr(each, key)) for each in settings)
 
     def pretrained(self) -> list[str]:
         """The backbones whose pretrained weights this study, or the one it starts from, begins with."""
@@ -453,7 +459,8 @@ def _fits(table: Mapping[str, Any], key: str) -> bool:
         return inner.partition(".")[0] in space
     if where == "model":
         family = table.get("model", {}).get("family")
-        return inner not in space and family in specs.FAMILIES and inner in ("family", *specs.model_keys(family))
+        known = isinstance(family, str) and family in specs.FAMILIES
+        return inner not in space and known and inner in ("family", *specs.model_keys(family))
     return where != "training" or inner not in space
 
 
@@ -583,10 +590,10 @@ def _parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, 
     if len(study.start) > study.trials:
         raise StudyError(f"{label}: start: expected at most sampler.trials = {study.trials} points, found more.")
     for key in study.report_by:
-        if key not in space:
-            raise StudyError(f"{label}: report_by: expected parameters of [space] ({', '.join(space)}), found '{key}'.")
+        if not isinstance(key, str) or key not in space:
+            raise StudyError(f"{label}: report_by: expected parameters of [space] ({', '.join(space)}), found {key!r}.")
     try:  # every extreme of the space must be a network and a training that exist
-        for point in (*study.corners(), *study.start):
+        for point in (*study.corners(), *_seconds(study.space), *study.start):
             study.trial(point)
         completed = _completed(study)
     except specs.SpecError as error:
@@ -736,16 +743,26 @@ def _parameter(label: str, key: str, value: Any) -> Choices | Interval:
         raise StudyError(f"{where}: expected a list of values or {{low = ..., high = ...}}, found {value!r}.")
     _check_keys(label, f"space.{key}", value, ("low", "high", "log", "step"))
     bounds = [value.get("low"), value.get("high")]
-    if not all(isinstance(bound, (int, float)) and not isinstance(bound, bool) for bound in bounds):
+    if not all(map(_is_number, bounds)):
         raise StudyError(f"{where}: expected numbers for low and high, found {value!r}.")
     interval = Interval(**value)
+    whole = all(isinstance(bound, int) for bound in bounds)
     if not interval.low < interval.high:
         raise StudyError(f"{where}: expected low < high, found {interval.low} and {interval.high}.")
+    if not isinstance(interval.log, bool):
+        raise StudyError(f"{where}: log: expected true or false, found {interval.log!r}.")
     if interval.log and (interval.low <= 0 or interval.step is not None):
         raise StudyError(f"{where}: log = true needs low > 0 and no step, found {value!r}.")
-    if interval.step is not None and not (isinstance(interval.step, (int, float)) and interval.step > 0):
-        raise StudyError(f"{where}: step: expected a positive number, found {interval.step!r}.")
+    if interval.step is not None and not (_is_number(interval.step, whole=whole) and interval.step > 0):
+        kind = "whole " if whole else ""
+        raise StudyError(f"{where}: step: expected a positive {kind}number, found {interval.step!r}.")
     return interval
+
+
+def _is_number(value: Any, *, whole: bool = False) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        return False
+    return isinstance(value, int) or math.isfinite(value)
 
 
 def _corners(space: Mapping[str, Choices | Interval]) -> list[dict[str, Any]]:
@@ -753,6 +770,16 @@ def _corners(space: Mapping[str, Choices | Interval]) -> list[dict[str, Any]]:
     ends = {key: p.values if isinstance(p, Choices) else (p.low, p.high) for key, p in space.items()}
     first = {key: values[0] for key, values in ends.items()}
     return [first, *({**first, key: value} for key, values in ends.items() for value in values)]
+
+
+def _seconds(space: Mapping[str, Choices | Interval]) -> list[dict[str, Any]]:
+    """Points at the second whole number of a parameter, the others at their lowest end: not each is odd, say."""
+    first = _corners(space)[0]
+    return [
+        {**first, key: p.low + (p.step or 1)}
+        for key, p in space.items()
+        if isinstance(p, Interval) and all(isinstance(bound, int) for bound in (p.low, p.high))
+    ]
 
 
 def _highest(space: Mapping[str, Choices | Interval]) -> dict[str, Any]:

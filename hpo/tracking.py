@@ -482,7 +482,12 @@ class Tracker:
         Registered versions made from its models lose their files: delete them first (hpo.registry.delete_version).
         MLflow keeps rows of deleted experiments until `mlflow gc`; ours is renamed to "<study> (deleted <id>)".
         """
-        experiment: Experiment = self.client.get_experiment(experiment_id)
+        try:
+            experiment: Experiment = self.client.get_experiment(experiment_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return  # `mlflow gc` has done it, or it is another server's
         suffix = f" (deleted {experiment_id})"
         if not experiment.name.endswith(suffix):
             if experiment.lifecycle_stage != "active":

@@ -25,7 +25,7 @@ Emit = Callable[..., None]
 
 CHECKPOINT_SHARE = 0.01  # of the time may go into checkpoints
 PROBE_BATCHES = 4  # timed for an estimate
-ALIVE_INTERVAL = 10.0  # seconds between two signs of life within an epoch: one of a large network takes minutes
+ALIVE_INTERVAL = 10.0  # seconds between two signs of life where an epoch, say, takes minutes
 
 
 def main() -> None:
@@ -100,6 +100,7 @@ def train(
     from models.training import Diverged, Interrupted, Training, load_state, save_state
 
     dataset, parts = _data(data)
+    alive = _signs_of_life(emit)
     model, settings = specs.from_dict(spec["model"]), specs.training_from_dict(spec["training"])
     torch.set_num_threads(settings.threads)
     work = Path(folder)
@@ -113,6 +114,7 @@ def train(
         seed=spec["seed"],
         initial=_initial(spec, start),
         cache=Path(cache),
+        alive=alive,
         symmetries=dataset.symmetries,
         phases=spec.get("phases"),
         target_names=dataset.target_names,
@@ -140,15 +142,10 @@ def train(
         emit("checkpoint", path=str(path), epoch=kept, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
         return time.monotonic() - begin
 
-    shown = time.monotonic()
-
     def asked_to_stop() -> bool:
-        nonlocal shown
         if kept:
             crash.at("batch")
-        if time.monotonic() - shown > ALIVE_INTERVAL:
-            emit("alive")
-            shown = time.monotonic()
+        alive()
         return stop.is_set()
 
     pause, last = checkpoint_interval, time.monotonic()
@@ -170,9 +167,9 @@ def train(
     variance = training.train_variance
     images, targets = dataset.images[parts.validation], dataset.targets[parts.validation]
     best, final = training.best_regressor(), training.last_regressor()
-    predicted = predict(best, images)
+    predicted = predict(best, images, alive=alive)
     found = metrics.scores(predicted, targets, train_variance=variance)
-    last_found = metrics.scores(predict(final, images), targets, train_variance=variance)
+    last_found = metrics.scores(predict(final, images, alive=alive), targets, train_variance=variance)
     predictions = work / "validation.csv"
     _table(dataset, parts.validation, predicted).to_csv(predictions, index=False)
     crash.at("packaging")
@@ -204,6 +201,19 @@ def train(
         last_validation=last_found,
         **_device_name(training.device),
     )
+
+
+def _signs_of_life(emit: Emit) -> Callable[[], None]:
+    """To be called often: now and then it says that work goes on, which a trainer that hangs does not."""
+    shown = time.monotonic()
+
+    def alive() -> None:
+        nonlocal shown
+        if time.monotonic() - shown > ALIVE_INTERVAL:
+            emit("alive")
+            shown = time.monotonic()
+
+    return alive
 
 
 def _initial(spec: dict[str, Any], start: str | None) -> dict[str, Any] | None:
@@ -250,13 +260,14 @@ def score(emit: Emit, stop: threading.Event, *, folder: str, data: str, predicti
     from models.regressor import predict
 
     crash.at("scoring")
+    alive = _signs_of_life(emit)
     dataset, parts = _data(data)
     regressor, spec = bundle.load(Path(folder))
     bundle.check_shape(spec, dataset.images.shape[1:], where="the data set")
     variance = dataset.targets[parts.train].var(axis=0)
     learned = (dataset.images[parts.train], dataset.targets[parts.train])
     predictors = {name: fit(*learned) for name, fit in metrics.PREDICTORS.items()}
-    predictors["model"] = lambda images: predict(regressor, images)
+    predictors["model"] = lambda images: predict(regressor, images, alive=alive)
     found: dict[str, dict[str, Any]] = {}
     tables = []
     for part, indices in (("validation", parts.validation), ("test", parts.test)):

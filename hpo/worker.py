@@ -256,7 +256,8 @@ class Supervisor:
 
     def _fill(self, job: Job) -> Job:
         """Let the sampler choose the point of a slot."""
-        with self.queue.lock(f"fill.{job.study}.{job.number}"):  # two repeats of a point must get the same one
+        # Two repeats of a point must get the same one; who waits for a frozen worker here loses no lease of its own.
+        with self.queue.lock(f"fill.{job.study}.{job.number}", patience=self.settings.lease / 2):
             point = sampling.fill(self.store, self.row.name, self.study, job.number)
         facts = self.row.facts
         spec, cost = study.trial_spec(self.study, self.row.identity, facts, point, config=None, repeat=job.repeat)

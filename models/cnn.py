@@ -1,5 +1,6 @@
 """The protocol's convolutional networks: two convolution blocks and a dense head."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ class ConvNet(nn.Module):
         for name, values in self.named_parameters():
             (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(values)
 
-    def prepare(self, images: Tensor, cache: Path | None = None) -> Tensor | Windows:
+    def prepare(self, images: Tensor, cache: Path | None, alive: Callable[[], object]) -> Tensor | Windows:
         """Images (n, c, h, w) in the form that is trained on fastest; `forward` takes either, indexed by a batch.
 
         Nothing is kept in the folder `cache`: it takes a moment.

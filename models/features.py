@@ -3,8 +3,10 @@
 import fcntl
 import hashlib
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,19 +17,26 @@ if TYPE_CHECKING:
     from models.transfer import TransferNet
 
 BATCH = 32  # images; always the same, so that the numbers are
+TICK = 0.5  # seconds between two looks whether another training has computed them
 
 
-def compute(network: "TransferNet", images: Tensor, cache: Path | None) -> Tensor:
+def compute(network: "TransferNet", images: Tensor, cache: Path | None, alive: Callable[[], object]) -> Tensor:
     """`network.see(images)` (n, channels) in inference mode, from the file in the folder `cache` if there is one.
 
     The file's name is the digest of everything the features depend on: the backbone's structure and every number in
-    it, the normalisation, the pixels, the kind of device, torch's version. So it cannot be stale. Of several trainings
-    that need it at once one computes it and the others wait. A damaged file is computed again.
+    it, the normalisation, the pixels, the kind of device, the number of threads, torch's version. So it cannot be
+    stale. Of several trainings that need it at once one computes it and the others wait. A damaged file is computed
+    again.
+    `alive` is called again and again meanwhile.
     """
 
     def run() -> Tensor:
+        seen = []
         with torch.no_grad():
-            return torch.cat([network.see(batch) for batch in images.split(BATCH)]).contiguous()
+            for batch in images.split(BATCH):
+                seen.append(network.see(batch))
+                alive()
+        return torch.cat(seen).contiguous()
 
     network.backbone.eval()
     if cache is None:
@@ -35,7 +44,9 @@ def compute(network: "TransferNet", images: Tensor, cache: Path | None) -> Tenso
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{_key(network, images)}.safetensors"
     with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # falls when the process dies
+        while not _locked(lock):
+            alive()
+            time.sleep(TICK)
         found = _read(path, len(images))
         if found is None:
             found = run()
@@ -43,6 +54,15 @@ def compute(network: "TransferNet", images: Tensor, cache: Path | None) -> Tenso
             save_file({"features": found.cpu()}, temporary, metadata={"sha256": _sha256(found)})
             temporary.replace(path)
     return found.to(images.device)
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether we have the lock now; it falls when the process dies."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _read(path: Path, count: int) -> Tensor | None:
@@ -56,6 +76,8 @@ def _read(path: Path, count: int) -> Tensor | None:
 
 def _key(network: "TransferNet", images: Tensor) -> str:
     where = f"{torch.__version__} {images.device.type} {tuple(images.shape)}"
+    if torch.get_num_threads() > 1:  # some sums depend on it
+        where += f" {torch.get_num_threads()} threads"
     digest = hashlib.sha256(f"{where} {network.backbone}".encode())
     for tensor in (*network.backbone.state_dict().values(), network.mean, network.std, images):
         digest.update(_bytes(tensor))

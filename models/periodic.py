@@ -35,7 +35,7 @@ class PeriodicNet(nn.Module):
         self.dense = nn.Sequential(nn.Linear(inputs, spec.head), ACTIVATIONS[spec.activation]()) if spec.head else None
         self.head = nn.Linear(spec.head or inputs, n_targets)
 
-    def prepare(self, images: Tensor, cache: Path | None = None) -> Tensor:
+    def prepare(self, images: Tensor, cache: Path | None, alive: Callable[[], object]) -> Tensor:
         """What is trained on: the images themselves."""
         return images
 

@@ -1,6 +1,6 @@
 """A network together with the scaling of its targets: what is stored, handed out and asked for predictions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -55,15 +55,19 @@ class Regressor(nn.Module):
         return scaled if self.physics is None else self.physics(scaled, images)
 
 
-def predict(regressor: Regressor, images: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
-    """Targets (n, k) in the label's unit, float64, for images (n, c, h, w) in 0..1; leaves it in eval mode."""
+def predict(
+    regressor: Regressor, images: np.ndarray, *, batch_size: int = 64, alive: Callable[[], object] = lambda: None
+) -> np.ndarray:
+    """Targets (n, k) in the label's unit, float64, for images (n, c, h, w) in 0..1; leaves it in eval mode. `alive` is
+    called after every batch."""
     regressor.eval()
     device = regressor.target_mean.device
+    batches = []
     with torch.inference_mode():
-        batches = [
-            regressor(torch.from_numpy(np.ascontiguousarray(images[i : i + batch_size], np.float32)).to(device))
-            for i in range(0, len(images), batch_size)
-        ]
+        for i in range(0, len(images), batch_size):
+            batch = torch.from_numpy(np.ascontiguousarray(images[i : i + batch_size], np.float32))
+            batches.append(regressor(batch.to(device)))
+            alive()
     if not batches:
         return np.zeros((0, regressor.n_targets))
     return torch.cat(batches).cpu().numpy().astype(np.float64)

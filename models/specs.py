@@ -305,7 +305,10 @@ def _value(f: Field, value: Any, where: str) -> Any:
     fits = isinstance(value, {int: Integral, float: Real, str: str, bool: bool}[kind])
     fits = fits and isinstance(value, bool) == (kind is bool)
     if fits:
-        value = kind(value)
+        try:
+            value = kind(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            fits = False
     rule = f.metadata
     if (
         not fits

@@ -85,6 +85,7 @@ class Training:
 
     `initial` are tensors of the network to begin with, by name: pretrained ones, or those of an earlier training;
     those it lacks are drawn. Whoever resumes gives the same again. `cache` is a folder for what is dear to prepare.
+    `alive` is called between the batches of whatever else takes long: preparing, and evaluating.
 
     `symmetries` has where the targets go when the image is flipped or transposed, a permutation by each name of
     `models.symmetry.GENERATORS` that is known: for augmentation and symmetric models alone. `phases` and
@@ -109,6 +110,7 @@ class Training:
         initial: Mapping[str, Tensor] | None = None,
         state: State | None = None,
         cache: Path | None = None,
+        alive: Callable[[], object] = lambda: None,
         symmetries: Mapping[str, Sequence[int]] | None = None,
         phases: Phases | None = None,
         target_names: Sequence[str] = (),
@@ -129,7 +131,7 @@ class Training:
         standard = training.target_scaling == "standard"
         self.target_mean = labels.mean(axis=0) if standard else np.zeros(len(self.train_variance))
         self.target_scale = np.sqrt(self.train_variance) if standard else np.ones(len(self.train_variance))
-        self._cache = cache
+        self._cache, self._alive = cache, alive
         self._symmetries = symmetries or {}
         # Mean and scale of what the network gives: the targets, or the numbers that physics makes them of.
         self._physics, self._six = None, (self.target_mean, self.target_scale)
@@ -324,6 +326,7 @@ class Training:
         with torch.inference_mode():
             for images, targets in self._validation:
                 squares += ((network(images) - targets) ** 2).sum(0)
+                self._alive()
         if self._in_unit:
             squares /= torch.from_numpy(self.target_scale**2).to(self.device)
         return squares
@@ -339,7 +342,7 @@ class Training:
     def _prepare(self, images: np.ndarray, *, raw: bool = False) -> Tensor | Windows:
         """The images in the form that is trained on fastest, or as they are: they can be moved in that form alone."""
         tensor = torch.from_numpy(np.ascontiguousarray(images, np.float32)).to(self.device)
-        return tensor if raw else self.network.prepare(tensor, self._cache)
+        return tensor if raw else self.network.prepare(tensor, self._cache, self._alive)
 
     def _targets(self, labels: np.ndarray) -> Tensor:
         targets = (np.asarray(labels, np.float64) - self.target_mean) / self.target_scale

@@ -1,6 +1,7 @@
 """The protocol's transfer networks: a torchvision backbone without its top, global average pooling, a dense head."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -46,9 +47,12 @@ class TransferNet(nn.Module):
             self.backbone.eval()
         return self
 
-    def prepare(self, images: Tensor, cache: Path | None = None) -> Tensor:
-        """What is trained on: the images, or (n, channels) features of a frozen backbone, kept in `cache`."""
-        return features.compute(self, images, cache) if self.frozen else images
+    def prepare(self, images: Tensor, cache: Path | None, alive: Callable[[], object]) -> Tensor:
+        """What is trained on: the images, or (n, channels) features of a frozen backbone, kept in `cache`.
+
+        `alive` is called again and again while they are computed.
+        """
+        return features.compute(self, images, cache, alive) if self.frozen else images
 
     def see(self, images: Tensor) -> Tensor:
         """The backbone's features of a batch, averaged over the image: (batch, channels)."""

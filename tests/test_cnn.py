@@ -80,7 +80,7 @@ def test_prepared_images_give_the_outputs_of_the_images(spec):
     torch.manual_seed(SEED)
     network = build(spec, (1, 32, 32), 9).eval().to(memory_format=torch.channels_last)
     images = (torch.rand(30, 1, 8, 8) < 0.5).float().repeat_interleave(4, 2).repeat_interleave(4, 3)
-    prepared = network.prepare(images)
+    prepared = network.prepare(images, None, lambda: None)
     assert isinstance(prepared, Windows)
     batch = torch.tensor([3, 29, 0])
     expected = network(images[batch])
@@ -90,4 +90,4 @@ def test_prepared_images_give_the_outputs_of_the_images(spec):
 def test_images_that_do_not_repeat_are_trained_on_as_they_are():
     noise = torch.rand(3, 1, 32, 32)
     network = build(BaselineSpec(), (1, 32, 32), 9)
-    assert network.prepare(noise) is noise
+    assert network.prepare(noise, None, lambda: None) is noise

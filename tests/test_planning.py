@@ -8,7 +8,7 @@ import cells
 import pytest
 from shell import at_once, fresh_database
 
-from hpo import mirror, planning, sampling, settings, study
+from hpo import invariants, mirror, planning, sampling, settings, study
 from hpo.errors import StudyError
 from hpo.queue import Queue
 from hpo.tracking import Tracker
@@ -52,8 +52,8 @@ def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_die
         ready = planning.prepare(study.load(str(tmp_path / f"{file}.toml")))
         return planning.plan(ready, queue, Tracker(tracking_uri), read, database_url)
 
-    for file in (again := f"{name}-again", other := f"{name}-other"):
-        (tmp_path / f"{file}.toml").write_text(f'best_of = "{name}.toml"\npoints = 3\nrepeats = 2\n')
+    for file, wanted in ((again := f"{name}-again", 3), (other := f"{name}-other", 4)):
+        (tmp_path / f"{file}.toml").write_text(f'best_of = "{name}.toml"\npoints = {wanted}\nrepeats = 2\n')
     with closing(Queue(database_url)) as queue:
         queue.install()
         with pytest.raises(StudyError, match=f"{again} trains the best points of {name}, and it has not been run. Run"):
@@ -81,6 +81,8 @@ def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_die
         assert row.facts["best_of"] == expected and "planned" in row.facts
         assert [best["trial"] for best in plan(other, queue).facts["best_of"]] == [0, 1, 2]
         store = sampling.storage(database_url)
+        shown = mirror.Mirror(queue, Tracker(tracking_uri), store, queue.study(other))
+        assert not [each for each in invariants.check(shown) if "planned points" in each.what], "as many as there are"
         trials = store.get_all_trials(store.get_study_id_from_name(again))
         assert [trial.params for trial in trials] == [best["point"] for best in expected]
         store.remove_session()
@@ -209,6 +211,10 @@ def test_the_seed_decides_the_points_whoever_fills_them(services, data, tmp_path
             sampling.plan(store, "sampled", chosen)
             found = {number: sampling.fill(store, "sampled", chosen, number) for number in order}
             assert found[2] == sampling.fill(store, "sampled", chosen, 2), "a trial that has its point keeps it"
+            study_id = store.get_study_id_from_name("sampled")
+            trial_id = store.get_trial_id_from_study_id_trial_number(study_id, 2)
+            store.set_trial_state_values(trial_id, sampling.TrialState.FAIL)
+            assert found[2] == sampling.fill(store, "sampled", chosen, 2), "it was dead"
             store.remove_session()
             store.engine.dispose()
         return [found[number] for number in range(4)]

@@ -8,7 +8,7 @@ import optuna
 import pytest
 from rich.console import Console
 
-from hpo import planning, promotion, report, sampling, settings, study
+from hpo import planning, promotion, pruning, report, sampling, settings, study
 from hpo.mirror import Mirror
 from hpo.pruning import Pruning
 from hpo.queue import Queue
@@ -55,6 +55,15 @@ def train(shown: Mirror, job, *losses: float, first: int = 1) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # Optuna's word for its Hyperband
+def test_hyperband_counts_to_the_longest_training_of_the_space(tmp_path):
+    file = cells.study(tmp_path, "lengths", data=tmp_path, epochs=7)
+    file.write_text(file.read_text().replace("epochs = 7", "").replace("[space]", "[space]\nepochs = [4, 20]"))
+    chosen = study.load(str(file), ["pruner.name=hyperband", "pruner.min_epochs=2"])
+    assert chosen.most("epochs") == 20
+    assert pruning.pruner(chosen)._max_resource == 20
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize(
     ("overrides", "kind"),
     [

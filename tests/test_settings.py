@@ -33,6 +33,14 @@ def test_a_folder_is_no_tracking_server():
         settings.read({"HPO_DATABASE_URL": "postgresql://x/y", "MLFLOW_TRACKING_URI": "./mlruns"})
 
 
+@pytest.mark.parametrize("variable", ["HPO_DATABASE_URL", "MLFLOW_BACKEND_STORE_URI"])
+def test_a_password_where_command_lines_would_show_it_is_refused_and_not_repeated(variable):
+    urls = {"HPO_DATABASE_URL": "postgresql://x/y", "MLFLOW_TRACKING_URI": "http://x"}
+    with pytest.raises(SettingsError, match=f"{variable}: expected the password behind the user") as caught:
+        settings.read(urls | {variable: "postgresql://host/data?user=u&password=SECRET"})
+    assert "SECRET" not in str(caught.value)
+
+
 def test_every_setting_is_in_the_documentation():
     text = (Path(__file__).resolve().parent.parent / "docs" / "settings.md").read_text()
     for variable, _ in settings.VARIABLES.values():

@@ -1,11 +1,13 @@
 """The split is the protocol's: scikit-learn's, index by index."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.model_selection import train_test_split
 
-from data_pipeline.dataset import DatasetError
-from data_pipeline.split import split
+from data_pipeline.dataset import DatasetError, load
+from data_pipeline.split import lacks, split
 
 
 @pytest.mark.parametrize("n", [4, 5, 7, 10, 13, 100, 519, 520, 521, 1000])
@@ -34,3 +36,12 @@ def test_the_digest_depends_on_the_seed_and_the_number_of_cells_only():
 def test_a_set_too_small_to_split_is_refused_with_the_number_it_has():
     with pytest.raises(DatasetError, match=r"at least 4 cells .* found 3"):
         split(3)
+
+
+def test_a_component_that_is_the_same_but_for_rounding_is_nothing_to_learn(data):
+    dataset = load(data)
+    assert lacks(dataset) is None
+    alike = dataset.targets.copy()
+    alike[:, 2] = 1e6 + 1e-6 * alike[:, 2]
+    assert lacks(replace(dataset, targets=alike)).startswith("C33 is the same number for every training image")
+    assert lacks(replace(dataset, targets=dataset.targets * 1e-14)) is None, "a tiny unit is no matter"

@@ -28,6 +28,8 @@ filters = [4, 8]
 learning_rate = {low = 1e-4, high = 1e-2, log = true}
 """
 
+INTERVAL = MINIMAL.replace("[4, 8]", "{low = 4, high = 8, step = STEP}")
+
 
 def identity(each, data="d", split="s"):
     return study.digest(each.canonical(data_digest=data, split_digest=split))
@@ -310,6 +312,9 @@ def test_a_value_in_the_place_of_a_table_is_named_when_an_override_meets_it_in_a
     for override in ("repeats=2", "training.epochs=3", "model.depth=3", "pruner.name=median", "sampler.trials=3"):
         with pytest.raises(StudyError):
             study.load_all(str(tmp_path / "all.toml"), [override])
+    (tmp_path / "mine.toml").write_text(MINIMAL.replace('"cnn"', '["cnn"]'))
+    with pytest.raises(StudyError, match=r"model\.family: expected text"):
+        study.load_all(str(tmp_path / "all.toml"), ["repeats=2", "model.dropout=0.1"])
 
 
 @pytest.mark.parametrize(
@@ -390,6 +395,8 @@ def test_a_grid_has_no_start():
         (["seed=-1"], "seed: expected a whole number of 0"),
         (["seed=true"], "seed: expected a whole number, found True"),
         (["report_by=['depth']"], "report_by: expected parameters of"),
+        (["report_by=[['filters']]"], "found ['filters']"),
+        ([f"space.learning_rate=[1{400 * '0'}]"], "expected a number, above 0"),
         (["training.epochs"], "expected KEY=VALUE"),
         (["seed.more=1"], "'seed' is a value, not a table"),
     ],
@@ -423,6 +430,15 @@ def test_an_unknown_study_is_named_with_what_there_is(name, message):
         (MINIMAL.replace("low = 1e-4", "low = 0.0"), "log = true needs low > 0"),
         (MINIMAL.replace("high = 1e-2", "hihg = 1e-2"), "unknown key 'space.learning_rate.hihg'. Did you mean 'high'"),
         (MINIMAL.replace("trials = 5", "trials = 0"), "expected 1 to 100000, found 0"),
+        (MINIMAL.replace("log = true", "log = 'yes'"), "log: expected true or false, found 'yes'"),
+        (MINIMAL.replace("log = true", "step = inf"), "step: expected a positive number, found inf"),
+        (INTERVAL.replace("STEP", "0.5"), "step: expected a positive whole number, found 0.5"),
+        (INTERVAL.replace("STEP", "2.5"), "step: expected a positive whole number, found 2.5"),
+        (INTERVAL.replace("STEP", "true"), "step: expected a positive whole number, found True"),
+        (
+            MINIMAL.replace("kernel_size = 3", "").replace("[4, 8]", "[4, 8]\nkernel_size = {low = 3, high = 7}"),
+            "kernel_size = 4; expected an odd whole number",
+        ),
     ],
 )
 def test_a_wrong_file_is_named_with_what_was_expected(tmp_path, text, message):

@@ -157,9 +157,29 @@ def test_two_trainings_at_once_compute_the_features_once(tmp_path, monkeypatch):
 
     network, passes, see = build(spec(), (1, 32, 32), 2), [], TransferNet.see
     monkeypatch.setattr(TransferNet, "see", lambda self, images: (passes.append(1), see(self, images))[1])
-    found = at_once(*[lambda: features.compute(network, images(8), tmp_path)] * 3)
-    assert len(passes) == 1
+    signs = []
+
+    def compute():
+        return features.compute(network, images(8), tmp_path, lambda: signs.append(1))
+
+    found = at_once(*[compute] * 3)
+    assert len(passes) == 1 and signs
     assert all(torch.equal(each, found[0]) for each in found)
+    torch.set_num_threads(2)
+    compute()
+    torch.set_num_threads(1)
+    compute()
+    assert len(passes) == 2, "with other threads there may be other sums, but those of one thread are still there"
+
+
+def test_a_sign_of_life_is_given_between_the_batches_of_all_that_takes_long():
+    signs = []
+    one = training(spec(), alive=lambda: signs.append(1))
+    assert len(signs) == 2, "after the features of each split"
+    next(iter(one.epochs()))
+    assert len(signs) == 3, "after the evaluation"
+    predict(one.last_regressor(), VALIDATION[0], batch_size=2, alive=lambda: signs.append(1))
+    assert len(signs) == 3 + -(-len(VALIDATION[0]) // 2)
 
 
 @pytest.mark.parametrize(("backbone", "trainable"), [("densenet121", "all"), ("resnet50", "head")])

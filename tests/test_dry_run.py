@@ -1,0 +1,18 @@
+"""What a dry run makes of what it measured."""
+
+import cells
+import pytest
+
+from hpo import dry_run, planning, settings, study
+
+
+@pytest.mark.parametrize(("trainers", "expected"), [(1, "40 min"), (2, "20 min"), (3, "13 min"), (16, "10 min")])
+def test_a_trial_has_one_trainer_however_many_there_are(monkeypatch, capsys, data, tmp_path, trainers, expected):
+    chosen = study.load(str(cells.study(tmp_path, "four", data=data, epochs=10)))
+    plan = planning.prepare(chosen, trial_run=True)
+    measured = {"seconds": 60.0, "once": 0.0, "memory": 1.0}
+    monkeypatch.setattr(dry_run, "_probe", lambda plan, specs: dict.fromkeys(range(len(specs)), measured))
+    dry_run.show([(plan, trainers)], settings.read({"HPO_HOME": str(tmp_path / "home")}))
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"About {expected} with {trainers} trainer" in output, output
+    assert not (tmp_path / "home").exists()
