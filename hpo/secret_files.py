@@ -7,6 +7,7 @@ import argparse
 import os
 import secrets
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from hpo import credentials
@@ -34,6 +35,9 @@ def main() -> int:
         (folder / name).write_text(text)
         # A container, which runs as another user, sees the mode of here: the folder keeps this machine's others away.
         (folder / name).chmod(0o644)
+    for file in (options.folder / "docs" / "compose").glob("*"):  # no secrets; a strict umask kept them from containers
+        with suppress(OSError):
+            file.chmod(0o644)
     (options.folder / "backups").mkdir(mode=0o700, exist_ok=True)
     names = [*NAMES, *([options.name, f"{options.name}:443"] if options.name else [])]
     origins = [f"https://{options.name}"] if options.name else ["http://localhost:5000"]

@@ -112,7 +112,11 @@ def test_no_secret_stands_in_the_file_and_each_that_is_used_is_made_by_the_scrip
 
 def test_the_script_makes_files_that_differ_each_time_and_overwrites_none(tmp_path):
     script = [sys.executable, "-S", "-m", "hpo.secret_files", "--name", "lab.example.org", tmp_path]  # -S: no packages
+    mounted = tmp_path / "docs" / "compose" / "roles.sql"
+    mounted.parent.mkdir(parents=True)
+    mounted.touch(mode=0o600)  # checked out with a strict umask
     subprocess.run(script, cwd=ROOT, check=True, capture_output=True)
+    assert mounted.stat().st_mode & 0o777 == 0o644
     folder = tmp_path / "secrets"
     texts = {path.name: path.read_text() for path in folder.iterdir()}
     assert texts.keys() == secret_files.contents().keys()
