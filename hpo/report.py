@@ -140,37 +140,35 @@ def comparison(closed: list[tuple[StudyRow, dict[str, Any]]]) -> Table:
         "NRMSE",
     ):
         table.add_column(name, justify="left" if name in ("model", "weights", "split") else "right")
-    entries: list[tuple[list[str], dict[str, Any]]] = []
-    for row, ended in closed:
-        for group in ended.get("groups", []):
-            name = f"{row.name} {point_text(group['point'])}".strip()
-            verdict = "" if group["verdict"] == "good" else f"\n  {group['verdict']}"
-            weights = group["weights"] or "from scratch"
-            entries.append(([name + verdict, weights, f"{group['parameters']:,}"], group))
-    predictors: dict[str, Any] = next((ended["predictors"] for _, ended in closed if "predictors" in ended), {})
-    entries += [([NAMES[name], "", ""], found) for name, found in predictors.items()]
-    for words, found in sorted(entries, key=lambda entry: entry[1]["validation"]["nmse"]):
+    for name, point, found in _compared(closed):
+        words = [f"{name} {point}".strip(), "", ""]
+        if name:
+            words[0] += "" if found["verdict"] == "good" else f"\n  {found['verdict']}"
+            words[1:] = [found["weights"] or "from scratch", f"{found['parameters']:,}"]
         parts = [found["validation"], found["test"]]
         scores = zip(*(score_cells(p["nmse"], p["mse"], p["r2"], p["nrmse"]) for p in parts), strict=True)
-        table.add_row(*words, "validation\ntest", *map("\n".join, scores), style=None if words[1] else "dim")
+        table.add_row(*words, "validation\ntest", *map("\n".join, scores), style=None if name else "dim")
     return table
 
 
 def comparison_rows(closed: list[tuple[StudyRow, dict[str, Any]]]) -> list[dict[str, Any]]:
     """What `comparison` shows, one flat dict a row; MSE in the label's unit squared."""
+    return [
+        {"study": name, "point": point}
+        | {key: found.get(key) for key in ("weights", "parameters", "verdict", "version")}
+        | {f"{part}_{score}": found[part][score] for part in ("validation", "test") for score in SCORES}
+        for name, point, found in _compared(closed)
+    ]
+
+
+def _compared(closed: list[tuple[StudyRow, dict[str, Any]]]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Study, point and scores of each winner, and of each trivial predictor, which has no study; best first."""
     predictors: dict[str, Any] = next((ended["predictors"] for _, ended in closed if "predictors" in ended), {})
     entries = [
-        ({"study": row.name, "point": point_text(group["point"])}, group)
-        for row, ended in closed
-        for group in ended.get("groups", [])
+        (row.name, point_text(group["point"]), group) for row, ended in closed for group in ended.get("groups", [])
     ]
-    entries += [({"study": "", "point": NAMES[name]}, found) for name, found in predictors.items()]
-    return [
-        words
-        | {name: found.get(name) for name in ("weights", "parameters", "verdict", "version")}
-        | {f"{part}_{name}": found[part][name] for part in ("validation", "test") for name in SCORES}
-        for words, found in sorted(entries, key=lambda entry: entry[1]["validation"]["nmse"])
-    ]
+    entries += [("", NAMES[name], found) for name, found in predictors.items()]
+    return sorted(entries, key=lambda entry: entry[2]["validation"]["nmse"])
 
 
 def log_comparison(tracker: Tracker, closed: list[tuple[StudyRow, dict[str, Any]]]) -> str:
