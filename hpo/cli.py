@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -265,6 +266,9 @@ def parser() -> argparse.ArgumentParser:
     it = command("delete", delete, "Delete a study: trials, runs, models, versions. Asks first.")
     it.add_argument("--study", required=True, metavar="NAME", help="name as `hpo studies` lists it")
     it.add_argument("--yes", action="store_true", help="do not ask")
+    it.add_argument(
+        "--not-in-mlflow", action="store_true", help="although the MLflow server has lost (or never had) its experiment"
+    )
 
     it = command("backup", backup, "Save the databases and all artifacts in one file, while workers go on.")
     it.add_argument("file", metavar="FILE", type=Path, help="file to make, such as hpo.tar")
@@ -317,7 +321,8 @@ def run(options: argparse.Namespace) -> int:
         plans = [planning.prepare(each, trial_run=True) for each in chosen]
         dry_run.show([(plan, _trainers(options, read, plan.study.threads)) for plan in plans], read)
         return 0
-    if request := _slurm_request(options, read, threads=1):
+    requests = [_slurm_request(options, read, threads=each.threads) for each in chosen]
+    if request := requests[0]:
         request.check(read)
     _fetch_weights(chosen)
     plans = [planning.prepare(each) for each in chosen]
@@ -331,15 +336,10 @@ def run(options: argparse.Namespace) -> int:
             break
     if len(plans) > 1 and max(codes) == 0:
         closings = {plan.name: job.result for plan in plans for job in queue.jobs(plan.name) if job.kind == "closing"}
-        closed: dict[Any, list[tuple[StudyRow, dict[str, Any]]]] = {}  # scores on other data cannot be compared
-        for name, ended in closings.items():
-            row = queue.study(name)
-            closed.setdefault((row.facts["data"]["digest"], row.facts["data"]["split"]), []).append((row, ended or {}))
-        for alike in closed.values():
-            if len(alike) > 1:
-                console.print(report.comparison(alike))
-                link = report.log_comparison(Tracker(found.tracking_uri), alike)
-                console.print(f"All their trials side by side:\n  compare: {link}", soft_wrap=True)
+        for alike in report.comparable([(queue.study(name), ended or {}) for name, ended in closings.items()]):
+            console.print(report.comparison(alike))
+            link = report.log_comparison(Tracker(found.tracking_uri), alike)
+            console.print(f"All their trials side by side:\n  compare: {link}", soft_wrap=True)
     if started:
         console.print("Postgres and the MLflow server keep running (`hpo down` stops them). For a notebook:")
         console.print(services.export_lines(found), soft_wrap=True)
@@ -438,9 +438,14 @@ def _slurm_request(options: argparse.Namespace, read: "Settings", *, threads: in
             raise SettingsError("--workers and --slurm: expected --on slurm beside them.")
         return None
     wanted = slurm.parse(options.slurm)
-    if threads > 1 and options.device == "cpu" and wanted.setdefault("cpus-per-task", threads) < threads:
-        raise SettingsError(f"--slurm: cpus-per-task: expected at least training.threads, {threads}.")
     trainers = _at_least("--trainers", options.trainers, 1) or read.trainers
+    if threads > 1 and options.device == "cpu":
+        needed = threads * (trainers or 1)
+        if wanted.setdefault("cpus-per-task", needed) < needed:
+            raise SettingsError(
+                f"--slurm: cpus-per-task: expected at least {needed} for {trainers or 1} x training.threads = "
+                f"{threads}, found {wanted['cpus-per-task']}."
+            )
     each = _at_least("--trainers-per-gpu", options.trainers_per_gpu, 1)
     words = ["--device", options.device]
     if each is not None:
@@ -477,14 +482,18 @@ def worker(options: argparse.Namespace) -> int:
 
     limits, stops = _limits(options), _at_least("--stops", options.stops, 0)
     read, found, queue = _connect()
-    row, patience = queue.study(options.study), min(limits.idle or math.inf, limits.seconds or math.inf)
-    until = time.monotonic() + patience
-    if not row.facts.get("planned"):
-        _say(f"Waiting until {row.name} is planned; `hpo run` with the same options goes on with that.")
+    patience = min((limit for limit in (limits.idle, limits.seconds) if limit is not None), default=math.inf)
+    begin, said = time.monotonic(), False
     while not (row := queue.study(options.study)).facts.get("planned"):
-        if time.monotonic() > until:
+        if time.monotonic() - begin >= patience:
+            print(f"Left at its limit: study {row.name} is not planned yet.")
             return 0
-        time.sleep(WATCH_INTERVAL)
+        if not said:
+            _say(f"Waiting until {row.name} is planned; `hpo run` with the same options goes on with that.")
+        said = True
+        time.sleep(min(WATCH_INTERVAL, patience))
+    if limits.seconds is not None:
+        limits = replace(limits, seconds=max(0.0, limits.seconds - (time.monotonic() - begin)))
     closed, asked = _work(read, found, row, options, report.console(), limits=limits, stops=stops)
     if closed and queue.closing_state(options.study) == "dead":
         raise ServiceError(
@@ -823,6 +832,12 @@ def delete(options: argparse.Namespace) -> int:
     lost = queue.expired(row.name, lease=read.lease)
     if any(job.state == "running" and job.id not in lost for job in jobs):
         raise NotFound(f"Workers are training {row.name} right now. Stop them (Ctrl-C) first; then delete.")
+    tracker, name = Tracker(found.tracking_uri), row.facts["model_name"]
+    if not options.not_in_mlflow and not tracker.knows(row.facts["experiment_id"]):
+        raise NotFound(
+            f"The MLflow server at {found.tracking_uri} has no experiment {row.facts['experiment_id']}, which is "
+            f"{row.name}'s: is it the server you mean? If it has lost it, --not-in-mlflow deletes what is left."
+        )
     if not options.yes:
         done = sum(job.state == "done" for job in jobs if job.kind == "trial")
         print(f"This deletes the study {row.name} for good: {done} finished trials, their runs, models and versions.")
@@ -832,7 +847,6 @@ def delete(options: argparse.Namespace) -> int:
             answer = ""
         if answer.strip() != row.name:
             raise NotFound("Not deleted: the name was not typed. (--yes goes on without asking.)")
-    tracker, name = Tracker(found.tracking_uri), row.facts["model_name"]
     # a backup under way still reads the files
     backed_up = queue.lock(LOCK, waits=lambda: _say(WAITS))
     with backed_up, queue.lock(f"plan.{row.name}"), promotion.champion_lock(queue, name):
@@ -1009,7 +1023,7 @@ def data_check(options: argparse.Namespace) -> int:
     )
     if lacking := lacks(found):
         print(f"But no study can be trained on it: {lacking}.")
-    return 0
+    return 1 if lacking else 0
 
 
 # Shared

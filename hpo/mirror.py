@@ -9,6 +9,7 @@ import platform
 import socket
 import subprocess
 import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,7 @@ import optuna
 from mlflow.exceptions import MlflowException
 
 from hpo import crash, sampling
-from hpo.queue import DatabaseLost, Job, Queue, StudyRow
+from hpo.queue import FREEZE_LIMIT, DatabaseLost, Job, Queue, StudyRow
 from hpo.study import provenance
 from hpo.tracking import Tracker, TrackingUnavailable
 
@@ -56,7 +57,7 @@ class Mirror:
             self.queue.set_mirrored(job)
             return
         run_id = self._show_run(job) if job.spec is not None else None  # a slot no sampler has filled has no run
-        with self.queue.frozen(job) as same:
+        with self._alone(job), self.queue.frozen(job) as same:
             if same:
                 sampling.show(self.store, self.study.name, job, self._repeats(job))
         self.queue.set_mirrored(job)
@@ -98,6 +99,12 @@ class Mirror:
                 self.tracker.delete_other_models(run_id, experiment, keep=kept)
         except Exception as error:  # such as a server that deletes nothing; `hpo doctor` finds what stays
             log.warning("%s: what it does not need any more stays in MLflow: %s", title(job), first_line(error))
+
+    def _alone(self, job: Job) -> AbstractContextManager[None]:
+        """Nobody else shows this job's point meanwhile: who shows it last has read all its repeats last."""
+        if self.study.spec.get("repeats", 1) == 1:
+            return nullcontext()
+        return self.queue.lock(f"show.{job.study}.{job.number}", patience=FREEZE_LIMIT)
 
     def _repeats(self, job: Job) -> list[Job]:
         """All jobs of this one's point."""

@@ -124,6 +124,14 @@ def spread_text(mean: float, deviation: float | None, best: tuple[float, float |
     return text + (" ≈" if not first and mean - best[0] <= within else "")
 
 
+def comparable(closed: list[tuple[StudyRow, dict[str, Any]]]) -> list[list[tuple[StudyRow, dict[str, Any]]]]:
+    """Those that are on one data set and split, where there are several: scores on others cannot be compared."""
+    groups: dict[tuple[str, str], list[tuple[StudyRow, dict[str, Any]]]] = {}
+    for row, ended in closed:
+        groups.setdefault((row.facts["data"]["digest"], row.facts["data"]["split"]), []).append((row, ended))
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def comparison(closed: list[tuple[StudyRow, dict[str, Any]]]) -> Table:
     """The winners of several studies on one data set beside the trivial predictors, on validation and test split, best
     first. `closed` pairs each study with the result of its closing."""

@@ -121,7 +121,7 @@ def fill(store: optuna.storages.RDBStorage, name: str, study: Study, number: int
     loaded = optuna.load_study(study_name=name, storage=store, sampler=chosen)
     loaded.get_trials(deepcopy=False)  # Optuna's cache writes params only to trials that it has read
     trial_id = store.get_trial_id_from_study_id_trial_number(loaded._study_id, number)
-    _reopen(store, trial_id)  # it may have been dead or cancelled, and not be shown as waiting yet
+    _reopen(store, trial_id)  # it may have been dead or cancelled, or have other repeats that are done
     store.set_trial_state_values(trial_id, TrialState.RUNNING)
     trial = optuna.Trial(loaded, trial_id)
     return {key: trial._suggest(key, each) for key, each in distributions(study).items()}
@@ -137,8 +137,8 @@ def show(store: optuna.storages.RDBStorage, name: str, job: Job, repeats: Sequen
     study_id = store.get_study_id_from_name(name)
     trial_id = store.get_trial_id_from_study_id_trial_number(study_id, job.number)
     trial, state = store.get_trial(trial_id), STATES[shown]
-    if trial.state == TrialState.FAIL and state != TrialState.FAIL:  # it was dead, and is tried again
-        _reopen(store, trial_id)
+    again = trial.state.is_finished() and (trial.state != state or trial.value != value)
+    if again and _reopen(store, trial_id):  # it was dead or cancelled, or one of its repeats was, and came back
         trial = store.get_trial(trial_id)
     if trial.state == state or trial.state.is_finished():
         return
@@ -160,16 +160,20 @@ def together(repeats: Sequence[Job]) -> tuple[str, float | None]:
     return ("done", sum(values) / len(values)) if values else (states[0], None)
 
 
-def _reopen(store: optuna.storages.RDBStorage, trial_id: int) -> None:
-    """Let a failed trial wait again. Optuna's own calls refuse to: to it a failed trial has ended for ever."""
+def _reopen(store: optuna.storages.RDBStorage, trial_id: int) -> bool:
+    """Let a failed or complete trial wait again; whether it was one. Optuna's own calls refuse to: to it a trial that
+    has ended has ended for ever."""
     with store.engine.begin() as connection:
-        connection.execute(
+        reopened = connection.execute(
             text("""
                 UPDATE trials SET state = 'WAITING', datetime_start = NULL, datetime_complete = NULL
-                WHERE trial_id = :trial AND state = 'FAIL'
+                WHERE trial_id = :trial AND state IN ('FAIL', 'COMPLETE')
             """),
             {"trial": trial_id},
         )
+        if reopened.rowcount:
+            connection.execute(text("DELETE FROM trial_values WHERE trial_id = :trial"), {"trial": trial_id})
+        return reopened.rowcount > 0
 
 
 @database()

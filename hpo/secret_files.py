@@ -23,6 +23,9 @@ def main() -> int:
     )
     parser.add_argument("--name", help="host name that browsers use, where the profile tls is on")
     options = parser.parse_args()
+    for file in (options.folder / "docs" / "compose").glob("*"):  # no secrets; a strict umask kept them from containers
+        with suppress(OSError):
+            file.chmod(0o644)
     written = [options.folder / "secrets", options.folder / ".env"]
     if there := [path for path in written if path.exists()]:
         print(f"{' and '.join(map(str, there))} exist already: nothing was changed. Remove them for new passwords; the "
@@ -35,9 +38,6 @@ def main() -> int:
         (folder / name).write_text(text)
         # A container, which runs as another user, sees the mode of here: the folder keeps this machine's others away.
         (folder / name).chmod(0o644)
-    for file in (options.folder / "docs" / "compose").glob("*"):  # no secrets; a strict umask kept them from containers
-        with suppress(OSError):
-            file.chmod(0o644)
     (options.folder / "backups").mkdir(mode=0o700, exist_ok=True)
     names = [*NAMES, *([options.name, f"{options.name}:443"] if options.name else [])]
     origins = [f"https://{options.name}"] if options.name else ["http://localhost:5000"]

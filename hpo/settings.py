@@ -85,8 +85,9 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
             "digits as they are, everything else as %XX)."  # what was found holds the password
         )
     for key in ("database_url", "mlflow_database_url"):
-        if raw[key] is not None and "password" in parse_qs(urlsplit(str(raw[key])).query):
-            raise SettingsError(f"{VARIABLES[key][0]}: expected the password behind the user, not behind the '?'.")
+        if raw[key] is not None and "password" in parse_qs(str(raw[key]).partition("?")[2]):
+            where = VARIABLES[key][0] if environment.get(VARIABLES[key][0]) else f"{key} in {path}"
+            raise SettingsError(f"{where}: expected the password behind the user, not behind the '?'.")
     return Settings(
         home=Path(raw["home"] or "mlruns").expanduser().absolute(),
         credentials=path,
@@ -104,8 +105,8 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
 
 
 def _is_postgres(url: str) -> bool:
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         return parts.scheme.partition("+")[0] == "postgresql" and (parts.port is None or parts.port > 0)
     except ValueError:
         return False

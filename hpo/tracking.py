@@ -476,18 +476,26 @@ class Tracker:
                 raise
 
     @server()
+    def knows(self, experiment_id: str) -> bool:
+        """Whether the server has this experiment, deleted or not."""
+        try:
+            self.client.get_experiment(experiment_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
+
+    @server()
     def delete_study_data(self, experiment_id: str) -> None:
         """Delete the study's experiment and all its files; the name is free again. Safe to repeat.
 
         Registered versions made from its models lose their files: delete them first (hpo.registry.delete_version).
         MLflow keeps rows of deleted experiments until `mlflow gc`; ours is renamed to "<study> (deleted <id>)".
         """
-        try:
-            experiment: Experiment = self.client.get_experiment(experiment_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return  # `mlflow gc` has done it, or it is another server's
+        if not self.knows(experiment_id):
+            return  # `mlflow gc` has done it
+        experiment: Experiment = self.client.get_experiment(experiment_id)
         suffix = f" (deleted {experiment_id})"
         if not experiment.name.endswith(suffix):
             if experiment.lifecycle_stage != "active":

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BATCH = 32  # images; always the same, so that the numbers are
 TICK = 0.5  # seconds between two looks whether another training has computed them
+PATIENCE = 900.0  # seconds after which they are computed by whoever waits: the other one may be frozen
 
 
 def compute(network: "TransferNet", images: Tensor, cache: Path | None, alive: Callable[[], object]) -> Tensor:
@@ -44,7 +45,8 @@ def compute(network: "TransferNet", images: Tensor, cache: Path | None, alive: C
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{_key(network, images)}.safetensors"
     with path.with_suffix(".lock").open("w") as lock:
-        while not _locked(lock):
+        until = time.monotonic() + PATIENCE
+        while not _locked(lock) and time.monotonic() < until:
             alive()
             time.sleep(TICK)
         found = _read(path, len(images))

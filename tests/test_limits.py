@@ -5,6 +5,7 @@ import pytest
 
 from hpo import cli, planning, settings, study
 from hpo.errors import SettingsError
+from hpo.queue import StudyRow
 from hpo.tracking import Tracker
 from hpo.trainers import next_gpu, visible_gpus
 from hpo.worker import OUT_OF_TIME, Limits, Supervisor
@@ -61,6 +62,21 @@ def test_a_worker_asked_for_before_a_stop_leaves_at_once_though_it_starts_after_
     assert {job.attempt for job in shell.trials("late")} == {0} and shell.queue.workers("late") == []
     output = shell.hpo("worker", "--study", "late", "--stops", stops + 1, "--once", "--trainers", 1)
     assert "Left at its limit" in output and sum(job.state == "done" for job in shell.trials("late")) == 1
+
+
+@pytest.mark.service
+def test_a_study_whose_planner_died_is_waited_for_within_the_limits_and_can_be_deleted(shell):
+    shell.queue.install()
+    facts = {"experiment_id": str(2**31 - 1), "model_name": "nothing-of-it"}  # no server has it, nor ever had
+    shell.queue.put_study(StudyRow(name="half", identity="0" * 64, spec={}, facts=facts, created_at=0.0))
+    for limit in ("--idle-exit", "--max-hours"):
+        output = shell.hpo("worker", "--study", "half", limit, 0)
+        assert "Left at its limit: study half is not planned yet." in output
+    assert "half is not planned to its end: `hpo run`" in shell.hpo("promote", "--study", "half", code=1)
+    output = shell.hpo("delete", "--study", "half", "--yes", code=1)
+    assert "is it the server you mean?" in output and [row.name for row in shell.queue.studies()] == ["half"]
+    assert "Deleted the study half." in shell.hpo("delete", "--study", "half", "--yes", "--not-in-mlflow")
+    assert shell.queue.studies() == []
 
 
 @pytest.mark.parametrize(

@@ -213,8 +213,9 @@ def test_the_seed_decides_the_points_whoever_fills_them(services, data, tmp_path
             assert found[2] == sampling.fill(store, "sampled", chosen, 2), "a trial that has its point keeps it"
             study_id = store.get_study_id_from_name("sampled")
             trial_id = store.get_trial_id_from_study_id_trial_number(study_id, 2)
-            store.set_trial_state_values(trial_id, sampling.TrialState.FAIL)
-            assert found[2] == sampling.fill(store, "sampled", chosen, 2), "it was dead"
+            for ended, value in (("FAIL", None), ("COMPLETE", [0.5])):  # it was dead; another repeat of it is done
+                store.set_trial_state_values(trial_id, sampling.TrialState[ended], values=value)
+                assert found[2] == sampling.fill(store, "sampled", chosen, 2), "and is not shown as waiting yet"
             store.remove_session()
             store.engine.dispose()
         return [found[number] for number in range(4)]

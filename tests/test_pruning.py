@@ -133,6 +133,38 @@ def test_a_study_without_a_pruner_ends_nothing_and_asks_nobody(planned):
     assert not Pruning(shown.queue, None, shown.study.name, chosen).ends(job)
 
 
+def test_a_point_whose_last_repeat_is_cancelled_has_ended_until_it_is_brought_back(planned):
+    shown, _ = planned("repeats=2")
+    states = optuna.trial.TrialState
+    jobs = [claim(shown) for _ in range(2)]
+    (number,) = {job.number for job in jobs}
+
+    def point() -> tuple[optuna.trial.TrialState, float | None]:
+        for job in jobs:
+            shown.show(shown.queue.job(job.id))
+        trial = shown.store.get_all_trials(shown.store.get_study_id_from_name(shown.study.name))[number]
+        return trial.state, trial.value
+
+    def end(job, score: float) -> None:
+        shown.queue.end(job, "done", result={"best_val_nmse": score, "best_epoch": 1} | FOUND)
+
+    end(jobs[0], 0.25)
+    assert point() == (states.RUNNING, None)
+    assert shown.queue.cancel(shown.study.name, number, jobs[1].repeat, by="somebody")
+    assert point() == (states.COMPLETE, 0.25)
+    assert shown.queue.undo_cancel(shown.study.name, number, jobs[1].repeat)
+    assert point() == (states.RUNNING, None), "to Optuna the point has begun"
+    assert shown.queue.cancel(shown.study.name, number, jobs[1].repeat, by="somebody")
+    assert point() == (states.COMPLETE, 0.25)
+    assert shown.queue.undo_cancel(shown.study.name, number, jobs[1].repeat)
+    again = shown.queue.claim(shown.study.name, worker="w", lease=60)
+    assert again.id == jobs[1].id
+    end(again, 0.75)
+    assert point() == (states.COMPLETE, 0.5), "though nobody showed it in between"
+    point()
+    assert point() == (states.COMPLETE, 0.5)
+
+
 def test_repeats_have_seeds_of_their_own_and_their_mean_decides(planned):
     shown, _ = planned("repeats=2", "seed=5")
     jobs = [job for job in shown.queue.jobs(shown.study.name) if job.kind == "trial"]

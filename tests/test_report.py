@@ -15,6 +15,8 @@ from shell import Shell, fresh_database
 
 from data_pipeline import dataset
 from data_pipeline.split import split
+from hpo.queue import StudyRow
+from hpo.report import comparable
 
 pytestmark = pytest.mark.acceptance
 EPOCHS = 30
@@ -195,6 +197,15 @@ def test_the_page_stands_alone_is_attached_and_answers_the_questions(reported, t
     before = {path: path.read_bytes() for path in report.rglob("*.*")}
     shell.hpo("report", "-o", report)
     assert {path: path.read_bytes() for path in report.rglob("*.*")} == before, "the same evidence, the same bytes"
+
+
+def test_a_sequence_compares_what_is_on_one_data_set_and_split():
+    def closed(name: str, digest: str, split: str):
+        facts = {"data": {"digest": digest, "split": split}}
+        return StudyRow(name=name, identity=name, spec={}, facts=facts, created_at=0.0), {}
+
+    a, b, c, d, e = [closed(*words) for words in ("a1s", "b2s", "c1s", "d1t", "e2s")]
+    assert comparable([a, b, c, d, e]) == [[a, c], [b, e]]
 
 
 def test_what_cannot_be_reported_is_said(shell, data, tmp_path):

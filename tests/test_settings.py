@@ -39,6 +39,14 @@ def test_a_password_where_command_lines_would_show_it_is_refused_and_not_repeate
     with pytest.raises(SettingsError, match=f"{variable}: expected the password behind the user") as caught:
         settings.read(urls | {variable: "postgresql://host/data?user=u&password=SECRET"})
     assert "SECRET" not in str(caught.value)
+    for odd in ("pa[ss", "pa[ss]word"):  # which Python's urlsplit takes for an address of IPv6
+        url = f"postgresql://m:{odd}@host/data"
+        if variable == "HPO_DATABASE_URL":
+            with pytest.raises(SettingsError, match="expected postgresql://USER") as caught:
+                settings.read(urls | {variable: url})
+            assert odd not in str(caught.value)
+        else:
+            assert settings.read(urls | {variable: url}).mlflow_database_url == url
 
 
 def test_every_setting_is_in_the_documentation():

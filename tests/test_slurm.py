@@ -300,7 +300,8 @@ def test_a_worker_has_as_many_trainers_as_it_has_cores_or_one_on_each_gpu():
     assert words("--slurm", "cpus_per_task=4", "--trainers", "2") == ["--device", "cpu", "--trainers", "2"]
     assert words("--slurm", "cpus_per_task=4", threads=2) == ["--device", "cpu", "--trainers", "2"]
     assert words(threads=2) == ["--device", "cpu", "--trainers", "1"]
-    with pytest.raises(SettingsError, match=r"cpus-per-task: expected at least training\.threads, 5"):
+    assert words("--trainers", "4", threads=2) == ["--device", "cpu", "--trainers", "4"]
+    with pytest.raises(SettingsError, match=r"cpus-per-task: expected at least 5 for 1 x training\.threads = 5"):
         words("--slurm", "cpus_per_task=4", threads=5)
     assert words("--device", "cuda") == ["--device", "cuda"]
     assert words("--device", "cuda", "--trainers-per-gpu", "2") == ["--device", "cuda", "--trainers-per-gpu", "2"]

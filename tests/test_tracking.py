@@ -145,7 +145,10 @@ def test_after_deleting_a_study_its_name_is_free_and_its_files_are_gone(
     tracker.delete_study_data(experiment)
     assert tracker.client.list_artifacts(run) == []
     assert tracker.ensure_experiment(name, description="d", params=PARAMS, owner="here") != experiment
-    tracker.delete_study_data(str(2**31 - 1))  # `mlflow gc` has removed it for good
+    assert tracker.knows(experiment), "until `mlflow gc` removes it for good"
+    gone = str(2**31 - 1)
+    assert not tracker.knows(gone)
+    tracker.delete_study_data(gone)
 
 
 # Runs

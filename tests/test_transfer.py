@@ -1,5 +1,6 @@
 """Transfer networks: their layers, what is frozen, features computed once, and the promises every network keeps."""
 
+import fcntl
 import itertools
 
 import cells
@@ -170,6 +171,21 @@ def test_two_trainings_at_once_compute_the_features_once(tmp_path, monkeypatch):
     torch.set_num_threads(1)
     compute()
     assert len(passes) == 2, "with other threads there may be other sums, but those of one thread are still there"
+
+
+def test_who_waits_for_features_that_a_frozen_training_does_not_give_computes_them(tmp_path, monkeypatch):
+    from models import features
+
+    network, signs = build(spec(), (1, 32, 32), 2), []
+    expected = features.compute(network, images(8), tmp_path, lambda: None)
+    (kept,) = tmp_path.glob("*.safetensors")
+    kept.unlink()
+    monkeypatch.setattr(features, "PATIENCE", 1.0)
+    with next(tmp_path.glob("*.lock")).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = features.compute(network, images(8), tmp_path, lambda: signs.append(1))
+    assert torch.equal(found, expected) and kept.exists()
+    assert len(signs) >= 3, "two while it waited, one after its batch"
 
 
 def test_a_sign_of_life_is_given_between_the_batches_of_all_that_takes_long():
