@@ -1,5 +1,6 @@
 """What `hpo run` and `hpo status` show of a study in progress: one live display, or plain lines in a pipe."""
 
+import statistics
 import sys
 import time
 from typing import Any
@@ -65,25 +66,31 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """From the seconds an epoch took: of the trial itself, else of like ones, else in proportion to cost."""
+        """From the seconds an epoch took: of the trial itself, else of like ones, else in proportion to cost; where the
+        sampler has not chosen the point yet, of all. Trials that have not begun are taken to end as early as others."""
         known = [(job.cost, self.measured[job.id][0]) for job in self.jobs if job.id in self.measured]
         if not known or not self.running:
             return None
         by_cost: dict[float, list[float]] = {}
         for cost, seconds in known:
             by_cost.setdefault(cost, []).append(seconds)
+        ended = [job.epochs / self.epochs_planned(job) for job in self.jobs if job.state in ("done", "pruned")]
+        share = statistics.fmean(ended or [1.0])
         total = 0.0
         for job in self.jobs:
             if job.state not in ("waiting", "running"):
                 continue
             if job.id in self.measured:
                 seconds = self.measured[job.id][0]
+            elif job.spec is None:
+                seconds = statistics.fmean(seconds for _, seconds in known)
             elif job.cost in by_cost:
-                seconds = sum(by_cost[job.cost]) / len(by_cost[job.cost])
+                seconds = statistics.fmean(by_cost[job.cost])
             else:
                 near, times = min(by_cost.items(), key=lambda item: abs(item[0] - job.cost))
-                seconds = sum(times) / len(times) * (job.cost / near if near else 1.0)
-            total += seconds * max(0, self.epochs_planned(job) - job.epochs)
+                seconds = statistics.fmean(times) * (job.cost / near if near else 1.0)
+            planned = self.epochs_planned(job)
+            total += seconds * (max(0, planned - job.epochs) if job.epochs else share * planned)
         return total / len(self.running)
 
     def speed(self, job: Job) -> float | None:

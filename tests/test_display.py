@@ -1,0 +1,38 @@
+"""What the display makes of the queue."""
+
+from contextlib import closing
+
+import pytest
+
+from hpo.display import Progress
+from hpo.queue import Queue, StudyRow
+
+SPEC = {"point": {}, "training": {"epochs": 10}}
+
+
+def test_the_time_left_counts_points_that_are_not_chosen_yet_and_those_that_end_early(database_url):
+    with closing(Queue(database_url)) as queue:
+        queue.install()
+        spec = {"space": [], "training": {"epochs": 10}}
+        queue.put_study(StudyRow(name="s", identity="i", spec=spec, facts={}, created_at=0))
+        slots = [
+            {"kind": "trial", "number": number, "config": None, "cost": 0.0, "spec": None if number > 1 else SPEC}
+            for number in range(6)
+        ]
+        queue.put_jobs("s", slots)
+        shown = Progress(queue, queue.study("s"))
+        shown.refresh()
+        assert shown.seconds_left is None, "nothing is known"
+
+        def epochs(job, count: int, seconds: float) -> None:
+            queue.add_epochs(job, [(n, n, {"val/nmse": 1.0, "seconds": seconds}) for n in range(1, count + 1)])
+
+        first, second = (queue.claim("s", worker="w", lease=60) for _ in range(2))
+        epochs(first, 4, 2.0)
+        epochs(second, 5, 4.0)
+        shown.refresh()
+        assert shown.seconds_left == pytest.approx((6 * 2 + 5 * 4 + 4 * 10 * 3) / 2)
+
+        queue.end(first, "pruned", result={"epoch": 4}, reason="worse than others")
+        shown.refresh()
+        assert shown.seconds_left == pytest.approx(5 * 4 + 4 * 4 * 3), "others are taken to end after four epochs, too"
