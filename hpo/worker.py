@@ -41,6 +41,7 @@ FLUSH_INTERVAL = 1.0  # seconds an epoch may wait for the database
 CLAIM_PAUSE = 1.0  # seconds between two looks into an empty queue
 STOP_GRACE = 3.0  # seconds a trainer has to hand back its state
 STOP_LIMIT = 7.0  # seconds from the signal to the end of the process
+CHOOSING = 10.0  # seconds a sampler may take at least before its lock on the point is taken from it
 START_ATTEMPTS = 3  # trainers in a row that may end before they are ready
 ROOM = 64 * 2**20  # bytes that must be free under HPO_HOME before a trial is claimed after the disk was full
 SLEPT = 5.0  # seconds; a longer turn of the loop means that the whole worker was stopped
@@ -257,7 +258,7 @@ class Supervisor:
     def _fill(self, job: Job) -> Job:
         """Let the sampler choose the point of a slot."""
         # Two repeats of a point must get the same one; who waits for a frozen worker here loses no lease of its own.
-        with self.queue.lock(f"fill.{job.study}.{job.number}", patience=self.settings.lease / 2):
+        with self.queue.lock(f"fill.{job.study}.{job.number}", patience=max(CHOOSING, self.settings.lease / 2)):
             point = sampling.fill(self.store, self.row.name, self.study, job.number)
         facts = self.row.facts
         spec, cost = study.trial_spec(self.study, self.row.identity, facts, point, config=None, repeat=job.repeat)
