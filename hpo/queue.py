@@ -25,7 +25,7 @@ log = logging.getLogger("hpo")
 SCHEMA_VERSION = 3
 ATTEMPTS = 3  # a job that lost three workers is dead
 REASON = 500  # characters kept of why a job was given back or ended
-FREEZE_LIMIT = 30.0  # seconds a row may stay locked by somebody who does nothing
+FREEZE_LIMIT = 30.0  # seconds a transaction may stay open, and its rows locked, by somebody who does nothing
 ENDED = ("done", "diverged", "pruned", "dead", "cancelled")  # states no worker leads out of
 SILENT = 3600.0  # seconds after which a worker that died is not shown any more
 
@@ -697,7 +697,6 @@ class Queue:
     def frozen(self, job: Job) -> Iterator[bool]:
         """Hold the row still while its state is shown elsewhere; false if it has changed since `job` was read."""
         with self._transaction() as connection:
-            _patience(connection, FREEZE_LIMIT)
             found = connection.scalar(
                 text("""
                     SELECT 1 FROM hpo.job WHERE id = :id AND fence = :fence AND state = :state
@@ -792,7 +791,10 @@ class Queue:
 
 
 CONNECT = {
-    "options": "-c timezone=UTC -c search_path=public",  # for Optuna's tables; ours are named with their schema
+    # The path is for Optuna's tables; ours are named with their schema. Whoever froze (or lost the network) between a
+    # write and its commit must not keep the row: nobody could take the trial over.
+    "options": "-c timezone=UTC -c search_path=public "
+    f"-c idle_in_transaction_session_timeout={round(1000 * FREEZE_LIMIT)}",  # milliseconds
     "connect_timeout": 5,  # seconds
     "application_name": "hpo",
     # A network that swallows packets must not hold the thread that renews leases.

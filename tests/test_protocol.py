@@ -139,7 +139,7 @@ def test_pretrained_weights_are_asked_for_brought_and_part_of_the_study(shell, i
     for part in (brought.name, "http://127.0.0.1:9/", "hpo weights FILE", str(tmp_path / "torch"), 'weights = "none"'):
         assert part in refused
     assert "missing" in hpo("weights", code=1)
-    shown = hpo(*words, "--dry-run")
+    shown = " ".join(hpo(*words, "--dry-run").split())
     assert f"The pretrained weights {brought.name} are not on this machine yet" in shown
     assert "16,553" in shown and "GB of memory a trainer" in shown
     assert not shell.queue.installed()

@@ -5,6 +5,8 @@ import time
 import pytest
 from shell import at_once
 
+from hpo import queue as queue_module
+from hpo import sampling
 from hpo.errors import NotFound, ServiceError, StudyConflict
 from hpo.holdings import Holdings
 from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, Queue, StudyRow
@@ -272,6 +274,24 @@ def test_a_database_that_is_away_is_told_from_a_mistake():
 def test_sessions_speak_utc(database_url):
     with planned(database_url, 1).engine.begin() as connection:
         assert connection.exec_driver_sql("SHOW timezone").scalar() == "UTC"
+
+
+def test_a_worker_that_froze_between_a_write_and_its_commit_does_not_keep_its_trial(database_url, monkeypatch):
+    queue = planned(database_url, 1)
+    with queue.engine.connect() as connection:
+        assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "30s"
+    with sampling.storage(database_url).engine.connect() as connection:
+        assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "30s"
+    options = queue_module.CONNECT["options"]
+    monkeypatch.setitem(queue_module.CONNECT, "options", options.replace("timeout=30000", "timeout=300"))
+    frozen = Queue(database_url)
+    job = claim(frozen, "frozen", lease=0.1)
+    with pytest.raises(DatabaseLost), frozen._transaction() as connection:
+        queue_module._hold(connection, job)
+        time.sleep(0.2)
+        assert claim(queue, "other") is None, "its lease has run out, but it is writing"
+        time.sleep(0.5)
+        assert claim(queue, "other").attempt == 2
 
 
 def test_a_lease_gets_its_length_once_more_after_the_server_started(database_url):
