@@ -779,6 +779,7 @@ def _seconds(space: Mapping[str, Choices | Interval]) -> list[dict[str, Any]]:
         {**first, key: p.low + (p.step or 1)}
         for key, p in space.items()
         if isinstance(p, Interval) and all(isinstance(bound, int) for bound in (p.low, p.high))
+        if p.low + (p.step or 1) <= p.high
     ]
 
 

@@ -370,6 +370,11 @@ def test_a_wrong_start_or_setting_of_the_optimisation_is_named(tmp_path, text, m
     assert message in str(caught.value)
 
 
+def test_a_step_beyond_the_highest_value_leaves_the_lowest_alone(tmp_path):
+    space = "[4, 8]\nkernel_size = {low = 3, high = 5, step = 3}"  # 6 is even, but no point of it
+    assert load(tmp_path, MINIMAL.replace("kernel_size = 3", "").replace("[4, 8]", space)).trials == 5
+
+
 def test_a_grid_has_no_start():
     with pytest.raises(StudyError, match="start: a grid trains all its points: remove the key"):
         study.load("grid", ["start=[{filters = 8}]"])
