@@ -654,7 +654,9 @@ def compare(options: argparse.Namespace) -> int:
         console.print("No difference: they are the same trial, or equal in everything that is known of them.")
         return 0
     shown = comparing.table(compared, only_differences=options.differences)
-    console.width = max(console.width, console.measure(shown).minimum)  # numbers are not broken: `| less -S`
+    measured = console.measure(shown, options=console.options.update(width=100_000))
+    # On a terminal numbers are not broken (`| less -S`); in a pipe or file every row is a line.
+    console.width = max(console.width, measured.minimum if console.is_terminal else measured.maximum)
     console.print(shown)
     if compared.warning:
         console.print(compared.warning, style="bold red", soft_wrap=True, markup=False)

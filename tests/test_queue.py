@@ -280,8 +280,10 @@ def test_a_worker_that_froze_between_a_write_and_its_commit_does_not_keep_its_tr
     queue = planned(database_url, 1)
     with queue.engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "30s"
-    with sampling.storage(database_url).engine.connect() as connection:
+    store = sampling.storage(database_url)
+    with store.engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "30s"
+    store.engine.dispose()
     options = queue_module.CONNECT["options"]
     monkeypatch.setitem(queue_module.CONNECT, "options", options.replace("timeout=30000", "timeout=300"))
     frozen = Queue(database_url)
