@@ -373,7 +373,7 @@ def _run_one(
     else:
         closed, asked = _work(read, found, row, options, console)
     if not closed:  # the database may be away: it is not asked again
-        console.print(f"Stopped{_by(asked)}: what is done is kept. The same command goes on.")
+        console.print(f"Stopped{_by(asked)}: what is done is kept. The same command goes on.", soft_wrap=True)
         return 130
     program, image = _program(), _near(plan.folder / plan.dataset.names[0])
     report.show_result(console, row, queue.jobs(row.name), links, program=program, image=image)

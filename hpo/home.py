@@ -5,6 +5,7 @@ import os
 import pwd
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,10 @@ def _left_behind(path: Path) -> list[Home]:
     """Homes that once were at `path`, whose data outside it are still there (root only)."""
     if os.geteuid() != 0:
         return []
-    states = [json.loads(file.read_text()) for file in ROOT_STORE.glob("*/owner.json")]
+    states = []
+    for file in ROOT_STORE.glob("*/owner.json"):
+        with suppress(FileNotFoundError):  # another home was erased meanwhile
+            states.append(json.loads(file.read_text()))
     return [
         Home(**state | {"path": path, "data": Path(state["data"])}) for state in states if state["path"] == str(path)
     ]

@@ -548,7 +548,9 @@ class Supervisor:
         """End trainers and recorder; what is still held goes back to the queue from its newest stored checkpoint."""
         for trainer in self.trainers:
             trainer.kill()  # busy ones have handed back what they could, the others have nothing to lose
-        left = 0.2 if self.hurry else 30.0 if self.stopping is None else STOP_LIMIT - (time.monotonic() - self._stop_at)
+        left = 30.0
+        if self.stopping is not None:
+            left = 0.0 if self.hurry else STOP_LIMIT - 1 - (time.monotonic() - self._stop_at)
         self.recorder.finish(max(0.2, left), tidy=self.stopping is None)
         with suppress(DatabaseLost):  # then the leases run out
             for job in self.holdings.jobs():

@@ -131,7 +131,7 @@ class Chaos:
         self.up()
         for worker in self.workers:
             with suppress(subprocess.TimeoutExpired):
-                worker.wait(30)
+                worker.wait(90)
             if worker.poll() is None:
                 self.counts.violations.append(f"{name}: a worker does not end though the study is closed")
                 kill(worker)

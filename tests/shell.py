@@ -29,7 +29,7 @@ from hpo.settings import Settings
 from hpo.tracking import Tracker
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 240.0  # seconds for something that takes a few on an idle machine
+PATIENCE = 480.0  # seconds for something that takes a few on an idle machine
 
 
 class Shell:
@@ -99,7 +99,8 @@ class Shell:
         for process in self.started:
             if process.poll() is None:
                 for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-                    each.kill()
+                    with suppress(psutil.NoSuchProcess):
+                        each.kill()
             process.wait()
             process.stdout.close()
         self.queue.close()
@@ -137,8 +138,11 @@ def until_ended(process: subprocess.Popen) -> None:
 
 def trainers(process: subprocess.Popen) -> list[psutil.Process]:
     """The trainers of a worker."""
-    children = psutil.Process(process.pid).children()
-    return [child for child in children if "hpo.trainer" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(process.pid).children():
+        with suppress(psutil.NoSuchProcess):  # git, say
+            found += [child] if "hpo.trainer" in " ".join(child.cmdline()) else []
+    return found
 
 
 def family(process: subprocess.Popen) -> list[psutil.Process]:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import cells
 import psutil
@@ -47,7 +48,8 @@ def test_after_everything_was_killed_the_same_command_goes_on(data, tmp_path):
         postgres = [each for each in psutil.process_iter() if services_name(each, read)]
         assert victims
         for each in {*victims, *postgres}:
-            each.kill()
+            with suppress(psutil.NoSuchProcess):  # a trainer ends with its supervisor
+                each.kill()
         process.wait()
         again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert again.returncode == 0, again.stderr

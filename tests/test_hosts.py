@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cells
 import pytest
-from shell import PATIENCE, Shell, check_recorded_once
+from shell import PATIENCE, Shell, check_recorded_once, resume, suspend, trainers
 
 from hpo import services, settings
 
@@ -121,12 +121,16 @@ def test_a_host_that_is_cut_off_in_mid_trial_and_comes_back_writes_nothing_more_
     study.write_text(study.read_text().replace("[1e-3, 1e-4]", "[1e-2]"))  # two points
     run = lab.start("run", "--study", study, "--trainers", 1, before=network.on("anna"))
     lab.until(lambda: any(row.facts.get("planned") for row in lab.queue.studies()), "the study is planned")
-    far = lab.start("worker", "--study", "hosts", "--trainers", 1, before=network.on("ben"))
 
     def of(host: str):
         return next((job for job in lab.trials("hosts") if job.alive and str(job.worker).startswith(f"{host}:")), None)
 
-    lab.until(lambda: of("ben"), "ben has one of the trials")
+    lab.until(lambda: of("anna"), "anna has one of the trials")
+    asleep = trainers(run)
+    suspend(asleep)  # else she may be done with both before ben has begun
+    far = lab.start("worker", "--study", "hosts", "--trainers", 1, before=network.on("ben"))
+    lab.until(lambda: of("ben"), "ben has the other one")
+    resume(asleep)
     spare = lab.start("worker", "--study", "hosts", "--trainers", 1, before=network.on("anna"))
     lab.until(lambda: len(lab.queue.workers("hosts")) == 3, "a worker with nothing to take is there")
     job = lab.until(lambda: (found := of("ben")) and found.epochs >= 20 and found, "ben is in the middle of it")

@@ -55,7 +55,7 @@ def held(shown):
 
 
 def unreachable(shown: Mirror) -> Mirror:
-    return Mirror(shown.queue, Tracker("http://127.0.0.1:9", timeout=2), shown.store, shown.study)
+    return Mirror(shown.queue, Tracker("http://127.0.0.1:9"), shown.store, shown.study)
 
 
 def test_a_committed_checkpoint_never_runs_ahead_of_the_stored_curve(shown, held, tmp_path):

@@ -213,7 +213,7 @@ def test_what_cannot_be_reported_is_said(shell, data, tmp_path):
     assert "No study 'gird' has been planned here" in shell.hpo("report", "--study", "gird", "-o", tmp_path, code=1)
     unlike = cells.make(tmp_path / "unlike", count=30, seed=5)
     shell.hpo("run", "--study", cells.study(tmp_path, "short", data=unlike, epochs=1, rates="[1e-3]"))
-    process = shell.start("run", "--study", cells.study(tmp_path, "long", data=data, epochs=3000), "--trainers", 1)
+    process = shell.start("run", "--study", cells.study(tmp_path, "long", data=data, epochs=30_000), "--trainers", 1)
     shell.training("long")
     process.kill()
     left = shell.hpo("report", "--study", "long", "-o", tmp_path / "report", code=1)

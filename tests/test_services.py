@@ -368,6 +368,7 @@ def test_a_frozen_postgres_is_not_started_a_second_time(home, stopped, monkeypat
             postgres.start(home, silent)
     finally:
         process.send_signal(signal.SIGCONT)
+    monkeypatch.undo()
     assert postgres.start(home, silent) == (home, False)
 
 

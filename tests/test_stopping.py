@@ -6,7 +6,7 @@ import cells
 import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
-from shell import PATIENCE, family, mirrored, resume, suspend
+from shell import PATIENCE, family, mirrored, resume, suspend, trainers
 
 from hpo import invariants
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.acceptance
 
 @pytest.mark.slow
 def test_stop_ends_running_idle_and_frozen_workers_and_those_that_join_later_go_on(shell, data, tmp_path):
-    study = cells.study(tmp_path, "halted", data=data, epochs=3000)
+    study = cells.study(tmp_path, "halted", data=data, epochs=30_000)
     study.write_text(study.read_text().replace("[1e-3, 1e-4]", "[1e-2]"))  # two points: the third worker is idle
     run = shell.start("run", "--study", study, "--trainers", 1)
     job = shell.training("halted", epochs=20)
@@ -35,10 +35,10 @@ def test_stop_ends_running_idle_and_frozen_workers_and_those_that_join_later_go_
         (True, 1, 0),
     ]
     trial = seen["workers"][0]["trials"][0]
-    assert trial["number"] == job.number and 20 <= trial["epoch"] < trial["epochs"] == 3000
-    left = (3000 - trial["epoch"]) / trial["epochs_per_second"]
+    assert trial["number"] == job.number and 20 <= trial["epoch"] < trial["epochs"] == 30_000
+    left = (30_000 - trial["epoch"]) / trial["epochs_per_second"]
     assert trial["seconds_left"] == pytest.approx(left) and seen["workers"][0]["host"]
-    shown = dict(re.findall(r"^ *(\d+) .* epoch (\d+)/3000 ", shell.hpo("status"), re.MULTILINE))
+    shown = dict(re.findall(r"^ *(\d+) .* epoch (\d+)/30000 ", shell.hpo("status"), re.MULTILINE))
     assert int(shown[str(trial["config"])]) >= trial["epoch"], "by its place in the grid; it has gone on meanwhile"
 
     asleep = family(frozen)
@@ -71,6 +71,7 @@ def test_a_cancelled_trial_is_stopped_recorded_once_and_never_trained_unless_it_
     study = cells.study(tmp_path, "thinned", data=data, epochs=250)
     run = shell.start("run", "--study", study, "--trainers", 1)
     job = shell.training("thinned", epochs=20)
+    suspend(trainers(run))  # it is not done before it is cancelled
     words = ("cancel", "--study", "thinned", "--trial")
     assert f"Cancelled trial {job.number} of thinned after epoch " in shell.hpo(*words, job.number)
     waiting = next(each for each in shell.trials("thinned") if each.state == "waiting")

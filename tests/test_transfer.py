@@ -185,7 +185,7 @@ def test_who_waits_for_features_that_a_frozen_training_does_not_give_computes_th
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = features.compute(network, images(8), tmp_path, lambda: signs.append(1))
     assert torch.equal(found, expected) and kept.exists()
-    assert len(signs) >= 3, "two while it waited, one after its batch"
+    assert len(signs) >= 2, "one while it waited, one after its batch"
 
 
 def test_a_sign_of_life_is_given_between_the_batches_of_all_that_takes_long():
