@@ -319,7 +319,9 @@ def run(options: argparse.Namespace) -> int:
     console = report.console()
     if options.dry_run:
         plans = [planning.prepare(each, trial_run=True) for each in chosen]
-        dry_run.show([(plan, _trainers(options, read, plan.study.threads)) for plan in plans], read)
+        dry_run.show(
+            [(plan, _trainers(options, read, plan.study.threads)) for plan in plans], read, device=options.device
+        )
         return 0
     requests = [_slurm_request(options, read, threads=each.threads) for each in chosen]
     if request := requests[0]:

@@ -19,19 +19,20 @@ from hpo.planning import START, Plan
 from hpo.queue import ENDED, Job, Queue
 from hpo.settings import Settings
 from hpo.study import conflict
-from hpo.trainers import Trainer
+from hpo.trainers import Trainer, next_gpu, visible_gpus
 
 LONG = 3600.0  # seconds of fine-tuning that deserve a word
+CPU = "the CPU"
 
 
-def show(chosen: Sequence[tuple[Plan, int]], read: Settings) -> None:
-    """Print the plans, each of so many trainers: points, parameters, measured time, what is done. Writes nothing but a
-    temporary file."""
+def show(chosen: Sequence[tuple[Plan, int]], read: Settings, *, device: str) -> None:
+    """Print the plans, each of so many trainers: points, parameters, time measured on `device` ("cpu", "auto" or
+    "cuda"), what is done. Writes nothing but a temporary file."""
     console = report.console()
     plans, counts = [plan for plan, _ in chosen], dict.fromkeys(str(trainers) for _, trainers in chosen)
-    total, memory = 0.0, 0.0
+    total, memory, where = 0.0, 0.0, ""
     for plan, trainers in chosen:
-        left, needed = _show_plan(plan, read, console)
+        left, needed, where = _show_plan(plan, read, console, device)
         total += max(sum(left) / trainers, max(left, default=0.0))  # a trial has one trainer
         memory = max(memory, needed)
     missing = [file["name"] for plan in plans for file in plan.weights.values() if not file["sha256"]]
@@ -39,10 +40,10 @@ def show(chosen: Sequence[tuple[Plan, int]], read: Settings) -> None:
         console.print(f"The pretrained weights {name} are not on this machine yet: `hpo weights` fetches them.")
     with_trainers = f"{' and '.join(counts)} trainer{'' if [*counts] == ['1'] else 's'}"
     console.print(
-        f"About {duration(total)} with {with_trainers}, from a few batches of each network in one of them, on the CPU; "
+        f"About {duration(total)} with {with_trainers}, from a few batches of each network in one of them, on {where}; "
         f"up to {memory:.1f} GB of memory a trainer."
     )
-    if total > LONG and any(plan.study.model.get("trainable") == "all" for plan in plans):
+    if total > LONG and where == CPU and any(plan.study.model.get("trainable") == "all" for plan in plans):
         console.print(
             "Fine-tuning takes hours on a CPU: `--device auto` trains on a GPU if there is one, and Ctrl-C keeps "
             "everything."
@@ -50,14 +51,15 @@ def show(chosen: Sequence[tuple[Plan, int]], read: Settings) -> None:
     console.print("Nothing was started or written.")
 
 
-def _show_plan(plan: Plan, read: Settings, console: Console) -> tuple[list[float], float]:
-    """Print one plan; seconds of training that are left of each trial, and GB of memory a trainer needs."""
+def _show_plan(plan: Plan, read: Settings, console: Console, device: str) -> tuple[list[float], float, str]:
+    """Print one plan; seconds of training that are left of each trial, GB of memory a trainer needs, and where it was
+    measured."""
     jobs = _planned(plan, read)
     study, repeats = plan.study, plan.study.repeats
     grid = [spec for spec, _ in plan.specs()]
     rows = [(str(config), spec) for config, spec in enumerate(grid[: len(grid) // repeats])]  # a seed costs the same
     rows = rows or plan.examples()
-    probed = _probe(plan, [spec for _, spec in rows])
+    probed = _probe(plan, [spec for _, spec in rows], device)
     each = f", each {repeats} times" if repeats > 1 else ""
     chosen = f"the best {study.trials} points of {study.best_of.name}" if study.best_of else f"{study.trials} trials"
     chosen += each + (", NOT PRETRAINED" if study.at_random else "")
@@ -101,7 +103,8 @@ def _show_plan(plan: Plan, read: Settings, console: Console) -> tuple[list[float
     console.print(table)
     if study.pruner["name"] != "none":
         console.print("The pruner ends some of them earlier; the time below takes each to its end.")
-    return left, max(each["memory"] for each in probed.values())
+    where = next(each["device"] for each in probed.values())
+    return left, max(each["memory"] for each in probed.values()), where or CPU
 
 
 def _planned(plan: Plan, read: Settings) -> list[Job]:
@@ -118,15 +121,15 @@ def _planned(plan: Plan, read: Settings) -> list[Job]:
     return [job for job in queue.jobs(plan.name) if job.kind == "trial"]
 
 
-def _probe(plan: Plan, specs: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+def _probe(plan: Plan, specs: list[dict[str, Any]], device: str) -> dict[int, dict[str, Any]]:
     """What a trainer measures of each specification. Raises ServiceError."""
     probed: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("wb") as log:
         data = Path(folder, "data.npz")
         save_npz(plan.dataset, data)
-        trainer = Trainer(log)
+        trainer = Trainer(log, gpu=None if device == "cpu" else next_gpu(visible_gpus(), []))
         try:
-            trainer.send("probe", specs=specs, data=str(data))
+            trainer.send("probe", specs=specs, data=str(data), device=device)
             finished = False
             while not finished and not trainer.closed:
                 for event in trainer.events():

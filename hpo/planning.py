@@ -360,7 +360,7 @@ def model_name(data: Dataset, parts: Split) -> str:
 
 def _note(ready: Plan) -> str:
     data, chosen = ready.facts["data"], ready.study
-    bare = "**Not pretrained**: the backbones' weights are at random.\n\n" if chosen.at_random else ""
+    bare = f"**{study.AT_RANDOM}.**\n\n" if chosen.at_random else ""
     best = f" best points of {ready.canonical['best_of']['study']}" if chosen.best_of else " trials"
     repeats = f", each {chosen.repeats} times with another seed" if chosen.repeats > 1 else ""
     return (

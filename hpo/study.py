@@ -22,6 +22,7 @@ from models import specs
 NUMERICS_VERSION = 1  # raised when a change of ours moves the numbers of an unchanged study
 RESERVED = re.compile(r"champion|latest|v?[0-9]+", re.IGNORECASE)  # a study's name is an alias of its model, too
 SAMPLERS = ("grid", "random", "tpe")
+AT_RANDOM = "Not pretrained: the backbones' weights are at random"
 BEST = "best"  # in the place of a sampler: the best points of an earlier study
 DEFAULT_DATA = "default"
 
@@ -159,6 +160,11 @@ class Study:
     def at_random(self) -> bool:
         """Whether there are backbones that are not pretrained."""
         return "none" in self._values("weights")
+
+    @property
+    def all_at_random(self) -> bool:
+        """Whether none of its backbones is pretrained."""
+        return set(self._values("weights")) == {"none"}
 
     def _values(self, key: str) -> tuple[Any, ...]:
         """The values a key of [model] takes."""
@@ -336,8 +342,10 @@ def _shown(value: Any) -> str:
 
 
 def full_name(study: Study, identity: str) -> str:
-    """The file's name; with any override or other data, `+` and eight hex digits of the spec behind it."""
-    return f"{study.name}+{identity[:8]}" if study.overridden else study.name
+    """The file's name; `-not-pretrained` if no backbone is; `+` and eight hex digits of the spec with any override or
+    other data."""
+    name = study.name + ("-not-pretrained" if study.all_at_random else "")
+    return f"{name}+{identity[:8]}" if study.overridden else name
 
 
 def shipped() -> list[str]:

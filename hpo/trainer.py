@@ -295,11 +295,11 @@ def _table(dataset: Any, indices: Any, predicted: Any) -> Any:
     return table
 
 
-def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], data: str) -> None:
+def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], data: str, device: str) -> None:
     """Time a few batches of each trial; weights that are not on this machine are replaced by random ones, as costly.
 
     Event for each: probed {index, parameters, seconds of one epoch, once (seconds before the first: what a frozen
-    backbone sees, say), memory (GB this process has needed so far)}.
+    backbone sees, say), memory (GB this process has needed so far; not a GPU's), device (the GPU's name, else "")}.
     """
     import resource
 
@@ -309,6 +309,8 @@ def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], dat
     from models.training import Training
 
     dataset, parts = _data(data)
+    device = _device(device)
+    torch.zeros(1, device=device)  # what a GPU takes to begin is no network's
     for index, spec in enumerate(specs):
         settings = model_specs.training_from_dict({**spec["training"], "epochs": 2})
         torch.set_num_threads(settings.threads)
@@ -327,13 +329,15 @@ def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], dat
             symmetries=dataset.symmetries,
             phases=spec.get("phases"),
             target_names=dataset.target_names,
+            device=device,
         )
         once = (time.monotonic() - begin) / share
         seconds = [epoch.metrics["seconds"] for epoch in training.epochs()][-1]  # the first one warms up
         parameters = model_specs.parameter_count(training.network)
         training.state()  # what a checkpoint needs counts, too
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
-        emit("probed", index=index, parameters=parameters, seconds=seconds / share, once=once, memory=peak)
+        gpu = _device_name(training.device).get("device", "")
+        emit("probed", index=index, parameters=parameters, seconds=seconds / share, once=once, memory=peak, device=gpu)
     emit("finished")
 
 

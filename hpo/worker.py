@@ -293,10 +293,10 @@ class Supervisor:
             self.recorder.put(job, partial(recording.show, self.mirror, job.id))
         if current is not None and current.fence == job.fence and current.state in ("done", "diverged", "pruned"):
             return  # it ended by our own hand, and only the answer was lost
-        for trainer in self.trainers:
+        why = current.reason if current is not None and cancelled else "lost its lease"
+        log.warning("%s: %s, stopping", mirror.title(job), why)
+        for trainer in self.trainers:  # none has it while it is recorded
             if trainer.has(job):
-                why = current.reason if current is not None and cancelled else "lost its lease"
-                log.warning("%s: %s, stopping", mirror.title(job), why)
                 trainer.kill()
 
     def _obey(self) -> None:

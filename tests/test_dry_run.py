@@ -10,9 +10,9 @@ from hpo import dry_run, planning, settings, study
 def test_a_trial_has_one_trainer_however_many_there_are(monkeypatch, capsys, data, tmp_path, trainers, expected):
     chosen = study.load(str(cells.study(tmp_path, "four", data=data, epochs=10)))
     plan = planning.prepare(chosen, trial_run=True)
-    measured = {"seconds": 60.0, "once": 0.0, "memory": 1.0}
-    monkeypatch.setattr(dry_run, "_probe", lambda plan, specs: dict.fromkeys(range(len(specs)), measured))
-    dry_run.show([(plan, trainers)], settings.read({"HPO_HOME": str(tmp_path / "home")}))
+    measured = {"seconds": 60.0, "once": 0.0, "memory": 1.0, "device": ""}
+    monkeypatch.setattr(dry_run, "_probe", lambda plan, specs, device: dict.fromkeys(range(len(specs)), measured))
+    dry_run.show([(plan, trainers)], settings.read({"HPO_HOME": str(tmp_path / "home")}), device="cpu")
     output = " ".join(capsys.readouterr().out.split())
     assert f"About {expected} with {trainers} trainer" in output, output
     assert not (tmp_path / "home").exists()

@@ -142,7 +142,7 @@ def test_a_host_that_is_cut_off_in_mid_trial_and_comes_back_writes_nothing_more_
     network.mend("ben")
     output, _ = far.communicate(timeout=PATIENCE)
     assert far.returncode == 0, output
-    assert f"trial {job.number} of hosts: lost its lease, stopping" in output
+    assert f"trial {job.number} of hosts: lost its lease, stopping" in output, output
     assert f"trial {job.number} of hosts done" not in output
     for process in (run, spare):
         output, _ = process.communicate(timeout=PATIENCE)

@@ -178,7 +178,7 @@ def test_a_full_or_read_only_store_is_said_and_nothing_is_claimed_until_it_takes
             shell.until(lambda job=job: shell.queue.job(job.id).state == "done", "it is recorded")
         output = output_of(process)
         assert "store full: " in output and "store read-only: " in output and " MB needed" in output
-        check_recorded_once(shell, "crowded", points=3, epochs=1000)
+        check_recorded_once(shell, "crowded", points=3, epochs=1500)
         assert {each.attempt for each in shell.trials("crowded")} == {1}
 
 

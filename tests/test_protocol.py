@@ -31,7 +31,9 @@ def runs(shell: Shell, study: str, kind: str = "trial"):
 
 def planned(shell: Shell, name: str) -> str:
     """The full name of the one study of that file."""
-    (found,) = [row.name for row in shell.queue.studies() if row.name.partition("+")[0] == name]
+    (found,) = [
+        row.name for row in shell.queue.studies() if row.name.partition("+")[0].removesuffix("-not-pretrained") == name
+    ]
     return found
 
 

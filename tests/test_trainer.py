@@ -24,7 +24,7 @@ def test_a_trial_is_trained_and_measured_with_the_threads_it_asks_for(tmp_path, 
         "training": {"epochs": 2, "threads": 3},
         "seed": 1,
     }
-    trainer.probe(emit, threading.Event(), specs=[spec], data=str(path))
+    trainer.probe(emit, threading.Event(), specs=[spec], data=str(path), device="cpu")
     assert seen["probed"][0] == 3
     torch.set_num_threads(1)
     trained = {}
