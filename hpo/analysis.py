@@ -32,7 +32,8 @@ def resamples(n: int, *, seed: int = 0) -> np.ndarray:
 def score_samples(
     truth: np.ndarray, predicted: np.ndarray, *, train_variance: np.ndarray, drawn: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The scores of models.metrics ("nmse", "mse", "r2", "nrmse"; means over the targets) of every resample, (count,).
+    """The scores of models.metrics ("nmse", "mse", "r2", "nrmse", "mape"; means over the targets) of every resample,
+    (count,).
 
     `truth` and `predicted` (n, k) in the label's unit; `drawn` as `resamples` gives it, the same for models that are
     compared.
@@ -48,6 +49,7 @@ def score_samples(
             "mse": mse.mean(axis=1),
             "r2": (1 - mse / variance).mean(axis=1),
             "nrmse": np.sqrt(mse / train_variance).mean(axis=1),
+            "mape": (share @ np.abs((predicted - truth) / truth)).mean(axis=1),
         }
 
 

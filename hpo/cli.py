@@ -578,7 +578,7 @@ def studies(options: argparse.Namespace) -> int:
         table.add_row(
             each["name"], each["state"], *(str(each[key]) for key in ("trials", "done", "failed")), best, each["data"]
         )
-    report.console().print(table)
+    report.print_table(report.console(), table)
     return 0
 
 
@@ -618,7 +618,7 @@ def trials(options: argparse.Namespace) -> int:
     row = queue.study(options.study)
     jobs = queue.jobs(row.name)
     if not options.json:
-        report.console().print(report.trials_table(row, jobs))
+        report.print_table(report.console(), report.trials_table(row, jobs))
         return 0
     listed = [
         {
@@ -656,10 +656,7 @@ def compare(options: argparse.Namespace) -> int:
         console.print("No difference: they are the same trial, or equal in everything that is known of them.")
         return 0
     shown = comparing.table(compared, only_differences=options.differences)
-    measured = console.measure(shown, options=console.options.update(width=100_000))
-    # On a terminal numbers are not broken (`| less -S`); in a pipe or file every row is a line.
-    console.width = max(console.width, measured.minimum if console.is_terminal else measured.maximum)
-    console.print(shown)
+    report.print_table(console, shown)
     if compared.warning:
         console.print(compared.warning, style="bold red", soft_wrap=True, markup=False)
     return 0

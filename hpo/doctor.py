@@ -186,7 +186,8 @@ def _experiments_without_study(queue: Queue, tracker: Tracker, rows: list[StudyR
 
 
 def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
-    """What dead workers left, and data sets no study uses any more; studies of other databases may share the folder."""
+    """What dead workers left, data sets no study uses any more, features no training used for long; studies of other
+    databases may share the folder."""
     for folder in sorted((home / "work").glob("*")):
         if sweep(folder, remove=False):
             yield Finding(
@@ -196,12 +197,13 @@ def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
                 remedy=partial(sweep, folder),
             )
     used = {data_files.cached(home, row.facts["data"]["digest"]).name for row in rows if "data" in row.facts}
-    for file in sorted((home / "cache" / "data").glob("*")):
+    for file in sorted([*(home / "cache" / "data").glob("*"), *(home / "cache" / "features").glob("*")]):
         if file.name not in used and time.time() - file.stat().st_mtime > UNUSED:
             size = f" ({file.stat().st_size / 1e6:.1f} MB)" if file.is_file() else ""
             yield Finding(
                 kind="cache",
-                what=f"{file}{size} belongs to no study",
+                what=f"{file}{size} "
+                + ("belongs to no study" if file.parent.name == "data" else "is not used any more"),
                 todo="remove it",
                 remedy=partial(data_files.discard, file, unused=UNUSED),
             )

@@ -100,7 +100,7 @@ def _show_plan(plan: Plan, read: Settings, console: Console, device: str) -> tup
         ended = sum(job.state in ENDED for job in jobs)
         at_start = [taken for taken, (label, _) in zip(times, rows, strict=True) if label == START]
         left = [statistics.fmean(at_start or times)] * (study.trials * repeats - ended)
-    console.print(table)
+    report.print_table(console, table)
     if study.pruner["name"] != "none":
         console.print("The pruner ends some of them earlier; the time below takes each to its end.")
     where = next(each["device"] for each in probed.values())

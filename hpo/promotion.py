@@ -146,7 +146,7 @@ def promote(
             "validation": found["validation"],
             "test": found["test"],
             "version": None,
-            "point_nmse": spread(again[job.number])[0],
+            **dict(zip(("point_nmse", "point_deviation"), spread(again[job.number]), strict=True)),
         }
         if outcome != "below mean":
             queue.require(closing)

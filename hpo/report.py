@@ -100,7 +100,8 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
         ]
         mean, deviation = promotions.spread(points[job.number])
         if again:
-            cells[2] = spread_text(mean, deviation, promotions.spread(points[done[0].number]), first=job is done[0])
+            best = None if job is done[0] else promotions.spread(points[done[0].number])
+            cells[2] = spread_text(mean, deviation, best)
         entries.append((mean, cells))
     for name, found in study.facts["predictors"].items():
         scores = found["validation"]
@@ -117,11 +118,15 @@ def label(spec: dict[str, Any]) -> str:
     return point_text(spec["point"]) + bare
 
 
-def spread_text(mean: float, deviation: float | None, best: tuple[float, float | None], *, first: bool) -> str:
+def spread_text(mean: float, deviation: float | None, best: tuple[float, float | None] | None = None) -> str:
     """Such as `0.0651 ± 0.0012 ≈`: the sign says that it differs from the best by no more than the spread."""
     text = score_text(mean) + (f" ± {deviation:.2g}" if deviation is not None else "")
-    within = ((deviation or 0.0) ** 2 + (best[1] or 0.0) ** 2) ** 0.5
-    return text + (" ≈" if not first and mean - best[0] <= within else "")
+    return text + (" ≈" if best is not None and within_spread((mean, deviation), best) else "")
+
+
+def within_spread(point: tuple[float, float | None], best: tuple[float, float | None]) -> bool:
+    """Whether a point's mean differs from the best one's by no more than their standard deviations together."""
+    return point[0] - best[0] <= ((point[1] or 0.0) ** 2 + (best[1] or 0.0) ** 2) ** 0.5
 
 
 def comparable(closed: list[tuple[StudyRow, dict[str, Any]]]) -> list[list[tuple[StudyRow, dict[str, Any]]]]:
@@ -155,8 +160,18 @@ def comparison(closed: list[tuple[StudyRow, dict[str, Any]]]) -> Table:
             words[1:] = [found["weights"] or "from scratch", f"{found['parameters']:,}"]
         parts = [found["validation"], found["test"]]
         scores = zip(*(score_cells(p["nmse"], p["mse"], p["r2"], p["nrmse"]) for p in parts), strict=True)
-        table.add_row(*words, "validation\ntest", *map("\n".join, scores), style=None if name else "dim")
+        nmse, *others = map("\n".join, scores)
+        spread = _spread(found)
+        split = "validation\ntest" + ("\nvalidation, repeats" if spread else "")
+        table.add_row(*words, split, f"{nmse}\n{spread}".strip(), *others, style=None if name else "dim")
     return table
+
+
+def _spread(found: dict[str, Any]) -> str:
+    """Of a point that was trained several times, below its best repeat's score: `mean 0.0651 ± 0.0012`."""
+    if found.get("point_deviation") is None:
+        return ""
+    return f"mean {spread_text(found['point_nmse'], found['point_deviation'])}"
 
 
 def comparison_rows(closed: list[tuple[StudyRow, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -164,6 +179,7 @@ def comparison_rows(closed: list[tuple[StudyRow, dict[str, Any]]]) -> list[dict[
     return [
         {"study": name, "point": point}
         | {key: found.get(key) for key in ("weights", "parameters", "verdict", "version")}
+        | {"validation_nmse_mean": found.get("point_nmse"), "validation_nmse_deviation": found.get("point_deviation")}
         | {f"{part}_{score}": found[part][score] for part in ("validation", "test") for score in SCORES}
         for name, point, found in _compared(closed)
     ]
@@ -311,7 +327,7 @@ def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
     names = [name for name, _ in study.spec["space"]]
     again = ["repeat"] if study.spec.get("repeats", 1) > 1 else []
     for name in ("number", *again, "config", *names, "state", "attempt", "epochs", "best val NMSE", "reason"):
-        table.add_column(name, justify="left" if name in ("state", "reason") else "right")
+        table.add_column(name, justify="left" if name in ("state", "reason") else "right", overflow="fold")
     for job in jobs:
         if job.kind != "trial":
             continue
@@ -331,7 +347,17 @@ def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
     return table
 
 
+def print_table(console: Console, table: Table) -> None:
+    """On a terminal no number is broken (`| less -S`), in a pipe or file no row."""
+    width, measured = console.width, console.measure(table, options=console.options.update(width=100_000))
+    try:
+        console.width = max(width, measured.minimum if console.is_terminal else measured.maximum)
+        console.print(table)
+    finally:
+        console.width = width
+
+
 def console(**options: Any) -> Console:
-    """The terminal; a pipe or file gets lines wide enough for the tables."""
+    """The terminal; a pipe or file gets 120 columns."""
     made = Console(highlight=False, soft_wrap=False, **options)
     return made if made.is_terminal else Console(highlight=False, width=120, **options)

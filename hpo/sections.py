@@ -13,7 +13,7 @@ from hpo import alarms, analysis, answers, figures, promotion, sampling
 from hpo.document import HIGH, LOW, Document, Picture, Section, Table
 from hpo.evidence import Closed, Evidence, Winner
 from hpo.mirror import number_text, score_text
-from hpo.report import NAMES, TOP
+from hpo.report import NAMES, TOP, within_spread
 from hpo.study import AT_RANDOM, Choices, Interval, provenance
 from models import metrics
 
@@ -152,11 +152,11 @@ def _final(evidence: Evidence) -> Section:
 
 def _scores(evidence: Evidence, predicted: np.ndarray, test: Mapping[str, Any]) -> Row:
     samples, found = evidence.samples(predicted), Row()
-    columns = {"nmse": "NMSE", "mse": f"MSE {evidence.dataset.unit}²", "r2": "R²", "nrmse": "NRMSE"}
+    columns = {"nmse": "NMSE", "mse": f"MSE {evidence.dataset.unit}²", "r2": "R²", "nrmse": "NRMSE", "mape": "MAPE"}
     for score, name in columns.items():
         low, high = analysis.interval(samples[score])
         found |= {name: test[score], name + LOW: low, name + HIGH: high}
-    return found | {"MAPE": test["mape"]}
+    return found
 
 
 def _predictor(evidence: Evidence, name: str) -> Row:
@@ -200,7 +200,8 @@ def _study(evidence: Evidence, each: Closed) -> Section:
             title=f"Best {min(TOP, len(frame))} of {len({job.number for job in each.jobs})} points, validation split",
             frame=top.drop(columns=["run_id", "state"]),
             note="Scores of the best epoch; the source study reports the last epoch's, which stand beside them. Epochs "
-            "to 5 %: none for a network that has not learned more than the mean.",
+            "to 5 %: none for a network that has not learned more than the mean."
+            + (" ≈: within the spread of the first." if each.study.repeats > 1 else ""),
         )
     ]
     unfinished = _unfinished(each)
@@ -231,19 +232,22 @@ def _study(evidence: Evidence, each: Closed) -> Section:
 
 def trials(evidence: Evidence, each: Closed) -> pandas.DataFrame:
     """The best finished trial of each point, best first."""
-    rows, unit, repeated = [], evidence.dataset.unit, promotion.repeats(each.jobs)
+    rows: list[Row] = []
+    unit, repeated = evidence.dataset.unit, promotion.repeats(each.jobs)
+    best = promotion.spread(repeated[each.points[0][0].number]) if each.points else None
     for job, _ in each.points:
         assert job.spec is not None and job.result is not None
         found, curve = job.result, each.curves[job.id]["val/nmse"]
         mean, deviation = promotion.spread(repeated[job.number])
-        repeats = {MEAN: mean, "standard deviation": deviation} if each.study.repeats > 1 else {}
+        repeats: Row = {MEAN: mean, "standard deviation": deviation}
+        repeats |= {"≈": "≈" if rows and best and within_spread((mean, deviation), best) else ""}
         rows.append(
             {
                 _number(each): job.number if job.config is None else job.config,
                 **job.spec["point"],
                 "weights": provenance(job.spec["model"]) or "from scratch",
                 "parameters": job.spec["parameters"],
-                **repeats,
+                **(repeats if each.study.repeats > 1 else {}),
                 "validation NMSE": found["best_val_nmse"],
                 f"validation MSE {unit}²": found["best_val_mse"],
                 "R²": found["validation"]["r2"],

@@ -73,7 +73,10 @@ def _read(path: Path, count: int) -> Tensor | None:
             expected, found = (file.metadata() or {})["sha256"], file.get_tensor("features")
     except (SafetensorError, OSError, ValueError, KeyError):
         return None
-    return found if len(found) == count and _sha256(found) == expected else None
+    if len(found) != count or _sha256(found) != expected:
+        return None
+    os.utime(path)  # what is not used for long is taken for a stale cache
+    return found
 
 
 def _key(network: "TransferNet", images: Tensor) -> str:

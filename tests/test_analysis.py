@@ -40,6 +40,7 @@ def test_a_resample_is_the_score_of_the_cells_it_drew():
         expected = metrics.scores(predicted[cells], truth[cells], train_variance=np.ones(2))
         assert samples["r2"][index] == pytest.approx(expected["r2"])
         assert samples["nmse"][index] == pytest.approx(expected["nmse"])
+        assert samples["mape"][index] == pytest.approx(expected["mape"])
 
 
 def test_intervals_of_95_per_cent_hold_the_truth_about_95_times_in_a_hundred():

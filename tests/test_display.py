@@ -1,9 +1,13 @@
-"""What the display makes of the queue."""
+"""What the display makes of the queue, and how tables are printed."""
 
+import io
 from contextlib import closing
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
+from hpo import report
 from hpo.display import Progress
 from hpo.queue import Queue, StudyRow
 
@@ -36,3 +40,15 @@ def test_the_time_left_counts_points_that_are_not_chosen_yet_and_those_that_end_
         queue.end(first, "pruned", result={"epoch": 4}, reason="worse than others")
         shown.refresh()
         assert shown.seconds_left == pytest.approx(5 * 4 + 4 * 4 * 3), "others are taken to end after four epochs, too"
+
+
+def test_a_table_breaks_no_row_in_a_file_and_no_number_on_a_terminal():
+    numbers = [f"{(column + 1) * 1.2345678e-3:.9f}" for column in range(15)]
+    table = Table("name", *[f"parameter {column}" for column in range(15)])
+    for index in range(3):
+        table.add_row(f"row {index}", *numbers)
+    for console in (Console(file=io.StringIO(), width=120), Console(file=io.StringIO(), width=80, force_terminal=True)):
+        report.print_table(console, table)
+        text = console.file.getvalue()
+        assert all(text.count(number) == 3 for number in numbers)
+        assert console.is_terminal or len(text.splitlines()) == 3 + 4, "borders, the head, and a line a row"

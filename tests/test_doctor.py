@@ -1,6 +1,7 @@
 """`hpo doctor` finds what was damaged behind our back, says so, and mends what can be mended."""
 
 import itertools
+import os
 import time
 
 import cells
@@ -10,7 +11,7 @@ from optuna.trial import TrialState
 from shell import PATIENCE, Shell, check_recorded_once, mirrored
 from sqlalchemy import text
 
-from hpo import invariants, promotion
+from hpo import doctor, invariants, promotion
 from hpo.tracking import Tracker
 
 pytestmark = pytest.mark.acceptance
@@ -35,6 +36,21 @@ def name(closed: Shell) -> str:
 def damage(closed: Shell, statement: str, **values) -> None:
     with closed.queue.engine.begin() as connection:
         connection.execute(text(statement), values)
+
+
+def test_caches_that_nothing_used_for_a_week_are_found_and_removed(tmp_path):
+    for name, days in (("old", 8), ("new", 6)):
+        for path in (f"data/{name}.npz", f"features/{name}.safetensors", f"features/{name}.17.tmp"):
+            file = tmp_path / "cache" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"x")
+            os.utime(file, (time.time() - days * 86400,) * 2)
+    found = list(doctor._caches(tmp_path, []))
+    assert len(found) == 3 and all("/old." in each.what for each in found)
+    for each in found:
+        each.remedy()
+    left = {path.name for path in (tmp_path / "cache").rglob("new.*")}
+    assert {path.name for path in (tmp_path / "cache").rglob("*.*")} == left and len(left) == 3
 
 
 def test_what_somebody_did_in_mlflow_and_optuna_is_found_and_mended(closed):

@@ -193,7 +193,7 @@ def test_a_pruned_study_whose_trials_lose_patience_closes_and_is_reported(shell,
 @pytest.mark.acceptance
 def test_the_whole_protocol_runs_to_its_end_and_compares_eight_models(shell, tmp_path):
     data = cells.make(tmp_path / "cells", count=30, size=32)
-    words = ("run", "--study", "protocol", "--data", data, "--epochs", 1, "--set", "model.weights=none")
+    words = ("run", "--study", "protocol", "--data", data, "--epochs", 3, "--set", "model.weights=none")
     # All 24 points: tests/test_run.py.
     words += (
         "--set",

@@ -81,8 +81,12 @@ print(mlflow.pyfunc.load_model("models:/{model.name}@champion").predict(image[No
     assert [each.aliases for each in client.search_registered_models() if each.name == model.name] in ([{}], [])
 
 
-@pytest.mark.long
-def test_many_workers_on_tiny_trials_train_no_point_twice(shell, data):
+@pytest.mark.parametrize(
+    "workers",
+    [pytest.param(1, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.long)],
+    ids="{} beside".format,
+)
+def test_two_runs_and_workers_at_once_train_no_point_twice(shell, data, workers):
     words = ("--data", data, "--epochs", 1, "--seed", 8, "--set", "space.filters=[2, 3, 4]")
     words += ("--set", "space.dropout=[0.2]")
     first = shell.start("run", "--study", "grid", *words, "--trainers", 1)
@@ -90,15 +94,14 @@ def test_many_workers_on_tiny_trials_train_no_point_twice(shell, data):
         lambda: next((row.name for row in shell.queue.studies() if row.spec["seed"] == 8), None), "plan"
     )
     shell.until(lambda: shell.queue.study(study).facts.get("planned"), "the plan")
-    others = [shell.start("worker", "--study", study, "--trainers", 1) for _ in range(3)]
+    others = [shell.start("worker", "--study", study, "--trainers", 1) for _ in range(workers)]
     others.append(shell.start("run", "--study", "grid", *words, "--trainers", 1))
     for process in [first, *others]:
         output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, output
     check_recorded_once(shell, study, points=12, epochs=1)
     assert {job.attempt for job in shell.trials(study)} == {1}
-    workers = {job.worker for job in shell.trials(study)}
-    assert len(workers) > 1
+    assert len({job.worker for job in shell.trials(study)}) > 1
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Study files, overrides and identity."""
 
+import dataclasses
 import re
 
 import pytest
@@ -59,6 +60,14 @@ def test_an_override_that_changes_nothing_leaves_name_and_identity():
 def test_any_other_override_appends_eight_digits_of_the_identity():
     other = study.load("grid", ["training.epochs=10"])
     assert study.full_name(other, identity(other)) == f"grid+{identity(other)[:8]}"
+
+
+def test_the_name_says_that_no_backbone_is_pretrained():
+    bare = study.load("tl-head", ["model.weights=none"])
+    assert study.full_name(bare, identity(bare)) == f"tl-head-not-pretrained+{identity(bare)[:8]}"
+    both = {**bare.space, "weights": study.Choices(values=("none", "imagenet"))}
+    mixed = dataclasses.replace(bare, space=both)
+    assert study.full_name(mixed, "0123456789") == "tl-head+01234567"
 
 
 @pytest.mark.parametrize("override", ["training.epochs=10", "seed=1", "space.filters=[8]", "training.learning_rate=1"])
