@@ -327,7 +327,8 @@ def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
     names = [name for name, _ in study.spec["space"]]
     again = ["repeat"] if study.spec.get("repeats", 1) > 1 else []
     for name in ("number", *again, "config", *names, "state", "attempt", "epochs", "best val NMSE", "reason"):
-        table.add_column(name, justify="left" if name in ("state", "reason") else "right", overflow="fold")
+        left = name in ("state", "reason")
+        table.add_column(name, justify="left" if left else "right", overflow="fold" if name == "reason" else "ellipsis")
     for job in jobs:
         if job.kind != "trial":
             continue
@@ -348,7 +349,10 @@ def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """On a terminal no number is broken (`| less -S`), in a pipe or file no row."""
+    """On a terminal only columns that fold are made narrower (`| less -S`), in a pipe or file none."""
+    for column in table.columns:
+        if column.overflow != "fold":
+            column.min_width = max((console.measure(cell).maximum for cell in column.cells), default=None)
     width, measured = console.width, console.measure(table, options=console.options.update(width=100_000))
     try:
         console.width = max(width, measured.minimum if console.is_terminal else measured.maximum)
