@@ -28,6 +28,8 @@ def reported(services, tmp_path_factory):
     known from the second on."""
     folder = tmp_path_factory.mktemp("reported")
     data = cells.make(folder / "cells", seed=21)
+    for path in sorted(data.glob("*_cell.png"))[::2]:
+        path.rename(path.with_name(path.name.replace("cell", "layered")))  # two kinds
     grid, plain = cells.study(folder, "tuned", data=data, epochs=EPOCHS), folder / "plain.toml"
     training = f"[training]\nepochs = {EPOCHS}\nlearning_rate = 1e-3\n"
     words = 'description = "a & <script>b</script>"\n'
@@ -56,6 +58,21 @@ numpy.save({str(folder / "said.npy")!r}, mlflow.pyfunc.load_model({uri!r}).predi
     return np.load(folder / "said.npy").astype(np.float64)
 
 
+def isotropic(young: float, poisson: float) -> np.ndarray:
+    """Stiffness (6, 6) in Voigt's notation, in the unit of Young's modulus."""
+    compliance = (np.diag(6 * [1 + poisson]) - np.pad(np.full((3, 3), poisson), (0, 3))) / young
+    compliance[3:, 3:] *= 2
+    return np.linalg.inv(compliance)
+
+
+def orthotropic(row: np.ndarray) -> np.ndarray:
+    """(6, 6) from C11, C22, C33, C12, C23, C13, C44, C55, C66."""
+    c11, c22, c33, c12, c23, c13, *shear = row
+    found = np.diag([c11, c22, c33, *shear])
+    found[:3, :3] += [[0, c12, c13], [c12, 0, c23], [c13, c23, 0]]
+    return found
+
+
 def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported, tmp_path):
     shell, folder, plain, grid, report = reported
     client = MlflowClient(shell.tracking_uri)
@@ -65,6 +82,7 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
     trials = pandas.read_csv(report / f"tables/{grid}-trials.csv")
     best = pandas.read_csv(report / f"tables/{grid}-top.csv")
     assert len(trials) == len(best) == 4 + 2
+    results = {job.run_id: job.result for study in (plain, grid) for job in shell.trials(study)}
     experiment = client.get_experiment_by_name(grid).experiment_id
     runs = {
         int(run.data.params["config"]): run for run in client.search_runs([experiment], "tags.`hpo.kind` = 'trial'")
@@ -82,6 +100,10 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
         assert row["validation NMSE"] == curve[epoch]
         assert row["validation MSE GPa²"] == curves["val/mse"][epoch]
         assert (row["best epoch"], row["last epoch NMSE"]) == (epoch, curve[EPOCHS])
+        assert row["last epoch MSE GPa²"] == curves["val/mse"][EPOCHS]
+        assert (row["R²"], row["NRMSE"]) == (run.data.metrics["best_val_r2"], run.data.metrics["best_val_nrmse"])
+        assert row["MAPE"] == results[run.info.run_id]["validation"]["mape"]
+        assert row["training s"] == results[run.info.run_id]["seconds"]
         if curve[epoch] > 0.98 * mean:
             assert np.isnan(row["epochs to 5 %"]), "it has not learned more than the mean"
         else:
@@ -99,6 +121,7 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
     assert (labels["above Voigt"], labels["below Reuss"]) == (0, 0) and labels["Hill residual GPa"] < 1e-9
 
     models = pandas.read_csv(report / "tables/models-test.csv").set_index("model")
+    sizes = pandas.read_csv(report / "tables/models.csv").set_index("model")
     components = {
         score: pandas.read_csv(report / f"tables/components-{score}.csv").set_index("model")
         for score in ("r2", "nrmse", "rmse", "mape")
@@ -119,6 +142,15 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
         assert row["validation NMSE"] == winner.data.metrics["best_val_nmse"]
         name = shell.queue.study(study).facts["model_name"]
         (version,) = client.search_model_versions(f"name = '{name}' and run_id = '{winner.info.run_id}'")
+        size, curve = sizes.loc[title], client.get_metric_history(winner.info.run_id, "val/nmse")
+        assert size["validation NMSE"] == min(point.value for point in curve)
+        assert size["last epoch NMSE"] == next(point.value for point in curve if point.step == EPOCHS)
+        assert size["best epoch"] == min(curve, key=lambda point: (point.value, point.step)).step
+        assert size["parameters"] == size["trainable"] == int(winner.data.params["parameters"])
+        assert (size["version"], size["training s"]) == (
+            int(version.version),
+            results[winner.info.run_id]["seconds"],
+        )
         uri = f"models:/{name}/{version.version}"
         said[title] = predicted_by_plain_mlflow(shell, uri, data.images[parts.test], tmp_path)
     for title, predicted in said.items():
@@ -133,8 +165,7 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
         }
         for score, value in expected.items():
             assert models.loc[title, score] == pytest.approx(value, rel=1e-4), (title, score)
-            if score != "MAPE":
-                assert models.loc[title, f"{score} 95 % low"] <= value <= models.loc[title, f"{score} 95 % high"]
+            assert models.loc[title, f"{score} 95 % low"] <= value <= models.loc[title, f"{score} 95 % high"]
         per_target = {
             "r2": 1 - mse / truth.var(axis=0),
             "nrmse": np.sqrt(mse / variance),
@@ -145,6 +176,20 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
             row = components[score].loc[title]
             assert row.to_numpy()[:-1] == pytest.approx(values, rel=1e-3, abs=1e-5), (title, score)
             assert row.iloc[-1] == pytest.approx(values.mean(), rel=1e-3, abs=1e-5)
+
+    stiff, soft = isotropic(70.0, 0.22), isotropic(3.5, 0.35)
+    for title, predicted in said.items():
+        indefinite, above, below = [], [], []
+        for row, share in zip(predicted, fraction[parts.test], strict=True):
+            matrix = orthotropic(row)
+            voigt = share * stiff + (1 - share) * soft
+            reuss = np.linalg.inv(share * np.linalg.inv(stiff) + (1 - share) * np.linalg.inv(soft))
+            least = [np.linalg.eigvalsh(each)[0] for each in (matrix, voigt - matrix, matrix - reuss)]
+            indefinite, above, below = (
+                [*found, value < -1e-6] for found, value in zip((indefinite, above, below), least, strict=True)
+            )
+        found = physics.loc[title, ["not positive definite", "above Voigt", "below Reuss"]]
+        assert list(found) == pytest.approx([np.mean(each) for each in (indefinite, above, below)]), title
 
     score = {
         (int(run.data.params["filters"]), float(run.data.params["learning_rate"])): run.data.metrics["best_val_nmse"]
@@ -158,6 +203,10 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
     ratio = (score[4, 1e-3] / score[2, 1e-3] * score[4, 1e-4] / score[2, 1e-4]) ** 0.5
     assert pairs.loc["filters", "NMSE ratio"] == pytest.approx(ratio)
 
+    ratio = (score[4, 1e-4] / score[4, 1e-3] * score[2, 1e-4] / score[2, 1e-3]) ** 0.5
+    assert pairs.loc["learning_rate", "NMSE ratio"] in (pytest.approx(ratio), pytest.approx(1 / ratio))
+    assert list(pairs["pairs"]) == [2, 2]
+
     worst = pandas.read_csv(report / "tables/worst.csv")
     trivial = ["mean of the training labels", "volume fraction, cubic"]
     best_title = models.drop(index=trivial)["validation NMSE"].idxmin()
@@ -166,6 +215,19 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
     assert list(worst["image"][::2]) == [data.names[parts.test[index]] for index in order]
     assert worst["NRMSE"][::2].to_numpy() == pytest.approx(error[order], rel=1e-3)
     assert worst[list(data.target_names)][::2].to_numpy() == pytest.approx(truth[order], rel=1e-9)
+    assert worst[list(data.target_names)][1::2].to_numpy() == pytest.approx(said[best_title][order], rel=1e-4)
+    assert worst["volume fraction"][::2].to_numpy() == pytest.approx(fraction[parts.test][order])
+
+    kinds = pandas.read_csv(report / "tables/kinds.csv").set_index("kind")
+    names = np.array([data.names[index] for index in parts.test])
+    for kind in ("cell", "layered"):
+        inside = np.array([kind in name for name in names])
+        assert kinds.loc[kind, "test cells"] == inside.sum() > 1
+        for title, column in ((best_title, ""), ("volume fraction, cubic", ", volume fraction")):
+            mse = ((said[title] - truth)[inside] ** 2).mean(axis=0)
+            assert kinds.loc[kind, f"NMSE{column}"] == pytest.approx((mse / variance).mean(), rel=1e-4)
+            r2 = (1 - mse / truth[inside].var(axis=0)).mean()
+            assert kinds.loc[kind, f"R²{column}"] == pytest.approx(r2, rel=1e-3, abs=1e-4)
 
     for table in (report / "tables").glob("*.csv"):
         records, frame = json.loads(table.with_suffix(".json").read_text()), pandas.read_csv(table)
