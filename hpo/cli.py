@@ -339,7 +339,7 @@ def run(options: argparse.Namespace) -> int:
     if len(plans) > 1 and max(codes) == 0:
         closings = {plan.name: job.result for plan in plans for job in queue.jobs(plan.name) if job.kind == "closing"}
         for alike in report.comparable([(queue.study(name), ended or {}) for name, ended in closings.items()]):
-            console.print(report.comparison(alike))
+            report.print_table(console, report.comparison(alike))
             link = report.log_comparison(Tracker(found.tracking_uri), alike)
             console.print(f"All their trials side by side:\n  compare: {link}", soft_wrap=True)
     if started:

@@ -228,7 +228,7 @@ def _ranked(ready: Plan, queue: Queue, key: str, what: str) -> list[Job]:
     if left or not jobs:
         state = f"{left} of its {len(jobs)} trials are still to be trained" if jobs else "it has not been run"
         raise StudyError(
-            f"{ready.name} {what} {name}, and {state}. Run `hpo run --study {name.partition('+')[0]}` "
+            f"{ready.name} {what} {name}, and {state}. Run `hpo run --study {study.file_name(name)}` "
             "with the same options first; or add --with-prerequisites to this command."
         )
     return promotion.ranked(jobs)

@@ -152,7 +152,8 @@ def comparison(closed: list[tuple[StudyRow, dict[str, Any]]]) -> Table:
         "R²",
         "NRMSE",
     ):
-        table.add_column(name, justify="left" if name in ("model", "weights", "split") else "right")
+        left = name in ("model", "weights", "split")
+        table.add_column(name, justify="left" if left else "right", overflow="fold" if name == "model" else "ellipsis")
     for name, point, found in _compared(closed):
         words = [f"{name} {point}".strip(), "", ""]
         if name:
@@ -201,7 +202,7 @@ def log_comparison(tracker: Tracker, closed: list[tuple[StudyRow, dict[str, Any]
         table, text = Path(folder, "comparison.csv"), Path(folder, "comparison.txt")
         pandas.DataFrame(comparison_rows(closed)).to_csv(table, index=False)
         with text.open("w") as file:
-            Console(file=file, width=120).print(comparison(closed))
+            print_table(Console(file=file, width=120), comparison(closed))
         for study, _ in closed:
             for path in (table, text):
                 tracker.upload(study.facts["study_run_id"], path, "tables")

@@ -23,6 +23,7 @@ NUMERICS_VERSION = 1  # raised when a change of ours moves the numbers of an unc
 RESERVED = re.compile(r"champion|latest|v?[0-9]+", re.IGNORECASE)  # a study's name is an alias of its model, too
 SAMPLERS = ("grid", "random", "tpe")
 AT_RANDOM = "Not pretrained: the backbones' weights are at random"
+BARE = "-not-pretrained"  # behind a study's name
 BEST = "best"  # in the place of a sampler: the best points of an earlier study
 DEFAULT_DATA = "default"
 
@@ -277,7 +278,7 @@ def restore(name: str, canonical: Mapping[str, Any]) -> Study:
         for key, value in canonical["space"]
     }
     return Study(
-        name=name.partition("+")[0],
+        name=file_name(name),
         overridden="+" in name,
         description="",
         seed=canonical["seed"],
@@ -344,8 +345,13 @@ def _shown(value: Any) -> str:
 def full_name(study: Study, identity: str) -> str:
     """The file's name; `-not-pretrained` if no backbone is; `+` and eight hex digits of the spec with any override or
     other data."""
-    name = study.name + ("-not-pretrained" if study.all_at_random else "")
+    name = study.name + (BARE if study.all_at_random else "")
     return f"{name}+{identity[:8]}" if study.overridden else name
+
+
+def file_name(name: str) -> str:
+    """The file's name, of what `full_name` gives."""
+    return name.partition("+")[0].removesuffix(BARE)
 
 
 def shipped() -> list[str]:

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from shell import PATIENCE, Shell, check_recorded_once, trainers
 
 from hpo import promotion
+from hpo import study as study_files
 from hpo.tracking import Tracker, sha256_of
 
 TINY = ("--epochs", 1, "--set", "space.backbone=['densenet121']", "--set", "training.batch_size=16")
@@ -31,9 +32,7 @@ def runs(shell: Shell, study: str, kind: str = "trial"):
 
 def planned(shell: Shell, name: str) -> str:
     """The full name of the one study of that file."""
-    (found,) = [
-        row.name for row in shell.queue.studies() if row.name.partition("+")[0].removesuffix("-not-pretrained") == name
-    ]
+    (found,) = [row.name for row in shell.queue.studies() if study_files.file_name(row.name) == name]
     return found
 
 

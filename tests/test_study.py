@@ -65,6 +65,7 @@ def test_any_other_override_appends_eight_digits_of_the_identity():
 def test_the_name_says_that_no_backbone_is_pretrained():
     bare = study.load("tl-head", ["model.weights=none"])
     assert study.full_name(bare, identity(bare)) == f"tl-head-not-pretrained+{identity(bare)[:8]}"
+    assert study.file_name(study.full_name(bare, identity(bare))) == "tl-head"
     both = {**bare.space, "weights": study.Choices(values=("none", "imagenet"))}
     mixed = dataclasses.replace(bare, space=both)
     assert study.full_name(mixed, "0123456789") == "tl-head+01234567"
