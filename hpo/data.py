@@ -28,7 +28,7 @@ def keep(home: Path, dataset: Dataset) -> Path:
 
 def discard(path: Path, *, unused: float) -> None:
     """Remove a file or folder of the cache if it has not been used for so many seconds."""
-    if time.time() - path.stat().st_mtime < unused:
+    if not path.exists() or time.time() - path.stat().st_mtime < unused:
         return
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)

@@ -23,7 +23,8 @@ from hpo.tracking import KEY, Tracker
 from hpo.worker import sweep
 
 YOUNG = 3600.0  # seconds: what is younger may still be in the making
-UNUSED = 7 * 86400.0  # seconds since a cached data set was last used: workers of other databases share the folder
+# Seconds since cached data or features were last used: workers of other databases share the folder.
+UNUSED = 7 * 86400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,8 +199,12 @@ def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
             )
     used = {data_files.cached(home, row.facts["data"]["digest"]).name for row in rows if "data" in row.facts}
     for file in sorted([*(home / "cache" / "data").glob("*"), *(home / "cache" / "features").glob("*")]):
-        if file.name not in used and time.time() - file.stat().st_mtime > UNUSED:
-            size = f" ({file.stat().st_size / 1e6:.1f} MB)" if file.is_file() else ""
+        try:
+            status = file.stat()
+        except FileNotFoundError:
+            continue  # a trainer's that is done with it
+        if file.name not in used and time.time() - status.st_mtime > UNUSED:
+            size = f" ({status.st_size / 1e6:.1f} MB)" if file.is_file() else ""
             yield Finding(
                 kind="cache",
                 what=f"{file}{size} "

@@ -33,7 +33,8 @@ def show(chosen: Sequence[tuple[Plan, int]], read: Settings, *, device: str) -> 
     total, memory, where = 0.0, 0.0, ""
     for plan, trainers in chosen:
         left, needed, where = _show_plan(plan, read, console, device)
-        total += max(sum(left) / trainers, max(left, default=0.0))  # a trial has one trainer
+        places = trainers if where == CPU else min(trainers, len(visible_gpus()) or 1)  # who share a GPU take turns
+        total += max(sum(left) / places, max(left, default=0.0))  # a trial has one trainer
         memory = max(memory, needed)
     missing = [file["name"] for plan in plans for file in plan.weights.values() if not file["sha256"]]
     for name in dict.fromkeys(missing):
@@ -41,7 +42,7 @@ def show(chosen: Sequence[tuple[Plan, int]], read: Settings, *, device: str) -> 
     with_trainers = f"{' and '.join(counts)} trainer{'' if [*counts] == ['1'] else 's'}"
     console.print(
         f"About {duration(total)} with {with_trainers}, from a few batches of each network in one of them, on {where}; "
-        f"up to {memory:.1f} GB of memory a trainer."
+        f"up to {memory:.1f} GB of {'memory' if where == CPU else 'main memory'} a trainer."
     )
     if total > LONG and where == CPU and any(plan.study.model.get("trainable") == "all" for plan in plans):
         console.print(
@@ -130,18 +131,21 @@ def _probe(plan: Plan, specs: list[dict[str, Any]], device: str) -> dict[int, di
         trainer = Trainer(log, gpu=None if device == "cpu" else next_gpu(visible_gpus(), []))
         try:
             trainer.send("probe", specs=specs, data=str(data), device=device)
-            finished = False
+            finished, reason = False, ""
             while not finished and not trainer.closed:
                 for event in trainer.events():
                     if event["event"] == "probed":
                         probed[event["index"]] = event
                         progress_line(f"measuring {len(probed)} of {len(specs)}")
-                    finished = finished or event["event"] in ("finished", "failed")
+                    reason = event.get("reason", reason)
+                    finished = finished or event["event"] in ("finished", "failed", "full")
                 time.sleep(0.05)
         finally:
             trainer.kill()
             trainer.close()
         progress_line("")
         if len(probed) < len(specs):
-            raise ServiceError(f"The probe failed: {Path(folder, 'log').read_text(errors='replace')[-2000:]}")
+            reason = reason or Path(folder, "log").read_text(errors="replace")[-2000:]
+            hint = "" if device == "cpu" else " `--device auto` takes the CPU where there is no GPU."
+            raise ServiceError(f"The probe failed on the device '{device}': {reason.rstrip('.')}.{hint}")
     return probed

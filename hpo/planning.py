@@ -216,10 +216,14 @@ def _follow(ready: Plan, queue: Queue) -> dict[str, Any]:
     return {"best_of": list(points.values())[: ready.study.trials]}
 
 
+def _earlier(ready: Plan, key: str) -> str:
+    """The full name of the study that this one starts from ("starts_from") or whose points it takes ("best_of")."""
+    return study.full_name(getattr(ready.study, key), study.digest(ready.canonical[key]["spec"]))
+
+
 def _ranked(ready: Plan, queue: Queue, key: str, what: str) -> list[Job]:
     """The finished trials of the earlier study, best first. Raises StudyError unless all have ended."""
-    first = ready.canonical[key]
-    name = first["study"]
+    first, name = ready.canonical[key], _earlier(ready, key)
     rows = {row.name: row for row in queue.studies()}
     if name in rows and rows[name].identity != study.digest(first["spec"]):
         raise study.conflict(name, rows[name].spec, first["spec"])
@@ -236,7 +240,7 @@ def _ranked(ready: Plan, queue: Queue, key: str, what: str) -> list[Job]:
 
 def _start(ready: Plan, best: list[Job]) -> dict[str, Any]:
     """The networks to start from: for each origin the best of the earlier study's finished trials."""
-    name = ready.canonical["starts_from"]["study"]
+    name = _earlier(ready, "starts_from")
     found: dict[str, Any] = {}
     for job in best:
         assert job.spec is not None and job.result is not None
@@ -360,8 +364,8 @@ def model_name(data: Dataset, parts: Split) -> str:
 
 def _note(ready: Plan) -> str:
     data, chosen = ready.facts["data"], ready.study
-    bare = f"**{study.AT_RANDOM}.**\n\n" if chosen.at_random else ""
-    best = f" best points of {ready.canonical['best_of']['study']}" if chosen.best_of else " trials"
+    bare = f"**{chosen.at_random}.**\n\n" if chosen.at_random else ""
+    best = f" best points of {_earlier(ready, 'best_of')}" if chosen.best_of else " trials"
     repeats = f", each {chosen.repeats} times with another seed" if chosen.repeats > 1 else ""
     return (
         f"{chosen.description or ready.name}\n\n{bare}"

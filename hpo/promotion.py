@@ -18,6 +18,7 @@ from hpo.study import provenance
 from hpo.tracking import OWNER, Tracker
 
 CHAMPION = "champion"
+NAME_SHOWN = 20  # letters of a study's name that leave room for its trial where 32 are shown
 # Tags of a version: its network's validation NMSE, its point's, and the trial of another study whose point that is.
 OWN, POINT, BEST_OF = "hpo.best_val_nmse", "hpo.point_val_nmse", "hpo.best_of"
 ELECTION = 120.0  # seconds an election may take before a frozen one gives up its lock
@@ -347,8 +348,11 @@ def _description(
     cubic, mean = found["predictors"]["volume fraction"]["test"], found["predictors"]["mean"]["test"]
     point = ", ".join(f"{name} = {mirror.number_text(value)}" for name, value in job.spec["point"].items())
     weights = {"ImageNet": "Backbone pretrained on ImageNet. ", "not pretrained": "**Not pretrained.** "}
+    title = mirror.run_name(job)
+    if len(study.name) > NAME_SHOWN:
+        title = f"…{title.removeprefix(study.name)}"
     return (
-        f"{mirror.run_name(job)}\n\n"  # the model's page shows of each version the first 32 letters
+        f"{title}\n\n"  # the model's page shows of each version the first 32 letters
         f"Trial {job.number} of the study {study.name} ({point}); {VERDICTS[outcome]}.\n\n"
         + "".join(f"**Alarm:** {alarm}\n\n" for alarm in warnings)
         + _why(job, again)

@@ -16,7 +16,6 @@ from hpo.queue import Job, StudyRow
 from hpo.study import provenance
 from hpo.tracking import Tracker
 
-WHOLE = 40  # letters of a point that are kept on one line, whatever the terminal's width
 TOP = 10
 SCORES = ("nmse", "mse", "r2", "nrmse")
 NAMES = {"mean": "mean of the training labels", "volume fraction": "volume fraction, cubic"}
@@ -58,9 +57,9 @@ def show_result(
     was promoted and why, and what to do next."""
     close = next((job for job in jobs if job.kind == "closing"), None)
     ended = close.result if close is not None and close.result is not None else {}
-    console.print(top_table(study, jobs))
+    print_table(console, top_table(study, jobs))
     if ended.get("winner") is not None:
-        console.print(winner_table(study, ended))
+        print_table(console, winner_table(study, ended))
     lines = [f"ALARM: {alarm}" for alarm in ended.get("alarms", [])] + promotion(study, ended, close)
     if ended.get("pruned"):
         lines.append(f"{ended['pruned']} trials were ended early by the pruner; their curves are kept.")
@@ -83,10 +82,9 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
             "≈: within the spread of the first"
         )
     table = Table(title=title, title_justify="left")
-    short = all(job.spec is None or len(label(job.spec)) <= WHOLE for job in done[:TOP])
     for name in ("config", "point", "NMSE", f"MSE {unit}²", "R²", "NRMSE", "best epoch", "seconds"):
         point = name == "point"
-        table.add_column(name, justify="left" if point else "right", no_wrap=short and point, overflow="fold")
+        table.add_column(name, justify="left" if point else "right", overflow="fold" if point else "ellipsis")
     entries: list[tuple[float, list[str]]] = []
     for job in done[:TOP]:
         assert job.result is not None and job.spec is not None
@@ -193,7 +191,7 @@ def _compared(closed: list[tuple[StudyRow, dict[str, Any]]]) -> list[tuple[str, 
         (row.name, point_text(group["point"]), group) for row, ended in closed for group in ended.get("groups", [])
     ]
     entries += [("", NAMES[name], found) for name, found in predictors.items()]
-    return sorted(entries, key=lambda entry: entry[2]["validation"]["nmse"])
+    return sorted(entries, key=lambda entry: entry[2].get("point_nmse", entry[2]["validation"]["nmse"]))
 
 
 def log_comparison(tracker: Tracker, closed: list[tuple[StudyRow, dict[str, Any]]]) -> str:
@@ -299,9 +297,9 @@ def log_study(shown: Mirror, ended: dict[str, Any]) -> None:
         raw.write_text(json.dumps(ended, indent=2))
         with text.open("w") as file:
             console = Console(file=file, width=120)
-            console.print(top_table(study, jobs))
+            print_table(console, top_table(study, jobs))
             if ended.get("winner") is not None:
-                console.print(winner_table(study, ended))
+                print_table(console, winner_table(study, ended))
         for path in (table, raw, text):
             shown.tracker.upload(run_id, path, "tables")
     winner = ended.get("winner")
@@ -353,7 +351,8 @@ def print_table(console: Console, table: Table) -> None:
     """On a terminal only columns that fold are made narrower (`| less -S`), in a pipe or file none."""
     for column in table.columns:
         if column.overflow != "fold":
-            column.min_width = max((console.measure(cell).maximum for cell in column.cells), default=None)
+            widths = [console.measure(cell).maximum for cell in column.cells]
+            column.min_width = max([*widths, console.measure(column.header).minimum])
     width, measured = console.width, console.measure(table, options=console.options.update(width=100_000))
     try:
         console.width = max(width, measured.minimum if console.is_terminal else measured.maximum)

@@ -14,7 +14,7 @@ from hpo.document import HIGH, LOW, Document, Picture, Section, Table
 from hpo.evidence import Closed, Evidence, Winner
 from hpo.mirror import number_text, score_text
 from hpo.report import NAMES, TOP, within_spread
-from hpo.study import AT_RANDOM, Choices, Interval, provenance
+from hpo.study import Choices, Interval, provenance
 from models import metrics
 
 WORST = 10  # test cells shown
@@ -185,7 +185,7 @@ def _study(evidence: Evidence, each: Closed) -> Section:
     """Tables 1 and 2 of the source study: the best points, and all of them; what each parameter does."""
     ended = [job for job in each.jobs if job.state in ("dead", "diverged", "pruned", "cancelled")]
     text = [each.row.facts.get("description") or ""]
-    text += [f"{AT_RANDOM}."] if each.study.at_random else []
+    text += [f"{each.study.at_random}."] if each.study.at_random else []
     text += [f"{len(ended)} of {len(each.jobs)} trials have no score: see the table of trials."] if ended else []
     if not each.points:
         return Section(title=f"Study {each.row.name}", text=text)

@@ -22,7 +22,6 @@ from models import specs
 NUMERICS_VERSION = 1  # raised when a change of ours moves the numbers of an unchanged study
 RESERVED = re.compile(r"champion|latest|v?[0-9]+", re.IGNORECASE)  # a study's name is an alias of its model, too
 SAMPLERS = ("grid", "random", "tpe")
-AT_RANDOM = "Not pretrained: the backbones' weights are at random"
 BARE = "-not-pretrained"  # behind a study's name
 BEST = "best"  # in the place of a sampler: the best points of an earlier study
 DEFAULT_DATA = "default"
@@ -105,14 +104,14 @@ class Study:
         used: dict[str, Any] = {}
         if self.starts_from is not None:
             first = self.starts_from.canonical(data_digest=data_digest, split_digest=split_digest, weights=weights)
-            used["starts_from"] = {"study": full_name(self.starts_from, digest(first)), "spec": first}
+            used["starts_from"] = {"study": _with_digits(self.starts_from, digest(first)), "spec": first}
         elif self.pretrained():
             used["weights"] = {backbone: (weights or {})[backbone] for backbone in self.pretrained()}
         if self.best_of is not None:
             first = self.best_of.canonical(
                 data_digest=data_digest, split_digest=split_digest, weights=weights, phases=phases
             )
-            used["best_of"] = {"study": full_name(self.best_of, digest(first)), "spec": first}
+            used["best_of"] = {"study": _with_digits(self.best_of, digest(first)), "spec": first}
         if self.needs_phases():
             used["phases"] = phases
         if self.pruner["name"] != "none":
@@ -158,9 +157,11 @@ class Study:
         return [str(backbone) for backbone in self._values("backbone")]
 
     @property
-    def at_random(self) -> bool:
-        """Whether there are backbones that are not pretrained."""
-        return "none" in self._values("weights")
+    def at_random(self) -> str:
+        """That there are backbones that are not pretrained, in words; empty if there are none."""
+        if self.all_at_random:
+            return "Not pretrained: the backbones' weights are at random"
+        return "Not all backbones are pretrained" if "none" in self._values("weights") else ""
 
     @property
     def all_at_random(self) -> bool:
@@ -345,8 +346,12 @@ def _shown(value: Any) -> str:
 def full_name(study: Study, identity: str) -> str:
     """The file's name; `-not-pretrained` if no backbone is; `+` and eight hex digits of the spec with any override or
     other data."""
-    name = study.name + (BARE if study.all_at_random else "")
-    return f"{name}+{identity[:8]}" if study.overridden else name
+    plain = _with_digits(study, identity)
+    return study.name + BARE + plain.removeprefix(study.name) if study.all_at_random else plain
+
+
+def _with_digits(study: Study, identity: str) -> str:
+    return f"{study.name}+{identity[:8]}" if study.overridden else study.name
 
 
 def file_name(name: str) -> str:
@@ -496,6 +501,8 @@ def _file(name: str) -> tuple[str, str, dict[str, Any], Path | None]:
             raise StudyError(f"{label}: expected a file name of letters, digits, '.', '_' and '-', found '{name}'.")
         if name in shipped():
             raise StudyError(f"{label}: '{name}' is the name of a shipped study: give the file another name.")
+        if name.endswith(BARE):
+            raise StudyError(f"{label}: '{BARE}' is put behind a study's name by hpo: give the file another name.")
         if RESERVED.fullmatch(name):
             raise StudyError(
                 f"{label}: '{name}' means something else to the model registry: give the file another name."

@@ -336,7 +336,7 @@ def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], dat
         parameters = model_specs.parameter_count(training.network)
         training.state()  # what a checkpoint needs counts, too
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
-        gpu = _device_name(training.device).get("device", "")
+        gpu = torch.cuda.get_device_name(training.device) if training.device.type == "cuda" else ""
         emit("probed", index=index, parameters=parameters, seconds=seconds / share, once=once, memory=peak, device=gpu)
     emit("finished")
 

@@ -293,6 +293,8 @@ class Supervisor:
             self.recorder.put(job, partial(recording.show, self.mirror, job.id))
         if current is not None and current.fence == job.fence and current.state in ("done", "diverged", "pruned"):
             return  # it ended by our own hand, and only the answer was lost
+        if any((each.id, each.fence) == (job.id, job.fence) for each, *_ in self.returns):
+            return  # it goes back, or went back and only the answer was lost
         why = current.reason if current is not None and cancelled else "lost its lease"
         log.warning("%s: %s, stopping", mirror.title(job), why)
         for trainer in self.trainers:  # none has it while it is recorded

@@ -5,6 +5,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -75,7 +76,8 @@ def _read(path: Path, count: int) -> Tensor | None:
         return None
     if len(found) != count or _sha256(found) != expected:
         return None
-    os.utime(path)  # what is not used for long is taken for a stale cache
+    with suppress(OSError):
+        os.utime(path)  # what is not used for long is taken for a stale cache
     return found
 
 

@@ -44,11 +44,12 @@ def test_the_time_left_counts_points_that_are_not_chosen_yet_and_those_that_end_
 
 def test_a_table_breaks_no_row_in_a_file_and_no_number_on_a_terminal():
     numbers = [f"{(column + 1) * 1.2345678e-3:.9f}" for column in range(15)]
-    table = Table("name", *[f"parameter {column}" for column in range(15)])
+    table = Table("name", *[f"parameter_{column:010d}" for column in range(14)], "seconds an epoch")
     for index in range(3):
         table.add_row(f"row {index}", *numbers)
     for console in (Console(file=io.StringIO(), width=120), Console(file=io.StringIO(), width=80, force_terminal=True)):
         report.print_table(console, table)
         text = console.file.getvalue()
         assert all(text.count(number) == 3 for number in numbers)
+        assert text.count("parameter_00000000") == 14, "nor a word of the head"
         assert console.is_terminal or len(text.splitlines()) == 3 + 4, "borders, the head, and a line a row"

@@ -2,8 +2,10 @@
 
 import cells
 import pytest
+import torch
 
 from hpo import dry_run, planning, settings, study
+from hpo.errors import ServiceError
 
 
 @pytest.mark.parametrize(("trainers", "expected"), [(1, "40 min"), (2, "20 min"), (3, "13 min"), (16, "10 min")])
@@ -16,3 +18,10 @@ def test_a_trial_has_one_trainer_however_many_there_are(monkeypatch, capsys, dat
     output = " ".join(capsys.readouterr().out.split())
     assert f"About {expected} with {trainers} trainer" in output, output
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_dry_run_measures_on_the_device_asked_for_and_says_that_there_is_none(data, tmp_path):
+    plan = planning.prepare(study.load(str(cells.study(tmp_path, "four", data=data, epochs=10))), trial_run=True)
+    with pytest.raises(ServiceError, match=r"The probe failed on the device 'cuda': .+ `--device auto` takes the CPU"):
+        dry_run.show([(plan, 1)], settings.read({"HPO_HOME": str(tmp_path / "home")}), device="cuda")

@@ -187,12 +187,12 @@ def test_repeats_have_seeds_of_their_own_and_their_mean_decides(planned):
     assert [trial.value for trial in loaded.trials[:3]] == pytest.approx([0.3, 0.21, 0.23])
     assert loaded.trials[3].state == optuna.trial.TrialState.RUNNING, "a point ends with its last repeat"
     with io.StringIO() as file:
-        Console(file=file, width=200).print(report.top_table(shown.study, ended))
+        report.print_table(Console(file=file, width=200), report.top_table(shown.study, ended))
         lines = [line for line in file.getvalue().splitlines() if "±" in line and "│" in line]
     assert ["≈" in line for line in lines] == [False, True, True]
     assert "0.21 ± 0.014" in lines[0] and "0.3 ± 0.28" in lines[2]
     long = {f"a_parameter_{number}": 0.123456 for number in range(7)}
     wordy = [replace(job, spec=job.spec and job.spec | {"point": long}) for job in ended]
     with io.StringIO() as file:
-        Console(file=file, width=100).print(report.top_table(shown.study, wordy))
+        report.print_table(Console(file=file, width=100, force_terminal=True), report.top_table(shown.study, wordy))
         assert "0.21 ± 0.014" in file.getvalue() and "…" not in file.getvalue(), "a long point leaves the scores whole"

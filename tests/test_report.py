@@ -274,14 +274,14 @@ def test_what_cannot_be_reported_is_said(shell, data, tmp_path):
     assert "No study is closed yet" in shell.hpo("report", "-o", tmp_path / "report", code=1)
     assert "No study 'gird' has been planned here" in shell.hpo("report", "--study", "gird", "-o", tmp_path, code=1)
     unlike = cells.make(tmp_path / "unlike", count=30, seed=5)
-    shell.hpo("run", "--study", cells.study(tmp_path, "short", data=unlike, epochs=1, rates="[1e-3]"))
-    process = shell.start("run", "--study", cells.study(tmp_path, "long", data=data, epochs=30_000), "--trainers", 1)
-    shell.training("long")
+    shell.hpo("run", "--study", cells.study(tmp_path, "told", data=unlike, epochs=1, rates="[1e-3]"))
+    process = shell.start("run", "--study", cells.study(tmp_path, "untold", data=data, epochs=30_000), "--trainers", 1)
+    shell.training("untold")
     process.kill()
-    left = shell.hpo("report", "--study", "long", "-o", tmp_path / "report", code=1)
-    assert "The study long is not closed: 4 trials are still to be trained" in left
-    both = shell.hpo("report", "--study", "short", "--study", "long", "-o", tmp_path / "report", code=1)
-    assert "short and long are on different ones" in both
+    left = shell.hpo("report", "--study", "untold", "-o", tmp_path / "report", code=1)
+    assert "The study untold is not closed: 4 trials are still to be trained" in left
+    both = shell.hpo("report", "--study", "told", "--study", "untold", "-o", tmp_path / "report", code=1)
+    assert "told and untold are on different ones" in both
     assert not (tmp_path / "report").exists()
 
 

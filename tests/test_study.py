@@ -66,6 +66,9 @@ def test_the_name_says_that_no_backbone_is_pretrained():
     bare = study.load("tl-head", ["model.weights=none"])
     assert study.full_name(bare, identity(bare)) == f"tl-head-not-pretrained+{identity(bare)[:8]}"
     assert study.file_name(study.full_name(bare, identity(bare))) == "tl-head"
+    name = study.full_name(bare, identity(bare))
+    again = study.restore(name, bare.canonical(data_digest="d", split_digest="s"))
+    assert study.full_name(again, identity(bare)) == name
     both = {**bare.space, "weights": study.Choices(values=("none", "imagenet"))}
     mixed = dataclasses.replace(bare, space=both)
     assert study.full_name(mixed, "0123456789") == "tl-head+01234567"

@@ -2,6 +2,7 @@
 
 import fcntl
 import itertools
+import os
 
 import cells
 import numpy as np
@@ -179,6 +180,9 @@ def test_who_waits_for_features_that_a_frozen_training_does_not_give_computes_th
     network, signs = build(spec(), (1, 32, 32), 2), []
     expected = features.compute(network, images(8), tmp_path, lambda: None)
     (kept,) = tmp_path.glob("*.safetensors")
+    os.utime(kept, (0, 0))
+    features.compute(network, images(8), tmp_path, lambda: None)
+    assert kept.stat().st_mtime > 0, "they are in use: no stale cache"
     kept.unlink()
     monkeypatch.setattr(features, "PATIENCE", 1.0)
     with next(tmp_path.glob("*.lock")).open("w") as lock:
