@@ -61,7 +61,7 @@ def test_a_study_that_is_saved_while_a_worker_trains_goes_on_elsewhere_to_the_sa
     shell, elsewhere, services, tmp_path
 ):
     up = elsewhere.start("up", "--listen", "127.0.0.2")
-    shell.environment |= {"MLFLOW_BACKEND_STORE_URI": mlflow_of(services), "HPO_CHECKPOINT_INTERVAL": "0.1"}
+    shell.environment |= {"MLFLOW_BACKEND_STORE_URI": mlflow_of(services)}
     study = cells.study(tmp_path, "moved", data=cells.make(tmp_path / "own", seed=77), epochs=300)
     study.write_text(study.read_text().replace("[1e-3, 1e-4]", "[1e-2]"))
     run = shell.start("run", "--study", study, "--trainers", 1)

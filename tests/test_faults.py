@@ -180,15 +180,15 @@ def test_a_loss_that_is_not_finite_is_recorded_once_with_its_curve_and_never_pro
 
 @pytest.mark.slow
 def test_a_trainer_without_progress_is_ended_and_its_trial_goes_on_elsewhere(shell, data, tmp_path):
-    shell.environment |= {"HPO_HANG_TIMEOUT": "40"}  # packaging a model, too, has to end in this time
+    shell.environment |= {"HPO_HANG_TIMEOUT": "25"}  # packaging a model, too, has to end in this time
     study = cells.study(tmp_path, "hung", data=data, epochs=600, rates="[1e-3]")
     process = shell.start("run", "--study", study, "--trainers", 1)
     job = shell.training("hung", epochs=100)
     trainers(process)[0].suspend()
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
-    assert f"trial {job.number} of hung: no progress for 40 s" in output
-    assert f"trial {job.number} of hung: no progress for 40 s, attempt 2 of 3" in output
+    assert f"trial {job.number} of hung: no progress for 25 s" in output
+    assert f"trial {job.number} of hung: no progress for 25 s, attempt 2 of 3" in output
     check_recorded_once(shell, "hung", points=2, epochs=600)
     assert shell.queue.job(job.id).attempt == 2
 

@@ -150,7 +150,7 @@ def test_sigterm_ends_the_worker_in_time_though_the_database_is_frozen(own, data
 def test_a_full_or_read_only_store_is_said_and_nothing_is_claimed_until_it_takes_files(own, tmp_path):
     shell, read = own
     data = cells.make(tmp_path / "cells", seed=4)  # its own: the file system that its models lie on goes away
-    study = cells.study(tmp_path, "crowded", data=data, epochs=1500, rates="[1e-3]")  # long enough for a checkpoint
+    study = cells.study(tmp_path, "crowded", data=data, epochs=1000, rates="[1e-3]")  # long enough for a checkpoint
     study.write_text(study.read_text().replace("[2, 4]", "[2, 3, 4]"))
     client = MlflowClient(shell.tracking_uri)
     with tmpfs(read.home / "artifacts", "8m") as artifacts:
@@ -163,7 +163,7 @@ def test_a_full_or_read_only_store_is_said_and_nothing_is_claimed_until_it_takes
                     subprocess.run(fill, capture_output=True)
             else:
                 subprocess.run(["mount", "-o", "remount,ro", artifacts], check=True)
-            shell.until(lambda job=job: shell.queue.job(job.id).epochs == 1500, "training goes on")
+            shell.until(lambda job=job: shell.queue.job(job.id).epochs == 1000, "training goes on")
             until_packaged(shell, job)
             time.sleep(3)
             assert sum(each.state == "done" for each in shell.trials("crowded")) == done
@@ -178,7 +178,7 @@ def test_a_full_or_read_only_store_is_said_and_nothing_is_claimed_until_it_takes
             shell.until(lambda job=job: shell.queue.job(job.id).state == "done", "it is recorded")
         output = output_of(process)
         assert "store full: " in output and "store read-only: " in output and " MB needed" in output
-        check_recorded_once(shell, "crowded", points=3, epochs=1500)
+        check_recorded_once(shell, "crowded", points=3, epochs=1000)
         assert {each.attempt for each in shell.trials("crowded")} == {1}
 
 
