@@ -22,7 +22,8 @@ from hpo.study import conflict
 
 log = logging.getLogger("hpo")
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+FIRST_VERSION = 3  # of the tables that _SCHEMA makes; what came later stands in _MIGRATIONS alone
 ATTEMPTS = 3  # a job that lost three workers is dead
 REASON = 500  # characters kept of why a job was given back or ended
 FREEZE_LIMIT = 30.0  # seconds a transaction may stay open, and its rows locked, by somebody who does nothing
@@ -93,7 +94,7 @@ CREATE INDEX IF NOT EXISTS epoch_outbox ON hpo.epoch (job) WHERE NOT forwarded;
     + _WORKER
 )
 
-# What leads from a version to the next one.
+# What leads from a version to the next one; new tables go the same way from FIRST_VERSION on.
 _MIGRATIONS = {
     1: """
     ALTER TABLE hpo.job DROP CONSTRAINT job_state_check;
@@ -120,6 +121,9 @@ _MIGRATIONS = {
     END $$;
     """
     + _WORKER,
+    3: """
+    SELECT 1;
+    """,
 }
 
 
@@ -246,11 +250,13 @@ class Queue:
         with self._transaction() as connection:
             # Two first workers would both find no tables: the second waits here, and then finds them.
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('hpo.schema'))"))
+            made = False
             if connection.scalar(text("SELECT to_regclass('hpo.schema')")) is None:
                 connection.execute(text(_SCHEMA))
-                connection.execute(text("INSERT INTO hpo.schema (version) VALUES (:n)"), {"n": SCHEMA_VERSION})
+                connection.execute(text("INSERT INTO hpo.schema (version) VALUES (:n)"), {"n": FIRST_VERSION})
+                made = True
             version = connection.scalar(text("SELECT version FROM hpo.schema"))
-            if version in _MIGRATIONS:
+            if version in _MIGRATIONS and not made:
                 log.warning("Bringing the queue's tables from schema version %d to %d.", version, SCHEMA_VERSION)
             while version in _MIGRATIONS:
                 connection.execute(text(_MIGRATIONS[version]))

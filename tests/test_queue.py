@@ -228,7 +228,7 @@ def test_another_schema_version_is_refused_and_left_alone(database_url):
     queue = planned(database_url, 1)
     with queue.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE hpo.schema SET version = 99")
-    with pytest.raises(ServiceError, match="schema version 99 of hpo, this program needs 3"):
+    with pytest.raises(ServiceError, match="schema version 99 of hpo, this program needs 4"):
         Queue(database_url).install()
     assert len(queue.jobs("s")) == 2
 
