@@ -21,7 +21,7 @@ FROM python:3.12.12-slim-trixie
 RUN useradd --uid 10001 --create-home hpo && install -d -o hpo -g hpo /artifacts /home/hpo/mlruns
 COPY --from=build /opt/hpo /opt/hpo
 ENV PATH=/opt/hpo/bin:$PATH HPO_HOME=/home/hpo/mlruns TORCH_HOME=/home/hpo/mlruns/torch MPLCONFIGDIR=/tmp \
-    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1
 WORKDIR /home/hpo
 USER 10001:10001
 CMD ["hpo", "--help"]

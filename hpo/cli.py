@@ -33,11 +33,26 @@ WATCH_INTERVAL = 2.0  # seconds
 
 def program() -> None:
     """The `hpo` of the shell: `main`, and then the end, though a thread may still be waiting for a server."""
+    _open_standard_streams()
+    os.environ["PYTHONSAFEPATH"] = "1"  # for what a library starts: nothing imports from where the user stands
     code = main()
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Have 0, 1 and 2 be open, though whatever started us closed them: a lock, say, with such a number would reach
+    no child process."""
+    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(file, True)
+    os.close(file)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, closefd=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Messages()])
     logging.getLogger("hpo").setLevel(logging.INFO)
     try:
+        _require_folder()
         code = options.function(options)
         sys.stdout.flush()
         return int(code or 0)
@@ -63,6 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"hpo: {message}", file=sys.stderr)
             return 1
         raise
+
+
+def _require_folder() -> None:
+    """Raise SettingsError if paths cannot be relative to anything."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise SettingsError("The current folder was removed, perhaps made anew: change into one (cd).") from None
 
 
 class _Messages(logging.Handler):

@@ -133,7 +133,7 @@ def as_user(name: str | None) -> dict:
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
-def tail(log: Path, lines: int = 12) -> str:
+def tail(log: Path, *, lines: int = 12) -> str:
     """The last lines of a log file, indented, for an error message."""
     try:
         text = log.read_text(errors="replace")

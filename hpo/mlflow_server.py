@@ -25,13 +25,17 @@ from hpo.home import Home, write
 ADMIN = "admin"  # user of the server that may add users
 USER = "hpo"  # that all of ours log in as: may do everything but manage users
 KEY = "key"  # that the server signs its forms with
-PREPARE = ("-m", "hpo.migrate")  # makes or upgrades both databases; follows `python`
+PREPARE = ("-P", "-m", "hpo.migrate")  # makes or upgrades both databases; follows `python`
 START_TIMEOUT = 180.0  # seconds; imports and a fresh schema take 10 to 15 on an idle machine
 STOP_TIMEOUT = 8.0  # seconds that requests get to end
 MARK = "HPO_EMBEDDED_MLFLOW"  # environment variable of every process of the server: the home it belongs to
 HEADER = "X-Hpo-Services"  # response header: identity of that home
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH")  # MLFLOW_* of a notebook must not be
-ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+ENVIRONMENT = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PYTHONSAFEPATH": "1",  # MLflow starts uvicorn by `python -m`, which would import from the current folder first
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def arguments(
         origins = ",".join(f"{scheme}://{name}" for name in names for scheme in ("http", "https"))
         access = ["--app-name", "basic-auth", "--allowed-hosts", served.hosts, "--cors-allowed-origins", origins]
     return [
-        *("-m", "mlflow", *(("--env-file", served.environment) if served else ())),
+        *("-P", "-m", "mlflow", *(("--env-file", served.environment) if served else ())),
         *("server", "--host", host, "--port", str(port), "--workers", "2"),
         *("--serve-artifacts", "--artifacts-destination", artifacts),
         *access,
@@ -98,7 +102,9 @@ def search(connection: http.client.HTTPConnection, *, user: tuple[str, str] | No
         headers["Authorization"] = f"Basic {base64.b64encode(':'.join(user).encode()).decode()}"
     body = json.dumps({"max_results": 1})
     connection.request("POST", "/api/2.0/mlflow/experiments/search", body, headers)
-    return connection.getresponse().status
+    response = connection.getresponse()
+    response.read()
+    return response.status
 
 
 def start(home: Home, report: Callable[[str], object]) -> tuple[Home, bool]:
@@ -132,7 +138,7 @@ def start(home: Home, report: Callable[[str], object]) -> tuple[Home, bool]:
                 life=life,
                 log=log(home),
                 environment=environment,
-                folder=temporary,  # `python -m` imports from here first
+                folder=temporary,
                 user=None,
             )
         started = True

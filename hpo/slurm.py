@@ -8,6 +8,7 @@ good, with those of its tasks that start later or again: the next `hpo run` hand
 import ipaddress
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -167,7 +168,8 @@ def _submit(request: Request, array: Array, row: StudyRow) -> str:
 
     options = dict(request.options)
     limit = options.pop("time", TIME)
-    executor = submitit.SlurmExecutor(array.folder, max_num_timeout=RESTARTS)
+    python = f"{shlex.quote(sys.executable)} -P"  # a task begins in the folder where it was handed in
+    executor = submitit.SlurmExecutor(array.folder, max_num_timeout=RESTARTS, python=python)
     executor.update_parameters(
         job_name=array.job_name,
         time=limit,
@@ -266,7 +268,8 @@ class Worker:
         import submitit
 
         signal.signal(signal.SIGTERM, self._terminate)
-        process = subprocess.Popen([sys.executable, "-m", "hpo", "worker", *self.words], preexec_fn=_ignore_warning)
+        command = [sys.executable, "-P", "-m", "hpo", "worker", *self.words]
+        process = subprocess.Popen(command, preexec_fn=_ignore_warning)
         self.child = process.pid
         if self.terminated:
             self._end()

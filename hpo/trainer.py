@@ -1,7 +1,8 @@
 """A trainer: a long-lived process that imports torch once and does what its supervisor asks, one thing at a time.
 
-Requests come in as JSON lines on standard input and events go out as JSON lines on standard output; it talks to no
-database and no server. It ends when its input closes, so it never outlives its supervisor.
+Requests come in as JSON lines on standard input and events go out as JSON lines on the descriptor that the command line
+names; whatever is printed goes to the log. It talks to no database and no server. It ends when its input closes, so it
+never outlives its supervisor.
 """
 
 import hashlib
@@ -32,8 +33,8 @@ def main() -> None:
     # Ctrl-C and the signals of a batch system reach the whole process group; only the supervisor acts on them.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints goes to the log, not between the events
+    events = os.fdopen(int(sys.argv[1]), "w", buffering=1)
+    os.set_inheritable(events.fileno(), False)  # the supervisor takes its end for ours
 
     def emit(event: str, **fields: Any) -> None:
         events.write(json.dumps({"event": event, **fields}) + "\n")

@@ -19,7 +19,7 @@ _ENVIRONMENT["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what deterministic matrix
 
 
 class Trainer:
-    """One `python -m hpo.trainer`, with the job it is busy with.
+    """One `python -P -m hpo.trainer`, with the job it is busy with. -P: not from the folder where the user stands.
 
     `task` is None when idle, "reserved" while something is fetched for it, else the request it works on.
     """
@@ -29,16 +29,24 @@ class Trainer:
         environment = {**os.environ, **_ENVIRONMENT}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "hpo.trainer"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=environment,
-        )
-        assert self.process.stdin and self.process.stdout
-        self._stdin, self._stdout = self.process.stdin, self.process.stdout
-        os.set_blocking(self._stdout.fileno(), False)
+        self._events, events = os.pipe()
+        os.set_blocking(self._events, False)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "hpo.trainer", str(events)],
+                stdin=subprocess.PIPE,
+                stdout=log,  # not for the events: whatever Python runs before hpo.trainer may print
+                stderr=log,
+                env=environment,
+                pass_fds=(events,),
+            )
+        except BaseException:
+            os.close(self._events)
+            raise
+        finally:
+            os.close(events)
+        assert self.process.stdin
+        self._stdin = self.process.stdin
         self._partial = b""
         self.ready = False
         self.job: Job | None = None
@@ -49,7 +57,7 @@ class Trainer:
         self.closed = False
 
     def fileno(self) -> int:
-        return self._stdout.fileno()
+        return self._events
 
     @property
     def free(self) -> bool:
@@ -81,7 +89,7 @@ class Trainer:
             self._stdin.flush()
 
     def events(self) -> list[dict[str, Any]]:
-        """Events that have arrived; sets `closed` when the trainer's output has ended."""
+        """Events that have arrived; sets `closed` when there are no more, since the trainer has ended."""
         chunks = []
         try:
             while chunk := os.read(self.fileno(), 1 << 16):
@@ -107,7 +115,7 @@ class Trainer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self._stdout.close()
+        os.close(self._events)
 
     def obituary(self) -> str:
         """Why it ended, in a few words."""

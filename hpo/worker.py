@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hpo import crash, data, mirror, recording, sampling, study
+from hpo import crash, daemon, data, mirror, recording, sampling, study
 from hpo.closing import Closing
 from hpo.errors import NotFound, ServiceError
 from hpo.holdings import Holdings
@@ -464,7 +464,10 @@ class Supervisor:
         if not trainer.ready:
             self._stillborn += 1
             if self._stillborn >= START_ATTEMPTS:
-                raise ServiceError(f"Trainers cannot be started: {reason}. Their log: {self.log.name}")
+                log_file = Path(self.log.name)
+                raise ServiceError(
+                    f"Trainers cannot be started: {reason}. The end of {log_file}:\n{daemon.tail(log_file, lines=3)}"
+                )
         self._next_claim = 0.0
 
     # Tasks for the recorder's thread
