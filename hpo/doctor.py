@@ -93,7 +93,10 @@ def _study(shown: Mirror, settings: Settings) -> Iterator[Finding]:
     for violation in invariants.check(shown, grace=settings.lease):
         remedy: Callable[[], object] | None = None
         todo = "see docs/reliability.md; `hpo delete` removes the study"
-        if violation.job is not None:
+        if violation.job is not None and violation.job.kind == "closing":
+            todo = "let the study close again when all its trials have ended; `hpo run` trains them"
+            remedy = partial(shown.queue.close_again, shown.study.name)
+        elif violation.job is not None:
             todo, remedy = "show it again in Optuna and MLflow", partial(_show, shown, violation.job, deleted, settings)
         elif violation.rule == "I4":
             todo = "do not use these files; take the alias off in MLflow, then `hpo promote` elects the next sound one"

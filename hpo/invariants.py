@@ -1,7 +1,7 @@
 """What holds of every study whatever happened to its workers: what tests, chaos runs and `hpo doctor` check.
 
 I1  Each planned point has exactly one recorded result, or is dead or cancelled with its reason and has none; Optuna
-    and MLflow show the same.
+    and MLflow show the same. No trial is left to be trained when its study closes.
 I2  Nothing recorded is lost: curves have no gap and no doubled step, here and in MLflow.
 I3  No trial of Optuna and no run of MLflow is RUNNING without a live lease.
 I4  Every alias leads to a version whose files have the recorded hashes, load, and predict.
@@ -29,7 +29,7 @@ class Violation:
     rule: str  # I1 to I4
     study: str
     what: str  # what was expected and found, and where
-    job: Job | None = None  # whose picture in Optuna or MLflow is wrong
+    job: Job | None = None  # whose picture in Optuna or MLflow is wrong; or the closing that came too early
 
 
 def check(shown: Mirror, *, grace: float = 0.0, models: bool = True) -> list[Violation]:
@@ -46,6 +46,7 @@ def check(shown: Mirror, *, grace: float = 0.0, models: bool = True) -> list[Vio
         return [_violation(shown, "I1", "Optuna has no such study: somebody deleted it there")]
     after = {job.id: job for job in shown.queue.jobs(shown.study.name)}
     found = [_violation(shown, "I1", what) for what in _planned(shown, before, seen)]
+    found += [_violation(shown, "I1", what, job) for job, what in _closed_early(before)]
     for job in before:
         if job.id in abandoned and _same(job, after[job.id]):
             found.append(_violation(shown, "I3", "is running, but its worker's lease ran out", job))
@@ -99,6 +100,13 @@ def _planned(shown: Mirror, jobs: list[Job], seen: _Seen) -> Iterator[str]:
     points = [repr(job.spec["point"]) for job in jobs if job.spec is not None and job.config is not None]
     if len(set(points)) != len({job.number for job in jobs if job.config is not None}):
         yield "a point of the grid is planned twice"
+
+
+def _closed_early(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
+    left = [job for job in jobs if job.kind == "trial" and job.state in ("waiting", "running")]
+    for closing in jobs:
+        if closing.kind == "closing" and closing.state != "waiting" and left:
+            yield closing, f"is {closing.state}, but {mirror.title(left[0])} is {left[0].state}"
 
 
 def _trial(shown: Mirror, job: Job, seen: _Seen) -> Iterator[Violation]:

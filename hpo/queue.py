@@ -216,6 +216,8 @@ _EXPIRED = """
 
 _TRIAL = "study = :study AND kind = 'trial' AND number = :number AND repeat = coalesce(:repeat, repeat)"
 
+_LEFT = "study = :study AND kind = 'trial' AND state IN ('waiting', 'running')"  # trials that are still to be trained
+
 _JOB = """
     id, study, kind, number, repeat, config, cost, spec, state, attempt, fence, worker, run_id, checkpoint, result,
     reason, mirrored, state = 'running' AND lease_until >= clock_timestamp() AS alive,
@@ -361,6 +363,9 @@ class Queue:
         """Take the dearest waiting job, or one whose lease (seconds) ran out. None if there is nothing to take, or if
         the study was stopped more often than the `stops` times the worker knows of."""
         with self._transaction() as connection:
+            closes = _all_ended(connection, study)
+            if closes:  # claims of trials do not wait for each other
+                _lock_study(connection, study)
             row = connection.execute(
                 text(f"""
                     UPDATE hpo.job SET state = 'running', attempt = attempt + 1, fence = fence + 1, worker = :worker,
@@ -374,10 +379,8 @@ class Queue:
                           -- who is asked to leave takes nothing more
                           AND (cast(:stops AS int) IS NULL
                                OR :stops = (SELECT stops FROM hpo.study WHERE name = :study))
-                          -- a study closes when every trial has ended
-                          AND (kind = 'trial' OR NOT EXISTS (
-                              SELECT FROM hpo.job trial WHERE trial.study = :study AND trial.kind = 'trial'
-                              AND trial.state IN ('waiting', 'running')))
+                          -- a study closes when every trial has ended: seen before the lock, and still so under it
+                          AND (kind = 'trial' OR :closes AND NOT EXISTS (SELECT FROM hpo.job WHERE {_LEFT}))
                         -- what was begun goes on first; then the dearest, so that the last ones are short
                         ORDER BY checkpoint IS NULL, cost DESC, number
                         LIMIT 1
@@ -385,7 +388,14 @@ class Queue:
                     )
                     RETURNING {_JOB}
                 """),
-                {"study": study, "worker": worker, "lease": lease, "attempts": ATTEMPTS, "stops": stops},
+                {
+                    "study": study,
+                    "worker": worker,
+                    "lease": lease,
+                    "attempts": ATTEMPTS,
+                    "stops": stops,
+                    "closes": closes,
+                },
             )
             return next((Job(**found) for found in row.mappings()), None)
 
@@ -399,9 +409,13 @@ class Queue:
                 for row in connection.execute(
                     text("""
                         UPDATE hpo.job SET lease_until = clock_timestamp() + make_interval(secs => :lease)
-                        FROM unnest(cast(:ids AS bigint[]), cast(:fences AS bigint[])) AS mine (id, fence)
-                        WHERE job.id = mine.id AND job.fence = mine.fence AND state = 'running'
-                        RETURNING job.id, job.fence
+                        WHERE id IN (
+                            SELECT job.id FROM hpo.job
+                            JOIN unnest(cast(:ids AS bigint[]), cast(:fences AS bigint[])) AS mine (id, fence)
+                                ON job.id = mine.id AND job.fence = mine.fence AND state = 'running'
+                            ORDER BY job.id FOR UPDATE OF job  -- always in this order: nobody waits in a circle
+                        )
+                        RETURNING id, fence
                     """),
                     {"ids": [job.id for job in jobs], "fences": [job.fence for job in jobs], "lease": lease},
                 )
@@ -441,14 +455,21 @@ class Queue:
             )
 
     def end(self, job: Job, state: str, *, result: Mapping[str, Any], reason: str | None = None) -> None:
-        """Record the one result of a job ('done', 'diverged' or 'pruned'). Raises LeaseLost."""
-        self._change(
-            job,
-            "state = :state, result = :result, reason = :reason, lease_until = NULL, mirrored = false",
-            state=state,
-            result=_json(result),
-            reason=reason and reason[:REASON],
-        )
+        """Record the one result of a job ('done', 'diverged' or 'pruned'). Raises LeaseLost: of a closing also while a
+        trial of its study is still to be trained."""
+        with self._transaction() as connection:
+            if job.kind == "closing":
+                _lock_study(connection, job.study)
+                if not _all_ended(connection, job.study):
+                    raise LeaseLost(f"closing of {job.study}")
+            _change(
+                connection,
+                job,
+                "state = :state, result = :result, reason = :reason, lease_until = NULL, mirrored = false",
+                state=state,
+                result=_json(result),
+                reason=reason and reason[:REASON],
+            )
 
     def give_back(self, job: Job, *, reason: str, counts: bool) -> None:
         """Return a job to the queue; the attempt counts when the trainer failed. Raises LeaseLost."""
@@ -467,6 +488,7 @@ class Queue:
     def revive(self, study: str, *, trials: bool) -> list[int]:
         """Let a dead closing run again, and with `trials` dead trials too; return the revived trials' numbers."""
         with self._transaction() as connection:
+            _lock_study(connection, study)
             revived = connection.execute(
                 text("""
                     UPDATE hpo.job SET state = 'waiting', attempt = 0, mirrored = false, changed_at = clock_timestamp()
@@ -483,11 +505,16 @@ class Queue:
         """End a trial for good that has not ended, all its repeats or one; whoever trains it has lost it. Returns the
         jobs that this ended."""
         with self._transaction() as connection:
+            _lock_study(connection, study)
             cancelled = connection.execute(
                 text(f"""
                     UPDATE hpo.job SET state = 'cancelled', reason = :reason, lease_until = NULL, mirrored = false,
                         changed_at = clock_timestamp()
-                    WHERE {_TRIAL} AND state IN ('waiting', 'running') RETURNING {_JOB}
+                    WHERE id IN (
+                        SELECT id FROM hpo.job WHERE {_TRIAL} AND state IN ('waiting', 'running')
+                        ORDER BY id FOR UPDATE
+                    )
+                    RETURNING {_JOB}
                 """),
                 {"study": study, "number": number, "repeat": repeat, "reason": f"cancelled by {by}"[:REASON]},
             )
@@ -496,6 +523,7 @@ class Queue:
     def undo_cancel(self, study: str, number: int, repeat: int | None) -> list[Job]:
         """Let a cancelled trial wait again, and its study close again. Returns the jobs."""
         with self._transaction() as connection:
+            _lock_study(connection, study)
             revived = connection.execute(
                 text(f"""
                     UPDATE hpo.job SET state = 'waiting', attempt = 0, reason = NULL, mirrored = false,
@@ -507,6 +535,12 @@ class Queue:
             found = [Job(**row) for row in revived.mappings()]
             _close_again(connection, study)
         return found
+
+    def close_again(self, study: str) -> None:
+        """Let the study close once more if a trial of it is still to be trained."""
+        with self._transaction() as connection:
+            _lock_study(connection, study)
+            _close_again(connection, study)
 
     def expired(self, study: str, *, lease: float) -> list[int]:
         """Ids of running jobs whose lease (seconds) ran out."""
@@ -551,7 +585,10 @@ class Queue:
                 text("""
                     UPDATE hpo.job SET state = 'waiting', attempt = attempt - 1, lease_until = NULL, mirrored = false,
                         changed_at = clock_timestamp()
-                    WHERE worker = :worker AND state = 'running' AND NOT id = ANY(:held)
+                    WHERE id IN (
+                        SELECT id FROM hpo.job WHERE worker = :worker AND state = 'running' AND NOT id = ANY(:held)
+                        ORDER BY id FOR UPDATE
+                    )
                 """),
                 {"worker": worker, "held": [job.id for job in held]},
             ).rowcount
@@ -566,6 +603,7 @@ class Queue:
                     INSERT INTO hpo.worker (name, study, trainers, device, stops, lease, seen_at)
                     SELECT :name, name, :trainers, :device, :stops, :lease, clock_timestamp()
                     FROM hpo.study WHERE name = :study  -- it may have been deleted
+                    FOR KEY SHARE
                     ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at
                 """),
                 {
@@ -639,15 +677,7 @@ class Queue:
 
     def _change(self, job: Job, changes: str, **values: Any) -> None:
         with self._transaction() as connection:
-            changed = connection.execute(
-                text(f"""
-                    UPDATE hpo.job SET {changes}, changed_at = clock_timestamp()
-                    WHERE id = :id AND fence = :fence AND state = 'running'
-                """),
-                {"id": job.id, "fence": job.fence, **values},
-            )
-            if changed.rowcount == 0:
-                raise LeaseLost(f"trial {job.number} of {job.study}")
+            _change(connection, job, changes, **values)
 
     # Reading, and the outbox
 
@@ -800,6 +830,8 @@ CONNECT = {
     # The path is for Optuna's tables; ours are named with their schema. Whoever froze (or lost the network) between a
     # write and its commit must not keep the row: nobody could take the trial over.
     "options": "-c timezone=UTC -c search_path=public "
+    # What a server or a role has as its default must not change what a lock means: what is read after it is new.
+    r"-c default_transaction_isolation=read\ committed "
     f"-c idle_in_transaction_session_timeout={round(1000 * FREEZE_LIMIT)}",  # milliseconds
     "connect_timeout": 5,  # seconds
     "application_name": "hpo",
@@ -850,15 +882,37 @@ def _patience(connection: Connection, seconds: float) -> None:
     )
 
 
+def _change(connection: Connection, job: Job, changes: str, **values: Any) -> None:
+    changed = connection.execute(
+        text(f"""
+            UPDATE hpo.job SET {changes}, changed_at = clock_timestamp()
+            WHERE id = :id AND fence = :fence AND state = 'running'
+        """),
+        {"id": job.id, "fence": job.fence, **values},
+    )
+    if changed.rowcount == 0:
+        raise LeaseLost(f"trial {job.number} of {job.study}")
+
+
+def _lock_study(connection: Connection, study: str) -> None:
+    """Held to its end by every transaction that makes a closed study of an open one, or the reverse: what one reads of
+    the trials and the closing, no other changes meanwhile."""
+    connection.execute(text("SELECT FROM hpo.study WHERE name = :study FOR NO KEY UPDATE"), {"study": study})
+
+
+def _all_ended(connection: Connection, study: str) -> bool:
+    return not connection.scalar(text(f"SELECT EXISTS (SELECT FROM hpo.job WHERE {_LEFT})"), {"study": study})
+
+
 def _close_again(connection: Connection, study: str) -> None:
-    """Let a closed study close again if trials of it have come back."""
+    """Let a study close again, and its closing have all its attempts, if trials of it have come back. The caller holds
+    the study's lock."""
     connection.execute(
-        text("""
+        text(f"""
             UPDATE hpo.job SET state = 'waiting', attempt = 0, result = NULL, lease_until = NULL,
                 fence = fence + 1  -- whoever is closing the study right now has lost it
-            WHERE study = :study AND kind = 'closing' AND state IN ('running', 'done')
-              AND EXISTS (SELECT FROM hpo.job trial WHERE trial.study = :study AND trial.kind = 'trial'
-                          AND trial.state IN ('waiting', 'running'))
+            WHERE study = :study AND kind = 'closing' AND state <> 'waiting'
+              AND EXISTS (SELECT FROM hpo.job WHERE {_LEFT})
         """),
         {"study": study},
     )

@@ -14,7 +14,7 @@ from shell import at_once
 from sqlalchemy import text
 from torch import nn
 
-from hpo import figures, planning, plots, promotion, recording, sampling, settings, study
+from hpo import doctor, figures, planning, plots, promotion, recording, sampling, settings, study
 from hpo.holdings import Holdings
 from hpo.mirror import Mirror, key
 from hpo.packaging import package
@@ -252,3 +252,15 @@ def test_a_dead_trial_that_is_tried_again_waits_in_optuna_too(shown, held):
     shown.queue.revive(shown.study.name, trials=True)
     shown.show(shown.queue.job(job.id))
     assert state() == "WAITING"
+
+
+def test_a_study_that_closed_while_a_trial_waited_is_found_and_closes_again(shown, tmp_path):
+    with shown.queue.engine.begin() as connection:
+        connection.execute(text("UPDATE hpo.job SET state = 'done', result = '{}' WHERE kind = 'closing'"))
+    read = settings.read({"HPO_HOME": str(tmp_path / "home")})
+    (found,) = doctor._study(shown, read)
+    name = shown.study.name
+    assert found.kind == "I1" and f"closing of {name}: is done, but trial 0 of {name} is waiting" in found.what
+    found.remedy()
+    assert shown.queue.closing_state(name) == "waiting"
+    assert list(doctor._study(shown, read)) == []
