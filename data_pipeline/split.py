@@ -56,6 +56,22 @@ def lacks(dataset: Dataset) -> str | None:
     return None
 
 
+def unscored(dataset: Dataset) -> list[str]:
+    """Which scores of the validation and the test split do not exist, as sentences: they are left out of the means."""
+    parts = split(len(dataset.images))
+    found = []
+    for name, part in (("validation", parts.validation), ("test", parts.test)):
+        targets = dataset.targets[part]
+        for score, none, why in (
+            ("R²", targets.max(axis=0) == targets.min(axis=0), "its labels do not vary there"),
+            ("MAPE", (targets == 0).any(axis=0), "one of its labels there is zero"),
+        ):
+            if none.any():
+                names = ", ".join(target for target, each in zip(dataset.target_names, none, strict=True) if each)
+                found.append(f"{names}: no {score} in the {name} split, for {why}.")
+    return found
+
+
 def _two_parts(indices: np.ndarray, test_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     # scikit-learn draws from the legacy generator, whose streams NumPy has frozen, and gives the test part first.
     order = np.random.RandomState(seed).permutation(len(indices))

@@ -11,7 +11,7 @@ from scipy import stats
 from data_pipeline.components import COMPONENTS, tensor
 from data_pipeline.homogenize import reuss, voigt
 from data_pipeline.phase import Phase
-from models import hill
+from models import hill, metrics
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
@@ -32,8 +32,8 @@ def resamples(n: int, *, seed: int = 0) -> np.ndarray:
 def score_samples(
     truth: np.ndarray, predicted: np.ndarray, *, train_variance: np.ndarray, drawn: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The scores of models.metrics ("nmse", "mse", "r2", "nrmse", "mape"; means over the targets) of every resample,
-    (count,).
+    """The scores of models.metrics ("nmse", "mse", "r2", "nrmse", "mape"; means over the targets that have them in the
+    whole split) of every resample, (count,); NaN where one does not exist.
 
     `truth` and `predicted` (n, k) in the label's unit; `drawn` as `resamples` gives it, the same for models that are
     compared.
@@ -47,10 +47,15 @@ def score_samples(
         return {
             "nmse": (mse / train_variance).mean(axis=1),
             "mse": mse.mean(axis=1),
-            "r2": (1 - mse / variance).mean(axis=1),
+            "r2": _mean((1 - mse / variance)[:, metrics.spread(truth) > 0]),
             "nrmse": np.sqrt(mse / train_variance).mean(axis=1),
-            "mape": (share @ np.abs((predicted - truth) / truth)).mean(axis=1),
+            "mape": _mean((share @ np.abs((predicted - truth) / truth))[:, (truth != 0).all(axis=0)]),
         }
+
+
+def _mean(samples: np.ndarray) -> np.ndarray:
+    """(count,) from samples (count, k) of the targets that have a score; NaN if none has it."""
+    return samples.mean(axis=1) if samples.shape[1] else np.full(len(samples), np.nan)
 
 
 def interval(samples: np.ndarray) -> Interval:
@@ -198,6 +203,7 @@ def beyond_bounds(
     """How far each tensor lies "above_voigt" and "below_reuss", (n,), as a share of its largest component: the least
     eigenvalue of bound - tensor and of tensor - bound, with the other sign. Negative or 0 within."""
     full, size = tensor(targets, tuple(names)), np.abs(targets).max(axis=1)
+    size[size == 0] = 1.0  # of an empty cell
     upper, lower = (np.stack([bound(float(f), **phases) for f in fractions]) for bound in (voigt, reuss))
     gaps = {"above_voigt": upper - full, "below_reuss": full - lower}
     return {name: -np.linalg.eigvalsh(gap)[:, 0] / size for name, gap in gaps.items()}

@@ -1038,7 +1038,7 @@ def data_make(options: argparse.Namespace) -> int:
 
 def data_check(options: argparse.Namespace) -> int:
     from data_pipeline import dataset
-    from data_pipeline.split import lacks
+    from data_pipeline.split import lacks, unscored
 
     found = dataset.load(options.folder, image_size=options.image_size)
     height, width = found.images.shape[2:]
@@ -1048,7 +1048,10 @@ def data_check(options: argparse.Namespace) -> int:
     )
     if lacking := lacks(found):
         print(f"But no study can be trained on it: {lacking}.")
-    return 1 if lacking else 0
+        return 1
+    for note in unscored(found):
+        print(f"Note: {note}")
+    return 0
 
 
 # Shared

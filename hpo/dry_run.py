@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.dataset import save_npz
+from data_pipeline.split import unscored
 from hpo import report, services
 from hpo.display import duration, progress_line
 from hpo.errors import ServiceError
@@ -102,6 +103,8 @@ def _show_plan(plan: Plan, read: Settings, console: Console, device: str) -> tup
         at_start = [taken for taken, (label, _) in zip(times, rows, strict=True) if label == START]
         left = [statistics.fmean(at_start or times)] * (study.trials * repeats - ended)
     report.print_table(console, table)
+    for note in unscored(plan.dataset):
+        console.print(f"Note: {note}")
     if study.pruner["name"] != "none":
         console.print("The pruner ends some of them earlier; the time below takes each to its end.")
     where = next(each["device"] for each in probed.values())

@@ -78,7 +78,7 @@ def parity(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], unit:
         ends = [np.nanmin([truth[:, index], predicted[:, index]]), np.nanmax([truth[:, index], predicted[:, index]])]
         axes.plot(ends, ends, color="0.6", linewidth=1, zorder=1)
         axes.scatter(truth[:, index], predicted[:, index], s=8, linewidths=0, alpha=0.7, zorder=2)
-        score = f"{r2[index]:.3f}" if math.isfinite(r2[index]) else "-"
+        score = "-" if r2[index] is None else f"{r2[index]:.3f}"
         axes.set_title(_words(f"{name}   R² {score}"), fontsize="medium")
         axes.set_xlabel(_words(f"true ({unit})"), fontsize="small")
         axes.set_ylabel(_words(f"predicted ({unit})"), fontsize="small")

@@ -94,9 +94,10 @@ def check_same(scored: Mapping[str, Any], job: Job) -> None:
     """Raise ValueError unless the downloaded model gives the validation score its trial was recorded with."""
     assert job.result is not None
     recorded, found = job.result["validation"]["nmse"], scored["validation"]["nmse"]
-    if abs(found - recorded) > 1e-4 * recorded:
+    if found is None or recorded is None or not abs(found - recorded) <= 1e-4 * recorded:
         raise ValueError(
-            f"trial {job.number}: its downloaded model has a validation NMSE of {found:.6g}, recorded is {recorded:.6g}"
+            f"trial {job.number}: its downloaded model has a validation NMSE of {mirror.score_text(found, '.6g')}, "
+            f"recorded is {mirror.score_text(recorded, '.6g')}"
         )
 
 

@@ -863,16 +863,17 @@ def engine(url: str) -> Engine:
 
 
 def _json(value: Any) -> str:
-    """JSON as Postgres takes it: a number that is not finite becomes null."""
-
-    def finite(part: Any) -> Any:
-        if isinstance(part, float):
-            return part if math.isfinite(part) else None
-        if isinstance(part, Mapping):
-            return {name: finite(each) for name, each in part.items()}
-        return [finite(each) for each in part] if isinstance(part, (list, tuple)) else part
-
+    """JSON as Postgres takes it."""
     return json.dumps(finite(value), allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """The value as every JSON takes it: a number that is not finite becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _patience(connection: Connection, seconds: float) -> None:

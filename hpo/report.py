@@ -12,7 +12,7 @@ from rich.table import Table
 
 from hpo import promotion as promotions
 from hpo.mirror import Mirror, known, now_ms, number_text, point_text, score_text
-from hpo.queue import Job, StudyRow
+from hpo.queue import Job, StudyRow, finite
 from hpo.study import provenance
 from hpo.tracking import Tracker
 
@@ -294,7 +294,7 @@ def log_study(shown: Mirror, ended: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         table, raw, text = Path(folder, "trials.csv"), Path(folder, "result.json"), Path(folder, "result.txt")
         pandas.DataFrame(rows(jobs)).to_csv(table, index=False)
-        raw.write_text(json.dumps(ended, indent=2))
+        raw.write_text(json.dumps(finite(ended), indent=2, allow_nan=False))
         with text.open("w") as file:
             console = Console(file=file, width=120)
             print_table(console, top_table(study, jobs))

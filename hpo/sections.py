@@ -61,12 +61,14 @@ def _summary(evidence: Evidence) -> list[str]:
         if value is not None  # a component that does not vary in the test split
     ]
     worst, component = min(known, default=(None, "none"))
+    all_vary = len(known) == len(test["per_target"]["r2"])
+    over = f"{len(known)} components" if all_vary else f"the {len(known)} components that vary there"
     against = answers.against_volume_fraction(evidence, first)
     return [
         head,
         f"Selected: {first.title}, with {first.entry['parameters']:,} parameters. It explains {percent(test['r2'])} "
         f"of the variance of the labels (R² {score_text(test['r2'], '.4f')}, 95 % interval {score_text(low, '.4f')} to "
-        f"{score_text(high, '.4f')}, mean over {len(evidence.dataset.target_names)} components; least {component}: "
+        f"{score_text(high, '.4f')}, mean over {over}; least {component}: "
         f"{score_text(worst, '.4f')}). A cubic polynomial in the volume fraction alone explains {percent(cubic)}, the "
         f"mean of the training labels {percent(mean)}. The selected model is {against}.",
     ]
@@ -507,8 +509,9 @@ def _origin(evidence: Evidence) -> Section:
     text = [
         "NMSE: mean over the components of MSE / variance of the training labels; 0 is perfect, 1 is what the mean of "
         "the training labels achieves. MSE: in the label's unit squared, mean over the components, so the largest "
-        "components make most of it. R²: against the mean of the split that is evaluated, mean over the components. "
-        "NRMSE: RMSE / standard deviation of the training labels. MAPE: mean of |error| / |label|, as a fraction. "
+        "components make most of it. R²: against the mean of the split that is evaluated, mean over the components "
+        "(those that vary there). NRMSE: RMSE / standard deviation of the training labels. MAPE: mean of "
+        "|error| / |label|, as a fraction (of components without a label of zero there). "
         "Trivial predictors: the mean of the training labels, and a cubic polynomial in the volume fraction, both "
         "fitted on the training split.",
         "Selected on the validation split alone. The test split was opened when each study closed, for its selected "

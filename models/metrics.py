@@ -14,7 +14,11 @@ def scores(predictions: np.ndarray, targets: np.ndarray, *, train_variance: np.n
     Means over the targets under "nmse" (MSE / variance of the training split, which is `train_variance` (k,)), "mse"
     (unit²), "r2" (against the mean of the split evaluated, not of the training split), "nrmse" (RMSE / standard
     deviation of the training split), "mae" (unit) and "mape" (fraction, not per cent); each as a list, one number a
-    target, under "per_target". A ratio whose denominator is zero is NaN. Raises ValueError on shapes that do not fit.
+    target, under "per_target".
+
+    A score that does not exist is None, here and wherever it is kept: R² of a target that does not vary in the split
+    evaluated, MAPE of one with a label of zero, whatever is not a finite number. A mean is that of the targets that
+    have the score, None if none has. Raises ValueError on shapes that do not fit.
     """
     predictions, targets = (
         np.asarray(predictions, np.float64),
@@ -31,19 +35,33 @@ def scores(predictions: np.ndarray, targets: np.ndarray, *, train_variance: np.n
             "expected predictions and targets (n, k) with n > 0 and train_variance (k,), "
             f"found {predictions.shape}, {targets.shape} and {variance.shape}."
         )
-    error = predictions - targets
-    mse = (error**2).mean(axis=0)
-    mae = np.abs(error).mean(axis=0)
-    per_target = {
-        "nmse": _ratio(mse, variance),
-        "mse": mse,
-        "r2": 1 - _ratio(mse, targets.var(axis=0)),
-        "nrmse": _ratio(np.sqrt(mse), np.sqrt(variance)),
-        "mae": mae,
-        "mape": _ratio(np.abs(error), np.abs(targets)).mean(axis=0),
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is no score
+        error = predictions - targets
+        mse = (error**2).mean(axis=0)
+        mae = np.abs(error).mean(axis=0)
+        per_target = {
+            "nmse": _ratio(mse, variance),
+            "mse": mse,
+            "r2": 1 - _ratio(mse, spread(targets)),
+            "nrmse": _ratio(np.sqrt(mse), np.sqrt(variance)),
+            "mae": mae,
+            "mape": _ratio(np.abs(error), np.abs(targets)).mean(axis=0),
+        }
+    known = {name: np.isfinite(values) for name, values in per_target.items()}
+    means: dict[str, Any] = {
+        name: float(values[known[name]].mean()) if known[name].any() else None for name, values in per_target.items()
     }
-    means: dict[str, Any] = {name: float(values.mean()) for name, values in per_target.items()}
-    return means | {"per_target": {name: values.tolist() for name, values in per_target.items()}}
+    lists = {
+        name: [value if there else None for value, there in zip(values.tolist(), known[name], strict=True)]
+        for name, values in per_target.items()
+    }
+    return means | {"per_target": lists}
+
+
+def spread(targets: np.ndarray) -> np.ndarray:
+    """Variance (k,) of targets (n, k), in the label's unit squared; exactly 0 of one that does not vary, whatever the
+    rounding."""
+    return np.where(targets.max(axis=0) == targets.min(axis=0), 0.0, targets.var(axis=0))
 
 
 def mean_predictor(train_images: np.ndarray, train_targets: np.ndarray) -> Predictor:

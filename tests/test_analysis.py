@@ -56,10 +56,18 @@ def test_intervals_of_95_per_cent_hold_the_truth_about_95_times_in_a_hundred():
     assert 0.88 <= inside / 300 <= 0.98, f"seed {SEED}"
 
 
+DRAWN = analysis.resamples(30)
+
+
 def test_what_is_undefined_in_too_many_resamples_gets_no_interval():
     truth = np.column_stack([np.full(30, 4.2), np.arange(30.0)])
-    samples = analysis.score_samples(truth, truth + 0.1, train_variance=np.ones(2), drawn=analysis.resamples(30))
-    assert all(math.isnan(end) for end in analysis.interval(samples["r2"])), "a component that does not vary"
+    samples = analysis.score_samples(truth, truth + 0.1, train_variance=np.ones(2), drawn=DRAWN)
+    alone = analysis.score_samples(truth[:, 1:], truth[:, 1:] + 0.1, train_variance=np.ones(1), drawn=DRAWN)
+    assert analysis.interval(samples["r2"]) == analysis.interval(alone["r2"]), "a component that does not vary"
+    still = analysis.score_samples(truth[:, :1], truth[:, :1] + 0.1, train_variance=np.ones(1), drawn=DRAWN)
+    assert all(math.isnan(end) for end in analysis.interval(still["r2"])), "none that varies"
+    zero = analysis.score_samples(truth - truth[0], truth - truth[0] + 0.1, train_variance=np.ones(2), drawn=DRAWN)
+    assert all(math.isnan(end) for end in analysis.interval(zero["mape"])), "each has a label of zero"
     assert analysis.interval(samples["mse"]) == pytest.approx((0.01, 0.01))
     few = analysis.score_samples(truth[:3, 1:], truth[:3, 1:], train_variance=np.ones(1), drawn=analysis.resamples(3))
     assert np.isnan(few["r2"]).any() and not np.isinf(few["r2"]).any(), "one cell drawn three times"

@@ -1,5 +1,6 @@
 """Scores and trivial predictors, against numbers worked out by hand and against their definitions."""
 
+import json
 import math
 
 import numpy as np
@@ -59,11 +60,19 @@ def test_the_volume_fraction_predictor_reproduces_a_cubic_law_and_sees_nothing_e
     assert predict(shuffled) == pytest.approx(predict(images[40:]), rel=1e-9)
 
 
-def test_a_target_without_variance_scores_nan_rather_than_a_number():
+def test_a_score_that_does_not_exist_is_none_and_left_out_of_the_mean():
     found = scores(np.ones((2, 1)), np.ones((2, 1)), train_variance=np.zeros(1))
-    assert math.isnan(found["nmse"])
-    assert math.isnan(found["r2"])
-    assert found["mse"] == 0
+    assert found["nmse"] is None and found["r2"] is None and found["mse"] == 0
+    # 0.1 does not vary, though its variance comes out as 1.9e-34
+    targets = np.column_stack([[0.1, 0.1, 0.1], [0.0, 1.0, 2.0], [1.0, 2.0, 3.0]])
+    found = scores(targets + 0.5, targets, train_variance=np.ones(3))
+    assert found["per_target"]["r2"] == [None, pytest.approx(1 - 0.25 / (2 / 3)), pytest.approx(1 - 0.25 / (2 / 3))]
+    assert found["r2"] == pytest.approx(1 - 0.25 / (2 / 3))
+    assert found["per_target"]["mape"] == [pytest.approx(5), None, pytest.approx((0.5 + 0.25 + 1 / 6) / 3)]
+    assert found["mape"] == pytest.approx((5 + (0.5 + 0.25 + 1 / 6) / 3) / 2)
+    assert found["nmse"] == pytest.approx(0.25)
+    assert scores(np.full((1, 1), np.inf), np.ones((1, 1)), train_variance=np.ones(1))["nmse"] is None
+    json.dumps(found, allow_nan=False)
 
 
 def test_shapes_that_do_not_fit_are_refused():
