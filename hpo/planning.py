@@ -16,7 +16,7 @@ from data_pipeline import dataset as data_sets
 from data_pipeline.dataset import Dataset
 from data_pipeline.split import Split, lacks, split
 from hpo import data as data_files
-from hpo import promotion, sampling, study
+from hpo import lengths, promotion, sampling, study
 from hpo.errors import NotFound, StudyError
 from hpo.mirror import known, now_ms, point_text
 from hpo.queue import Job, Queue, StudyRow
@@ -123,9 +123,15 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
         phases=constants(data) if chosen.needs_phases() else None,
     )
     identity = study.digest(canonical)
+    name = study.full_name(chosen, identity)
+    if len(name) > lengths.STUDY_NAME:
+        raise StudyError(
+            f"The study's name is too long: expected at most {lengths.STUDY_NAME} characters, with what hpo puts "
+            f"behind the file's name, found {len(name)}: '{name}'. Nothing was made. Give the file a shorter name."
+        )
     return Plan(
         study=chosen,
-        name=study.full_name(chosen, identity),
+        name=name,
         folder=folder,
         dataset=data,
         split=parts,
@@ -359,7 +365,8 @@ def model_name(data: Dataset, parts: Split) -> str:
     """The registered model all studies on this data, split and these targets compete for: `<data set>-<8 hex>`."""
     text = json.dumps([data.digest, parts.digest, data.target_names])
     slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in data.metadata["name"]).strip("-") or "data"
-    return f"{slug}-{study.digest({'model': text})[:8]}"
+    digits = f"-{study.digest({'model': text})[:8]}"
+    return slug[: lengths.MODEL_NAME - len(digits)] + digits
 
 
 def _note(ready: Plan) -> str:

@@ -203,7 +203,8 @@ def elect(queue: Queue, tracker: Tracker, model_name: str, *, sound: Collection[
     """Point @champion at the version that is first in `standings`; it moves only to a better one that is sound.
 
     `sound`: runs whose models have just been fetched, checked and made to predict; another one is, before it is
-    chosen. The model's description gets a table of its versions. The caller holds the champion's lock.
+    chosen. The model's description gets a table of its versions, @champion first, then the best. The caller holds the
+    champion's lock.
     """
     elected = _elect(queue, tracker, model_name, sound)
     rows = [("version", "trial", "validation NMSE", "verdict", "aliases"), ("---",) * 5]
@@ -217,7 +218,7 @@ def elect(queue: Queue, tracker: Tracker, model_name: str, *, sound: Collection[
             each.tags.get("hpo.verdict", ""),
             " ".join(f"`@{name}`" for name in each.aliases),
         )
-        for each in candidates
+        for each in sorted(candidates, key=lambda v: (CHAMPION not in v.aliases, standing[v.number], v.number))
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     registry.describe_versions(tracker, model_name, table if len(rows) > 2 else "")

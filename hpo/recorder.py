@@ -16,7 +16,7 @@ from pathlib import Path
 from hpo.errors import disk_is_full
 from hpo.mirror import Mirror, first_line, title
 from hpo.queue import DatabaseLost, Job, LeaseLost
-from hpo.tracking import StoreRefuses, TrackingUnavailable
+from hpo.tracking import Refused, StoreRefuses, TrackingUnavailable
 
 FORWARD_INTERVAL = 15.0  # seconds between two deliveries of a running trial's epochs: each costs the trainers' cores
 RECONCILE_INTERVAL = 10.0  # seconds
@@ -164,7 +164,7 @@ class Recorder(threading.Thread):
         waiting = ""
         with suppress(DatabaseLost):
             waiting = f", {self.mirror.queue.waiting_epochs(self.mirror.study.name)} epochs waiting"
-        return f"MLflow unreachable{waiting}"
+        return f"MLflow {error.answer if isinstance(error, Refused) else 'unreachable'}{waiting}"
 
     def _store_words(self, needed: float) -> str:
         """`needed` in MB."""

@@ -2,22 +2,22 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from hpo import lengths, tracking
 from hpo.errors import ModelError, NotFound
+from hpo.lengths import cut, cut_table
 from hpo.tracking import KEY, Tracker, pages, quoted, server, sha256_of, sha256_of_files
 
 SUMS = "SHA256SUMS"  # marks a folder as a download; `sha256sum --check` reads it
 TABLE = "\n\n| version |"
-MOST_ENTRIES = 200  # files and folders of a model, which has a dozen: a listing need not end by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,31 +39,39 @@ def ensure_registered_model(tracker: Tracker, name: str, *, description: str, ta
 
     A table of versions at the end of the description stays.
     """
+    words = {tag: cut(str(value), lengths.MODEL_TAG) for tag, value in tags.items()}
     try:
-        tracker.client.create_registered_model(name, tags={k: str(v) for k, v in tags.items()}, description=description)
+        tracker.client.create_registered_model(name, tags=words, description=_page(description))
         return
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     model = tracker.client.get_registered_model(name)
-    text, mark, table = (model.description or "").partition(TABLE)
-    if text != description:
-        tracker.client.update_registered_model(name, description + mark + table)
-    for tag, value in tags.items():
-        if model.tags.get(tag) != str(value):
-            tracker.client.set_registered_model_tag(name, tag, str(value))
+    found = model.description or ""
+    _, mark, table = found.partition(TABLE)
+    if (wanted := _page(description, mark + table)) != found:
+        tracker.client.update_registered_model(name, wanted)
+    for tag, value in words.items():
+        if model.tags.get(tag) != value:
+            tracker.client.set_registered_model_tag(name, tag, value)
 
 
 @server()
 def describe_versions(tracker: Tracker, name: str, table: str) -> None:
     """Close the registered model's description with this table of its versions, which begins like TABLE, or with none.
 
-    MLflow's page cuts the versions' own descriptions off after 32 letters.
+    MLflow's page cuts the versions' own descriptions off after 32 letters. Of many versions the first rows are shown.
     """
     found = tracker.client.get_registered_model(name).description or ""
-    wanted = found.partition(TABLE)[0] + (f"\n\n{table}" if table else "")
+    wanted = _page(found.partition(TABLE)[0], f"\n\n{table}" if table else "")
     if wanted != found:
         tracker.client.update_registered_model(name, wanted)
+
+
+def _page(text: str, table: str = "") -> str:
+    """The description of a registered model, as much of it as MLflow takes: the text first, then rows of the table."""
+    text = cut(text, lengths.DESCRIPTION // 2)
+    return text + (f"\n\n{cut_table(table.strip(), lengths.DESCRIPTION - len(text) - 2)}" if table else "")
 
 
 @server()
@@ -81,6 +89,8 @@ def register(
 
     Two at once agree on the lower number and delete the other. Description and tags are brought up to date.
     """
+    description = cut(description, lengths.DESCRIPTION)
+    words = {tag: cut(str(value), lengths.VERSION_TAG) for tag, value in tags.items()}
     found = [version for version in _versions(tracker, model_name) if version.tags.get(KEY) == key]
     if not found:
         tracker.client.create_model_version(
@@ -88,7 +98,7 @@ def register(
             source=f"models:/{model_id}",
             run_id=run_id,
             model_id=model_id,
-            tags={KEY: key} | {name: str(value) for name, value in tags.items()},
+            tags={KEY: key} | words,
             description=description,
             await_creation_for=0,
         )
@@ -100,9 +110,9 @@ def register(
         tracker.client.delete_model_version(model_name, extra.version)
     if kept.description != description:
         tracker.client.update_model_version(model_name, kept.version, description)
-    for tag, value in tags.items():
-        if kept.tags.get(tag) != str(value):
-            tracker.client.set_model_version_tag(model_name, kept.version, tag, str(value))
+    for tag, value in words.items():
+        if kept.tags.get(tag) != value:
+            tracker.client.set_model_version_tag(model_name, kept.version, tag, value)
     return int(kept.version)
 
 
@@ -271,38 +281,24 @@ def _model_uri(tracker: Tracker, model_id: str) -> str:
 @server()
 def _fetch(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha256: Mapping[str, str]) -> None:
     repository = get_artifact_repository(uri, tracking_uri=tracker.uri)
-    stored = set(_stored(repository))
-    if missing := sorted(expected_sha256.keys() - stored):
+    stored = {info.path: info for info in tracking.stored_files(repository)}
+    if missing := sorted(expected_sha256.keys() - stored.keys()):
         raise ModelError(f"{what} lacks files in the artifact store: {', '.join(missing)}. Nothing was downloaded.")
-    if unexpected := sorted(stored - expected_sha256.keys()):
+    if unexpected := sorted(stored.keys() - expected_sha256.keys()):
         raise ModelError(f"{what} has files that were not logged with it: {', '.join(unexpected)}. Do not use it.")
     for path in sorted(expected_sha256):
         repository.download_artifacts(path, str(folder))
+    tracking.check_sizes({path: folder / path for path in expected_sha256}, stored.values())
 
 
 @server()
 def stored_files(tracker: Tracker, model_id: str) -> set[str]:
     """Paths of the files of a model that lie in the artifact store; empty if there is no such model."""
     try:
-        return set(_stored(get_artifact_repository(_model_uri(tracker, model_id), tracking_uri=tracker.uri)))
+        repository = get_artifact_repository(_model_uri(tracker, model_id), tracking_uri=tracker.uri)
+        return {info.path for info in tracking.stored_files(repository)}
     except NotFound:
         return set()
-
-
-def _stored(repository: ArtifactRepository) -> Iterator[str]:
-    folders: list[str | None] = [None]
-    entries = 0
-    while folders:
-        for info in repository.list_artifacts(folders.pop()):
-            entries += 1
-            if entries > MOST_ENTRIES:
-                raise ModelError(
-                    f"The artifact store lists more than {MOST_ENTRIES} files in one model. Do not use it."
-                )
-            if info.is_dir:
-                folders.append(info.path)
-            else:
-                yield info.path
 
 
 def _verify(folder: Path, expected_sha256: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,12 +21,14 @@ from urllib.parse import quote
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import, which starts it
 
+import psycopg
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
     DatasetInput,
     Experiment,
+    FileInfo,
     InputTag,
     LoggedModel,
     LoggedModelOutput,
@@ -36,13 +39,15 @@ from mlflow.entities import (
     RunTag,
     ViewType,
 )
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from hpo import crash, views
-from hpo.errors import NotFound, ServiceError, StudyConflict
+from hpo import crash, lengths, views
+from hpo.errors import ModelError, NotFound, ServiceError, StudyConflict
+from hpo.lengths import cut
 
 T = TypeVar("T")
 Kind = Literal["trial", "predictor", "study"]
@@ -52,11 +57,22 @@ CREATED = "hpo.created"  # nanoseconds, the creator's clock: which of two runs w
 SHA256 = "hpo.sha256."  # + path in the model's folder
 BATCH = 100  # params or tags in one request: the server's limit
 METRICS_BATCH = 1000  # likewise
-DIGEST_LENGTH = 36  # characters MLflow keeps of a data set's digest
+MOST_ENTRIES = 200  # files and folders of a model, which has a dozen: a listing need not end by itself
+SAID = 120  # characters quoted of an answer that is not MLflow's
 
 
 class TrackingUnavailable(Exception):
-    """The MLflow server cannot be reached, is too slow, or answers with 429 or 5xx: try again later."""
+    """The MLflow server cannot be reached, is too slow, or in trouble itself: try again later."""
+
+
+class Refused(TrackingUnavailable):
+    """Whoever answers in the MLflow server's place does not let us in, or is not MLflow: a gateway, a login page. That
+    says nothing of what we asked for, and passes as it came."""
+
+    def __init__(self, status: int, body: str) -> None:
+        said = " ".join(re.sub(r"<[^>]*>", " ", body).split())
+        self.answer = f"answers {status}" if status != 200 else "answers with a web page"
+        super().__init__(f"it {self.answer} ({cut(said, SAID)}): {_cause(status, said)}")
 
 
 class StoreRefuses(TrackingUnavailable):
@@ -78,20 +94,84 @@ class Model:
 
 @contextmanager
 def server() -> Iterator[None]:
-    """Raise TrackingUnavailable for what passes by itself, and everything else as it is."""
+    """Raise TrackingUnavailable for an answer that says nothing of what was asked for, and everything else as it is:
+    MLflow's own answer that there is no such run, say, or that a value is wrong."""
     try:
         yield
-    except requests.HTTPError as error:
-        if error.response is not None and error.response.status_code < 500 and error.response.status_code != 429:
+    except (requests.RequestException, MlflowException, json.JSONDecodeError) as error:
+        if (away := _away(error)) is None:
             raise
-        raise TrackingUnavailable(str(error)) from error
-    except requests.RequestException as error:
-        raise TrackingUnavailable(str(error)) from error
-    except MlflowException as error:
-        status = error.get_http_status_code()
-        if status < 500 and status != 429:
-            raise
-        raise TrackingUnavailable(error.message) from error
+        raise away from error
+
+
+# What the answer is about: our request (an error_code not named here), or whether we may ask at all.
+_NOT_ASKED = ("PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED", "ENDPOINT_NOT_FOUND")
+# How MLflow's client words an answer without MLflow's JSON.
+_STATUS = re.compile(r"failed with error code (\d+) != \d+\. Response body: '(.*)'", re.DOTALL)
+_NO_JSON = re.compile(r"not in a valid JSON format\. Response body: '(.*)'", re.DOTALL)
+# How SQLAlchemy words an error of the server's database, such as (psycopg.errors.ReadOnlySqlTransaction).
+_DRIVER = re.compile(r"\((?:\w+\.)+(\w+)\)")
+
+
+def _away(error: Exception) -> TrackingUnavailable | None:
+    """What an error means for whoever asked: that the service is not itself, or, None, that the request was wrong."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        status, body = error.response.status_code, error.response.text
+        return _meaning(status, _error_code(body), body)
+    if isinstance(error, RestException):
+        return _meaning(error.get_http_status_code(), error.error_code, error.message)
+    if isinstance(error, MlflowException):
+        if found := _STATUS.search(error.message):
+            return _meaning(int(found[1]), None, found[2])
+        if found := _NO_JSON.search(error.message):
+            return Refused(200, found[1])
+        return _meaning(error.get_http_status_code(), error.error_code, error.message)  # its client's, unsent
+    if isinstance(error, json.JSONDecodeError):  # requests has one that is both
+        return Refused(200, error.doc)
+    return TrackingUnavailable(str(error))
+
+
+def _meaning(status: int, code: str | None, text: str) -> TrackingUnavailable | None:
+    """`code`: MLflow's error_code, None in an answer that is not MLflow's."""
+    passing = status >= 500 or status == 429
+    if code in _NOT_ASKED or (code is None and not passing):
+        return Refused(status, text)
+    if passing or (code == "BAD_REQUEST" and _of_its_database(text)):
+        return TrackingUnavailable(text if code else str(Refused(status, text)))
+    return None
+
+
+def _error_code(body: str) -> str | None:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return None
+    return found.get("error_code") if isinstance(found, dict) else None
+
+
+def _of_its_database(text: str) -> bool:
+    """Whether MLflow tells of trouble with its database, which it calls a bad request as well: it is read-only, say."""
+    kind = _driver_error(text)
+    return kind is not None and not issubclass(kind, (psycopg.DataError, psycopg.IntegrityError))
+
+
+def _driver_error(text: str) -> type[psycopg.Error] | None:
+    found = _DRIVER.search(text)
+    kind = getattr(psycopg.errors, found[1], None) if found else None  # other drivers have some of these names, too
+    return kind if isinstance(kind, type) and issubclass(kind, psycopg.Error) else None
+
+
+def _cause(status: int, said: str) -> str:
+    if "Invalid Host header" in said:
+        return "it does not know the name it is called by in MLFLOW_TRACKING_URI; its --allowed-hosts must have it"
+    causes = {
+        200: "a login or a maintenance page in front of it, perhaps",
+        401: "are user and password right (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, or HPO_CREDENTIALS)?",
+        403: "this user may not do that, or a gateway in front of it keeps us out",
+        404: "no MLflow server is there; is MLFLOW_TRACKING_URI right, with the path, if it has one?",
+        413: "a proxy in front of it takes no requests of this size (nginx: client_max_body_size)",
+    }
+    return causes.get(status, "something in front of it answers in its place")
 
 
 @contextmanager
@@ -100,7 +180,10 @@ def _written_once(what: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        if error.error_code == "BAD_REQUEST":  # a changed value has a code of its own
+        # A changed value has a code of its own; one that is too long does not get shorter.
+        if error.error_code == "BAD_REQUEST" and not issubclass(
+            _driver_error(error.message) or object, psycopg.DataError
+        ):
             raise TrackingUnavailable(f"another worker is writing {what}") from error
         raise
 
@@ -143,7 +226,7 @@ class Tracker:
         """
         tags = {
             "mlflow.experimentKind": "custom_model_development",  # else its page opens as one of a chat bot
-            "mlflow.note.content": description,
+            "mlflow.note.content": cut(description, lengths.EXPERIMENT_TAG),
             f"mlflow.sharedViewState.{views.SHARE_KEY}": views.state(params),
             f"mlflow.sharedViewState.{views.CHARTS_KEY}": views.state(params, trials_only=True),
             OWNER: owner,
@@ -198,6 +281,8 @@ class Tracker:
         MLflow looks the view up in one of the experiments, not always the first: each gets it, under a name of its own.
         """
         key = "-".join([views.SHARE_KEY, *experiment_ids])
+        if len(key) > lengths.TAG_KEY - len("mlflow.sharedViewState."):
+            key = f"{views.SHARE_KEY}-{hashlib.sha256(key.encode()).hexdigest()}"
         for experiment_id in experiment_ids:
             self.client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", views.state(params))
         chosen = quote(json.dumps(list(experiment_ids), separators=(",", ":")))
@@ -224,17 +309,19 @@ class Tracker:
         that has another value already raises MlflowException (INVALID_PARAMETER_VALUE); one that another writes at this
         moment, which the server refuses as well, TrackingUnavailable.
         """
+        name = cut(name, lengths.RUN_NAME)
+        words = {tag: cut(str(value), lengths.RUN_TAG) for tag, value in tags.items()}
+        values = {param: cut(str(value), lengths.PARAM) for param, value in params.items()}
         runs = self._runs(experiment_id, key)
         if not runs:
-            own = {KEY: key, "hpo.kind": kind, CREATED: str(time.time_ns())}
-            own |= {name: str(value) for name, value in tags.items()}
+            own = {KEY: key, "hpo.kind": kind, CREATED: str(time.time_ns())} | words
             self.client.create_run(experiment_id, start_time=start_ms, run_name=name, tags=own)
             runs = self._runs(experiment_id, key)
         if not runs:
             raise TrackingUnavailable(f"the run with the key {key} vanished between two requests")
         kept = runs[0]
-        missing = {k: str(v) for k, v in params.items() if kept.data.params.get(k) != str(v)}
-        changed = {k: str(v) for k, v in tags.items() if kept.data.tags.get(k) != str(v)}
+        missing = {k: v for k, v in values.items() if kept.data.params.get(k) != v}
+        changed = {k: v for k, v in words.items() if kept.data.tags.get(k) != v}
         with _written_once(f"the params of {name}"):
             for batch in _batches([Param(k, v) for k, v in missing.items()], BATCH):
                 self.client.log_batch(kept.info.run_id, params=batch)
@@ -250,7 +337,7 @@ class Tracker:
             try:
                 self.client.delete_run(run.info.run_id)
             except MlflowException as error:
-                if error.get_http_status_code() >= 500:
+                if _away(error) is not None:
                     raise  # otherwise another worker has just deleted it
 
     @server()
@@ -298,6 +385,8 @@ class Tracker:
         """Version of MLflow that the server runs."""
         answer = http_request(get_default_host_creds(self.uri), "/version", "GET", timeout=10)
         answer.raise_for_status()
+        if "<" in answer.text:
+            raise Refused(answer.status_code, answer.text)
         return answer.text.strip()
 
     def require_version(self) -> None:
@@ -337,7 +426,7 @@ class Tracker:
         self._set_tags(run_id, tags)
 
     def _set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
-        for batch in _batches([RunTag(k, str(v)) for k, v in tags.items()], BATCH):
+        for batch in _batches([RunTag(k, cut(str(v), lengths.RUN_TAG)) for k, v in tags.items()], BATCH):
             self.client.log_batch(run_id, tags=batch)
 
     @server()
@@ -366,8 +455,9 @@ class Tracker:
         profile: str | None = None,
         context: str = "training",
     ) -> None:
-        """Show the data set on the run's page. `source` and `profile` are JSON texts; MLflow cuts `digest` short."""
-        dataset = Dataset(name, digest[:DIGEST_LENGTH], source_type, source, profile=profile)
+        """Show the data set on the run's page. `source` and `profile` are JSON texts."""
+        name, short = cut(name, lengths.DATASET_NAME), digest[: lengths.DATASET_DIGEST]
+        dataset = Dataset(name, short, source_type, source, profile=profile)
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
         with _written_once(f"the data set {name}"):
             self.client.log_inputs(run_id, inputs)
@@ -417,6 +507,8 @@ class Tracker:
             hashes = sha256_of_files(folder)
             with self._storing(*folder.rglob("*")):
                 self.client.log_model_artifacts(made.model_id, str(folder))
+                repository = get_artifact_repository(made.artifact_location, tracking_uri=self.uri)
+                check_sizes({path: folder / path for path in hashes}, list(stored_files(repository)))
             self.client.set_logged_model_tags(made.model_id, {SHA256 + path: h for path, h in hashes.items()})
             self.client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
         except MlflowException as error:
@@ -440,9 +532,11 @@ class Tracker:
     @server()
     def upload(self, run_id: str, local_file: Path, artifact_dir: str) -> str:
         """Upload one file to a run under its own name; returns its runs:/ URI."""
+        path = str(PurePosixPath(artifact_dir, local_file.name))
         with self._storing(local_file):
             self.client.log_artifact(run_id, str(local_file), artifact_dir or None)
-        return f"runs:/{run_id}/{PurePosixPath(artifact_dir, local_file.name)}"
+            check_sizes({path: local_file}, self.client.list_artifacts(run_id, artifact_dir or None))
+        return f"runs:/{run_id}/{path}"
 
     @server()
     def download_artifact(self, run_id: str, path: str, to_folder: Path) -> Path:
@@ -453,7 +547,11 @@ class Tracker:
             raise NotFound(f"MLflow run {run_id} has no file {path}.")
         to_folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=to_folder, prefix=".download-") as partial_folder:
-            file = Path(self.client.download_artifacts(run_id, path, partial_folder))
+            file = Path(partial_folder, name)
+            # The client's own download takes every error for a file that is not there.
+            repository = get_artifact_repository(self.client.get_run(run_id).info.artifact_uri, tracking_uri=self.uri)
+            repository._download_file(path, str(file))
+            check_sizes({path: file}, listed)
             return file.replace(to_folder / name)
 
     @server()
@@ -472,7 +570,7 @@ class Tracker:
         try:
             delete(path)
         except requests.HTTPError as error:
-            if error.response is None or error.response.status_code != 404:
+            if not _is_missing(error):
                 raise
 
     @server()
@@ -531,7 +629,7 @@ class Store:
         try:
             self._root._download_file(path, str(to))  # the public call lists the folder before each file
         except requests.HTTPError as error:
-            if error.response is not None and error.response.status_code == 404:
+            if _is_missing(error):
                 raise NotFound(f"The artifact store has no file {path}.") from None
             raise
 
@@ -540,6 +638,41 @@ class Store:
         """Upload one file, whose name is the path's last part; what is there is replaced."""
         parent = str(PurePosixPath(path).parent)
         self._root.log_artifact(str(file), None if parent == "." else parent)
+
+
+def stored_files(repository: ArtifactRepository) -> Iterator[FileInfo]:
+    """The files of one model that lie in the artifact store. Raises ModelError where there are far too many."""
+    folders: list[str | None] = [None]
+    entries = 0
+    while folders:
+        for info in repository.list_artifacts(folders.pop()):
+            entries += 1
+            if entries > MOST_ENTRIES:
+                raise ModelError(
+                    f"The artifact store lists more than {MOST_ENTRIES} files in one model. Do not use it."
+                )
+            if info.is_dir:
+                folders.append(info.path)
+            else:
+                yield info
+
+
+def check_sizes(files: Mapping[str, Path], listed: Iterable[FileInfo]) -> None:
+    """Raise TrackingUnavailable unless these files, by path in the store, are as large as the store lists them: a login
+    page takes an upload, and stands for a download, with a status that says all is well."""
+    sizes = {info.path: info.file_size for info in listed}
+    for path, file in files.items():
+        size = file.stat().st_size
+        if path not in sizes or sizes[path] not in (None, size):
+            raise TrackingUnavailable(
+                f"the artifact store has {sizes.get(path, 0)} bytes of {path}, here it has {size}"
+            )
+
+
+def _is_missing(error: requests.HTTPError) -> bool:
+    """Whether MLflow itself says that there is no such file."""
+    found = error.response
+    return found is not None and found.status_code == 404 and _error_code(found.text) is not None
 
 
 def pages(search: Callable[[str | None], Any]) -> list[Any]:

@@ -6,7 +6,7 @@ import time
 import uuid
 import zlib
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json import loads
 from pathlib import Path
@@ -14,12 +14,13 @@ from urllib.parse import parse_qs
 
 import pytest
 from mlflow.entities import LoggedModelStatus
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from mlflow.models import Model as MLmodel
+from proxy import MODES, proxy
 from shell import at_once
 
 from hpo.errors import NotFound, ServiceError, StudyConflict
-from hpo.tracking import KEY, Tracker, TrackingUnavailable, sha256_of
+from hpo.tracking import KEY, Refused, StoreRefuses, Tracker, TrackingUnavailable, server, sha256_of
 
 PARAMS = ("filters", "kernel_size", "dropout", "learning_rate")
 START = 1_750_000_000_000  # milliseconds since 1970
@@ -354,6 +355,83 @@ def test_a_server_in_trouble_is_unavailable_and_asked_once(status: str) -> None:
     answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
     with listening(answer) as uri, pytest.raises(TrackingUnavailable):
         Tracker(uri, timeout=2).ensure_experiment("grid", description="", params=(), owner="here")
+
+
+def tell(tracker: Tracker, experiment: str, run: str, file: Path) -> dict[str, Callable[[], object]]:
+    """One call of each kind: what MLflow's API answers in JSON, artifacts, and its plain text."""
+    return {
+        "post": lambda: tracker.set_tags(run, {"a": 1}),
+        "get": lambda: tracker.tags(run),
+        "search": lambda: tracker.runs(experiment, kind="trial"),
+        "upload": lambda: tracker.upload(run, file, "tables"),
+        "download": lambda: tracker.download_artifact(run, "tables/table.csv", file.parent / "downloaded"),
+        "list": lambda: tracker.files(run, "tables"),
+        "delete": lambda: tracker.delete_artifact(run, "tables/none.csv"),
+        "delete runs": lambda: tracker.delete_other_runs(experiment, "trial-0", keep="none"),
+        "version": tracker.require_version,
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_answer_that_is_not_mlflows_says_nothing_of_what_was_asked_for(
+    tracking_uri: str, tmp_path: Path, mode: str
+) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text("1,2\n")
+    with proxy(tracking_uri) as between:
+        tracker = Tracker(between.url)
+        experiment = tracker.ensure_experiment(unique("gate"), description="d", params=(), owner="here")
+        run = ensure_run(tracker, experiment)
+        tracker.upload(run, file, "tables")
+        calls = tell(tracker, experiment, run, file)
+        between.set(mode)
+        for name, call in calls.items():
+            if name == "delete" and mode in ("login", "html"):
+                continue  # a page that says all is well: what stays is found by `hpo doctor`
+            with pytest.raises(TrackingUnavailable):
+                call()
+        between.set(mode, only="/mlflow-artifacts/")
+        with pytest.raises(StoreRefuses):
+            tracker.upload(run, file, "tables")
+        with pytest.raises(StoreRefuses):
+            tracker.log_model(run, experiment, model_folder(tmp_path / mode), name="cnn", key=mode)
+        between.set(mode, only="GET /api/2.0/mlflow-artifacts/artifacts/")  # the file itself, not the listing
+        with pytest.raises(TrackingUnavailable):
+            tracker.download_artifact(run, "tables/table.csv", tmp_path / "downloaded")
+        between.set(None)
+        assert tracker.tags(run)["attempt"] == "1"
+        assert tracker.download_artifact(run, "tables/table.csv", tmp_path / "downloaded").read_text() == "1,2\n"
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("401", r"answers 401 \(You are not logged in\.\): are user and password right"),
+        ("403", r"answers 403 \(403 Forbidden\): this user may not do that"),
+        ("host", "its --allowed-hosts must have it"),
+        ("404", "no MLflow server is there"),
+        ("login", r"answers with a web page \(User, password\): a login"),
+        ("413", "client_max_body_size"),
+    ],
+)
+def test_an_answer_of_a_gateway_is_told_in_one_line_with_its_likely_cause(
+    tracking_uri: str, mode: str, words: str
+) -> None:
+    with proxy(tracking_uri) as between, between.answering(mode), pytest.raises(Refused, match=words) as refused:
+        Tracker(between.url).runs("0", kind="trial")
+    assert "<" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_trouble_of_mlflows_own_database_is_told_from_a_wrong_request() -> None:
+    for text, away in [
+        ("(psycopg.errors.ReadOnlySqlTransaction) cannot execute INSERT in a read-only transaction", True),
+        ("(raised as a result of Query-invoked autoflush)\n(psycopg2.errors.InsufficientPrivilege) denied", True),
+        ("(psycopg.errors.StringDataRightTruncation) value too long for type character varying(250)", False),
+        ("(psycopg.errors.UniqueViolation) duplicate key", False),
+        ("a name is missing", False),
+    ]:
+        with pytest.raises(TrackingUnavailable if away else RestException), server():
+            raise RestException({"error_code": "BAD_REQUEST", "message": text})
 
 
 def test_a_refusal_is_not_taken_for_an_outage(tracker: Tracker) -> None:

@@ -1,0 +1,249 @@
+"""Texts that grow with use or come from people: what MLflow's server takes of each, and what we send of longer ones."""
+
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+
+import cells
+import pytest
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus, Param, RunTag
+from mlflow.exceptions import MlflowException
+from shell import Shell
+
+from hpo import lengths, promotion, registry
+from hpo.lengths import cut, cut_table
+from hpo.tracking import OWNER, Tracker
+
+START = 1_750_000_000_000  # milliseconds since 1970
+
+
+def unique(length: int) -> str:
+    """A name of this length that nobody has."""
+    return secrets.token_hex((length + 1) // 2)[:length]
+
+
+@pytest.fixture
+def tracker(tracking_uri: str) -> Tracker:
+    return Tracker(tracking_uri)
+
+
+class Raw:
+    """MLflow's client without us: each method writes a text of a length and gives back what the server has of it."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.client = tracker.client
+        self.experiment = self.client.create_experiment(unique(12))
+        self.run = self.client.create_run(self.experiment).info.run_id
+        self.model = self.client.create_registered_model(unique(12)).name
+        self.client.create_model_version(self.model, source=f"runs:/{self.run}/x", run_id=self.run)
+
+    def EXPERIMENT_NAME(self, text: str) -> str:
+        return self.client.get_experiment(self.client.create_experiment(text)).name
+
+    def EXPERIMENT_TAG(self, text: str) -> str:
+        self.client.set_experiment_tag(self.experiment, "a", text)
+        return self.client.get_experiment(self.experiment).tags["a"]
+
+    def RUN_NAME(self, text: str) -> str:
+        return self.client.create_run(self.experiment, run_name=text).info.run_name
+
+    def RUN_TAG(self, text: str) -> str:
+        self.client.log_batch(self.run, tags=[RunTag("a", text)])
+        return self.client.get_run(self.run).data.tags["a"]
+
+    def TAG_KEY(self, text: str) -> str:
+        self.client.log_batch(self.run, tags=[RunTag(text, "a")])
+        self.client.set_experiment_tag(self.experiment, text, "a")
+        return next(key for key in self.client.get_run(self.run).data.tags if len(key) > 100)
+
+    def PARAM(self, text: str) -> str:
+        run = self.client.create_run(self.experiment).info.run_id
+        self.client.log_batch(run, params=[Param("a", text)])
+        return self.client.get_run(run).data.params["a"]
+
+    def DATASET_NAME(self, text: str) -> str:
+        return self.dataset(text, "1")[0]
+
+    def DATASET_DIGEST(self, text: str) -> str:
+        return self.dataset("a", text)[1]
+
+    def dataset(self, name: str, digest: str) -> tuple[str, str]:
+        run = self.client.create_run(self.experiment).info.run_id
+        given = DatasetInput(Dataset(name, digest, "local", "{}"), [InputTag("mlflow.data.context", "training")])
+        self.client.log_inputs(run, [given])
+        found = self.client.get_run(run).inputs.dataset_inputs[0].dataset
+        return found.name, found.digest
+
+    def MODEL_NAME(self, text: str) -> str:
+        return self.client.create_registered_model(text).name
+
+    def MODEL_TAG(self, text: str) -> str:
+        self.client.set_registered_model_tag(self.model, "a", text)
+        return self.client.get_registered_model(self.model).tags["a"]
+
+    def VERSION_TAG(self, text: str) -> str:
+        self.client.set_model_version_tag(self.model, "1", "a", text)
+        return self.client.get_model_version(self.model, "1").tags["a"]
+
+    def DESCRIPTION(self, text: str) -> str:
+        self.client.update_model_version(self.model, "1", text)
+        self.client.update_registered_model(self.model, text)
+        assert self.client.get_registered_model(self.model).description == text
+        return self.client.get_model_version(self.model, "1").description
+
+    def ALIAS(self, text: str) -> str:
+        self.client.set_registered_model_alias(self.model, text, "1")
+        return next(iter(self.client.get_registered_model(self.model).aliases))
+
+
+def a_model(tracker: Tracker, experiment: str) -> str:
+    """The id of a finished model."""
+    made = tracker.client.create_logged_model(experiment, name="model").model_id
+    tracker.client.finalize_logged_model(made, LoggedModelStatus.READY)
+    return str(made)
+
+
+TABLE = [name for name in vars(lengths) if name.isupper() and name != "STUDY_NAME"]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_mlflow_keeps_a_text_of_the_length_that_the_table_says_and_no_longer_one(tracker: Tracker, name: str) -> None:
+    write: Callable[[str], str] = getattr(Raw(tracker), name)
+    longest = unique(getattr(lengths, name))
+    assert write(longest) == longest
+    longer = unique(getattr(lengths, name) + 1)
+    with suppress(MlflowException):
+        assert write(longer) != longer, "cut by the server"
+
+
+def test_a_text_is_cut_at_its_limit_and_says_so() -> None:
+    assert cut("abcde", 5) == "abcde"
+    assert cut("abcdef", 5) == "abcd…"
+
+
+def test_a_table_is_cut_after_a_row_and_says_how_many_are_left_out() -> None:
+    rows = [f"| {number} | 0.5 |" for number in range(50)]
+    table = "\n".join(["| version | score |", "|---|---|", *rows])
+    assert cut_table(table, len(table)) == table
+    shown = cut_table(table, 200)
+    assert len(shown) <= 200
+    listed = [line for line in shown.splitlines() if line.startswith("| ")][1:]
+    assert listed == rows[: len(listed)] and len(listed) > 5
+    assert shown.endswith(f"\n\n… and {50 - len(listed)} more.")
+
+
+def test_texts_longer_than_mlflow_takes_are_cut_and_written_again_without_an_error(tracker: Tracker) -> None:
+    text = "ä " * 60_000
+    experiment = tracker.ensure_experiment(unique(12), description=text, params=(), owner="here")
+    for _ in range(2):
+        run = tracker.ensure_run(
+            experiment,
+            key="a",
+            name=text,
+            kind="trial",
+            params={"filters": text},
+            tags={"mlflow.note.content": text},
+            start_ms=START,
+        )
+        tracker.set_tags(run, {"hpo.reason": text})
+        tracker.log_dataset(run, name=text, digest="1" * 64, source="{}")
+    found = tracker.client.get_run(run)
+    assert found.info.run_name == cut(text, 250)
+    assert found.data.params["filters"] == cut(text, 6000)
+    assert found.data.tags["hpo.reason"] == found.data.tags["mlflow.note.content"] == cut(text, 8000)
+    assert found.inputs.dataset_inputs[0].dataset.name == cut(text, 500)
+    assert tracker.client.get_experiment(experiment).tags["mlflow.note.content"] == cut(text, 20_000)
+    name, model = unique(12), a_model(tracker, experiment)
+    for _ in range(2):
+        registry.ensure_registered_model(tracker, name, description=text, tags={"a": text})
+        described = {"description": text, "tags": {"b": text}}
+        registry.register(tracker, model_name=name, key="a", model_id=model, run_id=run, **described)  # type: ignore[arg-type]
+    assert len(registry.versions(tracker, name)) == 1
+    assert tracker.client.get_model_version(name, "1").description == cut(text, 5000)
+
+
+def test_studies_are_compared_however_many_they_are(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [tracker.ensure_experiment(unique(12), description="d", params=(), owner="here") for _ in range(2)]
+    monkeypatch.setattr(lengths, "TAG_KEY", 28)  # what some fifty studies have
+    link = tracker.comparison_link(ids, ["filters"])
+    key = link.partition("viewStateShareKey=")[2]
+    assert key.startswith("hpo-") and len(key) == 4 + 64
+    for experiment in ids:
+        assert f"mlflow.sharedViewState.{key}" in tracker.client.get_experiment(experiment).tags
+
+
+def test_of_very_many_versions_the_champion_and_the_best_are_in_the_models_description(shell: Shell) -> None:
+    shell.queue.install()
+    tracker, name = Tracker(shell.tracking_uri), unique(12)
+    registry.ensure_registered_model(tracker, name, description="Models.", tags={})
+    raw = Raw(tracker)
+    model = a_model(tracker, raw.experiment)
+    made = {"source": f"models:/{model}", "model_id": model, "run_id": raw.run, "await_creation_for": 0}
+    for number in range(1, 71):
+        tags = {
+            OWNER: shell.queue.database_id(),
+            "hpo.study": "study",
+            "hpo.trial": str(number),
+            "hpo.verdict": "below volume fraction",
+            promotion.OWN: repr(number / 100),
+        }
+        described = f"study/{number} f32 k5 d0.2 lr1e-3\n\nmore"
+        tracker.client.create_model_version(name, tags=tags, description=described, **made)
+    registry.set_alias(tracker, name, promotion.CHAMPION, 1)
+    promotion.elect(shell.queue, tracker, name)
+    described = tracker.client.get_registered_model(name).description
+    rows = [line.split(" | ") for line in described.splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows[:3]] == ["| 1", "| 2", "| 3"] and "`@champion`" in rows[0][4]
+    assert described.endswith(f"… and {70 - len(rows)} more.") and len(rows) > 40
+
+
+WIDE = """
+description = "{description}"
+[data]
+path = "{data}"
+[model]
+family = "periodic"
+[sampler]
+name = "random"
+trials = 1
+[space]
+width = [4]
+depth = [1]
+kernel_size = [3]
+stride = [2]
+normalisation = ["batch"]
+activation = ["relu"]
+head = [8]
+volume_fraction = [true]
+symmetric = [false]
+physics = ["none"]
+batch_size = [8]
+learning_rate = {{ low = 5e-3, high = 1e-2, log = true }}
+weight_decay = {{ low = 1e-5, high = 1e-3, log = true }}
+gradient_clipping = {{ low = 0.5, high = 1.5 }}
+ema = {{ low = 0.1, high = 0.2 }}
+relative = {{ low = 0.1, high = 0.2 }}
+schedule = ["cosine"]
+augmentation = ["none"]
+[training]
+epochs = 40
+"""
+
+
+@pytest.mark.acceptance
+def test_a_study_with_many_parameters_and_a_long_description_closes_with_a_champion(shell, data, tmp_path):
+    study = tmp_path / f"{'w' * 120}.toml"
+    study.write_text(WIDE.format(data=data, description="long " * 5000))
+    shell.hpo("run", "--study", study)
+    (job,) = shell.trials(study.stem)
+    assert (job.state, job.attempt) == ("done", 1)
+    name = Tracker(shell.tracking_uri).client.get_run(job.run_id).info.run_name
+    assert len(name) == 250 and name.endswith("…")
+    assert shell.queue.jobs(study.stem)[0].result["champion_moved"]
+
+
+def test_a_study_name_too_long_for_mlflow_is_refused_before_anything_is_made(shell, data, tmp_path):
+    study = cells.study(tmp_path, "n" * 230, data=data, epochs=2)
+    assert "name is too long: expected at most 210 characters" in shell.hpo("run", "--study", study, code=1)
+    assert not shell.queue.installed()
+    assert Tracker(shell.tracking_uri).client.get_experiment_by_name("n" * 230) is None
