@@ -12,6 +12,7 @@ STEPS = (
     "claimed",
     "run made",  # its run exists in MLflow, the queue does not know it yet
     "epochs stored",
+    "verdict stored",  # the pruner's: the trainer goes on, and neither Optuna nor MLflow shows it
     "checkpoint uploaded",  # the queue does not know it yet
     "trained",  # the model is packaged, nothing of it is in MLflow
     "model registered unfinished",  # in MLflow, its files not all there

@@ -154,6 +154,10 @@ class Mirror:
             count += len(rows)
         return count
 
+    def show_judged(self, job: Job) -> None:
+        """Let Optuna show what the pruner has judged of a running trial."""
+        sampling.show_judged(self.store, self.study.name, job)
+
     def answers(self) -> bool:
         """True if database and tracking server answer; otherwise it raises."""
         self.queue.closing_state(self.study.name)

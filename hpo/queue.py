@@ -94,6 +94,28 @@ CREATE INDEX IF NOT EXISTS epoch_outbox ON hpo.epoch (job) WHERE NOT forwarded;
     + _WORKER
 )
 
+_JUDGED = """
+-- What the pruner has made of a trial so far (hpo.pruning.Judged): {epoch, value, rungs, ends}.
+ALTER TABLE hpo.job ADD COLUMN IF NOT EXISTS judged jsonb;
+DO $$ BEGIN  -- it stood in Optuna's tables alone
+    IF to_regclass('public.trial_intermediate_values') IS NOT NULL THEN
+        UPDATE hpo.job SET judged = seen.judged FROM (
+            SELECT study_name, number, json_build_object(
+                'epoch', (SELECT max(step) FROM public.trial_intermediate_values v WHERE v.trial_id = t.trial_id),
+                'value', (SELECT min(intermediate_value) FROM public.trial_intermediate_values v
+                          WHERE v.trial_id = t.trial_id),
+                'rungs', coalesce((SELECT json_agg(value_json::float8 ORDER BY substring(key FROM 16)::int)
+                                   FROM public.trial_system_attributes a
+                                   WHERE a.trial_id = t.trial_id AND key LIKE 'completed_rung_%'), '[]')
+            )::jsonb AS judged
+            FROM public.trials t JOIN public.studies USING (study_id)
+            WHERE EXISTS (SELECT FROM public.trial_intermediate_values v WHERE v.trial_id = t.trial_id)
+        ) AS seen
+        WHERE job.study = study_name AND kind = 'trial' AND job.number = seen.number AND job.judged IS NULL;
+    END IF;
+END $$;
+"""
+
 # What leads from a version to the next one; new tables go the same way from FIRST_VERSION on.
 _MIGRATIONS = {
     1: """
@@ -123,7 +145,8 @@ _MIGRATIONS = {
     + _WORKER,
     3: """
     SELECT 1;
-    """,
+    """
+    + _JUDGED,
 }
 
 
@@ -172,6 +195,12 @@ class Job:
     alive: bool  # running, and its lease has not run out
     epochs: int  # completed and stored
     changed_at: float  # seconds since 1970, server clock
+    judged: dict[str, Any] | None = None  # what the pruner has made of it so far: hpo.pruning.Judged
+
+    @property
+    def verdict(self) -> str | None:
+        """Why the pruner has ended it, though that may not be recorded yet."""
+        return (self.judged or {}).get("ends")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,13 +243,16 @@ _EXPIRED = """
     AND greatest(lease_until, pg_postmaster_start_time() + make_interval(secs => :lease)) < clock_timestamp()
 """
 
+# Whether a job may be tried no more. One that the pruner has ended needs no attempt: its next claim records it.
+_EXHAUSTED = "attempt >= :attempts AND judged->>'ends' IS NULL"
+
 _TRIAL = "study = :study AND kind = 'trial' AND number = :number AND repeat = coalesce(:repeat, repeat)"
 
 _LEFT = "study = :study AND kind = 'trial' AND state IN ('waiting', 'running')"  # trials that are still to be trained
 
 _JOB = """
     id, study, kind, number, repeat, config, cost, spec, state, attempt, fence, worker, run_id, checkpoint, result,
-    reason, mirrored, state = 'running' AND lease_until >= clock_timestamp() AS alive,
+    reason, mirrored, judged, state = 'running' AND lease_until >= clock_timestamp() AS alive,
     coalesce((SELECT max(e.number) FROM hpo.epoch e WHERE e.job = job.id), 0) AS epochs,
     extract(epoch FROM changed_at)::float8 AS changed_at
 """
@@ -374,7 +406,7 @@ class Queue:
                         mirrored = false, changed_at = clock_timestamp()
                     WHERE id = (
                         SELECT id FROM hpo.job candidate
-                        WHERE study = :study AND attempt < :attempts
+                        WHERE study = :study AND NOT ({_EXHAUSTED})
                           AND (state = 'waiting' OR ({_EXPIRED}))
                           -- who is asked to leave takes nothing more
                           AND (cast(:stops AS int) IS NULL
@@ -454,6 +486,16 @@ class Queue:
                 ],
             )
 
+    def judge(self, job: Job, judged: Mapping[str, Any]) -> None:
+        """Store what the pruner has made of the job, hpo.pruning.Judged. Raises LeaseLost."""
+        with self._transaction() as connection:
+            changed = connection.execute(
+                text("UPDATE hpo.job SET judged = :judged WHERE id = :id AND fence = :fence AND state = 'running'"),
+                {"id": job.id, "fence": job.fence, "judged": _json(judged)},
+            )
+            if changed.rowcount == 0:
+                raise LeaseLost(f"trial {job.number} of {job.study}")
+
     def end(self, job: Job, state: str, *, result: Mapping[str, Any], reason: str | None = None) -> None:
         """Record the one result of a job ('done', 'diverged' or 'pruned'). Raises LeaseLost: of a closing also while a
         trial of its study is still to be trained."""
@@ -477,7 +519,7 @@ class Queue:
             job,
             """
             attempt = attempt - :free,
-            state = CASE WHEN attempt - :free >= :attempts THEN 'dead' ELSE 'waiting' END,
+            state = CASE WHEN attempt - :free >= :attempts AND judged->>'ends' IS NULL THEN 'dead' ELSE 'waiting' END,
             reason = :reason, lease_until = NULL, mirrored = false
             """,
             free=0 if counts else 1,
@@ -561,9 +603,9 @@ class Queue:
         with self._transaction() as connection:
             expired = connection.scalars(
                 text(f"""
-                    UPDATE hpo.job SET state = CASE WHEN attempt >= :attempts THEN 'dead' ELSE 'waiting' END,
+                    UPDATE hpo.job SET state = CASE WHEN {_EXHAUSTED} THEN 'dead' ELSE 'waiting' END,
                         lease_until = NULL, mirrored = false, changed_at = clock_timestamp(),
-                        reason = CASE WHEN attempt >= :attempts
+                        reason = CASE WHEN {_EXHAUSTED}
                             THEN 'worker lost, attempt ' || attempt || ' of ' || :attempts ELSE 'worker lost' END
                     WHERE id IN (
                         SELECT id FROM hpo.job WHERE study = :study AND {_EXPIRED} AND worker <> :sparing
@@ -788,6 +830,48 @@ class Queue:
                 text("UPDATE hpo.epoch SET forwarded = true WHERE job = :job AND number = ANY(:numbers)"),
                 {"job": job_id, "numbers": list(numbers)},
             )
+
+    def unjudged(self, job: Job, *, limit: int) -> tuple[dict[str, Any] | None, list[tuple[int, float]]]:
+        """What the pruner has made of our job so far, and the next epochs after that: (number, validation NMSE, NaN
+        where it is not finite), `limit` at most. Raises LeaseLost."""
+        with self._transaction() as connection:
+            _hold(connection, job)
+            judged = connection.scalar(text("SELECT judged FROM hpo.job WHERE id = :id"), {"id": job.id})
+            rows = connection.execute(
+                text("""
+                    SELECT number, coalesce((metrics->>'val/nmse')::float8, 'NaN') FROM hpo.epoch
+                    WHERE job = :job AND number > :judged ORDER BY number LIMIT :limit
+                """),
+                {"job": job.id, "judged": (judged or {}).get("epoch", 0), "limit": limit},
+            )
+            return judged, [(number, value) for number, value in rows]
+
+    def at_rung(self, job: Job, rung: int) -> list[tuple[int, float]]:
+        """The other trials of the job's study that have come to a rung: (number, validation NMSE there)."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("""
+                    SELECT number, (judged->'rungs'->>cast(:rung AS int))::float8 FROM hpo.job
+                    WHERE study = :study AND id <> :id AND jsonb_array_length(judged->'rungs') > :rung
+                """),
+                {"study": job.study, "id": job.id, "rung": rung},
+            )
+            return [(number, value) for number, value in rows]
+
+    def finished(self, study: str, *, known: Sequence[int]) -> list[tuple[int, list[int], list[float]]]:
+        """The trials that are done, but for the jobs in `known`: (job id, epochs, validation NMSE of each)."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("""
+                    SELECT e.job, array_agg(e.number),
+                        array_agg(coalesce((e.metrics->>'val/nmse')::float8, 'NaN'))
+                    FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job
+                    WHERE j.study = :study AND j.kind = 'trial' AND j.state = 'done' AND NOT j.id = ANY(:known)
+                    GROUP BY e.job
+                """),
+                {"study": study, "known": list(known)},
+            )
+            return [(job, numbers, values) for job, numbers, values in rows]
 
     def curve(self, job_id: int) -> list[tuple[int, dict[str, float]]]:
         """The stored epochs of a job: (number, metrics)."""

@@ -133,6 +133,8 @@ class Recorder(threading.Thread):
         count = 0
         for job in self.live:
             current = self.mirror.queue.job(job.id)
+            if current is not None:
+                self.mirror.show_judged(current)
             if current is not None and current.run_id is not None:
                 count += self.mirror.forward(current, current.run_id)
         return count

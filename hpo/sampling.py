@@ -6,13 +6,13 @@ plain Optuna and optuna-dashboard read the study like any other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -140,14 +140,46 @@ def show(store: optuna.storages.RDBStorage, name: str, job: Job, repeats: Sequen
     again = trial.state.is_finished() and (trial.state != state or trial.value != value)
     if again and _reopen(store, trial_id):  # it was dead or cancelled, or one of its repeats was, and came back
         trial = store.get_trial(trial_id)
+    _show_judged(store, trial_id, job)
     if trial.state == state or trial.state.is_finished():
         return
-    store.set_trial_user_attr(trial_id, "attempt", job.attempt)
-    if job.run_id:
-        store.set_trial_user_attr(trial_id, "run_id", job.run_id)
-    store.set_trial_state_values(
-        trial_id, state, values=[value] if state == TrialState.COMPLETE and value is not None else None
-    )
+    with suppress(UpdateFinishedTrialError):  # somebody else shows the same right now
+        store.set_trial_user_attr(trial_id, "attempt", job.attempt)
+        if job.run_id:
+            store.set_trial_user_attr(trial_id, "run_id", job.run_id)
+        store.set_trial_state_values(
+            trial_id, state, values=[value] if state == TrialState.COMPLETE and value is not None else None
+        )
+
+
+@database()
+def show_judged(store: optuna.storages.RDBStorage, name: str, job: Job) -> None:
+    """Give the job's trial the epochs that the pruner has judged as its intermediate values. Idempotent; nothing
+    happens to a trial that has ended in Optuna meanwhile, nor once somebody else holds the job."""
+    if job.judged is not None:
+        study_id = store.get_study_id_from_name(name)
+        _show_judged(store, store.get_trial_id_from_study_id_trial_number(study_id, job.number), job)
+
+
+def _show_judged(store: optuna.storages.RDBStorage, trial_id: int, job: Job) -> None:
+    """In one statement: Optuna's own call takes a commit for each epoch."""
+    if job.judged is None:
+        return
+    with store.engine.begin() as connection:
+        connection.execute(
+            text("""
+                INSERT INTO trial_intermediate_values
+                    (trial_id, step, intermediate_value, intermediate_value_type)
+                SELECT t.trial_id, e.number, (e.metrics->>'val/nmse')::float8,
+                    (CASE WHEN e.metrics->>'val/nmse' IS NULL THEN 'NAN' ELSE 'FINITE' END)::trialintermediatevaluetype
+                FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job, trials t
+                WHERE j.id = :job AND j.fence = :fence AND t.trial_id = :trial AND t.state IN ('WAITING', 'RUNNING')
+                  AND e.number <= :judged AND e.number > coalesce(
+                      (SELECT max(step) FROM trial_intermediate_values v WHERE v.trial_id = t.trial_id), 0)
+                ON CONFLICT (trial_id, step) DO NOTHING
+            """),
+            {"job": job.id, "fence": job.fence, "trial": trial_id, "judged": job.judged["epoch"]},
+        )
 
 
 def together(repeats: Sequence[Job]) -> tuple[str, float | None]:

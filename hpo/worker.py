@@ -1,7 +1,8 @@
 """The supervisor: claims trials, hands them to trainers, renews leases, gives back what it cannot finish.
 
-Torch-free. The main thread owns leases and trainers and never waits for MLflow; one more thread (`hpo.recorder`) does.
-They share `hpo.holdings` and, in `returns`, the jobs to be given back.
+Torch-free. The main thread owns leases and trainers, and nothing that it does grows with what there is to do: one more
+thread waits for MLflow (`hpo.recorder`), another one judges epochs (`hpo.pruning`). They share `hpo.holdings` and, in
+`returns`, the jobs to be given back.
 """
 
 import fcntl
@@ -100,7 +101,7 @@ class Supervisor:
         self.asked: Stop | None = None  # by whom, if `hpo stop` is why
         self.hurry = False
         self.claimed = 0
-        self.pruning = Pruning(self.queue, self.store, self.row.name, self.study)
+        self.pruning = Pruning(self.queue, self.row.name, self.study)
         self._closing: Closing | None = None
         self._stillborn = 0  # trainers in a row that ended before they were ready
         self._unsure = False  # whether a claim may have been made that we never heard of
@@ -116,6 +117,8 @@ class Supervisor:
                 weights.find(file["name"])  # before a trial is claimed that this machine cannot train
             self.data = data.fetch(self.settings.home, self.tracker, self.row)
             self.recorder.start()
+            if self.pruning.active:
+                self.pruning.start()
             with open_log(self.settings.home, f"worker-{self.process}") as self.log:
                 try:
                     return self._loop(on_tick)
@@ -159,16 +162,17 @@ class Supervisor:
         if self._unsure:
             self.queue.disown(self.worker, self.holdings.jobs())
             self._unsure = False
-        if now >= self._next_flush:
-            self.holdings.flush()
-            self._next_flush = now + FLUSH_INTERVAL
-            self._obey()
-            self._prune()
-        if now >= self._next_renewal:
+        if now >= self._next_renewal:  # before anything is written of jobs that may be lost
             for job in self.queue.renew(self.holdings.jobs(), lease=self.settings.lease):
                 self._lost(job)
             self._attend()
             self._next_renewal = now + self.settings.lease / 6
+        if now >= self._next_flush:
+            self.holdings.flush()
+            self._next_flush = now + FLUSH_INTERVAL
+            self._obey()
+            self.pruning.look([job for job in self.holdings.jobs() if job.kind == "trial"])
+        self._prune()
         self._mind_recorder()
         self._give_back()
         self._end_hung(now)
@@ -222,6 +226,10 @@ class Supervisor:
             self._begin(trainer, job)
 
     def _begin(self, trainer: Trainer, job: Job) -> None:
+        if job.verdict is not None:
+            log.info("%s was %s", mirror.title(job), job.verdict)
+            self.recorder.put(job, partial(self._end, job, "pruned", {"epoch": job.epochs}, job.verdict))
+            return
         if job.attempt > 1:
             log.warning("%s: %s, attempt %d of %d", mirror.title(job), job.reason, job.attempt, ATTEMPTS)
         if job.kind == "closing":
@@ -325,8 +333,7 @@ class Supervisor:
     def _prune(self) -> None:
         """Ask trainers to hand back trials that the pruner ends."""
         for trainer in self.trainers:
-            job = trainer.job if trainer.task == "train" else None
-            if job is not None and job in self.holdings and self.pruning.ends(job) and not trainer.asked:
+            if trainer.task == "train" and trainer.job and not trainer.asked and self.pruning.reason(trainer.job):
                 trainer.ask()
 
     def _mind_recorder(self) -> None:
@@ -478,11 +485,17 @@ class Supervisor:
         self._train(trainer, job, checkpoint, recording.fetch_start(self.mirror, job, folder))
 
     def _record(self, job: Job, found: dict[str, Any]) -> None:
+        self.holdings.flush(job)
+        if verdict := self.pruning.settle(job):  # which came too late to spare the rest of the training
+            self._end(job, "pruned", {"epoch": found["epochs"]}, verdict)
+            return
         recording.record(self.mirror, self.holdings, job, found)
         self._ended(job)
 
     def _end(self, job: Job, state: str, result: dict[str, Any], reason: str) -> None:
         self.holdings.flush(job)
+        if verdict := self.pruning.settle(job):
+            state, reason = "pruned", verdict
         self.queue.end(job, state, result=result, reason=reason)
         self._ended(job)
 
@@ -557,6 +570,7 @@ class Supervisor:
         if self.stopping is not None:
             left = 0.0 if self.hurry else STOP_LIMIT - 1 - (time.monotonic() - self._stop_at)
         self.recorder.finish(max(0.2, left), tidy=self.stopping is None)
+        self.pruning.finish(0.2)
         with suppress(DatabaseLost):  # then the leases run out
             for job in self.holdings.jobs():
                 self.holdings.flush(job)

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from shell import ROOT, Shell, check_recorded_once, fresh_database
 
-from hpo import crash, doctor, settings
+from hpo import crash, doctor, sampling, settings
 from hpo.services import Services
 
 pytestmark = pytest.mark.acceptance
@@ -20,6 +20,7 @@ OF_THE_TRAINER = ("batch", "packaging", "scoring")
 QUICK = ("model logged",)
 SLOW = ("claimed", "model registered unfinished", "recorded", "scoring")
 # the others: long
+OF_THE_PRUNER = "verdict stored"
 
 
 def study(folder: Path, name: str, data: Path) -> Path:
@@ -39,6 +40,7 @@ def test_every_step_stands_once_in_the_code():
     [
         step if step in QUICK else pytest.param(step, marks=pytest.mark.slow if step in SLOW else pytest.mark.long)
         for step in crash.STEPS
+        if step != OF_THE_PRUNER
     ],
 )
 def test_a_process_that_dies_there_loses_nothing_and_changes_no_bit(shell, data, tmp_path, undisturbed, step):
@@ -70,6 +72,42 @@ def test_a_process_that_dies_there_loses_nothing_and_changes_no_bit(shell, data,
     assert len(runs) == 1 + 2 + 1, "trial, predictors, the study: no ghost run, not even a deleted one"
     ours = Services(database_url=shell.database_url, tracking_uri=shell.tracking_uri)
     assert list(doctor.examine(settings.read(shell.environment), ours, study=name)) == []
+
+
+@pytest.mark.slow
+def test_a_verdict_outlives_the_worker_that_dies_of_it(shell, data, tmp_path):
+    file, marker = study(tmp_path, "crash-verdict", data), tmp_path / "died"
+    file.write_text(file.read_text().replace("[1e-3]", "[1e-2, 1e-6]") + RUNGS)
+    shell.environment |= {"HPO_CRASH_AT": f"{OF_THE_PRUNER}:{marker}", "HPO_LEASE": "2"}
+    words = ("run", "--study", file, "--trainers", 1)
+    first = shell.start(*words)
+    output, _ = first.communicate(timeout=240)
+    assert marker.exists() and first.returncode == -9, output
+    _, before = shell.trials("crash-verdict")
+    assert before.state == "running" and before.verdict == "pruned by SuccessiveHalvingPruner at epoch 2"
+    output = shell.hpo(*words)
+    assert f"trial 1 of crash-verdict was {before.verdict}" in output
+    done, pruned = shell.trials("crash-verdict")
+    assert (done.state, pruned.state, pruned.reason) == ("done", "pruned", before.verdict)
+    assert pruned.epochs == before.epochs, "nothing was trained again"
+    store = sampling.storage(shell.database_url)
+    trials = store.get_all_trials(store.get_study_id_from_name("crash-verdict"))
+    assert [(trial.state.name, len(trial.intermediate_values)) for trial in trials] == [
+        ("COMPLETE", EPOCHS),
+        ("PRUNED", 2),
+    ]
+    store.remove_session()
+    store.engine.dispose()
+    ours = Services(database_url=shell.database_url, tracking_uri=shell.tracking_uri)
+    assert list(doctor.examine(settings.read(shell.environment), ours, study="crash-verdict")) == []
+
+
+RUNGS = """
+[pruner]
+name = "successive-halving"
+min_epochs = 2
+reduction_factor = 2
+"""
 
 
 @pytest.fixture(scope="session")

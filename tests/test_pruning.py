@@ -1,17 +1,26 @@
 """Pruning and repeats on real services: what the pruner sees, and how ended and repeated trials are shown."""
 
 import io
+import json
+import math
+import signal
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cells
+import hypothesis
 import optuna
+import psycopg
 import pytest
+from hypothesis import given, strategies
 from rich.console import Console
+from shell import clock, until_ended
 
 from hpo import planning, promotion, pruning, report, sampling, settings, study
 from hpo.mirror import Mirror
 from hpo.pruning import Pruning
-from hpo.queue import Queue
+from hpo.queue import LeaseLost, Queue
 from hpo.tracking import Tracker
 
 pytestmark = pytest.mark.service
@@ -60,7 +69,7 @@ def test_hyperband_counts_to_the_longest_training_of_the_space(tmp_path):
     file.write_text(file.read_text().replace("epochs = 7", "").replace("[space]", "[space]\nepochs = [4, 20]"))
     chosen = study.load(str(file), ["pruner.name=hyperband", "pruner.min_epochs=2"])
     assert chosen.most("epochs") == 20
-    assert pruning.pruner(chosen)._max_resource == 20
+    assert Pruning(None, "lengths", chosen).most == 20
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -77,18 +86,18 @@ def test_a_trial_that_is_clearly_worse_is_ended_and_shown_as_pruned_with_its_cur
     good = [claim(shown) for _ in range(3)]
     for job in good:
         train(shown, job, *(1 / (epoch + 1) for epoch in range(8)))
-    pruning = Pruning(shown.queue, shown.store, shown.study.name, chosen)
+    pruning = Pruning(shown.queue, shown.study.name, chosen)
     for job in good:
-        pruning.ends(job)
+        assert pruning.settle(job) is None
     shown.queue.end(good[0], "done", result={"best_val_nmse": 0.1, "best_epoch": 8} | FOUND)
     sampling.show(shown.store, shown.study.name, shown.queue.job(good[0].id), [shown.queue.job(good[0].id)])
 
     bad = claim(shown)
     train(shown, bad, 9.0)
-    assert not pruning.ends(bad), "not before its first decision"
+    assert not pruning.settle(bad), "not before its first decision"
     train(shown, bad, *[9.0] * 7, first=2)
-    assert pruning.ends(bad) and pruning.ends(bad)
-    assert kind in pruning.reason(bad)
+    reason = pruning.settle(bad)
+    assert kind in reason and reason == pruning.settle(bad) == pruning.reason(bad)
     shown.queue.end(bad, "pruned", result={"epoch": 8}, reason=pruning.reason(bad))
     shown.show(shown.queue.job(bad.id))
     loaded = optuna.load_study(study_name=shown.study.name, storage=shown.store)
@@ -117,20 +126,228 @@ def test_another_worker_goes_on_where_the_pruner_stood(planned):
     shown, chosen = planned("pruner.name=successive-halving", "pruner.min_epochs=2")
     job = claim(shown)
     train(shown, job, 0.5, 0.4)
-    first = Pruning(shown.queue, shown.store, shown.study.name, chosen)
-    assert not first.ends(job)
+    assert not Pruning(shown.queue, shown.study.name, chosen).settle(job)
     train(shown, job, 0.3, first=3)
-    second = Pruning(shown.queue, shown.store, shown.study.name, chosen)
-    assert not second.ends(job)
-    trial = optuna.load_study(study_name=shown.study.name, storage=shown.store).trials[job.number]
-    assert trial.intermediate_values == {1: 0.5, 2: 0.4, 3: 0.3}
+    assert not Pruning(shown.queue, shown.study.name, chosen).settle(job)
+    judged = shown.queue.job(job.id).judged
+    assert judged == {"epoch": 3, "value": 0.4, "rungs": [0.4], "ends": None}
+    for _ in range(2):
+        shown.show_judged(shown.queue.job(job.id))
+        assert seen(shown, job) == {1: 0.5, 2: 0.4, 3: 0.3}
 
 
-def test_a_study_without_a_pruner_ends_nothing_and_asks_nobody(planned):
+def seen(shown: Mirror, job) -> dict[int, float]:
+    """What Optuna shows of a trial's curve."""
+    return optuna.load_study(study_name=shown.study.name, storage=shown.store).trials[job.number].intermediate_values
+
+
+RUNGS = ("pruner.name=successive-halving", "pruner.min_epochs=2", "pruner.reduction_factor=2")
+
+
+def to_be_pruned(shown: Mirror, chosen: study.Study):
+    """A job that its pruner ends at epoch 2, as soon as it is asked."""
+    for _ in range(3):
+        good = claim(shown)
+        train(shown, good, 0.1, 0.1)
+        assert Pruning(shown.queue, shown.study.name, chosen).settle(good) is None
+    bad = claim(shown)
+    train(shown, bad, 0.9, 0.9, 0.9)
+    return bad
+
+
+def test_what_the_pruner_decided_stands_though_its_worker_dies_at_once(planned):
+    shown, chosen = planned(*RUNGS)
+    bad = to_be_pruned(shown, chosen)
+    reason = Pruning(shown.queue, shown.study.name, chosen).settle(bad)
+    assert reason == "pruned by SuccessiveHalvingPruner at epoch 2"
+    assert shown.queue.job(bad.id).judged == {"epoch": 2, "value": 0.9, "rungs": [0.9], "ends": reason}
+    assert seen(shown, bad) == {}, "Optuna hears of it later"
+    with shown.queue.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE hpo.job SET lease_until = '2000-01-01', attempt = 3 WHERE id = {bad.id}")
+    assert shown.queue.expire(shown.study.name, lease=0) == [bad.id]
+    again = claim(shown)
+    assert (again.id, again.verdict) == (bad.id, reason), "though it has had all its attempts"
+    train(shown, again, 0.9, first=4)
+    assert Pruning(shown.queue, shown.study.name, chosen).settle(again) == reason
+    shown.queue.give_back(again, reason="it failed", counts=True)
+    assert shown.queue.job(again.id).state == "waiting", "not dead"
+
+
+def test_a_worker_that_woke_without_its_lease_judges_nothing(planned):
+    shown, chosen = planned(*RUNGS)
+    bad = to_be_pruned(shown, chosen)
+    frozen, before = Pruning(shown.queue, shown.study.name, chosen), shown.queue.job(bad.id)
+    with shown.queue.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE hpo.job SET fence = fence + 1 WHERE id = {bad.id}")
+    with pytest.raises(LeaseLost):
+        frozen.settle(bad)
+    with pytest.raises(LeaseLost):
+        shown.queue.judge(bad, {"epoch": 3, "value": 0.9, "rungs": [], "ends": None})
+    assert frozen.reason(bad) is None
+    holder = shown.queue.job(bad.id)
+    assert holder.judged == before.judged is None
+    assert "at epoch 2" in Pruning(shown.queue, shown.study.name, chosen).settle(holder)
+    shown.show_judged(replace(shown.queue.job(bad.id), fence=bad.fence))
+    assert seen(shown, bad) == {}, "Optuna is told by the holder alone"
+
+
+def test_a_trial_that_optuna_shows_as_ended_is_judged_all_the_same(planned):
+    """Cancelled, say, while it is judged, or brought back while MLflow is away."""
+    shown, chosen = planned(*RUNGS)
+    bad = to_be_pruned(shown, chosen)
+    study_id = shown.store.get_study_id_from_name(shown.study.name)
+    trial_id = shown.store.get_trial_id_from_study_id_trial_number(study_id, bad.number)
+    shown.store.set_trial_state_values(trial_id, optuna.trial.TrialState.FAIL)
+    reason = Pruning(shown.queue, shown.study.name, chosen).settle(bad)
+    assert "at epoch 2" in reason
+    shown.show_judged(shown.queue.job(bad.id))
+    assert seen(shown, bad) == {}
+    shown.queue.end(bad, "pruned", result={"epoch": 3}, reason=reason)
+    shown.show(shown.queue.job(bad.id))
+    assert seen(shown, bad) == {1: 0.9, 2: 0.9}, "up to the verdict"
+
+
+def test_two_at_once_may_show_the_same_end(planned, monkeypatch):
+    shown, _ = planned(*RUNGS)
+    job = claim(shown)
+    shown.queue.cancel(shown.study.name, job.number, 0, by="somebody")
+    write = shown.store.set_trial_user_attr
+
+    def late(trial_id: int, *words) -> None:
+        monkeypatch.setattr(shown.store, "set_trial_user_attr", write)
+        shown.store.set_trial_state_values(trial_id, optuna.trial.TrialState.FAIL)
+        write(trial_id, *words)
+
+    monkeypatch.setattr(shown.store, "set_trial_user_attr", late)
+    shown.show(shown.queue.job(job.id))
+    assert shown.queue.job(job.id).mirrored
+
+
+@pytest.mark.acceptance
+def test_a_pruner_that_gets_nowhere_costs_no_lease_and_ctrl_c_is_heard(shell, data, tmp_path):
+    file = cells.study(tmp_path, "stuck", data=data, epochs=30_000)
+    file.write_text(file.read_text() + '[pruner]\nname = "median"\n')
+    shell.environment["HPO_LEASE"] = "3"
+    run = shell.start("run", "--study", file, "--trainers", 1)
+    first = shell.training("stuck")
+    shell.hpo("cancel", "--study", "stuck", "--trial", first.number)
+    job = shell.until(
+        lambda: next((each for each in shell.trials("stuck") if each.epochs and each.alive), None), "next"
+    )
+    with psycopg.connect(shell.database_url, autocommit=False) as connection:
+        connection.execute("LOCK TABLE trial_intermediate_values IN ACCESS EXCLUSIVE MODE")
+        seen = shell.queue.job(job.id).epochs
+        end = clock(run) + 9  # seconds: three leases
+        while clock(run) < end:
+            assert shell.queue.expired("stuck", lease=3) == []
+            time.sleep(0.1)
+        assert shell.queue.job(job.id).epochs > seen, "it trains on"
+        run.send_signal(signal.SIGINT)
+        asked = clock(run)
+        shell.until(lambda: shell.queue.job(job.id).judged["epoch"], "judged all the same")
+        until_ended(run)
+        assert clock(run) - asked < 8 and run.wait() == 130
+    kept = shell.queue.job(job.id)
+    assert (kept.state, kept.attempt) == ("waiting", 0), "handed back"
+
+
+class Rows:
+    """The rows of a study's jobs as Pruning uses them, in memory: for many examples."""
+
+    def __init__(self) -> None:
+        self.judged: dict[int, dict] = {}
+        self.curves: dict[int, list[float]] = {}
+        self.done: list[int] = []
+
+    def unjudged(self, job, *, limit: int):
+        judged = self.judged.get(job.id)
+        first = (judged or {"epoch": 0})["epoch"]
+        return judged, list(enumerate(self.curves[job.id], start=1))[first : first + limit]
+
+    def judge(self, job, judged: dict) -> None:
+        self.judged[job.id] = json.loads(json.dumps(judged))
+
+    def at_rung(self, job, rung: int):
+        return [
+            (each, judged["rungs"][rung])
+            for each, judged in self.judged.items()
+            if each != job.id and len(judged["rungs"]) > rung
+        ]
+
+    def finished(self, name: str, *, known):
+        return [
+            (each, list(range(1, len(self.curves[each]) + 1)), self.curves[each])
+            for each in self.done
+            if each not in known
+        ]
+
+
+SCORES = strategies.one_of(strategies.sampled_from([0.25, 0.5, 0.75, math.nan]), strategies.floats(0.001, 10))
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning", "ignore:All-NaN:RuntimeWarning")
+@given(
+    settings=strategies.one_of(
+        strategies.fixed_dictionaries(
+            {"startup_trials": strategies.integers(1, 3), "warmup_epochs": strategies.integers(1, 4)}
+        ),
+        strategies.fixed_dictionaries(
+            {"min_epochs": strategies.integers(1, 4), "reduction_factor": strategies.integers(2, 4)}
+        ),
+    ),
+    hyperband=strategies.booleans(),
+    curves=strategies.lists(strategies.lists(SCORES, min_size=1, max_size=20), min_size=2, max_size=8),
+    steps=strategies.lists(strategies.tuples(strategies.integers(0, 7), strategies.integers(1, 9)), max_size=60),
+    batch=strategies.integers(1, 7),
+)
+@hypothesis.settings(deadline=None, max_examples=300)
+def test_the_decisions_are_those_of_optunas_pruners_fed_epoch_by_epoch(settings, hyperband, curves, steps, batch):
+    most = max(map(len, curves))
+    if "startup_trials" in settings:
+        name, pruner = "median", optuna.pruners.MedianPruner(settings["startup_trials"], settings["warmup_epochs"] + 1)
+    else:
+        least, factor = settings["min_epochs"], settings["reduction_factor"]
+        name, pruner = "successive-halving", optuna.pruners.SuccessiveHalvingPruner(least, factor)
+        if hyperband:
+            name, pruner = "hyperband", optuna.pruners.HyperbandPruner(least, most, factor)
+    theirs = optuna.create_study(study_name="s", sampler=optuna.samplers.RandomSampler(seed=0), pruner=pruner)
+    trials = [theirs.ask() for _ in curves]
+    rows, ended = Rows(), set()
+    chosen = SimpleNamespace(pruner={"name": name} | settings, most=lambda key: most)
+    ours = Pruning(rows, "s", chosen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pruning, "BATCH", batch)
+        for number, count in steps:
+            if number >= len(curves) or number in ended:
+                continue
+            curve, trial = curves[number], trials[number]
+            known = rows.curves.setdefault(number, [])
+            first = len(known)
+            known += curve[first : first + count]
+            expected = None
+            for epoch in range(first + 1, len(known) + 1):
+                trial.report(curve[epoch - 1], epoch)
+                if trial.should_prune() and epoch < len(curve):
+                    expected = f"pruned by {type(pruner).__name__} at epoch {epoch}"
+                    break
+            job = SimpleNamespace(id=number, number=number, fence=1, spec={"training": {"epochs": len(curve)}})
+            assert ours.settle(job) == expected
+            if expected:
+                theirs.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            elif len(known) == len(curve):
+                theirs.tell(trial, 0.5)
+                rows.done.append(number)
+            else:
+                continue
+            ended.add(number)
+
+
+def test_a_study_without_a_pruner_ends_nothing(planned):
     shown, chosen = planned()
     job = claim(shown)
     train(shown, job, 9.0)
-    assert not Pruning(shown.queue, None, shown.study.name, chosen).ends(job)
+    assert not Pruning(shown.queue, shown.study.name, chosen).settle(job)
+    assert shown.queue.job(job.id).judged is None
 
 
 def test_a_point_whose_last_repeat_is_cancelled_has_ended_until_it_is_brought_back(planned):

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from optuna.study import StudyDirection
 from shell import at_once
 
 from hpo import queue as queue_module
@@ -255,6 +256,28 @@ def test_a_database_of_the_first_version_takes_pruned_and_cancelled_trials_after
     assert [each.state for each in queue.cancel("s", 0, None, by="anna")] == ["cancelled"]
     assert queue.stop("s", by="anna") == 1
     assert claim(queue).kind == "closing", "pruned and cancelled trials have ended"
+
+
+def test_what_a_pruner_saw_before_it_stood_in_the_rows_is_taken_over(database_url):
+    queue = planned(database_url, 2)
+    store = sampling.storage(database_url)
+    study_id = store.create_new_study([StudyDirection.MINIMIZE], "s")
+    trials = [store.create_new_trial(study_id) for _ in range(2)]
+    for epoch, value in enumerate((0.9, 0.3, 0.5), start=1):
+        store.set_trial_intermediate_value(trials[1], epoch, value)
+    for rung, value in enumerate((0.9, 0.3)):
+        store.set_trial_system_attr(trials[1], f"completed_rung_{rung}", value)
+    with queue.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE hpo.job DROP COLUMN judged; UPDATE hpo.schema SET version = 3")
+    for _ in range(2):
+        Queue(database_url).install()
+        _, first, second = queue.jobs("s")
+        assert first.judged is None
+        assert second.judged == {"epoch": 3, "value": 0.3, "rungs": [0.9, 0.3]}
+        with queue.engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE hpo.schema SET version = 3")
+    store.remove_session()
+    store.engine.dispose()
 
 
 def test_two_first_workers_make_the_tables_once(database_url):
