@@ -65,7 +65,7 @@ class Needed:
 def place(settings: Settings, services: Services) -> Place:
     """The databases and the server of these settings. Raises BackupError if MLflow's database is not known."""
     if settings.embedded:
-        home = homes.read(settings.home.resolve())
+        home = homes.read(homes.resolved(settings.home))
         assert home is not None, "its services run"
         mlflow: str | None = postgres.url(home, "mlflow")
     else:

@@ -9,30 +9,49 @@ import os
 import pwd
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+from hpo import log_file
 from hpo.errors import ServiceError
 from hpo.home import LOOPBACK
 
-LOG_LIMIT = 1_000_000  # bytes; a log that is longer at the start becomes the previous one
+LOG_LIMIT = 1_000_000  # bytes; then a log becomes the previous one, of which one is kept
 
 
 @contextmanager
 def locked(path: Path, *, waiting: Callable[[], object]) -> Iterator[None]:
-    """Hold the lock at `path`, which must be in an existing folder; call `waiting` once if another process has it."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
+    """Hold the lock at `path`; call `waiting` once if another process has it. The folder is made if it is missing."""
+    asked = False
+    while True:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not asked:
+                    waiting()
+                asked = True
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file, path):
+                continue  # who had the lock removed its folder: this is nobody's any more
+            yield
+            return
+        finally:
+            os.close(file)
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether the open file is the one that `path` names."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -101,25 +120,32 @@ def launch(
 ) -> None:
     """Start `command` in a session of its own, in `folder`, as `user` (None: as we are), output to the end of `log`.
 
-    It keeps nothing of ours open but `life`, so a pipe that we write into ends with us. The shell in between makes
-    init its parent: a child of ours would stay a zombie, which `kill -0` takes for alive.
+    It keeps nothing of ours open but `life`, so a pipe that we write into ends with us. What it writes is nobody else's
+    to read. A second process keeps its log, see hpo/log_file.py.
     """
-    log.parent.mkdir(exist_ok=True)
-    if log.exists() and log.stat().st_size > LOG_LIMIT:
-        log.replace(log.with_name(log.name + ".1"))
-    with log.open("ab") as output:
-        subprocess.run(
-            ["/bin/sh", "-c", '"$@" &', "sh", *command],
-            check=True,
-            pass_fds=(life,),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=folder,
-            env=environment,
-            start_new_session=True,
-            **as_user(user),
-        )
+    log.parent.mkdir(mode=0o700, exist_ok=True)
+    (pipe, output), kept = os.pipe(), log_file.opened(str(log))
+    try:
+        keeper = [sys.executable, "-I", "-S", log_file.__file__, *map(str, (pipe, kept, log, LOG_LIMIT))]
+        libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+        _detach(keeper, (pipe, kept), env=libraries, cwd="/")
+        _detach(command, (life,), stdout=output, stderr=output, cwd=folder, env=environment, **as_user(user))
+    finally:
+        for file in (pipe, output, kept):
+            os.close(file)
+
+
+def _detach(command: Sequence[str], keep: Sequence[int], **arguments: Any) -> None:
+    """Start a process with no more of our descriptors than `keep`. The shell in between makes init its parent: a child
+    of ours would stay a zombie, which `kill -0` takes for alive."""
+    subprocess.run(
+        ["/bin/sh", "-c", '"$@" &', "sh", *command],
+        check=True,
+        pass_fds=keep,
+        start_new_session=True,
+        umask=0o077,
+        **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | arguments,
+    )
 
 
 def as_user(name: str | None) -> dict:
@@ -134,7 +160,8 @@ def as_user(name: str | None) -> dict:
 
 
 def tail(log: Path, *, lines: int = 12) -> str:
-    """The last lines of a log file, indented, for an error message."""
+    """The last lines of a log file, indented, for an error message: all that a service which has ended wrote."""
+    dies(log, timeout=1.0)  # what keeps it holds its lock
     try:
         text = log.read_text(errors="replace")
     except FileNotFoundError:

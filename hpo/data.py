@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipeline.dataset import Dataset, load_npz, save_npz
 from hpo.errors import ServiceError
+from hpo.home import folder
 from hpo.queue import StudyRow
 from hpo.tracking import Tracker
 
@@ -18,7 +19,7 @@ def cached(home: Path, digest: str) -> Path:
 def keep(home: Path, dataset: Dataset) -> Path:
     """Put a data set into the cache; return its file, which bears its digest."""
     path = cached(home, dataset.digest)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder(home, "cache", "data")
     if path.exists():
         os.utime(path)  # when it was last used
     else:
@@ -41,15 +42,14 @@ def fetch(home: Path, tracker: Tracker, row: StudyRow) -> Path:
     digest = row.facts["data"]["digest"]
     path = cached(home, digest)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = path.parent / f".{digest[:12]}-{os.getpid()}"
+        arriving = folder(home, "cache", "data") / f".{digest[:12]}-{os.getpid()}"
         try:
-            arrived = tracker.download_artifact(row.facts["study_run_id"], f"data/{digest}.npz", folder)
+            arrived = tracker.download_artifact(row.facts["study_run_id"], f"data/{digest}.npz", arriving)
             if load_npz(arrived).digest != digest:
                 raise ServiceError(
                     f"The data set of {row.name} was damaged on its way: expected digest {digest}. Try again."
                 )
             arrived.replace(path)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(arriving, ignore_errors=True)
     return path

@@ -1,9 +1,11 @@
 """HPO_HOME: whose it is, what is remembered of its services, and what happened to the folder meanwhile."""
 
+import grp
 import json
 import os
 import pwd
 import secrets
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +25,6 @@ class Home:
 
     path: Path  # HPO_HOME, absolute, without symbolic links
     identity: str  # random; another one after the folder was moved or copied
-    uid: int  # of the user who made it: Postgres serves a data directory to its owner only
     data: Path  # of Postgres; in HPO_HOME, for root in a folder of ROOT_STORE
     password: str = field(repr=False)
     postgres_port: int | None = None
@@ -54,13 +55,32 @@ class Home:
         return self.path / "artifacts"
 
 
+def resolved(path: Path) -> Path:
+    """HPO_HOME without symbolic links. ServiceError if it is a link of another user, who may lead it anywhere."""
+    if path.is_symlink():
+        with suppress(FileNotFoundError):  # what it leads to is made
+            _require_ours(path)
+    return path.resolve()
+
+
+def folder(path: Path, *names: str) -> Path:
+    """The folder `names` in the home at `path`; each that is missing is made, for us alone. ServiceError if one of them
+    is not ours to use."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for found in (path, *(path.joinpath(*names[: count + 1]) for count in range(len(names)))):
+        with suppress(FileExistsError):
+            found.mkdir(mode=0o700)
+        _require_ours(found)
+    return path.joinpath(*names)
+
+
 def read(path: Path) -> Home | None:
     """The home at `path`, as it was last written; None if there is none. ServiceError if it is not ours to use."""
     file = path / "services" / "state.json"
     try:
-        state = json.loads(file.read_text())
-        state |= {"path": Path(state["path"]), "data": Path(state["data"])}
-        home = Home(**state)
+        for found in (path, file.parent, file):
+            _require_ours(found)
+        home = _home(json.loads(file.read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError:
@@ -70,9 +90,20 @@ def read(path: Path) -> Home | None:
             f"{file}: expected what hpo writes there, found something else. Restore the file, or move {file.parent} "
             "away to begin with empty databases."
         ) from None
-    if home.uid != os.geteuid():
-        raise ServiceError(_other_user(path, home.uid))
     return home
+
+
+def serving(path: Path) -> Home | None:
+    """The home whose services run for `path`, if they run: with its database where that is now, if the folder was
+    moved. None if there is none, or for a copy: the services belong to the original."""
+    home = read(path)
+    if home is None or home.path == path:
+        return home
+    if _identity(home.path) == home.identity:
+        return None
+    if home.data.is_relative_to(home.path):
+        return replace(home, data=path / home.data.relative_to(home.path))
+    return home if _owner(home.data) == home.path else None
 
 
 def write(home: Home) -> None:
@@ -91,26 +122,24 @@ def settle(path: Path, report: Callable[[str], object], stop: Callable[[Home], o
     identity = secrets.token_hex(8)
     data = ROOT_STORE / identity / "postgres" if os.geteuid() == 0 else path / "services" / "postgres"
     if home is None:
-        new = Home(path=path, identity=identity, uid=os.geteuid(), data=data, password=secrets.token_hex(24))
+        new = Home(path=path, identity=identity, data=data, password=secrets.token_hex(24))
         for old in _left_behind(path):
             stop(old)
             report(f"An earlier {path} left its database in {old.data.parent}: remove that if nobody needs it.")
     elif home.path == path:
         return home
     else:
-        copied = _identity(home.path) == home.identity
+        moved = serving(path)
         new = replace(home, path=path, identity=identity, data=data)
-        if home.data.is_relative_to(home.path):
-            if not copied:
-                stop(replace(home, data=data))
-            elif (data / "postmaster.pid").exists():
+        if moved is not None:
+            stop(moved)
+            new = replace(new, data=moved.data)
+        elif home.data.is_relative_to(home.path):
+            if (data / "postmaster.pid").exists():
                 raise ServiceError(
                     f"{path} was copied from {home.path} while Postgres was writing there, so its database is torn. "
                     f"Stop the original (hpo down), copy again; or remove {new.services} to begin with empty databases."
                 )
-        elif not copied and _owner(home.data) == home.path:
-            stop(home)
-            new = replace(new, data=home.data)
         else:
             report(f"{path} is a copy of {home.path}, whose database stays there: this one begins empty.")
     if not new.data.is_relative_to(path):
@@ -142,6 +171,12 @@ def _plain(home: Home) -> dict[str, Any]:
     return asdict(home) | {"path": str(home.path), "data": str(home.data)}
 
 
+def _home(state: dict[str, Any]) -> Home:
+    """What `_plain` gave. Another hpo wrote the number of the user besides: the file's owner is what counts."""
+    state = {name: value for name, value in state.items() if name != "uid"}
+    return Home(**state | {"path": Path(state["path"]), "data": Path(state["data"])})
+
+
 def _identity(path: Path) -> str | None:
     """Identity of whatever home is at `path`, also one that is not ours to use."""
     try:
@@ -166,9 +201,33 @@ def _left_behind(path: Path) -> list[Home]:
     for file in ROOT_STORE.glob("*/owner.json"):
         with suppress(FileNotFoundError):  # another home was erased meanwhile
             states.append(json.loads(file.read_text()))
-    return [
-        Home(**state | {"path": path, "data": Path(state["data"])}) for state in states if state["path"] == str(path)
-    ]
+    return [_home(state) for state in states if state["path"] == str(path)]
+
+
+def _require_ours(path: Path) -> None:
+    """ServiceError if what is at `path`, or a link there, is another user's, or may be written by others."""
+    link = path.lstat()
+    if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.geteuid()):  # root may lead us
+        raise ServiceError(_other_user(path, link.st_uid))
+    found = path.stat()
+    if found.st_uid != os.geteuid():
+        raise ServiceError(_other_user(path, found.st_uid))
+    if _others_write(found):
+        raise ServiceError(
+            f"Others may write {path} (mode {stat.S_IMODE(found.st_mode):04o}), so what hpo reads and runs there might "
+            f"be theirs. If it is all yours: chmod -R go-w {path}; else set HPO_HOME to a folder of your own."
+        )
+
+
+def _others_write(found: os.stat_result) -> bool:
+    """Whether anybody but the owner and root may; a group that bears its only member's name is nobody else."""
+    if not found.st_mode & stat.S_IWGRP:
+        return bool(found.st_mode & stat.S_IWOTH)
+    try:
+        group, owner = grp.getgrgid(found.st_gid), pwd.getpwuid(found.st_uid).pw_name
+    except KeyError:
+        return True
+    return bool(found.st_mode & stat.S_IWOTH) or group.gr_name != owner or bool({*group.gr_mem} - {owner})
 
 
 def _other_user(path: Path, uid: int) -> str:

@@ -20,7 +20,7 @@ import psutil  # type: ignore[import-untyped]
 
 from hpo import credentials, daemon, postgres
 from hpo.errors import ServiceError
-from hpo.home import Home, write
+from hpo.home import Home, folder, write
 
 ADMIN = "admin"  # user of the server that may add users
 USER = "hpo"  # that all of ours log in as: may do everything but manage users
@@ -28,7 +28,7 @@ KEY = "key"  # that the server signs its forms with
 PREPARE = ("-P", "-m", "hpo.migrate")  # makes or upgrades both databases; follows `python`
 START_TIMEOUT = 180.0  # seconds; imports and a fresh schema take 10 to 15 on an idle machine
 STOP_TIMEOUT = 8.0  # seconds that requests get to end
-MARK = "HPO_EMBEDDED_MLFLOW"  # environment variable of every process of the server: the home it belongs to
+MARK = "HPO_EMBEDDED_MLFLOW"  # environment variable of every process of the server: identity of the home
 HEADER = "X-Hpo-Services"  # response header: identity of that home
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH")  # MLFLOW_* of a notebook must not be
 ENVIRONMENT = {
@@ -119,11 +119,10 @@ def start(home: Home, report: Callable[[str], object]) -> tuple[Home, bool]:
         stop(home)  # processes whose parent was killed would keep the port
         _check_schema(home)
         report("Starting the MLflow server.")
-        temporary = home.services / "tmp"
-        for folder in (temporary, home.artifacts):
-            folder.mkdir(exist_ok=True)
+        temporary = folder(home.path, "services", "tmp")
+        folder(home.path, "artifacts")
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | ENVIRONMENT
-        environment |= {MARK: str(home.path), "TZ": "UTC"}
+        environment |= {MARK: home.identity, "TZ": "UTC"}
         environment["TMPDIR"] = str(temporary)  # MLflow's lock files there would stand in another user's way
         if home.listen:
             environment["MLFLOW_AUTH_CONFIG_PATH"] = str(_users_file(home))
@@ -155,6 +154,7 @@ def stop(home: Home) -> bool:
             with suppress(psutil.Error):
                 end(process)
         psutil.wait_procs(processes, timeout=patience)
+    daemon.dies(log(home), timeout=2.0)  # what keeps its log ends after it
     if left := _processes(home):
         raise ServiceError(f"MLflow server processes do not end: {', '.join(str(process.pid) for process in left)}")
     return found
@@ -211,9 +211,19 @@ def _processes(home: Home) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):  # it has ended, or is another user's
-            if process.environ().get(MARK) == str(home.path):
+            if process.uids().effective == os.geteuid() and _is_marked(process, home):
                 found.append(process)
     return found
+
+
+def _is_marked(process: psutil.Process, home: Home) -> bool:
+    environment = process.environ()
+    mark = environment.get(MARK)
+    if mark != str(home.path):
+        return mark == home.identity
+    # The mark of an earlier hpo; other homes may have had this path, in a container say, but not the rest.
+    known = {home.identity, home.password, *home.access.values()}
+    return any(word in text for text in (*process.cmdline(), *environment.values()) for word in known)
 
 
 def _port_was_taken(home: Home) -> bool:

@@ -111,7 +111,8 @@ def start(home: Home, report: Callable[[str], object]) -> tuple[Home, bool]:
             (home.data / "postmaster.pid").unlink(missing_ok=True)  # we hold the lock of life: its writer is dead
             home = replace(home, postgres_port=_port(home))
             write(home)
-            (home.data / "pg_hba.conf").write_text(host_rules(home))
+            _rules_file(home).write_text(host_rules(home))
+            _rules_file(home).chmod(0o644)  # the user that Postgres runs as reads it; no secret is in it
             daemon.launch(
                 [str(binaries / "postgres"), "-D", str(home.data), *options(), *_embedded_options(home)],
                 life=life,
@@ -139,6 +140,7 @@ def stop(home: Home) -> bool:
     for mode in ("fast", "immediate"):
         _run(_binaries(home) / "pg_ctl", "stop", "-D", str(home.data), "-m", mode, "-t", str(STOP_TIMEOUT))
         if daemon.dies(_life(home), timeout=STOP_TIMEOUT):
+            daemon.dies(log(home), timeout=2.0)  # what keeps its log ends after it
             return True
     raise ServiceError(f"Postgres in {home.data} does not stop. The end of {log(home)}:\n{daemon.tail(log(home))}")
 
@@ -200,6 +202,11 @@ def _life(home: Home) -> Path:
     return home.data.with_name("postgres.life")
 
 
+def _rules_file(home: Home) -> Path:
+    """Beside the data, whose folder is for root that of a lesser user, who may leave a link there."""
+    return home.data.with_name("pg_hba.conf")
+
+
 def _user() -> str | None:
     return ROOT_RUNS_AS if os.geteuid() == 0 else None
 
@@ -214,6 +221,7 @@ def _embedded_options(home: Home) -> list[str]:
         "listen_addresses": ",".join(sorted({LOOPBACK, home.host})),
         "unix_socket_directories": "",  # a socket's path may have 107 characters
         "io_method": "sync",  # spares three idle processes
+        "hba_file": str(_rules_file(home)),
     }
     return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
@@ -257,7 +265,9 @@ def _initialise(home: Home, binaries: Path, life: int) -> None:
 
 
 def _check_version(home: Home) -> None:
-    version = (home.data / "PG_VERSION").read_text().strip()
+    file = os.open(home.data / "PG_VERSION", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # no link, no pipe
+    with os.fdopen(file, errors="replace") as stream:
+        version = stream.read(16).strip()
     if version != MAJOR_VERSION:
         raise ServiceError(
             f"{home.data} was made by Postgres {version}; the installed one is {MAJOR_VERSION}. Install the "

@@ -44,7 +44,7 @@ def up(
     to serve other machines at, a loopback one to serve none; without it, it is as it was. ServiceError if a service
     cannot be started, when the message ends with its log, or cannot be what is asked.
     """
-    path = settings.home.resolve()
+    path = homes.resolved(settings.home)
     wanted = None if listen is None else _address(listen)
     if wanted is not None and not settings.embedded:
         raise ServiceError(
@@ -56,7 +56,8 @@ def up(
             _check_is(homes.read(path), wanted)
         return found, False
     try:
-        (path / "services").mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("services", "logs", "artifacts"):
+            homes.folder(path, name)
         with _locked(path, report):
             home = homes.settle(path, report, _stop)
             if wanted is None and home.listen:
@@ -87,7 +88,7 @@ def running(settings: Settings) -> Services | None:
     if settings.database_url and settings.tracking_uri:
         user = (settings.tracking_username, settings.tracking_password)
         return _entered(Services(settings.database_url, settings.tracking_uri, *user, settings.credentials))
-    path = settings.home.resolve()
+    path = homes.resolved(settings.home)
     home = homes.read(path)
     if home is None or home.path != path or not postgres.answers(home) or not mlflow_server.answers(home):
         return None
@@ -99,23 +100,28 @@ def down(settings: Settings) -> bool:
 
     This is about HPO_HOME whatever the URLs say: the shell may have exported ours.
     """
-    path = settings.home.resolve()
+    path = homes.resolved(settings.home)
     if homes.read(path) is None:
         return False
     with _locked(path, lambda line: None):
-        home = homes.read(path)
+        home = homes.serving(path)
         return home is not None and _stop(home)
 
 
 def erase(settings: Settings) -> None:
     """Stop the services and remove their databases for ever; artifacts and logs stay."""
-    down(settings)
-    path = settings.home.resolve()
-    home = homes.read(path)
-    if home is not None:
-        if not home.data.is_relative_to(path):
-            shutil.rmtree(home.data.parent)
-        shutil.rmtree(home.services)
+    path = homes.resolved(settings.home)
+    if homes.read(path) is None:
+        return
+    with _locked(path, lambda line: None):
+        home = homes.serving(path)
+        if home is not None:
+            _stop(home)
+        removed = path / f"services.removed-{secrets.token_hex(4)}"
+        (path / "services").rename(removed)  # with the lock: whoever waits for it begins in a new folder
+    if home is not None and not home.data.is_relative_to(home.path):
+        shutil.rmtree(home.data.parent, ignore_errors=True)
+    shutil.rmtree(removed)
 
 
 def export_lines(services: Services) -> str:

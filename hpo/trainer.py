@@ -30,6 +30,7 @@ ALIVE_INTERVAL = 10.0  # seconds between two signs of life where an epoch, say, 
 
 
 def main() -> None:
+    os.umask(0o077)  # what it writes lies in HPO_HOME
     # Ctrl-C and the signals of a batch system reach the whole process group; only the supervisor acts on them.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

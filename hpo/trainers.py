@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from hpo import home as homes
 from hpo.queue import Job
 
 # One thread each, unless the study says otherwise: one such trainer per core gets more done than one with many threads.
@@ -146,6 +147,5 @@ def next_gpu(visible: Sequence[str], taken: Sequence[str | None]) -> str | None:
 
 def open_log(home: Path, name: str) -> IO[bytes]:
     """The worker's log file for what trainers print, appended to."""
-    folder = home / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / f"{name}.log").open("ab")
+    file = homes.folder(home, "logs") / f"{name}.log"
+    return open(file, "ab", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o600))

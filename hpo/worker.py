@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo import crash, daemon, data, mirror, recording, sampling, study
+from hpo import home as homes
 from hpo.closing import Closing
 from hpo.errors import NotFound, ServiceError
 from hpo.holdings import Holdings
@@ -600,9 +601,10 @@ class Supervisor:
     @contextmanager
     def _work_folder(self) -> Iterator[None]:
         """A folder of our own under HPO_HOME/work, locked while we live; those of dead workers are removed."""
-        parent = self.settings.home / "work"
+        homes.folder(self.settings.home, "cache", "features")
+        parent = homes.folder(self.settings.home, "work")
         self.folder = parent / self.process
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(mode=0o700)
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for other in parent.iterdir():

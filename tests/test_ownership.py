@@ -1,0 +1,277 @@
+"""What lies under HPO_HOME is ours or refused; nothing of others is written, run, ended or removed. As two users."""
+
+import os
+import shutil
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_pipeline import dataset
+from hpo import daemon, data, mlflow_server, postgres, services, trainers
+from hpo import home as homes
+from hpo.errors import ServiceError
+from hpo.home import Home
+from hpo.settings import Settings, read
+
+OTHER = "nobody"
+
+
+def settings_of(path: Path) -> Settings:
+    return read({"HPO_HOME": str(path)})
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def as_other(script: str, folder: Path) -> None:
+    subprocess.run(["sh", "-ec", script], cwd=folder, check=True, **daemon.as_user(OTHER))
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A folder like /tmp, which the other user can reach."""
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & stat.S_IXOTH:
+            parent.chmod(parent.stat().st_mode | stat.S_IXGRP | stat.S_IXOTH)
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    """A home with a Postgres that runs, without MLflow."""
+    path = (tmp_path / "home").resolve()
+    homes.folder(path, "services")
+    try:
+        yield postgres.start(homes.settle(path, silent, postgres.stop), silent)[0]
+    finally:
+        services.erase(settings_of(path))
+
+
+# --- Folders and files of others
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("other", [False, True], ids=["code", "state"])
+def test_a_folder_that_another_user_made_first_is_refused_and_nothing_in_it_is_run_or_believed(shared, tmp_path, other):
+    path, mine = shared / "mlruns", tmp_path / "mine"
+    for name in ("binaries", "postgres.new"):
+        (mine / name).mkdir(parents=True)
+    code = f"open('{shared}/owned', 'w')"
+    as_other(f'mkdir -p mlruns/services/tmp && echo "{code}" > mlruns/services/tmp/mlflow.py', shared)
+    if other:
+        state = f'{{"path": "{path}", "identity": "1", "uid": 0, "data": "{mine}/postgres", "password": "p"}}'
+        as_other(f"echo '{state}' > mlruns/services/state.json", shared)
+    for command in (services.up, services.running, services.down, services.erase):
+        if command is services.up or other:
+            with pytest.raises(ServiceError, match=f"mlruns belongs to the user {OTHER}: run hpo as that user, or set"):
+                command(settings_of(path))
+    assert sorted(each.name for each in shared.iterdir()) == ["mlruns"]
+    assert sorted(each.name for each in mine.iterdir()) == ["binaries", "postgres.new"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("part", ["services", "services/state.json", "services/tmp", "logs", "artifacts"])
+def test_each_part_of_the_home_that_is_another_users_is_refused_by_name(tmp_path, part):
+    path = tmp_path / "home"
+    homes.folder(path, "services")
+    homes.write(Home(path=path, identity="1", data=path / "services" / "postgres", password="p"))
+    target = path / part
+    if part != "services/state.json":
+        target.mkdir(exist_ok=True)
+    shutil.chown(target, OTHER)
+    home = Home(path=path, identity="1", data=tmp_path / "none", password="p", postgres_port=daemon.choose_port(None))
+    with pytest.raises(ServiceError, match=f"{part} belongs to the user {OTHER}"):
+        if part == "services/tmp":
+            homes.folder(home.path, "services", "tmp")
+        else:
+            services.up(settings_of(path))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("part", ["", "cache", "cache/data", "logs"])
+def test_what_a_worker_keeps_in_folders_of_others_is_refused_with_services_elsewhere_too(tmp_path, part, data_set):
+    path = tmp_path / "home"
+    (path / "cache" / "data").mkdir(parents=True)
+    (path / "logs").mkdir()
+    shutil.chown(path / part, OTHER)
+    with pytest.raises(ServiceError, match=f"{(path / part).name} belongs to the user {OTHER}"):
+        if part == "logs":
+            trainers.open_log(path, "worker")
+        else:
+            data.keep(path, data_set)
+
+
+@pytest.fixture
+def data_set(data) -> dataset.Dataset:
+    return dataset.load(data)
+
+
+@pytest.mark.root
+def test_a_link_of_another_user_leads_nowhere_and_one_of_ours_does(shared, tmp_path):
+    (tmp_path / "mine").mkdir()
+    as_other(f"ln -s {tmp_path}/mine mlruns; ln -s {tmp_path}/new dangling", shared)
+    for name in ("mlruns", "dangling"):
+        with pytest.raises(ServiceError, match=f"{name} belongs to the user {OTHER}"):
+            services.up(settings_of(shared / name))
+    assert not list((tmp_path / "mine").iterdir()) and not (tmp_path / "new").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    assert homes.resolved(tmp_path / "link") == tmp_path / "mine"
+
+
+def test_a_folder_that_others_may_write_is_refused_with_the_cure(tmp_path):
+    path = tmp_path / "home"
+    homes.folder(path, "services")
+    for part, mode in ((path, 0o777), (path / "services", 0o707)):
+        part.chmod(mode)
+        with pytest.raises(ServiceError, match=f"Others may write {part} .mode {mode:04o}.*chmod -R go-w {part}"):
+            services.up(settings_of(path))
+        part.chmod(0o755)
+    assert services.running(settings_of(path)) is None  # a project's folder, as it was
+
+
+@pytest.mark.root
+def test_only_a_group_that_is_its_owners_alone_may_write(tmp_path):
+    path = tmp_path / "home"
+    path.mkdir()
+    path.chmod(0o775)
+    homes.folder(path)
+    shutil.chown(path, group="daemon")
+    with pytest.raises(ServiceError, match="Others may write"):
+        homes.folder(path)
+
+
+def test_a_new_home_and_all_that_is_made_in_it_is_for_its_user_alone(tmp_path):
+    before = os.umask(0)
+    try:
+        assert homes.folder(tmp_path / "project" / "home", "cache", "data").is_dir()
+    finally:
+        os.umask(before)
+    for made in (tmp_path / "project" / "home").rglob("*"):
+        assert made.stat().st_mode & 0o777 == 0o700
+
+
+# --- Root and the user that its Postgres runs as
+
+
+@pytest.mark.service
+@pytest.mark.root
+def test_root_writes_nothing_through_a_link_in_the_data_directory(home, tmp_path):
+    victims = {name: tmp_path / f"victim of {name}" for name in ("pg_hba.conf", "postmaster.pid", "PG_VERSION")}
+    for victim in victims.values():
+        victim.write_text("precious")
+        victim.chmod(0o600)
+    assert postgres.stop(home)
+    for name in ("pg_hba.conf", "postmaster.pid"):
+        as_other(f"ln -sf '{victims[name]}' {name}", home.data)
+    home, started = postgres.start(home, silent)
+    assert started and postgres.answers(home)
+    assert postgres.stop(home)
+    as_other(f"mv PG_VERSION kept; ln -s '{victims['PG_VERSION']}' PG_VERSION", home.data)
+    with pytest.raises(OSError, match="symbolic links"):
+        postgres.start(home, silent)
+    as_other("mv kept PG_VERSION", home.data)
+    assert {victim.read_text() for victim in victims.values()} == {"precious"}
+
+
+# --- Processes
+
+
+@pytest.mark.root
+def test_processes_are_ended_by_the_homes_identity_and_our_own_user(tmp_path):
+    home = Home(path=tmp_path, identity="0123456789abcdef", data=tmp_path, password="secret-of-this-home")
+    database = f"postgresql://hpo:{home.password}@127.0.0.1:1/mlflow"
+    path = {mlflow_server.MARK: str(tmp_path)}
+    cases = {
+        "ours": ({mlflow_server.MARK: home.identity}, None),
+        "of an earlier hpo": (path | {"MLFLOW_BACKEND_STORE_URI": database}, None),
+        "another home's of this path": (path, None),
+        "another user's": ({mlflow_server.MARK: home.identity}, OTHER),
+        "another home's": ({mlflow_server.MARK: "fedcba9876543210"}, None),
+    }
+    started = {}
+    try:
+        for name, (environment, user) in cases.items():
+            started[name] = subprocess.Popen(["sleep", "600"], env=environment, **daemon.as_user(user))
+        found = {process.pid for process in mlflow_server._processes(home)}
+        assert {name for name in cases if started[name].pid in found} == {"ours", "of an earlier hpo"}
+        assert mlflow_server.stop(home)
+        assert [name for name in cases if started[name].poll() is None] == list(cases)[2:]
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.service
+def test_a_copy_neither_stops_nor_removes_its_original(home, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(home.path, copy, symlinks=True)
+    assert services.down(settings_of(copy)) is False
+    assert postgres.answers(home)
+    services.erase(settings_of(copy))
+    assert postgres.answers(home) and not (copy / "services").exists()
+    assert homes.read(home.path) == home
+
+
+@pytest.mark.service
+def test_a_home_that_was_moved_while_it_ran_is_stopped(home, tmp_path):
+    path = home.path.rename(tmp_path / "moved")
+    assert services.down(settings_of(path)) is True
+    assert not postgres.lives(homes.serving(path))
+    path.rename(home.path)
+
+
+# --- Removal and logs
+
+
+def test_who_waited_for_the_lock_while_its_folder_was_removed_begins_in_a_new_one(tmp_path):
+    lock = tmp_path / "services" / "lock"
+    held, waits, seen = threading.Event(), threading.Event(), []
+
+    def wait() -> None:
+        held.wait(30)
+        with daemon.locked(lock, waiting=waits.set):
+            seen.append(sorted(each.name for each in lock.parent.iterdir()))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    with daemon.locked(lock, waiting=silent):
+        (lock.parent / "state.json").touch()
+        held.set()
+        assert waits.wait(30)
+        lock.parent.rename(tmp_path / "removed")
+    thread.join(30)
+    assert seen == [["lock"]]
+
+
+def test_a_log_is_bounded_while_its_service_runs_and_outlives_its_removal(tmp_path, monkeypatch):
+    monkeypatch.setattr(daemon, "LOG_LIMIT", 100_000)
+    log, life = tmp_path / "logs" / "log", tmp_path / "life"
+    script = "yes a line of the log | head -c 1000000; echo middle; while [ ! -e go ]; do sleep 0.05; done; echo end"
+    with daemon.taken(life) as held:
+        daemon.launch(
+            ["sh", "-c", script], life=held, log=log, environment={"PATH": os.defpath}, folder=tmp_path, user=None
+        )
+    until(lambda: log.exists() and log.read_text().endswith("middle\n"))
+    assert {each.name for each in log.parent.iterdir()} == {"log", "log.1"}
+    assert all(each.stat().st_size <= 100_000 and each.stat().st_mode & 0o777 == 0o600 for each in log.parent.iterdir())
+    log.unlink()
+    (tmp_path / "go").touch()
+    assert daemon.dies(life, timeout=30) and daemon.dies(log, timeout=30)
+    assert log.read_text() == "end\n"
+
+
+def until(condition) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
