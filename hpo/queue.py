@@ -477,13 +477,17 @@ class Queue:
             connection.execute(
                 text("""
                     INSERT INTO hpo.epoch (job, number, at, metrics)
-                    VALUES (:job, :number, to_timestamp(:at / 1000.0), :metrics)
+                    SELECT :job, number, to_timestamp(at / 1000.0), cast(metrics AS jsonb)
+                    FROM unnest(cast(:numbers AS int[]), cast(:at AS bigint[]), cast(:metrics AS text[]))
+                        AS arrived (number, at, metrics)
                     ON CONFLICT (job, number) DO NOTHING  -- a resumed trial computes its last epochs again
                 """),
-                [
-                    {"job": job.id, "number": number, "at": at, "metrics": _json(metrics)}
-                    for number, at, metrics in epochs
-                ],
+                {
+                    "job": job.id,
+                    "numbers": [number for number, _, _ in epochs],
+                    "at": [at for _, at, _ in epochs],
+                    "metrics": [_json(metrics) for _, _, metrics in epochs],
+                },
             )
 
     def judge(self, job: Job, judged: Mapping[str, Any]) -> None:

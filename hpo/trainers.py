@@ -18,6 +18,8 @@ from hpo.queue import Job
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _ENVIRONMENT["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what deterministic matrix products on a GPU need
 
+READ = 2**20  # bytes: what writes faster than we read must not keep us from everything else
+
 
 class Trainer:
     """One `python -P -m hpo.trainer`, with the job it is busy with. -P: not from the folder where the user stands.
@@ -90,12 +92,14 @@ class Trainer:
             self._stdin.flush()
 
     def events(self) -> list[dict[str, Any]]:
-        """Events that have arrived; sets `closed` when there are no more, since the trainer has ended."""
-        chunks = []
+        """Events that have arrived, those of READ bytes at a time; sets `closed` when there are no more, since the
+        trainer has ended."""
+        chunks, size = [], 0
         try:
-            while chunk := os.read(self.fileno(), 1 << 16):
+            while size < READ and (chunk := os.read(self.fileno(), 1 << 16)):
                 chunks.append(chunk)
-            self.closed = True
+                size += len(chunk)
+            self.closed = size < READ
         except BlockingIOError:
             pass  # nothing more for now
         *lines, self._partial = (self._partial + b"".join(chunks)).split(b"\n")

@@ -169,8 +169,8 @@ class Supervisor:
             self._attend()
             self._next_renewal = now + self.settings.lease / 6
         if now >= self._next_flush:
-            self.holdings.flush()
-            self._next_flush = now + FLUSH_INTERVAL
+            if self.holdings.flush_some(self.holdings.jobs()):
+                self._next_flush = now + FLUSH_INTERVAL
             self._obey()
             self.pruning.look([job for job in self.holdings.jobs() if job.kind == "trial"])
         self._prune()
@@ -360,7 +360,8 @@ class Supervisor:
         while self.returns:
             job, reason, counts = self.returns[0]
             if job in self.holdings:
-                self.holdings.flush(job)
+                if not self.holdings.flush_some([job]):
+                    return
                 with suppress(LeaseLost):
                     self.queue.give_back(job, reason=reason, counts=counts)
                 self._drop(job)

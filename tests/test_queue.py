@@ -1,13 +1,15 @@
 """The queue on a real Postgres: leases, fences, attempts, the outbox."""
 
+import os
 import time
 
 import pytest
 from optuna.study import StudyDirection
 from shell import at_once
 
+from hpo import holdings as holdings_module
 from hpo import queue as queue_module
-from hpo import sampling
+from hpo import sampling, trainers
 from hpo.errors import NotFound, ServiceError, StudyConflict
 from hpo.holdings import Holdings
 from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, Queue, StudyRow
@@ -202,15 +204,39 @@ def test_a_job_given_back_and_claimed_again_is_another_holding(database_url):
     old = claim(queue)
     holdings.add(old)
     holdings.put_epoch(old, (1, 1000, {"val/nmse": 1.0}))
-    holdings.flush()
+    holdings.flush_some(holdings.jobs())
     queue.give_back(old, reason="x", counts=True)
     new = claim(queue)
     holdings.add(new)
     holdings.put_epoch(new, (2, 2000, {"val/nmse": 0.5}))
     holdings.drop(old)
     assert new in holdings and old not in holdings
-    holdings.flush()
+    holdings.flush_some(holdings.jobs())
     assert [number for number, _ in queue.curve(new.id)] == [1, 2]
+
+
+def test_however_many_epochs_wait_the_thread_with_the_leases_stores_some_at_a_time(database_url, monkeypatch):
+    monkeypatch.setattr(holdings_module, "BATCH", 3)
+    queue = planned(database_url, 1)
+    job, holdings = claim(queue), Holdings(queue)
+    holdings.add(job)
+    for epoch in range(1, 12):
+        holdings.put_epoch(job, (epoch, 1000 * epoch + 1, {"val/nmse": 1 / epoch}))
+    for stored in (3, 6):
+        assert not holdings.flush_some([job])
+        assert len(queue.curve(job.id)) == stored
+    with holdings._flushing:  # by the other thread
+        assert not holdings.flush_some([job]), "at once"
+    holdings.flush(job)
+    assert holdings.flush_some([job])
+    assert queue.outbox(job.id) == [(epoch, 1000 * epoch + 1, {"val/nmse": 1 / epoch}) for epoch in range(1, 12)]
+
+
+def test_a_trainer_that_writes_faster_than_we_read_is_read_in_pieces():
+    trainer = object.__new__(trainers.Trainer)
+    trainer._events, trainer._partial, trainer.closed = os.open("/dev/zero", os.O_RDONLY), b"", False
+    assert trainer.events() == [] and len(trainer._partial) == trainers.READ and not trainer.closed
+    os.close(trainer._events)
 
 
 def test_a_name_stands_for_one_specification(database_url):

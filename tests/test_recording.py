@@ -231,7 +231,7 @@ def test_what_was_shown_late_of_a_trial_that_went_on_is_put_right(shown, held):
     holdings, job = held
     shown.show(shown.queue.job(job.id))
     stale = shown.queue.job(job.id)
-    holdings.flush()
+    holdings.flush_some(holdings.jobs())
     shown.queue.give_back(job, reason="x", counts=False)
     shown.show(stale)  # by a worker that was frozen before it could show RUNNING
     assert shown.tracker.client.get_run(stale.run_id).info.status == "SCHEDULED"
