@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpo import terminal
 from hpo.errors import ModelError, NotFound, ServiceError, SettingsError, UserError
 
 if TYPE_CHECKING:
@@ -33,26 +34,13 @@ WATCH_INTERVAL = 2.0  # seconds
 
 def program() -> None:
     """The `hpo` of the shell: `main`, and then the end, though a thread may still be waiting for a server."""
-    _open_standard_streams()
+    terminal.take_over()
     os.environ["PYTHONSAFEPATH"] = "1"  # for what a library starts: nothing imports from where the user stands
     code = main()
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
-
-
-def _open_standard_streams() -> None:
-    """Have 0, 1 and 2 be open, though whatever started us closed them: a lock, say, with such a number would reach
-    no child process."""
-    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(file, True)
-    os.close(file)
-    for name, number in (("stdout", 1), ("stderr", 2)):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w", closefd=False))
-    if sys.stdin is None:
-        sys.stdin = os.fdopen(0, closefd=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,9 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `hpo trials | head`
-        sys.stderr.close()
-        return 0
     except Exception as error:
         if message := _mistake(error):
             print(f"hpo: {message}", file=sys.stderr)
@@ -93,7 +78,7 @@ class _Messages(logging.Handler):
     """Log lines on standard error as it is at that moment: the live display puts them above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, ValueError):  # the terminal has gone; the work goes on
+        with suppress(OSError, ValueError):  # a full disk under a log file ends no work
             print(self.format(record), file=sys.stderr)
 
 
@@ -446,7 +431,7 @@ def _work(
             )
             try:
                 display.tick(trouble)
-            except OSError:  # the terminal has gone; the work goes on
+            except OSError:  # as in _Messages
                 console.quiet = True
 
         closed = supervisor.run(limits=limits or NO_LIMITS, on_tick=tick)
@@ -497,7 +482,7 @@ def _on_slurm(
         with Display(Progress(queue, row), console) as display:
 
             def tick(trouble: str) -> None:
-                with suppress(OSError):  # the terminal has gone; the array goes on
+                with suppress(OSError):  # as in _Messages
                     display.tick(trouble)
 
             return slurm.watch(array, queue, row, interrupts=interrupts, tick=tick)
@@ -682,7 +667,7 @@ def compare(options: argparse.Namespace) -> int:
     shown = comparing.table(compared, only_differences=options.differences)
     report.print_table(console, shown)
     if compared.warning:
-        console.print(compared.warning, style="bold red", soft_wrap=True, markup=False)
+        console.print(compared.warning, style="bold red", soft_wrap=True)
     return 0
 
 
@@ -739,10 +724,16 @@ def status(options: argparse.Namespace) -> int:
     if not options.watch:
         console.print(view())
         return 0
+    if not console.is_terminal:
+        with suppress(KeyboardInterrupt):
+            while not terminal.gone():
+                console.print(view())
+                time.sleep(WATCH_INTERVAL)
+        return 0
     from rich.live import Live
 
     with suppress(KeyboardInterrupt), Live(view(), console=console, auto_refresh=False) as live:
-        while True:
+        while not terminal.gone():
             time.sleep(WATCH_INTERVAL)
             live.update(view(), refresh=True)
     return 0

@@ -351,7 +351,7 @@ def table(found: Comparison, *, only_differences: bool = False) -> Table:
     made.add_column("", min_width=LABEL, overflow="fold")
     made.add_column("≠")
     for each in found.things:
-        made.add_column(Text(each.name), justify="right", min_width=NARROW, overflow="fold")
+        made.add_column(each.name, justify="right", min_width=NARROW, overflow="fold")
     for each in found.predictors:
         made.add_column(Text(each.name, style="dim"), justify="right", min_width=NARROW, style="dim", overflow="fold")
     columns = [*found.things, *found.predictors]
@@ -365,7 +365,7 @@ def table(found: Comparison, *, only_differences: bool = False) -> Table:
             differs, best = key in found.differences, found.best(key)
             cells = [_text(key, value := each.values.get(key)) + _mark(value, best) for each in columns]
             style = "bold yellow" if differs else ""
-            made.add_row(Text(_label(key, found.unit), style=style), "≠" if differs else "", *map(Text, cells))
+            made.add_row(Text(_label(key, found.unit), style=style), "≠" if differs else "", *cells)
     return made
 
 

@@ -282,4 +282,4 @@ def _point(job: Job) -> str:
 def progress_line(text: str) -> None:
     """A line on standard error that replaces itself; nothing in a pipe."""
     if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        print(f"\r\033[K{text}", end="", file=getattr(sys.stderr, "plain", sys.stderr), flush=True)

@@ -2,18 +2,23 @@
 
 import json
 import shlex
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from hpo import promotion as promotions
 from hpo.mirror import Mirror, known, now_ms, number_text, point_text, score_text
 from hpo.queue import Job, StudyRow, finite
 from hpo.study import provenance
+from hpo.text import visible
 from hpo.tracking import Tracker
 
 TOP = 10
@@ -66,9 +71,7 @@ def show_result(
     lines += [
         f"Trial {failed['number']} is {failed['state']}: {failed['reason']}." for failed in ended.get("failed", [])
     ]
-    console.print(
-        "\n".join(["", *lines, "", *next_steps(study, ended, links, program, image)]), soft_wrap=True, markup=False
-    )
+    console.print("\n".join(["", *lines, "", *next_steps(study, ended, links, program, image)]), soft_wrap=True)
 
 
 def top_table(study: StudyRow, jobs: list[Job]) -> Table:
@@ -200,7 +203,7 @@ def log_comparison(tracker: Tracker, closed: list[tuple[StudyRow, dict[str, Any]
         table, text = Path(folder, "comparison.csv"), Path(folder, "comparison.txt")
         pandas.DataFrame(comparison_rows(closed)).to_csv(table, index=False)
         with text.open("w") as file:
-            print_table(Console(file=file, width=120), comparison(closed))
+            print_table(console(file=file), comparison(closed))
         for study, _ in closed:
             for path in (table, text):
                 tracker.upload(study.facts["study_run_id"], path, "tables")
@@ -296,10 +299,9 @@ def log_study(shown: Mirror, ended: dict[str, Any]) -> None:
         pandas.DataFrame(rows(jobs)).to_csv(table, index=False)
         raw.write_text(json.dumps(finite(ended), indent=2, allow_nan=False))
         with text.open("w") as file:
-            console = Console(file=file, width=120)
-            print_table(console, top_table(study, jobs))
+            print_table(console(file=file), top_table(study, jobs))
             if ended.get("winner") is not None:
-                print_table(console, winner_table(study, ended))
+                print_table(console(file=file), winner_table(study, ended))
         for path in (table, raw, text):
             shown.tracker.upload(run_id, path, "tables")
     winner = ended.get("winner")
@@ -361,7 +363,22 @@ def print_table(console: Console, table: Table) -> None:
         console.width = width
 
 
-def console(**options: Any) -> Console:
+def console(*, file: IO[str] | None = None) -> Console:
     """The terminal; a pipe or file gets 120 columns."""
-    made = Console(highlight=False, soft_wrap=False, **options)
-    return made if made.is_terminal else Console(highlight=False, width=120, **options)
+    file = file or getattr(sys.stdout, "plain", None)
+    made = Plain(file=file)
+    return made if made.is_terminal else Plain(file=file, width=120)
+
+
+class Plain(Console):
+    """Prints texts as they are: there is no markup in them, and nothing that commands the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)

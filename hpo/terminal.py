@@ -1,0 +1,69 @@
+"""Standard output and error: what is printed is text, and nobody needs to read it."""
+
+import errno
+import io
+import os
+import sys
+from typing import Any
+
+from hpo.text import visible
+
+
+class Output(io.TextIOWrapper):
+    """Text for a file descriptor. Nothing that is printed commands the terminal; `plain` takes rich's own commands.
+
+    A reader that goes away (`| head`, a terminal that is closed) ends nothing: the rest is written nowhere.
+    """
+
+    def __init__(self, descriptor: int, encoding: str) -> None:
+        self._lasting = _Lasting(descriptor)
+        buffer = io.BufferedWriter(self._lasting)
+        # written through: both write into one buffer, in the order of their calls
+        shape: Any = {"encoding": encoding, "errors": "backslashreplace", "write_through": True}
+        shape["line_buffering"] = descriptor == 2 or self._lasting.terminal
+        super().__init__(buffer, **shape)
+        self.plain = io.TextIOWrapper(buffer, **shape)
+
+    def write(self, text: str) -> int:
+        super().write(visible(text))
+        return len(text)
+
+    @property
+    def gone(self) -> bool:
+        """Whether something was written that nobody could read any more."""
+        return self._lasting.gone
+
+
+class _Lasting(io.FileIO):
+    """A file descriptor that goes on taking what is written when its reader has gone; a full disk is an error."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self.terminal = self.isatty()  # asked now: one that has gone says no
+        self.gone = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EPIPE and not (self.terminal and error.errno == errno.EIO):
+                raise
+            self.gone = True
+            return memoryview(data).nbytes
+
+
+def take_over() -> None:
+    """Make `Output` of standard output and error. 0, 1 and 2 are open then, though whatever started us closed them: a
+    lock, say, with such a number would reach no child process, and a file would get what is printed."""
+    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(file, True)
+    os.close(file)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout, sys.stderr = (
+        Output(number, getattr(stream, "encoding", "utf-8")) for number, stream in ((1, sys.stdout), (2, sys.stderr))
+    )
+
+
+def gone() -> bool:
+    """Whether the reader of standard output has gone."""
+    return getattr(sys.stdout, "gone", False)

@@ -1,0 +1,88 @@
+"""Standard output and error of real processes: readers that go away, and text that is no more than text."""
+
+import io
+import os
+import pty
+import subprocess
+from pathlib import Path
+
+import cells
+import psycopg
+import pytest
+from rich.table import Table
+from rich.text import Text
+from shell import PATIENCE, Shell
+
+from hpo.report import Plain
+from hpo.text import visible
+
+ESCAPE = "\x1b]0;OWNED\x07"
+
+
+def hpo(shell: Shell, *words: object, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*shell.PROGRAM, *map(str, words)], env=shell.environment, start_new_session=True, **options
+    )
+
+
+@pytest.mark.acceptance
+def test_a_run_whose_reader_goes_away_trains_to_its_end_and_ends_well(shell, data, tmp_path):
+    study = cells.study(tmp_path, "piped", data=data, epochs=3)
+    run = hpo(shell, "run", "--study", study, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert run.stdout.readline().startswith(b"Study piped: 4 trials")
+    run.stdout.close()
+    run.stderr.close()
+    assert run.wait(PATIENCE) == 0
+    assert [job.state for job in shell.trials("piped")] == ["done"] * 4
+
+    for words in (["trials", "--study", "piped"], ["studies", "--json"], ["status"], ["status", "--watch"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        listing = hpo(shell, *words, stdout=writing, stderr=writing)
+        os.close(writing)
+        assert listing.wait(PATIENCE) == 0, words
+
+    reason = f"[/x] [enforce fail at alloc.cpp:1] :boom: {ESCAPE}"  # markup, an emoji's name and an escape sequence
+    with psycopg.connect(shell.database_url.replace("+psycopg", "")) as connection:
+        connection.execute("UPDATE hpo.job SET reason = %s WHERE kind = 'trial' AND number = 0", [reason])
+    for words in (["trials", "--study", "piped"], ["compare", "piped/0", "piped/1"]):
+        assert visible(reason) in shell.hpo(*words), "text is text"
+
+
+@pytest.mark.acceptance
+def test_a_run_without_a_terminal_or_any_output_goes_on_but_a_full_disk_is_said(shell, data, tmp_path):
+    study = cells.study(tmp_path, "alone", data=data, epochs=3)
+    master, slave = pty.openpty()
+    run = hpo(shell, "run", "--study", study, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    assert b"Study alone" in b"".join(iter(lambda: os.read(master, 1), b"\n")), "the first line"
+    os.close(master)
+    assert run.wait(PATIENCE) == 0
+    assert [job.state for job in shell.trials("alone")] == ["done"] * 4
+
+    closed = subprocess.run(
+        ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *shell.PROGRAM, "trials", "--study", "alone"], env=shell.environment
+    )
+    assert closed.returncode == 0
+    with Path("/dev/full").open("wb") as full:
+        process = hpo(shell, "trials", "--study", "alone", stdout=full, stderr=subprocess.PIPE)
+        said = process.communicate(timeout=PATIENCE)[1].decode()
+    assert process.returncode == 1 and "No space left on device" in said and "Traceback" not in said
+
+
+def test_what_a_terminal_would_obey_is_spelled_out():
+    assert visible(f"bad{ESCAPE}\x9b2J\u202e.png\n\tcaf\udce9 µ² 日本") == (
+        "bad\\x1b]0;OWNED\\x07\\x9b2J\\u202e.png\n\tcaf\\udce9 µ² 日本"
+    )
+
+
+def test_on_a_terminal_colours_are_commands_and_texts_are_not():
+    shown = io.StringIO()
+    console = Plain(file=shown, force_terminal=True, width=60)
+    table = Table(f"[red]{ESCAPE}", "b")
+    table.add_row(Text(f"x{ESCAPE}"), "[/y]", style="bold")
+    console.print(table)
+    console.print(f"[/z] {ESCAPE}", style="red")
+    for text in ("[red]\\x1b]0;OWNED", "x\\x1b]0;OWNED", "[/y]", "[/z] \\x1b]0;OWNED"):
+        assert text in shown.getvalue()
+    assert "\x1b[1m" in shown.getvalue() and "\x1b]0" not in shown.getvalue()
