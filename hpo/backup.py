@@ -6,14 +6,16 @@ how to go on from. Of artifacts, what these snapshots name is taken; such files 
 removed are treated apart: checkpoints, which are fetched first, and what `hpo delete` removes, which waits for us.
 """
 
+import glob
 import json
 import os
 import shutil
+import stat
 import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -24,15 +26,16 @@ from typing import IO, Any
 import psycopg
 import sqlalchemy
 
+from hpo import daemon, postgres
 from hpo import home as homes
-from hpo import postgres
-from hpo.errors import BackupError, NotFound, disk_is_full
+from hpo.errors import BackupError, NotFound, ServiceError, disk_is_full
 from hpo.queue import SCHEMA_VERSION, Queue, postgres_url
 from hpo.services import Services
 from hpo.settings import Settings
 from hpo.tracking import Store, sha256_of
 
 FORMAT = 1
+ALIVE = "backup.life"  # lock of whoever writes; marks the folder as a backup's
 MANIFEST = "manifest.json"  # the last file of a backup: one that was cut short has none
 LOCK = "backup"  # held while a backup is made or restored, and by whatever removes files for good
 WAITS = "Waiting for a backup, a restore or a deletion that is under way on this database."
@@ -88,13 +91,12 @@ def backup(of: Place, target: Path, report: Report) -> dict[str, Any]:
     try:
         with (
             queue.lock(LOCK, waits=partial(report, WAITS)),
-            _scratch(target.with_name(target.name + ".partial")) as scratch,
+            _scratch(target) as scratch,
         ):
             whole = scratch / "whole"
             with _private(whole) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
                 manifest = _write(of, _Archive(tar), store, scratch, report)
-            _require_absent(target)  # another backup may have ended while we waited for it
-            whole.rename(target)
+            _put(whole, target)
     except Exception as error:
         if disk_is_full(error):
             raise BackupError(
@@ -110,17 +112,35 @@ def backup(of: Place, target: Path, report: Report) -> dict[str, Any]:
 
 
 def _require_absent(target: Path) -> None:
-    if target.exists():
+    if os.path.lexists(target):  # a link that leads nowhere, too
         raise BackupError(f"{target} exists already: a backup replaces nothing. Give another name, or remove it.")
 
 
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """An empty folder that only we can read, removed afterwards."""
-    shutil.rmtree(folder, ignore_errors=True)  # of a backup that was killed
-    folder.mkdir(mode=0o700)
+def _put(whole: Path, target: Path) -> None:
+    """Give the file its name, if nobody else has taken that meanwhile."""
     try:
-        yield folder
+        os.link(whole, target)  # unlike a rename it replaces nothing
+    except FileExistsError:
+        _require_absent(target)
+    except OSError:  # a file system without hard links
+        _require_absent(target)
+        whole.rename(target)
+
+
+@contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """An empty folder beside the target that only we can read, removed afterwards; so are those of killed backups."""
+    ending = ".partial"
+    for other in target.parent.glob(f".{glob.escape(target.name)}.*{ending}"):
+        about = other.lstat()
+        if stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() and (other / ALIVE).exists():
+            with suppress(ServiceError), daemon.taken(other / ALIVE):  # unless it goes on
+                shutil.rmtree(other, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=ending, dir=target.parent))
+    try:
+        with daemon.taken(folder / "lock") as _:
+            (folder / "lock").rename(folder / ALIVE)  # never seen unlocked while we live
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

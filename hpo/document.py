@@ -3,8 +3,10 @@
 Frames hold full numbers; only the pages round them.
 """
 
+import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,9 +18,12 @@ import jinja2
 import pandas
 
 from data_pipeline.dataset import write_atomically
+from hpo import sums
 from hpo.answers import Answer
+from hpo.errors import ReportError
 from hpo.mirror import number_text
 
+SUMS = "report.sha256"  # which files of a folder are a report's
 SHOWN = 30  # rows of a table that the page shows; files have all
 LOW, HIGH = " 95 % low", " 95 % high"  # columns of an interval, behind the name of the score
 
@@ -107,21 +112,47 @@ class Document:
 
 
 def write(document: Document, folder: Path) -> list[Path]:
-    """Write report.html, report.md, tables/*.csv and *.json, figures/*.svg; return their paths."""
-    for name, endings in (("tables", ("csv", "json")), ("figures", ("svg",))):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        if (folder / "report.html").exists():  # then these are an earlier report's, of other studies perhaps
-            for stale in (path for ending in endings for path in (folder / name).glob(f"*.{ending}")):
-                stale.unlink()
+    """Write report.html, report.md, tables/*.csv and *.json, figures/*.svg; return their paths.
+
+    report.sha256 lists them. What an earlier report listed and nobody changed is replaced or, if it is not of this
+    report, removed; everything else stays. ReportError, with nothing changed, if a file of others has a name of ours.
+    """
     files = {"report.html": _rendered("report.html.j2", document), "report.md": _rendered("report.md.j2", document)}
     for table in document.tables:
         files[f"tables/{table.name}.csv"] = table.values.to_csv(index=False)
         records = [{name: _plain(value) for name, value in row.items()} for row in table.values.to_dict("records")]
         files[f"tables/{table.name}.json"] = json.dumps(records, indent=1, allow_nan=False)
     files |= {f"figures/{picture.name}.svg": picture.svg for picture in document.pictures}
-    for name, text in files.items():
-        write_atomically(folder / name, text.encode())
+    contents = {name: text.encode() for name, text in files.items()}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    listed = sums.listed(folder / SUMS)
+    if foreign := [name for name in (*files, SUMS) if not _is_ours(folder, name, listed)]:
+        raise ReportError(
+            f"{folder / foreign[0]} is not as an earlier report left it: nothing was changed. Name another folder, or "
+            "move that file away."
+        )
+    for name in ("tables", "figures"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    sums.write(folder / SUMS, hashes, listed)  # both, in case this is interrupted
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    for stale in listed.keys() - files.keys():
+        if _is_ours(folder, stale, listed):
+            (folder / stale).unlink(missing_ok=True)
+    sums.write(folder / SUMS, hashes)
     return [folder / name for name in files]
+
+
+def _is_ours(folder: Path, name: str, listed: Mapping[str, set[str]]) -> bool:
+    """Whether a file is missing, or as the list says."""
+    file = folder / name
+    if not os.path.lexists(file):
+        return True
+    if file.is_symlink() or not file.is_file():
+        return False
+    if name == SUMS:
+        return "report.html" in listed
+    return hashlib.sha256(file.read_bytes()).hexdigest() in listed.get(name, ())
 
 
 def shown(value: Any, column: str = "") -> str:

@@ -42,5 +42,9 @@ class BackupError(UserError):
     """A backup cannot be made, is not whole, or cannot be restored here."""
 
 
+class ReportError(UserError):
+    """A report cannot be written where it was asked for."""
+
+
 class ModelError(UserError):
     """A downloaded model's files are missing, changed or cannot be used on the given image."""

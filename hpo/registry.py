@@ -4,19 +4,19 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from hpo import lengths, tracking
+from hpo import lengths, sums, tracking
 from hpo.errors import ModelError, NotFound
 from hpo.lengths import cut, cut_table
 from hpo.tracking import KEY, Tracker, pages, quoted, server, sha256_of, sha256_of_files
 
-SUMS = "SHA256SUMS"  # marks a folder as a download; `sha256sum --check` reads it
+SUMS = "SHA256SUMS"  # marks a folder as a download
 TABLE = "\n\n| version |"
 
 
@@ -217,7 +217,7 @@ def _download(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha2
         new.mkdir()
         _fetch(tracker, uri, what, new, expected_sha256)
         _verify(new, expected_sha256)
-        (new / SUMS).write_text("".join(f"{sha}  {path}\n" for path, sha in sorted(expected_sha256.items())))
+        sums.write(new / SUMS, expected_sha256)
         _check_target(folder)  # it may have changed during the download
         if folder.exists():
             folder.rename(Path(temporary, "old"))
@@ -227,9 +227,7 @@ def _download(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha2
 
 def _check_path(path: str) -> None:
     """ModelError unless it is a plain relative path below the model's folder, on any system, and one line of SUMS."""
-    parts = PurePosixPath(path).parts
-    plain = path.isprintable() and not set("\\:") & set(path)  # no zero byte, no line end, no drive
-    if not parts or path != "/".join(parts) or path.startswith("/") or ".." in parts or not plain or path == SUMS:
+    if not sums.is_plain(path) or path == SUMS:
         raise ModelError(f"The list of the model's files has the odd path {path!r}: nothing was downloaded.")
 
 
@@ -238,13 +236,8 @@ def _check_target(folder: Path) -> None:
         raise ModelError(f"{folder} exists and is not a folder: name another one, or one that does not exist yet.")
     if not folder.exists() or not any(folder.iterdir()):
         return
-    sums = folder / SUMS
-    listed = {}
-    if sums.is_file() and not sums.is_symlink():
-        lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
-        listed = {path: sha for sha, _, path in (line.partition("  ") for line in lines)}
-    found = sha256_of_files(folder)
-    found.pop(SUMS, None)
+    listed = sums.listed(folder / SUMS)
+    found = {path: {sha256} for path, sha256 in sha256_of_files(folder).items() if path != SUMS}
     if not listed or found != listed or any(path.is_symlink() for path in folder.rglob("*")):
         raise ModelError(
             f"{folder} exists and is not an unchanged earlier download: nothing in it was touched. "

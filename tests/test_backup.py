@@ -251,8 +251,12 @@ def test_a_checkpoint_that_is_not_what_was_recorded_is_said(source, saved, tmp_p
 @pytest.mark.service
 def test_a_backup_waits_for_whoever_removes_files_and_replaces_nothing(source, tmp_path):
     target, queue, said = tmp_path / "saved.tar", Queue(source.databases["hpo"]), []
-    (tmp_path / "saved.tar.partial").mkdir()  # of a backup that was killed
-    (tmp_path / "saved.tar.partial" / "whole").write_text("half")
+    killed = tmp_path / ".saved.tar.1.partial"
+    theirs = [tmp_path / "saved.tar.partial", tmp_path / ".saved.tar.2.partial"]  # without its mark
+    for each in (killed, *theirs):
+        each.mkdir()
+        (each / "whole").write_text("half")
+    (killed / backup.ALIVE).touch()
 
     def save() -> None:
         try:
@@ -270,7 +274,25 @@ def test_a_backup_waits_for_whoever_removes_files_and_replaces_nothing(source, t
     thread.join()
     queue.close()
     assert "exists already" in said[-1] and target.read_text() == "another backup"
-    assert list(tmp_path.iterdir()) == [target]
+    assert {*tmp_path.iterdir()} == {target, *theirs}
+    assert all((each / "whole").exists() for each in theirs)
+
+
+def test_what_another_backup_to_the_same_name_writes_stays_and_nothing_that_came_meanwhile_is_replaced(tmp_path):
+    target = tmp_path / "saved.tar"
+    with backup._scratch(target) as one, backup._scratch(target) as other:
+        assert one.is_dir() and other.is_dir() and one.stat().st_mode & 0o777 == 0o700
+        (one / "whole").write_text("one")
+        (other / "whole").write_text("other")
+        backup._put(one / "whole", target)
+        with pytest.raises(BackupError, match="exists already"):
+            backup._put(other / "whole", target)
+    assert target.read_text() == "one" and list(tmp_path.iterdir()) == [target]
+    target.unlink()
+    target.symlink_to("nowhere")
+    with pytest.raises(BackupError, match="exists already"):
+        backup.backup(backup.Place({}, ""), target, print)
+    assert target.is_symlink()
 
 
 @pytest.mark.root
