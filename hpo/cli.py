@@ -592,14 +592,16 @@ def studies(options: argparse.Namespace) -> int:
 
 
 def _study_summary(queue: "Queue", row: "StudyRow") -> dict[str, Any]:
-    from hpo import promotion
+    from hpo import election
 
     jobs = queue.jobs(row.name)
     trials = [job for job in jobs if job.kind == "trial"]
-    best = promotion.ranked(jobs)
+    best = election.ranked(jobs)
     close = next((job for job in jobs if job.kind == "closing"), None)
     state = "planned"
-    if close is not None and close.state == "done":
+    if row.deleting:
+        state = "half deleted"
+    elif close is not None and close.state == "done":
         state = "closed"
     elif any(job.alive for job in jobs):
         state = "running"
@@ -743,7 +745,7 @@ def status(options: argparse.Namespace) -> int:
 
 
 def promote(options: argparse.Namespace) -> int:
-    from hpo import promotion, registry, report
+    from hpo import election, report, study
     from hpo.tracking import Tracker
 
     _, found, queue = _connect()
@@ -761,17 +763,15 @@ def promote(options: argparse.Namespace) -> int:
             f"model; `hpo run` or `hpo worker --study {row.name}` finishes it."
         )
     ended, tracker = close.result, Tracker(found.tracking_uri)
-    winner = ended.get("winner")
-    if winner is not None and winner["version"] is not None:
-        name = ended["model_name"]
-        if "+" not in row.name and registry.get_alias(tracker, name, promotion.alias(row.name)) is None:
-            version = registry.find(tracker, name, str(winner["version"]))
-            if fault := promotion.unsound(queue, tracker, name, version):
-                raise ModelError(f"{name} version {version.number} is not promoted again: {fault}")
-            registry.set_alias(tracker, name, promotion.alias(row.name), winner["version"])
-            print(f"Set the alias @{promotion.alias(row.name)} again.")
-        with promotion.champion_lock(queue, name):
-            ended = ended | promotion.elect(queue, tracker, name)
+    if (ended.get("winner") or {}).get("version") is not None:
+        outcome, alias = election.settle(queue, tracker, row), study.alias(row.name)
+        if fault := outcome.refused.get(alias):
+            raise ModelError(
+                f"{ended['model_name']} version {ended['winner']['version']} is not promoted again: {fault}"
+            )
+        if alias in outcome.moved:
+            print(f"Set the alias @{alias} again.")
+        ended = ended | outcome.elected
     print("\n".join(report.promotion(row, ended, close)))
     return 0
 
@@ -838,24 +838,14 @@ def predict(options: argparse.Namespace) -> int:
 
 
 def delete(options: argparse.Namespace) -> int:
-    from hpo import promotion, registry, sampling
-    from hpo.backup import LOCK, WAITS
+    from hpo import deletion, sampling
     from hpo.tracking import Tracker
 
     read, found, queue = _connect()
-    row = queue.study(options.study)
-    jobs = queue.jobs(row.name)
-    lost = queue.expired(row.name, lease=read.lease)
-    if any(job.state == "running" and job.id not in lost for job in jobs):
-        raise NotFound(f"Workers are training {row.name} right now. Stop them (Ctrl-C) first; then delete.")
-    tracker, name = Tracker(found.tracking_uri), row.facts["model_name"]
-    if not options.not_in_mlflow and not tracker.knows(row.facts["experiment_id"]):
-        raise NotFound(
-            f"The MLflow server at {found.tracking_uri} has no experiment {row.facts['experiment_id']}, which is "
-            f"{row.name}'s: is it the server you mean? If it has lost it, --not-in-mlflow deletes what is left."
-        )
+    row, tracker = queue.study(options.study), Tracker(found.tracking_uri)
+    deletion.check(queue, tracker, row, lease=read.lease, in_mlflow=not options.not_in_mlflow)
     if not options.yes:
-        done = sum(job.state == "done" for job in jobs if job.kind == "trial")
+        done = sum(job.state == "done" for job in queue.jobs(row.name) if job.kind == "trial")
         print(f"This deletes the study {row.name} for good: {done} finished trials, their runs, models and versions.")
         try:
             answer = input("Type the study's name to go on: ")
@@ -863,18 +853,8 @@ def delete(options: argparse.Namespace) -> int:
             answer = ""
         if answer.strip() != row.name:
             raise NotFound("Not deleted: the name was not typed. (--yes goes on without asking.)")
-    # a backup under way still reads the files
-    backed_up = queue.lock(LOCK, waits=lambda: _say(WAITS))
-    with backed_up, queue.lock(f"plan.{row.name}"), promotion.champion_lock(queue, name):
-        known = registry.versions(tracker, name)
-        for version in known:
-            if version.tags.get("hpo.study") == row.name:
-                registry.delete_version(tracker, name, version.number)
-        if known:
-            promotion.elect(queue, tracker, name)
-        tracker.delete_study_data(row.facts["experiment_id"])
-        sampling.delete(sampling.storage(found.database_url), row.name)
-        queue.delete_study(row.name)
+    store = sampling.storage(found.database_url)
+    deletion.delete(queue, tracker, store, row, lease=read.lease, in_mlflow=not options.not_in_mlflow, report=_say)
     print(f"Deleted the study {row.name}.")
     return 0
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpo import crash, plots, promotion, report
+from hpo import crash, election, plots, promotion, report
 from hpo.mirror import Mirror
 from hpo.queue import Job
 
@@ -27,7 +27,7 @@ class Closing:
     def fetch(self, then: Callable[[], None]) -> None:
         """Mend what is half shown, download the winners' models, every file checked; then call `then`. Repeatable."""
         self.mirror.reconcile(lease=self.lease, older_than=0)
-        self._winners = promotion.winners(self.mirror.queue.jobs(self.job.study), self.report_by)
+        self._winners = election.winners(self.mirror.queue.jobs(self.job.study), self.report_by)
         self.folder.mkdir(parents=True, exist_ok=True)
         for winner in self._winners:
             promotion.fetch(self.mirror.tracker, winner, self._model(winner))

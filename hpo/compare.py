@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from rich.table import Table
 from rich.text import Text
 
-from hpo import mirror, promotion, registry
+from hpo import election, mirror, registry
 from hpo.errors import NotFound
 from hpo.mirror import number_text, point_text, score_text
 from hpo.queue import Job, Queue, StudyRow
@@ -146,7 +146,7 @@ def find(queue: Queue, tracker: Tracker, studies: Mapping[str, StudyRow], name: 
     models = list(dict.fromkeys(row.facts["model_name"] for row in studies.values()))
     head, slash, rest = name.partition("/")
     if name in studies:
-        best = promotion.ranked(queue.jobs(name))
+        best = election.ranked(queue.jobs(name))
         if not best:
             raise NotFound(f"The study {name} has no finished trial that could stand for it. Name one, as in {name}/0.")
         return best[0]
@@ -177,7 +177,7 @@ def trial(queue: Queue, study: StudyRow, rest: str) -> Job:
             f"The study {study.name} has no trial '{rest}': expected a number of 0 to {last}{again}. "
             f"`hpo trials --study {study.name}` lists them."
         )
-    return next(iter(promotion.ranked(found)), found[0])
+    return next(iter(election.ranked(found)), found[0])
 
 
 def _aliased(tracker: Tracker, models: Sequence[str], name: str) -> tuple[str, Version]:
@@ -286,15 +286,15 @@ def _validation(queue: Queue, job: Job, jobs: list[Job]) -> dict[str, Any]:
         found = {"best_val_nmse": best["val/nmse"], "best_val_mse": best["val/mse"], "best_epoch": number}
         found |= {"last_val_nmse": last["val/nmse"], "last_val_mse": last["val/mse"]}
         found |= {"seconds": sum(each["seconds"] for _, each in curve)}
-    if len(repeats := promotion.repeats(jobs).get(job.number, [])) > 1:
-        found["repeats_nmse_mean"], found["repeats_nmse_deviation"] = promotion.spread(repeats)
+    if len(repeats := election.repeats(jobs).get(job.number, [])) > 1:
+        found["repeats_nmse_mean"], found["repeats_nmse_deviation"] = election.spread(repeats)
     found |= {"epochs": job.epochs, "train_seconds": found.get("seconds")}  # "seconds" is the name of an epoch's
     return {name: found[name] for name in VALIDATION if found.get(name) is not None}
 
 
 def _tested(job: Job, jobs: list[Job]) -> dict[str, Any] | None:
     """What the study's closing found of this trial on the test split, if it was opened for it."""
-    if job.id not in (best.id for best in promotion.ranked(jobs)):  # of a point's repeats only the best was tested
+    if job.id not in (best.id for best in election.ranked(jobs)):  # of a point's repeats only the best was tested
         return None
     return next((each["test"] for each in _ended(jobs).get("groups", []) if each["number"] == job.number), None)
 

@@ -32,6 +32,7 @@ STEPS = (
     "packaging",
     "scoring",
 )
+DELETION = ("deletion begun", "versions deleted", "experiment deleted")  # steps of `hpo delete`
 
 
 def at(step: str) -> None:

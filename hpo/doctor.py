@@ -14,8 +14,9 @@ from typing import Any
 from mlflow.entities import Experiment, LoggedModel, LoggedModelStatus
 
 from hpo import data as data_files
-from hpo import invariants, mirror, registry, sampling
+from hpo import election, invariants, mirror, registry, sampling
 from hpo.mirror import Mirror
+from hpo.planning import lock_plan
 from hpo.queue import ENDED, Job, Queue, StudyRow
 from hpo.services import Services
 from hpo.settings import Settings
@@ -98,6 +99,9 @@ def _study(shown: Mirror, settings: Settings) -> Iterator[Finding]:
             remedy = partial(shown.queue.close_again, shown.study.name)
         elif violation.job is not None:
             todo, remedy = "show it again in Optuna and MLflow", partial(_show, shown, violation.job, deleted, settings)
+        elif violation.election:
+            todo = "set aliases and tags as the database says"
+            remedy = partial(election.settle, shown.queue, shown.tracker, shown.study)
         elif violation.rule == "I4":
             todo = "do not use these files; take the alias off in MLflow, then `hpo promote` elects the next sound one"
         yield Finding(kind=violation.rule, what=f"{violation.study}: {violation.what}", todo=todo, remedy=remedy)
@@ -226,7 +230,7 @@ def _delete_model(shown: Mirror, model: LoggedModel, seen: Job | None) -> None:
 
 def _delete_experiment(queue: Queue, tracker: Tracker, experiment: Experiment) -> None:
     """Delete the experiment unless it was planned into since we looked."""
-    with queue.lock(f"plan.{experiment.name}"):
+    with lock_plan(queue, experiment.name):
         if experiment.name not in {row.name for row in queue.studies()}:
             tracker.delete_study_data(experiment.experiment_id)
 

@@ -17,7 +17,7 @@ import pandas
 from data_pipeline.dataset import Dataset, load_npz
 from data_pipeline.phase import Phase
 from data_pipeline.split import Split, split
-from hpo import alarms, analysis, promotion, study
+from hpo import alarms, analysis, election, study
 from hpo.errors import NotFound, StudyConflict
 from hpo.mirror import point_text
 from hpo.queue import Job, Queue, StudyRow
@@ -89,7 +89,7 @@ class Closed:
     def points(self) -> list[tuple[Job, float]]:
         """The best finished trial of each point with the point's validation NMSE (the mean over its repeats), best
         first."""
-        return promotion.points(self.jobs)
+        return election.points(self.jobs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,19 +4,20 @@ I1  Each planned point has exactly one recorded result, or is dead or cancelled 
     and MLflow show the same. No trial is left to be trained when its study closes.
 I2  Nothing recorded is lost: curves have no gap and no doubled step, here and in MLflow.
 I3  No trial of Optuna and no run of MLflow is RUNNING without a live lease.
-I4  Every alias leads to a version whose files have the recorded hashes, load, and predict.
+I4  Every alias leads to a version whose files have the recorded hashes, load, and predict; @champion and the studies'
+    aliases are where an election from the rows puts them, and the versions' tags say the rows' scores.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
 from mlflow.entities import LoggedModelStatus
 from optuna.trial import TrialState
 
-from hpo import mirror, promotion, registry, sampling
+from hpo import election, mirror, registry, sampling
 from hpo.mirror import Mirror
 from hpo.queue import ATTEMPTS, ENDED, Job
 from hpo.tracking import KEY, OWNER
@@ -30,6 +31,7 @@ class Violation:
     study: str
     what: str  # what was expected and found, and where
     job: Job | None = None  # whose picture in Optuna or MLflow is wrong; or the closing that came too early
+    election: bool = False  # whether aliases or tags are not what the rows say
 
 
 def check(shown: Mirror, *, grace: float = 0.0, models: bool = True) -> list[Violation]:
@@ -56,6 +58,8 @@ def check(shown: Mirror, *, grace: float = 0.0, models: bool = True) -> list[Vio
             found += _trial(shown, job, seen)
     if models:
         found += [_violation(shown, "I4", what) for what in _aliases(shown)]
+        faults = election.faults(shown.queue, shown.tracker, shown.study)
+        found += [replace(_violation(shown, "I4", what), election=True) for what in faults]
     return found
 
 
@@ -185,23 +189,12 @@ def _curve(shown: Mirror, job: Job) -> Iterator[str]:
 
 
 def _aliases(shown: Mirror) -> Iterator[str]:
-    name, owner = shown.study.facts["model_name"], shown.queue.database_id()
-    known: list[registry.Version] = []
-    champion = None
-    for version in registry.versions(shown.tracker, name):
-        job = shown.queue.by_run(version.run_id)
-        if job is None and version.tags.get(OWNER) != owner:
-            continue  # of another database on this server
-        if version.aliases and (fault := promotion.unsound(shown.queue, shown.tracker, name, version)):
-            yield f"{name} version {version.number} (@{', @'.join(version.aliases)}): {fault}"
-        elif job is not None and job.result is not None and shown.queue.closing_state(job.study) == "done":
-            tag, recorded = version.tags.get(promotion.OWN), repr(job.result["best_val_nmse"])
-            if tag == recorded:
-                known.append(version)
-            elif tag is not None:  # somebody's own version has none, and does not stand for election
-                yield f"{name} version {version.number}: expected the tag {promotion.OWN} {recorded}, found {tag}"
-        if promotion.CHAMPION in version.aliases:
-            champion = version.number
-    scores = promotion.standings(known)
-    if champion in scores and scores[champion] > min(scores.values()):
-        yield f"{name}: @champion is version {champion}, but {min(scores, key=scores.__getitem__)} is better"
+    """The study's versions with an alias that nobody should use."""
+    owner = shown.queue.database_id()
+    for name in election.models(election.rivals(shown.queue, shown.study)):
+        for version in registry.versions(shown.tracker, name):
+            job = shown.queue.by_run(version.run_id)
+            if version.tags.get(OWNER) != owner or (job is not None and job.study != shown.study.name):
+                continue  # of another database on this server, or looked at with its own study
+            if version.aliases and (fault := election.unsound(shown.queue, shown.tracker, name, version)):
+                yield f"{name} version {version.number} (@{', @'.join(version.aliases)}): {fault}"

@@ -100,7 +100,7 @@ class Mirror:
         except Exception as error:  # such as a server that deletes nothing; `hpo doctor` finds what stays
             log.warning("%s: what it does not need any more stays in MLflow: %s", title(job), first_line(error))
 
-    def _alone(self, job: Job) -> AbstractContextManager[None]:
+    def _alone(self, job: Job) -> AbstractContextManager[object]:
         """Nobody else shows this job's point meanwhile: who shows it last has read all its repeats last."""
         if self.study.spec.get("repeats", 1) == 1:
             return nullcontext()

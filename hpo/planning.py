@@ -5,6 +5,7 @@ Everything is idempotent: a planner that died, or two at once, leave the same ro
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,10 @@ from data_pipeline import dataset as data_sets
 from data_pipeline.dataset import Dataset
 from data_pipeline.split import Split, lacks, split
 from hpo import data as data_files
-from hpo import lengths, promotion, sampling, study
-from hpo.errors import NotFound, StudyError
+from hpo import election, lengths, sampling, study
+from hpo.errors import StudyConflict, StudyError
 from hpo.mirror import known, now_ms, point_text
-from hpo.queue import Job, Queue, StudyRow
+from hpo.queue import Job, Queue, StudyRow, require_whole
 from hpo.settings import Settings
 from hpo.study import Study
 from hpo.tracking import Tracker
@@ -157,11 +158,19 @@ def _check_sizes(chosen: Study, folder: Path, data: Dataset) -> None:
 def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, database_url: str) -> StudyRow:
     """Write the study down as far as it is not yet. Raises StudyConflict if its name stands for something else, and
     StudyError if the one it starts from has not been finished."""
-    with queue.lock(f"plan.{ready.name}"):
-        try:
-            row = queue.study(ready.name)
-        except NotFound:
-            row = None
+    earlier = _earlier(ready, "best_of" if ready.study.best_of else "starts_from") if ready.study.follows else None
+    with lock_plan(queue, earlier) if earlier else nullcontext(), lock_plan(queue, ready.name):
+        rows = {row.name: row for row in queue.studies()}
+        row = rows.get(ready.name)
+        for name in (ready.name, earlier):
+            if name in rows:
+                require_whole(rows[name])
+        if row is None and (taken := [name for name in rows if study.alias(name) == study.alias(ready.name)]):
+            raise StudyConflict(
+                f"The study {ready.name} cannot be planned beside {taken[0]}: as aliases of a registered model both "
+                f"are called {study.alias(ready.name)}. Give the file another name, or `hpo delete --study {taken[0]}` "
+                "first."
+            )
         if row is not None and row.identity != ready.identity:
             raise study.conflict(ready.name, row.spec, ready.canonical)
         if row is not None and row.facts.get("planned"):
@@ -203,6 +212,12 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
     return queue.study(ready.name)
 
 
+def lock_plan(queue: Queue, name: str) -> AbstractContextManager[object]:
+    """Who plans or deletes a study holds this, as does who plans one that begins with it. Studies that would have the
+    same alias have the same lock."""
+    return queue.lock(f"plan.{study.alias(name)}")
+
+
 def _follow(ready: Plan, queue: Queue) -> dict[str, Any]:
     """What an earlier study gives this one: its best points, or the networks to start from."""
     if ready.study.follows is None:
@@ -241,7 +256,7 @@ def _ranked(ready: Plan, queue: Queue, key: str, what: str) -> list[Job]:
             f"{ready.name} {what} {name}, and {state}. Run `hpo run --study {study.file_name(name)}` "
             "with the same options first; or add --with-prerequisites to this command."
         )
-    return promotion.ranked(jobs)
+    return election.ranked(jobs)
 
 
 def _start(ready: Plan, best: list[Job]) -> dict[str, Any]:
@@ -366,7 +381,8 @@ def model_name(data: Dataset, parts: Split) -> str:
     text = json.dumps([data.digest, parts.digest, data.target_names])
     slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in data.metadata["name"]).strip("-") or "data"
     digits = f"-{study.digest({'model': text})[:8]}"
-    return slug[: lengths.MODEL_NAME - len(digits)] + digits
+    # Part of a database's id may follow (hpo.election.claim_model).
+    return slug[: lengths.MODEL_NAME - len(digits) - 9] + digits
 
 
 def _note(ready: Plan) -> str:

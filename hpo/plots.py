@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pandas
 
-from hpo import mirror, promotion
+from hpo import election, mirror
 from hpo.errors import NotFound
 from hpo.mirror import Mirror
 from hpo.queue import DatabaseLost, Job, LeaseLost
@@ -36,7 +36,7 @@ def log_plots(shown: Mirror, closing: Job, predictions: Mapping[int, Path]) -> N
     May be repeated. What cannot be drawn costs a warning: no picture keeps a study from closing. Raises what asks for
     another try, and LeaseLost.
     """
-    best = promotion.ranked(shown.queue.jobs(shown.study.name))
+    best = election.ranked(shown.queue.jobs(shown.study.name))
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent)
         wanted: list[tuple[Job, str, Callable[[], Figure]]] = []

@@ -17,7 +17,7 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from hpo.errors import NotFound, ServiceError
+from hpo.errors import NotFound, ServiceError, StudyConflict
 from hpo.study import conflict
 
 log = logging.getLogger("hpo")
@@ -144,7 +144,7 @@ _MIGRATIONS = {
     """
     + _WORKER,
     3: """
-    SELECT 1;
+    ALTER TABLE hpo.study ADD COLUMN IF NOT EXISTS deleting boolean NOT NULL DEFAULT false;
     """
     + _JUDGED,
 }
@@ -213,6 +213,7 @@ class StudyRow:
     facts: dict[str, Any]
     created_at: float  # seconds since 1970, server clock
     stops: int = 0  # how often its workers were asked to leave
+    deleting: bool = False  # a deletion has begun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,16 +321,25 @@ class Queue:
     # Planning
 
     @contextmanager
-    def lock(self, what: str, *, patience: float = 0, waits: Callable[[], object] = lambda: None) -> Iterator[None]:
+    def lock(
+        self, what: str, *, patience: float = 0, waits: Callable[[], object] = lambda: None
+    ) -> Iterator[Callable[[], None]]:
         """Hold a named lock across processes; it falls when the process dies, or `patience` seconds after it froze.
-        `waits` is called if somebody else holds it."""
+
+        What it gives is to be called between steps: it raises DatabaseLost if the lock has fallen, and starts the
+        patience anew. `waits` is called if somebody else holds the lock.
+        """
         with self._transaction() as connection:
             _patience(connection, patience)
             named = {"what": f"hpo.{what}"}
             if not connection.scalar(text("SELECT pg_try_advisory_xact_lock(hashtext(:what))"), named):
                 waits()
                 connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:what))"), named)
-            yield
+
+            def hold() -> None:
+                connection.execute(text("SELECT 1"))
+
+            yield hold
 
     def put_study(self, row: StudyRow) -> None:
         """Insert a study, or refresh its facts. Raises StudyConflict if the name stands for another specification."""
@@ -351,6 +361,14 @@ class Queue:
         if found is None:
             raise conflict(row.name, self.study(row.name).spec, row.spec)
 
+    def amend_facts(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Add to a study's facts, or change some."""
+        with self._transaction() as connection:
+            connection.execute(
+                text("UPDATE hpo.study SET facts = facts || cast(:facts AS jsonb) WHERE name = :name"),
+                {"name": name, "facts": _json(facts)},
+            )
+
     def study(self, name: str) -> StudyRow:
         """Raises NotFound, naming the studies there are."""
         rows = {row.name: row for row in self.studies()}
@@ -364,7 +382,8 @@ class Queue:
         with self._transaction() as connection:
             rows = connection.execute(
                 text("""
-                    SELECT name, identity, spec, facts, extract(epoch FROM created_at)::float8 AS created_at, stops
+                    SELECT name, identity, spec, facts, extract(epoch FROM created_at)::float8 AS created_at, stops,
+                        deleting
                     FROM hpo.study ORDER BY study.created_at
                 """)
             )
@@ -385,6 +404,21 @@ class Queue:
                 rows,
             )
 
+    def begin_deletion(self, name: str, *, lease: float) -> bool:
+        """Let nobody claim a trial of the study from now on, for it is being deleted; false, and nothing is changed,
+        while a worker holds one (leases in seconds)."""
+        with self._transaction() as connection:
+            _lock_study(connection, name, "FOR UPDATE")  # waits for claims under way
+            held = connection.scalar(
+                text(f"""
+                    SELECT EXISTS (SELECT FROM hpo.job WHERE study = :name AND state = 'running' AND NOT ({_EXPIRED}))
+                """),
+                {"name": name, "lease": lease},
+            )
+            if not held:
+                connection.execute(text("UPDATE hpo.study SET deleting = true WHERE name = :name"), {"name": name})
+            return not held
+
     def delete_study(self, name: str) -> None:
         with self._transaction() as connection:
             connection.execute(text("DELETE FROM hpo.study WHERE name = :name"), {"name": name})
@@ -393,11 +427,12 @@ class Queue:
 
     def claim(self, study: str, *, worker: str, lease: float, stops: int | None = None) -> Job | None:
         """Take the dearest waiting job, or one whose lease (seconds) ran out. None if there is nothing to take, or if
-        the study was stopped more often than the `stops` times the worker knows of."""
+        the study was stopped more often than the `stops` times the worker knows of, or is being deleted."""
         with self._transaction() as connection:
             closes = _all_ended(connection, study)
-            if closes:  # claims of trials do not wait for each other
-                _lock_study(connection, study)
+            # Claims of trials do not wait for each other, but for a deletion.
+            if _lock_study(connection, study, "FOR NO KEY UPDATE" if closes else "FOR KEY SHARE"):
+                return None
             row = connection.execute(
                 text(f"""
                     UPDATE hpo.job SET state = 'running', attempt = attempt + 1, fence = fence + 1, worker = :worker,
@@ -931,6 +966,12 @@ CONNECT = {
 }
 
 
+def require_whole(row: StudyRow) -> None:
+    """Raise StudyConflict if a deletion of the study was cut short, or is under way."""
+    if row.deleting:
+        raise StudyConflict(f"The study {row.name} is half deleted: `hpo delete --study {row.name}` deletes the rest.")
+
+
 def postgres_url(url: str) -> sqlalchemy.URL:
     """The URL with psycopg 3 as its driver. Raises ServiceError if it is no URL of a Postgres."""
     try:
@@ -983,10 +1024,10 @@ def _change(connection: Connection, job: Job, changes: str, **values: Any) -> No
         raise LeaseLost(f"trial {job.number} of {job.study}")
 
 
-def _lock_study(connection: Connection, study: str) -> None:
+def _lock_study(connection: Connection, study: str, how: str = "FOR NO KEY UPDATE") -> bool:
     """Held to its end by every transaction that makes a closed study of an open one, or the reverse: what one reads of
-    the trials and the closing, no other changes meanwhile."""
-    connection.execute(text("SELECT FROM hpo.study WHERE name = :study FOR NO KEY UPDATE"), {"study": study})
+    the trials and the closing, no other changes meanwhile. Whether the study is being deleted."""
+    return bool(connection.scalar(text(f"SELECT deleting FROM hpo.study WHERE name = :study {how}"), {"study": study}))
 
 
 def _all_ended(connection: Connection, study: str) -> bool:

@@ -14,7 +14,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from hpo import lengths, sums, tracking
 from hpo.errors import ModelError, NotFound
 from hpo.lengths import cut, cut_table
-from hpo.tracking import KEY, Tracker, pages, quoted, server, sha256_of, sha256_of_files
+from hpo.tracking import KEY, OWNER, Tracker, pages, quoted, server, sha256_of, sha256_of_files
 
 SUMS = "SHA256SUMS"  # marks a folder as a download
 TABLE = "\n\n| version |"
@@ -34,18 +34,23 @@ class Version:
 
 
 @server()
-def ensure_registered_model(tracker: Tracker, name: str, *, description: str, tags: Mapping[str, Any]) -> None:
-    """Make the registered model, or bring the description and tags of an existing one up to date.
+def ensure_registered_model(
+    tracker: Tracker, name: str, *, description: str, tags: Mapping[str, Any], owner: str
+) -> bool:
+    """Make the registered model, or bring the description and tags of an existing one up to date; false, and nothing is
+    touched, if it belongs to another queue's database than `owner`.
 
     A table of versions at the end of the description stays.
     """
-    words = {tag: cut(str(value), lengths.MODEL_TAG) for tag, value in tags.items()}
+    words = {tag: cut(str(value), lengths.MODEL_TAG) for tag, value in tags.items()} | {OWNER: owner}
     try:
         tracker.client.create_registered_model(name, tags=words, description=_page(description))
-        return
+        return True
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    if not belongs(tracker, name, owner):
+        return False
     model = tracker.client.get_registered_model(name)
     found = model.description or ""
     _, mark, table = found.partition(TABLE)
@@ -54,6 +59,18 @@ def ensure_registered_model(tracker: Tracker, name: str, *, description: str, ta
     for tag, value in words.items():
         if model.tags.get(tag) != value:
             tracker.client.set_registered_model_tag(name, tag, value)
+    return True
+
+
+@server()
+def belongs(tracker: Tracker, name: str, owner: str) -> bool:
+    """Whether a registered model is of this queue's database: as it says itself or, of one that an earlier hpo made, as
+    its versions do; one with no version of another's is anybody's."""
+    found = tracker.client.get_registered_model(name).tags.get(OWNER)
+    if found is not None:
+        return bool(found == owner)
+    owners = {version.tags[OWNER] for version in _versions(tracker, name) if OWNER in version.tags}
+    return not owners or owner in owners
 
 
 @server()
@@ -79,41 +96,62 @@ def register(
     tracker: Tracker,
     *,
     model_name: str,
+    owner: str,
     key: str,
     model_id: str,
     run_id: str,
     description: str,
     tags: Mapping[str, Any],
 ) -> int:
-    """The number of the one version with this key, made of the finished model if need be.
+    """The number of the one version of this run with this key of the queue's database `owner`, made of the finished
+    model if need be.
 
-    Two at once agree on the lower number and delete the other. Description and tags are brought up to date.
+    Two at once agree on the lower number and delete the other, as they do with one that a deleted study left under the
+    key. Description and tags are brought up to date. A version of an earlier hpo has the key alone, and is adopted.
     """
     description = cut(description, lengths.DESCRIPTION)
-    words = {tag: cut(str(value), lengths.VERSION_TAG) for tag, value in tags.items()}
-    found = [version for version in _versions(tracker, model_name) if version.tags.get(KEY) == key]
-    if not found:
+    words = {name: cut(str(value), lengths.VERSION_TAG) for name, value in tags.items()}
+    words |= {KEY: f"{owner}/{key}", OWNER: owner}
+
+    def ours() -> list[ModelVersion]:
+        known = [version for version in _versions(tracker, model_name) if version.tags.get(OWNER) == owner]
+        return [version for version in known if version.tags.get(KEY) in (words[KEY], key)]
+
+    if not any(version.run_id == run_id for version in ours()):
         tracker.client.create_model_version(
             model_name,
             source=f"models:/{model_id}",
             run_id=run_id,
             model_id=model_id,
-            tags={KEY: key} | words,
+            tags=words,
             description=description,
             await_creation_for=0,
         )
-        found = [version for version in _versions(tracker, model_name) if version.tags.get(KEY) == key]
-    if not found:
+    found = ours()
+    kept = next((version for version in found if version.run_id == run_id), None)
+    if kept is None:
         raise NotFound(f"The version of {model_name} that was just registered is gone: somebody deleted it.")
-    kept, *extras = found
-    for extra in extras:
-        tracker.client.delete_model_version(model_name, extra.version)
+    for version in found:
+        if version is not kept:
+            tracker.client.delete_model_version(model_name, version.version)
     if kept.description != description:
         tracker.client.update_model_version(model_name, kept.version, description)
-    for tag, value in words.items():
-        if kept.tags.get(tag) != value:
-            tracker.client.set_model_version_tag(model_name, kept.version, tag, value)
+    _set_tags(tracker, model_name, kept, words)
     return int(kept.version)
+
+
+@server()
+def set_tags(tracker: Tracker, model_name: str, version: Version, tags: Mapping[str, Any]) -> None:
+    """Set those tags of a version that it does not have like this yet."""
+    _set_tags(tracker, model_name, version, tags)
+
+
+def _set_tags(tracker: Tracker, model_name: str, version: "ModelVersion | Version", tags: Mapping[str, Any]) -> None:
+    number = str(version.version if isinstance(version, ModelVersion) else version.number)
+    for tag, value in tags.items():
+        word = cut(str(value), lengths.VERSION_TAG)
+        if version.tags.get(tag) != word:
+            tracker.client.set_model_version_tag(model_name, number, tag, word)
 
 
 @server()

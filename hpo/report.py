@@ -14,7 +14,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from hpo import promotion as promotions
+from hpo import election
 from hpo.mirror import Mirror, known, now_ms, number_text, point_text, score_text
 from hpo.queue import Job, StudyRow, finite
 from hpo.study import provenance
@@ -29,8 +29,8 @@ NAMES = {"mean": "mean of the training labels", "volume fraction": "volume fract
 def rows(jobs: list[Job]) -> list[dict[str, Any]]:
     """Finished trials, best point first, one flat dict each; MSE in the label's unit squared, seconds of training."""
     found = []
-    points = promotions.repeats(jobs)
-    for job in (each for best in promotions.ranked(jobs) for each in points[best.number]):
+    points = election.repeats(jobs)
+    for job in (each for best in election.ranked(jobs) for each in points[best.number]):
         assert job.result is not None and job.spec is not None
         result = job.result
         found.append(
@@ -76,7 +76,7 @@ def show_result(
 
 def top_table(study: StudyRow, jobs: list[Job]) -> Table:
     unit = study.facts["data"]["unit"]
-    done, points = promotions.ranked(jobs), promotions.repeats(jobs)
+    done, points = election.ranked(jobs), election.repeats(jobs)
     planned = len({job.number for job in jobs if job.kind == "trial"})
     title = f"{study.name}: best {min(TOP, len(done))} of {planned} trials, scores on the validation split"
     if again := study.spec.get("repeats", 1) > 1:
@@ -99,10 +99,12 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
             str(found["best_epoch"]),
             f"{found['seconds']:.0f}",
         ]
-        mean, deviation = promotions.spread(points[job.number])
+        mean, deviation = election.spread(points[job.number])
         if again:
-            best = None if job is done[0] else promotions.spread(points[done[0].number])
+            best = None if job is done[0] else election.spread(points[done[0].number])
             cells[2] = spread_text(mean, deviation, best)
+            if lacks := election.incomplete([other for other in jobs if other.number == job.number]):
+                cells[1] += f"\n{lacks}"
         entries.append((mean, cells))
     for name, found in study.facts["predictors"].items():
         scores = found["validation"]
@@ -171,9 +173,10 @@ def comparison(closed: list[tuple[StudyRow, dict[str, Any]]]) -> Table:
 
 def _spread(found: dict[str, Any]) -> str:
     """Of a point that was trained several times, below its best repeat's score: `mean 0.0651 ± 0.0012`."""
+    lacks = f" ({found['incomplete']})" if found.get("incomplete") else ""
     if found.get("point_deviation") is None:
-        return ""
-    return f"mean {spread_text(found['point_nmse'], found['point_deviation'])}"
+        return lacks.strip()
+    return f"mean {spread_text(found['point_nmse'], found['point_deviation'])}{lacks}"
 
 
 def comparison_rows(closed: list[tuple[StudyRow, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -255,8 +258,9 @@ def promotion(study: StudyRow, ended: dict[str, Any], close: Job | None) -> list
     lines = [f"Promoted: config {number} as {name} version {winner['version']}; {ended['reason']} (validation NMSE)."]
     own = ended["champion_nmse"]
     point = ended.get("champion_point_nmse", own)
-    stays = f"@champion stays version {ended['champion']}, of the study {ended['champion_study']}:"
-    if ended["champion"] == winner["version"]:
+    where = f"{ended['champion_model']} " if ended.get("champion_model", name) != name else ""
+    stays = f"@champion stays {where}version {ended['champion']}, of the study {ended['champion_study']}:"
+    if ended["champion"] == winner["version"] and not where:
         mean = "" if point == own else ", the mean of its point's repeats"
         lines.append(
             f"@champion is this version: the lowest validation NMSE ({point:.4g}{mean}) of all studies on this data."

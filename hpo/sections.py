@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 import pandas
 
-from hpo import alarms, analysis, answers, figures, promotion, sampling
+from hpo import alarms, analysis, answers, election, figures, sampling
 from hpo.document import HIGH, LOW, Document, Picture, Section, Table
 from hpo.evidence import Closed, Evidence, Winner
 from hpo.mirror import number_text, score_text
@@ -235,13 +235,18 @@ def _study(evidence: Evidence, each: Closed) -> Section:
 def trials(evidence: Evidence, each: Closed) -> pandas.DataFrame:
     """The best finished trial of each point, best first."""
     rows: list[Row] = []
-    unit, repeated = evidence.dataset.unit, promotion.repeats(each.jobs)
-    best = promotion.spread(repeated[each.points[0][0].number]) if each.points else None
+    unit, repeated = evidence.dataset.unit, election.repeats(each.jobs)
+    best = election.spread(repeated[each.points[0][0].number]) if each.points else None
+    lacking = {
+        job.number: election.incomplete([j for j in each.jobs if j.number == job.number]) for job, _ in each.points
+    }
     for job, _ in each.points:
         assert job.spec is not None and job.result is not None
         found, curve = job.result, each.curves[job.id]["val/nmse"]
-        mean, deviation = promotion.spread(repeated[job.number])
+        mean, deviation = election.spread(repeated[job.number])
         repeats: Row = {MEAN: mean, "standard deviation": deviation}
+        if any(lacking.values()):
+            repeats["repeats"] = lacking[job.number]
         repeats |= {"≈": "≈" if rows and best and within_spread((mean, deviation), best) else ""}
         rows.append(
             {

@@ -354,6 +354,11 @@ def _with_digits(study: Study, identity: str) -> str:
     return f"{study.name}+{identity[:8]}" if study.overridden else study.name
 
 
+def alias(name: str) -> str:
+    """A study's name as MLflow allows it for an alias, and so a name that no two studies of a database may share."""
+    return name.replace(".", "-")
+
+
 def file_name(name: str) -> str:
     """The file's name, of what `full_name` gives."""
     return name.partition("+")[0].removesuffix(BARE)

@@ -30,7 +30,7 @@ from hpo.errors import NotFound, ServiceError
 from hpo.holdings import Holdings
 from hpo.mirror import Mirror
 from hpo.pruning import Pruning
-from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, LeaseLost, Queue, Stop
+from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, LeaseLost, Queue, Stop, require_whole
 from hpo.recorder import Recorder
 from hpo.settings import Settings
 from hpo.tracking import Tracker, TrackingUnavailable
@@ -83,6 +83,7 @@ class Supervisor:
         self.gpus = [] if device == "cpu" else visible_gpus()
         self.queue = Queue(database_url)
         self.row = self.queue.study(name)
+        require_whole(self.row)
         if stops is not None:
             self.row = replace(self.row, stops=min(stops, self.row.stops))
         self.study = study.restore(name, self.row.spec)

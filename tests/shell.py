@@ -50,11 +50,12 @@ class Shell:
         self.started: list[subprocess.Popen] = []
         self.queue = Queue(database_url)
 
-    def start(self, *words: object, before: Sequence[str] = ()) -> subprocess.Popen:
+    def start(self, *words: object, before: Sequence[str] = (), stdin: int | None = None) -> subprocess.Popen:
         """Start `hpo WORDS`, with the words of `before` in front of the command."""
         process = subprocess.Popen(
             [*before, *self.PROGRAM, *map(str, words)],
             env=self.environment,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -3,16 +3,19 @@
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from typing import cast
 
 import cells
 import pytest
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus, Param, RunTag
 from mlflow.exceptions import MlflowException
-from shell import Shell
 
-from hpo import lengths, promotion, registry
+from hpo import election, lengths, registry
+from hpo.election import Candidate, Standing
 from hpo.lengths import cut, cut_table
-from hpo.tracking import OWNER, Tracker
+from hpo.queue import Job
+from hpo.registry import Version
+from hpo.tracking import Tracker
 
 START = 1_750_000_000_000  # milliseconds since 1970
 
@@ -155,9 +158,9 @@ def test_texts_longer_than_mlflow_takes_are_cut_and_written_again_without_an_err
     assert tracker.client.get_experiment(experiment).tags["mlflow.note.content"] == cut(text, 20_000)
     name, model = unique(12), a_model(tracker, experiment)
     for _ in range(2):
-        registry.ensure_registered_model(tracker, name, description=text, tags={"a": text})
+        registry.ensure_registered_model(tracker, name, description=text, tags={"a": text}, owner="here")
         described = {"description": text, "tags": {"b": text}}
-        registry.register(tracker, model_name=name, key="a", model_id=model, run_id=run, **described)  # type: ignore[arg-type]
+        registry.register(tracker, model_name=name, owner="here", key="a", model_id=model, run_id=run, **described)  # type: ignore[arg-type]
     assert len(registry.versions(tracker, name)) == 1
     assert tracker.client.get_model_version(name, "1").description == cut(text, 5000)
 
@@ -172,28 +175,30 @@ def test_studies_are_compared_however_many_they_are(tracker: Tracker, monkeypatc
         assert f"mlflow.sharedViewState.{key}" in tracker.client.get_experiment(experiment).tags
 
 
-def test_of_very_many_versions_the_champion_and_the_best_are_in_the_models_description(shell: Shell) -> None:
-    shell.queue.install()
-    tracker, name = Tracker(shell.tracking_uri), unique(12)
-    registry.ensure_registered_model(tracker, name, description="Models.", tags={})
-    raw = Raw(tracker)
-    model = a_model(tracker, raw.experiment)
-    made = {"source": f"models:/{model}", "model_id": model, "run_id": raw.run, "await_creation_for": 0}
-    for number in range(1, 71):
-        tags = {
-            OWNER: shell.queue.database_id(),
-            "hpo.study": "study",
-            "hpo.trial": str(number),
-            "hpo.verdict": "below volume fraction",
-            promotion.OWN: repr(number / 100),
-        }
-        described = f"study/{number} f32 k5 d0.2 lr1e-3\n\nmore"
-        tracker.client.create_model_version(name, tags=tags, description=described, **made)
-    registry.set_alias(tracker, name, promotion.CHAMPION, 1)
-    promotion.elect(shell.queue, tracker, name)
+def test_of_very_many_versions_the_champion_and_the_best_are_in_the_models_description(tracker: Tracker) -> None:
+    name, job = unique(12), cast(Job, None)
+    registry.ensure_registered_model(tracker, name, description="Models.", tags={}, owner="here")
+    versions = [
+        Candidate(
+            model=name,
+            version=Version(
+                number=number,
+                key="",
+                run_id="",
+                model_id="",
+                description=f"study/{number} f32 k5 d0.2 lr1e-3\n\nmore",
+                aliases=("champion",) if number == 33 else (),
+                tags={"hpo.verdict": "below volume fraction"},
+            ),
+            job=job,
+            standing=Standing(point=number / 100, own=number / 100),
+        )
+        for number in range(1, 71)
+    ]
+    registry.describe_versions(tracker, name, election.table(versions))
     described = tracker.client.get_registered_model(name).description
     rows = [line.split(" | ") for line in described.splitlines() if line.startswith("| ")][2:]
-    assert [row[0] for row in rows[:3]] == ["| 1", "| 2", "| 3"] and "`@champion`" in rows[0][4]
+    assert [row[0] for row in rows[:3]] == ["| 33", "| 1", "| 2"] and "`@champion`" in rows[0][4]
     assert described.endswith(f"… and {70 - len(rows)} more.") and len(rows) > 40
 
 

@@ -129,9 +129,9 @@ def test_the_champion_gives_the_same_numbers_from_the_registry_as_from_hpo_predi
     experiment = tracker.ensure_experiment(f"study-{tmp_path.name}", description="", params=(), owner="here")
     run = tracker.ensure_run(experiment, key="0", name="0", kind="trial", params={}, tags={}, start_ms=1)
     logged = tracker.log_model(run, experiment, folder, name="cnn", key="0")
-    registry.ensure_registered_model(tracker, name, description="", tags={})
+    registry.ensure_registered_model(tracker, name, description="", tags={}, owner="here")
     version = registry.register(
-        tracker, model_name=name, key="0", model_id=logged.model_id, run_id=run, description="", tags={}
+        tracker, model_name=name, owner="here", key="0", model_id=logged.model_id, run_id=run, description="", tags={}
     )
     registry.set_alias(tracker, name, "champion", version)
 

@@ -17,7 +17,7 @@ from hypothesis import given, strategies
 from rich.console import Console
 from shell import clock, until_ended
 
-from hpo import planning, promotion, pruning, report, sampling, settings, study
+from hpo import election, planning, pruning, report, sampling, settings, study
 from hpo.mirror import Mirror
 from hpo.pruning import Pruning
 from hpo.queue import LeaseLost, Queue
@@ -397,15 +397,16 @@ def test_repeats_have_seeds_of_their_own_and_their_mean_decides(planned):
         shown.queue.end(job, "done", result={"best_val_nmse": score, "best_epoch": 1} | FOUND)
         shown.show(shown.queue.job(job.id))
     ended = shown.queue.jobs(shown.study.name)
-    ranked = promotion.ranked(ended)
+    ranked = election.ranked(ended)
     assert [(job.number, job.repeat) for job in ranked] == [(1, 0), (2, 0), (0, 0), (3, 0)]
-    assert promotion.spread(promotion.repeats(ended)[1]) == (pytest.approx(0.21), pytest.approx(0.02 / 2**0.5))
+    assert election.spread(election.repeats(ended)[1]) == (pytest.approx(0.21), pytest.approx(0.02 / 2**0.5))
     loaded = optuna.load_study(study_name=shown.study.name, storage=shown.store)
     assert [trial.value for trial in loaded.trials[:3]] == pytest.approx([0.3, 0.21, 0.23])
     assert loaded.trials[3].state == optuna.trial.TrialState.RUNNING, "a point ends with its last repeat"
     with io.StringIO() as file:
         report.print_table(Console(file=file, width=200), report.top_table(shown.study, ended))
         lines = [line for line in file.getvalue().splitlines() if "±" in line and "│" in line]
+        assert "1 of 2 repeats, 1 running" in file.getvalue()
     assert ["≈" in line for line in lines] == [False, True, True]
     assert "0.21 ± 0.014" in lines[0] and "0.3 ± 0.28" in lines[2]
     long = {f"a_parameter_{number}": 0.123456 for number in range(7)}

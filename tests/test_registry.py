@@ -24,7 +24,7 @@ def tracker(tracking_uri: str) -> Tracker:
 @pytest.fixture
 def model_name(tracker: Tracker) -> str:
     name = f"default-{uuid.uuid4().hex[:8]}"
-    registry.ensure_registered_model(tracker, name, description="first", tags={"targets": 9})
+    registry.ensure_registered_model(tracker, name, description="first", tags={"targets": 9}, owner="here")
     return name
 
 
@@ -48,6 +48,7 @@ def register(tracker: Tracker, model_name: str, model: Model) -> Callable[..., i
         return registry.register(
             tracker,
             model_name=model_name,
+            owner="here",
             key=key,
             model_id=model.model_id,
             run_id=run_id,
@@ -75,21 +76,39 @@ def test_a_winner_registered_twice_has_one_version(
 ) -> None:
     assert [register(), register(description="better text"), register("grid/1")] == [1, 1, 2]
     first, second = registry.versions(tracker, model_name)
-    assert (first.key, first.model_id, first.description) == (KEY, model.model_id, "better text")
+    assert (first.key, first.model_id, first.description) == (f"here/{KEY}", model.model_id, "better text")
     assert first.tags["study"] == "grid"
     assert second.number == 2
 
 
-def test_a_registered_model_is_brought_up_to_date(tracker: Tracker, model_name: str) -> None:
-    registry.ensure_registered_model(tracker, model_name, description="second", tags={"targets": 10, "unit": "GPa"})
+def test_a_version_of_an_earlier_hpo_is_adopted_but_not_another_databases(
+    tracker: Tracker, model_name: str, model: Model, register: Callable[..., int]
+) -> None:
+    client, run = tracker.client, tracker.client.get_logged_model(model.model_id).source_run_id
+    for owner in ("there", "here"):  # as they were: without the database in the key
+        client.create_model_version(
+            model_name,
+            source=f"models:/{model.model_id}",
+            run_id=run,
+            model_id=model.model_id,
+            tags={"hpo.key": KEY, "hpo.database": owner},
+        )
+    assert register() == 2
+    assert [version.key for version in registry.versions(tracker, model_name)] == [KEY, f"here/{KEY}"]
+
+
+def test_a_registered_model_is_brought_up_to_date_but_not_another_databases(tracker: Tracker, model_name: str) -> None:
+    tags = {"targets": 10, "unit": "GPa"}
+    assert registry.ensure_registered_model(tracker, model_name, description="second", tags=tags, owner="here")
+    assert not registry.ensure_registered_model(tracker, model_name, description="third", tags=tags, owner="there")
     found = tracker.client.get_registered_model(model_name)
-    assert (found.description, found.tags) == ("second", {"targets": "10", "unit": "GPa"})
+    assert (found.description, found.tags) == ("second", {"targets": "10", "unit": "GPa", "hpo.database": "here"})
 
 
 def test_the_table_of_versions_outlives_the_description_above_it(tracker: Tracker, model_name: str) -> None:
     table = "| version | trial |\n|---|---|\n| 1 | grid/6 |"
     registry.describe_versions(tracker, model_name, table)
-    registry.ensure_registered_model(tracker, model_name, description="second", tags={})
+    registry.ensure_registered_model(tracker, model_name, description="second", tags={}, owner="here")
     assert tracker.client.get_registered_model(model_name).description == f"second\n\n{table}"
     registry.describe_versions(tracker, model_name, "")
     assert tracker.client.get_registered_model(model_name).description == "second"

@@ -145,9 +145,7 @@ def test_the_periodic_study_closes_with_a_champion_of_its_best_point_that_moves_
     version = client.get_model_version_by_alias(model, "champion")
     assert version.run_id == champion.run_id
     (winner,) = client.search_model_versions(f"name = '{model}' and run_id = '{min(again, key=nmse).run_id}'")
-    assert (
-        f"The point is that of trial {chosen.number} of {searched}. It was trained with 2 seeds" in winner.description
-    )
+    assert f"The point is that of trial {chosen.number} of {searched}. It is trained with 2 seeds" in winner.description
     assert "mean of its point" in client.get_registered_model(model).description
     said = "stays version" if champion is chosen else "is this version"
     assert re.search(r"validation, repeats │ +mean [0-9.e-]+ ± [0-9.e-]+", output), "in the comparison"
