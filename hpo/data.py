@@ -24,6 +24,7 @@ def keep(home: Path, dataset: Dataset) -> Path:
         os.utime(path)  # when it was last used
     else:
         save_npz(dataset, path)
+        path.chmod(0o600)
     return path
 
 

@@ -16,6 +16,7 @@ from hpo import credentials
 from hpo.errors import ServiceError
 
 LOOPBACK = "127.0.0.1"
+GUARDED = ("artifacts", "cache", "logs", "slurm", "work")  # folders of a home beside `services`
 ROOT_STORE = Path("/var/lib/hpo")  # root's clusters: the user that Postgres runs as cannot enter a 0700 home
 
 

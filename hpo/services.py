@@ -54,6 +54,11 @@ def up(
     if found := running(settings):
         if wanted is not None:
             _check_is(homes.read(path), wanted)
+        if settings.embedded and found.credentials and not found.credentials.exists():
+            home = homes.read(path)
+            assert home is not None, "its services run"
+            credentials.write(home.credentials, _credentials(home))
+            report(f"{home.credentials} was missing: written again, with the passwords in use.")
         return found, False
     try:
         for name in ("services", "logs", "artifacts"):
@@ -67,6 +72,8 @@ def up(
                     _check_is(home, wanted)
                 home = replace(home, listen=None if wanted == homes.LOOPBACK else wanted)
                 homes.write(home)
+            if home.listen:
+                _tighten(path)
             before, home = home, _with_passwords(home)
             homes.write(home)
             home, postgres_started = postgres.start(home, report)
@@ -172,6 +179,20 @@ def _with_passwords(home: Home) -> Home:
         return home
     uses = (*postgres.ROLES.values(), mlflow_server.ADMIN, mlflow_server.USER, mlflow_server.KEY)
     return replace(home, access={use: secrets.token_hex(24) for use in uses})  # hexadecimal: parts of URLs
+
+
+def _tighten(path: Path) -> None:
+    """Have nobody else read what access control guards: an earlier hpo left it with the modes of its user's umask."""
+    for name in homes.GUARDED:
+        top = path / name
+        if not top.exists() or top.stat().st_mode & 0o077 == 0:
+            continue  # made so, or tightened to its end
+        for folder, folders, files in os.walk(top):
+            for part, mode in [*((each, 0o700) for each in folders), *((each, 0o600) for each in files)]:
+                if not os.path.islink(file := os.path.join(folder, part)):
+                    with suppress(FileNotFoundError):  # a worker is busy here
+                        os.chmod(file, mode)
+        top.chmod(0o700)
 
 
 def _address(text: str) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from hpo import home as homes
 from hpo.errors import ServiceError, SettingsError
 from hpo.queue import ENDED, DatabaseLost, Queue, Stop, StudyRow
 from hpo.settings import Settings
@@ -147,7 +148,9 @@ def hand_in(
 ) -> Array:
     """Have workers of this study in SLURM's queue, unless there are some already that nobody has asked to stop. Raises
     ServiceError."""
-    array = Array(f"hpo-{row.name}-{queue.database_id()[:8]}-{row.stops}", settings.home / "slurm" / row.name)
+    array = Array(
+        f"hpo-{row.name}-{queue.database_id()[:8]}-{row.stops}", homes.folder(settings.home, "slurm", row.name)
+    )
     with queue.lock(f"slurm.{row.name}"):  # two runs at once hand in one array
         tasks = array.tasks()
         if tasks:

@@ -114,7 +114,7 @@ class Supervisor:
     def run(self, *, limits: Limits = NO_LIMITS, on_tick: Callable[["Supervisor"], None] | None = None) -> bool:
         """Work until the study is closed; whether it is."""
         self.limits, self._began = limits, time.monotonic()
-        with self._work_folder(), self._signals(), selectors.DefaultSelector() as self._selector:
+        with _for_us_alone(), self._work_folder(), self._signals(), selectors.DefaultSelector() as self._selector:
             for file in self.row.facts.get("weights", {}).values():
                 weights.find(file["name"])  # before a trial is claimed that this machine cannot train
             self.data = data.fetch(self.settings.home, self.tracker, self.row)
@@ -616,6 +616,16 @@ class Supervisor:
                 yield
             finally:
                 shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def _for_us_alone() -> Iterator[None]:
+    """All that a worker writes lies in HPO_HOME, and is nobody else's to read."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def sweep(folder: Path, *, remove: bool = True) -> bool:

@@ -123,6 +123,8 @@ def lab(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         made.hpo("up", "--listen", ADDRESS, code=1)
         assert "run already, and listen on 127.0.0.1" in made.printed[-1]
         made.hpo("down")
+        for name in homes.GUARDED:  # as an earlier hpo left them
+            subprocess.run(["chmod", "-R", "a+rX", made.path / name], check=name == "artifacts", capture_output=True)
         made.printed.clear()
         watcher.start()
         made.hpo("up", "--listen", ADDRESS)
@@ -158,6 +160,19 @@ def test_a_worker_elsewhere_needs_the_credentials_file_and_nothing_else(lab, tmp
     lab.elsewhere("download", tmp_path / "model")
     lab.elsewhere("delete", "--study", "before", "--yes")  # made on loopback, when nobody owned anything
     assert "Healthy" in lab.elsewhere("doctor")
+
+
+def test_every_file_of_the_home_is_its_users_alone(lab):
+    found = {path: path.lstat().st_mode & 0o777 for path in (lab.path, *lab.path.rglob("*"))}
+    assert any("artifacts" in path.parts and path.is_file() for path in found)
+    assert {str(path): oct(mode) for path, mode in found.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
+
+
+def test_a_credentials_file_that_was_removed_while_the_services_run_is_written_again(lab):
+    before = lab.credentials
+    (lab.path / "credentials.toml").unlink()
+    assert "credentials.toml was missing: written again, with the passwords in use" in lab.hpo("up")
+    assert lab.credentials == before
 
 
 def test_nobody_gets_in_without_user_and_password(lab):
