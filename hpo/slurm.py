@@ -53,6 +53,11 @@ class Request:
 
     def check(self, settings: Settings) -> None:
         """Raise ServiceError if nothing can be handed in here, or the nodes could not reach the services."""
+        if odd := [each for each in "%\\\n" if each in str(settings.home)]:
+            raise ServiceError(
+                f"--on slurm: SLURM reads {odd[0]!r} in the name of a log as something else, and logs go below "
+                f"{settings.home}: set HPO_HOME to a folder without it."
+            )
         if not all(shutil.which(each) for each in ("sbatch", "srun", "squeue", "scancel", "sinfo")):
             raise ServiceError("--on slurm: SLURM's sbatch is not on this machine. Run this on a login node.")
         try:

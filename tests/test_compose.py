@@ -1,5 +1,6 @@
 """docker-compose.yml: valid, hardened, and running what the embedded services run."""
 
+import os
 import re
 import subprocess
 import sys
@@ -54,6 +55,24 @@ def test_mlflow_in_a_container_has_the_command_and_environment_of_the_embedded_o
     own = {"HPO_CREDENTIALS", "MLFLOW_AUTH_CONFIG_PATH"}
     assert set(service["environment"]) - set(mlflow_server.ENVIRONMENT) == own
     assert SERVICES["migrate"]["command"] == ["python", *mlflow_server.PREPARE, "/run/secrets/mlflow.env"]
+
+
+def test_postgres_makes_nothing_until_it_can_read_each_password(tmp_path):
+    (tmp_path / "docker-entrypoint.sh").write_text('#!/bin/sh\necho "made with $*"\n')
+    (tmp_path / "docker-entrypoint.sh").chmod(0o755)
+    (tmp_path / "secrets").mkdir()
+    command = [word.replace("$$", "$").replace("/run", str(tmp_path)) for word in SERVICES["postgres"]["entrypoint"]]
+    environment = {"PATH": f"{tmp_path}:{os.defpath}"}
+
+    def start() -> subprocess.CompletedProcess:
+        return subprocess.run([*command, "postgres", "-c", "a b"], env=environment, capture_output=True, text=True)
+
+    (tmp_path / "secrets" / "queue-password").symlink_to("gone")  # unreadable also for root
+    refused = start()
+    assert refused.returncode != 0 and refused.stdout == "" and "queue-password" in refused.stderr
+    (tmp_path / "secrets" / "queue-password").unlink()
+    (tmp_path / "secrets" / "queue-password").write_text("secret")
+    assert start().stdout == "made with postgres -c a b\n"
 
 
 def test_everything_starts_after_what_it_needs_and_migrations_run_before_the_server():

@@ -100,7 +100,8 @@ class Compose:
     def start(self, name: str, command: list[str] | None = None, **arguments) -> subprocess.Popen:
         """Start a service, or with `command` what `docker compose run SERVICE COMMAND` starts."""
         service = COMPOSE["services"][name]
-        words = [*service.get("entrypoint", []), *(command or service["command"])]
+        before = [] if name == "postgres" else service.get("entrypoint", [])  # its image's is start_postgres
+        words = [*before, *(command or service["command"])]
         log = self.folder / f"{name}-{len(self.running)}.log"
         with log.open("w") as output:
             process = subprocess.Popen(

@@ -318,3 +318,10 @@ def test_without_slurm_the_message_says_where_to_go(tmp_path, monkeypatch):
     assert shutil.which("sbatch") is None
     with pytest.raises(ServiceError, match="Run this on a login node"):
         Request(workers=1, options={}, words=()).check(settings.read({}))
+
+
+@pytest.mark.parametrize("name", ["50%j", "back\\slash"])
+def test_a_home_whose_name_slurm_would_take_for_a_pattern_is_refused(tmp_path, name):
+    read = settings.read({"HPO_HOME": str(tmp_path / name)})
+    with pytest.raises(ServiceError, match=r"SLURM reads '.+' in the name of a log as something else"):
+        Request(workers=1, options={}, words=()).check(read)
