@@ -1,5 +1,6 @@
 """What lies under HPO_HOME is ours or refused; nothing of others is written, run, ended or removed. As two users."""
 
+import json
 import os
 import shutil
 import stat
@@ -76,6 +77,14 @@ def test_a_folder_that_another_user_made_first_is_refused_and_nothing_in_it_is_r
                 command(settings_of(path))
     assert sorted(each.name for each in shared.iterdir()) == ["mlruns"]
     assert sorted(each.name for each in mine.iterdir()) == ["binaries", "postgres.new"]
+
+
+def test_the_state_that_an_earlier_hpo_wrote_is_read_and_the_number_of_a_user_in_it_means_nothing(tmp_path):
+    home = Home(path=tmp_path, identity="1", data=homes.folder(tmp_path, "services") / "postgres", password="p")
+    homes.write(home)
+    state = tmp_path / "services" / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"uid": os.geteuid() + 1}))
+    assert homes.read(tmp_path) == home
 
 
 @pytest.mark.root
