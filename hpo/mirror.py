@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from hpo import crash, sampling
 from hpo.queue import FREEZE_LIMIT, DatabaseLost, Job, Queue, StudyRow
-from hpo.study import provenance
+from hpo.study import provenance, restore
 from hpo.tracking import Tracker, TrackingUnavailable
 
 log = logging.getLogger("hpo")
@@ -59,6 +59,9 @@ class Mirror:
         run_id = self._show_run(job) if job.spec is not None else None  # a slot no sampler has filled has no run
         with self._alone(job), self.queue.frozen(job) as same:
             if same:
+                if job.spec is not None and job.config is None:  # whoever let the sampler choose it may have died since
+                    planned = restore(self.study.name, self.study.spec)
+                    sampling.tell(self.store, planned, job, job.spec["point"])
                 sampling.show(self.store, self.study.name, job, self._repeats(job))
         self.queue.set_mirrored(job)
         if not same:  # it went on while we were at it, and what we wrote in MLflow is old

@@ -27,6 +27,7 @@ FIRST_VERSION = 3  # of the tables that _SCHEMA makes; what came later stands in
 ATTEMPTS = 3  # a job that lost three workers is dead
 REASON = 500  # characters kept of why a job was given back or ended
 FREEZE_LIMIT = 30.0  # seconds a transaction may stay open, and its rows locked, by somebody who does nothing
+FILLING = 5.0  # seconds who froze while it stores a point may keep the others from it
 ENDED = ("done", "diverged", "pruned", "dead", "cancelled")  # states no worker leads out of
 SILENT = 3600.0  # seconds after which a worker that died is not shown any more
 
@@ -250,6 +251,8 @@ _EXHAUSTED = "attempt >= :attempts AND judged->>'ends' IS NULL"
 _TRIAL = "study = :study AND kind = 'trial' AND number = :number AND repeat = coalesce(:repeat, repeat)"
 
 _LEFT = "study = :study AND kind = 'trial' AND state IN ('waiting', 'running')"  # trials that are still to be trained
+
+_POINT = "SELECT spec->'point' FROM hpo.job WHERE study = :study AND number = :number AND spec IS NOT NULL LIMIT 1"
 
 _JOB = """
     id, study, kind, number, repeat, config, cost, spec, state, attempt, fence, worker, run_id, checkpoint, result,
@@ -489,9 +492,29 @@ class Queue:
             }
         return [job for job in jobs if (job.id, job.fence) not in kept]
 
-    def fill(self, job: Job, spec: Mapping[str, Any], cost: float) -> None:
-        """Store what the sampler chose for this slot. Raises LeaseLost."""
-        self._change(job, "spec = :spec, cost = :cost", spec=_json(spec), cost=cost)
+    def point(self, job: Job) -> dict[str, Any] | None:
+        """The point of the job's slot, if it or another repeat of it has been filled."""
+        with self._transaction() as connection:
+            return connection.scalar(text(_POINT), {"study": job.study, "number": job.number})
+
+    def fill(self, job: Job, spec: Mapping[str, Any], cost: float) -> dict[str, Any]:
+        """Store what the sampler chose for this slot, unless another repeat of it has another point; return the point
+        that stands. Raises LeaseLost."""
+        # Of two repeats that are filled at once the second waits, its row unlocked, and finds the first.
+        with self._transaction() as connection:
+            _patience(connection, FILLING)
+            named = {"what": f"hpo.fill.{job.study}.{job.number}"}
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:what))"), named)
+            _hold(connection, job)
+            found = connection.scalar(text(_POINT), {"study": job.study, "number": job.number})
+            if found is None or found == spec["point"]:
+                connection.execute(
+                    text(
+                        "UPDATE hpo.job SET spec = :spec, cost = :cost, changed_at = clock_timestamp() WHERE id = :id"
+                    ),
+                    {"id": job.id, "spec": _json(spec), "cost": cost},
+                )
+        return dict(spec["point"]) if found is None else found
 
     def set_run(self, job_id: int, run_id: str) -> str | None:
         """Note the MLflow run of a job; the first one stays. Returns which one that is; None if the job is gone."""

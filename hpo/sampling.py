@@ -114,17 +114,53 @@ def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[Fro
     return made.get_trials(deepcopy=False)
 
 
+class _Draft(optuna.storages._CachedStorage):
+    """A study that is read as it is and in which nothing is written: the point counts once its row has it."""
+
+    def set_trial_param(self, *words: Any, **more: Any) -> None:
+        pass
+
+    def set_trial_system_attr(self, *words: Any, **more: Any) -> None:
+        pass
+
+
 @database()
-def fill(store: optuna.storages.RDBStorage, name: str, study: Study, number: int) -> dict[str, Any]:
-    """Let the sampler choose the point of a planned trial; a trial that has its point keeps it."""
-    chosen = sampler(study, number)
-    loaded = optuna.load_study(study_name=name, storage=store, sampler=chosen)
-    loaded.get_trials(deepcopy=False)  # Optuna's cache writes params only to trials that it has read
-    trial_id = store.get_trial_id_from_study_id_trial_number(loaded._study_id, number)
-    _reopen(store, trial_id)  # it may have been dead or cancelled, or have other repeats that are done
-    store.set_trial_state_values(trial_id, TrialState.RUNNING)
-    trial = optuna.Trial(loaded, trial_id)
+def suggest(store: optuna.storages.RDBStorage, name: str, study: Study, number: int) -> dict[str, Any]:
+    """The point that the sampler chooses for a planned trial; one that has its point keeps it. Changes nothing."""
+    loaded = optuna.load_study(study_name=name, storage=_Draft(store), sampler=sampler(study, number))
+    trial = optuna.Trial(loaded, store.get_trial_id_from_study_id_trial_number(loaded._study_id, number))
     return {key: trial._suggest(key, each) for key, each in distributions(study).items()}
+
+
+@database()
+def tell(store: optuna.storages.RDBStorage, study: Study, job: Job, point: Mapping[str, Any]) -> None:
+    """Let the job's trial run and have its point, for the sampler's next choice. Idempotent; nothing is changed that
+    others have made of the trial meanwhile."""
+    study_id = store.get_study_id_from_name(job.study)
+    trial_id = store.get_trial_id_from_study_id_trial_number(study_id, job.number)
+    _run(store, trial_id, job)
+    known = store.get_trial(trial_id).params
+    with suppress(UpdateFinishedTrialError):  # it was cancelled meanwhile, say
+        for key, each in distributions(study).items():
+            if key not in known:
+                store.set_trial_param(trial_id, key, each.to_internal_repr(point[key]), each)
+
+
+def _run(store: optuna.storages.RDBStorage, trial_id: int, job: Job) -> None:
+    """Show a trial as running while our claim of it holds. It may wait, have been dead or cancelled, or have other
+    repeats that are done."""
+    with store.engine.begin() as connection:
+        begun = connection.execute(
+            text("""
+                UPDATE trials SET state = 'RUNNING', datetime_start = clock_timestamp() AT TIME ZONE 'UTC',
+                    datetime_complete = NULL
+                WHERE trial_id = :trial AND state IN ('WAITING', 'FAIL', 'COMPLETE')
+                  AND EXISTS (SELECT FROM hpo.job WHERE id = :job AND fence = :fence AND state = 'running')
+            """),
+            {"trial": trial_id, "job": job.id, "fence": job.fence},
+        )
+        if begun.rowcount:
+            connection.execute(text("DELETE FROM trial_values WHERE trial_id = :trial"), {"trial": trial_id})
 
 
 @database()

@@ -30,19 +30,7 @@ ALIVE_INTERVAL = 10.0  # seconds between two signs of life where an epoch, say, 
 
 
 def main() -> None:
-    os.umask(0o077)  # what it writes lies in HPO_HOME
-    # Ctrl-C and the signals of a batch system reach the whole process group; only the supervisor acts on them.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    events = os.fdopen(int(sys.argv[1]), "w", buffering=1)
-    os.set_inheritable(events.fileno(), False)  # the supervisor takes its end for ours
-
-    def emit(event: str, **fields: Any) -> None:
-        events.write(json.dumps({"event": event, **fields}) + "\n")
-
-    requests: queue.Queue[dict[str, Any]] = queue.Queue()
-    stop = threading.Event()
-    threading.Thread(target=_listen, args=(requests, stop), daemon=True).start()
+    emit, requests, stop = connect()
 
     import torch
 
@@ -63,6 +51,24 @@ def main() -> None:
             else:
                 emit("failed", reason=f"{type(error).__name__}: {error}")
         stop.clear()
+
+
+def connect() -> tuple[Emit, "queue.Queue[dict[str, Any]]", threading.Event]:
+    """The pipes to our supervisor: what sends an event, the requests, and whether to stop the present one."""
+    os.umask(0o077)  # what we write lies in HPO_HOME
+    # Ctrl-C and the signals of a batch system reach the whole process group; only the supervisor acts on them.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    events = os.fdopen(int(sys.argv[1]), "w", buffering=1)
+    os.set_inheritable(events.fileno(), False)  # the supervisor takes its end for ours
+
+    def emit(event: str, **fields: Any) -> None:
+        events.write(json.dumps({"event": event, **fields}) + "\n")
+
+    requests: queue.Queue[dict[str, Any]] = queue.Queue()
+    stop = threading.Event()
+    threading.Thread(target=_listen, args=(requests, stop), daemon=True).start()
+    return emit, requests, stop
 
 
 def _listen(requests: "queue.Queue[dict[str, Any]]", stop: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""The supervisor's end of a trainer process: start it, send requests, read events, end it."""
+"""The supervisor's end of a trainer or suggester process: start it, send requests, read events, end it."""
 
 import json
 import os
@@ -21,14 +21,11 @@ _ENVIRONMENT["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what deterministic matrix
 READ = 2**20  # bytes: what writes faster than we read must not keep us from everything else
 
 
-class Trainer:
-    """One `python -P -m hpo.trainer`, with the job it is busy with. -P: not from the folder where the user stands.
+class Child:
+    """One `python -P -m hpo.MODULE` with a pipe each way. -P: not from the folder where the user stands."""
 
-    `task` is None when idle, "reserved" while something is fetched for it, else the request it works on.
-    """
-
-    def __init__(self, log: IO[bytes], *, gpu: str | None = None) -> None:
-        self.gpu = gpu
+    def __init__(self, module: str, log: IO[bytes], *, gpu: str | None = None) -> None:
+        self.module = module
         environment = {**os.environ, **_ENVIRONMENT}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
@@ -36,7 +33,7 @@ class Trainer:
         os.set_blocking(self._events, False)
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "hpo.trainer", str(events)],
+                [sys.executable, "-P", "-m", f"hpo.{module}", str(events)],
                 stdin=subprocess.PIPE,
                 stdout=log,  # not for the events: whatever Python runs before hpo.trainer may print
                 stderr=log,
@@ -52,39 +49,12 @@ class Trainer:
         self._stdin = self.process.stdin
         self._partial = b""
         self.ready = False
-        self.job: Job | None = None
-        self.task: str | None = None
-        self.asked = False  # to hand back
         self.killed: str | None = None  # why we killed it
         self.last_event = time.monotonic()
         self.closed = False
 
     def fileno(self) -> int:
         return self._events
-
-    @property
-    def free(self) -> bool:
-        return self.ready and self.task is None and not self.closed
-
-    def has(self, job: Job) -> bool:
-        """Whether it is busy with this claim of this job."""
-        return self.job is not None and (self.job.id, self.job.fence) == (job.id, job.fence)
-
-    def reserve(self, job: Job) -> None:
-        self.job, self.task, self.asked = job, "reserved", False
-
-    def release(self) -> None:
-        self.job = self.task = None
-
-    def ask(self) -> None:
-        """Ask it to hand its trial back at the next batch."""
-        self.asked = True
-        self._write({"do": "stop"})
-
-    def send(self, do: str, **fields: Any) -> None:
-        """Send a request; a trainer that died meanwhile shows up as end of file in `events`."""
-        self.last_event, self.task = time.monotonic(), do  # in this order: another thread looks for hung ones
-        self._write({"do": do, **fields})
 
     def _write(self, message: dict[str, Any]) -> None:
         with suppress(BrokenPipeError, ValueError):  # ValueError: closed by us after its death
@@ -93,7 +63,7 @@ class Trainer:
 
     def events(self) -> list[dict[str, Any]]:
         """Events that have arrived, those of READ bytes at a time; sets `closed` when there are no more, since the
-        trainer has ended."""
+        process has ended."""
         chunks, size = [], 0
         try:
             while size < READ and (chunk := os.read(self.fileno(), 1 << 16)):
@@ -128,10 +98,70 @@ class Trainer:
         if self.killed is not None:
             return self.killed
         if code >= 0:
-            return f"trainer ended with exit {code}"
+            return f"{self.module} ended with exit {code}"
         name = signal.Signals(-code).name
         hint = ", likely out of memory" if -code == signal.SIGKILL else ""
-        return f"trainer killed by {name} (exit {128 - code}{hint})"
+        return f"{self.module} killed by {name} (exit {128 - code}{hint})"
+
+
+class Trainer(Child):
+    """One `hpo.trainer`, with the job it is busy with.
+
+    `task` is None when idle, "reserved" while something is fetched for it, else the request it works on.
+    """
+
+    def __init__(self, log: IO[bytes], *, gpu: str | None = None) -> None:
+        super().__init__("trainer", log, gpu=gpu)
+        self.gpu = gpu
+        self.job: Job | None = None
+        self.task: str | None = None
+        self.asked = False  # to hand back
+
+    @property
+    def free(self) -> bool:
+        return self.ready and self.task is None and not self.closed
+
+    def has(self, job: Job) -> bool:
+        """Whether it is busy with this claim of this job."""
+        return self.job is not None and (self.job.id, self.job.fence) == (job.id, job.fence)
+
+    def reserve(self, job: Job) -> None:
+        self.job, self.task, self.asked = job, "reserved", False
+
+    def release(self) -> None:
+        self.job = self.task = None
+
+    def ask(self) -> None:
+        """Ask it to hand its trial back at the next batch."""
+        self.asked = True
+        self._write({"do": "stop"})
+
+    def send(self, do: str, **fields: Any) -> None:
+        """Send a request; a trainer that died meanwhile shows up as end of file in `events`."""
+        self.last_event, self.task = time.monotonic(), do  # in this order: another thread looks for hung ones
+        self._write({"do": do, **fields})
+
+
+class Suggester(Child):
+    """One `hpo.suggester`, with the trainers that wait for the points of their jobs."""
+
+    def __init__(self, log: IO[bytes]) -> None:
+        super().__init__("suggester", log)
+        self.waiting: dict[tuple[int, int], tuple[Trainer, Job]] = {}  # by job and fence
+
+    def ask(self, trainer: Trainer, job: Job, *, database_url: str) -> None:
+        """Let the sampler choose the job's point."""
+        self.last_event = time.monotonic()
+        self.waiting[job.id, job.fence] = (trainer, job)
+        self._write({"do": "fill", "database_url": database_url, "study": job.study, "job": job.id, "fence": job.fence})
+
+    def answered(self, job_id: int, fence: int) -> tuple[Trainer, Job] | None:
+        """The trainer that has waited, free again, and its job; None if it waits no more."""
+        trainer, job = self.waiting.pop((job_id, fence), (None, None))
+        if trainer is None or job is None or not trainer.has(job):
+            return None
+        trainer.release()
+        return trainer, job
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> list[str]:

@@ -1,8 +1,8 @@
 """The supervisor: claims trials, hands them to trainers, renews leases, gives back what it cannot finish.
 
 Torch-free. The main thread owns leases and trainers, and nothing that it does grows with what there is to do: one more
-thread waits for MLflow (`hpo.recorder`), another one judges epochs (`hpo.pruning`). They share `hpo.holdings` and, in
-`returns`, the jobs to be given back.
+thread waits for MLflow (`hpo.recorder`), another one judges epochs (`hpo.pruning`), and a process chooses points
+(`hpo.suggester`). The threads share `hpo.holdings` and, in `returns`, the jobs to be given back.
 """
 
 import fcntl
@@ -34,16 +34,14 @@ from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, LeaseLost, Queue, Stop
 from hpo.recorder import Recorder
 from hpo.settings import Settings
 from hpo.tracking import Tracker, TrackingUnavailable
-from hpo.trainers import Trainer, next_gpu, open_log, visible_gpus
+from hpo.trainers import Child, Suggester, Trainer, next_gpu, open_log, visible_gpus
 from models import weights
-from models.specs import SpecError
 
 TICK = 0.25  # seconds between two looks at the clock
 FLUSH_INTERVAL = 1.0  # seconds an epoch may wait for the database
 CLAIM_PAUSE = 1.0  # seconds between two looks into an empty queue
 STOP_GRACE = 3.0  # seconds a trainer has to hand back its state
 STOP_LIMIT = 7.0  # seconds from the signal to the end of the process
-CHOOSING = 10.0  # seconds a sampler may take at least before its lock on the point is taken from it
 START_ATTEMPTS = 3  # trainers in a row that may end before they are ready
 ROOM = 64 * 2**20  # bytes that must be free under HPO_HOME before a trial is claimed after the disk was full
 SLEPT = 5.0  # seconds; a longer turn of the loop means that the whole worker was stopped
@@ -104,8 +102,11 @@ class Supervisor:
         self.hurry = False
         self.claimed = 0
         self.pruning = Pruning(self.queue, self.row.name, self.study)
+        self._database_url = database_url
+        self._suggester: Suggester | None = None
         self._closing: Closing | None = None
         self._stillborn = 0  # trainers in a row that ended before they were ready
+        self._pointless = 0  # suggesters in a row that ended before they had chosen a point
         self._unsure = False  # whether a claim may have been made that we never heard of
         self._full = False  # whether a trainer found the disk full
         self._idle_since: float | None = None  # when the queue first had nothing for us
@@ -140,11 +141,14 @@ class Supervisor:
         before = time.monotonic()
         while True:
             for key, _ in self._selector.select(TICK):
-                self._read(key.data)
+                if isinstance(key.data, Suggester):
+                    self._read_points(key.data)
+                else:
+                    self._read(key.data)
             now = time.monotonic()
             if now - before > SLEPT:  # we were stopped as a whole: no trainer hung
-                for trainer in self.trainers:
-                    trainer.last_event = now
+                for child in self._children():
+                    child.last_event = now
             before = now
             try:
                 ended = self._turn(now)
@@ -243,17 +247,11 @@ class Supervisor:
             self.recorder.put(job, partial(self._closing.fetch, partial(self._score_next, trainer, self._closing)))
             return
         if job.spec is None:
-            try:
-                job = self._fill(job)
-            except LeaseLost:
-                self._drop(job)
-                return
-            except SpecError as error:  # of parameters that do not go together, say
-                self.returns.append((job, str(error), True))
-                return
-            except DatabaseLost:
-                self.returns.append((job, "the sampler could not reach the database", False))
-                raise
+            self._choose(trainer, job)
+            return
+        self._begin_trial(trainer, job)
+
+    def _begin_trial(self, trainer: Trainer, job: Job) -> None:
         assert job.spec is not None
         point = " ".join(f"{key}={value}" for key, value in job.spec["point"].items())
         log.info("%s claimed: %s", mirror.title(job), point)
@@ -265,17 +263,13 @@ class Supervisor:
             self.recorder.put(job, partial(self._fetch_and_train, trainer, job))
         self.recorder.put(job, partial(recording.show, self.mirror, job.id))
 
-    def _fill(self, job: Job) -> Job:
-        """Let the sampler choose the point of a slot."""
-        # Two repeats of a point must get the same one; who waits for a frozen worker here loses no lease of its own.
-        with self.queue.lock(f"fill.{job.study}.{job.number}", patience=max(CHOOSING, self.settings.lease / 2)):
-            point = sampling.fill(self.store, self.row.name, self.study, job.number)
-        facts = self.row.facts
-        spec, cost = study.trial_spec(self.study, self.row.identity, facts, point, config=None, repeat=job.repeat)
-        self.queue.fill(job, spec, cost)
-        filled = self.queue.require(job)
-        self.holdings.add(filled)
-        return filled
+    def _choose(self, trainer: Trainer, job: Job) -> None:
+        """Let the sampler choose the point of a slot, in a process of its own: it takes longer with every trial."""
+        if self._suggester is None:
+            self._suggester = Suggester(self.log)
+            self._selector.register(self._suggester, selectors.EVENT_READ, self._suggester)
+        trainer.reserve(job)
+        self._suggester.ask(trainer, job, database_url=self._database_url)
 
     def _train(self, trainer: Trainer, job: Job, checkpoint: Path | None, start: Path | None) -> None:
         with suppress(OSError):
@@ -307,6 +301,8 @@ class Supervisor:
             return  # it goes back, or went back and only the answer was lost
         why = current.reason if current is not None and cancelled else "lost its lease"
         log.warning("%s: %s, stopping", mirror.title(job), why)
+        if self._suggester is not None and self._suggester.answered(job.id, job.fence):
+            return
         for trainer in self.trainers:  # none has it while it is recorded
             if trainer.has(job):
                 trainer.kill()
@@ -380,6 +376,12 @@ class Supervisor:
             if trainer.job and trainer.task in ("train", "score") and now - trainer.last_event > limit:
                 log.warning("%s: no progress for %.0f s", mirror.title(trainer.job), limit)
                 trainer.kill(f"no progress for {limit:.0f} s")
+        suggester = self._suggester
+        if suggester is not None and suggester.waiting and now - suggester.last_event > limit:
+            suggester.kill(f"no progress for {limit:.0f} s")
+
+    def _children(self) -> list[Child]:
+        return [*self.trainers, *([self._suggester] if self._suggester is not None else [])]
 
     # Events of trainers
 
@@ -396,6 +398,43 @@ class Supervisor:
                 getattr(self, f"_on_{kind}")(trainer, job, **event)
         if trainer.closed:
             self._on_exit(trainer)
+
+    def _read_points(self, suggester: Suggester) -> None:
+        for event in suggester.events():
+            kind = event.pop("event")
+            if kind == "ready" or (answered := suggester.answered(event["job"], event["fence"])) is None:
+                continue
+            trainer, job = answered
+            self._next_claim, self._pointless = 0.0, 0
+            if job not in self.holdings:
+                continue
+            if kind == "filled":
+                job = replace(job, spec=event["spec"], cost=event["cost"])
+                self.holdings.add(job)
+                self._begin_trial(trainer, job)
+            elif kind == "lost":
+                self.recorder.lost.append(job)
+            elif kind == "away":
+                self.returns.append((job, "the sampler could not reach the database", False))
+            else:
+                self.returns.append((job, event["reason"], True))
+        if suggester.closed:
+            self._on_exit_of(suggester)
+
+    def _on_exit_of(self, suggester: Suggester) -> None:
+        """Its jobs wait again, and no attempt is counted: it has not come to a training."""
+        self._selector.unregister(suggester)
+        self._suggester = None
+        reason = suggester.obituary()
+        suggester.close()
+        for trainer, job in suggester.waiting.values():
+            if trainer.has(job):
+                trainer.release()
+            self.returns.append((job, reason, False))
+        log.warning("%s; another one is started when it is needed", reason)
+        self._pointless += 1
+        if self._pointless >= START_ATTEMPTS:
+            raise ServiceError(f"No point can be chosen: {reason}. Its log: {self.log.name}")
 
     def _on_started(self, trainer: Trainer, job: Job, *, epoch: int, parameters: int) -> None:
         if epoch:
@@ -567,8 +606,8 @@ class Supervisor:
 
     def _leave(self) -> None:
         """End trainers and recorder; what is still held goes back to the queue from its newest stored checkpoint."""
-        for trainer in self.trainers:
-            trainer.kill()  # busy ones have handed back what they could, the others have nothing to lose
+        for child in self._children():
+            child.kill()  # busy ones have handed back what they could, the others have nothing to lose
         left = 30.0
         if self.stopping is not None:
             left = 0.0 if self.hurry else STOP_LIMIT - 1 - (time.monotonic() - self._stop_at)
@@ -580,8 +619,8 @@ class Supervisor:
                 with suppress(LeaseLost):
                     self.queue.give_back(job, reason=f"stopped: {self.stopping or 'error'}", counts=False)
             self.queue.leave(self.worker)
-        for trainer in self.trainers:
-            trainer.close(timeout=0.5)
+        for child in self._children():
+            child.close(timeout=0.5)
         self.queue.close()
         self.store.remove_session()
         self.store.engine.dispose()

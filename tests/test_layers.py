@@ -15,6 +15,7 @@ ALLOWED = {
 TORCH_FREE = [
     "cli",
     "worker",
+    "suggester",
     "planning",
     "report",
     "compare",

@@ -10,7 +10,7 @@ from shell import at_once, fresh_database
 
 from hpo import invariants, mirror, planning, sampling, settings, study
 from hpo.errors import StudyError
-from hpo.queue import Queue
+from hpo.queue import Queue, StudyRow
 from hpo.tracking import Tracker
 
 pytestmark = pytest.mark.service
@@ -111,18 +111,38 @@ def test_the_points_to_start_with_are_planned_first_and_the_sampler_chooses_the_
     chosen = study.load(str(file))
     with fresh_database(services) as url:
         store = sampling.storage(url)
+        fill = filling(url, store, chosen, "started")
         for _ in range(2):  # planning again adds nothing
             trials = sampling.plan(store, "started", chosen)
             assert [trial.params for trial in trials] == [first, *[{}] * 13]
         study_id = store.get_study_id_from_name("started")
         for number in (3, 0, *range(4, 14)):  # beyond the first ten, which TPE draws at random
-            point = sampling.fill(store, "started", chosen, number)
+            point = fill(number)
             trial_id = store.get_trial_id_from_study_id_trial_number(study_id, number)
             assert store.get_trial(trial_id).params == point
             assert number or point == first
             store.set_trial_state_values(trial_id, sampling.TrialState.COMPLETE, values=[float(point["filters"])])
         store.remove_session()
         store.engine.dispose()
+
+
+def filling(url: str, store, chosen: study.Study, name: str):
+    """A function that chooses the point of a trial, as for a running job, and shows it in Optuna."""
+    queue = Queue(url)
+    queue.install()
+    queue.put_study(StudyRow(name=name, identity="i", spec={}, facts={}, created_at=0))
+    queue.put_jobs(name, [{"kind": "trial", "number": n, "config": None, "cost": 0, "spec": None} for n in range(14)])
+    jobs = [queue.claim(name, worker="w", lease=600) for _ in range(14)]
+    queue.close()
+
+    def fill(number: int) -> dict:
+        point = sampling.suggest(store, name, chosen, number)
+        sampling.tell(store, chosen, jobs[number], point)
+        trial = store.get_all_trials(store.get_study_id_from_name(name))[number]
+        assert (trial.state.name, trial.params) == ("RUNNING", point)
+        return point
+
+    return fill
 
 
 def test_targets_that_move_in_unknown_ways_are_refused_where_it_must_be_known(data, tmp_path, monkeypatch):
@@ -209,13 +229,14 @@ def test_the_seed_decides_the_points_whoever_fills_them(services, data, tmp_path
         with fresh_database(services) as url:
             store = sampling.storage(url)
             sampling.plan(store, "sampled", chosen)
-            found = {number: sampling.fill(store, "sampled", chosen, number) for number in order}
-            assert found[2] == sampling.fill(store, "sampled", chosen, 2), "a trial that has its point keeps it"
+            fill = filling(url, store, chosen, "sampled")
+            found = {number: fill(number) for number in order}
+            assert found[2] == fill(2), "a trial that has its point keeps it"
             study_id = store.get_study_id_from_name("sampled")
             trial_id = store.get_trial_id_from_study_id_trial_number(study_id, 2)
             for ended, value in (("FAIL", None), ("COMPLETE", [0.5])):  # it was dead; another repeat of it is done
                 store.set_trial_state_values(trial_id, sampling.TrialState[ended], values=value)
-                assert found[2] == sampling.fill(store, "sampled", chosen, 2), "and is not shown as waiting yet"
+                assert found[2] == fill(2), "and is not shown as waiting yet"
             store.remove_session()
             store.engine.dispose()
         return [found[number] for number in range(4)]
