@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo import terminal
+from hpo import away, terminal
 from hpo.errors import ModelError, NotFound, ServiceError, SettingsError, UserError
 
 if TYPE_CHECKING:
@@ -86,21 +86,17 @@ def _mistake(error: Exception) -> str | None:
     """The message of an error the user can put right; None for one that is ours."""
     if isinstance(error, UserError):
         return str(error)
-    kind = type(error)
-    name = f"{kind.__module__}.{kind.__name__}"
-    if name in ("data_pipeline.dataset.DatasetError", "models.specs.SpecError"):
+    kinds = [f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__]  # by name: none is imported for it
+    if "data_pipeline.dataset.DatasetError" in kinds or "models.specs.SpecError" in kinds:
         return str(error)
-    if name == "hpo.queue.DatabaseLost":
-        return f"The database cannot be reached: {error}. Is HPO_DATABASE_URL right, and is it up?"
-    if name == "hpo.tracking.TrackingUnavailable":
-        return f"The MLflow server cannot be reached: {error}. Is MLFLOW_TRACKING_URI right, and is it up?"
-    if name == "mlflow.exceptions.MlflowException" or kind.__module__.startswith("requests."):
-        return (
-            f"The MLflow server refused: {error}. Is MLFLOW_TRACKING_URI the server you mean, are user and password "
-            "right, and may you write there?"
-        )
-    if kind.__module__.startswith("sqlalchemy."):
-        return f"The database refused: {str(error).splitlines()[0]}. Does HPO_DATABASE_URL's user own the database?"
+    if "hpo.queue.DatabaseLost" in kinds:
+        return away.database(error)
+    if "hpo.tracking.TrackingUnavailable" in kinds:
+        return away.tracking(error)
+    if "mlflow.exceptions.MlflowException" in kinds or kinds[0].startswith("requests."):
+        return away.tracking_refuses(error)
+    if kinds[0].startswith("sqlalchemy."):
+        return away.database_refuses(error)
     if isinstance(error, OSError) and error.errno in (
         errno.ENOSPC,
         errno.EDQUOT,

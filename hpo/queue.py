@@ -169,7 +169,20 @@ class LeaseLost(Exception):
 
 
 class DatabaseLost(Exception):
-    """The database cannot be reached at the moment: the caller tries again."""
+    """The database cannot be reached, or takes nothing, at the moment: the caller tries again."""
+
+
+# Classes of SQLSTATE that tell of the server's state and not of what was asked for: connection, transaction (a server
+# that is read-only for now), rollback, resources, operator, system.
+_PASSING = ("08", "25", "40", "53", "57", "58")
+
+
+def lost(error: DBAPIError) -> DatabaseLost | None:
+    """What an error means that passes by itself; None for one of ours, or of our role's rights."""
+    state = getattr(error.orig, "sqlstate", None) or ""
+    if error.connection_invalidated or isinstance(error, sqlalchemy.exc.OperationalError) or state[:2] in _PASSING:
+        return DatabaseLost(" ".join(str(error.orig).split()))
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,9 +288,9 @@ class Queue:
             with self.engine.begin() as connection:
                 yield connection
         except DBAPIError as error:
-            if error.connection_invalidated or isinstance(error, sqlalchemy.exc.OperationalError):
-                raise DatabaseLost(str(error.orig).strip()) from error
-            raise
+            if (found := lost(error)) is None:
+                raise
+            raise found from error
 
     def close(self) -> None:
         """Close the connections."""

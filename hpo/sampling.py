@@ -15,11 +15,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from hpo.errors import ServiceError
-from hpo.queue import CONNECT, DatabaseLost, Job, postgres_url
+from hpo.queue import CONNECT, Job, lost, postgres_url
 from hpo.study import BEST, Choices, Interval, Study
 
 STATES = {
@@ -37,16 +37,14 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 @contextmanager
 def database() -> Iterator[None]:
-    """Raise DatabaseLost where Optuna wraps a lost connection into an error of its own."""
+    """Raise DatabaseLost where the database is lost, also where Optuna wraps that into an error of its own."""
     try:
         yield
-    except StorageInternalError as error:
-        cause = error.__cause__
-        if isinstance(cause, DBAPIError) and (cause.connection_invalidated or isinstance(cause, OperationalError)):
-            raise DatabaseLost(str(cause.orig).strip()) from error
-        raise
-    except OperationalError as error:
-        raise DatabaseLost(str(error.orig).strip()) from error
+    except (StorageInternalError, DBAPIError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        if not isinstance(cause, DBAPIError) or (found := lost(cause)) is None:
+            raise
+        raise found from error
 
 
 @database()

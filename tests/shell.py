@@ -195,6 +195,19 @@ def fresh_database(services: Services) -> Iterator[str]:
 
 
 @contextmanager
+def read_only(services: Services, url: str) -> Iterator[None]:
+    """The database takes no changes inside of the block, as after a failover to a server that only follows yet; at both
+    ends every connection is dropped."""
+    name = url.rpartition("/")[2]
+    with psycopg.connect(f"{services.database_url.rpartition('/')[0]}/postgres", autocommit=True) as connection:
+        for how in ("SET default_transaction_read_only = on", "RESET default_transaction_read_only"):
+            connection.execute(sql.SQL("ALTER DATABASE {} " + how).format(sql.Identifier(name)))
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            if how.startswith("SET"):
+                yield
+
+
+@contextmanager
 def tmpfs(folder: Path, size: str) -> Iterator[Path]:
     """The folder as a small file system of its own."""
     folder.mkdir(parents=True, exist_ok=True)

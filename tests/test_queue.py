@@ -5,11 +5,12 @@ import time
 
 import pytest
 from optuna.study import StudyDirection
-from shell import at_once
+from shell import at_once, read_only
+from sqlalchemy.exc import ProgrammingError
 
 from hpo import holdings as holdings_module
 from hpo import queue as queue_module
-from hpo import sampling, trainers
+from hpo import sampling, study, trainers
 from hpo.errors import NotFound, ServiceError, StudyConflict
 from hpo.holdings import Holdings
 from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, Queue, StudyRow
@@ -317,6 +318,34 @@ def test_a_database_that_is_away_is_told_from_a_mistake():
         Queue("sqlite:///x.db")
     with pytest.raises(ServiceError, match="expected a URL like postgresql://"):
         Queue("not a url")
+
+
+def test_a_database_that_takes_nothing_for_now_is_lost_and_one_that_refuses_our_role_is_not(services, database_url):
+    queue, store = planned(database_url, 1), sampling.storage(database_url)
+    job = claim(queue)
+    chosen = study.load("grid")
+    sampling.plan(store, "s", chosen)
+    with read_only(services, database_url):
+        for write in (
+            lambda: queue.renew([job], lease=30.0),
+            lambda: claim(queue),
+            lambda: sampling.plan(store, "another", chosen),
+            lambda: sampling.show(store, "s", job, [job]),
+        ):
+            with pytest.raises(DatabaseLost):
+                for _ in range(2):  # the first may meet a connection that was dropped
+                    write()
+        with pytest.raises(DatabaseLost, match="read-only transaction"):
+            claim(queue)
+        assert queue.jobs("s"), "what is there can be read"
+    queue.jobs("s")  # on a new connection
+    assert queue.renew([job], lease=30.0) == []
+    sampling.show(store, "s", job, [job])
+    with pytest.raises(ProgrammingError, match="permission denied"), queue._transaction() as connection:
+        connection.exec_driver_sql("SET LOCAL ROLE pg_monitor")
+        connection.exec_driver_sql("SELECT * FROM hpo.job")
+    store.remove_session()
+    store.engine.dispose()
 
 
 def test_sessions_speak_utc(database_url):

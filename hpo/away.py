@@ -1,0 +1,73 @@
+"""A service's error as one message to whoever gave a command: what was met, where, the likely cause, what to do."""
+
+from hpo import settings
+from hpo.errors import UserError
+
+FULL = ("too many clients", "too many connections", "remaining connection slots")  # how Postgres says it
+CONNECTIONS = 5  # that one worker may hold at a time
+
+
+def database(error: Exception) -> str:
+    """Of a database that cannot be reached, or takes nothing (DatabaseLost)."""
+    text = str(error).rstrip(".")
+    if any(words in text for words in FULL):
+        return (
+            f"The database takes no more connections: {text}. Let fewer workers run (each holds up to {CONNECTIONS}), "
+            "or raise max_connections of its server. Nothing was changed; the same command goes on."
+        )
+    if "read-only transaction" in text:
+        return (
+            f"The database is read-only at the moment: {text}. A failover, maintenance, or a full disk of its server? "
+            "Nothing was changed; when it takes changes again, the same command goes on."
+        )
+    if (home := _embedded()) is None:
+        return f"The database cannot be reached: {text}. Is HPO_DATABASE_URL right, and is it up?"
+    return (
+        f"The Postgres of {home} (HPO_HOME) does not answer as it should: {text}. Its log: {home}/logs/postgres.log. "
+        "`hpo down` and then `hpo up` start it anew; the same command goes on."
+    )
+
+
+def database_refuses(error: Exception) -> str:
+    """Of what the database says to a statement and will say again."""
+    text = str(error).splitlines()[0]
+    if (home := _embedded()) is None:
+        return f"The database refused: {text}. Does HPO_DATABASE_URL's user own the database?"
+    return f"The Postgres of {home} (HPO_HOME) refused: {text}. `hpo doctor` looks at what is stored there."
+
+
+def tracking(error: Exception) -> str:
+    """Of an MLflow server that cannot be reached, or in whose place something else answers (TrackingUnavailable)."""
+    text = str(error).rstrip(".")
+    if hasattr(error, "answer"):  # tracking.Refused
+        return f"The MLflow server at {_address()} does not let us in: {text}. Nothing was changed by this."
+    if (home := _embedded()) is None:
+        return f"The MLflow server cannot be reached: {text}. Is MLFLOW_TRACKING_URI right, and is it up?"
+    return (
+        f"The MLflow server of {home} (HPO_HOME) does not answer as it should: {text}. Its log: "
+        f"{home}/logs/mlflow.log. `hpo down` and then `hpo up` start it anew; the same command goes on."
+    )
+
+
+def tracking_refuses(error: Exception) -> str:
+    """Of what MLflow answers to a request and will answer again."""
+    text = " ".join(str(error).split())
+    if (home := _embedded()) is None:
+        return f"The MLflow server refused: {text}. Is MLFLOW_TRACKING_URI the server you mean?"
+    return f"The MLflow server of {home} (HPO_HOME) refused: {text}. `hpo doctor` looks at what is stored there."
+
+
+def _embedded() -> object:
+    """HPO_HOME, if its services are meant."""
+    try:
+        read = settings.read()
+    except UserError:
+        return None
+    return read.home if read.embedded else None
+
+
+def _address() -> str:
+    try:
+        return settings.read().tracking_uri or f"the port of {_embedded()} (HPO_HOME)"
+    except UserError:
+        return "MLFLOW_TRACKING_URI"
