@@ -521,10 +521,10 @@ def _by(asked: "Stop | None") -> str:
 
 
 def stop(options: argparse.Namespace) -> int:
-    from hpo import sampling, stopping
+    from hpo import sampling, services, stopping
     from hpo.tracking import Tracker
 
-    read, found, queue = _connect()
+    read, found, queue = _connect(mlflow=False)
     row = queue.study(options.study)
     said: list[str] | None = None
     for left in stopping.stop(queue, row.name, lease=read.lease):
@@ -534,7 +534,8 @@ def stop(options: argparse.Namespace) -> int:
         if options.no_wait:
             print(f"The workers of {row.name} give their trials back and leave within seconds.")
             return 0
-    stopping.show(queue, Tracker(found.tracking_uri), sampling.storage(found.database_url), row, lease=read.lease)
+    if services.running(read):
+        stopping.show(queue, Tracker(found.tracking_uri), sampling.storage(found.database_url), row, lease=read.lease)
     jobs = [job for job in queue.jobs(row.name) if job.kind == "trial"]
     print(
         f"Nobody works on {row.name}; {sum(job.state == 'done' for job in jobs)} of {len(jobs)} trials are done. "
@@ -544,10 +545,10 @@ def stop(options: argparse.Namespace) -> int:
 
 
 def cancel(options: argparse.Namespace) -> int:
-    from hpo import mirror, sampling, stopping
+    from hpo import mirror, sampling, services, stopping
     from hpo.tracking import Tracker
 
-    read, found, queue = _connect()
+    read, found, queue = _connect(mlflow=False)
     row = queue.study(options.study)
     changed = stopping.cancel(queue, row, options.trial, undo=options.undo)
     for job in changed:
@@ -560,7 +561,8 @@ def cancel(options: argparse.Namespace) -> int:
                 f"`hpo cancel --study {row.name} --trial {options.trial} --undo` brings it back."
             )
     store = sampling.storage(found.database_url)
-    if not stopping.show(queue, Tracker(found.tracking_uri), store, row, lease=read.lease):
+    shown = services.running(read) and stopping.show(queue, Tracker(found.tracking_uri), store, row, lease=read.lease)
+    if not shown:
         print("MLflow is away: a worker shows it there later.", file=sys.stderr)
     return 0
 
@@ -570,7 +572,7 @@ def studies(options: argparse.Namespace) -> int:
 
     from hpo import report
 
-    _, _, queue = _connect()
+    _, _, queue = _connect(mlflow=False)
     listed = [_study_summary(queue, row) for row in queue.studies()]
     if options.json:
         print(json.dumps(listed, indent=2))
@@ -621,7 +623,7 @@ def _study_summary(queue: "Queue", row: "StudyRow") -> dict[str, Any]:
 def trials(options: argparse.Namespace) -> int:
     from hpo import report
 
-    _, _, queue = _connect()
+    _, _, queue = _connect(mlflow=False)
     row = queue.study(options.study)
     jobs = queue.jobs(row.name)
     if not options.json:
@@ -1038,13 +1040,19 @@ def _studies(options: argparse.Namespace) -> "list[Study]":
     return study.load_all(options.study, overrides, prerequisites=options.with_prerequisites)
 
 
-def _connect() -> "tuple[Settings, Services, Queue]":
-    """Settings, running services and the queue; raises ServiceError if the services do not run."""
+def _connect(*, mlflow: bool = True) -> "tuple[Settings, Services, Queue]":
+    """Settings, running services and the queue; raises ServiceError if the services do not run. Without `mlflow` the
+    database is enough."""
     from hpo import services, settings
     from hpo.queue import Queue
 
     read = settings.read()
-    found = services.running(read)
+    found = services.running(read, mlflow=mlflow)
+    if found is None and mlflow and services.running(read, mlflow=False):
+        raise ServiceError(
+            f"The MLflow server of {read.home} (HPO_HOME) does not answer, its Postgres does. `hpo up` starts it if it "
+            f"has ended; if it hangs, `hpo down` and then `hpo up`. Its log: {read.home}/logs/mlflow.log"
+        )
     if found is None:
         raise ServiceError(
             f"The services of {read.home} are not running. `hpo up` starts them. (Is HPO_HOME the one you mean?)"

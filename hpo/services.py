@@ -87,9 +87,10 @@ def up(
     return _entered(_services(home)), postgres_started or mlflow_started
 
 
-def running(settings: Settings) -> Services | None:
+def running(settings: Settings, *, mlflow: bool = True) -> Services | None:
     """The services if both are there (those of the settings' URLs are taken to be); starts and writes nothing.
 
+    Without `mlflow` it is enough that the database is there, and nobody knows who answers in the other's place.
     MLflow's client in this process, and in those that it starts, logs in with what was found.
     """
     if settings.database_url and settings.tracking_uri:
@@ -97,7 +98,7 @@ def running(settings: Settings) -> Services | None:
         return _entered(Services(settings.database_url, settings.tracking_uri, *user, settings.credentials))
     path = homes.resolved(settings.home)
     home = homes.read(path)
-    if home is None or home.path != path or not postgres.answers(home) or not mlflow_server.answers(home):
+    if home is None or home.path != path or not postgres.answers(home) or (mlflow and not mlflow_server.answers(home)):
         return None
     return _entered(_services(home))
 

@@ -132,6 +132,18 @@ def test_sigterm_in_the_middle_of_an_mlflow_retry_gives_back_within_eight_second
     assert {(job.state, job.attempt) for job in shell.trials("termed")} == {("waiting", 0)}
 
 
+def test_a_trial_is_cancelled_and_brought_back_though_mlflow_is_frozen(own, data, tmp_path):
+    shell, read = own
+    shell.start("run", "--study", cells.study(tmp_path, "held", data=data, epochs=30_000), "--trainers", 1)
+    words = ("--study", "held", "--trial", shell.training("held", epochs=20).number)
+    suspend(mlflow_processes(read))
+    for undo, says in (((), "Cancelled trial"), (("--undo",), "waits again")):
+        output = shell.hpo("cancel", *words, *undo)
+        assert says in output and "MLflow is away: a worker shows it there later." in output
+    assert "Trials of held" in shell.hpo("trials", "--study", "held")
+    assert "does not answer, its Postgres does" in shell.hpo("promote", "--study", "held", code=1)
+
+
 def test_sigterm_ends_the_worker_in_time_though_the_database_is_frozen(own, data, tmp_path):
     shell, read = own
     process = shell.start("run", "--study", cells.study(tmp_path, "frozen", data=data, epochs=30_000), "--trainers", 2)
