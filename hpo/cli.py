@@ -423,7 +423,7 @@ def _work(
 
         def tick(worker: Supervisor) -> None:
             trouble = (
-                f"stopping ({worker.stopping}): giving trials back" if worker.stopping else worker.recorder.trouble
+                f"stopping ({worker.stopping}): giving trials back" if worker.stopping else worker.recorder.concern
             )
             try:
                 display.tick(trouble)

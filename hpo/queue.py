@@ -441,9 +441,12 @@ class Queue:
 
     # The life of a job
 
-    def claim(self, study: str, *, worker: str, lease: float, stops: int | None = None) -> Job | None:
-        """Take the dearest waiting job, or one whose lease (seconds) ran out. None if there is nothing to take, or if
-        the study was stopped more often than the `stops` times the worker knows of, or is being deleted."""
+    def claim(
+        self, study: str, *, worker: str, lease: float, stops: int | None = None, take_over: bool = True
+    ) -> Job | None:
+        """Take the dearest waiting job, or with `take_over` one whose lease (seconds) ran out. None if there is nothing
+        to take, or if the study was stopped more often than the `stops` times the worker knows of, or is being deleted.
+        """
         with self._transaction() as connection:
             closes = _all_ended(connection, study)
             # Claims of trials do not wait for each other, but for a deletion.
@@ -458,7 +461,7 @@ class Queue:
                     WHERE id = (
                         SELECT id FROM hpo.job candidate
                         WHERE study = :study AND NOT ({_EXHAUSTED})
-                          AND (state = 'waiting' OR ({_EXPIRED}))
+                          AND (state = 'waiting' OR :take_over AND ({_EXPIRED}))
                           -- who is asked to leave takes nothing more
                           AND (cast(:stops AS int) IS NULL
                                OR :stops = (SELECT stops FROM hpo.study WHERE name = :study))
@@ -478,6 +481,7 @@ class Queue:
                     "attempts": ATTEMPTS,
                     "stops": stops,
                     "closes": closes,
+                    "take_over": take_over,
                 },
             )
             return next((Job(**found) for found in row.mappings()), None)
@@ -598,6 +602,20 @@ class Queue:
             reason = :reason, lease_until = NULL, mirrored = false
             """,
             free=0 if counts else 1,
+            attempts=ATTEMPTS,
+            reason=reason[:REASON],
+        )
+
+    def note(self, job: Job, reason: str) -> None:
+        """Say in the row of a job that is still ours what it waits for. Raises LeaseLost."""
+        self._change(job, "reason = :reason", reason=reason[:REASON])
+
+    def bury(self, job: Job, *, reason: str) -> None:
+        """End a job of ours as dead at once, whatever its attempts: another one would come to nothing, too. Raises
+        LeaseLost."""
+        self._change(
+            job,
+            "attempt = :attempts, state = 'dead', reason = :reason, lease_until = NULL, mirrored = false",
             attempts=ATTEMPTS,
             reason=reason[:REASON],
         )

@@ -1,6 +1,7 @@
 """The one thread of a worker that talks to MLflow, so that a slow server never holds up a lease.
 
-Tasks are done in order, each until it succeeds; while the server or the database is away they wait.
+Tasks are done in order, each until it succeeds; while the server or the database is away they wait. What was trained is
+not thrown away for an error nobody foresaw, either: its task is tried again beside the others for as long.
 """
 
 import logging
@@ -11,6 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hpo.errors import disk_is_full
@@ -22,33 +25,69 @@ FORWARD_INTERVAL = 15.0  # seconds between two deliveries of a running trial's e
 RECONCILE_INTERVAL = 10.0  # seconds
 REMINDER = 60.0  # seconds between two log lines about the same outage
 RETRY_PAUSES = (0.5, 1.0, 2.0, 5.0)  # seconds; the last one repeats
+KEPT_PAUSE = 10.0  # seconds between two tries of a task that failed for a reason of its own
 
 log = logging.getLogger("hpo")
+
+GiveUp = Callable[[str], None]  # ends a job for a reason; itself a task
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """A result that could not be recorded, and waits to be tried again."""
+
+    job: Job
+    task: Callable[[], None]
+    give_up: GiveUp
+    reason: str
+    since: float  # monotonic seconds
+    due: float  # likewise
 
 
 class Recorder(threading.Thread):
     """Runs tasks and, between them, forwards epochs of the jobs in `live` and mends what others left half done."""
 
-    def __init__(self, mirror: Mirror, *, lease: float, store: Path | None = None) -> None:
-        """`store`: the artifact store's folder, if it is on this machine."""
+    def __init__(self, mirror: Mirror, *, lease: float, patience: float, store: Path | None = None) -> None:
+        """`patience`: seconds for which a result is kept that cannot be recorded. `store`: the artifact store's folder,
+        if it is on this machine."""
         super().__init__(name="recorder", daemon=True)
-        self.mirror, self.lease, self.store = mirror, lease, store
+        self.mirror, self.lease, self.patience, self.store = mirror, lease, patience, store
         self.live: list[Job] = []  # jobs whose epochs we forward; replaced as a whole by the supervisor
         self.trouble: str | None = None  # what is unreachable now, for people
         self.store_full = False
         self._trouble_since = self._said_at = 0.0  # monotonic seconds
         self.lost: deque[Job] = deque()  # jobs whose lease was found lost
         self.failures: deque[tuple[Job, str, bool]] = deque()  # tasks that failed, and whether for a full disk here
-        self._tasks: deque[tuple[Job, Callable[[], None]]] = deque()
+        self.stuck: str | None = None  # why no result can be recorded: the worker should leave
+        self._kept: dict[tuple[int, int], _Kept] = {}  # by job and fence
+        self._recorded = self._shaken = float(
+            "-inf"
+        )  # when a result was recorded, the database lost; monotonic seconds
+        self._tasks: deque[tuple[Job, Callable[[], None], GiveUp | None]] = deque()
         self._wake = threading.Condition()
         self._closing = self._tidy = False
         self._abandon = threading.Event()
 
-    def put(self, job: Job, task: Callable[[], None]) -> None:
-        """Queue a task that may raise TrackingUnavailable, DatabaseLost (both: it is repeated) or LeaseLost."""
+    def put(self, job: Job, task: Callable[[], None], give_up: GiveUp | None = None) -> None:
+        """Queue a task that may raise TrackingUnavailable, DatabaseLost (both: it is repeated) or LeaseLost.
+
+        With `give_up` it records what was trained: after another error it is kept and tried again. When its patience is
+        over, and results of other trials could be recorded meanwhile, `give_up` is called; if none could, `stuck` says
+        why.
+        """
         with self._wake:
-            self._tasks.append((job, task))
+            self._tasks.append((job, task, give_up))
             self._wake.notify()
+
+    @property
+    def concern(self) -> str | None:
+        """What is unreachable now, or which result cannot be recorded, for people."""
+        return self.trouble or next((f"{title(each.job)}: {each.reason}" for each in list(self._kept.values())), None)
+
+    @property
+    def calm(self) -> bool:
+        """Whether everybody has had the time to renew their leases since the database was last lost."""
+        return time.monotonic() - self._shaken > self.lease
 
     @property
     def outage(self) -> float:
@@ -82,21 +121,26 @@ class Recorder(threading.Thread):
             if task is not None:
                 self._do(*task)
                 self._tasks.popleft()
+            elif kept := next((each for each in self._kept.values() if time.monotonic() >= each.due), None):
+                self._do(kept.job, kept.task, kept.give_up)
             elif time.monotonic() >= next_forward:
                 self._quietly(self._forward)
                 next_forward = time.monotonic() + FORWARD_INTERVAL
-            elif time.monotonic() >= next_reconcile:
+            elif time.monotonic() >= next_reconcile and self.calm:
                 self._quietly(lambda: self.mirror.reconcile(lease=self.lease, older_than=self.lease))
                 next_reconcile = time.monotonic() + RECONCILE_INTERVAL
             if self._abandon.is_set():
                 return
 
-    def _do(self, job: Job, task: Callable[[], None]) -> None:
+    def _do(self, job: Job, task: Callable[[], None], give_up: GiveUp | None) -> None:
         attempt = 0
+        before = self._kept.pop((job.id, job.fence), None) if give_up else None
         while not self._abandon.is_set():
             try:
                 task()
                 self._well()
+                if give_up:
+                    self._recorded = time.monotonic()
                 return
             except (TrackingUnavailable, DatabaseLost) as error:
                 if not isinstance(error, StoreRefuses) and disk_is_full(error):
@@ -109,8 +153,28 @@ class Recorder(threading.Thread):
                 self.lost.append(job)
                 return
             except Exception as error:
-                self._fail(job, error, full=disk_is_full(error))
+                if give_up is None or disk_is_full(error):
+                    self._fail(job, error, full=disk_is_full(error))
+                else:
+                    self._keep(job, task, give_up, error, since=before.since if before else time.monotonic())
                 return
+
+    def _keep(self, job: Job, task: Callable[[], None], give_up: GiveUp, error: Exception, *, since: float) -> None:
+        """Try the task again later, or give the result up."""
+        now, reason = time.monotonic(), f"its result cannot be recorded: {first_line(error)}"
+        if now - since < self.patience:
+            if now - since < KEPT_PAUSE:
+                log.warning("%s: %s. It is kept and tried again for %.0f s.", title(job), reason, self.patience)
+                log.debug("", exc_info=True)
+                with suppress(LeaseLost, DatabaseLost):  # for people: the next try finds out
+                    self.mirror.queue.note(job, reason)
+            self._kept[job.id, job.fence] = _Kept(
+                job=job, task=task, give_up=give_up, reason=reason, since=since, due=now + KEPT_PAUSE
+            )
+        elif self._recorded > since:  # it is this one's own fault
+            self.put(job, partial(give_up, reason))
+        else:
+            self.stuck = f"{title(job)}: {reason}"
 
     def _fail(self, job: Job, error: Exception, *, full: bool) -> None:
         log.warning("%s could not be recorded: %s", title(job), first_line(error))
@@ -144,6 +208,8 @@ class Recorder(threading.Thread):
         now = time.monotonic()
         if self.trouble is None:
             self._trouble_since, self._said_at = now, float("-inf")
+        if isinstance(error, DatabaseLost):
+            self._shaken = now
         if isinstance(error, TrackingUnavailable):  # of the store a lost database tells nothing
             if self.store_full != isinstance(error, StoreRefuses):
                 self._said_at = float("-inf")

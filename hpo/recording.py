@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from hpo import crash, mirror, registry
-from hpo.errors import NotFound
+from hpo.errors import NotFound, disk_is_full
 from hpo.holdings import Holdings
 from hpo.mirror import Mirror
-from hpo.queue import DatabaseLost, Job
+from hpo.queue import DatabaseLost, Job, LeaseLost
 from hpo.tracking import TrackingUnavailable, sha256_of
 
 log = logging.getLogger("hpo")
@@ -31,14 +31,22 @@ def show(shown: Mirror, job_id: int) -> None:
 def store_checkpoint(shown: Mirror, holdings: Holdings, job: Job, path: Path, *, epoch: int, sha256: str) -> None:
     """Upload a checkpoint under a new name, commit it to the job, then delete the one before."""
     current = shown.queue.require(job)
-    run_id = shown.run(current)
     name = f"checkpoint-{epoch:06d}-{job.fence}.safetensors"  # a name of this claim: an older one cannot touch it
     local = path.with_name(name)
     if path.exists():
         path.replace(local)
     if not local.exists():
         return  # the job has been given back and its folder removed
-    shown.tracker.upload(run_id, local, "checkpoints")
+    try:
+        run_id = shown.run(current)
+        shown.tracker.upload(run_id, local, "checkpoints")
+    except (TrackingUnavailable, DatabaseLost, LeaseLost):
+        raise
+    except Exception as error:  # it goes on without: a checkpoint only spares time
+        if disk_is_full(error):
+            raise
+        log.warning("%s: a checkpoint could not be stored: %s", mirror.title(job), mirror.first_line(error))
+        return
     crash.at("checkpoint uploaded")
     holdings.flush(job)  # a committed checkpoint never runs ahead of the stored curve
     shown.queue.checkpoint(job, {"path": f"checkpoints/{name}", "sha256": sha256, "epoch": epoch, "run_id": run_id})

@@ -93,7 +93,7 @@ class Supervisor:
         self.worker = f"{socket.gethostname()}:{self.process}"
         self.mirror = Mirror(self.queue, self.tracker, self.store, self.row, worker=self.worker)
         store = settings.home / "artifacts" if settings.embedded else None
-        self.recorder = Recorder(self.mirror, lease=settings.lease, store=store)
+        self.recorder = Recorder(self.mirror, lease=settings.lease, patience=settings.outage_limit, store=store)
         self.holdings = Holdings(self.queue)
         self.returns: deque[tuple[Job, str, bool]] = deque()  # job, reason, whether the attempt counts
         self.trainers: list[Trainer] = []
@@ -223,7 +223,13 @@ class Supervisor:
         for trainer in self.trainers:
             if not trainer.free or self._has_its_trials():
                 continue
-            job = self.queue.claim(self.row.name, worker=self.worker, lease=self.settings.lease, stops=self.row.stops)
+            job = self.queue.claim(
+                self.row.name,
+                worker=self.worker,
+                lease=self.settings.lease,
+                stops=self.row.stops,
+                take_over=self.recorder.calm,
+            )
             if job is None:
                 self._idle_since = self._idle_since or now
                 return
@@ -338,6 +344,12 @@ class Supervisor:
         """Act on what the recorder's thread found out."""
         if not self.recorder.is_alive():
             raise ServiceError("The thread that records results has ended unexpectedly. The same command goes on.")
+        if self.recorder.stuck:
+            raise ServiceError(
+                f"No result can be recorded any more. {self.recorder.stuck}. What was trained is given back with its "
+                "newest checkpoint, and no attempt is counted. When the cause is gone, the same command goes on; if it "
+                "is this trial alone, `hpo cancel` lets its study close without it."
+            )
         while self.recorder.lost:
             self._lost(self.recorder.lost.popleft())
         while self.recorder.failures:
@@ -465,7 +477,7 @@ class Supervisor:
 
     def _on_trained(self, trainer: Trainer, job: Job, **found: Any) -> None:
         crash.at("trained")
-        self.recorder.put(job, partial(self._record, job, found))
+        self.recorder.put(job, partial(self._record, job, found), partial(self._bury, job))
 
     def _on_diverged(self, trainer: Trainer, job: Job, *, epoch: int) -> None:
         log.warning("%s diverged at epoch %d", mirror.title(job), epoch)
@@ -532,6 +544,12 @@ class Supervisor:
             self._end(job, "pruned", {"epoch": found["epochs"]}, verdict)
             return
         recording.record(self.mirror, self.holdings, job, found)
+        self._ended(job)
+
+    def _bury(self, job: Job, reason: str) -> None:
+        """End a trial that was trained well and cannot be recorded: training it again would not help."""
+        self.queue.bury(job, reason=reason)
+        log.warning("%s is dead: %s", mirror.title(job), reason)
         self._ended(job)
 
     def _end(self, job: Job, state: str, result: dict[str, Any], reason: str) -> None:

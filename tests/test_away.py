@@ -1,7 +1,11 @@
 """What somebody who gives a command reads when a service is away: the cause, where, and what to do."""
 
+import time
+
+import cells
 import pytest
 from proxy import proxy
+from shell import PATIENCE, check_recorded_once, read_only
 
 from hpo import away
 from hpo.queue import DatabaseLost
@@ -45,3 +49,65 @@ def test_a_command_that_meets_a_gateway_says_so_in_one_line_and_makes_nothing(sh
     (line,) = [line for line in output.splitlines() if line.startswith("hpo: ")]
     assert line == output.splitlines()[-1] and words in line and between.url in line
     assert shell.queue.studies() == []
+
+
+def output_of(process) -> str:
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0 and "Traceback" not in output, output
+    return output
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize(
+    ("mode", "only", "words"),
+    [
+        ("401", "", "MLflow answers 401, "),
+        pytest.param("login", "", "MLflow answers with a web page, ", marks=pytest.mark.slow),
+        pytest.param("404", "", "MLflow answers 404, ", marks=pytest.mark.long),
+        pytest.param(
+            "403", "/mlflow-artifacts/", "no trial is claimed until it takes files again", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_trial_trained_while_a_gateway_answers_for_mlflow_is_kept(
+    shell, data, tmp_path, tracking_uri, mode, only, words
+):
+    study = cells.study(tmp_path, f"kept-{mode}-{len(only)}", data=data, epochs=300, rates="[1e-3]")
+    with proxy(tracking_uri) as between:
+        shell.environment |= {"MLFLOW_TRACKING_URI": between.url, "HPO_OUTAGE_LIMIT": "0.2"}
+        process = shell.start("run", "--study", study, "--trainers", 1)
+        job = shell.training(study.stem, epochs=20)
+        with between.answering(mode, only=only):
+            shell.until(lambda: shell.queue.job(job.id).epochs == 300, "training goes on to the last epoch")
+            shell.until(
+                lambda: list(shell.home.glob(f"work/*/job-{job.id}-*/model/README.md")), "the model is packaged"
+            )
+            time.sleep(3)
+            assert [
+                (each.state, each.attempt) for each in sorted(shell.trials(study.stem), key=lambda each: -each.attempt)
+            ] == [
+                ("running", 1),
+                ("waiting", 0),
+            ], "it is kept, and no other trial is claimed"
+        output = output_of(process)
+    assert words in output and "all services answer again" in output
+    check_recorded_once(shell, study.stem, points=2, epochs=300)
+    assert {each.attempt for each in shell.trials(study.stem)} == {1}
+    assert shell.queue.jobs(study.stem)[0].result["champion"], "and the study has closed by itself"
+
+
+@pytest.mark.acceptance
+@pytest.mark.slow
+def test_workers_wait_for_a_database_that_is_read_only_for_longer_than_their_leases(shell, data, tmp_path, services):
+    shell.environment |= {"HPO_LEASE": "4"}
+    study = cells.study(tmp_path, "standing", data=data, epochs=600, rates="[1e-3]")
+    first = shell.start("run", "--study", study, "--trainers", 1)
+    shell.training("standing", epochs=20)
+    second = shell.start("worker", "--study", "standing", "--trainers", 1)
+    shell.until(lambda: all(job.epochs for job in shell.trials("standing")), "both trials are trained")
+    with read_only(services, shell.database_url):
+        time.sleep(8)
+    outputs = output_of(first), output_of(second)
+    assert all("database lost, retrying (cannot execute" in output for output in outputs), outputs
+    check_recorded_once(shell, "standing", points=2, epochs=600)
+    assert {job.attempt for job in shell.trials("standing")} == {1}

@@ -1,6 +1,8 @@
 """What the recorder's thread does for one job, on real services: each step may be repeated."""
 
 import dataclasses
+import time
+from collections import deque
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -10,15 +12,19 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from shell import at_once
 from sqlalchemy import text
 from torch import nn
 
 from hpo import doctor, figures, planning, plots, promotion, recording, sampling, settings, study
+from hpo import recorder as recorder_module
 from hpo.holdings import Holdings
 from hpo.mirror import Mirror, key
 from hpo.packaging import package
 from hpo.queue import ATTEMPTS, LeaseLost, Queue
+from hpo.recorder import Recorder
 from hpo.tracking import Tracker, TrackingUnavailable, sha256_of
 from models import specs
 from models.regressor import Regressor
@@ -264,3 +270,72 @@ def test_a_study_that_closed_while_a_trial_waited_is_found_and_closes_again(show
     found.remedy()
     assert shown.queue.closing_state(name) == "waiting"
     assert list(doctor._study(shown, read)) == []
+
+
+@pytest.fixture
+def recorder(shown, monkeypatch):
+    """A recorder that tries again at once what it keeps, for four seconds."""
+    monkeypatch.setattr(recorder_module, "KEPT_PAUSE", 0.05)
+    made = Recorder(shown, lease=30, patience=4)
+    made.start()
+    yield made
+    made.finish(10, tidy=False)
+
+
+def until(condition) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_result_that_meets_an_error_nobody_foresaw_is_kept_and_recorded_when_that_is_over(shown, held, recorder):
+    _, job = held
+    errors, done = deque([ValueError("odd")] * 3), []
+
+    def record() -> None:
+        if errors:
+            raise errors.popleft()
+        done.append("kept")
+
+    recorder.put(job, record, lambda reason: done.append(reason))
+    recorder.put(job, lambda: done.append("another task"))
+    until(lambda: len(done) == 2)
+    assert done == ["another task", "kept"], "the others do not wait for it"
+    assert shown.queue.job(job.id).reason == "its result cannot be recorded: odd"
+    assert (shown.queue.job(job.id).attempt, list(recorder.failures), recorder.stuck) == (1, [], None)
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_result_that_can_never_be_recorded_costs_its_trial_once_or_ends_the_worker(shown, held, recorder, others):
+    _, job = held
+    other = shown.queue.claim(shown.study.name, worker="w", lease=60)
+
+    def record() -> None:
+        raise ValueError("odd")
+
+    recorder.put(job, record, lambda reason: shown.queue.bury(job, reason=reason))
+    until(lambda: recorder.concern)
+    if others:
+        recorder.put(other, lambda: None, lambda reason: None)
+        until(lambda: shown.queue.job(job.id).state == "dead")
+        assert shown.queue.job(job.id).reason == "its result cannot be recorded: odd"
+        assert shown.queue.revive(shown.study.name, trials=True) == [job.number]
+    else:
+        until(lambda: recorder.stuck)
+        assert "its result cannot be recorded: odd" in recorder.stuck
+        assert (shown.queue.job(job.id).state, shown.queue.job(job.id).attempt) == ("running", 1)
+    assert recorder.concern is None and not recorder.failures
+
+
+def test_a_checkpoint_that_cannot_be_stored_for_another_reason_does_no_harm(shown, held, tmp_path, monkeypatch, caplog):
+    holdings, job = held
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(b"state")
+
+    def refuse(*_: object) -> str:
+        raise MlflowException("odd", error_code=INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setattr(shown.tracker, "upload", refuse)
+    recording.store_checkpoint(shown, holdings, job, path, epoch=3, sha256=sha256_of(path))
+    assert shown.queue.job(job.id).checkpoint is None and "could not be stored: odd" in caplog.text
