@@ -13,15 +13,18 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import re
 import stat
+import struct
 import tomllib
+import zipfile
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -40,6 +43,9 @@ _IMAGE = re.compile(r"(0|[1-9][0-9]*)_.*\.png", re.IGNORECASE | re.DOTALL)
 _SIDE_FILES = ("cells.csv", "cells.partial.csv")
 _NOT_IN_NAMES = re.compile(r"[^\w .+-]")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python spells the odd bytes of a file's name
+
+_MEMBERS = {"pixels.npy": r"\|u1", "targets.npy": r"<f8", "facts.npy": r"<U\d+"}  # of an NPZ: their types
+_ZIP_END = struct.Struct("<4s4H2IH")  # of a zip file without a comment
 
 _log = logging.getLogger("data_pipeline")
 
@@ -117,34 +123,83 @@ def save_npz(dataset: Dataset, path: Path) -> None:
     write_atomically(Path(path), content.getvalue())
 
 
-def load_npz(path: Path) -> Dataset:
-    """Return the data set that `save_npz` wrote, with the same digest. DatasetError if the file will not do."""
+def load_npz(path: Path, *, sha256: str | None = None) -> Dataset:
+    """Return the data set that `save_npz` wrote, with the same digest. DatasetError if the file will not do, or has not
+    this SHA-256 (hex), where one is given.
+
+    What a folder may not hold is refused here, too, before memory is taken for it: more than 2^29 pixels, say.
+    """
     try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as content:
-            pixels, targets = content["pixels"], content["targets"]
-            facts = json.loads(str(content["facts"]))
-        dataset = Dataset(
-            images=_scaled(pixels),
-            targets=targets,
-            target_names=tuple(facts["target_names"]),
-            unit=facts["unit"],
-            names=tuple(facts["names"]),
-            metadata=facts["metadata"],
-            symmetries={name: tuple(order) for name, order in facts["symmetries"].items()},
-        )
+        with Path(path).open("rb") as file:
+            if sha256 is not None and (found := hashlib.file_digest(file, "sha256").hexdigest()) != sha256:
+                raise DatasetError(f"{path}: expected the SHA-256 {sha256:.8}, found {found:.8}: the file was damaged.")
+            _check_members(file)
+            with np.load(file, allow_pickle=False) as content:
+                pixels, targets = content["pixels"], content["targets"]
+                facts = _npz_facts(str(content["facts"]))
+        n, k = len(facts["names"]), len(facts["target_names"])
+        if pixels.ndim != 4 or len(pixels) != n or 0 in pixels.shape or targets.shape != (n, k) or not n * k:
+            raise ValueError(f"{n} images and ({n}, {k}) targets stated, found {pixels.shape} and {targets.shape}")
+        if not np.isfinite(targets).all():
+            raise ValueError("targets that are not finite")
+        return Dataset(images=_scaled(pixels), targets=targets, **facts)
     except FileNotFoundError:
         raise DatasetError(f"There is no file {path}; expected a data set written by save_npz.") from None
+    except (DatasetError, MemoryError):
+        raise
     except Exception as error:  # zipfile, zlib, numpy and json raise a dozen kinds when a file is damaged
         raise DatasetError(
             f"{path}: expected a data set written by save_npz, found something else ({error})."
         ) from None
-    n, k = len(dataset.names), len(dataset.target_names)
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != n or targets.shape != (n, k):
-        raise DatasetError(
-            f"{path}: expected {n} images and ({n}, {k}) targets, found images {pixels.shape} of {pixels.dtype} "
-            f"and targets {targets.shape}."
-        )
-    return dataset
+
+
+def _check_members(file: BinaryIO) -> None:
+    """ValueError unless this is a zip of the three arrays, of the types and below the sizes that `save_npz` writes."""
+    start = file.seek(-_ZIP_END.size - 20, os.SEEK_END)
+    tail = file.read()
+    mark, _, _, count, total, size, _, comment = _ZIP_END.unpack(tail[20:])
+    # The list of members is small, before it is read: a longer one could take any memory.
+    if mark != b"PK\5\6" or count != len(_MEMBERS) or total != count or size > 4096 or comment or tail[:4] == b"PK\6\7":
+        raise ValueError(f"no list of {len(_MEMBERS)} members at {start}")
+    with zipfile.ZipFile(file) as archive:
+        if sorted(member.filename for member in archive.infolist()) != sorted(_MEMBERS):
+            raise ValueError(f"the members {archive.namelist()!r:.80}")
+        for member in archive.infolist():
+            if member.file_size > LARGEST_TOTAL + 2**16:
+                raise ValueError(f"{member.filename} of {member.file_size:,} bytes, at most {LARGEST_TOTAL:,} are read")
+            with archive.open(member) as content:
+                if np.lib.format.read_magic(content) != (1, 0):
+                    raise ValueError(f"{member.filename} in another format")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+                header = content.tell()
+            # Memory is taken by the header's shape: the member must hold so much.
+            if not re.fullmatch(_MEMBERS[member.filename], dtype.str) or any(side < 0 for side in shape):
+                raise ValueError(f"{member.filename} of the type {dtype.str}")
+            if header + math.prod(shape) * dtype.itemsize != member.file_size:
+                raise ValueError(f"{member.filename} of {member.file_size:,} bytes for the shape {shape}")
+    file.seek(0)
+
+
+def _npz_facts(text: str) -> dict[str, Any]:
+    """What stands beside the arrays, as a Dataset has it. ValueError where it is of another kind."""
+    facts = json.loads(text)
+    words = [facts["target_names"], facts["names"]]
+    if not all(isinstance(each, list) and all(isinstance(word, str) for word in each) for each in words):
+        raise ValueError("names that are no lists of texts")
+    if not isinstance(facts["unit"], str) or not isinstance(facts["metadata"], dict):
+        raise ValueError("a unit that is no text, or metadata that are no object")
+    if not isinstance(facts["metadata"].get("name"), str):
+        raise ValueError("metadata without a name")
+    for order in facts["symmetries"].values():
+        if not isinstance(order, list) or sorted(order) != list(range(len(facts["target_names"]))):
+            raise ValueError("a symmetry that does not permute the targets")
+    return {
+        "target_names": tuple(facts["target_names"]),
+        "unit": facts["unit"],
+        "names": tuple(facts["names"]),
+        "metadata": facts["metadata"],
+        "symmetries": {name: tuple(order) for name, order in facts["symmetries"].items()},
+    }
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,11 +1,14 @@
 """A folder of the course's form becomes a Dataset; whatever does not fit gets its own message."""
 
+import io
+import json
 import logging
 import os
 import re
 import subprocess
 import sys
 import tracemalloc
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -209,6 +212,62 @@ def test_an_npz_with_pickled_objects_is_refused(tmp_path):
     np.savez(tmp_path / "set.npz", pixels=np.array([{}], dtype=object), targets=np.zeros(1), facts=np.array("{}"))
     with pytest.raises(DatasetError, match="written by save_npz"):
         load_npz(tmp_path / "set.npz")
+
+
+def npz(path, **changes):
+    """An NPZ as save_npz writes it, some of its members replaced."""
+    facts = {"target_names": ["a"], "unit": "GPa", "names": ["0_x.png"], "metadata": {"name": "x"}, "symmetries": {}}
+    facts |= changes.pop("facts", {})
+    arrays = {"pixels": np.zeros((1, 1, 4, 4), np.uint8), "targets": np.zeros((1, 1))} | changes
+    np.savez_compressed(path, **arrays, facts=np.array(json.dumps(facts)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pixels": np.zeros((1, 1, 4, 4))}, "pixels.npy of the type <f8"),
+        ({"targets": np.zeros((1, 1), np.float32)}, "targets.npy of the type <f4"),
+        ({"pixels": np.zeros((2, 1, 4, 4), np.uint8)}, r"1 images .* found \(2, 1, 4, 4\)"),
+        ({"targets": np.zeros((1, 2))}, r"\(1, 1\) targets"),
+        ({"targets": np.full((1, 1), np.nan)}, "not finite"),
+        ({"more": np.zeros(1)}, "no list of 3 members"),
+        ({"facts": {"names": "0"}}, "no lists of texts"),
+        ({"facts": {"unit": 1}}, "a unit that is no text"),
+        ({"facts": {"metadata": {}}}, "metadata without a name"),
+        ({"facts": {"symmetries": {"transpose": [1]}}}, "does not permute"),
+    ],
+)
+def test_an_npz_of_other_content_is_refused(tmp_path, changes, words):
+    load_npz(npz(tmp_path / "good.npz"))
+    with pytest.raises(DatasetError, match=words):
+        load_npz(npz(tmp_path / "set.npz", **changes))
+
+
+def lying(path, shape):
+    """An NPZ whose pixels' header states another shape than its bytes have."""
+    npz(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, header.getvalue() + bytes(16) if name == "pixels.npy" else content)
+    return path
+
+
+def test_an_npz_that_would_take_gigabytes_is_refused_before_it_takes_them(tmp_path, monkeypatch):
+    big = npz(tmp_path / "big.npz", pixels=np.broadcast_to(np.uint8(0), (3, 1, 4096, 4096)))  # of 50 kB
+    lies = lying(tmp_path / "lying.npz", (1, 1, 2**20, 2**20))
+    tracemalloc.start()
+    monkeypatch.setattr("data_pipeline.dataset.LARGEST_TOTAL", 2**25)
+    with pytest.raises(DatasetError, match="at most 33,554,432 are read"):
+        load_npz(big)
+    with pytest.raises(DatasetError, match="of 144 bytes for the shape"):
+        load_npz(lies)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
 
 
 # --- what is wrong with a table ---
