@@ -153,6 +153,12 @@ def load_npz(path: Path, *, sha256: str | None = None) -> Dataset:
         ) from None
 
 
+def sha256_in(path: Path) -> str | None:
+    """The SHA-256 (hex) that the name of a file ends with, as in `NAME-SHA256.npz`; None of another name."""
+    found = re.search("-([0-9a-f]{64})$", path.stem)
+    return found[1] if found else None
+
+
 def _check_members(file: BinaryIO) -> None:
     """ValueError unless this is a zip of the three arrays, of the types and below the sizes that `save_npz` writes."""
     start = file.seek(-_ZIP_END.size - 20, os.SEEK_END)

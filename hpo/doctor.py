@@ -3,6 +3,8 @@
 Safe on a running study: what changed within the last lease is not judged, and every remedy is one that workers use.
 """
 
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,8 +15,11 @@ from typing import Any
 
 from mlflow.entities import Experiment, LoggedModel, LoggedModelStatus
 
+from data_pipeline.dataset import load_npz
+from data_pipeline.split import split
 from hpo import data as data_files
-from hpo import election, invariants, mirror, registry, sampling
+from hpo import election, evidence, invariants, mirror, promotion, registry, sampling
+from hpo.errors import ServiceError, StudyConflict
 from hpo.mirror import Mirror
 from hpo.planning import lock_plan
 from hpo.queue import ENDED, Job, Queue, StudyRow
@@ -32,7 +37,7 @@ UNUSED = 7 * 86400.0
 class Finding:
     """Something that is not as it should be."""
 
-    kind: str  # versions, I1 to I4, orphan, cache
+    kind: str  # versions, I1 to I4, files, orphan, cache
     what: str  # what was expected and found, and where
     todo: str  # what --fix does, or the user should
     remedy: Callable[[], object] | None = None  # what --fix calls
@@ -110,6 +115,7 @@ def _study(shown: Mirror, settings: Settings) -> Iterator[Finding]:
     yield from _models(shown, jobs)
     yield from _checkpoints(shown, list(jobs.values()))
     yield from _files(shown, list(jobs.values()))
+    yield from _data_set(shown, settings)
 
 
 def _show(shown: Mirror, job: Job, deleted: set[str], settings: Settings) -> None:
@@ -164,19 +170,73 @@ def _checkpoints(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
 
 
 def _files(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
-    """Registered versions whose files are not all there; those with an alias were checked to the last byte already."""
-    by_run = {job.run_id: job for job in jobs if job.result and job.state == "done"}
+    """Recorded models whose files are not all there; those with an alias were checked to the last byte already."""
     name = shown.study.facts["model_name"]
-    for version in registry.versions(shown.tracker, name):
-        job = by_run.get(version.run_id)
-        if job is None or job.result is None or version.aliases:
+    versions = {version.run_id: version for version in registry.versions(shown.tracker, name)}
+    for job in jobs:
+        version = versions.get(str(job.run_id))
+        if job.state != "done" or job.result is None or (version is not None and version.aliases):
             continue
-        if missing := sorted(job.result["files"].keys() - registry.stored_files(shown.tracker, version.model_id)):
+        if missing := sorted(job.result["files"].keys() - registry.stored_files(shown.tracker, job.result["model_id"])):
+            registered = f"{name} version {version.number}, " if version is not None else ""
             yield Finding(
-                kind="orphan",
-                what=f"{name} version {version.number} lacks {', '.join(missing)} in the artifact store",
-                todo="delete the version in MLflow, or restore the files from a backup",
+                kind="files",
+                what=f"{registered}the model {job.result['model_id']} of {mirror.title(job)} lacks "
+                f"{', '.join(missing)} in the artifact store",
+                todo="restore the files from a backup" + (", or delete the version in MLflow" if registered else ""),
             )
+
+
+def _data_set(shown: Mirror, settings: Settings) -> Iterator[Finding]:
+    """The data set at the study's run, without which other machines cannot train, and what its winners predicted."""
+    row = shown.study
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            dataset = load_npz(data_files.download(shown.tracker, row, Path(folder)))
+        except ServiceError as error:
+            here = data_files.copy_here(settings.home, row) is not None
+            yield Finding(
+                kind="files",
+                what=str(error).partition(" `hpo doctor")[0].rstrip("."),
+                todo="put it there again from this machine" if here else "restore it from a backup",
+                remedy=partial(data_files.mend, settings.home, shown.queue, shown.tracker, row) if here else None,
+            )
+            return
+    parts = split(len(dataset.images))
+    for close in shown.queue.jobs(row.name):
+        if close.kind != "closing" or close.state != "done" or close.result is None:
+            continue
+        for entry in close.result.get("groups", []):
+            try:
+                evidence.predictions(shown.tracker, row, entry["number"], dataset, parts)
+            except StudyConflict as error:
+                yield Finding(
+                    kind="files",
+                    what=str(error).partition(" `hpo doctor")[0].rstrip("."),
+                    todo="let the recorded model predict it again",
+                    remedy=partial(_predict_again, shown, entry["number"], settings),
+                )
+
+
+def _predict_again(shown: Mirror, number: int, settings: Settings) -> None:
+    """Score a winner's recorded model as its closing did, and put what it predicts at the study's run."""
+    from hpo import trainer
+
+    job = next(job for job in election.ranked(shown.queue.jobs(shown.study.name)) if job.number == number)
+    data = data_files.fetch(settings.home, shown.tracker, shown.study)
+    with tempfile.TemporaryDirectory() as folder:
+        model, table = Path(folder, "model"), Path(folder, f"trial-{number}.csv")
+        promotion.fetch(shown.tracker, job, model)
+        scored: dict[str, Any] = {}
+        trainer.score(
+            lambda event, **found: scored.update(found),
+            threading.Event(),
+            folder=str(model),
+            data=str(data),
+            predictions=str(table),
+        )
+        promotion.check_same(scored, job)
+        shown.tracker.upload(shown.study.facts["study_run_id"], table, "predictions")
 
 
 def _experiments_without_study(queue: Queue, tracker: Tracker, rows: list[StudyRow]) -> Iterator[Finding]:
@@ -204,7 +264,7 @@ def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
                 todo="remove it",
                 remedy=partial(sweep, folder),
             )
-    used = {data_files.cached(home, row.facts["data"]["digest"]).name for row in rows if "data" in row.facts}
+    used = {data_files.cached(home, row.facts["data"]).name for row in rows if "data" in row.facts}
     for file in sorted([*(home / "cache" / "data").glob("*"), *(home / "cache" / "features").glob("*")]):
         try:
             status = file.stat()

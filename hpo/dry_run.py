@@ -141,7 +141,7 @@ def _probe(plan: Plan, specs: list[dict[str, Any]], device: str) -> dict[int, di
                         probed[event["index"]] = event
                         progress_line(f"measuring {len(probed)} of {len(specs)}")
                     reason = event.get("reason", reason)
-                    finished = finished or event["event"] in ("finished", "failed", "full")
+                    finished = finished or event["event"] in ("finished", "failed", "full", "spoiled")
                 time.sleep(0.05)
         finally:
             trainer.kill()

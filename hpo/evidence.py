@@ -18,6 +18,7 @@ from data_pipeline.dataset import Dataset, load_npz
 from data_pipeline.phase import Phase
 from data_pipeline.split import Split, split
 from hpo import alarms, analysis, election, study
+from hpo import data as data_files
 from hpo.errors import NotFound, StudyConflict
 from hpo.mirror import point_text
 from hpo.queue import Job, Queue, StudyRow
@@ -195,16 +196,8 @@ def _comparable(queue: Queue) -> list[StudyRow]:
 
 def _dataset(tracker: Tracker, row: StudyRow) -> Dataset:
     """As it lies at the study's run: its names, which a digest does not cover, are the same for every reader."""
-    digest = row.facts["data"]["digest"]
     with tempfile.TemporaryDirectory() as folder:
-        file = tracker.download_artifact(row.facts["study_run_id"], f"data/{digest}.npz", Path(folder))
-        found = load_npz(file)
-    if found.digest != digest:
-        raise StudyConflict(
-            f"{row.name}: expected the data set {digest[:8]} at the MLflow run {row.facts['study_run_id']}, found "
-            f"{found.digest[:8]}: somebody replaced the file. `hpo doctor` says more."
-        )
-    return found
+        return load_npz(data_files.download(tracker, row, Path(folder)))
 
 
 def _closed(queue: Queue, row: StudyRow) -> Closed:
@@ -222,19 +215,6 @@ def _closed(queue: Queue, row: StudyRow) -> Closed:
 
 def _winner(tracker: Tracker, closed: Closed, entry: dict[str, Any], dataset: Dataset, parts: Split) -> Winner:
     job, nmse = next((job, nmse) for job, nmse in closed.points if job.number == entry["number"])
-    with tempfile.TemporaryDirectory() as folder:
-        file = f"predictions/trial-{job.number}.csv"
-        table = pandas.read_csv(
-            tracker.download_artifact(closed.row.facts["study_run_id"], file, Path(folder)), dtype={"image": str}
-        )
-    table = table[table["split"] == "test"]
-    columns = {what: table[[f"{name} {what}" for name in dataset.target_names]] for what in ("true", "predicted")}
-    # Not to the bit: pandas before 3 rounds what it reads.
-    if not np.allclose(columns["true"].to_numpy(), dataset.targets[parts.test], rtol=1e-12, atol=0):
-        raise StudyConflict(
-            f"{closed.row.name}: expected the labels of the test split in {file} of the MLflow run "
-            f"{closed.row.facts['study_run_id']}, found others: somebody replaced the file. `hpo doctor` says more."
-        )
     return Winner(
         study=closed.row.name,
         job=job,
@@ -242,6 +222,34 @@ def _winner(tracker: Tracker, closed: Closed, entry: dict[str, Any], dataset: Da
         nmse=nmse,
         points=len(closed.points),
         curves=closed.curves[job.id],
-        predicted=columns["predicted"].to_numpy(),
+        predicted=predictions(tracker, closed.row, job.number, dataset, parts),
         tags=tracker.tags(str(job.run_id)),
     )
+
+
+def predictions(tracker: Tracker, row: StudyRow, number: int, dataset: Dataset, parts: Split) -> np.ndarray:
+    """What a closed study's winner said of the test split, (n, k), as it lies at the study's run. StudyConflict, naming
+    the run and what helps, if the file is not there, damaged, or of other labels."""
+    run_id, file = row.facts["study_run_id"], f"predictions/trial-{number}.csv"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            table = pandas.read_csv(tracker.download_artifact(run_id, file, Path(folder)), dtype={"image": str})
+        table = table[table["split"] == "test"]
+        true, predicted = (
+            table[[f"{name} {what}" for name in dataset.target_names]].to_numpy(np.float64)
+            for what in ("true", "predicted")
+        )
+        # Not to the bit: pandas before 3 rounds what it reads.
+        same = len(true) == len(parts.test) and np.allclose(true, dataset.targets[parts.test], rtol=1e-12, atol=0)
+        wrong = "" if same and np.isfinite(predicted).all() else "other labels than the data set's"
+    except NotFound:
+        wrong = "no such file"
+    except (ValueError, KeyError) as error:  # pandas' errors, too, are ValueErrors
+        wrong = f"a damaged file ({type(error).__name__})"
+    if wrong:
+        raise StudyConflict(
+            f"{row.name}: expected what trial {number} predicts, and the labels of the test split, in {file} of the "
+            f"MLflow run {run_id}, found {wrong}. `hpo doctor --fix --study {row.name}` lets the recorded model "
+            "predict it again."
+        )
+    return predicted

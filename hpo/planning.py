@@ -295,7 +295,8 @@ def _track(ready: Plan, tracker: Tracker, settings: Settings, owner: str) -> dic
         tags={"mlflow.note.content": _note(ready)},
         start_ms=now,
     )
-    tracker.upload(run_id, data_files.keep(settings.home, ready.dataset), "data")
+    file = data_files.keep(settings.home, ready.dataset)
+    data_files.upload(tracker, run_id, file)
     ids = {}
     for name, scores in facts["predictors"].items():
         ids[name] = tracker.ensure_run(
@@ -315,7 +316,12 @@ def _track(ready: Plan, tracker: Tracker, settings: Settings, owner: str) -> dic
         tracker.log_dataset(
             each, name=data["name"], digest=data["digest"], source=data["source"], profile=data["profile"]
         )
-    return {"experiment_id": experiment_id, "study_run_id": run_id, "predictor_run_ids": ids}
+    return {
+        "data": data | {"sha256": data_sets.sha256_in(file)},
+        "experiment_id": experiment_id,
+        "study_run_id": run_id,
+        "predictor_run_ids": ids,
+    }
 
 
 LEARNED = {"mean": "the mean of the training labels", "volume fraction": "a cubic polynomial in the volume fraction"}

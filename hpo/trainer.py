@@ -19,6 +19,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.dataset import DatasetError, load_npz, sha256_in
 from hpo import crash
 from hpo.errors import disk_is_full
 
@@ -48,6 +49,8 @@ def main() -> None:
             traceback.print_exc()
             if disk_is_full(error):
                 emit("full", reason=f"no room on the disk ({error})")
+            elif isinstance(error, DatasetError):
+                emit("spoiled", reason=str(error))
             else:
                 emit("failed", reason=f"{type(error).__name__}: {error}")
         stop.clear()
@@ -351,10 +354,9 @@ def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], dat
 
 @lru_cache(maxsize=2)
 def _data(path: str) -> tuple[Any, Any]:
-    from data_pipeline.dataset import load_npz
     from data_pipeline.split import split
 
-    dataset = load_npz(Path(path))
+    dataset = load_npz(Path(path), sha256=sha256_in(Path(path)))
     return dataset, split(len(dataset.images))
 
 

@@ -109,6 +109,8 @@ class Supervisor:
         self._pointless = 0  # suggesters in a row that ended before they had chosen a point
         self._unsure = False  # whether a claim may have been made that we never heard of
         self._full = False  # whether a trainer found the disk full
+        self._spoiled = 0  # how often in a row a trainer found the data set's file damaged
+        self._no_data: ServiceError | None = None  # why there is none to be had
         self._idle_since: float | None = None  # when the queue first had nothing for us
         self._stop_at = self._next_renewal = self._next_flush = self._next_claim = 0.0
 
@@ -350,6 +352,8 @@ class Supervisor:
                 "newest checkpoint, and no attempt is counted. When the cause is gone, the same command goes on; if it "
                 "is this trial alone, `hpo cancel` lets its study close without it."
             )
+        if self._no_data is not None:
+            raise self._no_data
         while self.recorder.lost:
             self._lost(self.recorder.lost.popleft())
         while self.recorder.failures:
@@ -403,7 +407,7 @@ class Supervisor:
             if kind == "ready":
                 trainer.ready, self._stillborn, self._next_claim = True, 0, 0.0
                 continue
-            if kind in ("trained", "returned", "diverged", "failed", "full"):
+            if kind in ("trained", "returned", "diverged", "failed", "full", "spoiled"):
                 trainer.release()
                 self._next_claim = 0.0
             if job is not None and job in self.holdings:
@@ -449,6 +453,7 @@ class Supervisor:
             raise ServiceError(f"No point can be chosen: {reason}. Its log: {self.log.name}")
 
     def _on_started(self, trainer: Trainer, job: Job, *, epoch: int, parameters: int) -> None:
+        self._spoiled = 0
         if epoch:
             log.info("%s goes on after epoch %d", mirror.title(job), epoch)
 
@@ -474,6 +479,14 @@ class Supervisor:
         log.warning("%s waits: %s", mirror.title(job), reason)
         self._full = True
         self.recorder.put(job, partial(self.returns.append, (job, reason, False)))  # after its checkpoint
+
+    def _on_spoiled(self, trainer: Trainer, job: Job, *, reason: str) -> None:
+        """The data set's file is damaged, which no trial can help."""
+        log.warning("%s waits: %s", mirror.title(job), reason)
+        self._spoiled += 1
+        if self._spoiled > START_ATTEMPTS:
+            raise ServiceError(f"{reason} It was fetched {START_ATTEMPTS} times: is the disk of HPO_HOME sound?")
+        self.recorder.put(job, partial(self._fetch_data, job, reason))
 
     def _on_trained(self, trainer: Trainer, job: Job, **found: Any) -> None:
         crash.at("trained")
@@ -537,6 +550,13 @@ class Supervisor:
         folder = self._folder(job)
         checkpoint = recording.fetch_checkpoint(self.mirror, job, folder) if job.checkpoint else None
         self._train(trainer, job, checkpoint, recording.fetch_start(self.mirror, job, folder))
+
+    def _fetch_data(self, job: Job, reason: str) -> None:
+        try:
+            data.fetch(self.settings.home, self.tracker, self.row)
+        except ServiceError as error:
+            self._no_data = error
+        self.returns.append((job, reason, False))
 
     def _record(self, job: Job, found: dict[str, Any]) -> None:
         self.holdings.flush(job)
