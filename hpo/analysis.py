@@ -16,6 +16,7 @@ from models import hill, metrics
 RESAMPLES = 4000
 CONFIDENCE = 0.95
 NEAR = 0.05  # of the best: from the first epoch so near to it on, a network counts as converged
+END = 0.05  # of the epochs: a curve that is lowest in so many of its last ones may go on falling
 ROUNDING = 1e-6  # of the largest component: what single precision may violate a bound by
 
 Interval = tuple[float, float]  # of 95 %, lower and upper end
@@ -58,12 +59,15 @@ def _mean(samples: np.ndarray) -> np.ndarray:
     return samples.mean(axis=1) if samples.shape[1] else np.full(len(samples), np.nan)
 
 
-def interval(samples: np.ndarray) -> Interval:
-    """The percentile interval of resampled scores; (NaN, NaN) if more of them are undefined than it leaves out."""
-    known = samples[np.isfinite(samples)]
-    if len(known) < CONFIDENCE * len(samples):
+def interval(samples: np.ndarray, *, among: int = 1) -> Interval:
+    """The percentile interval of resampled scores; (NaN, NaN) if more of them are undefined than it leaves out.
+
+    Where `among` intervals are looked at together, all of them hold with 95 % confidence (Bonferroni).
+    """
+    known, confidence = samples[np.isfinite(samples)], 1 - (1 - CONFIDENCE) / among
+    if len(known) < confidence * len(samples):
         return float("nan"), float("nan")
-    low, high = np.percentile(known, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    low, high = np.percentile(known, [50 * (1 - confidence), 50 * (1 + confidence)])
     return float(low), float(high)
 
 
@@ -122,13 +126,17 @@ def contrasts(points: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> l
     return [each for each in found if each is not None]
 
 
+def apart(point: Mapping[str, Any], name: str) -> tuple[tuple[str, Any], ...]:
+    """A point without its parameter `name`: two that are the same here are a pair."""
+    return tuple((key, value) for key, value in point.items() if key != name)
+
+
 def contrast(
     points: Sequence[Mapping[str, Any]], scores: Sequence[float], name: str, low: Any, high: Any
 ) -> Contrast | None:
     """Two values of the parameter `name`; None if no pair of points has them and nothing else that differs."""
     found = {
-        (tuple((key, value) for key, value in point.items() if key != name), point[name]): score
-        for point, score in zip(points, scores, strict=True)
+        (apart(point, name), point[name]): score for point, score in zip(points, scores, strict=True) if name in point
     }
     ratios = [
         found[rest, high] / score for (rest, value), score in found.items() if value == low and (rest, high) in found
@@ -148,6 +156,11 @@ def converged(curve: Mapping[int, float]) -> int:
     """The first epoch whose score is within 5 % of the lowest of the curve {epoch: score}."""
     limit = min(curve.values()) * (1 + NEAR)
     return next(epoch for epoch, value in sorted(curve.items()) if value <= limit)
+
+
+def falling(curve: Mapping[int, float]) -> bool:
+    """Whether the lowest value lies at the end of the curve: then `converged` is no more than a lower limit."""
+    return min(curve, key=lambda epoch: curve[epoch]) > (1 - END) * max(curve)
 
 
 # Physics

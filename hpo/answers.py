@@ -2,10 +2,12 @@
 
 A difference counts when the 95 % interval of it, resampled over the same test cells, leaves out zero; a claim on a
 hyperparameter when the interval over pairs of points that differ in nothing else leaves out a ratio of 1. "not
-distinguishable" and "not measured" are answers.
+distinguishable" and "not measured" are answers. Trials that have no score (diverged, pruned, dead, cancelled) are not
+missing by chance: an answer stands only if they could not turn it.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +17,11 @@ from scipy import stats
 from hpo import analysis
 from hpo.evidence import Closed, Evidence, Winner
 from hpo.mirror import number_text, score_text
+from hpo.queue import Job
 
 SAME, OPEN = "not distinguishable", "not measured"
 ALPHA = 1 - analysis.CONFIDENCE
+FOREVER = 1e9  # epochs; what a network that was not trained to its convergence may take
 
 # Parameter -> claim, and the two values it is about, the better one last; None: the lowest and the highest.
 CLAIMS: dict[str, tuple[str, tuple[float, float] | None]] = {
@@ -74,10 +78,10 @@ def best(evidence: Evidence, *roles: str, backbone: str | None = None) -> Winner
     )
 
 
-def difference(evidence: Evidence, one: Winner, other: Winner) -> analysis.Interval:
-    """Interval of test NMSE of `one` - `other`, over the same resampled cells."""
+def difference(evidence: Evidence, one: Winner, other: Winner, *, among: int = 1) -> analysis.Interval:
+    """Interval of test NMSE of `one` - `other`, over the same resampled cells; of `among` such together."""
     samples = [evidence.samples(winner.predicted)["nmse"] for winner in (one, other)]
-    return analysis.interval(samples[0] - samples[1])
+    return analysis.interval(samples[0] - samples[1], among=among)
 
 
 def against_volume_fraction(evidence: Evidence, winner: Winner) -> str:
@@ -103,8 +107,17 @@ def _compared(evidence: Evidence, question: str, new: Winner, old: Winner, *, be
         question=question,
         answer=answer,
         because=f"Test NMSE {_nmse(new)} ({new.title}) against {_nmse(old)} ({old.title}); difference "
-        f"{_ends(low, high)}.",
+        f"{_ends(low, high)}.{_unequal(new, old)}",
     )
+
+
+def _unequal(*winners: Winner) -> str:
+    """A sentence on the epochs of networks that are compared, if they are not the same."""
+    by_epochs: dict[int, list[str]] = {}
+    for winner in winners:
+        by_epochs.setdefault(winner.epochs, []).append(winner.title)
+    listed = "; ".join(f"{epochs} for {', '.join(titles)}" for epochs, titles in by_epochs.items())
+    return f" They had unequal epochs of training, which may be part of it: {listed}." if len(by_epochs) > 1 else ""
 
 
 def _backbones(evidence: Evidence, *roles: str) -> list[Winner]:
@@ -126,15 +139,20 @@ def _fastest(evidence: Evidence) -> Answer:
     if len(epochs) < 2:
         because = _no_transfer(evidence, "heads of two backbones that learn") + left_out
         return Answer(question=question, answer=OPEN, because=because)
+    known = [winner for winner in heads if winner.model["backbone"] in epochs]
+    falling = {each.model["backbone"] for each in known if analysis.falling(each.curves["val/nmse"])}
     least = min(epochs.values())
     first = [name for name, count in epochs.items() if count == least]
-    listed = ", ".join(f"{name} {count}" for name, count in epochs.items())
-    return Answer(
-        question=question,
-        answer=first[0] if len(first) == 1 else SAME,
-        because=f"Epochs of the head until within 5 % of its lowest validation NMSE: {listed}. One seed "
-        f"each.{left_out}",
-    )
+    answer = first[0] if len(first) == 1 else SAME
+    listed = ", ".join(f"{name} {'at least ' * (name in falling)}{count}" for name, count in epochs.items())
+    because = f"Epochs of the head until within 5 % of its lowest validation NMSE: {listed}. One seed each.{left_out}"
+    if falling:
+        because += " At least: its lowest value lies at the end of its training."
+    if unequal := _unequal(*known):
+        because += f" Heads of equal epochs are needed.{unequal}"
+    if unequal or falling.intersection(first):
+        answer = OPEN
+    return Answer(question=question, answer=answer, because=because)
 
 
 def _best_backbone(evidence: Evidence) -> Answer:
@@ -147,7 +165,8 @@ def _best_backbone(evidence: Evidence) -> Answer:
     return Answer(
         question=question,
         answer=first.model["backbone"] if _is_best(evidence, first, others) else SAME,
-        because=f"Test NMSE, in the order of the validation split: {listed}. {_against(evidence, first, others)}",
+        because=f"Test NMSE, in the order of the validation split: {listed}. {_against(evidence, first, others)}"
+        + _unequal(*found),
     )
 
 
@@ -185,26 +204,26 @@ def _best(evidence: Evidence) -> Answer:
         f"selected models, with {first.entry['parameters']:,} parameters.",
         f"On the test split: R² {score_text(r2, '.4f')} {_ends(*ends)}, NMSE {_nmse(first)}; it is "
         f"{against_volume_fraction(evidence, first)}.",
-        _against(evidence, first, others),
+        _against(evidence, first, others) + _unequal(*evidence.winners),
     ]
     return Answer(question=question, answer=first.title, because=" ".join(words).strip())
 
 
 def _is_best(evidence: Evidence, first: Winner, others: Sequence[Winner]) -> bool:
-    return all(difference(evidence, first, winner)[1] < 0 for winner in others)
+    return all(difference(evidence, first, winner, among=len(others))[1] < 0 for winner in others)
 
 
 def _against(evidence: Evidence, first: Winner, others: Sequence[Winner]) -> str:
     """How the model that the validation split chose does on the test split against the others."""
-    ends = [(winner.title, difference(evidence, first, winner)) for winner in others]
+    ends = [(winner.title, difference(evidence, first, winner, among=len(others))) for winner in others]
     better = [title for title, (low, _) in ends if low > 0]
     worse = [title for title, (_, high) in ends if high < 0]
     same = [title for title, _ in ends if title not in better and title not in worse]
     words = []
     if better:
         words.append(
-            f"The splits disagree: better on these {len(evidence.truth)} test cells are {', '.join(better)}; the "
-            "choice stays that of the validation split."
+            f"The splits disagree: better on these {len(evidence.truth)} test cells are {', '.join(better)} "
+            f"({_together(others)}); the choice stays that of the validation split."
         )
     if same:
         words.append(f"Not distinguishable from {first.title} there: {', '.join(same)}.")
@@ -213,13 +232,18 @@ def _against(evidence: Evidence, first: Winner, others: Sequence[Winner]) -> str
     return " ".join(words)
 
 
+def _together(others: Sequence[Winner]) -> str:
+    count = len(others)
+    return "95 % interval" if count == 1 else f"95 % intervals for all {count} comparisons together"
+
+
 def _capacity(evidence: Evidence) -> Answer:
     question = "Does more capacity help with this much data?"
-    found = [each for each in _of_family(evidence, "cnn") if len(set(_sizes(each))) > 2]
+    found = [each for each in _of_family(evidence, "cnn") if len(set(_sizes(each.whole))) > 2]
     if not found:
         return Answer(question=question, answer=OPEN, because="It takes a study of networks of three sizes.")
-    grid = max(found, key=lambda each: len(each.points))
-    jobs, sizes, scores = [job for job, _ in grid.points], _sizes(grid), [score for _, score in grid.points]
+    grid = max(found, key=lambda each: len(each.whole))
+    jobs, sizes, scores = [job for job, _ in grid.whole], _sizes(grid.whole), [score for _, score in grid.whole]
     rank, p = _rank(sizes, scores)
     gaps = []
     for job in jobs:
@@ -229,14 +253,20 @@ def _capacity(evidence: Evidence) -> Answer:
     count = len(evidence.split.train)
     answer = SAME if p > ALPHA else "yes" if rank < 0 else "no, it does harm"
     overfitting = "" if gap_p > ALPHA or gap_rank < 0 else "; the gap grows with the size"
-    return Answer(
-        question=question,
-        answer=answer,
-        because=f"{len(jobs)} networks of {min(sizes):,} to {max(sizes):,} parameters on {count} cells with "
+    lost = [job for job in grid.lost if job.spec]
+    middle = float(np.median([*sizes, *(_size(job) for job in lost)]))
+    filled = _filled(evidence, lost, scores, lambda job: (_size(job) > middle) == (rank < 0))
+    again, p_again = _rank([*sizes, *(_size(job) for job, _ in filled)], [*scores, *(score for _, score in filled)])
+    stands = p_again <= ALPHA and again * rank > 0
+    answer, missing = _despite(answer, [job.state for job in lost], len(jobs) + len(lost), "networks", stands=stands)
+    because = (
+        f"{len(jobs)} networks of {min(sizes):,} to {max(sizes):,} parameters on {count} cells with "
         f"{evidence.dataset.targets.shape[1]} targets each: rank correlation of size and validation NMSE {rank:+.2f} "
         f"(p = {p:.2g}). Validation over training NMSE at the best epoch (of training: mean over the epoch while it "
-        f"learned, dropout included): median {np.median(gaps):.2g}, {min(gaps):.2g} to {max(gaps):.2g}{overfitting}.",
+        f"learned, dropout included): median {np.median(gaps):.2g}, {min(gaps):.2g} to {max(gaps):.2g}{overfitting}. "
+        + missing
     )
+    return Answer(question=question, answer=answer, because=because.strip())
 
 
 def _rank(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
@@ -250,38 +280,109 @@ def _rank(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float
 def _claims(evidence: Evidence) -> list[Answer]:
     found = []
     for name, (claim, pair) in CLAIMS.items():
-        studies = [(each, ends) for each in _of_family(evidence, "cnn") if (ends := _decisive(each, name, pair))]
+        studies = [made for each in _of_family(evidence, "cnn") if (made := _decisive(each, name, pair))]
         if not studies:
             values = " and ".join(map(number_text, pair)) if pair else "several values"
             because = f"It takes a study that compares {values} of {name}, all else equal."
             found.append(Answer(question=claim, answer=OPEN, because=because))
             continue
-        chosen, ends = max(studies, key=lambda each: each[1].pairs)
-        answer = SAME if ends.better is None else "confirmed" if ends.better == ends.high else "refuted"
-        parts = [each for each in analysis.contrasts(*_scored(chosen)) if each.parameter == name]
-        parts += [ends] if ends not in parts else []
-        because = f"{chosen.row.name}: " + " ".join(_contrast(each) for each in parts)
-        found.append(Answer(question=claim, answer=answer, because=because))
+        chosen = max(studies, key=lambda each: each.found.pairs if each.found else 0)
+        answer = OPEN
+        parts = [each for each in analysis.contrasts(*_scored(chosen.study)) if each.parameter == name]
+        if (ends := chosen.found) is not None:
+            answer = SAME if ends.better is None else "confirmed" if ends.better == ends.high else "refuted"
+            parts += [ends] if ends not in parts else []
+        states = chosen.lost_pairs
+        pairs = len(states) + (ends.pairs if ends else 0)
+        answer, missing = _despite(answer, states, pairs, "pairs", stands=_stands(evidence, chosen))
+        words = [f"{chosen.study.row.name}:", *map(_contrast, parts), missing]
+        found.append(Answer(question=claim, answer=answer, because=" ".join(words).strip()))
     return found
 
 
-def _decisive(each: Closed, name: str, pair: tuple[float, float] | None) -> analysis.Contrast | None:
-    """The claim's two values compared in this study; None if it does not have both, all else equal."""
+@dataclass(frozen=True, kw_only=True)
+class _Decisive:
+    """A claim's two values compared in a study."""
+
+    study: Closed
+    name: str  # of the parameter
+    found: analysis.Contrast | None  # of the pairs that have both their scores
+    low: Any
+    high: Any
+    lost: list[Job]  # trials of the other pairs that have no score
+
+    @property
+    def lost_pairs(self) -> list[str]:
+        """Why each of the other pairs is lost: a state."""
+        return list({analysis.apart(_point(job), self.name): job.state for job in reversed(self.lost)}.values())
+
+
+def _decisive(each: Closed, name: str, pair: tuple[float, float] | None) -> _Decisive | None:
+    """The claim's two values compared in this study; None if it was not to compare them, all else equal."""
     points, scores = _scored(each)
-    values = {point[name] for point in points if name in point}
+    lost = [job for job in each.lost if job.spec and name in _point(job)]
+    planned = [point for point in [*points, *map(_point, lost)] if name in point]
+    values = {point[name] for point in planned}
     low, high = pair or (min(values, default=None), max(values, default=None))
     if low == high or not {low, high} <= values:
         return None
-    return analysis.contrast(points, scores, name, low, high)
+    sides = {value: {analysis.apart(point, name) for point in planned if point[name] == value} for value in (low, high)}
+    pairs = sides[low] & sides[high]
+    lost = [job for job in lost if _point(job)[name] in (low, high) and analysis.apart(_point(job), name) in pairs]
+    found = analysis.contrast(points, scores, name, low, high)
+    if not pairs:
+        return None
+    return _Decisive(study=each, name=name, found=found, low=low, high=high, lost=lost)
+
+
+def _stands(evidence: Evidence, claim: _Decisive) -> bool:
+    """Whether the lost pairs could not turn what the others say."""
+    if claim.found is None:
+        return False
+    (points, scores), better = _scored(claim.study), claim.found.better
+    filled = _filled(evidence, claim.lost, scores, lambda job: _point(job)[claim.name] == better)
+    points, scores = points + [_point(job) for job, _ in filled], scores + [score for _, score in filled]
+    again = analysis.contrast(points, scores, claim.name, claim.low, claim.high)
+    return again is not None and again.better == better
+
+
+def _filled(
+    evidence: Evidence, lost: Iterable[Job], scores: Sequence[float], favoured: Callable[[Job], bool]
+) -> list[tuple[Job, float]]:
+    """Lost trials with the scores that speak most against what is `favoured`: those as bad as the mean predictor, or
+    the worst of the scores; the others as good as the best, but for those that diverged: they speak for it."""
+    worst = max(evidence.mean_nmse, *scores)
+    return [(job, worst if favoured(job) else min(scores)) for job in lost if favoured(job) or job.state != "diverged"]
+
+
+def _despite(answer: str, lost: Sequence[str], count: int, what: str, *, stands: bool) -> tuple[str, str]:
+    """The answer that may be given though some of `count` things are lost, by their states, and a sentence on them."""
+    if not lost:
+        return answer, ""
+    states = ", ".join(f"{number} {state}" for state, number in Counter(lost).items())
+    said = f"{len(lost)} of {count} {what} lack a score ({states})"
+    if "pruned" in lost:
+        return OPEN, f"{said}; pruning selects by the score itself, so the others prove nothing."
+    if answer in (SAME, OPEN) or not stands:
+        return OPEN, f"{said}: they could turn the answer."
+    return answer, f"{said}: at their worst they would not turn the answer."
+
+
+def _point(job: Job) -> dict[str, Any]:
+    return dict((job.spec or {})["point"])
 
 
 def _scored(each: Closed) -> tuple[list[dict[str, Any]], list[float]]:
-    """The study's points and their validation NMSE."""
-    return [job.spec["point"] for job, _ in each.points if job.spec], [score for _, score in each.points]
+    """The study's whole points and their validation NMSE."""
+    return [_point(job) for job, _ in each.whole], [score for _, score in each.whole]
 
 
-def _sizes(each: Closed) -> list[int]:
-    return [job.spec["parameters"] for job, _ in each.points if job.spec]
+def _sizes(points: Sequence[tuple[Job, float]]) -> list[int]:
+    return [_size(job) for job, _ in points]
+
+
+def _size(job: Job) -> int:
+    return int((job.spec or {})["parameters"])
 
 
 def _of_family(evidence: Evidence, family: str) -> list[Closed]:
@@ -302,28 +403,58 @@ def _convergence(evidence: Evidence) -> list[Answer]:
     found = []
     for role, (claim, low, high) in EPOCHS.items():
         closed = _study(evidence, role)
-        all_counts = (
-            [evidence.converged(closed.curves[job.id]["val/nmse"]) for job, _ in closed.points] if closed else []
-        )
-        counts = [count for count in all_counts if count is not None]
+        curves = [closed.curves[job.id]["val/nmse"] for job, _ in closed.points] if closed else []
+        all_counts = [(evidence.converged(curve), curve) for curve in curves]
+        counts = [(count, curve) for count, curve in all_counts if count is not None]
         failed = len(all_counts) - len(counts)
         left_out = f" {failed} learned no more than the mean and are left out." if failed else ""
         if not counts:
             because = "No such network learned." if role == "grid" else _no_transfer(evidence, "heads that learn")
             found.append(Answer(question=claim, answer=OPEN, because=because + left_out))
             continue
-        first, middle, last = np.quantile(counts, [0.25, 0.5, 0.75])
-        inside, outside = low <= first and last <= high, last < low or first > high
-        answer = "confirmed" if inside else "refuted" if outside else "in part"
-        found.append(
-            Answer(
-                question=claim,
-                answer=answer,
-                because=f"Epochs until within 5 % of the lowest validation NMSE: median {middle:.0f}, middle half "
-                f"{first:.0f} to {last:.0f}, all {min(counts)} to {max(counts)}, of {len(counts)} networks.{left_out}",
-            )
+        known = [count for count, _ in counts]
+        limits = [max(curve) < low or analysis.falling(curve) for _, curve in counts]
+        most = [FOREVER if limit else count for count, limit in zip(known, limits, strict=True)]
+        states = _without_a_score(closed)
+        unknown = sum(number for state, number in states.items() if state != "diverged")
+        first, _, last = zip(_quartiles(known + unknown * [1]), _quartiles(most + unknown * [FOREVER]), strict=True)
+        quarter, middle, three = _quartiles(known)
+        because = (
+            f"Epochs until within 5 % of the lowest validation NMSE: median {middle:.0f}, middle half {quarter:.0f} to "
+            f"{three:.0f}, all {min(known)} to {max(known)}, of {len(known)} networks."
         )
+        if any(limits):
+            because += (
+                f" Of {sum(limits)} of them that is a lower limit: their training ended before epoch {low}, or with "
+                "its lowest value at the end."
+            )
+        if states:
+            listed = ", ".join(f"{number} {state}" for state, number in states.items())
+            because += f" {states.total()} more have no score ({listed})."
+        found.append(Answer(question=claim, answer=_inside(low, high, first, last), because=because + left_out))
     return found
+
+
+def _without_a_score(each: Closed | None) -> Counter[str]:
+    """How many points of a study have no finished trial, by the state that says why."""
+    scored = {job.number for job, _ in each.points} if each else set()
+    return Counter(job.state for job in (each.lost if each else ()) if job.number not in scored)
+
+
+def _quartiles(counts: Sequence[float]) -> tuple[float, float, float]:
+    first, middle, last = np.quantile(counts, [0.25, 0.5, 0.75])
+    return float(first), float(middle), float(last)
+
+
+def _inside(low: float, high: float, first: tuple[float, float], last: tuple[float, float]) -> str:
+    """Whether the middle half of the networks lies within `low` to `high`; of its ends is known what they are at least
+    and at most."""
+    if low <= first[0] and last[1] <= high:
+        return "confirmed"
+    if last[1] < low or first[0] > high:
+        return "refuted"
+    crosses = last[0] >= low and first[1] <= high
+    return "in part" if crosses and (first[1] < low or last[0] > high) else OPEN
 
 
 def _study(evidence: Evidence, role: str) -> Closed | None:

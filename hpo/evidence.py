@@ -65,6 +65,12 @@ class Winner:
         return dict(self.job.spec["model"])
 
     @property
+    def epochs(self) -> int:
+        """For which it was to be trained; an early end comes before."""
+        assert self.job.spec is not None
+        return int(self.job.spec["training"]["epochs"])
+
+    @property
     def role(self) -> str:
         """What the source study calls it: baseline, grid, head, fine-tuned; or the model's family."""
         family = self.model["family"]
@@ -91,6 +97,22 @@ class Closed:
         """The best finished trial of each point with the point's validation NMSE (the mean over its repeats), best
         first."""
         return election.points(self.jobs)
+
+    @cached_property
+    def whole(self) -> list[tuple[Job, float]]:
+        """`points` without those of `lost`."""
+        lost = {job.number for job in self.lost}
+        return [(job, score) for job, score in self.points if job.number not in lost]
+
+    @cached_property
+    def lost(self) -> list[Job]:
+        """Of each point with a trial that has no score, that trial: its state says why. What is left of such a point
+        was selected by how it went."""
+        order = ("pruned", "diverged", "dead", "cancelled")
+        found: dict[int, Job] = {}
+        for job in sorted((job for job in self.jobs if job.state in order), key=lambda job: order.index(job.state)):
+            found.setdefault(job.number, job)
+        return list(found.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -309,6 +309,10 @@ def _effects(each: Closed) -> tuple[list[Table], list[Picture]]:
     """What each parameter does: exactly on a full grid, by Optuna's importances otherwise."""
     found = sorted(each.points, key=lambda point: (point[0].config or 0, point[0].number))  # in the grid's order
     points, scores = [job.spec["point"] for job, _ in found if job.spec], [score for _, score in found]
+    lost = (
+        f"{len(each.lost)} points lack a score of a trial: what is left was selected by how it went, and may mislead."
+    )
+    lost = lost if each.lost else ""
     if analysis.is_factorial(points) and len(points) > 1:
         effects = analysis.main_effects(points, scores)
         columns = ("parameter", "value", "mean validation NMSE", "points")
@@ -329,13 +333,16 @@ def _effects(each: Closed) -> tuple[list[Table], list[Picture]]:
         note = "Over all pairs of points that differ in this parameter alone; the geometric mean of the ratios."
         tables = [
             Table(
-                name=f"{each.row.name}-effects", title="Main effects (full grid: exact)", frame=pandas.DataFrame(rows)
+                name=f"{each.row.name}-effects",
+                title="Main effects (full grid: exact)",
+                frame=pandas.DataFrame(rows),
+                note=lost,
             ),
             Table(
                 name=f"{each.row.name}-contrasts",
                 title="What a parameter's next value does to the validation NMSE",
                 frame=pandas.DataFrame(pairs),
-                note=note,
+                note=f"{note} {lost}".strip(),
             ),
         ]
         picture = figures.svg(figures.main_effects(effects, number_text))
@@ -345,7 +352,7 @@ def _effects(each: Closed) -> tuple[list[Table], list[Picture]]:
         return [], []
     frame = pandas.DataFrame({"parameter": list(importances), "importance": list(importances.values())})
     title = "Importance of each parameter (Optuna's fANOVA: share of the variance of the score)"
-    return [Table(name=f"{each.row.name}-importances", title=title, frame=frame)], []
+    return [Table(name=f"{each.row.name}-importances", title=title, frame=frame, note=lost)], []
 
 
 def _importances(each: Closed) -> dict[str, float]:
