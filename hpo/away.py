@@ -41,6 +41,11 @@ def tracking(error: Exception) -> str:
     text = str(error).rstrip(".")
     if hasattr(error, "answer"):  # tracking.Refused
         return f"The MLflow server at {_address()} does not let us in: {text}. Nothing was changed by this."
+    if hasattr(error, "needed"):  # tracking.StoreRefuses
+        return (
+            f"The MLflow server at {_address()} answers, but stores no files: {text}. When it does, the same command "
+            "goes on."
+        )
     if (home := _embedded()) is None:
         return f"The MLflow server cannot be reached: {text}. Is MLFLOW_TRACKING_URI right, and is it up?"
     return (

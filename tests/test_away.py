@@ -39,11 +39,17 @@ def test_a_full_and_a_read_only_database_are_told_with_their_cure():
 
 @pytest.mark.acceptance
 @pytest.mark.parametrize(
-    ("mode", "words"),
-    [("401", "are user and password right"), ("host", "--allowed-hosts"), ("413", "client_max_body_size")],
+    ("mode", "only", "words"),
+    [
+        ("401", "", "are user and password right"),
+        ("host", "", "--allowed-hosts"),
+        ("413", "PUT", "stores no files: it answers 413 (413 Request Entity Too Large): a proxy in front of it"),
+    ],
 )
-def test_a_command_that_meets_a_gateway_says_so_in_one_line_and_makes_nothing(shell, data, tracking_uri, mode, words):
-    with proxy(tracking_uri) as between, between.answering(mode):
+def test_a_command_that_meets_a_gateway_says_so_in_one_line_and_plans_nothing(
+    shell, data, tracking_uri, mode, only, words
+):
+    with proxy(tracking_uri) as between, between.answering(mode, only=only):
         shell.environment["MLFLOW_TRACKING_URI"] = between.url
         output = shell.hpo("run", "--study", "baseline", "--data", data, code=1)
     (line,) = [line for line in output.splitlines() if line.startswith("hpo: ")]
