@@ -185,8 +185,9 @@ def parser() -> argparse.ArgumentParser:
 
     it = command("worker", worker, "Train trials of a planned study, beside other workers, until it is closed.")
     it.add_argument("--study", required=True, metavar="NAME", help="name of a planned study, as `hpo studies` lists it")
-    it.add_argument("--max-trials", type=int, metavar="N", help="leave after N trials")
-    it.add_argument("--once", dest="max_trials", action="store_const", const=1, help="short for --max-trials 1")
+    either = it.add_mutually_exclusive_group()
+    either.add_argument("--max-trials", type=int, metavar="N", help="leave after N trials")
+    either.add_argument("--once", dest="max_trials", action="store_const", const=1, help="short for --max-trials 1")
     it.add_argument("--max-hours", type=float, metavar="H", help="after H hours hand back what is training, and leave")
     it.add_argument(
         "--idle-exit", type=float, metavar="SECONDS", help="leave when there was nothing to train for so long"
@@ -320,6 +321,9 @@ def run(options: argparse.Namespace) -> int:
     from hpo.queue import Queue
     from hpo.tracking import Tracker
 
+    if options.dry_run:
+        given = {"--on": options.on, "--workers": options.workers, "--slurm": options.slurm, "--retry": options.retry}
+        _without("--dry-run", "starts and changes nothing", given)
     read, chosen = settings.read(), _studies(options)
     console = report.console()
     if options.dry_run:
@@ -383,8 +387,10 @@ def _run_one(
         console.print(f"Stopped{_by(asked)}: what is done is kept. The same command goes on.", soft_wrap=True)
         return 130
     program, image = _program(), _near(plan.folder / plan.dataset.names[0])
-    report.show_result(console, row, queue.jobs(row.name), links, program=program, image=image)
-    return 1 if queue.closing_state(row.name) == "dead" else 0
+    jobs = queue.jobs(row.name)
+    report.show_result(console, row, jobs, links, program=program, image=image)
+    finished = any(job.state == "done" for job in jobs if job.kind == "trial")
+    return 0 if finished and queue.closing_state(row.name) != "dead" else 1
 
 
 def _fetch_weights(chosen: "list[Study]") -> None:
@@ -655,6 +661,8 @@ def compare(options: argparse.Namespace) -> int:
     from hpo import report
     from hpo.tracking import Tracker
 
+    if options.json:
+        _without("--json", "names the differences and prints all values", {"--differences": options.differences})
     _, found, queue = _connect()
     compared = comparing.compare(queue, Tracker(found.tracking_uri), [options.first, *options.others])
     if options.json:
@@ -676,6 +684,8 @@ def status(options: argparse.Namespace) -> int:
     from hpo.display import Progress
     from hpo.queue import Queue
 
+    if options.json:
+        _without("--json", "prints once", {"--watch": options.watch})
     read = settings.read()
     found = services.running(read)
     if found is None:
@@ -1030,14 +1040,25 @@ def _studies(options: argparse.Namespace) -> "list[Study]":
     """What the options of `hpo run` name, overrides applied."""
     from hpo import study
 
+    if options.data is not None and options.data != options.data.encode(errors="ignore").decode():
+        raise SettingsError(f"--data {options.data}: expected a path in UTF-8, as a study can record it. Rename it.")
     overrides = list(options.set)
-    if options.epochs is not None:
-        overrides.append(f"training.epochs={options.epochs}")
-    if options.seed is not None:
-        overrides.append(f"seed={options.seed}")
-    if options.data is not None:
-        overrides.append(f"data.path={json.dumps(str(options.data))}")
+    keys = {each.partition("=")[0].rpartition(":")[2].strip() for each in overrides}
+    short = {"epochs": "training.epochs", "seed": "seed", "data": "data.path"}
+    for name, key in short.items():
+        if (value := getattr(options, name)) is not None:
+            _without(f"--{name}", f"is short for --set {key}=…", {f"--set {key}=…": key in keys})
+            overrides.append(f"{key}={json.dumps(value)}")
     return study.load_all(options.study, overrides, prerequisites=options.with_prerequisites)
+
+
+def _without(option: str, why: str, others: dict[str, Any]) -> None:
+    """Raises SettingsError if one of the other options, by their names, was given: beside this one it does nothing."""
+    for other, value in others.items():
+        if value not in (None, False, []):
+            raise SettingsError(
+                f"{option} and {other}: expected one of them, found both. Leave one out: {option} {why}."
+            )
 
 
 def _connect(*, mlflow: bool = True) -> "tuple[Settings, Services, Queue]":

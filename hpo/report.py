@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -66,12 +67,29 @@ def show_result(
     if ended.get("winner") is not None:
         print_table(console, winner_table(study, ended))
     lines = [f"ALARM: {alarm}" for alarm in ended.get("alarms", [])] + promotion(study, ended, close)
-    if ended.get("pruned"):
-        lines.append(f"{ended['pruned']} trials were ended early by the pruner; their curves are kept.")
-    lines += [
-        f"Trial {failed['number']} is {failed['state']}: {failed['reason']}." for failed in ended.get("failed", [])
-    ]
+    if ended and ended.get("winner") is None:
+        lines += fruitless(jobs)
+    else:
+        if ended.get("pruned"):
+            lines.append(f"{ended['pruned']} trials were ended early by the pruner; their curves are kept.")
+        lines += [
+            f"Trial {failed['number']} is {failed['state']}: {failed['reason']}." for failed in ended.get("failed", [])
+        ]
     console.print("\n".join(["", *lines, "", *next_steps(study, ended, links, program, image)]), soft_wrap=True)
+
+
+def fruitless(jobs: list[Job]) -> list[str]:
+    """Of a study that closed without a finished trial: how many ended how and why, and what can be done."""
+    trials = [job for job in jobs if job.kind == "trial"]
+    counts = Counter((job.state, job.reason or "no reason is known") for job in trials)
+    lines = [f"{number} of {len(trials)} {state}: {reason}." for (state, reason), number in counts.most_common(TOP)]
+    lines += [f"… and {len(counts) - TOP} other reasons: `hpo trials` lists them."] if len(counts) > TOP else []
+    remedies = {
+        "dead": "Once that is put right, the same command with --retry trains the dead ones again.",
+        "diverged": "Those that diverged would do so again: change the study, to a lower learning rate, say.",
+        "cancelled": "`hpo cancel --undo` brings a cancelled one back.",
+    }
+    return lines + [remedy for state, remedy in remedies.items() if any(job.state == state for job in trials)]
 
 
 def top_table(study: StudyRow, jobs: list[Job]) -> Table:
@@ -285,8 +303,8 @@ def next_steps(study: StudyRow, ended: dict[str, Any], links: dict[str, str], pr
             f"  {program} download --alias champion champion/",
             f"  {program} predict champion/ {shlex.quote(image)}",
         ]
-    lines += [f"  {program} report --study {study.name} -o report/", f"  {program} down"]
-    return lines
+    lines += [f"  {program} report --study {study.name} -o report/"] if ended else []
+    return [*lines, f"  {program} down"]
 
 
 def score_cells(nmse: float, mse: float, r2: float | None, nrmse: float | None) -> tuple[str, str, str, str]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cells
 import numpy as np
@@ -16,7 +17,7 @@ from shell import Shell, fresh_database
 from data_pipeline import dataset
 from data_pipeline.split import split
 from hpo.queue import StudyRow
-from hpo.report import comparable
+from hpo.report import comparable, fruitless
 
 pytestmark = pytest.mark.acceptance
 EPOCHS = 30
@@ -301,11 +302,22 @@ def test_labels_of_a_tiny_unit_raise_the_alarm_on_the_terminal_in_the_run_and_in
     assert "explains next to nothing" in (tmp_path / "report/report.html").read_text()
 
 
+def test_without_a_finished_trial_the_reasons_are_counted_and_what_can_be_done_is_said():
+    states = [("dead", "out of memory")] * 12 + [("dead", "DatasetError: x")] + [("cancelled", "cancelled by me")]
+    jobs = [SimpleNamespace(kind="trial", state=state, reason=reason) for state, reason in states]
+    lines = fruitless([*jobs, SimpleNamespace(kind="closing", state="done", reason=None)])
+    assert lines[:2] == ["12 of 14 dead: out of memory.", "1 of 14 dead: DatasetError: x."]
+    assert ["--retry" in line for line in lines] == [False, False, False, True, False] and "--undo" in lines[-1]
+
+
 def test_a_study_in_which_every_trial_diverged_is_reported_with_that(shell, tmp_path):
     data = cells.make(tmp_path / "cells", count=30, seed=8)
     study = cells.study(tmp_path, "wild", data=data, epochs=20, rates="[1e15]")
     study.write_text(study.read_text().replace("[2, 4]", "[4]"))
-    shell.hpo("run", "--study", study)
+    for _ in range(2):  # shown again it is no better
+        output = shell.hpo("run", "--study", study, code=1)
+        assert "Nothing promoted: no trial was finished." in output and "1 of 1 diverged: diverged at epoch" in output
+        assert "lower learning rate" in output and "hpo download" not in output
     output = shell.hpo("report", "-o", tmp_path / "report")
     assert "No trial was finished, so no model was selected." in output
     assert "1 of 1 trials have no score" in (tmp_path / "report/report.md").read_text()

@@ -217,6 +217,21 @@ def test_other_data_or_an_edited_file_under_a_name_is_refused_and_the_study_is_k
         (("predict", "/nowhere", "x.png"), "no such file"),
         (("data", "check", "/nowhere"), "/nowhere"),
         (("delete", "--study", "grid", "--yes"), "No study 'grid' has been planned here"),
+        (("status", "--watch", "--json"), "--json and --watch: expected one of them, found both."),
+        (("compare", "a", "b", "--differences", "--json"), "--json and --differences: expected one of them"),
+        (("run", "--study", "grid", "--dry-run", "--workers", "4"), "--dry-run and --workers: expected one of them"),
+        (("run", "--study", "grid", "--dry-run", "--slurm", "time=1"), "--dry-run and --slurm: expected one of them"),
+        (("run", "--study", "grid", "--dry-run", "--on", "slurm"), "--dry-run and --on: expected one of them"),
+        (("run", "--study", "grid", "--dry-run", "--retry"), "--dry-run and --retry: expected one of them"),
+        (
+            ("run", "--study", "grid", "--epochs", "3", "--set", "training.epochs=4"),
+            "--epochs and --set training.epochs",
+        ),
+        (
+            ("run", "--study", "protocol", "--seed", "3", "--set", "grid:seed=4"),
+            "--seed and --set seed=…: expected one",
+        ),
+        (("run", "--study", "grid", "--data", "caf\udce9"), "--data caf\\udce9: expected a path in UTF-8"),
     ],
 )
 def test_a_mistake_gets_one_message_and_exit_code_1(shell, words, message):
