@@ -1,9 +1,9 @@
-"""Random faults for as long as you like, every invariant checked after every study.
+"""Random faults and commands for as long as you like, every invariant checked after every study.
 
     python bench/soak.py --minutes 60 [--seed N]
 
 What it does stands in tests/chaos.py; what it found when it ran for an hour stands in docs/reliability.md. Exit code 1
-if an invariant was violated; the logs of the study in question stay in the folder it names then.
+if an invariant was violated; the logs of all workers and commands stay in the folder it names then.
 """
 
 import argparse
@@ -21,7 +21,9 @@ import chaos
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10, help="how long (default 10)")
-    parser.add_argument("--seed", type=int, default=None, help="of the faults (default: a random one, printed)")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="of studies, faults and commands (default: a random one, printed)"
+    )
     arguments = parser.parse_args()
     seed = secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
     folder = Path(tempfile.mkdtemp(prefix="soak-"))

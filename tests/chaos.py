@@ -1,201 +1,210 @@
-"""A chaos run: studies of tiny networks under random faults; after each one every invariant is checked.
+"""A chaos run: studies of tiny networks under random faults and commands; after each round every invariant is checked.
 
-Two `hpo run` of one study, one trainer each, on services of their own. Every few seconds one fault: a trainer or a
-worker is killed, frozen beyond its lease or stopped, Postgres or the MLflow server is stopped, killed or frozen. A
-worker that ended is started again, a service too. The results must be those of a study that ran in peace, to the bit.
+A round is one study with two workers, or two studies with one worker each, in two databases that share an MLflow
+server and a data set. Every few seconds one fault (tests/chaos_faults.py) or one command of a user
+(tests/chaos_commands.py). A worker that ended is started again, a service too. What was trained to its end must be what
+a study gives that ran in peace, to the bit.
 """
 
 import json
 import os
 import random
-import signal
+import re
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import cells
 import psutil
-from shell import mlflow_processes, postgres_processes, resume, suspend
+from chaos_commands import COMMANDS
+from chaos_faults import FAULTS
+from proxy import Proxy
+from shell import create_database, mlflow_processes, postgres_processes, resume
 
-from hpo import invariants, sampling, services, settings
+from hpo import invariants, registry, sampling, services, settings
 from hpo.mirror import Mirror
 from hpo.queue import ENDED, DatabaseLost, Job, Queue
-from hpo.tracking import Tracker
+from hpo.tracking import OWNER, Tracker
 
 LEASE = 3.0  # seconds
-WORKERS = 2
+WORKERS = 2  # of a round
 EPOCHS = 250  # a trial takes a few seconds
 RATES = ("3e-3", "1e-3", "3e-4", "1e-4")
-PAUSE = (0.5, 4.0)  # seconds between two faults
-FAULTY = 90.0  # seconds of faults in one study; then it is left in peace
-FEWEST = 6  # faults of a whole run, however slow the machine
+REPEATS = 2
+PAUSE = (0.5, 4.0)  # seconds between two faults or commands
+COMMANDED = 0.35  # how many of them are commands
+FAULTY = 90.0  # seconds of faults in one round; then it is left in peace
+FEWEST = 6  # faults, and commands, of a whole run, however slow the machine
+HASTY = 0.3  # how often the first fault comes before the studies of a round are planned
 LIMIT = 300.0  # seconds in peace after which a study that is not closed has hung
+PATIENCE = 120.0  # seconds in peace for a command or a worker to end
+REUSED = 0.5  # how often a study takes the name of a deleted one
+
+# What is special about a study, by its kind: lines before its tables, and tables.
+KINDS = {
+    "grid": ("", ""),
+    "repeats": (f"repeats = {REPEATS}", ""),
+    "tpe": ("", '[sampler]\nname = "tpe"\ntrials = {points}'),
+    "median": ("", '[pruner]\nname = "median"\nstartup_trials = 1\nwarmup_epochs = 20'),
+    "halving": ("", '[pruner]\nname = "successive-halving"\nmin_epochs = 20\nreduction_factor = 2'),
+    "tpe-halving": (
+        "",
+        '[sampler]\nname = "tpe"\ntrials = {points}\n[pruner]\nname = "successive-halving"\nmin_epochs = 40',
+    ),
+}
 
 
 @dataclass
 class Counts:
     """What a chaos run did and found."""
 
-    studies: int = 0
-    done: int = 0
-    dead: int = 0
+    studies: Counter[str] = field(default_factory=Counter)  # by kind
+    states: Counter[str] = field(default_factory=Counter)  # of their trials in the end
     attempts: int = 0
     faults: Counter[str] = field(default_factory=Counter)
+    commands: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        faults = ", ".join(f"{count} x {name}" for name, count in sorted(self.faults.items()))
+        def shown(counter: Counter[str]) -> str:
+            return ", ".join(f"{count} x {name}" for name, count in sorted(counter.items())) or "none"
+
         return (
-            f"{self.studies} studies, {self.done} points recorded in {self.attempts} attempts, {self.dead} dead after "
-            f"three; {sum(self.faults.values())} faults: {faults}; {len(self.violations)} violations"
+            f"{self.studies.total()} studies ({shown(self.studies)}), {self.states.total()} trials "
+            f"({shown(self.states)}) in {self.attempts} attempts; {self.faults.total()} faults: {shown(self.faults)}; "
+            f"{self.commands.total()} commands: {shown(self.commands)}; {len(self.violations)} violations"
         )
 
 
+@dataclass
+class Lab:
+    """A database, with the studies in it."""
+
+    name: str
+    url: str
+    queue: Queue
+    closed: list["Study"] = field(default_factory=list)  # and not deleted
+
+
+@dataclass(eq=False)
+class Study:
+    """A study of a round."""
+
+    lab: Lab
+    name: str
+    kind: str
+    file: Path
+    workers: list[subprocess.Popen] = field(default_factory=list)
+    logs: list[Path] = field(default_factory=list)
+    pruned: set[tuple[int, int]] = field(default_factory=set)  # number and repeat of trials that a pruner ended
+    cancelled: dict[int, bool] = field(default_factory=dict)  # by number; false: brought back, or not sure
+    base: "Study | None" = None  # whose best point it trains again
+    deleted: bool = False
+
+    def trials(self) -> list[Job]:
+        return [job for job in self.lab.queue.jobs(self.name) if job.kind == "trial"]
+
+    def closing(self) -> str | None:
+        """The state of its closing; None if it is not planned, or the database is away."""
+        with suppress(DatabaseLost):
+            return self.lab.queue.closing_state(self.name) if self.lab.queue.installed() else None
+        return None
+
+    def ended(self) -> bool:
+        return self.deleted or self.closing() in ENDED
+
+    def planned(self) -> bool:
+        return self.deleted or self.closing() is not None
+
+    def cancelling(self, number: int, *, sure: bool) -> int:
+        """Note that a trial was cancelled (or may have been, or was brought back); return its number."""
+        self.cancelled[number] = sure
+        return number
+
+    def note_pruned(self) -> None:
+        with suppress(DatabaseLost):
+            if self.lab.queue.installed():
+                self.pruned |= {(job.number, job.repeat) for job in self.trials() if job.state == "pruned"}
+
+
+@dataclass
+class Command:
+    """A command of a user under way."""
+
+    words: tuple[str, ...]
+    process: subprocess.Popen
+    log: Path
+    then: Callable[[int, str], object]  # is given its exit code and what it said
+
+
 def run(folder: Path, *, seconds: float, seed: int, points: int = 8, report: Callable[[str], object] = print) -> Counts:
-    """Run studies of 2 to 8 `points` under faults until the time is up (the last one is finished), each checked when
-    it has closed."""
+    """Rounds of studies of 4 to 8 `points` until the time is up (the last one is finished), each checked when its
+    studies have closed."""
     chaos = Chaos(folder, seed, points)
     try:
         chaos.calm()
         end = time.monotonic() + seconds
         while time.monotonic() < end and not chaos.counts.violations:
-            chaos.study(end)
+            chaos.round(end)
             report(f"{max(0, end - time.monotonic()):5.0f} s left: {chaos.counts}")
+        chaos.check_all()
     finally:
         chaos.close()
     return chaos.counts
 
 
 class Chaos:
+    lease, crew = LEASE, WORKERS
+
     def __init__(self, folder: Path, seed: int, points: int) -> None:
-        self.folder, self.random, self.counts = folder, random.Random(seed), Counts()
-        self.rates = ", ".join(RATES[: points // 2])
+        self.folder, self.random, self.counts, self.points = folder, random.Random(seed), Counts(), points
         self.settings = settings.read({"HPO_HOME": str(folder / "home")})
         self.data = cells.make(folder / "cells")
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(("HPO_", "MLFLOW_"))}
-        self.environment = plain | {
-            "HPO_HOME": str(self.settings.home),
-            "HPO_LEASE": str(LEASE),
-            "HPO_CHECKPOINT_INTERVAL": "0.5",
-            "HPO_TRAINERS": "1",
-        }
-        self.workers: list[subprocess.Popen] = []
-        self.logs: list[Path] = []
-        self.expected: dict[str, Job] = {}
-        self.queue = Queue(self.up().database_url)
+        self.plain = {name: value for name, value in os.environ.items() if not name.startswith(("HPO_", "MLFLOW_"))}
+        found = services.up(self.settings, report=lambda line: None)[0]
+        self.proxy = Proxy(found.tracking_uri)
+        self.labs = [Lab("first", found.database_url, Queue(found.database_url))]
+        other = create_database(found.database_url, "other")
+        self.labs.append(Lab("second", other, Queue(other)))
+        self.studies: list[Study] = []  # of the round
+        self.commands: list[Command] = []
+        self.free: list[str] = []  # names of deleted studies
+        self.expected: dict[str, Job] = {}  # by point and seed
+        self.decks: dict[str, list[Any]] = {}
+        self.planned = self.started = 0
+
+    def draw(self, deck: str, cards: Iterable[Any]) -> Any:
+        """The next of these things; each comes once before one comes again."""
+        if not self.decks.get(deck):
+            self.decks[deck] = list(cards)
+            self.random.shuffle(self.decks[deck])
+        return self.decks[deck].pop()
 
     def up(self) -> services.Services:
-        return services.up(self.settings, report=lambda line: None)[0]
+        found = services.up(self.settings, report=lambda line: None)[0]
+        self.proxy.upstream = urlsplit(found.tracking_uri)
+        return found
 
     def close(self) -> None:
-        for worker in self.workers:
-            kill(worker)
+        for process in [*(command.process for command in self.commands), *self.workers()]:
+            kill(process)
         resume([*self.postgres(), *self.mlflow()])
-        self.queue.close()
+        for lab in self.labs:
+            lab.queue.close()
+        self.proxy.close()
         services.erase(self.settings)
 
-    # Studies
+    # Processes
 
-    def calm(self) -> None:
-        """What the points give when nothing happens."""
-        name = self.plan("calm")
-        self.start(name)
-        assert self.workers.pop().wait() == 0, self.logs[-1].read_text()
-        self.expected = {point(job): job for job in self.trials("calm")}
-
-    def plan(self, name: str) -> Path:
-        """The file of a study: two points for each learning rate."""
-        return cells.study(self.folder, name, data=self.data, epochs=EPOCHS, rates=f"[{self.rates}]")
-
-    def study(self, end: float) -> None:
-        """One study under faults, which cease at `end` (monotonic seconds), unless there were too few."""
-        name = f"chaos-{self.counts.studies}"
-        file = self.plan(name)
-        self.logs = []
-        end = min(end, time.monotonic() + FAULTY)
-        while not self.closed(name):
-            self.workers = [worker for worker in self.workers if worker.poll() is None]
-            while len(self.workers) < WORKERS:
-                self.start(file)
-            time.sleep(self.random.uniform(*PAUSE))
-            if time.monotonic() < end or sum(self.counts.faults.values()) < FEWEST:
-                self.fault()
-            elif time.monotonic() > end + LIMIT:
-                self.counts.violations.append(f"{name} did not close within {LIMIT:.0f} s of peace")
-                break
-        self.up()
-        for worker in self.workers:
-            with suppress(subprocess.TimeoutExpired):
-                worker.wait(90)
-            if worker.poll() is None:
-                self.counts.violations.append(f"{name}: a worker does not end though the study is closed")
-                kill(worker)
-        self.workers = []
-        self.check(name)
-        self.counts.studies += 1
-
-    def closed(self, name: str) -> bool:
-        try:
-            return self.queue.installed() and self.queue.closing_state(name) in ENDED
-        except DatabaseLost:
-            return False
-
-    def trials(self, name: str) -> list[Job]:
-        return [job for job in self.queue.jobs(name) if job.kind == "trial"]
-
-    def start(self, file: Path) -> None:
-        log = self.folder / f"{file.stem}-{len(self.logs)}.log"
-        self.logs.append(log)
-        with log.open("w") as output:
-            words = [sys.executable, "-m", "hpo", "run", "--study", str(file)]
-            self.workers.append(
-                subprocess.Popen(
-                    words, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-                )
-            )
-
-    def check(self, name: str) -> None:
-        """Every invariant, after one lease and one reconciling pass; and every result, to the bit."""
-        time.sleep(LEASE)
-        found = self.up()
-        store = sampling.storage(found.database_url)
-        shown = Mirror(self.queue, Tracker(found.tracking_uri), store, self.queue.study(name))
-        shown.reconcile(lease=LEASE, older_than=0)
-        violations = [f"{each.rule}: {each.what}" for each in invariants.check(shown)]
-        store.remove_session()
-        store.engine.dispose()
-        for job in self.trials(name):
-            self.counts.attempts += job.attempt
-            self.counts.dead += job.state == "dead"
-            if job.state != "done":
-                continue
-            self.counts.done += 1
-            calm = self.expected[point(job)].result
-            assert calm is not None and job.result is not None
-            for key in ("best_val_nmse", "best_epoch", "last_val_nmse", "validation"):
-                if job.result[key] != calm[key]:
-                    violations.append(f"trial {job.number}: {key} is {job.result[key]}, undisturbed {calm[key]}")
-            if job.result["files"]["weights.safetensors"] != calm["files"]["weights.safetensors"]:
-                violations.append(f"trial {job.number}: other weights than undisturbed")
-        violations += [f"a traceback in {log}" for log in self.logs if "Traceback" in log.read_text(errors="replace")]
-        self.counts.violations += [f"{name}: {each}" for each in violations]
-
-    # Faults
-
-    def fault(self) -> None:
-        fault = self.random.choice(FAULTS)
-        self.counts.faults[fault.__name__.replace("_", " ").strip()] += 1
-        with suppress(psutil.Error):  # it ended by itself just now
-            fault(self)
-        self.up()
-
-    def worker(self) -> psutil.Process:
-        return psutil.Process(self.random.choice(self.workers).pid)
+    def workers(self) -> list[subprocess.Popen]:
+        return [worker for study in self.studies for worker in study.workers if worker.poll() is None]
 
     def postgres(self) -> list[psutil.Process]:
         return postgres_processes(self.settings)
@@ -203,74 +212,238 @@ class Chaos:
     def mlflow(self) -> list[psutil.Process]:
         return mlflow_processes(self.settings)
 
-    def kill_trainer(self) -> None:
-        trainers = [child for child in self.worker().children() if "hpo.trainer" in " ".join(child.cmdline())]
-        for trainer in trainers:
-            trainer.kill()
+    def hpo(self, lab: Lab, log: Path, *words: str) -> subprocess.Popen:
+        """Start `hpo WORDS` on a database, with what it says in the file `log`."""
+        environment = self.plain | {
+            "HPO_HOME": str(self.settings.home),
+            "HPO_DATABASE_URL": lab.url,
+            "MLFLOW_TRACKING_URI": self.proxy.url,
+            "HPO_LEASE": str(LEASE),
+            "HPO_CHECKPOINT_INTERVAL": "0.5",
+            "HPO_TRAINERS": "1",
+        }
+        with log.open("w") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "hpo", *words],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
-    def kill_worker(self) -> None:
-        self.worker().kill()
+    def start(self, study: Study, *options: str) -> None:
+        """A worker of the study."""
+        self.started += 1
+        log = self.folder / f"{study.lab.name}-{study.name}-{self.started}.log"
+        study.logs.append(log)
+        study.workers.append(self.hpo(study.lab, log, "run", "--study", str(study.file), *options))
 
-    def freeze_worker_beyond_its_lease(self) -> None:
-        worker = self.worker()
-        frozen = [worker, *worker.children()]
-        suspend(frozen)
-        time.sleep(LEASE + self.random.uniform(0.5, 3))
-        resume(frozen)
+    def command(self, lab: Lab, *words: str, then: Callable[[int, str], object] = lambda *_: None) -> Command:
+        """Begin a command of a user; `then` is called with its exit code and what it said when it has ended."""
+        self.started += 1
+        log = self.folder / f"command-{self.started}-{words[0]}.log"
+        command = Command(words, self.hpo(lab, log, *words), log, then)
+        self.commands.append(command)
+        return command
 
-    def stop_worker(self) -> None:
-        self.worker().send_signal(self.random.choice([signal.SIGTERM, signal.SIGINT]))
+    def collect(self) -> None:
+        """Look at the commands that have ended."""
+        for command in [command for command in self.commands if command.process.poll() is not None]:
+            self.commands.remove(command)
+            said = command.log.read_text(errors="replace")
+            if command.process.returncode not in (0, 1) or "Traceback" in said:
+                self.violation(
+                    f"`hpo {' '.join(command.words)}` ended with {command.process.returncode}: {said[-2000:]}"
+                )
+            command.then(command.process.returncode, said)
 
-    def stop_worker_twice(self) -> None:
-        worker = self.worker()
-        worker.send_signal(signal.SIGINT)
-        time.sleep(self.random.uniform(0, 1))
-        worker.send_signal(signal.SIGINT)
+    # Studies
 
-    def stop_postgres_immediately(self) -> None:
-        self.signal_postmaster(signal.SIGQUIT)
+    def plan(self, lab: Lab, kind: str) -> Study:
+        """Write the file of a study: two points for each learning rate."""
+        name = f"chaos-{self.planned}"
+        self.planned += 1
+        if self.free and self.random.random() < REUSED:
+            name = self.free.pop()
+        folder = self.folder / lab.name
+        folder.mkdir(exist_ok=True)
+        rates = RATES[: self.points // (2 * REPEATS if kind == "repeats" else 2)]
+        file = cells.study(folder, name, data=self.data, epochs=EPOCHS, rates=f"[{', '.join(rates)}]")
+        before, tables = KINDS[kind]
+        file.write_text(f"{before}\n{file.read_text()}\n{tables.format(points=self.points)}\n")
+        return Study(lab, name, kind, file)
 
-    def stop_postgres_fast(self) -> None:
-        self.signal_postmaster(signal.SIGINT)
+    def again(self, lab: Lab) -> Study | None:
+        """A study of the best point of an earlier one, with the other seed of the calm one."""
+        bases = [
+            study
+            for study in lab.closed
+            if study.kind not in ("repeats", "again") and any(job.state == "done" for job in study.trials())
+        ]
+        if not bases:
+            return None
+        study = self.plan(lab, "grid")
+        study.kind, study.base = "again", self.random.choice(bases)
+        study.file.write_text(f'best_of = "{study.base.file}"\npoints = 1\nseed = {REPEATS - 1}\n')
+        return study
 
-    def kill_postgres(self) -> None:
-        self.signal_postmaster(signal.SIGKILL)
+    def calm(self) -> None:
+        """What the points give when nothing happens."""
+        study = self.plan(self.labs[0], "grid")
+        study.file.write_text(f"repeats = {REPEATS}\n{study.file.read_text()}")
+        self.studies = [study]
+        for _ in range(WORKERS):
+            self.start(study)
+        codes = [worker.wait() for worker in study.workers]
+        assert codes == [0] * WORKERS, "\n".join(log.read_text() for log in study.logs)
+        self.expected = {point(job): job for job in study.trials()}
+        study.lab.closed.append(study)
+        study.kind, self.studies = "repeats", []
 
-    def signal_postmaster(self, number: signal.Signals) -> None:
-        for postmaster in self.postgres()[:1]:
-            postmaster.send_signal(number)
-            psutil.wait_procs([postmaster], timeout=20)
-            time.sleep(self.random.uniform(0, 2 * LEASE))
+    def round(self, end: float) -> None:
+        """One or two studies under faults, which cease at `end` (monotonic seconds), unless there were too few."""
+        labs = self.labs if not self.counts.studies or self.random.random() < 0.5 else [self.random.choice(self.labs)]
+        for lab in labs:
+            kind = self.draw("kinds", [*KINDS, "again"])
+            study = self.again(lab) if kind == "again" else self.plan(lab, kind)
+            self.studies.append(study or self.plan(lab, self.draw("kinds", KINDS)))
+        hasty = self.random.random() < HASTY
+        end = min(end, time.monotonic() + FAULTY)
+        while self.commands or not all(study.ended() for study in self.studies):
+            self.collect()
+            for study in self.studies:
+                study.note_pruned()
+                study.workers = [worker for worker in study.workers if worker.poll() is None]
+                while len(study.workers) < WORKERS // len(labs) and not study.ended():
+                    self.start(study)
+            time.sleep(self.random.uniform(*PAUSE))
+            if not hasty and not all(study.planned() for study in self.studies):
+                continue
+            if time.monotonic() < end or min(self.counts.faults.total(), self.counts.commands.total()) < FEWEST:
+                self.happen()
+            elif time.monotonic() > end + LIMIT:
+                for study in self.studies:
+                    if not study.ended():
+                        self.violation(f"{study.name} did not close within {LIMIT:.0f} s of peace", study)
+                for command in self.commands:
+                    self.violation(f"`hpo {' '.join(command.words)}` does not end within {LIMIT:.0f} s of peace")
+                break
+        self.up()
+        for worker in self.workers():
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(PATIENCE)
+            if worker.poll() is None:
+                self.violation("a worker does not end though its study is closed")
+                kill(worker)
+        for study in self.studies:
+            self.check(study)
+            self.counts.studies[study.kind] += 1
+            if not study.deleted:
+                study.lab.closed.append(study)
+        self.studies = []
 
-    def freeze_postgres(self) -> None:
-        self.freeze(self.postgres())
+    def happen(self) -> None:
+        """A fault or a command; then the services run again."""
+        commanded = self.random.random() < COMMANDED
+        deck, cards = ("commands", COMMANDS) if commanded else ("faults", FAULTS)
+        counter = self.counts.commands if commanded else self.counts.faults
+        for _ in cards:
+            act = self.draw(deck, cards)
+            with suppress(psutil.Error, DatabaseLost):  # it ended by itself just now, or the database is not back yet
+                if act(self) is not False:
+                    counter[act.__name__.replace("_", " ")] += 1
+                    break
+        self.up()
 
-    def kill_mlflow(self) -> None:
-        for process in self.mlflow():
-            with suppress(psutil.Error):
-                process.kill()
-        time.sleep(self.random.uniform(0, 2 * LEASE))
+    def give_up(self, study: Study) -> None:
+        """Forget a study that somebody deleted while nobody held anything of it."""
+        study.deleted = True
+        for worker in study.workers:
+            kill(worker)
 
-    def freeze_mlflow(self) -> None:
-        self.freeze(self.mlflow())
+    # Checks
 
-    def freeze(self, processes: list[psutil.Process]) -> None:
-        suspend(processes)
-        time.sleep(self.random.uniform(0, self.random.choice([LEASE, 14])))  # 14: beyond the client's patience of 10 s
-        resume(processes)
+    def violation(self, what: str, study: Study | None = None) -> None:
+        self.counts.violations.append(
+            what if study is None else f"{study.name} ({study.kind}, {study.lab.name}): {what}"
+        )
 
+    @contextmanager
+    def shown(self, study: Study) -> Iterator[Mirror]:
+        store = sampling.storage(study.lab.url)
+        try:
+            yield Mirror(study.lab.queue, Tracker(self.up().tracking_uri), store, study.lab.queue.study(study.name))
+        finally:
+            store.remove_session()
+            store.engine.dispose()
 
-FAULTS = (
-    *(Chaos.kill_trainer, Chaos.kill_worker, Chaos.freeze_worker_beyond_its_lease),
-    *(Chaos.stop_worker, Chaos.stop_worker_twice),
-    *(Chaos.stop_postgres_immediately, Chaos.stop_postgres_fast, Chaos.kill_postgres, Chaos.freeze_postgres),
-    *(Chaos.kill_mlflow, Chaos.freeze_mlflow),
-)
+    def check(self, study: Study) -> None:
+        """Every invariant, after one lease and one reconciling pass; and every result, to the bit."""
+        for log in study.logs:
+            if "Traceback" in log.read_text(errors="replace"):
+                self.violation(f"a traceback in {log}", study)
+        if study.deleted:
+            return
+        time.sleep(LEASE)
+        with self.shown(study) as shown:
+            shown.reconcile(lease=LEASE, older_than=0)
+            for each in invariants.check(shown):
+                self.violation(f"{each.rule}: {each.what}", study)
+        study.note_pruned()
+        for log in study.logs:
+            ended = re.findall(rf"trial (\d+) of {re.escape(study.name)} pruned after", log.read_text(errors="replace"))
+            study.pruned |= {(int(number), 0) for number in ended}
+        for job in study.trials():
+            self.counts.attempts += job.attempt
+            self.counts.states[job.state] += 1
+            if study.cancelled.get(job.number) and job.state != "cancelled":
+                self.violation(f"trial {job.number} was cancelled, and is {job.state}", study)
+            if (job.number, job.repeat) in study.pruned and job.number not in study.cancelled and job.state != "pruned":
+                self.violation(f"trial {job.number} was ended by the pruner, and is {job.state}", study)
+            if job.state == "done":
+                for difference in self.differences(job):
+                    self.violation(f"trial {job.number}: {difference}", study)
+
+    def differences(self, job: Job) -> Iterator[str]:
+        """Where a result is not the undisturbed one."""
+        calm = self.expected[point(job)].result
+        assert calm is not None and job.result is not None
+        for key in ("best_val_nmse", "best_epoch", "last_val_nmse", "validation"):
+            if job.result[key] != calm[key]:
+                yield f"{key} is {job.result[key]}, undisturbed {calm[key]}"
+        if job.result["files"]["weights.safetensors"] != calm["files"]["weights.safetensors"]:
+            yield "other weights than undisturbed"
+
+    def check_all(self) -> None:
+        """The invariants of every study once more: what came later must not have harmed it."""
+        for study in (study for lab in self.labs for study in lab.closed):
+            with self.shown(study) as shown:
+                for each in invariants.check(shown):
+                    self.violation(f"in the end: {each.rule}: {each.what}", study)
+
+    def check_deleted(self, study: Study) -> None:
+        """Of a deleted study nothing is left in the database, in Optuna's tables, and in MLflow."""
+        found = self.up()
+        tracker, store = Tracker(found.tracking_uri), sampling.storage(study.lab.url)
+        if study.name in [row.name for row in study.lab.queue.studies()]:
+            self.violation("is deleted, and in the database", study)
+        if study.name in [each.study_name for each in store.get_all_studies()]:
+            self.violation("is deleted, and in Optuna", study)
+        store.remove_session()
+        store.engine.dispose()
+        owner = study.lab.queue.database_id()
+        if study.name in [experiment.name for experiment in tracker.owned_experiments(owner)]:
+            self.violation("is deleted, and an experiment of MLflow", study)
+        for model in tracker.client.search_registered_models():
+            for version in registry.versions(tracker, model.name):
+                if version.tags.get("hpo.study") == study.name and version.tags.get(OWNER) == owner:
+                    self.violation(f"is deleted, and has version {version.number} of {model.name}", study)
 
 
 def point(job: Job) -> str:
     assert job.spec is not None
-    return json.dumps(job.spec["point"])
+    return json.dumps([job.spec["point"], job.spec["seed"]], sort_keys=True)
 
 
 def kill(worker: subprocess.Popen) -> None:

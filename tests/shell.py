@@ -182,14 +182,20 @@ def mlflow_processes(read: Settings) -> list[psutil.Process]:
     return mlflow_server._processes(home) if home is not None else []
 
 
+def create_database(url: str, name: str) -> str:
+    """SQLAlchemy URL of a new, empty database beside the one at `url`."""
+    server = url.rpartition("/")[0]
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return f"{server}/{name}"
+
+
 @contextmanager
 def fresh_database(services: Services) -> Iterator[str]:
     """SQLAlchemy URL of an empty database, dropped afterwards with whoever is still connected."""
     name = f"test_{secrets.token_hex(6)}"
     server = services.database_url.rpartition("/")[0]
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield f"{server}/{name}"
+    yield create_database(services.database_url, name)
     with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
