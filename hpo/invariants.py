@@ -22,6 +22,8 @@ from hpo.mirror import Mirror
 from hpo.queue import ATTEMPTS, ENDED, Job
 from hpo.tracking import KEY, OWNER
 
+Curve = list[tuple[int, dict[str, float]]]  # (epoch, metrics)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Violation:
@@ -114,13 +116,16 @@ def _closed_early(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
 
 
 def _trial(shown: Mirror, job: Job, seen: _Seen) -> Iterator[Violation]:
+    curve = shown.queue.curve(job.id)
     for rule, what in (
         *(("I1", what) for what in _result(job)),
         *_optuna(seen.repeats[job.number], seen.trials.get(job.number)),
         *_mlflow(job, seen),
-        *(("I2", what) for what in _curve(shown, job)),
+        *(("I2", what) for what in _shown_curve(shown, job, curve)),
     ):
         yield _violation(shown, rule, what, job)
+    for what in _curve(job, curve):  # showing it again mends none of this
+        yield _violation(shown, "I2", f"{mirror.title(job)}: {what}")
 
 
 def _result(job: Job) -> Iterator[str]:
@@ -169,8 +174,7 @@ def _mlflow(job: Job, seen: _Seen) -> Iterator[tuple[str, str]]:
             yield "I1", f"expected best_val_nmse {job.result['best_val_nmse']} in MLflow, found {found}"
 
 
-def _curve(shown: Mirror, job: Job) -> Iterator[str]:
-    curve = shown.queue.curve(job.id)
+def _curve(job: Job, curve: Curve) -> Iterator[str]:
     numbers = [number for number, _ in curve]
     if numbers != list(range(1, len(numbers) + 1)):
         yield f"expected epochs 1 to {len(numbers)} without a gap, found {numbers}"
@@ -181,6 +185,9 @@ def _curve(shown: Mirror, job: Job) -> Iterator[str]:
             yield "its result is not the lowest value of its curve"
     if job.checkpoint is not None and job.checkpoint["epoch"] > len(numbers):
         yield f"its checkpoint is of epoch {job.checkpoint['epoch']}, its curve ends at {len(numbers)}"
+
+
+def _shown_curve(shown: Mirror, job: Job, curve: Curve) -> Iterator[str]:
     if job.state != "running" and job.run_id is not None and curve:
         for metric in ("train/nmse", "val/nmse"):
             expected = [(number, values[metric]) for number, values in curve if values[metric] is not None]

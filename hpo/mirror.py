@@ -63,7 +63,7 @@ class Mirror:
                     planned = restore(self.study.name, self.study.spec)
                     sampling.tell(self.store, planned, job, job.spec["point"])
                 sampling.show(self.store, self.study.name, job, self._repeats(job))
-        self.queue.set_mirrored(job)
+        self.queue.set_mirrored(job, run_id)
         if not same:  # it went on while we were at it, and what we wrote in MLflow is old
             if (current := self.queue.job(job.id)) is not None:
                 self.show(current)
@@ -94,12 +94,13 @@ class Mirror:
 
         A cancelled one keeps its checkpoint, for it may be brought back; its worker may just have logged a model.
         """
+        experiment, kept = self.study.facts["experiment_id"], (job.result or {}).get("model_id")
         try:
-            if job.checkpoint is not None and job.state != "cancelled":
-                self.tracker.delete_artifact(run_id, "checkpoints")
-            if job.state == "cancelled" or (job.state == "done" and job.result):
-                experiment, kept = self.study.facts["experiment_id"], (job.result or {}).get("model_id")
-                self.tracker.delete_other_models(run_id, experiment, keep=kept)
+            for each in (run_id, *job.discarded):
+                if (job.checkpoint is not None or job.discarded) and job.state != "cancelled":
+                    self.tracker.delete_artifact(each, "checkpoints")
+                if job.state == "cancelled" or (job.state == "done" and job.result):
+                    self.tracker.delete_other_models(each, experiment, keep=kept)
         except Exception as error:  # such as a server that deletes nothing; `hpo doctor` finds what stays
             log.warning("%s: what it does not need any more stays in MLflow: %s", title(job), first_line(error))
 
@@ -130,6 +131,7 @@ class Mirror:
                 params=params(job.spec),
                 tags=tags(job),
                 start_ms=round(job.changed_at * 1000),
+                without=job.discarded,
             )
         except MlflowException:  # another creator may have won, and deleted this run before its params were written
             current = self.queue.job(job.id)
@@ -139,7 +141,7 @@ class Mirror:
         crash.at("run made")
         kept = self.queue.set_run(job.id, run_id)  # of two creators at once the database says which one made it
         if kept is None:
-            return run_id  # the study was deleted meanwhile
+            return run_id  # the study was deleted meanwhile, or the run discarded
         self.tracker.delete_other_runs(experiment, key(job), keep=kept)
         run_id = kept
         data = self.study.facts["data"]
@@ -153,7 +155,8 @@ class Mirror:
         count = 0
         while rows := self.queue.outbox(job.id):
             self.tracker.log_epochs(run_id, rows)
-            self.queue.set_forwarded(job.id, [number for number, _, _ in rows])
+            if not self.queue.set_forwarded(job.id, run_id, [number for number, _, _ in rows]):
+                break  # the curve was cut back meanwhile
             count += len(rows)
         return count
 

@@ -146,6 +146,8 @@ _MIGRATIONS = {
     + _WORKER,
     3: """
     ALTER TABLE hpo.study ADD COLUMN IF NOT EXISTS deleting boolean NOT NULL DEFAULT false;
+    -- MLflow's runs of a curve that was cut back: nothing can be taken out of them
+    ALTER TABLE hpo.job ADD COLUMN IF NOT EXISTS discarded text[] NOT NULL DEFAULT '{}';
     """
     + _JUDGED,
 }
@@ -208,6 +210,7 @@ class Job:
     mirrored: bool
     alive: bool  # running, and its lease has not run out
     epochs: int  # completed and stored
+    discarded: Sequence[str] = ()  # MLflow's runs of this job that show epochs it has not, or not so
     changed_at: float  # seconds since 1970, server clock
     judged: dict[str, Any] | None = None  # what the pruner has made of it so far: hpo.pruning.Judged
 
@@ -269,7 +272,7 @@ _POINT = "SELECT spec->'point' FROM hpo.job WHERE study = :study AND number = :n
 
 _JOB = """
     id, study, kind, number, repeat, config, cost, spec, state, attempt, fence, worker, run_id, checkpoint, result,
-    reason, mirrored, judged, state = 'running' AND lease_until >= clock_timestamp() AS alive,
+    reason, mirrored, discarded, judged, state = 'running' AND lease_until >= clock_timestamp() AS alive,
     coalesce((SELECT max(e.number) FROM hpo.epoch e WHERE e.job = job.id), 0) AS epochs,
     extract(epoch FROM changed_at)::float8 AS changed_at
 """
@@ -534,10 +537,15 @@ class Queue:
         return dict(spec["point"]) if found is None else found
 
     def set_run(self, job_id: int, run_id: str) -> str | None:
-        """Note the MLflow run of a job; the first one stays. Returns which one that is; None if the job is gone."""
+        """Note the MLflow run of a job, unless that was discarded; the first one stays. Returns which one that is; None
+        if there is none, or the job is gone."""
         with self._transaction() as connection:
             return connection.scalar(
-                text("UPDATE hpo.job SET run_id = coalesce(run_id, :run) WHERE id = :id RETURNING run_id"),
+                text("""
+                    UPDATE hpo.job SET run_id = coalesce(run_id,
+                        CASE WHEN cast(:run AS text) <> ALL (discarded) THEN cast(:run AS text) END)
+                    WHERE id = :id RETURNING run_id
+                """),
                 {"id": job_id, "run": run_id},
             )
 
@@ -546,16 +554,31 @@ class Queue:
         self._change(job, "checkpoint = :checkpoint", checkpoint=_json(checkpoint))
 
     def add_epochs(self, job: Job, epochs: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
-        """Append (number, milliseconds since 1970, metrics). An epoch that is there already stays. Raises LeaseLost."""
+        """Append (number, milliseconds since 1970, metrics). Raises LeaseLost.
+
+        An epoch that is there already stays: a resumed trial computes its last epochs again, to the bit. If it comes
+        out otherwise, as on another kind of CPU, the curve is cut back to the epoch before it, for the rest is of
+        another network.
+        """
         with self._transaction() as connection:
             _hold(connection, job)
+            stored = connection.execute(
+                text("""
+                    SELECT number, metrics FROM hpo.epoch WHERE job = :job AND number = ANY(:numbers) ORDER BY number
+                """),
+                {"job": job.id, "numbers": [number for number, _, _ in epochs]},
+            ).all()
+            again = {number: _scores(json.loads(_json(metrics))) for number, _, metrics in epochs if stored}
+            differs = (number for number, metrics in stored if _scores(metrics) != again[number])
+            if (first := next(differs, None)) is not None:
+                _cut(connection, job, first - 1)
             connection.execute(
                 text("""
                     INSERT INTO hpo.epoch (job, number, at, metrics)
                     SELECT :job, number, to_timestamp(at / 1000.0), cast(metrics AS jsonb)
                     FROM unnest(cast(:numbers AS int[]), cast(:at AS bigint[]), cast(:metrics AS text[]))
                         AS arrived (number, at, metrics)
-                    ON CONFLICT (job, number) DO NOTHING  -- a resumed trial computes its last epochs again
+                    ON CONFLICT (job, number) DO NOTHING
                 """),
                 {
                     "job": job.id,
@@ -564,6 +587,14 @@ class Queue:
                     "metrics": [_json(metrics) for _, _, metrics in epochs],
                 },
             )
+
+    def cut(self, job: Job, epoch: int) -> None:
+        """Forget what is stored beyond the last epoch of a job, if anything is. Raises LeaseLost."""
+        with self._transaction() as connection:
+            _hold(connection, job)
+            found = "SELECT EXISTS (SELECT FROM hpo.epoch WHERE job = :job AND number > :epoch)"
+            if connection.scalar(text(found), {"job": job.id, "epoch": epoch}):
+                _cut(connection, job, epoch)
 
     def judge(self, job: Job, judged: Mapping[str, Any]) -> None:
         """Store what the pruner has made of the job, hpo.pruning.Judged. Raises LeaseLost."""
@@ -877,12 +908,17 @@ class Queue:
             )
             yield found is not None
 
-    def set_mirrored(self, job: Job) -> None:
-        """Note that Optuna and MLflow show the state `job` has; if its row has another one by now, that they do not."""
+    def set_mirrored(self, job: Job, run_id: str | None = None) -> None:
+        """Note that Optuna and MLflow, in this run, show the state `job` has; if its row has another state or run by
+        now, that they do not."""
         with self._transaction() as connection:
             connection.execute(
-                text("UPDATE hpo.job SET mirrored = (fence = :fence AND state = :state) WHERE id = :id"),
-                {"id": job.id, "fence": job.fence, "state": job.state},
+                text("""
+                    UPDATE hpo.job SET mirrored = fence = :fence AND state = :state
+                        AND (cast(:run AS text) IS NULL OR coalesce(run_id = :run, false))
+                    WHERE id = :id
+                """),
+                {"id": job.id, "fence": job.fence, "state": job.state, "run": run_id},
             )
 
     def outbox(self, job_id: int, *, limit: int = 150) -> list[tuple[int, int, dict[str, float]]]:
@@ -917,12 +953,17 @@ class Queue:
                 or 0
             )
 
-    def set_forwarded(self, job_id: int, numbers: Sequence[int]) -> None:
+    def set_forwarded(self, job_id: int, run_id: str, numbers: Sequence[int]) -> bool:
+        """Note that MLflow has these epochs in this run; false, and nothing is noted, if that is not the job's run."""
         with self._transaction() as connection:
+            held = "SELECT 1 FROM hpo.job WHERE id = :job AND run_id = :run FOR SHARE"  # it is not discarded meanwhile
+            if connection.scalar(text(held), {"job": job_id, "run": run_id}) is None:
+                return False
             connection.execute(
                 text("UPDATE hpo.epoch SET forwarded = true WHERE job = :job AND number = ANY(:numbers)"),
                 {"job": job_id, "numbers": list(numbers)},
             )
+            return True
 
     def unjudged(self, job: Job, *, limit: int) -> tuple[dict[str, Any] | None, list[tuple[int, float]]]:
         """What the pruner has made of our job so far, and the next epochs after that: (number, validation NMSE, NaN
@@ -1076,6 +1117,34 @@ def _change(connection: Connection, job: Job, changes: str, **values: Any) -> No
     )
     if changed.rowcount == 0:
         raise LeaseLost(f"trial {job.number} of {job.study}")
+
+
+def _cut(connection: Connection, job: Job, epoch: int) -> None:
+    """Forget all epochs of a job after this one. MLflow forgets nothing: the run is given up, for one that will be made
+    anew; and the job's checkpoint if it is of a later epoch. The caller holds the job's row."""
+    log.warning(
+        "trial %d of %s comes out otherwise here: its curve is cut back to epoch %d", job.number, job.study, epoch
+    )
+    found = {"job": job.id, "epoch": epoch}
+    connection.execute(  # before the epochs, as whoever notes what MLflow has: nobody waits in a circle
+        text("""
+            UPDATE hpo.job SET run_id = NULL, discarded = discarded || array_remove(ARRAY[run_id], NULL),
+                checkpoint = CASE WHEN cast(checkpoint->>'epoch' AS int) > :epoch THEN NULL ELSE checkpoint END,
+                -- the pruner sees what comes now from the start, unless it has ended the trial
+                judged = CASE WHEN cast(judged->>'epoch' AS int) > :epoch AND judged->>'ends' IS NULL
+                    THEN NULL ELSE judged END,
+                mirrored = false
+            WHERE id = :job
+        """),
+        found,
+    )
+    connection.execute(text("DELETE FROM hpo.epoch WHERE job = :job AND number > :epoch"), found)
+    connection.execute(text("UPDATE hpo.epoch SET forwarded = false WHERE job = :job"), found)
+
+
+def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows from the trial alone."""
+    return {name: value for name, value in metrics.items() if name != "seconds"}
 
 
 def _lock_study(connection: Connection, study: str, how: str = "FOR NO KEY UPDATE") -> bool:

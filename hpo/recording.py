@@ -30,6 +30,7 @@ def show(shown: Mirror, job_id: int) -> None:
 
 def store_checkpoint(shown: Mirror, holdings: Holdings, job: Job, path: Path, *, epoch: int, sha256: str) -> None:
     """Upload a checkpoint under a new name, commit it to the job, then delete the one before."""
+    holdings.flush(job)  # a committed checkpoint never runs ahead of the stored curve
     current = shown.queue.require(job)
     name = f"checkpoint-{epoch:06d}-{job.fence}.safetensors"  # a name of this claim: an older one cannot touch it
     local = path.with_name(name)
@@ -48,12 +49,11 @@ def store_checkpoint(shown: Mirror, holdings: Holdings, job: Job, path: Path, *,
         log.warning("%s: a checkpoint could not be stored: %s", mirror.title(job), mirror.first_line(error))
         return
     crash.at("checkpoint uploaded")
-    holdings.flush(job)  # a committed checkpoint never runs ahead of the stored curve
     shown.queue.checkpoint(job, {"path": f"checkpoints/{name}", "sha256": sha256, "epoch": epoch, "run_id": run_id})
     local.unlink(missing_ok=True)
     if current.checkpoint is not None and current.checkpoint["path"] != f"checkpoints/{name}":
         try:
-            shown.tracker.delete_artifact(run_id, current.checkpoint["path"])
+            shown.tracker.delete_artifact(current.checkpoint["run_id"], current.checkpoint["path"])
         except TrackingUnavailable:
             raise
         except Exception as error:  # a server that deletes nothing: the new checkpoint is safe all the same
@@ -95,12 +95,13 @@ def fetch_start(shown: Mirror, job: Job, folder: Path) -> Path | None:
 def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -> None:
     """Log the model and what it predicts of the validation split, then record the one result. `found` is the trainer's
     `trained` event."""
+    assert job.spec is not None
+    epochs = found.get("epochs", job.spec["training"]["epochs"])  # fewer than planned when patience was over
     holdings.flush(job)
+    shown.queue.cut(job, epochs)  # an earlier attempt on another kind of machine may have had more patience
     current = shown.queue.require(job)
     run_id = shown.run(current)
     curve = dict(shown.queue.curve(job.id))
-    assert job.spec is not None
-    epochs = found.get("epochs", job.spec["training"]["epochs"])  # fewer than planned when patience was over
     if sorted(curve) != list(range(1, epochs + 1)):
         raise ValueError(f"the curve has {len(curve)} of {epochs} epochs")
     folder = Path(found["folder"])
@@ -114,11 +115,7 @@ def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -
     )
     crash.at("model logged")
     shown.tracker.upload(run_id, Path(found["predictions"]), "predictions")
-    best, last = curve[found["best_epoch"]], curve[epochs]
     result = {name: value for name, value in found.items() if name not in ("folder", "predictions")} | {
-        "best_val_mse": best["val/mse"],
-        "last_val_nmse": last["val/nmse"],
-        "last_val_mse": last["val/mse"],
         "seconds": sum(metrics["seconds"] for metrics in curve.values()),
         "epochs": epochs,
         "target_names": shown.study.facts["data"]["target_names"],

@@ -199,7 +199,19 @@ def _show_judged(store: optuna.storages.RDBStorage, trial_id: int, job: Job) -> 
     """In one statement: Optuna's own call takes a commit for each epoch."""
     if job.judged is None:
         return
+    found = {"job": job.id, "fence": job.fence, "trial": trial_id, "judged": job.judged["epoch"]}
     with store.engine.begin() as connection:
+        if job.discarded:  # its curve was cut back: what Optuna shows beyond is of another network
+            connection.execute(
+                text("""
+                    DELETE FROM trial_intermediate_values v USING hpo.job j, trials t
+                    WHERE j.id = :job AND j.fence = :fence AND t.trial_id = :trial AND t.state IN ('WAITING', 'RUNNING')
+                      AND v.trial_id = t.trial_id AND NOT EXISTS (
+                          SELECT FROM hpo.epoch e WHERE e.job = j.id AND e.number = v.step
+                            AND (e.metrics->>'val/nmse')::float8 IS NOT DISTINCT FROM v.intermediate_value)
+                """),
+                found,
+            )
         connection.execute(
             text("""
                 INSERT INTO trial_intermediate_values
@@ -212,7 +224,7 @@ def _show_judged(store: optuna.storages.RDBStorage, trial_id: int, job: Job) -> 
                       (SELECT max(step) FROM trial_intermediate_values v WHERE v.trial_id = t.trial_id), 0)
                 ON CONFLICT (trial_id, step) DO NOTHING
             """),
-            {"job": job.id, "fence": job.fence, "trial": trial_id, "judged": job.judged["epoch"]},
+            found,
         )
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -302,8 +302,10 @@ class Tracker:
         params: Mapping[str, Any],
         tags: Mapping[str, Any],
         start_ms: int,
+        without: Collection[str] = (),
     ) -> str:
-        """The id of the oldest active run with this key, made if need be; its params and tags are set either way.
+        """The id of the oldest active run with this key, made if need be; its params and tags are set either way. Runs
+        of `without` are deleted first.
 
         Of two creators at once each may get its own: whoever decides between them calls `delete_other_runs`. A param
         that has another value already raises MlflowException (INVALID_PARAMETER_VALUE); one that another writes at this
@@ -312,6 +314,8 @@ class Tracker:
         name = cut(name, lengths.RUN_NAME)
         words = {tag: cut(str(value), lengths.RUN_TAG) for tag, value in tags.items()}
         values = {param: cut(str(value), lengths.PARAM) for param, value in params.items()}
+        if without:
+            self._delete_runs(run for run in self._runs(experiment_id, key) if run.info.run_id in without)
         runs = self._runs(experiment_id, key)
         if not runs:
             own = {KEY: key, "hpo.kind": kind, CREATED: str(time.time_ns())} | words
@@ -331,9 +335,10 @@ class Tracker:
     @server()
     def delete_other_runs(self, experiment_id: str, key: str, *, keep: str) -> None:
         """Delete all active runs with the key but one."""
-        for run in self._runs(experiment_id, key):
-            if run.info.run_id == keep:
-                continue
+        self._delete_runs(run for run in self._runs(experiment_id, key) if run.info.run_id != keep)
+
+    def _delete_runs(self, runs: Iterable[Run]) -> None:
+        for run in runs:
             try:
                 self.client.delete_run(run.info.run_id)
             except MlflowException as error:

@@ -574,6 +574,8 @@ class Supervisor:
 
     def _end(self, job: Job, state: str, result: dict[str, Any], reason: str) -> None:
         self.holdings.flush(job)
+        if state == "diverged":
+            self.queue.cut(job, result["epoch"] - 1)  # an attempt on another kind of machine may have come further
         if verdict := self.pruning.settle(job):
             state, reason = "pruned", verdict
         self.queue.end(job, state, result=result, reason=reason)

@@ -42,6 +42,7 @@ from models.windows import WindowBatch, Windows
 Split = tuple[np.ndarray, np.ndarray]  # images (n, c, h, w) in 0..1 and targets (n, k) in the label's unit
 
 EVALUATION_BATCH = 128  # images; bounds the memory of an evaluation
+SCORES = ("best_nmse", "best_mse", "last_nmse", "last_mse")  # of a training, kept in its state
 CYCLE_WARMUP = 0.3  # of the training, in which "one-cycle" raises the learning rate to its highest
 CYCLE_START, CYCLE_END = 1 / 25, 1e-4 / 25  # of the highest rate: where it comes from, and where it falls to
 
@@ -183,7 +184,8 @@ class Training:
             }
         self.epoch = 0  # completed
         self.best_epoch = 0  # of the lowest val/nmse; 0: none yet
-        self.best_nmse = float("inf")
+        self.best_nmse = self.best_mse = float("inf")
+        self.last_nmse = self.last_mse = float("inf")  # of the newest completed epoch
         self._live = self._live_tensors()
         # What state() gives while the live tensors are in the middle of an epoch, and the best epoch's weights.
         self._kept = {name: tensor.clone() for name, tensor in self._live.items()}
@@ -222,7 +224,7 @@ class Training:
             | {
                 "epoch": self.epoch,
                 "best_epoch": self.best_epoch,
-                "best_nmse": self.best_nmse if self.epoch else None,
+                **{name: getattr(self, name) if self.epoch else None for name in SCORES},
             },
         )
 
@@ -252,9 +254,9 @@ class Training:
         if best:
             with torch.no_grad():
                 torch._foreach_copy_(self._best, list(self._handed.values()))
-            self.best_nmse, self.best_epoch = validation[0], number
+            self.best_nmse, self.best_mse, self.best_epoch = *validation, number
         self._copy(self._live, self._kept)
-        self.epoch = number
+        self.epoch, self.last_nmse, self.last_mse = number, *validation
         metrics = {
             "train/nmse": train[0],
             "val/nmse": validation[0],
@@ -400,6 +402,8 @@ class Training:
         for key, expected in self._identity().items():
             if state.info.get(key) != expected:
                 raise SpecError(f"the state's {key} is {state.info.get(key)}, this training's is {expected}.")
+        if not state.info.keys() >= set(SCORES):
+            raise SpecError("the state lacks scores of its network: it is of an earlier version.")
         wanted = self._live | self._best_by_name()
         expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
@@ -410,7 +414,8 @@ class Training:
             tensor.copy_(state.tensors[name])  # into the existing memory, whose format is right
         self._copy(self._live, self._kept)
         self.epoch, self.best_epoch = state.info["epoch"], state.info["best_epoch"]
-        self.best_nmse = state.info["best_nmse"] if self.epoch else float("inf")
+        for name in SCORES:
+            setattr(self, name, state.info[name] if self.epoch else float("inf"))
 
     def _regressor(self, weights: list[Tensor]) -> Regressor:
         network = copy.deepcopy(self.network).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -248,3 +248,31 @@ def test_dropped_connections_cost_nothing(shell, data, tmp_path):
     assert process.returncode == 0 and dropped > 5, output
     check_recorded_once(shell, "dropped", points=4, epochs=400)
     assert {job.attempt for job in shell.trials("dropped")} == {1}
+
+
+@pytest.mark.slow
+def test_a_trial_that_moves_to_another_kind_of_machine_is_of_one_network(shell, data, tmp_path):
+    """Its patience ends at another epoch there, and the models are not equal to the bit."""
+    file, marker = cells.study(tmp_path, "moved", data=data, epochs=300, rates="[1e-2]"), tmp_path / "died"
+    file.write_text(file.read_text().replace("[2, 4]", "[4]") + "patience = 8\n")
+    shell.environment |= {"HPO_LEASE": "2", "HPO_CHECKPOINT_INTERVAL": "1000", "HPO_CRASH_AT": f"model logged:{marker}"}
+    shell.start("run", "--study", file).communicate(timeout=PATIENCE)
+    assert marker.exists(), "the step was never reached"
+    (first,) = shell.trials("moved")
+    curve = shell.queue.curve(first.id)
+
+    shell.environment |= {"ATEN_CPU_CAPABILITY": "default"}  # rounds as a CPU without AVX2 does
+    output = shell.hpo("run", "--study", file)
+    (job,) = shell.trials("moved")
+    check_recorded_once(shell, "moved", points=1, epochs=job.result["epochs"])
+    scores = dict(shell.queue.curve(job.id))
+    best, last = scores[job.result["best_epoch"]], scores[job.result["epochs"]]
+    for name, metrics in (("best", best), ("last", last)):
+        found = {score: job.result[f"{name}_val_{score}"] for score in ("nmse", "mse")}
+        assert found == {score: metrics[f"val/{score}"] for score in ("nmse", "mse")}
+    assert job.result["validation"]["mse"] == pytest.approx(best["val/mse"], rel=1e-4), "of the weights handed out"
+    assert job.result["last_validation"]["mse"] == pytest.approx(last["val/mse"], rel=1e-4)
+    if curve[0][1]["val/nmse"] != scores[1]["val/nmse"]:  # else this CPU has one kind of rounding alone
+        assert "comes out otherwise here: its curve is cut back to epoch 0" in output
+        assert job.run_id != first.run_id
+    assert "Healthy" in shell.hpo("doctor", "--study", "moved")

@@ -136,6 +136,18 @@ def test_another_worker_goes_on_where_the_pruner_stood(planned):
         assert seen(shown, job) == {1: 0.5, 2: 0.4, 3: 0.3}
 
 
+def test_of_a_curve_that_was_cut_back_what_comes_now_is_judged(planned):
+    shown, chosen = planned("pruner.name=successive-halving", "pruner.min_epochs=2")
+    job = claim(shown)
+    shown.show(shown.queue.job(job.id))
+    for losses, first in (((0.5, 0.4, 0.3), 1), ((0.6,), 2)):  # the second one of another kind of machine
+        train(shown, job, *losses, first=first)
+        assert not Pruning(shown.queue, shown.study.name, chosen).settle(job)
+        shown.show_judged(shown.queue.job(job.id))
+    assert shown.queue.job(job.id).judged == {"epoch": 2, "value": 0.6, "rungs": [0.6], "ends": None}
+    assert seen(shown, job) == {1: 0.5, 2: 0.6}
+
+
 def seen(shown: Mirror, job) -> dict[int, float]:
     """What Optuna shows of a trial's curve."""
     return optuna.load_study(study_name=shown.study.name, storage=shown.store).trials[job.number].intermediate_values

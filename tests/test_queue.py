@@ -155,11 +155,39 @@ def test_epochs_computed_again_double_nothing_and_the_outbox_empties_once(databa
     job = claim(queue)
     rows = [(n, 1000 * n, {"val/nmse": 1 / n}) for n in range(1, 6)]
     queue.add_epochs(job, rows)
-    queue.add_epochs(job, [(n, at + 7, {"val/nmse": 9.0}) for n, at, _ in rows[2:]] + [(6, 6000, {"val/nmse": 0.1})])
+    queue.add_epochs(job, [(n, at + 7, scores) for n, at, scores in rows[2:]] + [(6, 6000, {"val/nmse": 0.1})])
     assert queue.outbox(job.id) == [*rows, (6, 6000, {"val/nmse": 0.1})]
-    queue.set_forwarded(job.id, [1, 2, 3])
+    queue.set_run(job.id, "run")
+    assert not queue.set_forwarded(job.id, "another run", [4])
+    queue.set_forwarded(job.id, "run", [1, 2, 3])
     assert [number for number, _, _ in queue.outbox(job.id)] == [4, 5, 6]
     assert queue.job(job.id).epochs == 6
+
+
+def test_a_curve_that_comes_out_otherwise_is_cut_back_to_where_it_does(database_url):
+    queue = planned(database_url, 1)
+    job = claim(queue)
+    rows = [(n, 1000 * n, {"val/nmse": 1 / n, "seconds": 1.0}) for n in range(1, 6)]
+    queue.add_epochs(job, rows)
+    queue.set_run(job.id, "first")
+    queue.set_forwarded(job.id, "first", [1, 2, 3, 4])
+    queue.checkpoint(job, {"epoch": 2})
+    queue.set_mirrored(queue.job(job.id), "first")
+    same, other = [(3, 3007, {"val/nmse": 1 / 3, "seconds": 2.0})], [(4, 4007, {"val/nmse": 0.24, "seconds": 2.0})]
+    queue.add_epochs(job, same + other)
+    found = queue.job(job.id)
+    assert (found.run_id, found.discarded, found.epochs, found.checkpoint) == (None, ["first"], 4, {"epoch": 2})
+    assert queue.outbox(job.id) == [*rows[:3], *other], "MLflow gets the whole curve, in another run"
+    assert not queue.set_forwarded(job.id, "first", [1]), "by who had just sent it to the old one"
+    queue.set_mirrored(found, "first")
+    assert not queue.job(job.id).mirrored
+    assert queue.set_run(job.id, "first") is None and queue.set_run(job.id, "second") == "second"
+    queue.cut(job, 4)
+    assert queue.job(job.id).run_id == "second", "nothing lies beyond"
+    queue.cut(job, 1)
+    found = queue.job(job.id)
+    assert (found.run_id, found.discarded, found.epochs) == (None, ["first", "second"], 1)
+    assert found.checkpoint is None, "it is of an epoch that is not there"
 
 
 def test_a_state_that_is_not_shown_elsewhere_yet_is_found(database_url):

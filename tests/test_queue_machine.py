@@ -28,7 +28,7 @@ class Row:
     expired: bool = False
     checkpoint: int | None = None
     result: int | None = None
-    epochs: set[int] = field(default_factory=set)
+    epochs: dict[int, int] = field(default_factory=dict)  # number: who computed it
 
 
 class Machine(RuleBasedStateMachine):
@@ -138,7 +138,10 @@ class Machine(RuleBasedStateMachine):
         numbers = range(first, first + count)
         row = self.write(job, lambda: self.queue.add_epochs(job, [(n, n, {"fence": job.fence}) for n in numbers]))
         if row is not None:
-            row.epochs |= set(numbers)
+            if differing := [n for n in numbers if row.epochs.get(n, job.fence) != job.fence]:
+                row.epochs = {n: by for n, by in row.epochs.items() if n < differing[0]}
+                row.checkpoint = None if (row.checkpoint or 0) >= differing[0] else row.checkpoint
+            row.epochs = dict.fromkeys(numbers, job.fence) | row.epochs
 
     @rule(job=claims, epoch=st.integers(1, 5))
     def commit_checkpoint(self, job, epoch):
@@ -196,7 +199,7 @@ class Machine(RuleBasedStateMachine):
 
     def close_again(self):
         closing = self.rows[-1]
-        if closing.state in ("running", "done") and any(r.state not in ENDED for r in self.trials()):
+        if closing.state != "waiting" and any(r.state not in ENDED for r in self.trials()):
             closing.state, closing.attempt, closing.result, closing.fence = "waiting", 0, None, closing.fence + 1
 
     @invariant()
@@ -206,7 +209,7 @@ class Machine(RuleBasedStateMachine):
             found = (job.state, job.attempt, job.fence, (job.result or {}).get("serial"))
             assert found == (row.state, row.attempt, row.fence, row.result)
             assert (job.checkpoint or {}).get("epoch") == row.checkpoint
-            assert {number for number, _ in self.queue.curve(job.id)} == row.epochs
+            assert {number: metrics["fence"] for number, metrics in self.queue.curve(job.id)} == row.epochs
             assert job.alive == (row.state == "running" and not row.expired)
             assert 0 <= job.attempt <= ATTEMPTS
 

@@ -156,6 +156,7 @@ class Party:
 
     def __init__(self, url: str, name: str, seed: str) -> None:
         self.queue, self.name, self.random = Queue(url), name, random.Random(f"{seed} {name}")
+        self.rounding = self.random.choice((1.0, 1.5))  # of its kind of machine
         self.held: dict[tuple[int, int], tuple[Job, int]] = {}  # by job and fence: with its last epoch
         self.fences: dict[int, int] = {}  # by job: the highest seen
         self.recorded: list[tuple[int, int]] = []  # job and fence of the results it stored
@@ -215,7 +216,7 @@ class Party:
         job, last = found
         with self.holding(job):
             epochs = range(last + 1, last + 1 + self.random.randint(1, 3))
-            self.queue.add_epochs(job, [(number, number, {"val/nmse": 1 / number}) for number in epochs])
+            self.queue.add_epochs(job, [(number, number, {"val/nmse": self.rounding / number}) for number in epochs])
             self.held[job.id, job.fence] = job, epochs[-1]
             if self.random.random() < 0.5:
                 self.queue.checkpoint(job, {"epoch": epochs[-1]})

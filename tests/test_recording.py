@@ -110,7 +110,7 @@ def model(shown: Mirror, job, folder) -> dict:
         "folder": str(folder),
         "predictions": str(predictions),
         "best_epoch": EPOCHS,
-        "best_val_nmse": 1 / EPOCHS,
+        **{name: 1 / EPOCHS for name in ("best_val_nmse", "best_val_mse", "last_val_nmse", "last_val_mse")},
         "validation": validation,
         "last_validation": validation,
     }
@@ -339,3 +339,35 @@ def test_a_checkpoint_that_cannot_be_stored_for_another_reason_does_no_harm(show
     monkeypatch.setattr(shown.tracker, "upload", refuse)
     recording.store_checkpoint(shown, holdings, job, path, epoch=3, sha256=sha256_of(path))
     assert shown.queue.job(job.id).checkpoint is None and "could not be stored: odd" in caplog.text
+
+
+def test_a_curve_that_another_kind_of_machine_goes_on_with_gets_a_run_without_what_was_cut(shown, held, tmp_path):
+    holdings, job = held
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(b"weights")
+    recording.store_checkpoint(shown, holdings, job, path, epoch=1, sha256=sha256_of(path))
+    shown.show(shown.queue.job(job.id))
+    found = model(shown, job, tmp_path / "model")
+    first, experiment = shown.queue.job(job.id).run_id, shown.study.facts["experiment_id"]
+    shown.tracker.log_model(first, experiment, tmp_path / "model", name="model", key=f"{key(job)}/lost")
+    shown.queue.give_back(job, reason="killed before the result was recorded", counts=True)
+
+    again = shown.queue.claim(shown.study.name, worker="v", lease=60)
+    assert again.id == job.id
+    holdings.drop(job)
+    holdings.add(again)
+    scores = {"train/nmse": 0.2, "train/mse": 2.0, "val/mse": 3.0, "seconds": 1.0}
+    for number, nmse in ((2, 0.4), (3, 0.3)):
+        holdings.put_epoch(again, (number, 2_000_000 * number, scores | {"val/nmse": nmse}))
+    holdings.flush(again)
+    assert recording.fetch_checkpoint(shown, shown.queue.job(job.id), tmp_path / "fetched") is not None
+    recording.record(shown, holdings, again, found | {"best_val_nmse": 0.3, "last_val_nmse": 0.3, "best_val_mse": 3.0})
+    recording.show(shown, job.id)
+
+    done = shown.queue.job(job.id)
+    assert done.run_id != first and done.result["best_val_mse"] == 3.0
+    assert shown.tracker.curve(done.run_id, "val/nmse") == [(1, 1.0), (2, 0.4), (3, 0.3)]
+    assert [run.info.run_id for run in shown.tracker.runs(experiment, kind="trial")] == [done.run_id]
+    assert [each.model_id for each in shown.tracker.models(experiment)] == [done.result["model_id"]]
+    assert shown.tracker.files(first, "checkpoints") == []
+    assert list(doctor._study(shown, settings.read({"HPO_HOME": str(tmp_path / "home")}))) == []

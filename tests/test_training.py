@@ -208,6 +208,11 @@ def test_the_best_epoch_is_the_one_of_the_lowest_validation_nmse():
     assert not epochs[-1].best, f"seed {SEED} does not exercise the rule"
     assert one.state().info["best_nmse"] == lowest
     assert one.state().info["best_epoch"] == max(epoch.number for epoch in epochs if epoch.best)
+    best, last = epochs[one.best_epoch - 1].metrics, epochs[-1].metrics
+    resumed = training(short=one.training, state=one.state())
+    for each in (one, resumed):
+        assert (each.best_nmse, each.best_mse) == (best["val/nmse"], best["val/mse"])
+        assert (each.last_nmse, each.last_mse) == (last["val/nmse"], last["val/mse"])
 
 
 def test_the_training_loss_is_weighed_by_the_length_of_the_batches():
@@ -402,6 +407,13 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_the_state_of_the_epoch
     assert done == list(range(1, caught.value.epoch))
     assert one.state().info["epoch"] == caught.value.epoch - 1
     assert all(tensor.isfinite().all() for tensor in one.state().tensors.values())
+
+
+def test_a_state_that_lacks_the_scores_of_its_network_is_refused():
+    state = training().state()
+    del state.info["best_mse"]
+    with pytest.raises(SpecError, match="lacks scores of its network: it is of an earlier version"):
+        training(state=state)
 
 
 def test_a_state_of_another_specification_or_seed_is_refused():
