@@ -128,7 +128,8 @@ def _show(shown: Mirror, job: Job, deleted: set[str], settings: Settings) -> Non
 def _runs(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
     for run in shown.tracker.runs(_experiment(shown), kind="trial"):
         key, job = run.data.tags.get(KEY, ""), jobs.get(run.data.tags.get(KEY, ""))
-        if job is None or (job.run_id is not None and job.run_id != run.info.run_id):
+        # Of two that were made at once for a trial one goes before its mirror is done.
+        if job is None or (job.run_id is not None and job.run_id != run.info.run_id and job.mirrored):
             yield Finding(
                 kind="orphan",
                 what=f"{shown.study.name}: the MLflow run {run.info.run_id} ({key or 'no key'}) belongs to no trial",
@@ -138,14 +139,15 @@ def _runs(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
 
 
 def _models(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
-    """Models that are no trial's result. A trial that is not over may be uploading one right now."""
+    """Models that are no trial's result. A trial that is not over may be uploading one right now, and those of earlier
+    attempts go before the mirror of one that is over is done."""
     results = {job.result["model_id"] for job in jobs.values() if job.state == "done" and job.result}
     for model in shown.tracker.models(_experiment(shown)):
         key = str(model.tags.get(KEY, ""))
         job = jobs.get(key.rpartition("/")[0])
         if not key.startswith(f"{shown.study.name}/"):
             continue  # somebody's own
-        if model.model_id in results or (job is not None and job.state not in ENDED):
+        if model.model_id in results or (job is not None and not (job.state in ENDED and job.mirrored)):
             continue
         state = "" if model.status == LoggedModelStatus.READY else "unfinished "
         yield Finding(
@@ -158,8 +160,8 @@ def _models(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
 
 def _checkpoints(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
     for job in jobs:
-        if job.state not in ("done", "diverged", "pruned") or job.run_id is None:
-            continue  # a dead one may be tried again from there
+        if job.state not in ("done", "diverged", "pruned") or job.run_id is None or not job.mirrored:
+            continue  # a dead one may be tried again from there; of others they go before its mirror is done
         if left := shown.tracker.files(job.run_id, "checkpoints"):
             yield Finding(
                 kind="orphan",

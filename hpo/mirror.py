@@ -63,12 +63,12 @@ class Mirror:
                     planned = restore(self.study.name, self.study.spec)
                     sampling.tell(self.store, planned, job, job.spec["point"])
                 sampling.show(self.store, self.study.name, job, self._repeats(job))
+        if same and run_id is not None and job.state in ("done", "diverged", "pruned", "cancelled"):
+            self._tidy(job, run_id)  # before the row says that all is shown, or doctor would find what is left
         self.queue.set_mirrored(job, run_id)
-        if not same:  # it went on while we were at it, and what we wrote in MLflow is old
-            if (current := self.queue.job(job.id)) is not None:
-                self.show(current)
-        elif run_id is not None and job.state in ("done", "diverged", "pruned", "cancelled"):
-            self._tidy(job, run_id)
+        # It may have gone on while we were at it, and what we wrote in MLflow is old.
+        if not same and (current := self.queue.job(job.id)) is not None:
+            self.show(current)
 
     def _show_run(self, job: Job) -> str:
         """Bring the run up to the row; its id."""

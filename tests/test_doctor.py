@@ -11,7 +11,8 @@ from optuna.trial import TrialState
 from shell import PATIENCE, Shell, check_recorded_once, mirrored
 from sqlalchemy import text
 
-from hpo import doctor, invariants, promotion
+from hpo import doctor, invariants, promotion, settings
+from hpo.services import Services
 from hpo.tracking import Tracker
 
 pytestmark = pytest.mark.acceptance
@@ -119,6 +120,37 @@ def test_a_healthy_study_is_called_so_and_what_the_database_lost_is_found_under_
         damage(closed, "DELETE FROM hpo.job")  # and back again, the epochs with their jobs
         damage(closed, "INSERT INTO hpo.job TABLE job; INSERT INTO hpo.epoch TABLE epoch")
     assert "Healthy" in closed.hpo("doctor")
+
+
+MANY = """
+[data]
+path = "{data}"
+[model]
+family = "cnn"
+kernel_size = 3
+dropout = 0.0
+[space]
+filters = [1, 2]
+learning_rate = [1e-2, 5e-3, 2e-3, 1e-3, 5e-4]
+[training]
+epochs = 40
+"""
+
+
+@pytest.mark.slow
+def test_it_raises_no_false_alarm_while_a_study_runs(shell, data, tmp_path):
+    (tmp_path / "many.toml").write_text(MANY.format(data=data))
+    shell.environment |= {"HPO_CHECKPOINT_INTERVAL": "0.05"}
+    process = shell.start("run", "--study", tmp_path / "many.toml")
+    shell.training("many", epochs=1)
+    found, looks = [], 0
+    read = settings.read(shell.environment)
+    services = Services(shell.database_url, shell.tracking_uri)
+    while process.poll() is None:
+        found += [each.what for each in doctor.examine(read, services, study="many")]
+        looks += 1
+    assert found == [] and looks > 5
+    assert process.wait() == 0 and {job.state for job in shell.trials("many")} == {"done"}
 
 
 @pytest.mark.long
