@@ -8,6 +8,7 @@ thread waits for MLflow (`hpo.recorder`), another one judges epochs (`hpo.prunin
 import fcntl
 import logging
 import os
+import re
 import secrets
 import selectors
 import shutil
@@ -21,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hpo import crash, daemon, data, mirror, recording, sampling, study
 from hpo import home as homes
@@ -45,6 +46,8 @@ STOP_LIMIT = 7.0  # seconds from the signal to the end of the process
 START_ATTEMPTS = 3  # trainers in a row that may end before they are ready
 ROOM = 64 * 2**20  # bytes that must be free under HPO_HOME before a trial is claimed after the disk was full
 SLEPT = 5.0  # seconds; a longer turn of the loop means that the whole worker was stopped
+SILENT_HOST = 7 * 86400.0  # seconds another host's worker is not heard of until its folder counts as left
+WORK_FOLDER = re.compile(r"(?P<host>.+)-\d+-[0-9a-f]{6}")  # HOST-PROCESS-RANDOM
 OUT_OF_TIME = "--max-hours is over"
 
 log = logging.getLogger("hpo")
@@ -335,6 +338,8 @@ class Supervisor:
             stops=self.row.stops,
             lease=self.settings.lease,
         )
+        with suppress(OSError):
+            os.utime(self.folder / "lock")  # for hosts that do not see that it is locked
 
     def _prune(self) -> None:
         """Ask trainers to hand back trials that the pruner ends."""
@@ -673,8 +678,8 @@ class Supervisor:
         return not self._full
 
     def _lacks_room(self) -> bool:
-        folders = (self.settings.home, self.folder)
-        return any(shutil.disk_usage(each).free < ROOM or not os.access(each, os.W_OK) for each in folders)
+        folders = (self.settings.home, self.folder.parent)  # ours itself may be gone; then it is made again
+        return any(not os.access(each, os.W_OK) or shutil.disk_usage(each).free < ROOM for each in folders)
 
     def _folder(self, job: Job) -> Path:
         return self.folder / f"job-{job.id}-{job.fence}"
@@ -684,10 +689,8 @@ class Supervisor:
         """A folder of our own under HPO_HOME/work, locked while we live; those of dead workers are removed."""
         homes.folder(self.settings.home, "cache", "features")
         parent = homes.folder(self.settings.home, "work")
-        self.folder = parent / self.process
-        self.folder.mkdir(mode=0o700)
-        with (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        self.folder = parent / f"{socket.gethostname()}-{self.process}"
+        with own_folder(self.folder):
             for other in parent.iterdir():
                 if other != self.folder:
                     sweep(other)
@@ -707,13 +710,42 @@ def _for_us_alone() -> Iterator[None]:
         os.umask(before)
 
 
+def own_folder(folder: Path) -> IO[str]:
+    """Make a work folder and lock it; the lock falls when the file is closed. To `sweep` that is one step: what it
+    removes before we hold the lock is made again."""
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileNotFoundError):
+            lock = (folder / "lock").open("a")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_at(lock, folder / "lock"):
+                return lock
+            lock.close()
+
+
 def sweep(folder: Path, *, remove: bool = True) -> bool:
-    """Remove a work folder whose worker is dead (its lock is free); whether it is."""
+    """Remove a work folder whose worker is dead; whether it is. Its lock is free then. Of another host's worker, whose
+    lock a file system may show to that host alone, nothing has been heard for a week either."""
+    named = WORK_FOLDER.fullmatch(folder.name)
     try:
-        with (folder / "lock").open("r+") as lock:
+        if named is None or named["host"] != socket.gethostname():
+            seen = (folder / "lock").stat().st_mtime
+            if time.time() - seen < SILENT_HOST:
+                return False
+        with (folder / "lock").open("a" if named else "r+") as lock:  # it may have died before it had one
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(lock, folder / "lock"):
+                return False
             if remove:
                 shutil.rmtree(folder, ignore_errors=True)
             return True
     except OSError:
         return False  # it lives, or another worker sweeps it right now
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether the open file is the one there now: a lock on a file that was removed guards nothing."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
