@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import stat
 import struct
 import tomllib
@@ -210,9 +211,10 @@ def _npz_facts(text: str) -> dict[str, Any]:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file such that other processes see all of it or nothing, and so does the next boot."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    file = temporary.open("xb")  # a new file, never one that a link of others leads to
     try:
-        with temporary.open("wb") as file:
+        with file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import threading
 import tomllib
@@ -43,6 +44,8 @@ LARGEST_CONTRAST = 50  # of Young's moduli: beyond it no pixel grid resolves the
 
 _COLUMNS = ("row", "image", "morphology", "volume_fraction", *COMPONENTS, *COUPLINGS, "label_uncertainty")
 _PARTIAL = "cells.partial.csv"
+_FACTS = "dataset.toml"
+_HALF = re.compile(r"\.(dataset\.toml|cells\.csv|1-\d+_Cij_pbc\.csv|\d+_[a-z]+\.png)\.[0-9a-f]+\.tmp")
 
 _log = logging.getLogger("data_pipeline")
 
@@ -134,9 +137,9 @@ def _claimed(folder: Path, recipe: dict[str, Any]) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
         except BlockingIOError:
             raise DatasetError(f"{folder}: another process is making this data set. Wait for it, or end it.") from None
-        for left in folder.glob(".*.tmp"):
-            left.unlink()  # of a process that was killed while it wrote
-        path = folder / "dataset.toml"
+        path = folder / _FACTS
+        # of a process that was killed while it wrote
+        half = {each for each in folder.iterdir() if _HALF.fullmatch(each.name) and not each.is_dir()}
         if path.exists():
             found = _recipe(path)
             if found != recipe:
@@ -144,10 +147,12 @@ def _claimed(folder: Path, recipe: dict[str, Any]) -> Iterator[None]:
                     f"{folder}: expected an empty folder or one made with {_told(recipe)}, "
                     f"found one made with {_told(found)}. Choose another folder."
                 )
-        elif any(folder.iterdir()):
+        elif set(folder.iterdir()) - {each for each in half if each.name.startswith(f".{_FACTS}.")}:
             raise DatasetError(f"{folder}: expected an empty folder, found other files in it. Choose another folder.")
         else:
             write_atomically(path, _toml(plain_name(folder), recipe).encode())
+        for each in half:
+            each.unlink()
         yield
     finally:
         os.close(descriptor)

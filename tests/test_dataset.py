@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.components import COMPONENTS
-from data_pipeline.dataset import DEFAULT, DatasetError, check, load, load_npz, save_npz
+from data_pipeline.dataset import DEFAULT, DatasetError, check, load, load_npz, save_npz, write_atomically
 from data_pipeline.table import read_table
 
 N, SIZE = 5, 8
@@ -526,3 +526,12 @@ def test_dataset_toml_is_checked_key_by_key(folder, text, message):
 @pytest.mark.parametrize("image_size", [0, -1, 100_000])
 def test_an_image_size_out_of_range_is_refused(folder, image_size):
     assert only(check(folder, image_size=image_size)).startswith("image_size: expected 1 to 2048 pixels")
+
+
+def test_a_file_is_written_through_no_link_that_others_left(tmp_path, monkeypatch):
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / ".table.csv.00000000.tmp").symlink_to(tmp_path / "theirs")
+    with pytest.raises(FileExistsError):
+        write_atomically(tmp_path / "table.csv", b"ours")
+    assert (tmp_path / "theirs").read_text() == "theirs" and (tmp_path / ".table.csv.00000000.tmp").is_symlink()

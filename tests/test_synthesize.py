@@ -173,8 +173,10 @@ def test_an_interrupted_set_keeps_its_cells_and_goes_on(made, tmp_path):
     with (folder / "cells.partial.csv").open("a") as partial:
         partial.write("2,2_isotropic.png,isotr")  # the process was killed while it wrote this line
     (folder / ".2_isotropic.png.4711.tmp").write_bytes(b"half an image")
+    (folder / ".thesis.4711.tmp").write_text("mine")
     assert list(make(folder, **SMALL, processes=1)) == [2, 3, 4]
     assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
+    (folder / ".thesis.4711.tmp").unlink()
     assert content(folder) == content(made)
 
 
@@ -194,10 +196,20 @@ def test_the_folder_of_another_recipe_is_refused_and_left_as_it_is(made, other):
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
-    (tmp_path / "thesis.txt").write_text("mine")
+    names = {"thesis.txt", ".thesis.tmp", ".cells.csv.4711.tmp"}
+    for name in names:
+        (tmp_path / name).write_text("mine")
     with pytest.raises(DatasetError, match="expected an empty folder, found other files"):
         list(make(tmp_path, **SMALL))
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_folder_whose_maker_was_killed_at_its_first_file_is_empty(tmp_path):
+    (tmp_path / ".dataset.toml.4711.tmp").write_text("name =")
+    work = make(tmp_path, **SMALL, processes=1)
+    next(work)
+    work.close()
+    assert (tmp_path / "dataset.toml").exists() and not list(tmp_path.glob(".*"))
 
 
 def test_a_path_that_is_a_file_is_refused(tmp_path):
