@@ -170,6 +170,15 @@ class Mirror:
         self.tracker.ping(self.study.facts["experiment_id"])
         return True
 
+    def takes(self) -> bool:
+        """Whether the tracking server takes something harmless that we write at the study's own run."""
+        try:
+            self.tracker.set_tags(self.study.facts["study_run_id"], {"hpo.kind": "study"})
+        except MlflowException as error:
+            log.warning("MLflow refuses what is written at the run of %s: %s", self.study.name, first_line(error))
+            return False
+        return True
+
     def reconcile(self, *, lease: float, older_than: float) -> int:
         """Mend what other workers left half done (both in seconds); return how many jobs that were."""
         expired = self.queue.expire(self.study.name, lease=lease, sparing=self.worker)

@@ -29,6 +29,7 @@ KEPT_PAUSE = 10.0  # seconds between two tries of a task that failed for a reaso
 
 log = logging.getLogger("hpo")
 
+Task = Callable[[], object]
 GiveUp = Callable[[str], None]  # ends a job for a reason; itself a task
 
 
@@ -37,7 +38,7 @@ class _Kept:
     """A result that could not be recorded, and waits to be tried again."""
 
     job: Job
-    task: Callable[[], None]
+    task: Task
     give_up: GiveUp
     reason: str
     since: float  # monotonic seconds
@@ -60,20 +61,23 @@ class Recorder(threading.Thread):
         self.failures: deque[tuple[Job, str, bool]] = deque()  # tasks that failed, and whether for a full disk here
         self.stuck: str | None = None  # why no result can be recorded: the worker should leave
         self._kept: dict[tuple[int, int], _Kept] = {}  # by job and fence
+        self._refused: set[int] = set()  # jobs whose results were refused since one was recorded
+        self._unshown: set[int] = set()  # jobs whose epochs could not be delivered, and that was said
         self._recorded = self._shaken = float(
             "-inf"
         )  # when a result was recorded, the database lost; monotonic seconds
-        self._tasks: deque[tuple[Job, Callable[[], None], GiveUp | None]] = deque()
+        self._tasks: deque[tuple[Job, Task, GiveUp | None]] = deque()
         self._wake = threading.Condition()
         self._closing = self._tidy = False
         self._abandon = threading.Event()
 
-    def put(self, job: Job, task: Callable[[], None], give_up: GiveUp | None = None) -> None:
+    def put(self, job: Job, task: Task, give_up: GiveUp | None = None) -> None:
         """Queue a task that may raise TrackingUnavailable, DatabaseLost (both: it is repeated) or LeaseLost.
 
-        With `give_up` it records what was trained: after another error it is kept and tried again. When its patience is
-        over, and results of other trials could be recorded meanwhile, `give_up` is called; if none could, `stuck` says
-        why.
+        With `give_up` it records what was trained, and returns whether MLflow was asked to: after another error it is
+        kept and tried again. When its patience is over, and it is the trial's own fault, `give_up` is called: results
+        of others could be recorded meanwhile, or none of them was refused and MLflow takes what we write at the study.
+        Else `stuck` says why, and all that is kept is among the `failures`.
         """
         with self._wake:
             self._tasks.append((job, task, give_up))
@@ -83,6 +87,11 @@ class Recorder(threading.Thread):
     def concern(self) -> str | None:
         """What is unreachable now, or which result cannot be recorded, for people."""
         return self.trouble or next((f"{title(each.job)}: {each.reason}" for each in list(self._kept.values())), None)
+
+    @property
+    def refusing(self) -> bool:
+        """Whether results of more than one trial wait, and none has been recorded since: the next one would, too."""
+        return len(self._refused) > 1 and bool(self._kept)
 
     @property
     def calm(self) -> bool:
@@ -132,49 +141,62 @@ class Recorder(threading.Thread):
             if self._abandon.is_set():
                 return
 
-    def _do(self, job: Job, task: Callable[[], None], give_up: GiveUp | None) -> None:
+    def _do(self, job: Job, task: Task, give_up: GiveUp | None) -> None:
         attempt = 0
-        before = self._kept.pop((job.id, job.fence), None) if give_up else None
         while not self._abandon.is_set():
             try:
-                task()
+                recorded = task()
                 self._well()
-                if give_up:
+                if give_up and recorded:
                     self._recorded = time.monotonic()
-                return
+                    self._refused.clear()
             except (TrackingUnavailable, DatabaseLost) as error:
-                if not isinstance(error, StoreRefuses) and disk_is_full(error):
-                    self._fail(job, error, full=True)
-                    return
-                self.note(error)
-                self._abandon.wait(RETRY_PAUSES[min(attempt, len(RETRY_PAUSES) - 1)])
-                attempt += 1
+                if isinstance(error, StoreRefuses) or not disk_is_full(error):
+                    self.note(error)
+                    self._abandon.wait(RETRY_PAUSES[min(attempt, len(RETRY_PAUSES) - 1)])
+                    attempt += 1
+                    continue
+                self._fail(job, error, full=True)
             except LeaseLost:
                 self.lost.append(job)
-                return
             except Exception as error:
-                if give_up is None or disk_is_full(error):
-                    self._fail(job, error, full=disk_is_full(error))
-                else:
-                    self._keep(job, task, give_up, error, since=before.since if before else time.monotonic())
-                return
+                if give_up is not None and not disk_is_full(error):
+                    self._keep(job, task, give_up, error)
+                    return
+                self._fail(job, error, full=disk_is_full(error))
+            if give_up is not None:
+                self._kept.pop((job.id, job.fence), None)
+            return
 
-    def _keep(self, job: Job, task: Callable[[], None], give_up: GiveUp, error: Exception, *, since: float) -> None:
+    def _keep(self, job: Job, task: Task, give_up: GiveUp, error: Exception) -> None:
         """Try the task again later, or give the result up."""
         now, reason = time.monotonic(), f"its result cannot be recorded: {first_line(error)}"
+        before = self._kept.get((job.id, job.fence))
+        since = before.since if before is not None else now
+        if before is None:
+            self._refused.add(job.id)
+            log.warning("%s: %s. It is kept and tried again for %.0f s.", title(job), reason, self.patience)
+            log.debug("", exc_info=True)
+            with suppress(LeaseLost, DatabaseLost):  # for people: the next try finds out
+                self.mirror.queue.note(job, reason)
+        self._kept[job.id, job.fence] = _Kept(
+            job=job, task=task, give_up=give_up, reason=reason, since=since, due=now + KEPT_PAUSE
+        )
         if now - since < self.patience:
-            if now - since < KEPT_PAUSE:
-                log.warning("%s: %s. It is kept and tried again for %.0f s.", title(job), reason, self.patience)
-                log.debug("", exc_info=True)
-                with suppress(LeaseLost, DatabaseLost):  # for people: the next try finds out
-                    self.mirror.queue.note(job, reason)
-            self._kept[job.id, job.fence] = _Kept(
-                job=job, task=task, give_up=give_up, reason=reason, since=since, due=now + KEPT_PAUSE
-            )
-        elif self._recorded > since:  # it is this one's own fault
+            return
+        try:
+            own_fault = self._recorded > since or (len(self._refused) == 1 and self.mirror.takes())
+        except (TrackingUnavailable, DatabaseLost) as away:
+            self.note(away)  # that says nothing of either: look again at the next try
+            return
+        if own_fault:
+            del self._kept[job.id, job.fence]
             self.put(job, partial(give_up, reason))
-        else:
-            self.stuck = f"{title(job)}: {reason}"
+            return
+        self.stuck = f"{title(job)}: {reason}"
+        for each in self._kept.values():
+            self.failures.append((each.job, each.reason, False))
+        self._kept = {}
 
     def _fail(self, job: Job, error: Exception, *, full: bool) -> None:
         log.warning("%s could not be recorded: %s", title(job), first_line(error))
@@ -197,10 +219,19 @@ class Recorder(threading.Thread):
         count = 0
         for job in self.live:
             current = self.mirror.queue.job(job.id)
-            if current is not None:
+            if current is None:
+                continue
+            try:
                 self.mirror.show_judged(current)
-            if current is not None and current.run_id is not None:
-                count += self.mirror.forward(current, current.run_id)
+                if current.run_id is not None:
+                    count += self.mirror.forward(current, current.run_id)
+            except (TrackingUnavailable, DatabaseLost):
+                raise
+            except Exception as error:  # such as a run somebody deleted: the others still want their epochs
+                if job.id not in self._unshown:
+                    self._unshown.add(job.id)
+                    log.warning("epochs of %s cannot be shown in MLflow or Optuna: %s", title(job), first_line(error))
+                    log.debug("", exc_info=True)
         return count
 
     def note(self, error: Exception) -> None:

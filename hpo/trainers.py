@@ -116,6 +116,7 @@ class Trainer(Child):
         self.job: Job | None = None
         self.task: str | None = None
         self.asked = False  # to hand back
+        self.fetches = 0  # of the data set by its worker, before it was given this job
 
     @property
     def free(self) -> bool:

@@ -102,6 +102,7 @@ class Supervisor:
         self.trainers: list[Trainer] = []
         self.stopping: str | None = None  # why
         self.asked: Stop | None = None  # by whom, if `hpo stop` is why
+        self._error: ServiceError | None = None  # what ends this worker, once everything is given back
         self.hurry = False
         self.claimed = 0
         self.pruning = Pruning(self.queue, self.row.name, self.study)
@@ -112,8 +113,8 @@ class Supervisor:
         self._pointless = 0  # suggesters in a row that ended before they had chosen a point
         self._unsure = False  # whether a claim may have been made that we never heard of
         self._full = False  # whether a trainer found the disk full
-        self._spoiled = 0  # how often in a row a trainer found the data set's file damaged
-        self._no_data: ServiceError | None = None  # why there is none to be had
+        self._fetches = self._sound = 0  # how often the data set was fetched again; and when it was last found sound
+        self._no_data: ServiceError | None = None  # why there is none to be had; set by the recorder's thread
         self._idle_since: float | None = None  # when the queue first had nothing for us
         self._stop_at = self._next_renewal = self._next_flush = self._next_claim = 0.0
 
@@ -129,7 +130,10 @@ class Supervisor:
                 self.pruning.start()
             with open_log(self.settings.home, f"worker-{self.process}") as self.log:
                 try:
-                    return self._loop(on_tick)
+                    closed = self._loop(on_tick)
+                    if self._error is not None:
+                        raise self._error
+                    return closed
                 finally:
                     self._leave()
 
@@ -139,6 +143,12 @@ class Supervisor:
             self.stopping, self._stop_at = reason, time.monotonic()
         elif reason == "SIGINT":
             self.hurry = True
+
+    def _end_for(self, error: ServiceError) -> None:
+        """Give everything back, each trial with the state it has now, and end with this error."""
+        if self._error is None:
+            self._error = error
+            self.stop("error")
 
     # The loop
 
@@ -218,7 +228,9 @@ class Supervisor:
 
     def _claim(self, now: float) -> None:
         """Give work to every free trainer, as far as there is some."""
-        if self.recorder.outage > self.settings.outage_limit or self.recorder.store_full or not self._room():
+        recorder = self.recorder
+        away = recorder.outage > self.settings.outage_limit or recorder.store_full or recorder.refusing
+        if away or not self._room():
             self._idle_since = None
             return
         while len(self.trainers) < self.count:
@@ -240,6 +252,7 @@ class Supervisor:
                 return
             self.holdings.add(job)
             self.claimed += job.kind == "trial"
+            trainer.fetches = self._fetches
             self._begin(trainer, job)
 
     def _begin(self, trainer: Trainer, job: Job) -> None:
@@ -352,13 +365,16 @@ class Supervisor:
         if not self.recorder.is_alive():
             raise ServiceError("The thread that records results has ended unexpectedly. The same command goes on.")
         if self.recorder.stuck:
-            raise ServiceError(
-                f"No result can be recorded any more. {self.recorder.stuck}. What was trained is given back with its "
-                "newest checkpoint, and no attempt is counted. When the cause is gone, the same command goes on; if it "
-                "is this trial alone, `hpo cancel` lets its study close without it."
+            self._end_for(
+                ServiceError(
+                    f"No result can be recorded any more. {self.recorder.stuck}. Everything is given back, and an "
+                    f"attempt is counted of the trials whose results were refused: after {ATTEMPTS} they are dead. "
+                    "When the cause is gone, the same command goes on (with --retry for dead trials); if it is this "
+                    "trial alone, `hpo cancel` lets its study close without it."
+                )
             )
         if self._no_data is not None:
-            raise self._no_data
+            self._end_for(self._no_data)
         while self.recorder.lost:
             self._lost(self.recorder.lost.popleft())
         while self.recorder.failures:
@@ -455,10 +471,10 @@ class Supervisor:
         log.warning("%s; another one is started when it is needed", reason)
         self._pointless += 1
         if self._pointless >= START_ATTEMPTS:
-            raise ServiceError(f"No point can be chosen: {reason}. Its log: {self.log.name}")
+            self._end_for(ServiceError(f"No point can be chosen: {reason}. Its log: {self.log.name}"))
 
     def _on_started(self, trainer: Trainer, job: Job, *, epoch: int, parameters: int) -> None:
-        self._spoiled = 0
+        self._sound = self._fetches
         if epoch:
             log.info("%s goes on after epoch %d", mirror.title(job), epoch)
 
@@ -488,10 +504,7 @@ class Supervisor:
     def _on_spoiled(self, trainer: Trainer, job: Job, *, reason: str) -> None:
         """The data set's file is damaged, which no trial can help."""
         log.warning("%s waits: %s", mirror.title(job), reason)
-        self._spoiled += 1
-        if self._spoiled > START_ATTEMPTS:
-            raise ServiceError(f"{reason} It was fetched {START_ATTEMPTS} times: is the disk of HPO_HOME sound?")
-        self.recorder.put(job, partial(self._fetch_data, job, reason))
+        self.recorder.put(job, partial(self._fetch_data, job, reason, trainer.fetches))
 
     def _on_trained(self, trainer: Trainer, job: Job, **found: Any) -> None:
         crash.at("trained")
@@ -544,9 +557,8 @@ class Supervisor:
             self._stillborn += 1
             if self._stillborn >= START_ATTEMPTS:
                 log_file = Path(self.log.name)
-                raise ServiceError(
-                    f"Trainers cannot be started: {reason}. The end of {log_file}:\n{daemon.tail(log_file, lines=3)}"
-                )
+                end = daemon.tail(log_file, lines=3)
+                self._end_for(ServiceError(f"Trainers cannot be started: {reason}. The end of {log_file}:\n{end}"))
         self._next_claim = 0.0
 
     # Tasks for the recorder's thread
@@ -556,20 +568,27 @@ class Supervisor:
         checkpoint = recording.fetch_checkpoint(self.mirror, job, folder) if job.checkpoint else None
         self._train(trainer, job, checkpoint, recording.fetch_start(self.mirror, job, folder))
 
-    def _fetch_data(self, job: Job, reason: str) -> None:
+    def _fetch_data(self, job: Job, reason: str, before: int) -> None:
+        """`before`: fetches when the job was claimed; after another one its trainer may have met the old file."""
         try:
-            data.fetch(self.settings.home, self.tracker, self.row)
+            if before == self._fetches:
+                if self._fetches - self._sound == START_ATTEMPTS:
+                    raise ServiceError(f"{reason} It was fetched {START_ATTEMPTS} times: is HPO_HOME's disk sound?")
+                data.fetch(self.settings.home, self.tracker, self.row)
+                self._fetches += 1  # once it is here: what was claimed before may have met the damaged one
         except ServiceError as error:
             self._no_data = error
         self.returns.append((job, reason, False))
 
-    def _record(self, job: Job, found: dict[str, Any]) -> None:
+    def _record(self, job: Job, found: dict[str, Any]) -> bool:
+        """Whether MLflow took the result."""
         self.holdings.flush(job)
         if verdict := self.pruning.settle(job):  # which came too late to spare the rest of the training
             self._end(job, "pruned", {"epoch": found["epochs"]}, verdict)
-            return
+            return False
         recording.record(self.mirror, self.holdings, job, found)
         self._ended(job)
+        return True
 
     def _bury(self, job: Job, reason: str) -> None:
         """End a trial that was trained well and cannot be recorded: training it again would not help."""

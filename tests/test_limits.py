@@ -5,11 +5,11 @@ import pytest
 
 from hpo import cli, planning, settings, study
 from hpo import worker as worker_module
-from hpo.errors import SettingsError
+from hpo.errors import ServiceError, SettingsError
 from hpo.queue import StudyRow
 from hpo.tracking import Tracker
 from hpo.trainers import next_gpu, visible_gpus
-from hpo.worker import OUT_OF_TIME, Limits, Supervisor
+from hpo.worker import OUT_OF_TIME, START_ATTEMPTS, Limits, Supervisor
 
 
 def plan(shell, folder, name, *, data, epochs):
@@ -53,6 +53,42 @@ def test_a_worker_whose_time_is_over_hands_back(shell, data, tmp_path, monkeypat
     (begun,) = [job for job in shell.trials("long") if job.epochs]
     assert (begun.state, begun.attempt, begun.reason) == ("waiting", 0, "handed back")
     assert begun.checkpoint["epoch"] == begun.epochs
+
+
+@pytest.mark.service
+def test_a_worker_that_ends_for_an_error_asks_its_trainers_for_their_state_first(shell, data, tmp_path, monkeypatch):
+    read = plan(shell, tmp_path, "refused", data=data, epochs=100_000)
+    monkeypatch.setattr(worker_module, "STOP_GRACE", 60.0)
+    monkeypatch.setattr(worker_module, "STOP_LIMIT", 120.0)
+    supervisor = Supervisor(read, shell.database_url, shell.tracking_uri, "refused", trainers=1)
+
+    def when_training(worker: Supervisor) -> None:
+        if any(job.epochs for job in shell.trials("refused")):
+            worker.recorder.stuck = "trial 0 of refused: odd."
+
+    with pytest.raises(ServiceError, match=r"No result can be recorded any more\. trial 0 of refused: odd"):
+        supervisor.run(on_tick=when_training)
+    (begun,) = [job for job in shell.trials("refused") if job.epochs]
+    assert (begun.state, begun.attempt, begun.reason) == ("waiting", 0, "handed back")
+    assert begun.checkpoint["epoch"] == begun.epochs
+
+
+@pytest.mark.service
+def test_a_damaged_data_file_is_fetched_once_for_all_trainers_that_met_it(shell, data, tmp_path, monkeypatch):
+    read = plan(shell, tmp_path, "spoiled", data=data, epochs=3)
+    worker = Supervisor(read, shell.database_url, shell.tracking_uri, "spoiled", trainers=4)
+    fetched: list[object] = []
+    monkeypatch.setattr(worker_module.data, "fetch", lambda *_: fetched.append(_))
+    jobs = shell.trials("spoiled")
+    for round_ in range(START_ATTEMPTS):
+        for job in jobs:
+            worker._fetch_data(job, "odd.", round_)  # what their trainers say of files they saw before
+        assert len(fetched) == round_ + 1 and worker._no_data is None
+    assert len(worker.returns) == START_ATTEMPTS * len(jobs)
+    worker._fetch_data(jobs[0], "odd.", START_ATTEMPTS)
+    assert "It was fetched 3 times" in str(worker._no_data) and len(fetched) == START_ATTEMPTS
+    worker.queue.close()
+    worker.store.engine.dispose()
 
 
 @pytest.mark.service

@@ -276,6 +276,7 @@ def test_a_study_that_closed_while_a_trial_waited_is_found_and_closes_again(show
 def recorder(shown, monkeypatch):
     """A recorder that tries again at once what it keeps, for four seconds."""
     monkeypatch.setattr(recorder_module, "KEPT_PAUSE", 0.05)
+    monkeypatch.setattr(recorder_module, "FORWARD_INTERVAL", 0.5)
     made = Recorder(shown, lease=30, patience=4)
     made.start()
     yield made
@@ -306,26 +307,64 @@ def test_a_result_that_meets_an_error_nobody_foresaw_is_kept_and_recorded_when_t
     assert (shown.queue.job(job.id).attempt, list(recorder.failures), recorder.stuck) == (1, [], None)
 
 
-@pytest.mark.parametrize("others", [True, False])
-def test_a_result_that_can_never_be_recorded_costs_its_trial_once_or_ends_the_worker(shown, held, recorder, others):
+def odd() -> None:
+    raise ValueError("odd")
+
+
+@pytest.mark.parametrize("others", ["recorded", "none"])
+def test_a_result_that_alone_can_never_be_recorded_costs_its_trial_once(shown, held, recorder, others):
     _, job = held
     other = shown.queue.claim(shown.study.name, worker="w", lease=60)
-
-    def record() -> None:
-        raise ValueError("odd")
-
-    recorder.put(job, record, lambda reason: shown.queue.bury(job, reason=reason))
+    recorder.put(job, odd, lambda reason: shown.queue.bury(job, reason=reason))
     until(lambda: recorder.concern)
-    if others:
-        recorder.put(other, lambda: None, lambda reason: None)
-        until(lambda: shown.queue.job(job.id).state == "dead")
-        assert shown.queue.job(job.id).reason == "its result cannot be recorded: odd"
-        assert shown.queue.revive(shown.study.name, trials=True) == [job.number]
+    assert not recorder.refusing, "another trial shows whether it is this one's fault"
+    if others == "recorded":
+        recorder.put(other, lambda: True, lambda reason: None)
+    until(lambda: shown.queue.job(job.id).state == "dead")
+    assert shown.queue.job(job.id).reason == "its result cannot be recorded: odd"
+    assert shown.queue.revive(shown.study.name, trials=True) == [job.number]
+    until(lambda: recorder.concern is None)
+    assert (list(recorder.failures), recorder.stuck) == ([], None)
+
+
+@pytest.mark.parametrize("refused", ["others, too", "what we write at the study"])
+def test_no_trial_is_buried_when_nothing_can_be_recorded(shown, held, recorder, refused, monkeypatch):
+    _, job = held
+    other = shown.queue.claim(shown.study.name, worker="w", lease=60)
+    pruned = shown.queue.claim(shown.study.name, worker="w", lease=60)
+    buried: list[str] = []
+    recorder.put(job, odd, buried.append)
+    if refused == "others, too":
+        recorder.put(other, odd, buried.append)
+        until(lambda: recorder.refusing)
     else:
-        until(lambda: recorder.stuck)
-        assert "its result cannot be recorded: odd" in recorder.stuck
-        assert (shown.queue.job(job.id).state, shown.queue.job(job.id).attempt) == ("running", 1)
-    assert recorder.concern is None and not recorder.failures
+        monkeypatch.setattr(shown.tracker, "set_tags", lambda *_: odd_answer())
+    recorder.put(pruned, lambda: False, buried.append)  # one that the pruner ended: MLflow was not asked
+    until(lambda: recorder.stuck)
+    assert "its result cannot be recorded: odd" in recorder.stuck and buried == []
+    given_back = {each.id: full for each, _, full in recorder.failures}
+    assert given_back == dict.fromkeys([job.id, other.id] if refused == "others, too" else [job.id], False)
+    assert recorder.concern is None and not recorder.refusing
+
+
+def odd_answer() -> None:
+    raise MlflowException("odd", error_code=INVALID_PARAMETER_VALUE)
+
+
+def test_a_run_that_somebody_deleted_keeps_no_other_trials_epochs_from_mlflow(shown, held, recorder, caplog):
+    holdings, job = held
+    other = shown.queue.claim(shown.study.name, worker="w", lease=60)
+    holdings.add(other)
+    holdings.put_epoch(other, (1, 1_000_000, {"val/nmse": 0.5}))
+    for each in (job, other):
+        shown.show(shown.queue.job(each.id))
+        holdings.flush(each)
+    shown.tracker.client.delete_run(shown.queue.job(job.id).run_id)
+    for _ in range(2):
+        recorder.live = [job, other]
+        until(lambda: shown.tracker.curve(shown.queue.job(other.id).run_id, "val/nmse") == [(1, 0.5)])
+        assert recorder._forward() == 0
+    assert caplog.text.count(f"epochs of trial {job.number} of {shown.study.name} cannot be shown") == 1
 
 
 def test_a_checkpoint_that_cannot_be_stored_for_another_reason_does_no_harm(shown, held, tmp_path, monkeypatch, caplog):
