@@ -771,15 +771,12 @@ def promote(options: argparse.Namespace) -> int:
             f"model; `hpo run` or `hpo worker --study {row.name}` finishes it."
         )
     ended, tracker = close.result, Tracker(found.tracking_uri)
-    if (ended.get("winner") or {}).get("version") is not None:
-        outcome, alias = election.settle(queue, tracker, row), study.alias(row.name)
-        if fault := outcome.refused.get(alias):
-            raise ModelError(
-                f"{ended['model_name']} version {ended['winner']['version']} is not promoted again: {fault}"
-            )
-        if alias in outcome.moved:
-            print(f"Set the alias @{alias} again.")
-        ended = ended | outcome.elected
+    outcome, alias = election.settle(queue, tracker, row), study.alias(row.name)
+    if fault := outcome.refused.get(alias):
+        raise ModelError(f"{ended['model_name']} version {ended['winner']['version']} is not promoted again: {fault}")
+    if alias in outcome.moved:
+        print(f"Set the alias @{alias} again.")
+    ended = ended | outcome.elected
     print("\n".join(report.promotion(row, ended, close)))
     return 0
 
@@ -804,15 +801,14 @@ def report_(options: argparse.Namespace) -> int:
 
 
 def download(options: argparse.Namespace) -> int:
-    from hpo import registry
+    from hpo import election, registry
     from hpo.tracking import Tracker
 
     _, found, queue = _connect()
     tracker = Tracker(found.tracking_uri)
-    names = list(dict.fromkeys(row.facts["model_name"] for row in reversed(queue.studies())))
-    if not names:
-        raise NotFound("No study has been planned here, so there is no model. `hpo run --study grid` makes one.")
-    candidates = [options.model] if options.model else names
+    candidates = [options.model] if options.model else election.downloadable(queue, tracker)
+    if not candidates:
+        raise NotFound("No study has been closed here, so there is no model. `hpo run --study grid` makes one.")
     # the newest study's model, unless only an older one has such a version
     with_it = [name for name in candidates if registry.get_alias(tracker, name, options.alias) is not None]
     name = with_it[0] if with_it else candidates[0]

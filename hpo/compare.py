@@ -143,7 +143,6 @@ def compare(queue: Queue, tracker: Tracker, names: Sequence[str]) -> Comparison:
 
 def find(queue: Queue, tracker: Tracker, studies: Mapping[str, StudyRow], name: str) -> Job:
     """The trial a name stands for; a study's name goes before a model's. Raises NotFound."""
-    models = list(dict.fromkeys(row.facts["model_name"] for row in studies.values()))
     head, slash, rest = name.partition("/")
     if name in studies:
         best = election.ranked(queue.jobs(name))
@@ -152,12 +151,13 @@ def find(queue: Queue, tracker: Tracker, studies: Mapping[str, StudyRow], name: 
         return best[0]
     if slash and head in studies:
         return trial(queue, studies[head], rest)
+    if (job := queue.by_run(name)) is not None:
+        return job
+    models = election.downloadable(queue, tracker)
     if "@" in name:
         return _made(queue, *_aliased(tracker, models, name))
     if slash and head in models:
         return _made(queue, head, registry.find(tracker, head, rest))
-    if (job := queue.by_run(name)) is not None:
-        return job
     for row in studies.values():
         if name in (row.facts.get("study_run_id"), *row.facts.get("predictor_run_ids", {}).values()):
             raise NotFound(f"The run {name} is of no trial, but of the study {row.name} as a whole: name {row.name}.")

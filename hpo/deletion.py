@@ -5,7 +5,7 @@ from typing import Any
 
 import optuna
 
-from hpo import crash, election, registry, sampling
+from hpo import crash, election, mirror, registry, sampling
 from hpo.backup import LOCK, WAITS
 from hpo.errors import NotFound, StudyConflict
 from hpo.planning import lock_plan
@@ -48,13 +48,13 @@ def delete(
     # A backup under way still reads the files.
     with queue.lock(LOCK, waits=lambda: report(WAITS)), lock_plan(queue, row.name):
         check(queue, tracker, row, lease=lease, in_mlflow=in_mlflow)
-        if not queue.begin_deletion(row.name, lease=lease):
+        if not queue.begin_deletion(row.name, lease=lease, by=mirror.who()):
             raise _busy(row)
         crash.at("deletion begun")
         owner = queue.database_id()
         contest = election.rivals(queue, row)
         runs = {job.run_id for rival in contest if rival.row.name == row.name for job in rival.jobs}
-        for name in election.models(contest):
+        for name in election.own_models(queue, tracker, contest):
             for version in registry.versions(tracker, name):
                 # The run of one whose run the database never noted is known by its name alone.
                 ours = version.run_id in runs or version.tags.get("hpo.study") == row.name

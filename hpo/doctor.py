@@ -56,6 +56,10 @@ def examine(settings: Settings, services: Services, *, study: str | None = None)
             shown = Mirror(queue, tracker, store, row)
             if not row.facts.get("planned"):
                 continue  # it is being planned, or its planner died: the next `hpo run` goes on
+            if row.deleting:
+                todo = f"`hpo delete --study {row.name}` deletes the rest"
+                yield Finding(kind="orphan", what=f"the study {row.name} is half deleted", todo=todo)
+                continue
             if row.facts.get("experiment_id") in owned:
                 yield from _study(shown, settings)
             else:
@@ -173,10 +177,13 @@ def _checkpoints(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
 
 def _files(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
     """Recorded models whose files are not all there; those with an alias were checked to the last byte already."""
-    name = shown.study.facts["model_name"]
-    versions = {version.run_id: version for version in registry.versions(shown.tracker, name)}
+    versions = {
+        version.run_id: (name, version)
+        for name in election.names(shown.study)
+        for version in registry.versions(shown.tracker, name)
+    }
     for job in jobs:
-        version = versions.get(str(job.run_id))
+        name, version = versions.get(str(job.run_id), ("", None))
         if job.state != "done" or job.result is None or (version is not None and version.aliases):
             continue
         if missing := sorted(job.result["files"].keys() - registry.stored_files(shown.tracker, job.result["model_id"])):

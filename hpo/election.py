@@ -9,9 +9,10 @@ import logging
 import math
 import statistics
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from hpo.tracking import OWNER, Tracker
 CHAMPION = "champion"
 # Tags of a version, for people: its network's validation NMSE and its point's.
 OWN, POINT = "hpo.best_val_nmse", "hpo.point_val_nmse"
-PATIENCE = 120.0  # seconds between two steps of an election after which a frozen one loses its lock
+PATIENCE = 30.0  # seconds after which an election that froze loses its lock
 
 log = logging.getLogger("hpo")
 
@@ -118,16 +119,18 @@ class Rival:
         return self.closing is not None and self.closing.state == "done"
 
     @property
-    def model(self) -> str | None:
-        """The registered model its versions are in; None if it has none yet."""
-        registered = self.row.facts.get("registered") or (self.closing and (self.closing.result or {}).get("winner"))
-        return self.row.facts["model_name"] if registered else None
+    def answers(self) -> bool:
+        """Whether it has been closed: also while trials that came back are trained."""
+        return self.closed or bool(self.row.facts.get("closed"))
 
 
 def rivals(queue: Queue, row: StudyRow) -> list[Rival]:
-    """All studies of this database on the data, split and targets of `row`, itself among them, the oldest first."""
+    """All studies of this database on the data, split and targets of `row`, itself among them, the oldest first. One
+    that is half deleted competes no more."""
     return [
-        Rival(row=other, jobs=queue.jobs(other.name)) for other in queue.studies() if problem(other) == problem(row)
+        Rival(row=other, jobs=queue.jobs(other.name))
+        for other in queue.studies()
+        if problem(other) == problem(row) and (other.name == row.name or not other.deleting)
     ]
 
 
@@ -140,11 +143,11 @@ def problem(row: StudyRow) -> tuple[str, ...]:
 def standings(contest: Sequence[Rival], *, closing: str | None = None) -> dict[str, Standing]:
     """What every finished trial is elected by, by its MLflow run.
 
-    A study that trains the best points of another with other seeds answers for the other once it is closed (or is
-    `closing`): the other's trials have the scores that it found for their points, infinity where it did not train
+    A study that trains the best points of another with other seeds answers for the other once it has been closed (or
+    is `closing`): the other's trials have the scores that it found for their points, infinity where it did not train
     theirs. Of several such studies the lowest score of a point counts.
     """
-    answers = [_answers(rival) for rival in contest if rival.closed or rival.row.name == closing]
+    answers = [_answers(rival) for rival in contest if rival.answers or rival.row.name == closing]
     found: dict[str, Standing] = {}
     for rival in contest:
         runs: dict[int, set[str]] = {}  # of each point
@@ -163,20 +166,40 @@ def standings(contest: Sequence[Rival], *, closing: str | None = None) -> dict[s
 
 
 def _answers(rival: Rival) -> dict[str, float]:
-    """By the run that one of its points was taken from: the mean validation NMSE it found for it."""
-    unstable = diverged(rival.jobs)
+    """By the run that one of its points was taken from: the mean validation NMSE it found for it, infinity if a repeat
+    diverged."""
+    unstable, done = diverged(rival.jobs), repeats(rival.jobs)
     found = {}
-    for number, jobs in repeats(rival.jobs).items():
-        assert jobs[0].spec is not None
-        if (taken := jobs[0].spec.get("best_of")) is not None:
-            found[taken["run_id"]] = math.inf if number in unstable else spread(jobs)[0]
+    for job in rival.jobs:
+        taken = (job.spec or {}).get("best_of")
+        if taken is not None and (job.number in unstable or job.number in done):
+            found[taken["run_id"]] = math.inf if job.number in unstable else spread(done[job.number])[0]
     return found
 
 
-def lock(queue: Queue, row: StudyRow) -> AbstractContextManager[Callable[[], None]]:
-    """Studies on the same problem that close at once must see each other. What it gives is to be called between steps:
-    it raises DatabaseLost if the lock has fallen."""
-    return queue.lock(f"champion.{'.'.join(problem(row)[:2])}", patience=PATIENCE)
+@contextmanager
+def lock(queue: Queue, row: StudyRow) -> Iterator[Callable[[], None]]:
+    """Studies on the same problem that close at once must see each other. It is held however long a step takes, and
+    falls soon after the process froze; what it gives raises DatabaseLost if it has fallen."""
+    mutex, ended = threading.Lock(), threading.Event()
+    with queue.lock(f"champion.{'.'.join(problem(row)[:2])}", patience=PATIENCE) as touch:
+
+        def hold() -> None:
+            with mutex:
+                touch()
+
+        def keep() -> None:
+            with suppress(DatabaseLost):
+                while not ended.wait(PATIENCE / 4):
+                    hold()
+
+        keeper = threading.Thread(target=keep, name="election", daemon=True)
+        keeper.start()
+        try:
+            yield hold
+        finally:
+            ended.set()
+            keeper.join()
 
 
 def claim_model(queue: Queue, tracker: Tracker, row: StudyRow, *, description: str) -> str:
@@ -185,11 +208,13 @@ def claim_model(queue: Queue, tracker: Tracker, row: StudyRow, *, description: s
     The name that was planned, unless a study on the same problem uses another one already, or the planned one belongs
     to another database: then part of this database's id follows.
     """
-    owner, used = queue.database_id(), models(rivals(queue, row))
+    owner, planned = queue.database_id(), row.facts["model_name"]
     tags = {"hpo.data": row.facts["data"]["digest"], "hpo.split": row.facts["data"]["split"]}
-    for name in dict.fromkeys([*used, row.facts["model_name"], f"{row.facts['model_name']}-{owner[:8]}"]):
+    used = own_models(queue, tracker, rivals(queue, row))
+    for name in dict.fromkeys([*used, planned, f"{planned}-{owner[:8]}"]):
         if registry.ensure_registered_model(tracker, name, description=description, tags=tags, owner=owner):
-            queue.amend_facts(row.name, {"model_name": name, "registered": True})
+            if name != planned:
+                queue.amend_facts(row.name, {"model_name": name, "models": [*names(row)]})
             return name
     raise ModelError(
         f"The registered model {row.facts['model_name']} of the MLflow server belongs to another database, and so does "
@@ -197,16 +222,24 @@ def claim_model(queue: Queue, tracker: Tracker, row: StudyRow, *, description: s
     )
 
 
-def models(contest: Sequence[Rival]) -> list[str]:
-    """Names of the registered models that have versions of these studies, the oldest study's first: one, or several
-    where studies of an earlier hpo used names of their own."""
-    return list(dict.fromkeys(rival.model for rival in contest if rival.model is not None))
+def names(row: StudyRow) -> list[str]:
+    """Names of the registered models that versions of a study may be in, the present one first."""
+    return list(dict.fromkeys([row.facts["model_name"], *row.facts.get("models", ())]))
 
 
 def own_models(queue: Queue, tracker: Tracker, contest: Sequence[Rival]) -> list[str]:
-    """Those of `models` that belong to this database: an earlier hpo let several databases share one."""
+    """Names of the registered models of this database that may have versions of these studies, the oldest study's
+    first: one, or several where studies of an earlier hpo used names of their own. It let databases share one, too."""
     owner = queue.database_id()
-    return [name for name in models(contest) if registry.belongs(tracker, name, owner)]
+    known = dict.fromkeys(name for rival in contest for name in names(rival.row))
+    return [name for name in known if registry.belongs(tracker, name, owner)]
+
+
+def downloadable(queue: Queue, tracker: Tracker) -> list[str]:
+    """Names of this database's registered models, the newest study's first."""
+    owner = queue.database_id()
+    known = dict.fromkeys(name for row in reversed(queue.studies()) for name in names(row))
+    return [name for name in known if registry.belongs(tracker, name, owner)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +302,7 @@ def settle(
     except DatabaseLost:
         # We may have been frozen in mid-step, and have written over what another one decided meanwhile.
         with lock(queue, row) as hold:
-            _settle(queue, tracker, row, hold, None, leaving, ())
+            _settle(queue, tracker, row, hold, None, leaving, sound)
         raise
 
 
@@ -286,6 +319,9 @@ def _settle(
     standing = candidates(queue, tracker, contest, closing)
     moved, refused = [], {}
     for name, chosen in study_aliases(queue, contest, standing, closing).items():
+        for candidate in standing:
+            if name in candidate.version.aliases and (chosen is None or candidate.model != chosen.model):
+                registry.delete_alias(tracker, candidate.model, name)
         if chosen is None or name in chosen.version.aliases:
             continue
         if fault := None if chosen.version.run_id in sound else unsound(queue, tracker, chosen.model, chosen.version):
@@ -450,9 +486,11 @@ def _faults(queue: Queue, tracker: Tracker, contest: Sequence[Rival]) -> Iterato
             yield f"@champion {held} is better" if present else f"@champion {held} stands for election"
             break
     for name, chosen in study_aliases(queue, contest, standing).items():
-        if chosen is None or name in chosen.version.aliases:
-            continue
-        if unsound(queue, tracker, chosen.model, chosen.version) is None:
+        if chosen is None:
+            for candidate in standing:
+                if name in candidate.version.aliases:
+                    yield f"the alias @{name} is at {candidate.title}, but the study's best model is not registered"
+        elif name not in chosen.version.aliases and not unsound(queue, tracker, chosen.model, chosen.version):
             yield f"expected the alias @{name} at {chosen.title}"
     for candidate in standing:
         for tag, expected in shown(candidate).items():

@@ -203,7 +203,8 @@ def gather(queue: Queue, tracker: Tracker, names: Sequence[str] = ()) -> Evidenc
     dataset = _dataset(tracker, rows[0])
     parts = split(len(dataset.images))
     winners = [_winner(tracker, each, entry, dataset, parts) for each in closed for entry in each.ended["groups"]]
-    winners.sort(key=lambda winner: winner.nmse)
+    unstable = {each.row.name: election.diverged(each.jobs) for each in closed}
+    winners.sort(key=lambda winner: (winner.job.number in unstable[winner.study], winner.nmse))
     return Evidence(closed=closed, winners=winners, dataset=dataset, split=parts)
 
 

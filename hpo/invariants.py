@@ -198,7 +198,7 @@ def _shown_curve(shown: Mirror, job: Job, curve: Curve) -> Iterator[str]:
 def _aliases(shown: Mirror) -> Iterator[str]:
     """The study's versions with an alias that nobody should use."""
     owner = shown.queue.database_id()
-    for name in election.models(election.rivals(shown.queue, shown.study)):
+    for name in election.names(shown.study):
         for version in registry.versions(shown.tracker, name):
             job = shown.queue.by_run(version.run_id)
             if version.tags.get(OWNER) != owner or (job is not None and job.study != shown.study.name):

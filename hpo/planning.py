@@ -159,6 +159,11 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
     """Write the study down as far as it is not yet. Raises StudyConflict if its name stands for something else, and
     StudyError if the one it starts from has not been finished."""
     earlier = _earlier(ready, "best_of" if ready.study.best_of else "starts_from") if ready.study.follows else None
+    if earlier is not None and study.alias(earlier) == study.alias(ready.name):
+        raise StudyConflict(
+            f"The study {ready.name} begins with a study of the same name or alias, {earlier}: give one of the files "
+            "another name."
+        )
     with lock_plan(queue, earlier) if earlier else nullcontext(), lock_plan(queue, ready.name):
         rows = {row.name: row for row in queue.studies()}
         row = rows.get(ready.name)

@@ -92,10 +92,9 @@ def promote(
             timestamp_ms=round(job.changed_at * 1000),
             step=job.result["best_epoch"],
         )
-    if any(entry["version"] is not None for entry in result["groups"]):
-        sound = {str(job.run_id) for job in chosen}
-        result |= election.settle(queue, tracker, study, closing=closing, sound=sound).elected
-        crash.at("champion elected")
+    sound = {str(job.run_id) for job in chosen}
+    result |= election.settle(queue, tracker, study, closing=closing, sound=sound).elected
+    crash.at("champion elected")
     return result
 
 
@@ -117,6 +116,7 @@ def _entry(job: Job, jobs: Sequence[Job], found: Mapping[str, Any]) -> dict[str,
         "point_nmse": mean,
         "point_deviation": deviation,
         "incomplete": election.incomplete(of_point),
+        "unstable": bool(election.diverged(of_point)),
     }
 
 

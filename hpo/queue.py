@@ -423,9 +423,9 @@ class Queue:
                 rows,
             )
 
-    def begin_deletion(self, name: str, *, lease: float) -> bool:
-        """Let nobody claim a trial of the study from now on, for it is being deleted; false, and nothing is changed,
-        while a worker holds one (leases in seconds)."""
+    def begin_deletion(self, name: str, *, lease: float, by: str) -> bool:
+        """Let nobody claim a trial of the study from now on, and its workers leave, for it is being deleted; false, and
+        nothing is changed, while a worker holds one (leases in seconds)."""
         with self._transaction() as connection:
             _lock_study(connection, name, "FOR UPDATE")  # waits for claims under way
             held = connection.scalar(
@@ -435,7 +435,14 @@ class Queue:
                 {"name": name, "lease": lease},
             )
             if not held:
-                connection.execute(text("UPDATE hpo.study SET deleting = true WHERE name = :name"), {"name": name})
+                connection.execute(
+                    text("""
+                        UPDATE hpo.study SET deleting = true, stops = stops + 1, stopped_at = clock_timestamp(),
+                            stopped_by = :by
+                        WHERE name = :name
+                    """),
+                    {"name": name, "by": by},
+                )
             return not held
 
     def delete_study(self, name: str) -> None:
@@ -1160,6 +1167,13 @@ def _all_ended(connection: Connection, study: str) -> bool:
 def _close_again(connection: Connection, study: str) -> None:
     """Let a study close again, and its closing have all its attempts, if trials of it have come back. The caller holds
     the study's lock."""
+    connection.execute(  # what it answers for stays so (hpo.election)
+        text("""
+            UPDATE hpo.study SET facts = facts || '{"closed": true}' WHERE name = :study
+              AND EXISTS (SELECT FROM hpo.job WHERE study = :study AND kind = 'closing' AND state = 'done')
+        """),
+        {"study": study},
+    )
     connection.execute(
         text(f"""
             UPDATE hpo.job SET state = 'waiting', attempt = 0, result = NULL, lease_until = NULL,

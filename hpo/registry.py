@@ -64,9 +64,14 @@ def ensure_registered_model(
 
 @server()
 def belongs(tracker: Tracker, name: str, owner: str) -> bool:
-    """Whether a registered model is of this queue's database: as it says itself or, of one that an earlier hpo made, as
-    its versions do; one with no version of another's is anybody's."""
-    found = tracker.client.get_registered_model(name).tags.get(OWNER)
+    """Whether there is a registered model of this name that is of this queue's database: as it says itself or, of one
+    that an earlier hpo made, as its versions do; one with no version of another's is anybody's."""
+    try:
+        found = tracker.client.get_registered_model(name).tags.get(OWNER)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
     if found is not None:
         return bool(found == owner)
     owners = {version.tags[OWNER] for version in _versions(tracker, name) if OWNER in version.tags}

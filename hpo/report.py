@@ -106,7 +106,8 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
     for name in ("config", "point", "NMSE", f"MSE {unit}²", "R²", "NRMSE", "best epoch", "seconds"):
         point = name == "point"
         table.add_column(name, justify="left" if point else "right", overflow="fold" if point else "ellipsis")
-    entries: list[tuple[float, list[str]]] = []
+    unstable = election.diverged(jobs)
+    entries: list[tuple[bool, float, list[str]]] = []
     for job in done[:TOP]:
         assert job.result is not None and job.spec is not None
         found, scores = job.result, job.result["validation"]
@@ -123,12 +124,12 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
             cells[2] = spread_text(mean, deviation, best)
             if lacks := election.incomplete([other for other in jobs if other.number == job.number]):
                 cells[1] += f"\n{lacks}"
-        entries.append((mean, cells))
+        entries.append((job.number in unstable, mean, cells))
     for name, found in study.facts["predictors"].items():
         scores = found["validation"]
         cells = ["", NAMES[name], *score_cells(scores["nmse"], scores["mse"], scores["r2"], scores["nrmse"]), "", ""]
-        entries.append((scores["nmse"], cells))
-    for _, cells in sorted(entries, key=lambda entry: entry[0]):
+        entries.append((False, scores["nmse"], cells))
+    for *_, cells in sorted(entries, key=lambda entry: entry[:2]):
         table.add_row(*cells, style="dim" if not cells[0] else None)
     return table
 
@@ -215,7 +216,12 @@ def _compared(closed: list[tuple[StudyRow, dict[str, Any]]]) -> list[tuple[str, 
         (row.name, point_text(group["point"]), group) for row, ended in closed for group in ended.get("groups", [])
     ]
     entries += [("", NAMES[name], found) for name, found in predictors.items()]
-    return sorted(entries, key=lambda entry: entry[2].get("point_nmse", entry[2]["validation"]["nmse"]))
+
+    def order(entry: tuple[str, str, dict[str, Any]]) -> tuple[bool, float]:
+        found = entry[2]
+        return found.get("unstable", False), found.get("point_nmse", found["validation"]["nmse"])
+
+    return sorted(entries, key=order)
 
 
 def log_comparison(tracker: Tracker, closed: list[tuple[StudyRow, dict[str, Any]]]) -> str:
@@ -274,6 +280,11 @@ def promotion(study: StudyRow, ended: dict[str, Any], close: Job | None) -> list
     if winner["version"] is None:
         return [f"Nothing promoted: config {number} is the best, but {ended['reason']}."]
     lines = [f"Promoted: config {number} as {name} version {winner['version']}; {ended['reason']} (validation NMSE)."]
+    if ended["champion"] is None:
+        return [
+            *lines,
+            "No version stands for election as @champion: were they deleted in MLflow, or are they damaged?",
+        ]
     own = ended["champion_nmse"]
     point = ended.get("champion_point_nmse", own)
     where = f"{ended['champion_model']} " if ended.get("champion_model", name) != name else ""

@@ -194,7 +194,10 @@ def _study(evidence: Evidence, each: Closed) -> Section:
     frame = trials(evidence, each)
     best = pandas.DataFrame(_predictor_rows(evidence, each)).reindex(columns=frame.columns)
     top = pandas.concat([frame.head(TOP), best])
-    top = top.iloc[np.argsort(top.get(MEAN, top["validation NMSE"]).fillna(top["validation NMSE"]), kind="stable")]
+    scores = top.get(MEAN, top["validation NMSE"]).fillna(top["validation NMSE"]).to_numpy(float, copy=True)
+    unstable = election.diverged(each.jobs)  # such points come last, as they do in the election
+    scores[[row for row, (job, _) in enumerate(each.points[:TOP]) if job.number in unstable]] = np.inf
+    top = top.iloc[np.argsort(scores, kind="stable")]
     pictures: list[Picture] = []
     tables = [
         Table(

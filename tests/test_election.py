@@ -74,6 +74,18 @@ def test_a_study_answers_for_another_only_once_it_is_closed():
     assert standings([SEARCH, open_still], closing="again")["search/7/0"].point == math.inf
 
 
+def test_a_study_that_closes_again_goes_on_answering_meanwhile():
+    again = rival("again", {(0, 0): 0.002, (0, 1): "waiting"}, best_of={0: "search/4/0"}, closed=False)
+    again.row.facts["closed"] = True  # once
+    assert first(SEARCH, again) == "search/4/0"
+
+
+def test_best_points_of_which_every_repeat_diverged_lose_no_less_than_those_of_which_one_did():
+    one = rival("again", {(0, 0): 0.002, (0, 1): "diverged"}, best_of={0: "search/4/0"})
+    both = rival("again", {(0, 0): "diverged", (0, 1): "diverged"}, best_of={0: "search/4/0"})
+    assert standings([SEARCH, one])["search/4/0"].point == standings([SEARCH, both])["search/4/0"].point == math.inf
+
+
 def test_a_study_planned_again_under_the_same_name_is_another_one():
     again = rival("again", {(0, 0): 0.32}, best_of={0: "a-run-of-the-deleted-one"})
     assert first(rival("base", {(6, 0): 0.01}), again) == "base/6/0"
@@ -187,7 +199,13 @@ def test_who_competes_is_decided_by_the_data_not_by_the_folders_name(shell, tmp_
     shell.hpo("run", "--study", small(tmp_path, "long", data=data, epochs=60))
     said = shell.hpo("run", "--study", small(tmp_path, "short", data=copy, epochs=2))
     assert "@champion stays version 1, of the study long" in said
-    assert shell.queue.study("short").facts["model_name"] == shell.queue.study("long").facts["model_name"]
+    name = shell.queue.study("short").facts["model_name"]
+    assert name == shell.queue.study("long").facts["model_name"]
+    MlflowClient(shell.tracking_uri).delete_registered_model(name)  # on MLflow's page, say
+    assert "No version stands for election" in shell.hpo("promote", "--study", "long")
+    assert "Healthy" in shell.hpo("doctor")
+    shell.hpo("delete", "--study", "short", "--yes")
+    assert [row.name for row in shell.queue.studies()] == ["long"]
 
 
 @pytest.mark.acceptance
@@ -231,6 +249,19 @@ def test_a_deletion_looks_again_after_its_question_and_goes_on_when_cut_short(sh
     del shell.environment["HPO_CRASH_AT"]
     assert "Deleted the study asked." in shell.hpo("delete", "--study", "asked", "--yes")
     assert shell.queue.studies() == []
+
+
+@pytest.mark.service
+def test_a_study_that_begins_with_one_of_its_own_alias_is_refused(database_url, tracking_uri, tmp_path):
+    data = cells.make(tmp_path / "own", seed=37)
+    small(tmp_path, "one.of", data=data)
+    (tmp_path / "one-of.toml").write_text('best_of = "one.of.toml"\npoints = 1\n')
+    queue, read = Queue(database_url), settings.read({"HPO_HOME": str(tmp_path / "home")})
+    queue.install()
+    with pytest.raises(StudyConflict, match=r"one-of begins with a study of the same name or alias, one\.of"):
+        ready = planning.prepare(study.load(str(tmp_path / "one-of.toml")))
+        planning.plan(ready, queue, Tracker(tracking_uri), read, database_url)
+    queue.close()
 
 
 @pytest.mark.service
