@@ -402,8 +402,6 @@ class Training:
         for key, expected in self._identity().items():
             if state.info.get(key) != expected:
                 raise SpecError(f"the state's {key} is {state.info.get(key)}, this training's is {expected}.")
-        if not state.info.keys() >= set(SCORES):
-            raise SpecError("the state lacks scores of its network: it is of an earlier version.")
         wanted = self._live | self._best_by_name()
         expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
@@ -414,8 +412,21 @@ class Training:
             tensor.copy_(state.tensors[name])  # into the existing memory, whose format is right
         self._copy(self._live, self._kept)
         self.epoch, self.best_epoch = state.info["epoch"], state.info["best_epoch"]
+        scores = {name: state.info[name] for name in SCORES if name in state.info}
+        if self.epoch and len(scores) < len(SCORES):  # the state of an earlier version
+            scores = self._score_again() | scores
         for name in SCORES:
-            setattr(self, name, state.info[name] if self.epoch else float("inf"))
+            setattr(self, name, scores[name] if self.epoch else float("inf"))
+
+    def _score_again(self) -> dict[str, float]:
+        """SCORES, of the weights of the best and of the newest epoch."""
+        found = {}
+        newest = [tensor.clone() for tensor in self._handed.values()]
+        for kind, weights in (("best", self._best), ("last", newest)):
+            with torch.no_grad():
+                torch._foreach_copy_(list(self._handed.values()), weights)
+            found[f"{kind}_nmse"], found[f"{kind}_mse"] = self._metrics(self._evaluate(), self._sizes[1])
+        return found
 
     def _regressor(self, weights: list[Tensor]) -> Regressor:
         network = copy.deepcopy(self.network).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -409,11 +409,21 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_the_state_of_the_epoch
     assert all(tensor.isfinite().all() for tensor in one.state().tensors.values())
 
 
-def test_a_state_that_lacks_the_scores_of_its_network_is_refused():
-    state = training().state()
-    del state.info["best_mse"]
-    with pytest.raises(SpecError, match="lacks scores of its network: it is of an earlier version"):
-        training(state=state)
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_a_state_of_an_earlier_version_gets_the_scores_that_it_lacks_to_the_bit(ema):
+    short = TrainingSpec(epochs=6, batch_size=8, learning_rate=3e-2, ema=ema)
+    whole, begun = training(short=short), training(short=short)
+    for _, _ in zip(range(4), begun.epochs(), strict=False):
+        pass
+    state = begun.state()
+    for name in ("best_mse", "last_nmse", "last_mse"):
+        del state.info[name]
+    resumed = training(short=short, state=state)
+    assert resumed.state().info == begun.state().info
+    assert [epoch.metrics["val/nmse"] for epoch in resumed.epochs()] == [
+        epoch.metrics["val/nmse"] for epoch in whole.epochs()
+    ][4:]
+    assert resumed.state().info == whole.state().info
 
 
 def test_a_state_of_another_specification_or_seed_is_refused():
