@@ -307,7 +307,7 @@ def _image_files(folder: Path, entries: list[str], rows: int | None, problems: l
         if match := _IMAGE.fullmatch(name):
             by_id.setdefault(int(match[1]), []).append(name)
             if _NOT_UTF8.search(name):  # no table of predictions could hold it
-                problems.append(f"{name!r}: expected a file name in UTF-8. Rename the file.")
+                problems.append(f"{_shown(name)}: expected a file name in UTF-8. Rename the file.")
     files = []
     for row in range(rows) if rows is not None else sorted(by_id):
         names = by_id.pop(row, [])
@@ -315,13 +315,16 @@ def _image_files(folder: Path, entries: list[str], rows: int | None, problems: l
             files.append(folder / names[0])
         elif names:
             problems.append(
-                f"row {row}: expected one image {row}_*.png, found {len(names)}: {', '.join(names[:5])}. Keep one."
+                f"row {row}: expected one image {row}_*.png, found {len(names)}: "
+                + f"{', '.join(map(_shown, names[:5]))}. Keep one."
             )
         else:
             problems.append(f"row {row}: expected one image {row}_*.png, found none. Add it, or remove the row.")
     for number in sorted(by_id) if rows is not None else []:
         for name in by_id[number]:
-            problems.append(f"{name}: has no row in the table, which has {rows} (0 to {rows - 1 if rows else 0}).")
+            problems.append(
+                f"{_shown(name)}: has no row in the table, which has {rows} (0 to {rows - 1 if rows else 0})."
+            )
     return files
 
 
@@ -335,7 +338,7 @@ def _pixels(files: list[Path], image_size: int | None, problems: list[str]) -> n
     before = len(problems)
     for file in files:
         if reason := _not_a_file(file):
-            problems.append(f"{file.name}: {reason}")
+            problems.append(f"{_shown(file.name)}: {reason}")
             continue
         try:
             size = png_size(file)
@@ -349,13 +352,13 @@ def _pixels(files: list[Path], image_size: int | None, problems: list[str]) -> n
                 return None
             if image_size is None and size != expected:
                 problems.append(
-                    f"{file.name}: expected {_size(expected)} pixels (height x width) as in {first}, "
+                    f"{_shown(file.name)}: expected {_size(expected)} pixels (height x width) as in {_shown(first)}, "
                     f"found {_size(size)}. Give an image_size to have all resized."
                 )
                 continue
             pixels, mode, size = read_png(file, image_size=image_size)
         except ImageProblem as problem:
-            problems.append(f"{file.name}: {problem}")
+            problems.append(f"{_shown(file.name)}: {problem}")
             continue
         if mode != "L":
             converted.setdefault(mode, []).append(file.name)
@@ -363,12 +366,17 @@ def _pixels(files: list[Path], image_size: int | None, problems: list[str]) -> n
             resized.append(file.name)
         images.append(pixels)
     for mode, names in converted.items():
-        _log.warning("%d image(s) converted from mode %s to grey, such as %s", len(names), mode, names[0])
+        _log.warning("%d image(s) converted from mode %s to grey, such as %s", len(names), mode, _shown(names[0]))
     if resized:
-        _log.warning("%d image(s) resized to %s pixels, such as %s", len(resized), _size(expected), resized[0])
+        _log.warning("%d image(s) resized to %s pixels, such as %s", len(resized), _size(expected), _shown(resized[0]))
     if len(problems) > before or not images:
         return None
     return np.stack(images)[:, np.newaxis]
+
+
+def _shown(name: str) -> str:
+    """A name as a message shows it: on one line, with nothing that a terminal would obey or not show."""
+    return name if name.isprintable() else repr(name)
 
 
 def _size(size: tuple[int, int] | None) -> str:
@@ -428,7 +436,7 @@ def _stated(content: dict[str, Any], problems: list[str]) -> dict[str, Any]:
 def _phases(content: Any, problems: list[str]) -> dict[str, dict[str, float]] | None:
     keys = ("young_modulus", "poisson_ratio")
     if not isinstance(content, dict) or set(content) != {"matrix", "inclusion"}:
-        found = ", ".join(content) if isinstance(content, dict) else repr(content)
+        found = ", ".join(map(_shown, content)) if isinstance(content, dict) else repr(content)
         problems.append(f"dataset.toml: phases: expected the tables matrix and inclusion, found {found or 'none'}.")
         return None
     phases = {}
@@ -457,4 +465,6 @@ def _unknown_keys(table: dict[str, Any], valid: tuple[str, ...], prefix: str, pr
         if key not in valid:
             near = get_close_matches(key, valid, 1)
             guess = f" Did you mean {near[0]}?" if near else ""
-            problems.append(f"dataset.toml: no key is called {prefix}{key}. There are: {', '.join(valid)}.{guess}")
+            problems.append(
+                f"dataset.toml: no key is called {_shown(prefix + key)}. There are: {', '.join(valid)}.{guess}"
+            )

@@ -831,13 +831,15 @@ def download(options: argparse.Namespace) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     from hpo.predict import predict as predicted
+    from hpo.text import for_csv
 
     frame = predicted(options.folder, options.images)
     if options.json:
         print(json.dumps({"unit": frame.attrs["unit"], "predictions": frame.to_dict("records")}, indent=2))
         return 0
     unit = frame.attrs["unit"]
-    frame.rename(columns={name: f"{name} [{unit}]" for name in frame.columns[1:]}).to_csv(sys.stdout, index=False)
+    frame = frame.rename(columns={name: f"{name} [{unit}]" for name in frame.columns[1:]})
+    for_csv(frame).to_csv(sys.stdout, index=False)
     return 0
 
 

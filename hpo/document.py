@@ -22,6 +22,7 @@ from hpo import sums
 from hpo.answers import Answer
 from hpo.errors import ReportError
 from hpo.mirror import number_text
+from hpo.text import for_csv, for_markdown, visible
 
 SUMS = "report.sha256"  # which files of a folder are a report's
 SHOWN = 30  # rows of a table that the page shows; files have all
@@ -119,7 +120,7 @@ def write(document: Document, folder: Path) -> list[Path]:
     """
     files = {"report.html": _rendered("report.html.j2", document), "report.md": _rendered("report.md.j2", document)}
     for table in document.tables:
-        files[f"tables/{table.name}.csv"] = table.values.to_csv(index=False)
+        files[f"tables/{table.name}.csv"] = for_csv(table.values).to_csv(index=False)
         records = [{name: _plain(value) for name, value in row.items()} for row in table.values.to_dict("records")]
         files[f"tables/{table.name}.json"] = json.dumps(records, indent=1, allow_nan=False)
     files |= {f"figures/{picture.name}.svg": picture.svg for picture in document.pictures}
@@ -178,8 +179,9 @@ def _rendered(template: str, document: Document) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["as_text"] = for_markdown
     text = (resources.files("hpo") / template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(document=document)
+    return visible(environment.from_string(text).render(document=document))
 
 
 def _plain(value: Any) -> Any:

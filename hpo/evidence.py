@@ -22,6 +22,7 @@ from hpo import data as data_files
 from hpo.errors import NotFound, StudyConflict
 from hpo.mirror import point_text
 from hpo.queue import Job, Queue, StudyRow
+from hpo.text import utf8
 from hpo.tracking import Tracker
 from models import metrics
 
@@ -171,7 +172,7 @@ class Evidence:
         """The kind of microstructure of each test cell, by the word behind the number in its file's name; None if the
         names are no kinds."""
         names = [_KIND.fullmatch(self.dataset.names[index]) for index in self.split.test]
-        found = [match[1] for match in names if match]
+        found = [utf8(match[1]) for match in names if match]
         if len(found) < len(names) or not 1 < len(set(found)) <= min(KINDS, len(found) // 2):
             return None
         return found

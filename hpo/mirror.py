@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from hpo import crash, sampling
 from hpo.queue import FREEZE_LIMIT, DatabaseLost, Job, Queue, StudyRow
 from hpo.study import provenance, restore
+from hpo.text import utf8
 from hpo.tracking import Tracker, TrackingUnavailable
 
 log = logging.getLogger("hpo")
@@ -306,7 +307,7 @@ def who() -> str:
 
 def _user() -> str:
     try:
-        return getpass.getuser()
+        return utf8(getpass.getuser())
     except (KeyError, OSError):
         return str(os.getuid())
 

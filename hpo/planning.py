@@ -23,6 +23,7 @@ from hpo.mirror import known, now_ms, point_text
 from hpo.queue import Job, Queue, StudyRow, require_whole
 from hpo.settings import Settings
 from hpo.study import Study
+from hpo.text import for_markdown
 from hpo.tracking import Tracker
 from models import hill, metrics, specs
 from models import weights as pretrained
@@ -402,9 +403,9 @@ def _note(ready: Plan) -> str:
     best = f" best points of {_earlier(ready, 'best_of')}" if chosen.best_of else " trials"
     repeats = f", each {chosen.repeats} times with another seed" if chosen.repeats > 1 else ""
     return (
-        f"{chosen.description or ready.name}\n\n{bare}"
+        f"{for_markdown(chosen.description or ready.name)}\n\n{bare}"
         f"{chosen.trials}{best}{repeats}; data set {data['name']} ({len(ready.dataset.images)} cells, "
         f"{'/'.join(map(str, data['sizes']))} for training/validation/test), targets {', '.join(data['target_names'])} "
-        f"in {data['unit']}. Selected by the lowest validation NMSE: the mean over the targets of MSE / variance of "
-        "the training split."
+        f"in {for_markdown(data['unit'])}. Selected by the lowest validation NMSE: the mean over the targets of MSE / "
+        "variance of the training split."
     )

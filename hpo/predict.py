@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_pipeline.images import LARGEST_FILE, ImageProblem, read_png
 from hpo.errors import ModelError
+from hpo.text import utf8
 
 
 def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
@@ -36,7 +37,7 @@ def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
         alike = [number for number, image in enumerate(images) if image.shape == shape]
         rows[alike] = regressor.predict(model, np.stack([images[number][None] for number in alike]))
     frame = pd.DataFrame(rows, columns=spec["target_names"])
-    frame.insert(0, "image", [str(path) for path in image_paths])
+    frame.insert(0, "image", [utf8(str(path)) for path in image_paths])
     frame.attrs["unit"] = spec["unit"]
     return frame
 

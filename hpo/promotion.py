@@ -8,6 +8,7 @@ from hpo import alarms, crash, election, mirror, registry
 from hpo.mirror import Mirror
 from hpo.queue import Job, StudyRow
 from hpo.study import provenance
+from hpo.text import for_markdown
 from hpo.tracking import Tracker
 
 NAME_SHOWN = 20  # letters of a study's name that leave room for its trial where 32 are shown
@@ -146,10 +147,10 @@ def _register(
 
 
 def _model_description(study: StudyRow) -> str:
-    data = study.facts["data"]
+    data, unit = study.facts["data"], for_markdown(study.facts["data"]["unit"])
     return (
         f"Models trained on {data['name']} (digest {data['digest'][:8]}), targets {', '.join(data['target_names'])} in "
-        f"{data['unit']}. All studies of one database on this data and split compete for @champion; the point with the "
+        f"{unit}. All studies of one database on this data and split compete for @champion; the point with the "
         "lowest validation NMSE, the mean over its seeds, wins."
     )
 
@@ -169,7 +170,7 @@ def _description(
     warnings: Sequence[str],
 ) -> str:
     assert job.spec is not None
-    unit, test = study.facts["data"]["unit"], found["test"]
+    unit, test = for_markdown(study.facts["data"]["unit"]), found["test"]
     cubic, mean = found["predictors"]["volume fraction"]["test"], found["predictors"]["mean"]["test"]
     point = ", ".join(f"{name} = {mirror.number_text(value)}" for name, value in job.spec["point"].items())
     weights = {"ImageNet": "Backbone pretrained on ImageNet. ", "not pretrained": "**Not pretrained.** "}

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from hpo.errors import NotFound, ServiceError, StudyConflict
 from hpo.study import conflict
+from hpo.text import utf8
 
 log = logging.getLogger("hpo")
 
@@ -627,7 +628,7 @@ class Queue:
                 "state = :state, result = :result, reason = :reason, lease_until = NULL, mirrored = false",
                 state=state,
                 result=_json(result),
-                reason=reason and reason[:REASON],
+                reason=reason and utf8(reason)[:REASON],
             )
 
     def give_back(self, job: Job, *, reason: str, counts: bool) -> None:
@@ -641,12 +642,12 @@ class Queue:
             """,
             free=0 if counts else 1,
             attempts=ATTEMPTS,
-            reason=reason[:REASON],
+            reason=utf8(reason)[:REASON],
         )
 
     def note(self, job: Job, reason: str) -> None:
         """Say in the row of a job that is still ours what it waits for. Raises LeaseLost."""
-        self._change(job, "reason = :reason", reason=reason[:REASON])
+        self._change(job, "reason = :reason", reason=utf8(reason)[:REASON])
 
     def bury(self, job: Job, *, reason: str) -> None:
         """End a job of ours as dead at once, whatever its attempts: another one would come to nothing, too. Raises
@@ -655,7 +656,7 @@ class Queue:
             job,
             "attempt = :attempts, state = 'dead', reason = :reason, lease_until = NULL, mirrored = false",
             attempts=ATTEMPTS,
-            reason=reason[:REASON],
+            reason=utf8(reason)[:REASON],
         )
 
     def revive(self, study: str, *, trials: bool) -> list[int]:
@@ -689,7 +690,7 @@ class Queue:
                     )
                     RETURNING {_JOB}
                 """),
-                {"study": study, "number": number, "repeat": repeat, "reason": f"cancelled by {by}"[:REASON]},
+                {"study": study, "number": number, "repeat": repeat, "reason": utf8(f"cancelled by {by}")[:REASON]},
             )
             return [Job(**row) for row in cancelled.mappings()]
 

@@ -19,7 +19,7 @@ from hpo import election
 from hpo.mirror import Mirror, known, now_ms, number_text, point_text, score_text
 from hpo.queue import Job, StudyRow, finite
 from hpo.study import provenance
-from hpo.text import visible
+from hpo.text import for_csv, visible
 from hpo.tracking import Tracker
 
 TOP = 10
@@ -228,7 +228,7 @@ def log_comparison(tracker: Tracker, closed: list[tuple[StudyRow, dict[str, Any]
     """Attach the comparison to the run of each of its studies; return the link to all their trials. Idempotent."""
     with tempfile.TemporaryDirectory() as folder:
         table, text = Path(folder, "comparison.csv"), Path(folder, "comparison.txt")
-        pandas.DataFrame(comparison_rows(closed)).to_csv(table, index=False)
+        for_csv(pandas.DataFrame(comparison_rows(closed))).to_csv(table, index=False)
         with text.open("w") as file:
             print_table(console(file=file), comparison(closed))
         for study, _ in closed:
@@ -329,7 +329,7 @@ def log_study(shown: Mirror, ended: dict[str, Any]) -> None:
     jobs, run_id = shown.queue.jobs(study.name), study.facts["study_run_id"]
     with tempfile.TemporaryDirectory() as folder:
         table, raw, text = Path(folder, "trials.csv"), Path(folder, "result.json"), Path(folder, "result.txt")
-        pandas.DataFrame(rows(jobs)).to_csv(table, index=False)
+        for_csv(pandas.DataFrame(rows(jobs))).to_csv(table, index=False)
         raw.write_text(json.dumps(finite(ended), indent=2, allow_nan=False))
         with text.open("w") as file:
             print_table(console(file=file), top_table(study, jobs))

@@ -15,6 +15,7 @@ from hpo.evidence import Closed, Evidence, Winner
 from hpo.mirror import number_text, score_text
 from hpo.report import NAMES, TOP, within_spread
 from hpo.study import Choices, Interval, provenance
+from hpo.text import one_line, utf8
 from models import metrics
 
 WORST = 10  # test cells shown
@@ -425,7 +426,7 @@ def _errors(evidence: Evidence) -> Section:
     worst = np.argsort(-nrmse, kind="stable")[:WORST]
     tables.append(_worst(evidence, first, nrmse, worst))
     images = data.images[evidence.split.test][worst].mean(axis=1)
-    titles = [f"{data.names[evidence.split.test[index]]}\nNRMSE {nrmse[index]:.3f}" for index in worst]
+    titles = [f"{one_line(data.names[evidence.split.test[index]])}\nNRMSE {nrmse[index]:.3f}" for index in worst]
     pictures = [
         Picture(
             name="parity",
@@ -475,7 +476,7 @@ def _physics(evidence: Evidence) -> Table:
 def _worst(evidence: Evidence, first: Winner, nrmse: np.ndarray, worst: Iterable[int]) -> Table:
     rows = []
     for index in worst:
-        image = evidence.dataset.names[evidence.split.test[index]]
+        image = utf8(evidence.dataset.names[evidence.split.test[index]])
         for what, values in (("label", evidence.truth[index]), ("prediction", first.predicted[index])):
             row = {"image": image, "volume fraction": float(evidence.fractions[index]), "NRMSE": float(nrmse[index])}
             row |= {"what": what} | dict(zip(evidence.dataset.target_names, map(float, values), strict=True))

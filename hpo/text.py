@@ -1,5 +1,11 @@
 """Text that people chose (names, reasons, paths) where a program would read more into it than text."""
 
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+
 
 def visible(text: str) -> str:
     """The text with all that a terminal would obey, or not show, spelled as Python spells it: `\\x1b`, `\\u202e`, and
@@ -14,3 +20,47 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """`visible` of a name within a message: it ends no line there."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def for_markdown(text: str) -> str:
+    """Text on one line of a Markdown page, or in a cell of a table, that reads there as it is."""
+    line = visible(text).replace("\n", " ")
+    return _MARKUP.sub(lambda found: f"\\{found[0]}", _NUMBERED.sub(r"\1\\\2", line))
+
+
+_NUMBERED = re.compile(r"^(\d+)([.)])(?=\s)")
+_MARKUP = re.compile(
+    r"[`*<>|~$]"
+    r"|\\(?![.)])"  # but for the one that _NUMBERED made
+    r"|(?<!\w)_|_(?!\w)"  # within a word it is no markup
+    r"|(?<=\])[(\[:]"  # brackets are markup only before these
+    r"|&(?=[#\w]+;)"
+    r"|^[-+#=](?=[-+#=\s]|$)"  # a list, a heading, a line
+)
+
+
+def for_csv(frame: "pandas.DataFrame") -> "pandas.DataFrame":
+    """The frame with an apostrophe before each text that a spreadsheet would run as a formula, or that has apostrophes
+    before such a one: to read it back, take one away. Numbers stay, and so do texts that are numbers."""
+    found = frame.rename(columns=_cell)
+    for index, kind in enumerate(frame.dtypes):
+        if kind.kind not in "biuf":
+            found.isetitem(index, [_cell(value) for value in frame.iloc[:, index]])
+    return found
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = utf8(value)
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def utf8(text: str) -> str:
+    """The text with bytes of a file's name that are no UTF-8, and NUL, spelled as `visible` does: files, tables and the
+    database take it."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")

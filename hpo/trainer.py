@@ -22,6 +22,7 @@ from typing import Any
 from data_pipeline.dataset import DatasetError, load_npz, sha256_in
 from hpo import crash
 from hpo.errors import disk_is_full
+from hpo.text import for_csv, utf8
 
 Emit = Callable[..., None]
 
@@ -182,7 +183,7 @@ def train(
     found = metrics.scores(predicted, targets, train_variance=variance)
     last_found = metrics.scores(predict(final, images, alive=alive), targets, train_variance=variance)
     predictions = work / "validation.csv"
-    _table(dataset, parts.validation, predicted).to_csv(predictions, index=False)
+    for_csv(_table(dataset, parts.validation, predicted)).to_csv(predictions, index=False)
     crash.at("packaging")
     target = work / "model"
     shutil.rmtree(target, ignore_errors=True)
@@ -293,7 +294,7 @@ def score(emit: Emit, stop: threading.Event, *, folder: str, data: str, predicti
                 table = _table(dataset, indices, predicted)
                 table.insert(1, "split", part)
                 tables.append(table)
-    pandas.concat(tables).to_csv(predictions, index=False)
+    for_csv(pandas.concat(tables)).to_csv(predictions, index=False)
     emit("scored", **found.pop("model"), predictors=found)
 
 
@@ -305,7 +306,7 @@ def _table(dataset: Any, indices: Any, predicted: Any) -> Any:
     names = dataset.target_names
     table = pandas.DataFrame(dataset.targets[indices], columns=[f"{name} true" for name in names])
     table[[f"{name} predicted" for name in names]] = predicted
-    table.insert(0, "image", [dataset.names[index] for index in indices])
+    table.insert(0, "image", [utf8(dataset.names[index]) for index in indices])
     return table
 
 
