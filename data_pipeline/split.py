@@ -11,6 +11,7 @@ from data_pipeline.dataset import Dataset, DatasetError
 SEED = 42  # of the source study
 SMALLEST = 4  # cells: below that one of the three parts is empty
 LEAST_SPREAD = 1e-5  # of a component, relative to its largest value; 32-bit networks cannot tell apart much less
+SMALLEST_LABEL = 1e-30  # of a component's largest; networks reckon in single precision, which ends at 1e-38
 ENOUGH = 20  # cells; fewer leave a validation split that says nothing
 
 
@@ -50,6 +51,8 @@ def lacks(dataset: Dataset) -> str | None:
         return f"expected at least {ENOUGH} images, found {len(dataset.images)}"
     learned = dataset.targets[split(len(dataset.images)).train]
     alike = learned.std(axis=0) <= LEAST_SPREAD * np.abs(learned).max(axis=0)
+    if (largest := np.abs(learned).max(axis=0).min()) < SMALLEST_LABEL and largest > 0:
+        return f"a component has no label above {SMALLEST_LABEL:.0e}: single precision loses it; use a smaller unit"
     constant = [name for name, same in zip(dataset.target_names, alike, strict=True) if same]
     if constant:
         return f"{', '.join(constant)} is the same number for every training image, to five digits: nothing to learn"

@@ -32,7 +32,7 @@ from PIL import Image
 from data_pipeline.components import COMPONENTS, COUPLINGS, vector
 from data_pipeline.dataset import LARGEST_TOTAL, DatasetError, plain_name, write_atomically
 from data_pipeline.homogenize import homogenize
-from data_pipeline.images import LARGEST_SIDE
+from data_pipeline.images import LARGEST_SIDE, ImageProblem, read_png
 from data_pipeline.morphology import SMALLEST_SIDE, draw
 from data_pipeline.phase import Phase
 
@@ -85,6 +85,10 @@ def make(
             moduli[1] / moduli[0],
             LARGEST_CONTRAST,
         )
+    if matrix.poisson_ratio == inclusion.poisson_ratio == 0:
+        _log.warning(
+            "Both phases have the Poisson's ratio 0, so C13 and C23 are 0 in every cell: no study can be trained on it"
+        )
     recipe = {
         "phases": {"matrix": asdict(matrix), "inclusion": asdict(inclusion)},
         "made": {"recipe": RECIPE, "seed": seed, "count": count, "size": size},
@@ -97,7 +101,7 @@ def _make(folder: Path, recipe: dict[str, Any], matrix: Phase, inclusion: Phase,
     table = folder / f"1-{count}_Cij_pbc.csv"
     try:
         with _claimed(folder, recipe):
-            rows = _finished(folder, table, count)
+            rows = _finished(folder, table, count, size)
             yield len(rows)
             todo = [index for index in range(count) if index not in rows]
             if todo:
@@ -181,7 +185,7 @@ def _told(recipe: dict[str, Any]) -> str:
     return f"{made}, phases {recipe['phases']}"
 
 
-def _finished(folder: Path, table: Path, count: int) -> dict[int, str]:
+def _finished(folder: Path, table: Path, count: int, size: int) -> dict[int, str]:
     """The rows, as lines, of the cells that are in the folder with their image."""
     rows: dict[int, str] = {}
     for name in (_PARTIAL, "cells.csv"):
@@ -192,11 +196,21 @@ def _finished(folder: Path, table: Path, count: int) -> dict[int, str]:
             fields = line.split(",")
             if line.endswith("\n") and len(fields) == len(_COLUMNS) and fields[0].isdigit():
                 index = int(fields[0])
-                if index < count and (folder / fields[1]).is_file():
+                name = f"{index}_{fields[2]}.png"
+                if index < count and fields[1] == name and _is_image(folder / name, fields[3], size):
                     rows[index] = line
     if len(rows) < count:
         table.unlink(missing_ok=True)  # the table is what says that a folder is finished
     return rows
+
+
+def _is_image(path: Path, fraction: str, size: int) -> bool:
+    """Whether the file is an image of that size and volume fraction, not something of its name."""
+    try:
+        pixels, mode, found = read_png(path)
+        return mode == "L" and found == (size, size) and repr(float((pixels == 255).mean())) == fraction
+    except (ImageProblem, OSError):
+        return False
 
 
 def _finish(folder: Path, table: Path, rows: list[str]) -> None:
@@ -217,7 +231,8 @@ def _cell(folder: Path, seed: int, index: int, size: int, matrix: Phase, inclusi
     fine = homogenize(cell.image, matrix=matrix, inclusion=inclusion, subdivisions=2)
     coarse = homogenize(cell.image, matrix=matrix, inclusion=inclusion, subdivisions=1)
     label = vector(fine)
-    uncertainty = np.max(np.abs(vector(coarse) - label) / np.abs(label))
+    difference = np.abs(vector(coarse) - label)
+    uncertainty = np.max(np.divide(difference, np.abs(label), out=np.zeros_like(label), where=label != 0))
     png = io.BytesIO()
     Image.fromarray(cell.image.astype(np.uint8) * np.uint8(255)).save(png, format="PNG", optimize=True)
     name = f"{index}_{cell.morphology}.png"

@@ -15,6 +15,7 @@ from data_pipeline.components import COMPONENTS
 COLUMNS = 1 + len(COMPONENTS)
 LARGEST = 64 * 2**20  # bytes; 520 rows have about 100 kB
 MOST_ROWS = 100_000  # a row costs 20 µs and, if all its numbers are kept, 500 bytes
+LARGEST_LABEL = 1e30  # networks reckon in single precision, which ends at 3.4e38
 LONGEST_LINE = 4096  # characters; ten numbers have some 200
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -111,6 +112,11 @@ def _row(line: str) -> tuple[list[float] | None, str]:
         value = float(field)
         if not isfinite(value):
             return None, f"column {column} ({what}): expected a finite number, found {_shown(field)}, which overflows."
+        if abs(value) > LARGEST_LABEL and column > 1:
+            return None, (
+                f"column {column} ({what}): expected a number of at most {LARGEST_LABEL:.0e}, for networks reckon in "
+                f"single precision, found {_shown(field)}. Use a larger unit."
+            )
         values.append(value)
     return values, ""
 

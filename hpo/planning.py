@@ -144,8 +144,14 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
 
 
 def _check_sizes(chosen: Study, folder: Path, data: Dataset) -> None:
-    """Raise StudyError if the study can reach a network that does not fit the images."""
+    """Raise StudyError if the study can reach a network or a batch that does not fit the images."""
     shape = data.images.shape[1:]
+    for point in chosen.combinations("backbone", "trainable", "batch_size"):
+        model, training = chosen.trial(point)
+        try:
+            specs.check_batches(specs.from_dict(model), specs.training_from_dict(training), shape)
+        except specs.SpecError as error:
+            raise StudyError(f"{folder}: {chosen.name} at {point_text(point) or 'its one point'}: {error}") from None
     for point in chosen.largest():
         try:
             specs.size(specs.from_dict(chosen.trial(point)[0]), shape, len(data.target_names))
@@ -364,6 +370,12 @@ def _check_physics(data: Dataset, folder: Path) -> None:
             f"dataset.toml, and pixels of 0 and 255 alone, found {other}. {leave}"
         )
     lambdas, mus = ([getattr(phase, name) for phase in data.phases.values()] for name in ("lame_lambda", "lame_mu"))
+    if (largest := max(map(abs, (*lambdas, *mus)))) > hill.LARGEST:
+        raise StudyError(
+            f"{folder}: model.physics reckons in single precision: expected phases whose Lame constants are at most "
+            f"{hill.LARGEST:.0e}, found {largest:.3g} {data.unit}. Give labels and phases in a larger unit, or a "
+            f"poisson_ratio further from 0.5. {leave}"
+        )
     ks = lambdas[0] + mus[0], lambdas[1] + mus[1]
     if not hill.apart(ks):
         raise StudyError(

@@ -272,7 +272,7 @@ def _distribution(parameter: Choices | Interval) -> BaseDistribution:
         return CategoricalDistribution(parameter.values)
     if isinstance(parameter.low, int) and isinstance(parameter.high, int):
         step = int(parameter.step) if parameter.step else 1
-        return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=step)
+        return IntDistribution(parameter.low, int(parameter.top), log=parameter.log, step=step)
     return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
 
 

@@ -25,6 +25,7 @@ SAMPLERS = ("grid", "random", "tpe")
 BARE = "-not-pretrained"  # behind a study's name
 BEST = "best"  # in the place of a sampler: the best points of an earlier study
 DEFAULT_DATA = "default"
+LONGEST_NAME = 200  # characters; names of files and aliases, which have more behind it, may have 255
 
 # By pruner, its settings and their defaults: all whole numbers of at least 1.
 PRUNERS: dict[str, dict[str, int]] = {
@@ -63,6 +64,16 @@ class Interval:
     high: float
     log: bool = False
     step: float | None = None
+
+    @property
+    def top(self) -> float:
+        """The highest value in reach: the steps need not come out even."""
+        if self.step is None:
+            return self.high
+        if all(isinstance(each, int) for each in (self.low, self.high, self.step)):
+            return self.high - (self.high - self.low) % self.step
+        steps = (self.high - self.low) / self.step
+        return self.high if abs(steps - round(steps)) < 1e-8 else self.low + math.floor(steps) * self.step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +207,15 @@ class Study:
                 for each in range(int(stride.low), int(stride.high) + 1, int(stride.step or 1))
             ]
         return [highest | {"stride": each} for each in stride.values] if stride else [highest]
+
+    def combinations(self, *keys: str) -> list[dict[str, Any]]:
+        """The points of a grid, else those at the lowest ends of the space with each combination of names, and of the
+        lowest numbers, that these parameters can have."""
+        if self.sampler == "grid":
+            return self.grid()
+        ends = {key: p.values if isinstance(p, Choices) else (p.low,) for key, p in self.space.items()}
+        axes = [values if key in keys else values[:1] for key, values in ends.items()]
+        return [dict(zip(ends, values, strict=True)) for values in itertools.product(*axes)]
 
     def trial(self, point: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The model's and the training's settings at one point, complete and validated."""
@@ -504,6 +524,8 @@ def _file(name: str) -> tuple[str, str, dict[str, Any], Path | None]:
         name = path.name.removesuffix(".toml")
         if not name or any(character not in _NAME for character in name):
             raise StudyError(f"{label}: expected a file name of letters, digits, '.', '_' and '-', found '{name}'.")
+        if len(name) > LONGEST_NAME:
+            raise StudyError(f"{label}: expected a name of at most {LONGEST_NAME} characters, found {len(name)}.")
         if name in shipped():
             raise StudyError(f"{label}: '{name}' is the name of a shipped study: give the file another name.")
         if name.endswith(BARE):
@@ -661,6 +683,8 @@ def _pruner(label: str, table: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         if _value(label, f"pruner.{key}", value, int) < (2 if key == "reduction_factor" else 1):
             raise StudyError(f"{label}: pruner.{key}: expected a larger whole number, found {value}.")
+        if value > 10**7:
+            raise StudyError(f"{label}: pruner.{key}: expected at most {10**7}, found {value}.")
     return {"name": name, **PRUNERS[name], **settings}
 
 
@@ -762,8 +786,8 @@ def _parameter(label: str, key: str, value: Any) -> Choices | Interval:
     if isinstance(value, list):
         if not value or not all(isinstance(item, (bool, int, float, str)) for item in value):
             raise StudyError(f"{where}: expected a list of numbers, words or true/false, found {value!r}.")
-        if len(set(map(repr, value))) != len(value):
-            raise StudyError(f"{where}: a value stands twice in {value!r}.")
+        if len({(isinstance(each, bool), each) for each in value}) != len(value):  # 0, 0.0 and -0.0 are one number
+            raise StudyError(f"{where}: a value stands twice in {value!r}: each would be trained twice. Keep one.")
         return Choices(values=tuple(value))
     if not isinstance(value, dict):
         raise StudyError(f"{where}: expected a list of values or {{low = ..., high = ...}}, found {value!r}.")
@@ -793,7 +817,7 @@ def _is_number(value: Any, *, whole: bool = False) -> bool:
 
 def _corners(space: Mapping[str, Choices | Interval]) -> list[dict[str, Any]]:
     """Points at the lowest and the highest end of every parameter, one parameter at a time."""
-    ends = {key: p.values if isinstance(p, Choices) else (p.low, p.high) for key, p in space.items()}
+    ends = {key: p.values if isinstance(p, Choices) else (p.low, p.top) for key, p in space.items()}
     first = {key: values[0] for key, values in ends.items()}
     return [first, *({**first, key: value} for key, values in ends.items() for value in values)]
 
@@ -811,7 +835,7 @@ def _seconds(space: Mapping[str, Choices | Interval]) -> list[dict[str, Any]]:
 
 def _highest(space: Mapping[str, Choices | Interval]) -> dict[str, Any]:
     """The point at the highest number of every parameter; of names the first."""
-    ends = {key: p.values if isinstance(p, Choices) else (p.high,) for key, p in space.items()}
+    ends = {key: p.values if isinstance(p, Choices) else (p.top,) for key, p in space.items()}
     return {key: values[0] if isinstance(values[0], str) else max(values) for key, values in ends.items()}
 
 

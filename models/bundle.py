@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from models import hill
 from models.physics import Physics
 from models.regressor import Regressor
 from models.specs import (
@@ -29,7 +30,6 @@ FORMAT = 1
 LARGEST_SPEC = 2**20  # bytes of spec.json, which has a few thousand
 LARGEST_HEADER = 2**20  # bytes of JSON before the weights, which has a thousand; 80 MB of it take 2 GB and 20 s to read
 LARGEST_SIZE = 2**16  # channels, or pixels a side
-LARGEST_CONSTANT = 1e15  # of a phase: that of diamond in pascal is 1e12, and the square must fit single precision
 INPUT_CONVENTION = "float32, (batch, channel, height, width), grey value / 255"
 
 
@@ -143,7 +143,7 @@ def _physics(spec: dict[str, Any], model: ModelSpec) -> Physics:
         and phases.keys() == {"matrix", "inclusion"}
         and all(isinstance(each, dict) and each.keys() == constants for each in phases.values())
         and all(
-            type(value) is float and abs(value) <= LARGEST_CONSTANT  # NaN is not
+            type(value) is float and abs(value) <= hill.LARGEST  # NaN is not
             for each in phases.values()
             for value in each.values()
         )

@@ -13,6 +13,7 @@ Where the phases' k nearly agree, dividing by dk loses digits: who knows a, b an
 from typing import Any
 
 Pair = tuple[float, float]  # a constant of the matrix and of the inclusion, any unit
+LARGEST = 1e15  # of a phase's constants: that of diamond in pascal is 1e12, and the square must fit single precision
 SMALLEST = 1e-3  # of the larger k: phases that differ less make the relations worthless for labels of a few digits
 
 

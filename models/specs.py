@@ -81,13 +81,14 @@ FAMILIES: dict[str, type[BaselineSpec] | type[CnnSpec] | type[TransferSpec] | ty
 class TrainingSpec:
     """Adam on the mean squared error over all targets, shuffled each epoch; defaults are the protocol's."""
 
-    epochs: int = field(default=300, metadata={"low": 1})
-    batch_size: int = field(default=32, metadata={"low": 1})  # images
+    epochs: int = field(default=300, metadata={"low": 1, "high": 10**7})
+    batch_size: int = field(default=32, metadata={"low": 1, "high": 2**31 - 1})  # images
     learning_rate: float = field(default=1e-3, metadata={"above": 0.0})
     target_scaling: str = field(default="standard", metadata={"options": ("standard", "none")})
     # Settings that came later: at their defaults they are left out of the dict form, so that it, and with it the
     # identity of every study that does not use them, stays what it was.
-    patience: int = field(default=0, metadata={"low": 0, "later": True})  # epochs without a new best; 0: never stop
+    # epochs without a new best; 0: never stop
+    patience: int = field(default=0, metadata={"low": 0, "high": 10**7, "later": True})
     precision: str = field(default="fp32", metadata={"options": ("fp32", "bf16"), "later": True})
     augmentation: str = field(default="none", metadata={"options": ("none", "symmetry"), "later": True})
     weight_decay: float = field(default=0.0, metadata={"low": 0.0, "later": True})  # AdamW's; 0: plain Adam
@@ -283,6 +284,25 @@ def check_image(spec: ModelSpec, image_shape: Sequence[int]) -> None:
         raise SpecError(f"transfer: expected images of one or three channels, found {image_shape[0]}.")
 
 
+def least_batch(spec: ModelSpec, image_shape: Sequence[int]) -> int:
+    """How many images a batch of the training must have: two where a trained batch-norm sees one pixel of each image,
+    for of a single number there is no variance."""
+    if not isinstance(spec, TransferSpec) or spec.trainable == "head" or spec.backbone == "vgg16":
+        return 1
+    last = {"resnet50": lambda side: math.ceil(side / 32), "densenet121": lambda side: math.ceil(side / 4) // 8}
+    return 2 if {last[spec.backbone](side) for side in image_shape[1:]} == {1} else 1
+
+
+def check_batches(spec: ModelSpec, training: TrainingSpec, image_shape: Sequence[int]) -> None:
+    """Raise SpecError if batches of this size cannot be trained on; one that is left over joins the one before it."""
+    if training.batch_size < (least := least_batch(spec, image_shape)):
+        raise SpecError(
+            f"training: batch_size = {training.batch_size}: of images of {image_shape[1]}x{image_shape[2]} pixels the "
+            f"last batch-norm of this backbone sees one pixel each: expected at least {least} images in a batch, or "
+            "larger images."
+        )
+
+
 def parameter_count(module: "nn.Module", *, trainable: bool = False) -> int:
     """How many numbers the parameters are, with `trainable` only those that training changes."""
     return sum(each.numel() for each in module.parameters() if each.requires_grad or not trainable)
@@ -339,9 +359,13 @@ def _rule(f: Field) -> str:
     return ", ".join(
         [
             text,
-            " and ".join(f"{words} {rule[key]:g}" for key, words in bounds.items() if key in rule),
+            " and ".join(f"{words} {_plain(rule[key])}" for key, words in bounds.items() if key in rule),
         ]
     )
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _near(word: Any, words: Any) -> str:

@@ -28,7 +28,9 @@ from models.specs import (
     SpecError,
     TrainingSpec,
     build,
+    check_batches,
     check_together,
+    least_batch,
     needs_symmetries,
     physical,
     symmetric,
@@ -124,6 +126,7 @@ class Training:
         self.spec, self.training, self.seed = spec, training, seed
         self.device = torch.device(device)
         self._image_shape = (train[0].shape[1], train[0].shape[2], train[0].shape[3])
+        check_batches(spec, training, self._image_shape)
         labels = np.asarray(train[1], np.float64)
         self.train_variance = labels.var(axis=0)  # (k,), unit²
         constant = np.flatnonzero(labels.max(axis=0) == labels.min(axis=0)).tolist()
@@ -272,7 +275,9 @@ class Training:
         network, optimiser = self.network.train(), self._optimiser
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
         squares = torch.zeros(targets.shape[1], dtype=torch.float64, device=self.device)
-        batches = torch.randperm(len(targets)).to(self.device).split(self.training.batch_size)
+        batches = list(torch.randperm(len(targets)).to(self.device).split(self.training.batch_size))
+        if len(batches) > 1 and len(batches[-1]) < least_batch(self.spec, self._image_shape):
+            batches[-2:] = [torch.cat(batches[-2:])]  # a batch-norm needs more than one number
         augmentation = self._augmentation
         if augmentation is not None:
             draws, moved = augmentation.draw(len(targets)).to(self.device), torch.stack(self._moved)

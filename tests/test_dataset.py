@@ -291,6 +291,7 @@ TABLES = {
     "tabs": ([*rows()[:2], rows()[2].replace(",", "\t"), *rows()[3:]], "line 3: .*found tabs"),
     "nan": (row_with(4, "nan"), r"line 3: column 5 \(C12\): expected a finite number, found 'nan'"),
     "infinity": (row_with(9, "-Infinity"[:4]), r"line 3: column 10 \(C66\): expected a finite number, found '-Inf'"),
+    "beyond single precision": (row_with(1, "-4e38"), r"line 3: column 2 \(C11\): .*at most 1e\+30.*'-4e38'"),
     "overflow": (row_with(1, "1e999"), r"line 3: column 2 \(C11\): .*'1e999', which overflows"),
     "empty field": (row_with(6, ""), r"line 3: column 7 \(C13\): expected a number, found nothing"),
     "a word": (row_with(2, "many"), r"line 3: column 3 \(C22\): expected a plain decimal number .* found 'many'"),

@@ -245,3 +245,42 @@ def test_the_seed_decides_the_points_whoever_fills_them(services, data, tmp_path
     assert points([2, 3, 1, 0], seed=5) == first
     assert points([0, 1, 2, 3], seed=6) != first
     assert len({point["learning_rate"] for point in first}) == 4, "no two workers draw the same"
+
+
+FINE = """
+[data]
+path = "{data}"
+image_size = 32
+[model]
+family = "transfer"
+weights = "none"
+{fixed}
+[sampler]
+name = "random"
+trials = 2
+[space]
+{space}
+"""
+
+
+def test_a_batch_that_no_batch_norm_can_be_trained_on_is_refused_at_planning(data, tmp_path):
+    def prepare(space, fixed=""):
+        (tmp_path / "fine.toml").write_text(FINE.format(data=data, space=space, fixed=fixed))
+        return planning.prepare(study.load(str(tmp_path / "fine.toml")))
+
+    wide = 'backbone = ["vgg16", "resnet50"]\ntrainable = ["head", "all"]\n'
+    with pytest.raises(
+        StudyError, match=r"fine at resnet50 .*batch_size = 1: .* expected at least 2 images in a batch"
+    ):
+        prepare(wide + "batch_size = {low = 1, high = 32}")
+    assert prepare(wide + "batch_size = {low = 2, high = 32}").study.trials == 2
+    assert prepare("batch_size = [32, 1]", 'backbone = "resnet50"\ntrainable = "head"').study.trials == 2
+
+
+def test_phases_beyond_what_a_model_file_may_hold_are_refused_at_planning(tmp_path):
+    data = cells.make(tmp_path / "stiff", count=30)
+    (data / "dataset.toml").write_text(cells.PHASES.format(matrix=3.5e15, inclusion=7e16))
+    text = '[data]\npath = "stiff"\n[model]\nfamily = "periodic"\nphysics = "hill"\nwidth = 1\n[space]\ndepth = [1]\n'
+    (tmp_path / "stiff.toml").write_text(text)
+    with pytest.raises(StudyError, match=r"Lame constants are at most 1e\+15, found .*larger unit"):
+        planning.prepare(study.load(str(tmp_path / "stiff.toml")))

@@ -388,6 +388,27 @@ def test_a_step_beyond_the_highest_value_leaves_the_lowest_alone(tmp_path):
     assert load(tmp_path, MINIMAL.replace("kernel_size = 3", "").replace("[4, 8]", space)).trials == 5
 
 
+def test_an_end_that_no_step_reaches_is_no_point(tmp_path):
+    space = "[4, 8]\nkernel_size = {low = 1, high = 8, step = 2}"  # 8 is even, but 7 is the last
+    each = load(tmp_path, MINIMAL.replace("kernel_size = 3", "").replace("[4, 8]", space))
+    assert {point["kernel_size"] for point in each.corners()} == {1, 7}
+    assert each.largest() == [{"filters": 8, "kernel_size": 7, "learning_rate": 1e-2}]
+    assert study.Interval(low=0.1, high=0.5, step=0.1).top == 0.5  # whatever 0.4 / 0.1 comes out as
+    assert study.Interval(low=0.0, high=0.5, step=0.2).top == pytest.approx(0.4)
+    assert each.canonical(data_digest="d", split_digest="s")["space"][1][1]["high"] == 8, "as it was written"
+
+
+def test_zero_is_written_as_one_likes_and_the_study_stays_the_one_it_was(tmp_path):
+    written = [study.load("grid", [f"space.dropout={each}"]) for each in ("[0, 0.2]", "[0.0, 0.2]")]
+    assert len({identity(each) for each in written}) == 2, "both have been run under their own identity"
+
+
+def test_a_name_has_room_behind_it(tmp_path):
+    (tmp_path / ("n" * 201 + ".toml")).write_text(MINIMAL)
+    with pytest.raises(StudyError, match="a name of at most 200 characters, found 201"):
+        study.load(str(tmp_path / ("n" * 201 + ".toml")))
+
+
 def test_a_grid_has_no_start():
     with pytest.raises(StudyError, match="start: a grid trains all its points: remove the key"):
         study.load("grid", ["start=[{filters = 8}]"])
@@ -405,6 +426,10 @@ def test_a_grid_has_no_start():
         (["training.epochs=ten"], "epochs = 'ten'; expected a whole number"),
         (["space.filters=8"], "expected a list of values"),
         (["space.filters=[8, 8]"], "a value stands twice"),
+        (["space.dropout=[0, 0.2, -0.0]"], "a value stands twice in [0, 0.2, -0.0]"),
+        (["space.dropout=[0.0, 0]"], "a value stands twice"),
+        (["training.batch_size=1000000000000000000000000"], "at least 1 and at most 2147483647"),
+        (["training.epochs=100000000"], "at least 1 and at most 10000000"),
         (["space.filters=[]"], "expected a list of numbers"),
         (["space.dropout=[1.5]"], "dropout = 1.5; expected a number"),
         (["space.dropout={low = 0.0, high = 0.5}"], "a grid needs a list of values, found an interval"),

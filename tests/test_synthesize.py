@@ -180,9 +180,18 @@ def test_an_interrupted_set_keeps_its_cells_and_goes_on(made, tmp_path):
     assert content(folder) == content(made)
 
 
-def test_a_lost_image_is_made_again(made, tmp_path):
+def spoilt(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def black(path):
+    Image.new("L", (SMALL["size"],) * 2).save(path)
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, spoilt, black])
+def test_a_lost_or_replaced_image_is_made_again(made, tmp_path, lose):
     folder = shutil.copytree(made, tmp_path / "small")
-    (folder / "1_isotropic.png").unlink()
+    lose(folder / "1_isotropic.png")
     assert list(make(folder, **SMALL, processes=1)) == [3, 4]
     assert content(folder) == content(made)
 
@@ -248,6 +257,15 @@ def test_a_contrast_above_50_gives_a_notice(tmp_path, caplog):
         assert not caplog.records
         make(tmp_path, matrix=Phase(1.0, 0.3), inclusion=Phase(51.0, 0.3))
     assert "differ by a factor of 51; above 50 labels on a pixel grid are not reliable" in caplog.text
+
+
+def test_phases_without_poissons_ratio_are_labelled_and_said_to_be_of_no_use(tmp_path, caplog):
+    phases = {"matrix": Phase(3.5, 0.0), "inclusion": Phase(70.0, 0.0)}
+    with caplog.at_level(logging.WARNING, "data_pipeline"):
+        list(make(tmp_path / "zero", count=1, size=SMALL["size"], processes=1, **phases))
+    assert "C13 and C23 are 0 in every cell: no study can be trained on it" in caplog.text
+    (row,) = side_file(tmp_path / "zero")
+    assert float(row["C13"]) == float(row["C23"]) == 0 and 0 < float(row["label_uncertainty"]) < 1
 
 
 def test_the_command_takes_the_phases_constants_and_refuses_impossible_ones(tmp_path, capsys):

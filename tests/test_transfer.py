@@ -11,10 +11,20 @@ import torch
 from shell import at_once
 from torch import nn
 
-from models import bundle
+from models import bundle, transfer
 from models.metrics import scores
 from models.regressor import predict
-from models.specs import CHANNELS, SpecError, TrainingSpec, TransferSpec, build, parameter_count, size, to_dict
+from models.specs import (
+    CHANNELS,
+    SpecError,
+    TrainingSpec,
+    TransferSpec,
+    build,
+    least_batch,
+    parameter_count,
+    size,
+    to_dict,
+)
 from models.training import Interrupted, Training, load_state, save_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,6 +56,25 @@ def numbers(epoch):
 
 def images(n=3, channels=1):
     return torch.rand(n, channels, 32, 32, generator=torch.Generator().manual_seed(SEED))
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "densenet121"])
+def test_a_batch_of_one_image_of_one_final_pixel_joins_the_batch_before(backbone):
+    first = [each[:17] for each in TRAIN]
+    made = training(spec(backbone, "all"), TrainingSpec(epochs=1, batch_size=8), train=first)
+    assert np.isfinite(next(made.epochs()).metrics["val/nmse"])
+    with pytest.raises(SpecError, match=r"batch_size = 1: .* expected at least 2 images in a batch"):
+        training(spec(backbone, "all"), TrainingSpec(epochs=1, batch_size=1), train=first)
+
+
+@pytest.mark.parametrize("side", [32, 33, 60, 61, 64, 65])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_least_batch_is_that_of_what_the_last_batch_norm_sees(backbone, side):
+    with torch.device("meta"):
+        last = transfer.backbone(backbone)(torch.empty(2, 3, side, side)).shape[2:]
+    alone = tuple(last) == (1, 1) and backbone != "vgg16"  # which has no batch-norm
+    assert least_batch(spec(backbone, "all"), (1, side, side)) == (2 if alone else 1)
+    assert least_batch(spec(backbone, "head"), (1, side, side)) == 1
 
 
 HEADS = {"vgg16": 8_361, "resnet50": 32_937, "densenet121": 16_553}  # the protocol's, for nine targets
