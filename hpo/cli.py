@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hpo.settings import Settings
     from hpo.slurm import Request
     from hpo.study import Study
+    from hpo.tracking import Tracker
     from hpo.worker import Limits
 
 WATCH_INTERVAL = 2.0  # seconds
@@ -527,8 +528,7 @@ def _by(asked: "Stop | None") -> str:
 
 
 def stop(options: argparse.Namespace) -> int:
-    from hpo import sampling, services, stopping
-    from hpo.tracking import Tracker
+    from hpo import stopping
 
     read, found, queue = _connect(mlflow=False)
     row = queue.study(options.study)
@@ -540,8 +540,7 @@ def stop(options: argparse.Namespace) -> int:
         if options.no_wait:
             print(f"The workers of {row.name} give their trials back and leave within seconds.")
             return 0
-    if services.running(read):
-        stopping.show(queue, Tracker(found.tracking_uri), sampling.storage(found.database_url), row, lease=read.lease)
+    _show(read, found, queue, row)
     jobs = [job for job in queue.jobs(row.name) if job.kind == "trial"]
     print(
         f"Nobody works on {row.name}; {sum(job.state == 'done' for job in jobs)} of {len(jobs)} trials are done. "
@@ -551,8 +550,7 @@ def stop(options: argparse.Namespace) -> int:
 
 
 def cancel(options: argparse.Namespace) -> int:
-    from hpo import mirror, sampling, services, stopping
-    from hpo.tracking import Tracker
+    from hpo import mirror, stopping
 
     read, found, queue = _connect(mlflow=False)
     row = queue.study(options.study)
@@ -566,11 +564,17 @@ def cancel(options: argparse.Namespace) -> int:
                 f"Cancelled {mirror.title(job)}{where}: it is not trained any more, and the study closes without it. "
                 f"`hpo cancel --study {row.name} --trial {options.trial} --undo` brings it back."
             )
-    store = sampling.storage(found.database_url)
-    shown = services.running(read) and stopping.show(queue, Tracker(found.tracking_uri), store, row, lease=read.lease)
-    if not shown:
-        print("MLflow is away: a worker shows it there later.", file=sys.stderr)
+    _show(read, found, queue, row)
     return 0
+
+
+def _show(read: "Settings", found: "Services", queue: "Queue", row: "StudyRow") -> None:
+    """Let MLflow and Optuna show what has changed, or say that this is done later."""
+    from hpo import sampling, stopping
+
+    store, tracker = sampling.storage(found.database_url), _tracker(read, found)
+    if tracker is None or not stopping.show(queue, tracker, store, row, lease=read.lease):
+        print("MLflow is away: a worker shows it there later.", file=sys.stderr)
 
 
 def studies(options: argparse.Namespace) -> int:
@@ -659,12 +663,11 @@ def trials(options: argparse.Namespace) -> int:
 def compare(options: argparse.Namespace) -> int:
     from hpo import compare as comparing
     from hpo import report
-    from hpo.tracking import Tracker
 
     if options.json:
         _without("--json", "names the differences and prints all values", {"--differences": options.differences})
-    _, found, queue = _connect()
-    compared = comparing.compare(queue, Tracker(found.tracking_uri), [options.first, *options.others])
+    read, found, queue = _connect(mlflow=False)
+    compared = comparing.compare(queue, _tracker(read, found), [options.first, *options.others])
     if options.json:
         print(json.dumps(compared.as_dict(), indent=2))
         return 0
@@ -687,7 +690,7 @@ def status(options: argparse.Namespace) -> int:
     if options.json:
         _without("--json", "prints once", {"--watch": options.watch})
     read = settings.read()
-    found = services.running(read)
+    found = services.running(read, mlflow=False)
     if found is None:
         if options.json:
             print(json.dumps({"services": None, "studies": []}))
@@ -709,10 +712,11 @@ def status(options: argparse.Namespace) -> int:
         return open_ones
 
     if options.json:
+        answers = services.running(read) is not None
         print(
             json.dumps(
                 {
-                    "services": {"tracking_uri": found.tracking_uri},
+                    "services": {"tracking_uri": found.tracking_uri if answers else None},
                     "studies": [_study_summary(queue, row) for row in queue.studies()],
                     "open": [each.as_dict() for each in look()],
                 },
@@ -726,8 +730,11 @@ def status(options: argparse.Namespace) -> int:
 
         open_ones = look()
         closed = len(progress) - len(open_ones)
+        answers = services.running(read) is not None
+        mlflow = found.tracking_uri if answers else "does not answer"
         return Group(
-            f"MLflow: {found.tracking_uri}    studies: {closed} closed, {len(open_ones)} open",
+            f"MLflow: {mlflow}    studies: {closed} closed, {len(open_ones)} open",
+            *([] if answers else [_mlflow_away(read)]),
             *(each.render() for each in open_ones),
         )
 
@@ -1068,10 +1075,7 @@ def _connect(*, mlflow: bool = True) -> "tuple[Settings, Services, Queue]":
     read = settings.read()
     found = services.running(read, mlflow=mlflow)
     if found is None and mlflow and services.running(read, mlflow=False):
-        raise ServiceError(
-            f"The MLflow server of {read.home} (HPO_HOME) does not answer, its Postgres does. `hpo up` starts it if it "
-            f"has ended; if it hangs, `hpo down` and then `hpo up`. Its log: {read.home}/logs/mlflow.log"
-        )
+        raise ServiceError(_mlflow_away(read))
     if found is None:
         raise ServiceError(
             f"The services of {read.home} are not running. `hpo up` starts them. (Is HPO_HOME the one you mean?)"
@@ -1079,6 +1083,21 @@ def _connect(*, mlflow: bool = True) -> "tuple[Settings, Services, Queue]":
     queue = Queue(found.database_url)
     queue.install()
     return read, found, queue
+
+
+def _mlflow_away(read: "Settings") -> str:
+    return (
+        f"The MLflow server of {read.home} (HPO_HOME) does not answer, its Postgres does. `hpo up` starts it if it has "
+        f"ended; if it hangs, `hpo down` and then `hpo up`. Its log: {read.home}/logs/mlflow.log"
+    )
+
+
+def _tracker(read: "Settings", found: "Services") -> "Tracker | None":
+    """MLflow, after a connection without it: None if it is away, when nobody knows who answers in its place."""
+    from hpo import services
+    from hpo.tracking import Tracker
+
+    return Tracker(found.tracking_uri) if services.running(read) else None
 
 
 def _trainers(options: argparse.Namespace, read: "Settings", threads: int) -> int:

@@ -118,8 +118,9 @@ class Comparison:
         }
 
 
-def compare(queue: Queue, tracker: Tracker, names: Sequence[str]) -> Comparison:
-    """Put things side by side. Raises NotFound; TrackingUnavailable only where a registered version is named."""
+def compare(queue: Queue, tracker: Tracker | None, names: Sequence[str]) -> Comparison:
+    """Put things side by side; without a tracker MLflow is away. Raises NotFound; TrackingUnavailable only where a
+    name is of no study, trial or run."""
     studies = {row.name: row for row in queue.studies()}
     chosen = [find(queue, tracker, studies, name) for name in names]
     jobs = {name: queue.jobs(name) for name in dict.fromkeys(job.study for job in chosen)}
@@ -141,7 +142,7 @@ def compare(queue: Queue, tracker: Tracker, names: Sequence[str]) -> Comparison:
     return Comparison(things=things, predictors=_predictors(things, rows, jobs), unit=" or ".join(units))
 
 
-def find(queue: Queue, tracker: Tracker, studies: Mapping[str, StudyRow], name: str) -> Job:
+def find(queue: Queue, tracker: Tracker | None, studies: Mapping[str, StudyRow], name: str) -> Job:
     """The trial a name stands for; a study's name goes before a model's. Raises NotFound."""
     head, slash, rest = name.partition("/")
     if name in studies:
@@ -153,6 +154,7 @@ def find(queue: Queue, tracker: Tracker, studies: Mapping[str, StudyRow], name: 
         return trial(queue, studies[head], rest)
     if (job := queue.by_run(name)) is not None:
         return job
+    tracker = _there(tracker)
     models = election.downloadable(queue, tracker)
     if "@" in name:
         return _made(queue, *_aliased(tracker, models, name))
@@ -178,6 +180,12 @@ def trial(queue: Queue, study: StudyRow, rest: str) -> Job:
             f"`hpo trials --study {study.name}` lists them."
         )
     return next(iter(election.ranked(found)), found[0])
+
+
+def _there(tracker: Tracker | None) -> Tracker:
+    if tracker is None:
+        raise TrackingUnavailable("its server is away")
+    return tracker
 
 
 def _aliased(tracker: Tracker, models: Sequence[str], name: str) -> tuple[str, Version]:
@@ -240,12 +248,13 @@ def _why(study: StudyRow, job: Job) -> dict[str, Any]:
 
 
 def _ask(
-    tracker: Tracker, studies: Mapping[str, StudyRow], jobs: Iterable[Job]
+    tracker: Tracker | None, studies: Mapping[str, StudyRow], jobs: Iterable[Job]
 ) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
     """By job: its version in the registry, and where it ran. What MLflow does not answer is left out for all."""
     found = {}
     versions: dict[str, list[Version]] = {}
     try:
+        tracker = _there(tracker)
         for job in jobs:
             model = studies[job.study].facts["model_name"]
             if model not in versions:

@@ -113,7 +113,7 @@ def _show_plan(plan: Plan, read: Settings, console: Console, device: str) -> tup
 
 def _planned(plan: Plan, read: Settings) -> list[Job]:
     """The trials of this study that the database has already. StudyError if its name is another study's there."""
-    found = services.running(read)
+    found = services.running(read, mlflow=False)
     if found is None or not all(file["sha256"] for file in plan.weights.values()):
         return []
     queue = Queue(found.database_url)

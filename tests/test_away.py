@@ -5,11 +5,12 @@ import time
 import cells
 import pytest
 from proxy import proxy
-from shell import PATIENCE, check_recorded_once, read_only
+from shell import PATIENCE, Shell, check_recorded_once, read_only
 
-from hpo import away
+from hpo import away, planning, postgres, services, settings, study
+from hpo import home as homes
 from hpo.queue import DatabaseLost
-from hpo.tracking import TrackingUnavailable
+from hpo.tracking import Tracker, TrackingUnavailable
 
 FULL = "connection failed: FATAL:  sorry, too many clients already"
 READ_ONLY = "cannot execute UPDATE in a read-only transaction"
@@ -117,3 +118,30 @@ def test_workers_wait_for_a_database_that_is_read_only_for_longer_than_their_lea
     assert all("database lost, retrying (cannot execute" in output for output in outputs), outputs
     check_recorded_once(shell, "standing", points=2, epochs=600)
     assert {job.attempt for job in shell.trials("standing")} == {1}
+
+
+@pytest.mark.acceptance
+@pytest.mark.slow
+def test_with_mlflow_alone_away_commands_show_what_the_database_has(data, tmp_path, tracking_uri):
+    path = (tmp_path / "home").resolve()
+    read = settings.read({"HPO_HOME": str(path)})
+    homes.folder(path, "services")
+    plan = planning.prepare(study.load(str(cells.study(tmp_path, "alone", data=data, epochs=3))))
+    try:
+        home, _ = postgres.start(homes.settle(path, print, postgres.stop), print)
+        shell = Shell(path, postgres.url(home, "hpo"), "")
+        shell.environment["HPO_DATABASE_URL"] = ""
+        shell.queue.install()
+        planning.plan(plan, shell.queue, Tracker(tracking_uri), read, shell.database_url)
+
+        shown = " ".join(shell.hpo("status").split())
+        assert "0 closed, 1 open" in shown and "does not answer, its Postgres does. `hpo up` starts it" in shown
+        found = shell.json("status")
+        assert (found["services"], [each["name"] for each in found["studies"]]) == ({"tracking_uri": None}, ["alone"])
+        assert "versions are left out. its server is away" in shell.hpo("compare", "alone/0", "alone/1")
+        assert "its server is away" in shell.hpo("compare", "alone/0", "@champion", code=1)
+        assert "MLflow is away: a worker shows it there later." in shell.hpo("stop", "--study", "alone")
+        assert "waiting" in shell.hpo("run", "--study", tmp_path / "alone.toml", "--dry-run")
+        shell.close()
+    finally:
+        services.erase(read)
