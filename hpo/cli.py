@@ -1047,13 +1047,13 @@ def _studies(options: argparse.Namespace) -> "list[Study]":
 
     if options.data is not None and options.data != options.data.encode(errors="ignore").decode():
         raise SettingsError(f"--data {options.data}: expected a path in UTF-8, as a study can record it. Rename it.")
-    overrides = list(options.set)
-    keys = {each.partition("=")[0].rpartition(":")[2].strip() for each in overrides}
+    overrides = list(options.set)  # one for a single study (STUDY:KEY=VALUE) comes behind what holds for all
+    keys = {each.partition("=")[0].strip() for each in overrides}
     short = {"epochs": "training.epochs", "seed": "seed", "data": "data.path"}
     for name, key in short.items():
         if (value := getattr(options, name)) is not None:
             _without(f"--{name}", f"is short for --set {key}=…", {f"--set {key}=…": key in keys})
-            overrides.append(f"{key}={json.dumps(value)}")
+            overrides.insert(0, f"{key}={json.dumps(value)}")
     return study.load_all(options.study, overrides, prerequisites=options.with_prerequisites)
 
 

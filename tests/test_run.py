@@ -228,7 +228,7 @@ def test_other_data_or_an_edited_file_under_a_name_is_refused_and_the_study_is_k
             "--epochs and --set training.epochs",
         ),
         (
-            ("run", "--study", "protocol", "--seed", "3", "--set", "grid:seed=4"),
+            ("run", "--study", "protocol", "--seed", "3", "--set", "seed=4"),
             "--seed and --set seed=…: expected one",
         ),
         (("run", "--study", "grid", "--data", "caf\udce9"), "--data caf\\udce9: expected a path in UTF-8"),

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from hpo import study
+from hpo import cli, study
 from hpo.errors import StudyError
 from models import specs
 
@@ -151,6 +151,13 @@ def test_the_digest_of_the_weights_is_part_of_the_identity_of_whatever_descends_
     assert "weights" not in whole(study.load("tl-head", ["model.weights=none"]))
     changed = study.load("tl-finetune", ["tl-head:training.epochs=5"])
     assert changed.overridden and study.digest(whole(changed)) != study.digest(whole(study.load("tl-finetune")))
+
+
+def test_an_override_of_one_study_goes_before_an_option_for_all_of_a_sequence():
+    words = ["run", "--study", "protocol", "--epochs", "2", "--set", "grid:training.epochs=3", "--seed", "5"]
+    chosen = cli._studies(cli.parser().parse_args([*words, "--set", "baseline:seed=9"]))
+    assert [each.training["epochs"] for each in chosen] == [2, 3, 2, 2]
+    assert [each.seed for each in chosen] == [9, 5, 5, 5]
 
 
 def test_an_override_of_a_sequence_goes_to_the_studies_that_have_its_key():
