@@ -22,6 +22,7 @@ from hpo.errors import ModelError, NotFound
 from hpo.queue import DatabaseLost, Job, Queue, StudyRow
 from hpo.registry import Version
 from hpo.study import alias
+from hpo.text import for_markdown
 from hpo.tracking import OWNER, Tracker
 
 CHAMPION = "champion"
@@ -415,7 +416,7 @@ def table(versions: Sequence[Candidate]) -> str:
     rows += [
         (
             str(candidate.version.number),
-            candidate.version.description.partition("\n")[0],
+            for_markdown(candidate.version.description.partition("\n")[0]),
             _scores_text(candidate.standing),
             candidate.version.tags.get("hpo.verdict", ""),
             " ".join(f"`@{each}`" for each in candidate.version.aliases),
