@@ -115,6 +115,8 @@ def _study(shown: Mirror, settings: Settings) -> Iterator[Finding]:
             todo = "do not use these files; take the alias off in MLflow, then `hpo promote` elects the next sound one"
         yield Finding(kind=violation.rule, what=f"{violation.study}: {violation.what}", todo=todo, remedy=remedy)
     jobs = {mirror.key(job): job for job in shown.queue.jobs(shown.study.name) if job.kind == "trial"}
+    if not jobs:
+        return  # the study was deleted meanwhile
     yield from _runs(shown, jobs)
     yield from _models(shown, jobs)
     yield from _checkpoints(shown, list(jobs.values()))

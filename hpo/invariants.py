@@ -49,6 +49,8 @@ def check(shown: Mirror, *, grace: float = 0.0, models: bool = True) -> list[Vio
     except KeyError:
         return [_violation(shown, "I1", "Optuna has no such study: somebody deleted it there")]
     after = {job.id: job for job in shown.queue.jobs(shown.study.name)}
+    if any(job.id not in after for job in before):
+        return []  # the study was deleted meanwhile
     found = [_violation(shown, "I1", what) for what in _planned(shown, before, seen)]
     found += [_violation(shown, "I1", what, job) for job, what in _closed_early(before)]
     for job in before:

@@ -93,16 +93,25 @@ class Mirror:
     def _tidy(self, job: Job, run_id: str) -> None:
         """Delete what a recorded trial does not need: checkpoints, and models that are not the recorded one.
 
-        A cancelled one keeps its checkpoint, for it may be brought back; its worker may just have logged a model.
+        A cancelled one keeps its checkpoint, for it may be brought back; its worker may just have logged a model. Who
+        claims it then logs one of its own (its fence is in the key), after our list or seen by our second look.
         """
+
+        def still() -> bool:
+            current = self.queue.job(job.id)
+            return current is not None and (current.state, current.fence) == (job.state, job.fence)
+
         experiment, kept = self.study.facts["experiment_id"], (job.result or {}).get("model_id")
         try:
             for each in (run_id, *job.discarded):
                 if (job.checkpoint is not None or job.discarded) and job.state != "cancelled":
                     self.tracker.delete_artifact(each, "checkpoints")
                 if job.state == "cancelled" or (job.state == "done" and job.result):
-                    self.tracker.delete_other_models(each, experiment, keep=kept)
+                    self.tracker.delete_other_models(each, experiment, keep=kept, still=still)
+        except DatabaseLost:
+            raise
         except Exception as error:  # such as a server that deletes nothing; `hpo doctor` finds what stays
+            self.tracker.ping(experiment)  # one that is away is asked again later
             log.warning("%s: what it does not need any more stays in MLflow: %s", title(job), first_line(error))
 
     def _alone(self, job: Job) -> AbstractContextManager[object]:

@@ -110,8 +110,9 @@ def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -
         shown.study.facts["experiment_id"],
         folder,
         name="model",
-        # the weights are in the key: another attempt with other weights must not reuse the files
-        key=f"{mirror.key(job)}/{sha256_of(folder / 'weights.safetensors')[:12]}",
+        # The fence is in the key: what an earlier claim logged is deleted by whoever saw the trial cancelled. And the
+        # weights: what is reused after a lost answer is this file.
+        key=f"{mirror.key(job)}/{job.fence}-{sha256_of(folder / 'weights.safetensors')[:12]}",
     )
     crash.at("model logged")
     shown.tracker.upload(run_id, Path(found["predictions"]), "predictions")

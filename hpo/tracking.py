@@ -58,6 +58,7 @@ SHA256 = "hpo.sha256."  # + path in the model's folder
 BATCH = 100  # params or tags in one request: the server's limit
 METRICS_BATCH = 1000  # likewise
 MOST_ENTRIES = 200  # files and folders of a model, which has a dozen: a listing need not end by itself
+RACES = 10  # answers in a row that sound as if another worker wrote the same; the other one is done after one or two
 SAID = 120  # characters quoted of an answer that is not MLflow's
 
 
@@ -174,20 +175,6 @@ def _cause(status: int, said: str) -> str:
     return causes.get(status, "something in front of it answers in its place")
 
 
-@contextmanager
-def _written_once(what: str) -> Iterator[None]:
-    """Raise TrackingUnavailable when two workers insert one row, which the server refuses to the second of them."""
-    try:
-        yield
-    except MlflowException as error:
-        # A changed value has a code of its own; one that is too long does not get shorter.
-        if error.error_code == "BAD_REQUEST" and not issubclass(
-            _driver_error(error.message) or object, psycopg.DataError
-        ):
-            raise TrackingUnavailable(f"another worker is writing {what}") from error
-        raise
-
-
 class Tracker:
     """A connection to one MLflow server. Every method may raise TrackingUnavailable; use it from one thread."""
 
@@ -200,6 +187,24 @@ class Tracker:
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         self.uri = uri.rstrip("/")
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._races: dict[str, int] = {}  # by what was to be written: how often in a row somebody else wrote it
+
+    @contextmanager
+    def _written_once(self, what: str) -> Iterator[None]:
+        """Raise TrackingUnavailable when two workers insert one row, which the server refuses to the second of them.
+
+        It says so of other requests as well, which it will refuse again: after RACES answers in a row it is an error.
+        """
+        try:
+            yield
+        except MlflowException as error:
+            # A changed value has a code of its own; one that is too long does not get shorter.
+            own_fault = issubclass(_driver_error(error.message) or object, psycopg.DataError)
+            if error.error_code == "BAD_REQUEST" and not own_fault and self._races.get(what, 0) < RACES:
+                self._races[what] = self._races.get(what, 0) + 1
+                raise TrackingUnavailable(f"another worker is writing {what}") from error
+            raise
+        self._races.pop(what, None)
 
     @contextmanager
     def _storing(self, *files: Path) -> Iterator[None]:
@@ -326,7 +331,7 @@ class Tracker:
         kept = runs[0]
         missing = {k: v for k, v in values.items() if kept.data.params.get(k) != v}
         changed = {k: v for k, v in words.items() if kept.data.tags.get(k) != v}
-        with _written_once(f"the params of {name}"):
+        with self._written_once(f"the params of {name}, run {kept.info.run_id}"):
             for batch in _batches([Param(k, v) for k, v in missing.items()], BATCH):
                 self.client.log_batch(kept.info.run_id, params=batch)
         self._set_tags(kept.info.run_id, changed)
@@ -464,7 +469,7 @@ class Tracker:
         name, short = cut(name, lengths.DATASET_NAME), digest[: lengths.DATASET_DIGEST]
         dataset = Dataset(name, short, source_type, source, profile=profile)
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
-        with _written_once(f"the data set {name}"):
+        with self._written_once(f"the data set {name} of the run {run_id}"):
             self.client.log_inputs(run_id, inputs)
 
     # Models
@@ -490,19 +495,22 @@ class Tracker:
         kept = ready[0]
         outputs = self.client.get_run(run_id).outputs  # log_outputs does not deduplicate
         if kept.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
-            with _written_once(f"the model of the run {run_id}"):
+            with self._written_once(f"the model of the run {run_id}"):
                 self.client.log_outputs(run_id, [LoggedModelOutput(kept.model_id, step=0)])
         sha256 = {name.removeprefix(SHA256): value for name, value in kept.tags.items() if name.startswith(SHA256)}
         return Model(model_id=kept.model_id, uri=f"models:/{kept.model_id}", sha256=sha256)
 
     @server()
-    def delete_other_models(self, run_id: str, experiment_id: str, *, keep: str | None) -> None:
-        """Delete all models of a run but the recorded one, if there is one."""
+    def delete_other_models(
+        self, run_id: str, experiment_id: str, *, keep: str | None, still: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Delete all models of a run but the recorded one, if there is one; none unless `still` says, once they are
+        listed, that this is as it was."""
         condition = f"source_run_id = {quoted(run_id)}"
         found = pages(lambda token: self.client.search_logged_models([experiment_id], condition, page_token=token))
-        for model in found:
-            if model.model_id != keep:
-                self._delete_model(model)
+        others = [model for model in found if model.model_id != keep]
+        for model in others if others and still() else []:
+            self._delete_model(model)
 
     def _upload_model(self, run_id: str, experiment_id: str, folder: Path, name: str, key: str) -> None:
         made = self.client.create_logged_model(experiment_id, name, source_run_id=run_id, tags={KEY: key})

@@ -574,7 +574,9 @@ class Supervisor:
             if before == self._fetches:
                 if self._fetches - self._sound == START_ATTEMPTS:
                     raise ServiceError(f"{reason} It was fetched {START_ATTEMPTS} times: is HPO_HOME's disk sound?")
-                data.fetch(self.settings.home, self.tracker, self.row)
+                # `hpo doctor --fix` may have put it there anew, with another hash
+                self.row = replace(self.row, facts=self.queue.study(self.row.name).facts)
+                self.data = data.fetch(self.settings.home, self.tracker, self.row)
                 self._fetches += 1  # once it is here: what was claimed before may have met the damaged one
         except ServiceError as error:
             self._no_data = error

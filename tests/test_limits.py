@@ -1,13 +1,17 @@
 """A worker that leaves before its study is closed, and which GPU a trainer gets."""
 
+import zipfile
+from dataclasses import replace
+
 import cells
 import pytest
 
 from hpo import cli, planning, settings, study
+from hpo import data as data_files
 from hpo import worker as worker_module
 from hpo.errors import ServiceError, SettingsError
 from hpo.queue import StudyRow
-from hpo.tracking import Tracker
+from hpo.tracking import Tracker, sha256_of
 from hpo.trainers import next_gpu, visible_gpus
 from hpo.worker import OUT_OF_TIME, START_ATTEMPTS, Limits, Supervisor
 
@@ -87,6 +91,27 @@ def test_a_damaged_data_file_is_fetched_once_for_all_trainers_that_met_it(shell,
     assert len(worker.returns) == START_ATTEMPTS * len(jobs)
     worker._fetch_data(jobs[0], "odd.", START_ATTEMPTS)
     assert "It was fetched 3 times" in str(worker._no_data) and len(fetched) == START_ATTEMPTS
+    worker.queue.close()
+    worker.store.engine.dispose()
+
+
+@pytest.mark.service
+def test_a_running_worker_takes_a_data_file_that_doctor_wrote_anew(shell, data, tmp_path):
+    read = plan(shell, tmp_path, "renewed", data=data, epochs=3)
+    worker = Supervisor(read, shell.database_url, shell.tracking_uri, "renewed", trainers=1)
+    old = data_files.cached(read.home, worker.row.facts["data"])
+    with zipfile.ZipFile(old) as packed, zipfile.ZipFile(tmp_path / "other.npz", "w", zipfile.ZIP_STORED) as stored:
+        for name in packed.namelist():  # the same arrays in other bytes, as another zlib writes them
+            stored.writestr(name, packed.read(name))
+    other = worker.row.facts["data"] | {"sha256": sha256_of(tmp_path / "other.npz")}
+    (tmp_path / "other.npz").replace(data_files.cached(read.home, other))
+    data_files.upload(worker.tracker, worker.row.facts["study_run_id"], data_files.cached(read.home, other))
+    worker.queue.put_study(replace(worker.row, facts={"data": other}))
+    data_files.cached(read.home, other).unlink()
+    old.write_bytes(b"damaged")
+    worker._fetch_data(shell.trials("renewed")[0], "odd.", 0)
+    assert worker._no_data is None
+    assert worker.data == data_files.cached(read.home, other) and sha256_of(worker.data) == other["sha256"]
     worker.queue.close()
     worker.store.engine.dispose()
 

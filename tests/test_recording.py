@@ -18,7 +18,7 @@ from shell import at_once
 from sqlalchemy import text
 from torch import nn
 
-from hpo import doctor, figures, planning, plots, promotion, recording, sampling, settings, study
+from hpo import doctor, figures, invariants, planning, plots, promotion, recording, sampling, settings, study
 from hpo import recorder as recorder_module
 from hpo.holdings import Holdings
 from hpo.mirror import Mirror, key
@@ -270,6 +270,62 @@ def test_a_study_that_closed_while_a_trial_waited_is_found_and_closes_again(show
     found.remedy()
     assert shown.queue.closing_state(name) == "waiting"
     assert list(doctor._study(shown, read)) == []
+
+
+@pytest.mark.parametrize("stalls", ["before it lists the models", "before it deletes them"])
+def test_who_shows_a_trial_cancelled_that_was_brought_back_deletes_nothing_of_it(
+    shown, held, tmp_path, monkeypatch, stalls
+):
+    holdings, job = held
+    found = model(shown, job, tmp_path / "model")
+    experiment = shown.study.facts["experiment_id"]
+    monkeypatch.setattr(shown.queue, "end", lambda *_, **__: 1 / 0)  # it was cancelled in mid-recording
+    with pytest.raises(ZeroDivisionError):
+        recording.record(shown, holdings, job, found)
+    monkeypatch.undo()
+    assert len(shown.tracker.models(experiment)) == 1
+    (cancelled,) = shown.queue.cancel(shown.study.name, job.number, None, by="anna")
+
+    def meanwhile() -> None:
+        shown.queue.undo_cancel(shown.study.name, job.number, None)
+        again = shown.queue.claim(shown.study.name, worker="w", lease=60)
+        assert again.id == job.id
+        holdings.add(again)
+        recording.record(shown, holdings, again, found)
+
+    late = Mirror(
+        Queue(shown.queue.engine.url.render_as_string(False)), Tracker(shown.tracker.uri), shown.store, shown.study
+    )
+    delete, look = late.tracker.delete_other_models, late.queue.job
+    if stalls == "before it lists the models":
+        monkeypatch.setattr(late.tracker, "delete_other_models", lambda *a, **k: (meanwhile(), delete(*a, **k)))
+    else:
+        looked = []
+
+        def look_and_stall(job_id):
+            row = look(job_id)
+            if not looked:
+                looked.append(row)
+                meanwhile()
+            return row
+
+        monkeypatch.setattr(late.queue, "job", look_and_stall)
+    late.show(cancelled)
+    late.queue.close()
+    done = shown.queue.job(job.id)
+    assert done.state == "done"
+    promotion.fetch(shown.tracker, done, tmp_path / "fetched")
+    recording.show(shown, job.id)
+    assert [each.model_id for each in shown.tracker.models(experiment)] == [done.result["model_id"]]
+
+
+def test_a_study_that_is_deleted_while_it_is_checked_has_nothing_that_does_not_hold(shown, monkeypatch):
+    def runs(*_: object, **__: object) -> list:
+        shown.queue.delete_study(shown.study.name)
+        return []
+
+    monkeypatch.setattr(shown.tracker, "runs", runs)
+    assert invariants.check(shown) == []
 
 
 @pytest.fixture

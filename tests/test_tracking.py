@@ -16,11 +16,12 @@ import pytest
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.models import Model as MLmodel
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from proxy import MODES, proxy
 from shell import at_once
 
 from hpo.errors import NotFound, ServiceError, StudyConflict
-from hpo.tracking import KEY, Refused, StoreRefuses, Tracker, TrackingUnavailable, server, sha256_of
+from hpo.tracking import KEY, RACES, Refused, StoreRefuses, Tracker, TrackingUnavailable, server, sha256_of
 
 PARAMS = ("filters", "kernel_size", "dropout", "learning_rate")
 START = 1_750_000_000_000  # milliseconds since 1970
@@ -437,6 +438,28 @@ def test_trouble_of_mlflows_own_database_is_told_from_a_wrong_request() -> None:
 def test_a_refusal_is_not_taken_for_an_outage(tracker: Tracker) -> None:
     with pytest.raises(MlflowException, match="not found"):
         tracker.set_tags("0" * 32, {"a": 1})
+
+
+def test_what_is_refused_as_if_somebody_else_wrote_it_is_tried_again_but_not_without_end(
+    tracker: Tracker, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MlflowException("(psycopg2.errors.UniqueViolation) odd", error_code=BAD_REQUEST)
+
+    fields = {"name": "cells", "digest": "0" * 36, "source": "{}"}
+    for _ in range(2):  # what was written in the end counts as no refusal
+        monkeypatch.setattr(tracker.client, "log_inputs", refuse)
+        for _ in range(RACES):
+            with pytest.raises(TrackingUnavailable, match="another worker is writing the data set cells"):
+                tracker.log_dataset(run, **fields)
+        monkeypatch.undo()
+        tracker.log_dataset(run, **fields)
+    monkeypatch.setattr(tracker.client, "log_inputs", refuse)
+    for _ in range(RACES):
+        with pytest.raises(TrackingUnavailable):
+            tracker.log_dataset(run, **fields)
+    with pytest.raises(MlflowException, match="odd"):
+        tracker.log_dataset(run, **fields)
 
 
 def test_a_server_of_another_major_version_is_refused(tracker: Tracker) -> None:
