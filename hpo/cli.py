@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpo import away, terminal
 from hpo.errors import ModelError, NotFound, ServiceError, SettingsError, UserError
+from hpo.text import visible
 
 if TYPE_CHECKING:
     from hpo.planning import Plan
@@ -80,7 +81,7 @@ class _Messages(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError, ValueError):  # a full disk under a log file ends no work
-            print(self.format(record), file=sys.stderr)
+            print(visible(self.format(record)), file=sys.stderr)  # the display would take colours out of it
 
 
 def _mistake(error: Exception) -> str | None:
@@ -846,7 +847,7 @@ def predict(options: argparse.Namespace) -> int:
         return 0
     unit = frame.attrs["unit"]
     frame = frame.rename(columns={name: f"{name} [{unit}]" for name in frame.columns[1:]})
-    for_csv(frame).to_csv(sys.stdout, index=False)
+    terminal.exactly(for_csv(frame).to_csv(index=False))
     return 0
 
 
@@ -884,9 +885,9 @@ def up(options: argparse.Namespace) -> int:
     if found.credentials:
         print(f"User and password are in {found.credentials}. A worker on another machine needs a copy of this file:")
         here = shlex.quote(f"{socket.gethostname()}:{found.credentials}")
-        print(f"scp {here} ~/hpo-credentials.toml\nexport HPO_CREDENTIALS=~/hpo-credentials.toml")
+        terminal.exactly(f"scp {here} ~/hpo-credentials.toml\nexport HPO_CREDENTIALS=~/hpo-credentials.toml\n")
     elif read.embedded:
-        print(services.export_lines(found))
+        terminal.exactly(f"{services.export_lines(found)}\n")
     return 0
 
 

@@ -15,18 +15,29 @@ class Output(io.TextIOWrapper):
     A reader that goes away (`| head`, a terminal that is closed) ends nothing: the rest is written nowhere.
     """
 
-    def __init__(self, descriptor: int, encoding: str) -> None:
+    def __init__(self, descriptor: int, encoding: str, *, lines: bool) -> None:
+        """`lines`: each line is written at once, as on a terminal."""
         self._lasting = _Lasting(descriptor)
         buffer = io.BufferedWriter(self._lasting)
         # written through: both write into one buffer, in the order of their calls
         shape: Any = {"encoding": encoding, "errors": "backslashreplace", "write_through": True}
-        shape["line_buffering"] = descriptor == 2 or self._lasting.terminal
+        shape["line_buffering"] = lines or self._lasting.terminal
         super().__init__(buffer, **shape)
         self.plain = io.TextIOWrapper(buffer, **shape)
 
     def write(self, text: str) -> int:
         super().write(visible(text))
         return len(text)
+
+    def exactly(self, text: str) -> None:
+        """Write what a program is to read: as it is, bytes of a file's name too, unless this is a terminal."""
+        if self._lasting.terminal:
+            self.write(text)
+            return
+        try:
+            self.buffer.write(text.encode(self.encoding, "surrogateescape"))
+        except UnicodeEncodeError:
+            self.plain.write(text)
 
     @property
     def gone(self) -> bool:
@@ -58,10 +69,18 @@ def take_over() -> None:
     while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(file, True)
     os.close(file)
+    os.environ["PYTHON_COLORS"] = "0"  # those of argparse and tracebacks would be spelled out
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    at_once = getattr(sys.stdout, "write_through", False)  # by PYTHONUNBUFFERED or python -u
     sys.stdout, sys.stderr = (
-        Output(number, getattr(stream, "encoding", "utf-8")) for number, stream in ((1, sys.stdout), (2, sys.stderr))
+        Output(number, getattr(stream, "encoding", "utf-8"), lines=lines)
+        for number, stream, lines in ((1, sys.stdout, at_once), (2, sys.stderr, True))
     )
+
+
+def exactly(text: str) -> None:
+    """Print what a program is to read to standard output; see `Output.exactly`."""
+    getattr(sys.stdout, "exactly", sys.stdout.write)(text)
 
 
 def gone() -> bool:

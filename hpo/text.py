@@ -1,6 +1,7 @@
 """Text that people chose (names, reasons, paths) where a program would read more into it than text."""
 
 import re
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,12 +10,15 @@ if TYPE_CHECKING:
 
 def visible(text: str) -> str:
     """The text with all that a terminal would obey, or not show, spelled as Python spells it: `\\x1b`, `\\u202e`, and
-    `\\udce9` for a byte of a file's name that is no UTF-8. Line ends and tabs stay."""
+    `\\udce9` for a byte of a file's name that is no UTF-8. Line ends, tabs, spaces of any script and what joins letters
+    stay."""
     if text.isprintable():
         return text
-    return "".join(
-        each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode() for each in text
-    )
+    return "".join(each if _shows(each) else each.encode("unicode_escape").decode() for each in text)
+
+
+def _shows(letter: str) -> bool:
+    return letter.isprintable() or letter in "\n\t\u200c\u200d" or unicodedata.category(letter) == "Zs"
 
 
 def one_line(text: str) -> str:

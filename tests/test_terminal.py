@@ -1,18 +1,22 @@
 """Standard output and error of real processes: readers that go away, and text that is no more than text."""
 
 import io
+import logging
 import os
 import pty
 import subprocess
+import sys
 from pathlib import Path
 
 import cells
 import psycopg
 import pytest
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 from shell import PATIENCE, Shell
 
+from hpo import cli
 from hpo.report import Plain
 from hpo.text import visible
 
@@ -74,6 +78,35 @@ def test_what_a_terminal_would_obey_is_spelled_out():
     assert visible(f"bad{ESCAPE}\x9b2J\u202e.png\n\tcaf\udce9 µ² 日本") == (
         "bad\\x1b]0;OWNED\\x07\\x9b2J\\u202e.png\n\tcaf\\udce9 µ² 日本"
     )
+    for text in ("日本\u3000語", "10\u00a0%", "👩\u200d🔬", "می\u200cخواهم"):
+        assert visible(text) == text
+
+
+def output_of(code: str, **variables: str) -> bytes:
+    """Of a program whose standard output is taken over, in a pipe."""
+    whole = f"import os, sys, time; from hpo import terminal; terminal.take_over(); {code}; sys.stdout.flush()"
+    environment = os.environ | variables
+    return subprocess.run([sys.executable, "-c", whole], env=environment, check=True, capture_output=True).stdout
+
+
+def test_what_a_program_reads_from_a_pipe_is_exact():
+    code = r"""print('\x1b[2J', end=' '); terminal.exactly('/caf\udce9/\u202e\x1b'); print(' end')"""
+    assert output_of(code, PYTHONUTF8="1") == b"\\x1b[2J /caf" + b"\xe9/" + "\u202e\x1b end\n".encode()
+
+
+def test_python_writes_each_line_at_once_if_it_is_told_so_and_no_colours_of_its_own():
+    code = "print('now'); os.write(1, b'later '); print(os.environ['PYTHON_COLORS'])"
+    assert output_of(code, PYTHONUNBUFFERED="1", PYTHON_COLORS="1") == b"now\nlater 0\n"
+    assert output_of(code, PYTHONUNBUFFERED="") == b"later now\n0\n"
+
+
+def test_a_log_line_is_text_beside_a_live_display_too():
+    shown = io.StringIO()
+    console = Plain(file=shown, force_terminal=True, width=60)
+    record = logging.LogRecord("hpo", logging.WARNING, "", 0, "\x1b[31mred", None, None)
+    with Live(console=console, auto_refresh=False):
+        cli._Messages().emit(record)
+    assert "\\x1b[31mred" in shown.getvalue() and "\x1b[31m" not in shown.getvalue()
 
 
 def test_on_a_terminal_colours_are_commands_and_texts_are_not():
