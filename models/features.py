@@ -74,7 +74,7 @@ def _read(path: Path, count: int) -> Tensor | None:
             expected, found = (file.metadata() or {})["sha256"], file.get_tensor("features")
     except (SafetensorError, OSError, ValueError, KeyError):
         return None
-    if len(found) != count or _sha256(found) != expected:
+    if found.ndim != 2 or len(found) != count or _sha256(found) != expected:
         return None
     with suppress(OSError):
         os.utime(path)  # what is not used for long is taken for a stale cache
