@@ -343,7 +343,7 @@ def _score_sections(
 
 
 def _means(prefix: str, scores: dict[str, Any] | None) -> dict[str, Any]:
-    return {f"{prefix}_{name}": scores[name] for name in SCORES} if scores else {}
+    return {f"{prefix}_{name}": scores[name] for name in SCORES if scores[name] is not None} if scores else {}
 
 
 def _components(prefix: str, scores: dict[str, Any] | None, targets: Sequence[str]) -> dict[str, Any]:
@@ -351,6 +351,7 @@ def _components(prefix: str, scores: dict[str, Any] | None, targets: Sequence[st
         f"{prefix}_{name}/{target}": value
         for name in BY_COMPONENT
         for target, value in (zip(targets, scores["per_target"][name], strict=True) if scores else ())
+        if value is not None
     }
 
 

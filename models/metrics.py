@@ -18,7 +18,8 @@ def scores(predictions: np.ndarray, targets: np.ndarray, *, train_variance: np.n
 
     A score that does not exist is None, here and wherever it is kept: R² of a target that does not vary in the split
     evaluated, MAPE of one with a label of zero, whatever is not a finite number. A mean is that of the targets that
-    have the score, None if none has. Raises ValueError on shapes that do not fit.
+    have the score, None if none has; an infinite error is not left out of it: then the mean is None, too. Raises
+    ValueError on shapes that do not fit.
     """
     predictions, targets = (
         np.asarray(predictions, np.float64),
@@ -48,8 +49,19 @@ def scores(predictions: np.ndarray, targets: np.ndarray, *, train_variance: np.n
             "mape": _ratio(np.abs(error), np.abs(targets)).mean(axis=0),
         }
     known = {name: np.isfinite(values) for name, values in per_target.items()}
+    everywhere = np.ones(len(mse), dtype=bool)
+    varies = variance > 0
+    exists = {
+        "nmse": varies,
+        "mse": everywhere,
+        "r2": spread(targets) > 0,
+        "nrmse": varies,
+        "mae": everywhere,
+        "mape": (targets != 0).all(axis=0),
+    }
     means: dict[str, Any] = {
-        name: float(values[known[name]].mean()) if known[name].any() else None for name, values in per_target.items()
+        name: float(values[exists[name]].mean()) if exists[name].any() and known[name][exists[name]].all() else None
+        for name, values in per_target.items()
     }
     lists = {
         name: [value if there else None for value, there in zip(values.tolist(), known[name], strict=True)]

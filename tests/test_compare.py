@@ -235,3 +235,13 @@ def test_trials_that_are_not_done_show_what_they_have(here, tmp_path, data):
     assert {"state", "best_val_nmse", "reason"} <= set(found["differences"])
     assert len(found["predictors"]) == 2 and found["warning"] is None
     json.dumps(found, allow_nan=False)
+
+
+def test_scores_that_do_not_exist_are_left_out():
+    scores = dict.fromkeys(compare.SCORES) | {"mse": 2.0, "per_target": {"nmse": [None, 0.5], "r2": [None, None]}}
+    sections = compare._score_sections({}, scores, scores, ["C11", "C12"])
+    assert {key: value for each in sections.values() for key, value in each.items()} == {
+        "best_val_nmse/C12": 0.5,
+        "test_mse": 2.0,
+        "test_nmse/C12": 0.5,
+    }

@@ -75,6 +75,18 @@ def test_a_score_that_does_not_exist_is_none_and_left_out_of_the_mean():
     json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.parametrize("odd", [np.inf, np.nan, 1e200])
+def test_an_infinite_error_of_one_target_is_not_left_out_of_the_means(odd):
+    targets = np.array([[1.0, 2.0, 0.0], [2.0, 4.0, 1.0]])
+    predictions = targets + 0.5
+    predictions[0, 1] = odd  # whose square is infinite
+    found = scores(predictions, targets, train_variance=np.array([1.0, 1.0, 0.0]))
+    assert found["per_target"]["nmse"] == [0.25, None, None] and found["per_target"]["mse"] == [0.25, None, 0.25]
+    assert [found[name] for name in ("nmse", "mse", "r2", "nrmse")] == [None] * 4
+    assert scores(targets + 0.5, targets, train_variance=np.array([1.0, 1.0, 0.0]))["nmse"] == 0.25
+    json.dumps(found, allow_nan=False)
+
+
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"expected predictions and targets"):
         scores(np.ones((2, 9)), np.ones((2, 1)), train_variance=np.ones(9))
