@@ -17,6 +17,7 @@ from hpo.errors import ServiceError
 
 LOOPBACK = "127.0.0.1"
 GUARDED = ("artifacts", "cache", "logs", "slurm", "work")  # folders of a home beside `services`
+_NOT_OURS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of a file that hpo did not write
 ROOT_STORE = Path("/var/lib/hpo")  # root's clusters: the user that Postgres runs as cannot enter a 0700 home
 
 
@@ -86,7 +87,7 @@ def read(path: Path) -> Home | None:
         return None
     except PermissionError:
         raise ServiceError(_other_user(path, path.stat().st_uid)) from None
-    except (ValueError, KeyError, TypeError):
+    except _NOT_OURS:
         raise ServiceError(
             f"{file}: expected what hpo writes there, found something else. Restore the file, or move {file.parent} "
             "away to begin with empty databases."
@@ -181,8 +182,8 @@ def _home(state: dict[str, Any]) -> Home:
 def _identity(path: Path) -> str | None:
     """Identity of whatever home is at `path`, also one that is not ours to use."""
     try:
-        return json.loads((path / "services" / "state.json").read_text())["identity"]
-    except (OSError, ValueError):
+        return json.loads((path / "services" / "state.json").read_text(encoding="utf-8"))["identity"]
+    except (OSError, *_NOT_OURS):
         return None
 
 
@@ -205,6 +206,11 @@ def _left_behind(path: Path) -> list[Home]:
     return [_home(state) for state in states if state["path"] == str(path)]
 
 
+def is_ours(path: Path) -> bool:
+    """Whether what lies there, a link itself, belongs to this process's user."""
+    return path.lstat().st_uid == os.geteuid()
+
+
 def _require_ours(path: Path) -> None:
     """ServiceError if what is at `path`, or a link there, is another user's, or may be written by others."""
     link = path.lstat()
@@ -214,9 +220,16 @@ def _require_ours(path: Path) -> None:
     if found.st_uid != os.geteuid():
         raise ServiceError(_other_user(path, found.st_uid))
     if _others_write(found):
+        shared = found.st_mode & stat.S_ISVTX or path.resolve() in (Path.home(), Path("/"))  # not hpo's to close
         raise ServiceError(
             f"Others may write {path} (mode {stat.S_IMODE(found.st_mode):04o}), so what hpo reads and runs there might "
-            f"be theirs. If it is all yours: chmod -R go-w {path}; else set HPO_HOME to a folder of your own."
+            "be theirs. "
+            + (
+                f"Set HPO_HOME to a folder of its own in it, such as {path / 'hpo'}."
+                if shared
+                else f"If it is yours: chmod go-w {path} (some file systems ignore that); else set HPO_HOME to a "
+                "folder of your own."
+            )
         )
 
 

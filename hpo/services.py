@@ -54,6 +54,9 @@ def up(
     if found := running(settings):
         if wanted is not None:
             _check_is(homes.read(path), wanted)
+        if settings.embedded and found.credentials and _open(path):
+            with _locked(path, report):
+                _tighten(path, report)
         if settings.embedded and found.credentials and not found.credentials.exists():
             home = homes.read(path)
             assert home is not None, "its services run"
@@ -73,7 +76,7 @@ def up(
                 home = replace(home, listen=None if wanted == homes.LOOPBACK else wanted)
                 homes.write(home)
             if home.listen:
-                _tighten(path)
+                _tighten(path, report)
             before, home = home, _with_passwords(home)
             homes.write(home)
             home, postgres_started = postgres.start(home, report)
@@ -182,18 +185,30 @@ def _with_passwords(home: Home) -> Home:
     return replace(home, access={use: secrets.token_hex(24) for use in uses})  # hexadecimal: parts of URLs
 
 
-def _tighten(path: Path) -> None:
+def _open(path: Path) -> list[Path]:
+    """Folders of the home that others may enter: neither made by this hpo nor tightened to their end. Only those that
+    lie there: a link leads to what may be meant for more than hpo."""
+    tops = [path / name for name in homes.GUARDED if not (path / name).is_symlink() and (path / name).is_dir()]
+    return [top for top in tops if homes.is_ours(top) and top.stat().st_mode & 0o077]
+
+
+def _tighten(path: Path, report: Callable[[str], object]) -> None:
     """Have nobody else read what access control guards: an earlier hpo left it with the modes of its user's umask."""
-    for name in homes.GUARDED:
-        top = path / name
-        if not top.exists() or top.stat().st_mode & 0o077 == 0:
-            continue  # made so, or tightened to its end
+    others: list[str] = []
+    for top in _open(path):
         for folder, folders, files in os.walk(top):
-            for part, mode in [*((each, 0o700) for each in folders), *((each, 0o600) for each in files)]:
-                if not os.path.islink(file := os.path.join(folder, part)):
-                    with suppress(FileNotFoundError):  # a worker is busy here
-                        os.chmod(file, mode)
+            for part, mode in [*((each, 0o700) for each in folders[:]), *((each, 0o600) for each in files)]:
+                file = Path(folder, part)
+                with suppress(FileNotFoundError):  # a worker is busy here
+                    if not homes.is_ours(file):
+                        others.append(str(file))
+                        if part in folders:
+                            folders.remove(part)  # they may put anything in it
+                    elif not file.is_symlink():
+                        file.chmod(mode)
         top.chmod(0o700)
+    if others:
+        report(f"Below {path}, {len(others)} of other users were left as they are, such as {others[0]}.")
 
 
 def _address(text: str) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,10 +142,68 @@ def test_a_folder_that_others_may_write_is_refused_with_the_cure(tmp_path):
     homes.folder(path, "services")
     for part, mode in ((path, 0o777), (path / "services", 0o707)):
         part.chmod(mode)
-        with pytest.raises(ServiceError, match=f"Others may write {part} .mode {mode:04o}.*chmod -R go-w {part}"):
+        with pytest.raises(ServiceError, match=f"Others may write {part} .mode {mode:04o}.*chmod go-w {part} "):
             services.up(settings_of(path))
         part.chmod(0o755)
     assert services.running(settings_of(path)) is None  # a project's folder, as it was
+
+
+@pytest.mark.parametrize("shared", ["sticky", "home"])
+def test_a_folder_that_is_for_more_than_hpo_is_not_to_be_closed(tmp_path, monkeypatch, shared):
+    path = tmp_path / "broad"
+    path.mkdir()
+    path.chmod(0o1777 if shared == "sticky" else 0o777)
+    if shared == "home":
+        monkeypatch.setenv("HOME", str(path))
+    with pytest.raises(ServiceError, match=f"Set HPO_HOME to a folder of its own in it, such as {path}/hpo") as caught:
+        homes.folder(path)
+    assert "chmod" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3", "[" * 100_000, "\\xff"])
+def test_a_state_file_that_hpo_did_not_write_is_no_home(tmp_path, content):
+    home = Home(path=tmp_path / "other", identity="1", data=tmp_path / "none", password="p")
+    for path in (tmp_path / "mine", home.path):
+        homes.folder(path, "services")
+    homes.write(replace(home, path=tmp_path / "mine"))
+    state = tmp_path / "mine" / "services" / "state.json"
+    state.write_text(state.read_text().replace(f"{tmp_path}/mine", f"{home.path}"))
+    (home.path / "services" / "state.json").write_bytes(content.encode())
+    (home.path / "services" / "state.json").chmod(0o600)
+    assert homes.serving(tmp_path / "mine") is None, "it is a copy or was moved: what is there does not say"
+    with pytest.raises(ServiceError, match="expected what hpo writes there"):
+        homes.read(home.path)
+
+
+@pytest.mark.root
+def test_what_an_earlier_hpo_left_open_is_closed_but_for_files_of_others_and_behind_links(tmp_path):
+    path, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (path / "artifacts" / "1", path / "cache", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "file").touch(0o644)
+        folder.chmod(0o755)
+    (path / "artifacts" / "theirs").mkdir()
+    (path / "artifacts" / "theirs" / "mine").touch(0o644)
+    for theirs in ("1/file", "theirs"):
+        shutil.chown(path / "artifacts" / theirs, OTHER)
+    (path / "artifacts").chmod(0o755)
+    (path / "logs").symlink_to(elsewhere)
+    (path / "artifacts" / "link").symlink_to(elsewhere)
+    said: list[str] = []
+    services._tighten(path, said.append)
+    modes = {str(each.relative_to(tmp_path)): each.stat().st_mode & 0o777 for each in tmp_path.rglob("*")}
+    assert [modes[f"home/{each}"] for each in ("artifacts", "artifacts/1", "cache", "cache/file")] == [
+        0o700,
+        0o700,
+        0o700,
+        0o600,
+    ]
+    assert [modes[each] for each in ("home/artifacts/1/file", "home/artifacts/theirs/mine", "elsewhere/file")] == [
+        0o644
+    ] * 3
+    assert modes["elsewhere"] == 0o755
+    assert said == [f"Below {path}, 2 of other users were left as they are, such as {path}/artifacts/theirs."]
+    assert services._open(path) == []
 
 
 @pytest.mark.root
@@ -275,8 +334,9 @@ def test_a_log_is_bounded_while_its_service_runs_and_outlives_its_removal(tmp_pa
     assert all(each.stat().st_size <= 100_000 and each.stat().st_mode & 0o777 == 0o600 for each in log.parent.iterdir())
     log.unlink()
     (tmp_path / "go").touch()
-    assert daemon.dies(life, timeout=30) and daemon.dies(log, timeout=30)
-    assert log.read_text() == "end\n"
+    assert daemon.dies(life, timeout=30)
+    until(lambda: log.exists() and log.read_text() == "end\n")
+    assert daemon.dies(log, timeout=30)
 
 
 def until(condition) -> None:
