@@ -189,9 +189,10 @@ class Mirror:
             return False
         return True
 
-    def reconcile(self, *, lease: float, older_than: float) -> int:
-        """Mend what other workers left half done (both in seconds); return how many jobs that were."""
-        expired = self.queue.expire(self.study.name, lease=lease, sparing=self.worker)
+    def reconcile(self, *, lease: float, older_than: float, expire: bool = True) -> int:
+        """Mend what other workers left half done (both in seconds), with `expire` also trials whose leases ran out;
+        return how many jobs that were."""
+        expired = self.queue.expire(self.study.name, lease=lease, sparing=self.worker) if expire else []
         mended = 0
         for job in self.queue.unmirrored(self.study.name, older_than=older_than, also=expired):
             try:

@@ -29,6 +29,7 @@ ATTEMPTS = 3  # a job that lost three workers is dead
 REASON = 500  # characters kept of why a job was given back or ended
 FREEZE_LIMIT = 30.0  # seconds a transaction may stay open, and its rows locked, by somebody who does nothing
 FILLING = 5.0  # seconds who froze while it stores a point may keep the others from it
+GAP = 2 / 3  # of a lease: after a shorter silence of the database no lease has run out, each being renewed at a sixth
 ENDED = ("done", "diverged", "pruned", "dead", "cancelled")  # states no worker leads out of
 SILENT = 3600.0  # seconds after which a worker that died is not shown any more
 
@@ -149,6 +150,8 @@ _MIGRATIONS = {
     ALTER TABLE hpo.study ADD COLUMN IF NOT EXISTS deleting boolean NOT NULL DEFAULT false;
     -- MLflow's runs of a curve that was cut back: nothing can be taken out of them
     ALTER TABLE hpo.job ADD COLUMN IF NOT EXISTS discarded text[] NOT NULL DEFAULT '{}';
+    -- since when a worker has said without a gap that it is here: so long the database has taken what was written
+    ALTER TABLE hpo.worker ADD COLUMN IF NOT EXISTS since timestamptz NOT NULL DEFAULT clock_timestamp();
     """
     + _JUDGED,
 }
@@ -769,8 +772,13 @@ class Queue:
 
     # Workers: who is here, and what people ask of them
 
-    def attend(self, worker: str, study: str, *, trainers: int, device: str, stops: int, lease: float) -> None:
-        """Note that a worker lives; it says so again within its lease (seconds)."""
+    def attend(self, worker: str, study: str, *, trainers: int, device: str, stops: int, lease: float) -> bool:
+        """Note that a worker lives; it says so again several times within its lease (seconds).
+
+        Returns whether it or another one has done so for a whole lease by now: then a lease that ran out was not
+        renewed though it could have been. After an outage that Postgres itself knows nothing of (read-only, a failover)
+        this is false for a lease.
+        """
         with self._transaction() as connection:
             connection.execute(
                 text("""
@@ -778,7 +786,9 @@ class Queue:
                     SELECT :name, name, :trainers, :device, :stops, :lease, clock_timestamp()
                     FROM hpo.study WHERE name = :study  -- it may have been deleted
                     FOR KEY SHARE
-                    ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at
+                    ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at,
+                        since = CASE WHEN worker.seen_at < excluded.seen_at - make_interval(secs => :gap)
+                            THEN excluded.seen_at ELSE worker.since END
                 """),
                 {
                     "name": worker,
@@ -787,7 +797,20 @@ class Queue:
                     "device": device,
                     "stops": stops,
                     "lease": lease,
+                    "gap": GAP * lease,
                 },
+            )
+            return bool(
+                connection.scalar(
+                    text("""
+                        SELECT EXISTS (
+                            SELECT FROM hpo.worker, clock_timestamp() AS now
+                            WHERE seen_at > now - make_interval(secs => :gap)
+                              AND since <= now - make_interval(secs => :lease)
+                        )
+                    """),
+                    {"gap": GAP * lease, "lease": lease},
+                )
             )
 
     def leave(self, worker: str) -> None:

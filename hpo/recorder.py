@@ -56,6 +56,7 @@ class Recorder(threading.Thread):
         self.live: list[Job] = []  # jobs whose epochs we forward; replaced as a whole by the supervisor
         self.trouble: str | None = None  # what is unreachable now, for people
         self.store_full = False
+        self.calm = False  # whether everybody has had the time to renew their leases; the supervisor learns it
         self._trouble_since = self._said_at = 0.0  # monotonic seconds
         self.lost: deque[Job] = deque()  # jobs whose lease was found lost
         self.failures: deque[tuple[Job, str, bool]] = deque()  # tasks that failed, and whether for a full disk here
@@ -63,9 +64,7 @@ class Recorder(threading.Thread):
         self._kept: dict[tuple[int, int], _Kept] = {}  # by job and fence
         self._refused: set[int] = set()  # jobs whose results were refused since one was recorded
         self._unshown: set[int] = set()  # jobs whose epochs could not be delivered, and that was said
-        self._recorded = self._shaken = float(
-            "-inf"
-        )  # when a result was recorded, the database lost; monotonic seconds
+        self._recorded = float("-inf")  # when a result was recorded last; monotonic seconds
         self._tasks: deque[tuple[Job, Task, GiveUp | None]] = deque()
         self._wake = threading.Condition()
         self._closing = self._tidy = False
@@ -94,11 +93,6 @@ class Recorder(threading.Thread):
         return len(self._refused) > 1 and bool(self._kept)
 
     @property
-    def calm(self) -> bool:
-        """Whether everybody has had the time to renew their leases since the database was last lost."""
-        return time.monotonic() - self._shaken > self.lease
-
-    @property
     def outage(self) -> float:
         """Seconds since MLflow or the database was last reached; 0 when nothing is wrong."""
         return time.monotonic() - self._trouble_since if self.trouble else 0.0
@@ -125,7 +119,7 @@ class Recorder(threading.Thread):
                 task = self._tasks[0] if self._tasks else None
             if task is None and self._closing:
                 if self._tidy:
-                    self._quietly(lambda: self.mirror.reconcile(lease=self.lease, older_than=0))
+                    self._quietly(lambda: self.mirror.reconcile(lease=self.lease, older_than=0, expire=self.calm))
                 return
             if task is not None:
                 self._do(*task)
@@ -135,8 +129,8 @@ class Recorder(threading.Thread):
             elif time.monotonic() >= next_forward:
                 self._quietly(self._forward)
                 next_forward = time.monotonic() + FORWARD_INTERVAL
-            elif time.monotonic() >= next_reconcile and self.calm:
-                self._quietly(lambda: self.mirror.reconcile(lease=self.lease, older_than=self.lease))
+            elif time.monotonic() >= next_reconcile:
+                self._quietly(lambda: self.mirror.reconcile(lease=self.lease, older_than=self.lease, expire=self.calm))
                 next_reconcile = time.monotonic() + RECONCILE_INTERVAL
             if self._abandon.is_set():
                 return
@@ -240,7 +234,7 @@ class Recorder(threading.Thread):
         if self.trouble is None:
             self._trouble_since, self._said_at = now, float("-inf")
         if isinstance(error, DatabaseLost):
-            self._shaken = now
+            self.calm = False  # until the supervisor has asked again
         if isinstance(error, TrackingUnavailable):  # of the store a lost database tells nothing
             if self.store_full != isinstance(error, StoreRefuses):
                 self._said_at = float("-inf")

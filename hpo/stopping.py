@@ -52,7 +52,7 @@ def cancel(queue: Queue, study: StudyRow, trial: str, *, undo: bool = False) -> 
 def show(queue: Queue, tracker: Tracker, store: optuna.storages.RDBStorage, study: StudyRow, *, lease: float) -> bool:
     """Let Optuna and MLflow show at once what has changed; false if they are away: a worker does it later."""
     try:
-        Mirror(queue, tracker, store, study).reconcile(lease=lease, older_than=0)
+        Mirror(queue, tracker, store, study).reconcile(lease=lease, older_than=0, expire=False)
     except (TrackingUnavailable, DatabaseLost):
         return False
     return True

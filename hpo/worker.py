@@ -248,7 +248,8 @@ class Supervisor:
                 take_over=self.recorder.calm,
             )
             if job is None:
-                self._idle_since = self._idle_since or now
+                kept_off = not self.recorder.calm and self.queue.expired(self.row.name, lease=self.settings.lease)
+                self._idle_since = None if kept_off else self._idle_since or now
                 return
             self.holdings.add(job)
             self.claimed += job.kind == "trial"
@@ -342,8 +343,8 @@ class Supervisor:
             self.stop("hpo stop")
 
     def _attend(self) -> None:
-        """Say that we are here."""
-        self.queue.attend(
+        """Say that we are here, and learn whether leases that ran out may be taken over."""
+        self.recorder.calm = self.queue.attend(
             self.worker,
             self.row.name,
             trainers=self.count,

@@ -1,7 +1,9 @@
 """A worker that leaves before its study is closed, and which GPU a trainer gets."""
 
+import time
 import zipfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cells
 import pytest
@@ -112,6 +114,26 @@ def test_a_running_worker_takes_a_data_file_that_doctor_wrote_anew(shell, data, 
     worker._fetch_data(shell.trials("renewed")[0], "odd.", 0)
     assert worker._no_data is None
     assert worker.data == data_files.cached(read.home, other) and sha256_of(worker.data) == other["sha256"]
+    worker.queue.close()
+    worker.store.engine.dispose()
+
+
+@pytest.mark.service
+def test_a_worker_that_may_not_take_over_yet_is_not_idle(shell, data, tmp_path):
+    read = plan(shell, tmp_path, "silent", data=data, epochs=3)
+    while shell.queue.claim("silent", worker="another", lease=-1, take_over=False):
+        pass
+    worker = Supervisor(read, shell.database_url, shell.tracking_uri, "silent", trainers=1)
+    worker.trainers, worker.limits = [SimpleNamespace(free=True, gpu=None)], Limits()
+    assert not worker.recorder.calm
+    while not shell.queue.expired("silent", lease=read.lease):  # a lease since the server's start
+        time.sleep(0.1)
+    worker._claim(time.monotonic())
+    assert worker._idle_since is None and worker.claimed == 0
+    worker.recorder.calm = True  # nobody renewed though somebody could
+    worker._begin = lambda trainer, job: None
+    worker._claim(time.monotonic())
+    assert worker.claimed == 1
     worker.queue.close()
     worker.store.engine.dispose()
 

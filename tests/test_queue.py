@@ -432,3 +432,26 @@ def test_a_job_nobody_takes_over_waits_again_once_its_lease_ran_out(database_url
     assert queue.expire("s", lease=0) == [job.id]
     assert (queue.job(job.id).state, queue.job(job.id).reason) == ("waiting", "worker lost")
     assert queue.renew([job], lease=30) == [job], "its holder has lost it"
+
+
+def test_leases_may_be_taken_over_only_once_somebody_could_renew_for_a_whole_lease(database_url):
+    queue = planned(database_url, 1)
+
+    def attend(worker: str) -> bool:
+        return queue.attend(worker, "s", trainers=1, device="cpu", stops=0, lease=60)
+
+    def shift(seconds: float, *columns: str) -> None:
+        changes = ", ".join(f"{column} = {column} - make_interval(secs => {seconds})" for column in columns)
+        with queue.engine.begin() as connection:
+            connection.exec_driver_sql(f"UPDATE hpo.worker SET {changes}")
+
+    assert not attend("a"), "whoever is silent may have met what kept everybody from writing"
+    for passed in (30, 31):  # without a gap
+        shift(passed, "seen_at", "since")
+        assert attend("a") == (passed == 31)
+    assert attend("fresh"), "a lives, and could have renewed all the time"
+    shift(45, "seen_at", "since")  # an outage: nobody could write
+    assert not attend("fresh") and not attend("a")
+    shift(60, "since")
+    shift(3000, "seen_at")
+    assert not attend("late"), "those that wrote so long are silent now"
