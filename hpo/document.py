@@ -3,11 +3,13 @@
 Frames hold full numbers; only the pages round them.
 """
 
+import fcntl
 import hashlib
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -116,7 +118,8 @@ def write(document: Document, folder: Path) -> list[Path]:
     """Write report.html, report.md, tables/*.csv and *.json, figures/*.svg; return their paths.
 
     report.sha256 lists them. What an earlier report listed and nobody changed is replaced or, if it is not of this
-    report, removed; everything else stays. ReportError, with nothing changed, if a file of others has a name of ours.
+    report, removed; everything else stays. Who writes into the folder meanwhile is waited for. ReportError, with
+    nothing changed, if a file of others has a name of ours.
     """
     files = {"report.html": _rendered("report.html.j2", document), "report.md": _rendered("report.md.j2", document)}
     for table in document.tables:
@@ -126,22 +129,46 @@ def write(document: Document, folder: Path) -> list[Path]:
     files |= {f"figures/{picture.name}.svg": picture.svg for picture in document.pictures}
     contents = {name: text.encode() for name, text in files.items()}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    listed = sums.listed(folder / SUMS)
-    if foreign := [name for name in (*files, SUMS) if not _is_ours(folder, name, listed)]:
-        raise ReportError(
-            f"{folder / foreign[0]} is not as an earlier report left it: nothing was changed. Name another folder, or "
-            "move that file away."
-        )
-    for name in ("tables", "figures"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    sums.write(folder / SUMS, hashes, listed)  # both, in case this is interrupted
-    for name, content in contents.items():
-        write_atomically(folder / name, content)
-    for stale in listed.keys() - files.keys():
-        if _is_ours(folder, stale, listed):
-            (folder / stale).unlink(missing_ok=True)
-    sums.write(folder / SUMS, hashes)
+    with _alone_in(folder):
+        listed = sums.listed(folder / SUMS)
+        if foreign := [name for name in (*files, SUMS) if not _is_ours(folder, name, listed)]:
+            raise ReportError(_refusal(folder, foreign))
+        for name in ("tables", "figures"):
+            (folder / name).mkdir(exist_ok=True)
+        sums.write(folder / SUMS, hashes, listed)  # both, in case this is interrupted
+        for name, content in contents.items():
+            write_atomically(folder / name, content)
+        for stale in listed.keys() - files.keys():
+            if _is_ours(folder, stale, listed):
+                (folder / stale).unlink(missing_ok=True)
+        sums.write(folder / SUMS, hashes)
     return [folder / name for name in files]
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Make the folder, and hold its lock, which ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _refusal(folder: Path, foreign: list[str]) -> str:
+    if not os.path.lexists(folder / SUMS):
+        return (
+            f"{folder} has files with names of a report ({len(foreign)}, such as {foreign[0]}), but no {SUMS}: it was "
+            "made by an earlier hpo, or is no report. Nothing was changed: move the folder away, or name another."
+        )
+    more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
+    return (
+        f"{folder / foreign[0]}{more} is not as an earlier report left it: nothing was changed. Name another folder, "
+        "or move it away."
+    )
 
 
 def _is_ours(folder: Path, name: str, listed: Mapping[str, set[str]]) -> bool:

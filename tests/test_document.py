@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pandas
 import pytest
+from shell import at_once
 
-from hpo.document import Document, Section, Table, write
+from hpo.document import SUMS, Document, Section, Table, write
 from hpo.errors import ReportError
 
 
@@ -50,7 +51,10 @@ def test_a_file_of_others_with_a_name_of_ours_is_refused_before_anything_is_writ
         file.mkdir()
     else:
         file.write_text("mine")
-    with pytest.raises(ReportError, match=f"{name} is not as an earlier report left it: nothing was changed"):
+    said = (
+        f"such as {name}.*made by an earlier hpo, or is no report" if name != SUMS else f"{name} is not as an earlier"
+    )
+    with pytest.raises(ReportError, match=f"{said}.*othing was changed"):
         write(report("one"), tmp_path / "report")
     assert [each for each in (tmp_path / "report").rglob("*") if each not in (file, file.parent)] == []
     assert (tmp_path / "elsewhere").read_text() == "mine"
@@ -85,3 +89,16 @@ def test_a_list_that_leads_out_of_the_folder_removes_nothing(tmp_path):
             file.write(f"{hashlib.sha256(b'mine').hexdigest()}  {path}\n")
     write(report("two"), folder)
     assert victim.read_text() == "mine"
+
+
+def test_a_report_of_an_earlier_hpo_is_refused_once_for_all_of_its_files(tmp_path):
+    write(report("one", "two"), tmp_path)
+    (tmp_path / SUMS).unlink()
+    with pytest.raises(ReportError, match=r"\(8, such as report.html\), but no report.sha256"):
+        write(report("one", "two"), tmp_path)
+
+
+def test_reports_written_at_once_into_one_folder_follow_each_other(tmp_path):
+    at_once(*(lambda name=name: write(report(name), tmp_path) for name in "abcd"))
+    listed = {line.partition("  ")[2] for line in files(tmp_path)[SUMS].splitlines()}
+    assert listed == files(tmp_path).keys() - {SUMS}, "none of the others is left"
