@@ -162,7 +162,7 @@ class _Archive:
 
     def finish(self, manifest: dict[str, Any], scratch: Path) -> None:
         file = scratch / MANIFEST
-        file.write_text(json.dumps(manifest | {"files": self.files}, indent=1))
+        file.write_text(json.dumps(manifest | {"files": self.files}, indent=1), encoding="utf-8")
         self._add(MANIFEST, file)
 
     def _add(self, name: str, file: Path) -> None:

@@ -163,7 +163,7 @@ def tail(log: Path, *, lines: int = 12) -> str:
     """The last lines of a log file, indented, for an error message: all that a service which has ended wrote."""
     dies(log, timeout=1.0)  # what keeps it holds its lock
     try:
-        text = log.read_text(errors="replace")
+        text = log.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         text = ""
     return "\n".join("  " + line for line in text.splitlines()[-lines:]) or "  (empty)"

@@ -148,7 +148,7 @@ def _probe(plan: Plan, specs: list[dict[str, Any]], device: str) -> dict[int, di
             trainer.close()
         progress_line("")
         if len(probed) < len(specs):
-            reason = reason or Path(folder, "log").read_text(errors="replace")[-2000:]
+            reason = reason or Path(folder, "log").read_text(encoding="utf-8", errors="replace")[-2000:]
             hint = "" if device == "cpu" else " `--device auto` takes the CPU where there is no GPU."
             raise ServiceError(f"The probe failed on the device '{device}': {reason.rstrip('.')}.{hint}")
     return probed

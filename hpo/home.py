@@ -82,7 +82,7 @@ def read(path: Path) -> Home | None:
     try:
         for found in (path, file.parent, file):
             _require_ours(found)
-        home = _home(json.loads(file.read_text()))
+        home = _home(json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError:
@@ -165,7 +165,7 @@ def _claim(home: Home) -> None:
                 "make it writable or run hpo as a normal user."
             ) from None
     owner = folder / "owner.new"
-    owner.write_text(json.dumps(_plain(home) | {"password": "", "access": {}}))
+    owner.write_text(json.dumps(_plain(home) | {"password": "", "access": {}}), encoding="utf-8")
     owner.replace(folder / "owner.json")
 
 
@@ -190,7 +190,7 @@ def _identity(path: Path) -> str | None:
 def _owner(data: Path) -> Path | None:
     """Path of the home that root's data directory belongs to."""
     try:
-        return Path(json.loads((data.parent / "owner.json").read_text())["path"])
+        return Path(json.loads((data.parent / "owner.json").read_text(encoding="utf-8"))["path"])
     except FileNotFoundError:
         return None
 
@@ -202,7 +202,7 @@ def _left_behind(path: Path) -> list[Home]:
     states = []
     for file in ROOT_STORE.glob("*/owner.json"):
         with suppress(FileNotFoundError):  # another home was erased meanwhile
-            states.append(json.loads(file.read_text()))
+            states.append(json.loads(file.read_text(encoding="utf-8")))
     return [_home(state) for state in states if state["path"] == str(path)]
 
 

@@ -257,7 +257,7 @@ def schema_version() -> str:
     assert spec is not None and spec.submodule_search_locations
     revisions, predecessors = set(), set()
     for file in (Path(spec.submodule_search_locations[0]) / "store" / "db_migrations" / "versions").glob("*.py"):
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         revisions |= set(re.findall(r'^revision[^=\n]*=\s*["\'](\w+)', text, re.MULTILINE))
         for value in re.findall(r"^down_revision[^=\n]*=(.*)$", text, re.MULTILINE):
             predecessors |= set(re.findall(r'["\'](\w+)["\']', value))

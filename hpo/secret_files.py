@@ -35,14 +35,14 @@ def main() -> int:
     folder = written[0]
     folder.mkdir(mode=0o700, parents=True)
     for name, text in contents().items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
         # A container, which runs as another user, sees the mode of here: the folder keeps this machine's others away.
         (folder / name).chmod(0o644)
     (options.folder / "backups").mkdir(mode=0o700, exist_ok=True)
     names = [*NAMES, *([options.name, f"{options.name}:443"] if options.name else [])]
     origins = [f"https://{options.name}"] if options.name else ["http://localhost:5000"]
     user = f"{os.geteuid()}:{os.getegid()}"
-    with os.fdopen(os.open(written[1], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+    with os.fdopen(os.open(written[1], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
         stream.write(f"HPO_HOSTS={','.join(names)}\nHPO_ORIGINS={','.join(origins)}\nHPO_USER={user}\n")
     print(f"Made {folder}/ (passwords; keep it out of backups that others read) and {written[1]} (settings).")
     return 0

@@ -70,7 +70,7 @@ def take_over() -> None:
         os.set_inheritable(file, True)
     os.close(file)
     os.environ["PYTHON_COLORS"] = "0"  # those of argparse and tracebacks would be spelled out
-    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
     at_once = getattr(sys.stdout, "write_through", False)  # by PYTHONUNBUFFERED or python -u
     sys.stdout, sys.stderr = (
         Output(number, getattr(stream, "encoding", "utf-8"), lines=lines)

@@ -63,7 +63,7 @@ def connect() -> tuple[Emit, "queue.Queue[dict[str, Any]]", threading.Event]:
     # Ctrl-C and the signals of a batch system reach the whole process group; only the supervisor acts on them.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    events = os.fdopen(int(sys.argv[1]), "w", buffering=1)
+    events = os.fdopen(int(sys.argv[1]), "w", buffering=1, encoding="utf-8")
     os.set_inheritable(events.fileno(), False)  # the supervisor takes its end for ours
 
     def emit(event: str, **fields: Any) -> None:

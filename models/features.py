@@ -45,7 +45,7 @@ def compute(network: "TransferNet", images: Tensor, cache: Path | None, alive: C
         return run()
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{_key(network, images)}.safetensors"
-    with path.with_suffix(".lock").open("w") as lock:
+    with path.with_suffix(".lock").open("w", encoding="utf-8") as lock:
         until = time.monotonic() + PATIENCE
         while not _locked(lock) and time.monotonic() < until:
             alive()

@@ -12,6 +12,7 @@ ALLOWED = {
     "data_pipeline": {"data_pipeline", "numpy", "pandas", "PIL", "scipy", "skfem"},
     "models": {"models", "numpy", "torch", "torchvision", "safetensors"},
 }
+BINARY = ("os.open", "tarfile.open", "gzip.open", "Image.open", "archive.open")
 TORCH_FREE = [
     "cli",
     "worker",
@@ -59,3 +60,18 @@ def test_the_supervisor_and_the_command_line_do_not_import_torch() -> None:
     modules = ", ".join(f"hpo.{module}" for module in TORCH_FREE)
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_text_is_utf8_whatever_the_locale_says():
+    found = []
+    for path in [file for folder in ("hpo", "models", "data_pipeline") for file in (ROOT / folder).rglob("*.py")]:
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        for call in calls:
+            name, modes = ast.unparse(call.func), [each.value for each in call.args if isinstance(each, ast.Constant)]
+            what = name.rpartition(".")[2]
+            opens = what in ("open", "fdopen") and not any("b" in str(each) for each in modes) and name not in BINARY
+            if (opens or what in ("read_text", "write_text")) and "encoding" not in {
+                each.arg for each in call.keywords
+            }:
+                found.append(f"{path.name}:{call.lineno}: {name}")
+    assert not found
