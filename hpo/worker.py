@@ -738,7 +738,7 @@ def own_folder(folder: Path) -> IO[str]:
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
         with suppress(FileNotFoundError):
-            lock = (folder / "lock").open("a", encoding="utf-8")
+            lock = (folder / "lock").open("a")
             fcntl.flock(lock, fcntl.LOCK_EX)
             if _is_at(lock, folder / "lock"):
                 return lock
@@ -754,9 +754,7 @@ def sweep(folder: Path, *, remove: bool = True) -> bool:
             seen = (folder / "lock").stat().st_mtime
             if time.time() - seen < SILENT_HOST:
                 return False
-        with (folder / "lock").open(
-            "a" if named else "r+", encoding="utf-8"
-        ) as lock:  # it may have died before it had one
+        with (folder / "lock").open("a" if named else "r+") as lock:  # it may have died before it had one
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not _is_at(lock, folder / "lock"):
                 return False
