@@ -309,7 +309,8 @@ class Chaos:
             study = self.again(lab) if kind == "again" else self.plan(lab, kind)
             self.studies.append(study or self.plan(lab, self.draw("kinds", KINDS)))
         hasty = self.random.random() < HASTY
-        end = min(end, time.monotonic() + FAULTY)
+        last = time.monotonic()
+        end = min(end, last + FAULTY)
         while self.commands or not all(study.ended() for study in self.studies):
             self.collect()
             for study in self.studies:
@@ -318,11 +319,12 @@ class Chaos:
                 while len(study.workers) < WORKERS // len(labs) and not study.ended():
                     self.start(study)
             time.sleep(self.random.uniform(*PAUSE))
-            if not hasty and not all(study.planned() for study in self.studies):
-                continue
-            if time.monotonic() < end or min(self.counts.faults.total(), self.counts.commands.total()) < FEWEST:
+            begun = hasty or all(study.planned() for study in self.studies)
+            few = min(self.counts.faults.total(), self.counts.commands.total()) < FEWEST
+            if begun and (time.monotonic() < end or few):
                 self.happen()
-            elif time.monotonic() > end + LIMIT:
+                last = time.monotonic()
+            elif time.monotonic() > max(end, last) + LIMIT:
                 for study in self.studies:
                     if not study.ended():
                         self.violation(f"{study.name} did not close within {LIMIT:.0f} s of peace", study)
