@@ -816,7 +816,8 @@ def download(options: argparse.Namespace) -> int:
     tracker = Tracker(found.tracking_uri)
     candidates = [options.model] if options.model else election.downloadable(queue, tracker)
     if not candidates:
-        raise NotFound("No study has been closed here, so there is no model. `hpo run --study grid` makes one.")
+        done = "closed" if queue.studies() else "planned"
+        raise NotFound(f"No study has been {done} here, so there is no model. `hpo run --study grid` makes one.")
     # the newest study's model, unless only an older one has such a version
     with_it = [name for name in candidates if registry.get_alias(tracker, name, options.alias) is not None]
     name = with_it[0] if with_it else candidates[0]

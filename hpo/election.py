@@ -136,9 +136,9 @@ def rivals(queue: Queue, row: StudyRow) -> list[Rival]:
 
 
 def problem(row: StudyRow) -> tuple[str, ...]:
-    """What has to be the same for two studies' scores to be compared."""
-    data = row.facts["data"]
-    return data["digest"], data["split"], *data["target_names"]
+    """What has to be the same for two studies' scores to be compared; empty of one whose planner died at once."""
+    data = row.facts.get("data")
+    return (data["digest"], data["split"], *data["target_names"]) if data else ()
 
 
 def standings(contest: Sequence[Rival], *, closing: str | None = None) -> dict[str, Standing]:
@@ -225,7 +225,8 @@ def claim_model(queue: Queue, tracker: Tracker, row: StudyRow, *, description: s
 
 def names(row: StudyRow) -> list[str]:
     """Names of the registered models that versions of a study may be in, the present one first."""
-    return list(dict.fromkeys([row.facts["model_name"], *row.facts.get("models", ())]))
+    planned = [row.facts["model_name"]] if "model_name" in row.facts else []
+    return list(dict.fromkeys([*planned, *row.facts.get("models", ())]))
 
 
 def own_models(queue: Queue, tracker: Tracker, contest: Sequence[Rival]) -> list[str]:

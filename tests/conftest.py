@@ -1,6 +1,7 @@
 """One embedded Postgres and MLflow server for the whole session, by the product's own code; a database per test."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ LONGEST = ("test_chaos", "test_listening", "test_outages", "test_protocol", "tes
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones first: else one process has the last of them while the others have nothing left."""
     items.sort(key=lambda item: ("acceptance" not in item.keywords, item.path.stem not in LONGEST))
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is a signal like any other here: a job in the background begins with it ignored, and so would all that
+    the tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

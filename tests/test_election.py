@@ -196,16 +196,16 @@ def test_who_competes_is_decided_by_the_data_not_by_the_folders_name(shell, tmp_
     data = cells.make(tmp_path / "own", seed=33)
     copy = shutil.copytree(data, tmp_path / "copy")
     (copy / "dataset.toml").write_text('name = "other"\nunit = "GPa"\n')
-    shell.hpo("run", "--study", small(tmp_path, "long", data=data, epochs=60))
-    said = shell.hpo("run", "--study", small(tmp_path, "short", data=copy, epochs=2))
-    assert "@champion stays version 1, of the study long" in said
-    name = shell.queue.study("short").facts["model_name"]
-    assert name == shell.queue.study("long").facts["model_name"]
+    shell.hpo("run", "--study", small(tmp_path, "thorough", data=data, epochs=60))
+    said = shell.hpo("run", "--study", small(tmp_path, "hasty", data=copy, epochs=2))
+    assert "@champion stays version 1, of the study thorough" in said
+    name = shell.queue.study("hasty").facts["model_name"]
+    assert name == shell.queue.study("thorough").facts["model_name"]
     MlflowClient(shell.tracking_uri).delete_registered_model(name)  # on MLflow's page, say
-    assert "No version stands for election" in shell.hpo("promote", "--study", "long")
+    assert "No version stands for election" in shell.hpo("promote", "--study", "thorough")
     assert "Healthy" in shell.hpo("doctor")
-    shell.hpo("delete", "--study", "short", "--yes")
-    assert [row.name for row in shell.queue.studies()] == ["long"]
+    shell.hpo("delete", "--study", "hasty", "--yes")
+    assert [row.name for row in shell.queue.studies()] == ["thorough"]
 
 
 @pytest.mark.acceptance

@@ -249,6 +249,6 @@ def test_a_study_with_many_parameters_and_a_long_description_closes_with_a_champ
 
 def test_a_study_name_too_long_for_mlflow_is_refused_before_anything_is_made(shell, data, tmp_path):
     study = cells.study(tmp_path, "n" * 230, data=data, epochs=2)
-    assert "name is too long: expected at most 210 characters" in shell.hpo("run", "--study", study, code=1)
+    assert "expected a name of at most 200 characters, found 230" in shell.hpo("run", "--study", study, code=1)
     assert not shell.queue.installed()
     assert Tracker(shell.tracking_uri).client.get_experiment_by_name("n" * 230) is None
