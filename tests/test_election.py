@@ -162,6 +162,7 @@ def test_a_repeat_that_comes_back_moves_the_champion_and_every_tag(shell, tmp_pa
     assert versions(shell, "luck")[1][by_run[ranked[0].run_id][0]][1] == {"champion", "luck"}
 
 
+@pytest.mark.slow
 @pytest.mark.acceptance
 def test_two_databases_on_one_server_have_models_and_champions_of_their_own(shell, services, tmp_path):
     data = cells.make(tmp_path / "own", seed=32)
@@ -208,6 +209,7 @@ def test_who_competes_is_decided_by_the_data_not_by_the_folders_name(shell, tmp_
     assert [row.name for row in shell.queue.studies()] == ["thorough"]
 
 
+@pytest.mark.slow
 @pytest.mark.acceptance
 def test_a_study_that_another_begins_with_is_not_deleted(shell, tmp_path):
     data = cells.make(tmp_path / "own", seed=34)
@@ -221,6 +223,7 @@ def test_a_study_that_another_begins_with_is_not_deleted(shell, tmp_path):
     assert "Deleted the study base." in shell.hpo("delete", "--study", "base", "--yes")
 
 
+@pytest.mark.slow
 @pytest.mark.acceptance
 def test_a_deletion_looks_again_after_its_question_and_goes_on_when_cut_short(shell, tmp_path):
     data = cells.make(tmp_path / "own", seed=35)
