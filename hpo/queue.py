@@ -316,6 +316,8 @@ class Queue:
             version = connection.scalar(text("SELECT version FROM hpo.schema"))
             if version in _MIGRATIONS and not made:
                 log.warning("Bringing the queue's tables from schema version %d to %d.", version, SCHEMA_VERSION)
+                # In the order in which a claim of an earlier hpo takes them: neither waits for the other in a circle.
+                connection.execute(text("LOCK TABLE hpo.job, hpo.study"))
             while version in _MIGRATIONS:
                 connection.execute(text(_MIGRATIONS[version]))
                 version += 1

@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from optuna.study import StudyDirection
@@ -333,6 +334,27 @@ def test_what_a_pruner_saw_before_it_stood_in_the_rows_is_taken_over(database_ur
             connection.exec_driver_sql("UPDATE hpo.schema SET version = 3")
     store.remove_session()
     store.engine.dispose()
+
+
+def waits_for_a_lock(queue):
+    with queue.engine.begin() as connection:
+        found = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        return connection.exec_driver_sql(found).scalar_one() > 0
+
+
+def test_tables_are_brought_up_to_date_beside_a_worker_of_an_earlier_hpo(database_url):
+    queue = planned(database_url, 1)
+    with queue.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE hpo.schema SET version = 3")
+    with queue.engine.begin() as claiming, ThreadPoolExecutor(1) as thread:
+        claiming.exec_driver_sql("UPDATE hpo.job SET attempt = attempt")
+        installed = thread.submit(Queue(database_url).install)
+        while not waits_for_a_lock(queue) and not installed.done():
+            time.sleep(0.02)
+        claiming.exec_driver_sql("SELECT stops FROM hpo.study")
+        claiming.commit()
+        installed.result()
+    assert len(queue.jobs("s")) == 2
 
 
 def test_two_first_workers_make_the_tables_once(database_url):
