@@ -218,7 +218,7 @@ def tmpfs(folder: Path, size: str) -> Iterator[Path]:
     """The folder as a small file system of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "hpo-test", folder]
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "hpo-test", folder]
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"mounting is not allowed here: {error}")
