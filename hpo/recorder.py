@@ -58,6 +58,7 @@ class Recorder(threading.Thread):
         self.store_full = False
         self.calm = False  # whether everybody has had the time to renew their leases; the supervisor learns it
         self._trouble_since = self._said_at = 0.0  # monotonic seconds
+        self._causes: set[type] = set()  # errors of the database that were said in this trouble
         self.lost: deque[Job] = deque()  # jobs whose lease was found lost
         self.failures: deque[tuple[Job, str, bool]] = deque()  # tasks that failed, and whether for a full disk here
         self.stuck: str | None = None  # why no result can be recorded: the worker should leave
@@ -229,12 +230,18 @@ class Recorder(threading.Thread):
         return count
 
     def note(self, error: Exception) -> None:
-        """Remember that a service could not be reached, and say so: at once, and then once a minute."""
+        """Remember that a service could not be reached, and say so: at once, then once a minute; of a database also
+        when another cause comes up: a connection is dropped, say, and then nothing may be written."""
         now = time.monotonic()
         if self.trouble is None:
             self._trouble_since, self._said_at = now, float("-inf")
+            self._causes.clear()
         if isinstance(error, DatabaseLost):
             self.calm = False  # until the supervisor has asked again
+            cause = type(getattr(error.__cause__, "orig", None))
+            if cause not in self._causes:
+                self._causes.add(cause)
+                self._said_at = float("-inf")
         if isinstance(error, TrackingUnavailable):  # of the store a lost database tells nothing
             if self.store_full != isinstance(error, StoreRefuses):
                 self._said_at = float("-inf")
