@@ -1,4 +1,4 @@
-"""Where the periodic network holds, and who else does: the tables of docs/accuracy.md. `python bench/accuracy.py PART…`
+"""The tables of docs/reference/accuracy.md: the periodic network and its peers. `python bench/accuracy.py PART…`
 
 All networks are the point that hpo/studies/periodic-search.toml starts from, trained as it says with one seed; scores
 are of the default data set's test split, unless a line says otherwise. Parts, each its own lines: `peers` (no training:

@@ -2,8 +2,8 @@
 
     python bench/soak.py --minutes 60 [--seed N]
 
-What it does stands in tests/chaos.py; what it found when it ran for an hour stands in docs/reliability.md. Exit code 1
-if an invariant was violated; the logs of all workers and commands stay in the folder it names then.
+tests/chaos.py has the faults and commands; docs/explanation/how-it-is-tested.md reports a run of an hour. Exit code 1
+if an invariant was violated: then the logs of all workers and commands stay in a folder that the program names.
 """
 
 import argparse

@@ -118,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
         description="Search hyperparameters of networks that predict a microstructure's stiffness tensor; every trial "
         "is tracked in MLflow, the best model is promoted and can be downloaded.",
         epilog="Without HPO_DATABASE_URL and MLFLOW_TRACKING_URI hpo runs its own Postgres and MLflow server under "
-        "HPO_HOME (default: ./mlruns). All settings: docs/settings.md.",
+        "HPO_HOME (default: ./mlruns). All settings: docs/reference/settings.md.",
     )
     commands = made.add_subparsers(dest="command", metavar="COMMAND")
 

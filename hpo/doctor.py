@@ -102,7 +102,7 @@ def _study(shown: Mirror, settings: Settings) -> Iterator[Finding]:
     deleted = {run.info.run_id for run in shown.tracker.runs(_experiment(shown), kind="trial", deleted=True)}
     for violation in invariants.check(shown, grace=settings.lease):
         remedy: Callable[[], object] | None = None
-        todo = "see docs/reliability.md; `hpo delete` removes the study"
+        todo = "see docs/explanation/reliability.md; `hpo delete` removes the study"
         if violation.job is not None and violation.job.kind == "closing":
             todo = "let the study close again when all its trials have ended; `hpo run` trains them"
             remedy = partial(shown.queue.close_again, shown.study.name)

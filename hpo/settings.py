@@ -12,7 +12,7 @@ from hpo.errors import SettingsError
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Where things are and how long to wait. Every field is one row of the table in docs/settings.md."""
+    """Where things are and how long to wait. Every field is one row of the table in docs/reference/settings.md."""
 
     home: Path  # state, logs and caches of the embedded services
     credentials: Path | None  # file that gives the four values below

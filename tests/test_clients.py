@@ -72,7 +72,7 @@ def test_every_plain_client_shows_the_trials(shell, closed, tmp_path):
 
 def documented_dashboards() -> list[str]:
     """The lines of the documentation that start optuna-dashboard."""
-    text = (ROOT / "docs" / "commands.md").read_text()
+    text = (ROOT / "docs" / "reference" / "commands.md").read_text()
     lines = re.findall(r"^(?:eval .*\n)?optuna-dashboard .*DATABASE_URL.*$", text, re.MULTILINE)
     assert len(lines) == 1
     return lines

@@ -1,4 +1,4 @@
-"""The documentation says what the program does: commands, options, settings, study keys."""
+"""The documentation says what the program does (commands, options, study keys), and each page is of one kind."""
 
 import argparse
 import re
@@ -11,25 +11,38 @@ from hpo import cli, study
 from models import specs
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+KINDS = {
+    "tutorial": "# Tutorial: ",
+    "how-to": "# How to ",
+    "reference": "# Reference: ",
+    "explanation": "# Explanation: ",
+}
+DOCS = [page for kind in KINDS for page in sorted((ROOT / "docs" / kind).glob("*.md"))]
+INDEX = ROOT / "docs" / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", INDEX, *DOCS]
+
+
+def label(page: Path) -> str:
+    """Name of a page in the report of a test run, such as `docs/reference/commands.md`."""
+    return str(page.relative_to(ROOT))
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     """Every command by its words, such as `data make`."""
 
     def below(parser: argparse.ArgumentParser, words: str) -> dict[str, argparse.ArgumentParser]:
-        found = {}
+        parsers = {}
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
                 for name, sub in action.choices.items():
-                    found |= {f"{words} {name}".strip(): sub} | below(sub, f"{words} {name}".strip())
-        return found
+                    parsers |= {f"{words} {name}".strip(): sub} | below(sub, f"{words} {name}".strip())
+        return parsers
 
     return {words: parser for words, parser in below(cli.parser(), "").items() if words != "data"}
 
 
 def test_every_command_and_option_is_documented():
-    text = (ROOT / "docs" / "commands.md").read_text()
+    text = (ROOT / "docs" / "reference" / "commands.md").read_text()
     for words, parser in commands().items():
         assert f"`hpo {words}" in text
         for action in parser._actions:
@@ -38,7 +51,7 @@ def test_every_command_and_option_is_documented():
 
 
 def test_every_study_key_is_documented():
-    text = (ROOT / "docs" / "studies.md").read_text()
+    text = (ROOT / "docs" / "reference" / "study-file.md").read_text()
     keys = [f"{table}.{key}" if table else key for table, names in study.KEYS.items() for key in names]
     keys += [f"training.{key}" for key in specs.training_keys()]
     keys += [f"model.{key}" for family in specs.FAMILIES for key in ("family", *specs.model_keys(family))]
@@ -51,35 +64,52 @@ def test_every_study_key_is_documented():
 
 
 def test_the_example_study_of_the_documentation_is_valid(tmp_path):
-    text = (ROOT / "docs" / "studies.md").read_text()
+    text = (ROOT / "docs" / "reference" / "study-file.md").read_text()
     (tmp_path / "example.toml").write_text(re.search(r"```toml\n(.*?)```", text, re.DOTALL).group(1))
     assert study.load(str(tmp_path / "example.toml")).trials == 30
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=label)
 def test_every_command_line_in_the_documentation_parses(page):
     for line in re.findall(r"^(?:\$ |    )?(hpo [a-z].*)$", page.read_text(), re.MULTILINE):
         cli.parser().parse_args(shlex.split(line.partition("  #")[0])[1:])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=label)
 def test_every_link_within_the_documentation_leads_somewhere(page):
     for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
         if not target.startswith("http"):
-            there = page.parent / target if target else page
-            assert there.exists(), target
-            assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
+            linked = page.parent / target if target else page
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
 def anchors(page: Path) -> set[str]:
-    """What a page's headings can be linked by."""
+    """Return the fragments by which the headings of a page can be linked."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=label)
 def test_prose_has_lines_that_can_be_read_and_searched(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for line in text.splitlines():
         assert line.startswith("|") or len(line) <= 135, line
         assert line.count("`") % 2 == 0, f"code that is broken over two lines: {line}"
+
+
+@pytest.mark.parametrize("page", DOCS, ids=label)
+def test_each_page_says_in_its_first_line_of_which_kind_it_is(page):
+    assert page.read_text().startswith(KINDS[page.parent.name])
+
+
+def test_every_page_is_of_a_kind_and_in_the_index():
+    others = [INDEX, *(ROOT / "docs" / "example").glob("*.md")]  # the example is a report that `hpo report` wrote
+    assert sorted([*DOCS, *others]) == sorted((ROOT / "docs").rglob("*.md"))
+    for page in DOCS:
+        assert f"]({page.relative_to(INDEX.parent)})" in INDEX.read_text(), label(page)
+
+
+@pytest.mark.parametrize("page", [page for page in DOCS if page.parent.name != "reference"], ids=label)
+def test_a_page_that_is_read_from_top_to_bottom_has_at_most_1500_words(page):
+    assert len(page.read_text().split()) <= 1500
