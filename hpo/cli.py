@@ -14,10 +14,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo import away, terminal
+from hpo import away, completion, terminal
 from hpo.errors import ModelError, NotFound, ServiceError, SettingsError, UserError
 from hpo.text import visible
 
@@ -48,6 +49,12 @@ def program() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; exit code 0 done, 1 the user can put it right, 2 usage."""
     options = parser().parse_args(arguments)
+    if options.version:
+        print(f"hpo {metadata.version('hpo')}")
+        return 0
+    if options.print_completion:
+        print(completion.script(parser(), options.print_completion))
+        return 0
     if options.command is None:
         parser().print_help()
         return 2
@@ -119,6 +126,10 @@ def parser() -> argparse.ArgumentParser:
         "is tracked in MLflow, the best model is promoted and can be downloaded.",
         epilog="Without HPO_DATABASE_URL and MLFLOW_TRACKING_URI hpo runs its own Postgres and MLflow server under "
         "HPO_HOME (default: ./mlruns). All settings: docs/reference/settings.md.",
+    )
+    made.add_argument("--version", action="store_true", help="print the version of hpo and leave")
+    made.add_argument(
+        "--print-completion", choices=completion.SHELLS, help="print a script that completes hpo's commands on Tab"
     )
     commands = made.add_subparsers(dest="command", metavar="COMMAND")
 

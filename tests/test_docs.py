@@ -19,7 +19,7 @@ KINDS = {
 }
 DOCS = [page for kind in KINDS for page in sorted((ROOT / "docs" / kind).glob("*.md"))]
 INDEX = ROOT / "docs" / "README.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", INDEX, *DOCS]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", INDEX, *DOCS]
 
 
 def label(page: Path) -> str:
