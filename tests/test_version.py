@@ -1,4 +1,4 @@
-"""The version stands in pyproject.toml alone; what runs, prints and is released follows it."""
+"""The version stands in pyproject.toml; what runs, prints and is released follows it."""
 
 import re
 import subprocess
@@ -18,11 +18,16 @@ def test_hpo_prints_the_version_of_the_project():
 
 def test_no_other_file_repeats_the_version():
     named = re.compile(rf"(hpo\S*[:=@ -]|version\w* *[:=] *)[\"']?v?{re.escape(VERSION)}\b")
-    files = [ROOT / name for name in ("Dockerfile", "docker-compose.yml", "Makefile", "README.md", "CONTRIBUTING.md")]
+    files = [ROOT / name for name in ("Dockerfile", "Makefile", "README.md", "CONTRIBUTING.md")]
     files += [*(ROOT / "docs").glob("*.yaml"), *(ROOT / "docs").glob("*/*.md")]
     files += [path for package in ("hpo", "models", "data_pipeline") for path in (ROOT / package).rglob("*.py")]
     files = [path for path in files if "example" not in path.parts]  # a report keeps the version that wrote it
     assert [path for path in files if named.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_the_tag_of_the_image_that_compose_builds_is_the_version_of_the_project():
+    # Compose cannot read pyproject.toml, and without a tag it would go on with the image of an earlier checkout.
+    assert re.findall(r"image: hpo(\S*)", (ROOT / "docker-compose.yml").read_text()) == [f":{VERSION}"]
 
 
 def test_the_newest_release_in_the_changelog_is_the_version_of_the_project():
