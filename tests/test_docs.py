@@ -71,8 +71,9 @@ def test_the_example_study_of_the_documentation_is_valid(tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=label)
 def test_every_command_line_in_the_documentation_parses(page):
-    for line in re.findall(r"^(?:\$ |    )?(hpo [a-z].*)$", page.read_text(), re.MULTILINE):
-        cli.parser().parse_args(shlex.split(line.partition("  #")[0])[1:])
+    for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in re.findall(r"^(?:\$ )?(hpo [a-z].*)$", block, re.MULTILINE):
+            cli.parser().parse_args(shlex.split(line.partition("  #")[0])[1:])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=label)
