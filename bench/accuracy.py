@@ -97,9 +97,9 @@ def line(
     name: str, predicted: np.ndarray, truth: np.ndarray, variance: np.ndarray, seconds: float | None = None
 ) -> None:
     found = metrics.scores(predicted, truth, train_variance=variance)
-    lowest = min(found["per_target"]["r2"])
+    lowest = min(found.per_target["r2"])
     took = "" if seconds is None else f"{seconds:8.0f}"
-    scores = f"{found['nmse']:8.5f} {found['r2']:8.5f} {lowest:8.5f} {100 * found['mape']:7.2f}"
+    scores = f"{found.nmse:8.5f} {found.r2:8.5f} {lowest:8.5f} {100 * found.mape:7.2f}"
     print(f"{name:44} {scores} {took}", flush=True)
 
 

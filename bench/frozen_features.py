@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from data_pipeline import dataset as data_sets
 from data_pipeline.split import split
-from models.specs import CHANNELS, TrainingSpec, TransferSpec, build
+from models.networks import build
+from models.specs import CHANNELS, TrainingSpec, TransferSpec
 from models.training import Training
 
 EPOCHS = 300

@@ -458,7 +458,7 @@ def unsound(queue: Queue, tracker: Tracker, model_name: str, version: Version) -
             model, spec = bundle.load(folder)
         except (ModelError, NotFound, SpecError) as error:
             return str(error)
-        cell = np.random.default_rng(0).integers(0, 2, (1, *spec["image_shape"])).astype(np.float32)
+        cell = np.random.default_rng(0).integers(0, 2, (1, *spec.image_shape)).astype(np.float32)
         answer = regressor.predict(model, cell)
         return None if np.isfinite(answer).all() else f"it predicts {answer.tolist()}"
 

@@ -65,7 +65,7 @@ def loss_curves(curves: Mapping[str, Curve], keys: Sequence[str] = ("train/nmse"
 def parity(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], unit: str) -> Figure:
     """Predicted over true values, both (n, k) in `unit`: a panel a target, with the diagonal and R² of these n."""
     truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
-    r2 = metrics.scores(predicted, truth, train_variance=truth.var(axis=0))["per_target"]["r2"]
+    r2 = metrics.scores(predicted, truth, train_variance=truth.var(axis=0)).per_target["r2"]
     columns = math.ceil(math.sqrt(len(names)))
     rows = math.ceil(len(names) / columns)
     width, height = PANEL * columns, PANEL * rows

@@ -25,7 +25,7 @@ from hpo.settings import Settings
 from hpo.study import Study
 from hpo.text import for_markdown
 from hpo.tracking import Tracker
-from models import hill, metrics, specs
+from models import hill, metrics, sizes, specs
 from models import weights as pretrained
 
 # What labels that were rounded to three digits may miss: of the bounds, as a share of the cell's largest component; of
@@ -149,12 +149,12 @@ def _check_sizes(chosen: Study, folder: Path, data: Dataset) -> None:
     for point in chosen.combinations("backbone", "trainable", "batch_size"):
         model, training = chosen.trial(point)
         try:
-            specs.check_batches(specs.from_dict(model), specs.training_from_dict(training), shape)
+            sizes.check_batches(specs.from_dict(model), specs.training_from_dict(training), shape)
         except specs.SpecError as error:
             raise StudyError(f"{folder}: {chosen.name} at {point_text(point) or 'its one point'}: {error}") from None
     for point in chosen.largest():
         try:
-            specs.size(specs.from_dict(chosen.trial(point)[0]), shape, len(data.target_names))
+            sizes.size(specs.from_dict(chosen.trial(point)[0]), shape, len(data.target_names))
         except specs.SpecError as error:
             raise StudyError(
                 f"{folder}: its images do not fit {chosen.name} at {point_text(point) or 'its one point'}: "
@@ -347,7 +347,7 @@ def predictors(data: Dataset, parts: Split) -> dict[str, Any]:
     found = {}
     for name, fit in metrics.PREDICTORS.items():
         predicted = fit(*learned)(data.images[parts.validation])
-        found[name] = {"validation": metrics.scores(predicted, truth, train_variance=variance)}
+        found[name] = {"validation": metrics.scores(predicted, truth, train_variance=variance).to_dict()}
     return found
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,9 @@ from PIL import Image
 from data_pipeline.images import LARGEST_FILE, ImageProblem, read_png
 from hpo.errors import ModelError
 from hpo.text import utf8
+
+if TYPE_CHECKING:
+    from models.bundle import Description
 
 
 def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
@@ -26,23 +29,23 @@ def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
         model, spec = bundle.load(folder)
     except SpecError as error:
         raise ModelError(str(error)) from error
-    channels = spec["image_shape"][0]
+    channels = spec.image_shape[0]
     if channels != 1:
         raise ModelError(f"{folder}: expected a model of images with one grey channel, found {channels} channels.")
-    if "image" in spec["target_names"]:
+    if "image" in spec.target_names:
         raise ModelError(f"{folder}: a target is called image, as the column of the images' paths. Train it anew.")
     images = [_read(Path(path), spec) for path in image_paths]
-    rows = np.zeros((len(images), len(spec["target_names"])))
+    rows = np.zeros((len(images), len(spec.target_names)))
     for shape in {image.shape for image in images}:
         alike = [number for number, image in enumerate(images) if image.shape == shape]
         rows[alike] = regressor.predict(model, np.stack([images[number][None] for number in alike]))
-    frame = pd.DataFrame(rows, columns=spec["target_names"])
+    frame = pd.DataFrame(rows, columns=list(spec.target_names))
     frame.insert(0, "image", [utf8(str(path)) for path in image_paths])
-    frame.attrs["unit"] = spec["unit"]
+    frame.attrs["unit"] = spec.unit
     return frame
 
 
-def _read(path: Path, spec: dict[str, Any]) -> np.ndarray:
+def _read(path: Path, spec: "Description") -> np.ndarray:
     """Grey values 0..1, (height, width). The size is checked before the pixels are decoded."""
     from models import bundle, specs
     from models.specs import SpecError
@@ -65,7 +68,7 @@ def _read(path: Path, spec: dict[str, Any]) -> np.ndarray:
         raise ModelError(f"{path}: {problem}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise ModelError(f"{path}: cannot be read as an image ({error}).") from error
-    if specs.physical(specs.from_dict(spec["model"])) and (between := ~np.isin(grey, (0, 255))).any():
+    if specs.physical(spec.model) and (between := ~np.isin(grey, (0, 255))).any():
         raise ModelError(
             f"{path}: expected pixels of 0 and 255 alone, found {between.sum()} of {grey.size} in between. The model's "
             "last layer takes the mean grey value for the volume fraction of two phases: threshold the image first."

@@ -167,7 +167,7 @@ def _predictor(evidence: Evidence, name: str) -> Row:
     for each in evidence.closed:
         if "predictors" in each.ended:
             return dict(each.ended["predictors"][name]["test"])
-    return metrics.scores(evidence.predictors[name], evidence.truth, train_variance=evidence.train_variance)
+    return metrics.scores(evidence.predictors[name], evidence.truth, train_variance=evidence.train_variance).to_dict()
 
 
 def _by_component(evidence: Evidence, score: str) -> Iterator[Row]:
@@ -418,8 +418,8 @@ def _errors(evidence: Evidence) -> Section:
                 evidence.truth[inside],
                 train_variance=evidence.train_variance,
             )
-            row = {"kind": kind, "test cells": int(inside.sum()), "NMSE": scores["nmse"], "R²": scores["r2"]}
-            rows.append(row | {"NMSE, volume fraction": cubic["nmse"], "R², volume fraction": cubic["r2"]})
+            row = {"kind": kind, "test cells": int(inside.sum()), "NMSE": scores.nmse, "R²": scores.r2}
+            rows.append(row | {"NMSE, volume fraction": cubic.nmse, "R², volume fraction": cubic.r2})
         note = "By the word behind the number in the image's name. R² against the mean of the kind itself."
         tables.append(Table(name="kinds", title="By kind of microstructure", frame=pandas.DataFrame(rows), note=note))
     tables.append(_physics(evidence))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.errors import StudyConflict, StudyError
-from models import specs
+from models import sizes, specs
 
 NUMERICS_VERSION = 1  # raised when a change of ours moves the numbers of an unchanged study
 RESERVED = re.compile(r"champion|latest|v?[0-9]+", re.IGNORECASE)  # a study's name is an alias of its model, too
@@ -264,7 +264,7 @@ def trial_spec(
         begins["phases"] = data["phases"]
     if (best := next((each for each in facts.get("best_of", ()) if each["point"] == point), None)) is not None:
         begins["best_of"] = {key: best[key] for key in ("study", "trial", "run_id")}
-    size = specs.size(chosen, tuple(data["image_shape"]), len(data["target_names"]))
+    size = sizes.size(chosen, tuple(data["image_shape"]), len(data["target_names"]))
     return {
         "point": point,
         "config": config,

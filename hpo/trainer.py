@@ -107,7 +107,7 @@ def train(
     import torch
 
     from hpo.packaging import package
-    from models import metrics, specs
+    from models import metrics, networks, specs
     from models.regressor import predict
     from models.training import Diverged, Interrupted, Training, load_state, save_state
 
@@ -140,7 +140,7 @@ def train(
         print(f"starting again from epoch 0: {error}")  # a checkpoint of another version, say
         training = begin()
     del begin  # and with it the tensors to begin with
-    emit("started", epoch=training.epoch, parameters=specs.parameter_count(training.network))
+    emit("started", epoch=training.epoch, parameters=networks.parameter_count(training.network))
 
     kept = training.epoch
 
@@ -180,8 +180,8 @@ def train(
     images, targets = dataset.images[parts.validation], dataset.targets[parts.validation]
     best, final = training.best_regressor(), training.last_regressor()
     predicted = predict(best, images, alive=alive)
-    found = metrics.scores(predicted, targets, train_variance=variance)
-    last_found = metrics.scores(predict(final, images, alive=alive), targets, train_variance=variance)
+    found = metrics.scores(predicted, targets, train_variance=variance).to_dict()
+    last_found = metrics.scores(predict(final, images, alive=alive), targets, train_variance=variance).to_dict()
     predictions = work / "validation.csv"
     for_csv(_table(dataset, parts.validation, predicted)).to_csv(predictions, index=False)
     crash.at("packaging")
@@ -267,7 +267,7 @@ def _device_name(device: Any) -> dict[str, str]:
 def score(emit: Emit, stop: threading.Event, *, folder: str, data: str, predictions: str) -> None:
     """Load a downloaded model, predict the validation and the test split, and write all predictions as CSV.
 
-    Event: scored {validation, test, predictors: {name: {validation, test}}}, each as models.metrics.scores gives it.
+    Event: scored {validation, test, predictors: {name: {validation, test}}}, each as models.metrics.Scores.to_dict.
     """
     import pandas
 
@@ -289,7 +289,7 @@ def score(emit: Emit, stop: threading.Event, *, folder: str, data: str, predicti
         truth = dataset.targets[indices]
         for name, predictor in predictors.items():
             predicted = predictor(dataset.images[indices])
-            found.setdefault(name, {})[part] = metrics.scores(predicted, truth, train_variance=variance)
+            found.setdefault(name, {})[part] = metrics.scores(predicted, truth, train_variance=variance).to_dict()
             if name == "model":
                 table = _table(dataset, indices, predicted)
                 table.insert(1, "split", part)
@@ -320,6 +320,7 @@ def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], dat
 
     import torch
 
+    from models import networks
     from models import specs as model_specs
     from models.training import Training
 
@@ -348,7 +349,7 @@ def probe(emit: Emit, stop: threading.Event, *, specs: list[dict[str, Any]], dat
         )
         once = (time.monotonic() - begin) / share
         seconds = [epoch.metrics["seconds"] for epoch in training.epochs()][-1]  # the first one warms up
-        parameters = model_specs.parameter_count(training.network)
+        parameters = networks.parameter_count(training.network)
         training.state()  # what a checkpoint needs counts, too
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
         gpu = torch.cuda.get_device_name(training.device) if training.device.type == "cuda" else ""

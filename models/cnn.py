@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.specs import Layout
 from models.windows import WindowBatch, Windows, distinct, first_block
 
 
@@ -17,40 +18,28 @@ class ConvNet(nn.Module):
     Glorot-uniform from torch's generator, biases are zero. The result does not depend on the memory format.
     """
 
-    def __init__(
-        self,
-        *,
-        image_shape: tuple[int, int, int],
-        n_targets: int,
-        filters: tuple[int, int],
-        kernel_size: int,
-        same: bool,
-        dropout: float,
-        units: int,
-    ) -> None:
+    def __init__(self, layout: Layout, image_shape: tuple[int, int, int], n_targets: int) -> None:
         super().__init__()
         channels, height, width = image_shape
-        lost = 0 if same else kernel_size - 1  # pixels a valid convolution takes off each side length
-        for _ in filters:
-            height, width = (height - lost) // 2, (width - lost) // 2
-        self.padding = kernel_size // 2 if same else 0
-        self.first = nn.Conv2d(channels, filters[0], kernel_size, padding=self.padding)
-        self.second = nn.Conv2d(filters[0], filters[1], kernel_size, padding=self.padding)
-        self.dropout = Dropout(dropout)
-        self.dense = nn.Linear(height * width * filters[1], units)
-        self.head = nn.Linear(units, n_targets)
-        for name, values in self.named_parameters():
-            (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(values)
+        first, second = layout.filters
+        for _ in layout.filters:
+            height, width = (height - layout.lost) // 2, (width - layout.lost) // 2
+        self.padding = layout.kernel_size // 2 if layout.same else 0
+        self.first = nn.Conv2d(channels, first, layout.kernel_size, padding=self.padding)
+        self.second = nn.Conv2d(first, second, layout.kernel_size, padding=self.padding)
+        self.dropout = Dropout(layout.dropout)
+        self.dense = nn.Linear(height * width * second, layout.units)
+        self.head = nn.Linear(layout.units, n_targets)
+        draw_glorot(self)
 
     def prepare(self, images: Tensor, cache: Path | None, alive: Callable[[], object]) -> Tensor | Windows:
-        """Images (n, c, h, w) in the form that is trained on fastest; `forward` takes either, indexed by a batch.
+        """Return the images (n, c, h, w) in the form that trains fastest; `forward` takes either, indexed by a batch.
 
-        Nothing is kept in the folder `cache`: it takes a moment.
+        This is fast, so nothing is stored in the folder `cache`.
         """
-        windows = None
-        if images.device.type == "cpu":
-            windows = distinct(images, kernel_size=self.first.weight.shape[-1], padding=self.padding)
-        return images if windows is None else windows
+        if images.device.type != "cpu":
+            return images
+        return distinct(images, kernel_size=self.first.weight.shape[-1], padding=self.padding) or images
 
     def forward(self, images: Tensor | WindowBatch) -> Tensor:
         # The maximum before the ReLU gives the same numbers and gradients with a quarter of the ReLU's work.
@@ -61,13 +50,20 @@ class ConvNet(nn.Module):
         hidden = F.relu(F.max_pool2d(self.second(hidden), 2))
         # Flattened as (height, width, filter): a view, not a copy, of channels-last activations.
         hidden = self.dropout(hidden.permute(0, 2, 3, 1).flatten(1))
-        return self.head(F.relu(self.dense(hidden)))
+        targets: Tensor = self.head(F.relu(self.dense(hidden)))
+        return targets
+
+
+def draw_glorot(module: nn.Module) -> None:
+    """Draw all weights Glorot-uniform from torch's generator, and set all biases to zero."""
+    for name, values in module.named_parameters():
+        (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(values)
 
 
 class Dropout(nn.Module):
-    """Dropout with 16 random bits a number, where torch's own draws 32 and takes six times as long on a CPU.
+    """Dropout with 16 random bits a number; torch's own draws 32 bits and takes six times as long on a CPU.
 
-    The probability is rounded to 1/65536, and what is kept is scaled by the rounded one: the expectation is exact.
+    The probability is rounded to 1/65536. The numbers kept are scaled by the rounded one, so the expectation is exact.
     """
 
     def __init__(self, probability: float) -> None:

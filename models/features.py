@@ -1,4 +1,4 @@
-"""What a frozen backbone sees of a set of images, computed once and kept in a file for all trainings of a machine."""
+"""Features of images that a frozen backbone computes: once per machine, stored in a file for all trainings."""
 
 import fcntl
 import hashlib
@@ -7,42 +7,39 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from models.transfer import TransferNet
-
-BATCH = 32  # images; always the same, so that the numbers are
-TICK = 0.5  # seconds between two looks whether another training has computed them
-PATIENCE = 900.0  # seconds after which they are computed by whoever waits: the other one may be frozen
+BATCH = 32  # images; constant, because the sums depend on it
+TICK = 0.5  # seconds between two attempts to lock the file
+PATIENCE = 900.0  # seconds to wait for another training's features; it may be frozen, so then compute them here
 
 
-def compute(network: "TransferNet", images: Tensor, cache: Path | None, alive: Callable[[], object]) -> Tensor:
-    """`network.see(images)` (n, channels) in inference mode, from the file in the folder `cache` if there is one.
+class FrozenNet(Protocol):
+    """A network with a frozen backbone, such as models.transfer.TransferNet."""
+
+    backbone: nn.Module
+    mean: Tensor  # of the normalisation
+    std: Tensor
+
+    def extract(self, images: Tensor) -> Tensor: ...
+
+
+def compute(network: FrozenNet, images: Tensor, cache: Path | None, alive: Callable[[], object]) -> Tensor:
+    """Return `network.extract(images)` (n, channels) in inference mode, from its file in the folder `cache` if any.
 
     The file's name is the digest of everything the features depend on: the backbone's structure and every number in
-    it, the normalisation, the pixels, the kind of device, the number of threads, torch's version. So it cannot be
-    stale. Of several trainings that need it at once one computes it and the others wait. A damaged file is computed
-    again.
-    `alive` is called again and again meanwhile.
+    it, the normalisation, the pixels, the kind of device, the number of threads, torch's version. So a file is never
+    stale. Of several trainings that need the same features at once, one computes them and the others wait. A damaged
+    file is computed again. `alive` is called at least every batch, and every TICK while waiting.
     """
-
-    def run() -> Tensor:
-        seen = []
-        with torch.no_grad():
-            for batch in images.split(BATCH):
-                seen.append(network.see(batch))
-                alive()
-        return torch.cat(seen).contiguous()
-
     network.backbone.eval()
     if cache is None:
-        return run()
+        return _extract(network, images, alive)
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{_key(network, images)}.safetensors"
     with path.with_suffix(".lock").open("w", encoding="utf-8") as lock:
@@ -50,17 +47,26 @@ def compute(network: "TransferNet", images: Tensor, cache: Path | None, alive: C
         while not _locked(lock) and time.monotonic() < until:
             alive()
             time.sleep(TICK)
-        found = _read(path, len(images))
-        if found is None:
-            found = run()
+        features = _stored(path, len(images))
+        if features is None:
+            features = _extract(network, images, alive)
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            save_file({"features": found.cpu()}, temporary, metadata={"sha256": _sha256(found)})
+            save_file({"features": features.cpu()}, temporary, metadata={"sha256": _sha256(features)})
             temporary.replace(path)
-    return found.to(images.device)
+    return features.to(images.device)
+
+
+def _extract(network: FrozenNet, images: Tensor, alive: Callable[[], object]) -> Tensor:
+    batches = []
+    with torch.no_grad():
+        for batch in torch.split(images, BATCH):
+            batches.append(network.extract(batch))
+            alive()
+    return torch.cat(batches).contiguous()
 
 
 def _locked(file: IO[str]) -> bool:
-    """Whether we have the lock now; it falls when the process dies."""
+    """Lock the file if nobody else has; return whether we have. The lock ends with the process."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -68,24 +74,26 @@ def _locked(file: IO[str]) -> bool:
     return True
 
 
-def _read(path: Path, count: int) -> Tensor | None:
+def _stored(path: Path, count: int) -> Tensor | None:
+    """Return the features of so many images in the file; None if it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            expected, found = (file.metadata() or {})["sha256"], file.get_tensor("features")
+            expected = (file.metadata() or {})["sha256"]
+            features: Tensor = file.get_tensor("features")
     except (SafetensorError, OSError, ValueError, KeyError):
         return None
-    if found.ndim != 2 or len(found) != count or _sha256(found) != expected:
+    if features.ndim != 2 or len(features) != count or _sha256(features) != expected:
         return None
     with suppress(OSError):
-        os.utime(path)  # what is not used for long is taken for a stale cache
-    return found
+        os.utime(path)  # a file that is not used for long is deleted as a stale cache
+    return features
 
 
-def _key(network: "TransferNet", images: Tensor) -> str:
-    where = f"{torch.__version__} {images.device.type} {tuple(images.shape)}"
+def _key(network: FrozenNet, images: Tensor) -> str:
+    facts = f"{torch.__version__} {images.device.type} {tuple(images.shape)}"
     if torch.get_num_threads() > 1:  # some sums depend on it
-        where += f" {torch.get_num_threads()} threads"
-    digest = hashlib.sha256(f"{where} {network.backbone}".encode())
+        facts += f" {torch.get_num_threads()} threads"
+    digest = hashlib.sha256(f"{facts} {network.backbone}".encode())
     for tensor in (*network.backbone.state_dict().values(), network.mean, network.std, images):
         digest.update(_bytes(tensor))
     return digest.hexdigest()

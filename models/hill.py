@@ -7,7 +7,7 @@ C13 = lambda_m + dlambda a; of a strain 22 the inclusions take b, and C12 + C22 
 dlambda b. A strain 33 leaves C33 = <lambda + 2 mu> - dlambda^2 r with r = (f - (a + b) / 2) / dk (R. Hill, J. Mech.
 Phys. Solids 12, 1964).
 
-Where the phases' k nearly agree, dividing by dk loses digits: who knows a, b and r otherwise need not.
+Where the phases' k nearly agree, dividing by dk loses digits: compute a, b and r in another way if there is one.
 """
 
 from typing import Any
@@ -18,19 +18,19 @@ SMALLEST = 1e-3  # of the larger k: phases that differ less make the relations w
 
 
 def parts(c11: Any, c22: Any, c12: Any, f: Any, ks: Pair) -> tuple[Any, Any, Any]:
-    """a, b (no unit) and r (1 / the components' unit) of a cell with these components, `f` the volume fraction."""
+    """Return a, b (no unit) and r (1 / the components' unit) of a cell with these components; `f`: volume fraction."""
     k, dk = ks[0], ks[1] - ks[0]
-    a, b = ((each + c12 - 2 * k) / (2 * dk) for each in (c11, c22))
+    a, b = ((normal + c12 - 2 * k) / (2 * dk) for normal in (c11, c22))
     return a, b, (f - (a + b) / 2) / dk
 
 
 def out_of_plane(a: Any, b: Any, r: Any, f: Any, lambdas: Pair, mus: Pair) -> tuple[Any, Any, Any]:
-    """C13, C23 and C33 in the constants' unit."""
+    """Return C13, C23 and C33 in the constants' unit."""
     difference = lambdas[1] - lambdas[0]
     mean = lambdas[0] + f * difference + 2 * (mus[0] + f * (mus[1] - mus[0]))
     return lambdas[0] + difference * a, lambdas[0] + difference * b, mean - difference**2 * r
 
 
 def apart(ks: Pair) -> bool:
-    """Whether the phases' k differ enough for the relations."""
+    """Return whether the phases' k differ enough for the relations."""
     return abs(ks[1] - ks[0]) >= SMALLEST * max(ks)

@@ -1,4 +1,4 @@
-"""Networks for periodic cells: whatever leaves the image on one side comes in on the other."""
+"""Networks for periodic cells: their convolutions continue the image periodically beyond its edges."""
 
 import math
 from collections.abc import Callable
@@ -15,11 +15,11 @@ class PeriodicNet(nn.Module):
     """Maps (batch, channels, height, width) images in 0..1 to (batch, n_targets).
 
     `depth` stages, each of a convolution that doubles the channels (the first makes `width`), the mean over 2x2 pixels,
-    and a convolution whose result is added to what it saw; every convolution is periodic and followed by normalisation
-    and activation. The first one moves by `stride` pixels, with a kernel so many times as wide. Then the mean over the
+    and a convolution whose result is added to its input; every convolution is periodic and followed by normalisation
+    and activation. The first one moves by `stride` pixels, with a kernel `stride` times as wide. Then the mean over the
     image, beside it the mean grey value of each channel (the volume fraction of a two-phase image), and the head. A
-    periodic shift by multiples of stride * 2^depth pixels changes nothing where the sides are such multiples, too;
-    other shifts change a little. Weights follow torch's own initialisation, from its generator.
+    periodic shift by multiples of stride * 2^depth pixels changes nothing if the sides are such multiples, too; other
+    shifts change a little. Weights follow torch's own initialisation, from its generator.
     """
 
     def __init__(self, spec: PeriodicSpec, image_shape: tuple[int, int, int], n_targets: int) -> None:
@@ -36,18 +36,19 @@ class PeriodicNet(nn.Module):
         self.head = nn.Linear(spec.head or inputs, n_targets)
 
     def prepare(self, images: Tensor, cache: Path | None, alive: Callable[[], object]) -> Tensor:
-        """What is trained on: the images themselves."""
+        """Return what is trained on: the images themselves."""
         return images
 
     def forward(self, images: Tensor) -> Tensor:
-        seen = self.stages(images).mean((2, 3))
+        hidden = self.stages(images).mean((2, 3))
         if self.volume_fraction:
-            seen = torch.cat([seen, images.mean((2, 3))], dim=1)
-        return self.head(seen if self.dense is None else self.dense(seen))
+            hidden = torch.cat([hidden, images.mean((2, 3))], dim=1)
+        targets: Tensor = self.head(hidden if self.dense is None else self.dense(hidden))
+        return targets
 
 
 class Stage(nn.Module):
-    """To `filters` channels, to half the sides, and a residual block there."""
+    """Changes the channels to `filters`, halves the sides, and adds a residual block."""
 
     def __init__(self, spec: PeriodicSpec, channels: int, filters: int, *, stride: int) -> None:
         super().__init__()
@@ -55,9 +56,10 @@ class Stage(nn.Module):
         self.second = Block(spec, filters, filters)
 
     def forward(self, images: Tensor) -> Tensor:
-        # Of an odd side the last window is narrower: no pixel is left out.
+        # The last window of an odd side is narrower, so that every pixel counts.
         halved = F.avg_pool2d(self.first(images), 2, ceil_mode=True, count_include_pad=False)
-        return halved + self.second(halved)
+        residual: Tensor = self.second(halved)
+        return halved + residual
 
 
 class Block(nn.Module):
@@ -65,18 +67,19 @@ class Block(nn.Module):
 
     def __init__(self, spec: PeriodicSpec, channels: int, filters: int, *, stride: int = 1) -> None:
         super().__init__()
-        bare = spec.normalisation == "none"  # a normalisation takes the bias away, and has one of its own
+        bias = spec.normalisation == "none"  # a normalisation cancels it, and has a shift of its own
         self.padding = spec.kernel_size // 2 * stride
-        self.convolution = nn.Conv2d(channels, filters, spec.kernel_size * stride, stride=stride, bias=bare)
+        self.convolution = nn.Conv2d(channels, filters, spec.kernel_size * stride, stride=stride, bias=bias)
         self.normalisation = NORMALISATIONS[spec.normalisation](filters)
         self.activation = ACTIVATIONS[spec.activation]()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.activation(self.normalisation(self.convolution(wrap(images, self.padding))))
+        activations: Tensor = self.activation(self.normalisation(self.convolution(wrap(images, self.padding))))
+        return activations
 
 
 def wrap(images: Tensor, pixels: int) -> Tensor:
-    """Images (b, c, h, w) continued periodically by that many pixels on every side, at most h and w.
+    """Return images (b, c, h, w) continued periodically by that many pixels on every side, at most h and w.
 
     F.pad's mode "circular" gives the same numbers, but takes channels-last images out of their format: twice the time.
     """
@@ -89,6 +92,6 @@ def wrap(images: Tensor, pixels: int) -> Tensor:
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 NORMALISATIONS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
-    "group": lambda filters: nn.GroupNorm(math.gcd(8, filters), filters),  # eight groups, where they come out even
+    "group": lambda filters: nn.GroupNorm(math.gcd(8, filters), filters),  # eight groups, if they divide the channels
     "none": lambda filters: nn.Identity(),
 }

@@ -1,10 +1,10 @@
-"""What mechanics knows of the stiffness of an extruded cell of two isotropic phases: the last layer of a network.
+"""Mechanics of an extruded cell of two isotropic phases, as the last layer of a network.
 
 Phases are m (grey value 0, "matrix") and f (grey value 1, "inclusion"), <.> a mean over the cell, k = lambda + mu the
 plane-strain bulk modulus. Six of the nine components are independent, and there are bounds:
 
-- Hill's relations (models/hill.py). By them the tensor is P^T A P plus a constant, A = [[C11, C12], [C12, C22]]: bounds
-  of A bound it, too.
+- Hill's relations (models/hill.py). With them the tensor is P^T A P plus a constant, A = [[C11, C12], [C12, C22]]:
+  bounds of A bound the tensor, too.
 - Voigt and Reuss in the plane: <A> - A and A - <A^-1>^-1 are positive semi-definite. In the axes (C11 + C22) / 2 + C12
   and (C11 + C22) / 2 - C12 both bounds are diagonal: 2 <k> and 2 <mu> above, 2 <1/k>^-1 and 2 <1/mu>^-1 below. The
   lower one is above the Reuss bound of the whole tensor, for the strain 33 is the same everywhere. C44, C55 and C66
@@ -26,8 +26,8 @@ from models.hill import Pair
 from models.specs import SpecError
 
 NAMES = ("C11", "C22", "C33", "C12", "C23", "C13", "C44", "C55", "C66")
-NOTHING = 1e-9  # of the larger constant: bounds so near to each other leave no place between them
-EDGE = 1e-3  # of the way between the bounds: how near to one a label may come before it counts as being that near
+SMALLEST_RANGE = 1e-9  # between two bounds, relative to the larger constant: below it there is no place between them
+EDGE = 1e-3  # of the range between the bounds: labels closer to a bound, or beyond it, are set to this distance
 
 Phases = Mapping[str, Mapping[str, float]]  # "matrix" and "inclusion", each with "lame_lambda" and "lame_mu"
 
@@ -35,9 +35,9 @@ Phases = Mapping[str, Mapping[str, float]]  # "matrix" and "inclusion", each wit
 class Physics(nn.Module):
     """Maps six numbers (b, 6) and images (b, 1, h, w) to the nine components (b, 9) in the phases' unit.
 
-    "hill": the six are C11, C22, C12, C44, C55, C66, the others follow. "bounded": they are any real numbers, and the
-    components lie between the bounds whatever they are. The volume fraction is the mean grey value. Raises SpecError
-    if phases or targets are not those that this is true of.
+    "hill": the six are C11, C22, C12, C44, C55, C66, and the others follow. "bounded": they are any real numbers, and
+    the components always lie between the bounds. The volume fraction is the mean grey value. Raise SpecError if the
+    relations do not apply to these phases or targets.
     """
 
     def __init__(self, kind: str, phases: Phases | None, target_names: Sequence[str], channels: int = 1) -> None:
@@ -72,71 +72,76 @@ class Physics(nn.Module):
         return torch.stack([nine[place] for place in self._order], dim=1)
 
     def _between(self, six: Tensor, f: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
-        """C11, C22, C12, C44, C55, C66 at the places between the bounds that six real numbers stand for, and what
-        models.hill makes the others of: to the last digit, however near to each other the phases' k are."""
+        """Return C11, C22, C12, C44, C55, C66 at the places between the bounds that six real numbers stand for.
+
+        Then the numbers from which models.hill computes the other components, exact even if the phases' k are close.
+        """
         bulk, deviator, mixed, *shears = six.unbind(1)
         middle, half = (bulk + deviator) / 2, (bulk - deviator) / 2
-        radius = (half**2 + mixed**2 + 1e-6).sqrt()  # never 0, where it has no derivative
+        radius = (half**2 + mixed**2 + 1e-6).sqrt()  # never 0, because the root has no derivative there
         high, low = torch.sigmoid(middle + radius), torch.sigmoid(middle - radius)
         # The logistic function of the symmetric matrix [[bulk, mixed], [mixed, deviator]]: eigenvalues in 0..1.
         centre, slope = (high + low) / 2, (high - low) / (2 * radius)
         place, other, between = centre + slope * half, centre - slope * half, slope * mixed
-        lower_k, way_k = _bounds(self._ks, f)
-        lower_mu, way_mu = _bounds(self._mus, f)
-        mean = lower_k + way_k * place  # half of the axis (C11 + C22) / 2 + C12, and so the others
-        difference = lower_mu + way_mu * other
-        cross = 2 * (way_k * way_mu).sqrt() * between
+        lower_k, range_k = _bounds(self._ks, f)
+        lower_mu, range_mu = _bounds(self._mus, f)
+        mean = lower_k + range_k * place  # half of the axis (C11 + C22) / 2 + C12; below: of the other
+        difference = lower_mu + range_mu * other
+        cross = 2 * (range_k * range_mu).sqrt() * between
         components = (mean + difference + cross, mean + difference - cross, mean - difference)
         # (mean - k_m) / dk, cross / (2 dk) and (f - (mean - k_m) / dk) / dk without the division.
         k, dk = self._ks[0], self._ks[1] - self._ks[0]
         swapped = (1 - f) * self._ks[1] + f * k
         share, r = f * (k + (1 - f) * dk * place) / swapped, f * (1 - f) / swapped * (1 - place)
-        turned = math.copysign(1, dk) * (f * (1 - f) / swapped * way_mu).sqrt() * between
-        sheared = [lower_mu + way_mu * torch.sigmoid(each) for each in shears]
+        turned = math.copysign(1, dk) * (f * (1 - f) / swapped * range_mu).sqrt() * between
+        sheared = [lower_mu + range_mu * torch.sigmoid(shear) for shear in shears]
         return (*components, *sheared), (share + turned, share - turned, r)
 
     def six(self, targets: np.ndarray, fractions: np.ndarray) -> np.ndarray:
-        """The six numbers (n, 6) for which the components are `targets` (n, 9), given the volume fractions (n,).
+        """Return the six numbers (n, 6) that give the components `targets` (n, 9) at the volume fractions (n,).
 
-        Places beyond the bounds, or nearer to one than EDGE, count as being that near.
+        Places beyond the bounds, or closer to one than EDGE, are moved to that distance.
         """
         named = dict(zip(self.target_names, np.asarray(targets, np.float64).T, strict=True))
         six = np.stack([named[name] for name in ("C11", "C22", "C12", "C44", "C55", "C66")], axis=1)
         if self.kind == "hill":
             return six
-        (lower_k, way_k), (lower_mu, way_mu) = (_bounds(constants, fractions) for constants in (self._ks, self._mus))
+        lower_k, range_k = _bounds(self._ks, fractions)
+        lower_mu, range_mu = _bounds(self._mus, fractions)
         difference, dk = self._lambdas[1] - self._lambdas[0], self._ks[1] - self._ks[0]
-        if abs(dk) >= abs(difference):  # which of the components say it in more digits
-            way = way_k
+        if abs(dk) >= abs(difference):  # use the components that determine it in more digits
+            span = range_k
             along = (named["C11"] + named["C22"]) / 4 + named["C12"] / 2 - lower_k
             across = (named["C11"] - named["C22"]) / 4
         else:
-            way = way_k * (difference / dk) ** 2
-            along = named["C33"] - hill.out_of_plane(0, 0, way / difference**2, fractions, self._lambdas, self._mus)[2]
+            span = range_k * (difference / dk) ** 2
+            along = named["C33"] - hill.out_of_plane(0, 0, span / difference**2, fractions, self._lambdas, self._mus)[2]
             across = math.copysign(0.5, difference * dk) * (named["C13"] - named["C23"])
         places = np.empty((len(six), 2, 2))
-        places[:, 0, 0] = _place(along, way, max(self._ks))
+        places[:, 0, 0] = _place(along, span, max(self._ks))
         places[:, 1, 1] = _place(
-            (named["C11"] + named["C22"]) / 4 - named["C12"] / 2 - lower_mu, way_mu, max(self._mus)
+            (named["C11"] + named["C22"]) / 4 - named["C12"] / 2 - lower_mu, range_mu, max(self._mus)
         )
-        places[:, 0, 1] = places[:, 1, 0] = _place(across, np.sqrt(way * way_mu), max(self._mus), none=0)
+        places[:, 0, 1] = places[:, 1, 0] = _place(across, np.sqrt(span * range_mu), max(self._mus), none=0)
         values, vectors = np.linalg.eigh(places)
-        sheared = [_place(values - lower_mu, way_mu, max(self._mus)) for values in six[:, 3:].T]
+        sheared = [_place(values - lower_mu, range_mu, max(self._mus)) for values in six[:, 3:].T]
         mixed = np.einsum("nij,nj,nkj->nik", vectors, _logit(values), vectors)
         return np.column_stack([mixed[:, 0, 0], mixed[:, 1, 1], mixed[:, 0, 1], *map(_logit, sheared)])
 
 
 def _bounds(constants: Pair, f: Any) -> tuple[Any, Any]:
-    """Reuss' mean of two constants, and the way from there to Voigt's."""
+    """Return Reuss' mean of two constants, and the range from there to Voigt's."""
     swapped = (1 - f) * constants[1] + f * constants[0]  # the mean of the cell with its phases exchanged
     return constants[0] * constants[1] / swapped, f * (1 - f) * (constants[1] - constants[0]) ** 2 / swapped
 
 
-def _place(beyond: np.ndarray, way: np.ndarray, size: float, none: float = 0.5) -> np.ndarray:
-    """How much of the way between the bounds; `none` where there is no way, as in homogeneous cells."""
-    return np.divide(beyond, way, out=np.full_like(beyond, none), where=way > NOTHING * size)
+def _place(beyond: np.ndarray, span: np.ndarray, size: float, none: float = 0.5) -> np.ndarray:
+    """Return the place between the bounds, 0..1; `none` if they coincide, as in homogeneous cells."""
+    place: np.ndarray = np.divide(beyond, span, out=np.full_like(beyond, none), where=span > SMALLEST_RANGE * size)
+    return place
 
 
 def _logit(places: np.ndarray) -> np.ndarray:
     places = np.clip(places, EDGE, 1 - EDGE)
-    return np.log(places / (1 - places))
+    logits: np.ndarray = np.log(places / (1 - places))
+    return logits

@@ -1,4 +1,4 @@
-"""A network together with the scaling of its targets: what is stored, handed out and asked for predictions."""
+"""A network together with the scaling of its targets: the model that is stored and predicts."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,12 +13,12 @@ from models.symmetry import elements
 class Regressor(nn.Module):
     """Maps images in 0..1, (b, c, h, w), to targets in the label's unit, (b, k): network(images) * scale + mean.
 
-    With `physics` that makes the targets of what the network gives, and mean and scale are those of its six numbers.
+    With `physics`, that layer computes the targets from the network's six outputs; mean and scale are of these six.
 
-    With `symmetries` (the permutation of the targets under each flip and the transposition of the image) that is done
-    for the image in all its positions, eight if it is square; the targets are put back, and their mean is the answer:
-    it moves with the image exactly, but for rounding. `image_shape` is needed with them alone; SpecError if they do not
-    fit.
+    With `symmetries` (the permutation of the targets under each flip and the transposition of the image) the targets
+    are predicted for the image in all its positions, eight if it is square, permuted back, and averaged: the mean
+    changes with the image exactly, except for rounding. Only then `image_shape` is needed. Raise SpecError if they do
+    not fit.
     """
 
     target_mean: Tensor  # (k,), label's unit; with physics (6,)
@@ -47,19 +47,24 @@ class Regressor(nn.Module):
             return self.targets(self.network(images), images)
         moved = torch.cat([position.move(images) for position in self.positions])
         targets = self.targets(self.network(moved), moved).view(len(self.positions), -1, self.n_targets)
-        return torch.stack([each.undo(targets[i]) for i, each in enumerate(self.positions)]).mean(0)
+        return torch.stack([position.undo(targets[i]) for i, position in enumerate(self.positions)]).mean(0)
 
     def targets(self, outputs: Tensor, images: Tensor) -> Tensor:
-        """Targets (b, k) in the label's unit from what the network gives of the images."""
+        """Return targets (b, k) in the label's unit from the network's outputs for the images."""
         scaled = outputs * self.target_scale + self.target_mean
-        return scaled if self.physics is None else self.physics(scaled, images)
+        if self.physics is None:
+            return scaled
+        targets: Tensor = self.physics(scaled, images)
+        return targets
 
 
 def predict(
     regressor: Regressor, images: np.ndarray, *, batch_size: int = 64, alive: Callable[[], object] = lambda: None
 ) -> np.ndarray:
-    """Targets (n, k) in the label's unit, float64, for images (n, c, h, w) in 0..1; leaves it in eval mode. `alive` is
-    called after every batch."""
+    """Return targets (n, k) in the label's unit, float64, for images (n, c, h, w) in 0..1.
+
+    The regressor stays in eval mode. `alive` is called after every batch.
+    """
     regressor.eval()
     device = regressor.target_mean.device
     batches = []

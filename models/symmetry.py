@@ -1,6 +1,6 @@
-"""The symmetries of a periodic cell: eight of the square, and shifts; where they take the image and its targets.
+"""The symmetries of a periodic cell, eight of the square and all shifts: how they change images and targets.
 
-What they do to the targets comes as data: a permutation for each of the GENERATORS that is known. Shifts move none.
+The change of the targets comes as data: a permutation for some of the GENERATORS. Shifts change no target.
 """
 
 import itertools
@@ -22,80 +22,80 @@ class Element:
 
     flips: tuple[int, ...]  # dimensions to reverse: -2 are the rows, -1 the columns
     transposed: bool
-    order: tuple[int, ...]  # where the targets go: those of the moved image are targets[..., order]
+    order: tuple[int, ...]  # the targets of the moved image are targets[..., order]
 
     def move(self, images: Tensor) -> Tensor:
-        """The images (b, c, h, w) as this symmetry moves them."""
+        """Return the images (b, c, h, w) as this symmetry moves them."""
         flipped = images.flip(self.flips) if self.flips else images
         return flipped.transpose(-2, -1) if self.transposed else flipped
 
     def undo(self, targets: Tensor) -> Tensor:
-        """Targets (b, k) of moved images, put back to where the images' own are."""
+        """Return the targets (b, k) of the original images, given those of the moved images."""
         return torch.stack([targets[:, self.order.index(place)] for place in range(len(self.order))], dim=1)
 
 
 def elements(
     symmetries: Mapping[str, Sequence[int]] | None, image_shape: Sequence[int], n_targets: int
 ) -> tuple[Element, ...]:
-    """All symmetries that the known generators make, the identity first: eight of a square image, four of another.
+    """Return all symmetries that the given generators make, the identity first: eight of a square, four of a rectangle.
 
-    Raises SpecError if none is known, or one does not fit the image (channels, height, width) or the targets.
+    Raise SpecError if no generator is given, or one does not fit the image (channels, height, width) or the targets.
     """
-    known = {name: tuple(order) for name, order in (symmetries or {}).items() if name in GENERATORS}
-    if not known:
+    generators = {name: tuple(order) for name, order in (symmetries or {}).items() if name in GENERATORS}
+    if not generators:
         raise SpecError(
-            "nothing is known of how the targets of this data set move with the image, which augmentation and "
-            'symmetric predictions need: set training.augmentation = "none" and, where there is one, '
+            "nothing is known of how the targets of this data set change when the image is flipped, which augmentation "
+            'and symmetric predictions need: set training.augmentation = "none" and, if the model has it, '
             "model.symmetric = false."
         )
-    for name, order in known.items():
+    for name, order in generators.items():
         if any(type(place) is not int for place in order) or sorted(order) != list(range(n_targets)):
             raise SpecError(f"symmetries: {name}: expected a permutation of 0 to {n_targets - 1}, found {order!r:.80}.")
     height, width = image_shape[-2:]
-    if "transpose" in known and height != width:
+    if "transpose" in generators and height != width:
         raise SpecError(f"symmetries: transpose: expected a square image, found {height}x{width} pixels.")
-    found = []
+    moves = []
     for chosen in itertools.product((False, True), repeat=len(GENERATORS)):
         names = [name for name, used in zip(GENERATORS, chosen, strict=True) if used]
-        if set(names) <= known.keys():
+        if set(names) <= generators.keys():
             order = tuple(range(n_targets))
             for name in names:
-                order = tuple(order[place] for place in known[name])
+                order = tuple(order[place] for place in generators[name])
             flips = tuple(dim for dim, used in zip((-2, -1), chosen[:2], strict=True) if used)
-            found.append(Element(flips, chosen[2], order))
-    return tuple(found)
+            moves.append(Element(flips, chosen[2], order))
+    return tuple(moves)
 
 
 class Augmentation:
-    """Moves each image of a batch by a symmetry and a periodic shift of its own, all in one gathering of pixels."""
+    """Moves each image of a batch by a symmetry and a periodic shift of its own, in one gather of pixels."""
 
     def __init__(self, moves: Sequence[Element], image_shape: Sequence[int], device: torch.device) -> None:
         self.moves = moves
         self.height, self.width = image_shape[-2:]
-        self._flipped = torch.tensor([[-2 in each.flips, -1 in each.flips] for each in moves], device=device)
-        self._transposed = torch.tensor([each.transposed for each in moves], device=device)
+        self._flipped = torch.tensor([[-2 in move.flips, -1 in move.flips] for move in moves], device=device)
+        self._transposed = torch.tensor([move.transposed for move in moves], device=device)
 
     def draw(self, n: int) -> Tensor:
-        """The number of the symmetry, and pixels down and to the right, for each of n images: (n, 3), on the CPU.
+        """Return for each of n images the number of its symmetry and its shift in pixels, down and right: (n, 3).
 
-        From torch's generator, uniform: the same numbers whatever device trains.
+        Uniform, from torch's generator, on the CPU: the same numbers for every device that trains.
         """
         bounds = (len(self.moves), self.height, self.width)
         return torch.stack([torch.randint(bound, (n,)) for bound in bounds], dim=1)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Images (b, c, h, w) shifted periodically, then flipped, then transposed, as `draws` (b, 3) says."""
+        """Return images (b, c, h, w) shifted periodically, then flipped, then transposed, as `draws` (b, 3) says."""
         number, down, right = draws.unbind(1)
         rows = self._source(self.height, down, self._flipped[number, 0])
         columns = self._source(self.width, right, self._flipped[number, 1])
         pixels = rows[:, :, None] * self.width + columns[:, None, :]
-        if self.height == self.width:  # else no symmetry transposes
+        if self.height == self.width:  # otherwise no symmetry transposes
             pixels = torch.where(self._transposed[number][:, None, None], pixels.transpose(1, 2), pixels)
         pixels = pixels.flatten(1)[:, None].expand(-1, images.shape[1], -1)
         return images.flatten(2).gather(2, pixels).view(images.shape)
 
     @staticmethod
     def _source(size: int, shift: Tensor, flipped: Tensor) -> Tensor:
-        """For each image, from which row (or column) each of the new ones comes: (b, size)."""
+        """Return for each image the source row (or column) of every new one: (b, size)."""
         place = torch.arange(size, device=shift.device)[None]
         return (torch.where(flipped[:, None], size - 1 - place, place) - shift[:, None]) % size

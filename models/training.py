@@ -18,19 +18,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.cnn import ConvNet
+from models.networks import build
 from models.periodic import PeriodicNet
 from models.physics import Phases, Physics
 from models.regressor import Regressor
+from models.sizes import check_batches, least_batch
 from models.specs import (
     ADAM_BETAS,
     ADAM_EPSILON,
     ModelSpec,
     SpecError,
     TrainingSpec,
-    build,
-    check_batches,
     check_together,
-    least_batch,
     needs_symmetries,
     physical,
     symmetric,

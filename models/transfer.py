@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import features
+from models.cnn import draw_glorot
 from models.specs import CHANNELS, HEAD_UNITS, TransferSpec
 
 # IMAGENET1K_V1 of all three backbones was trained on images of this mean and standard deviation (channels red, green,
@@ -21,9 +22,9 @@ class TransferNet(nn.Module):
     """Maps (batch, 1 or 3, height, width) images in 0..1 to (batch, n_targets).
 
     A grey image is replicated to three channels; the normalisation of the pretrained weights happens inside. With
-    `trainable` "head" the backbone is frozen and its batch-norm stays in inference mode, so that what the head sees of
-    an image never changes: `prepare` computes it once. The head's weights are drawn Glorot-uniform from torch's
-    generator before the backbone's, which follow torchvision's own initialisation: heads of one seed are alike on
+    `trainable` "head" the backbone is frozen and its batch-norm stays in inference mode, so that the features of an
+    image never change: `prepare` computes them once. The head's weights are drawn Glorot-uniform from torch's
+    generator before the backbone's, which follow torchvision's own initialisation: heads of one seed are equal on
     pretrained and other backbones.
     """
 
@@ -35,8 +36,7 @@ class TransferNet(nn.Module):
         self.frozen = spec.trainable == "head"
         self.dense = nn.Linear(CHANNELS[spec.backbone], HEAD_UNITS)
         self.head = nn.Linear(HEAD_UNITS, n_targets)
-        for name, values in self.named_parameters():
-            (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(values)
+        draw_glorot(self)
         self.backbone = backbone(spec.backbone).requires_grad_(not self.frozen)
         for name, numbers in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(numbers).view(1, 3, 1, 1))
@@ -48,31 +48,33 @@ class TransferNet(nn.Module):
         return self
 
     def prepare(self, images: Tensor, cache: Path | None, alive: Callable[[], object]) -> Tensor:
-        """What is trained on: the images, or (n, channels) features of a frozen backbone, kept in `cache`.
+        """Return what is trained on: the images, or features (n, channels) of a frozen backbone, stored in `cache`.
 
-        `alive` is called again and again while they are computed.
+        `alive` is called after every batch of features.
         """
         return features.compute(self, images, cache, alive) if self.frozen else images
 
-    def see(self, images: Tensor) -> Tensor:
-        """The backbone's features of a batch, averaged over the image: (batch, channels)."""
-        return self.backbone((images - self.mean) / self.std).mean((2, 3))  # broadcasting replicates a grey channel
+    def extract(self, images: Tensor) -> Tensor:
+        """Return the backbone's features of a batch of images, averaged over the image: (batch, channels)."""
+        activations: Tensor = self.backbone((images - self.mean) / self.std)  # broadcasting replicates a grey channel
+        return activations.mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        seen = self.see(images) if images.ndim == 4 else images
-        return self.head(F.relu(self.dense(seen)))
+        hidden = self.extract(images) if images.ndim == 4 else images
+        targets: Tensor = self.head(F.relu(self.dense(hidden)))
+        return targets
 
 
 def backbone(name: str) -> nn.Module:
-    """The convolutional part of a torchvision network, initialised as torchvision does, from torch's generator.
+    """Return the convolutional part of a torchvision network, initialised as torchvision does, from torch's generator.
 
-    Its tensors have the names they have in torchvision's network, but for a leading "features.".
+    Its tensors have the names of torchvision's network without a leading "features.".
     """
-    from torchvision import models  # 1 s, and only for these networks
+    from torchvision import models  # takes 1 s, and only these networks need it
 
     if name == "vgg16":  # not built as a whole: its classifier alone takes 0.5 GB
-        layers = models.vgg.make_layers(models.vgg.cfgs["D"])
-        for module in layers:
+        layers: nn.Module = models.vgg.make_layers(models.vgg.cfgs["D"])
+        for module in layers.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.get_parameter("bias"))
@@ -81,5 +83,5 @@ def backbone(name: str) -> nn.Module:
         whole = models.resnet50()
         del whole.avgpool, whole.fc
         return nn.Sequential(OrderedDict(whole.named_children()))
-    # torchvision applies the last ReLU outside `features`.
-    return models.densenet121().features.append(nn.ReLU())
+    dense: nn.Sequential = models.densenet121().features
+    return dense.append(nn.ReLU())  # torchvision applies the last ReLU outside `features`

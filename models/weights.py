@@ -1,6 +1,6 @@
 """Pretrained weights: torchvision's files, under its names, in torch hub's folder; checked at every use.
 
-Importing this does not import torch, and neither does looking a file up.
+Importing this module or looking up a file does not import torch.
 """
 
 import hashlib
@@ -26,18 +26,18 @@ SOURCE = "https://download.pytorch.org/models/"
 
 
 def folder() -> Path:
-    """Where torchvision keeps its files: `$TORCH_HOME/hub/checkpoints`, by default under ~/.cache/torch."""
+    """Return the folder of torchvision's files: `$TORCH_HOME/hub/checkpoints`, by default under ~/.cache/torch."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))).expanduser() / "hub" / "checkpoints"
 
 
 def absent(name: str) -> bool:
-    """Whether there is no file of that name; it may still be damaged."""
+    """Return whether there is no file of that name. One that is there may still be damaged."""
     return not (folder() / name).is_file()
 
 
 def find(name: str) -> tuple[Path, str]:
-    """The file of that name (a value of FILES) and its SHA-256. Raises SpecError: missing, damaged."""
+    """Return the file of that name (a value of FILES) and its SHA-256. Raise SpecError if it is missing or damaged."""
     path = folder() / name
     if absent(name):
         raise SpecError(
@@ -49,20 +49,20 @@ def find(name: str) -> tuple[Path, str]:
 
 
 def check(path: Path) -> str:
-    """The file's SHA-256. Raises SpecError unless it begins as the file's name says."""
+    """Return the file's SHA-256. Raise SpecError unless it begins with the digits in the file's name."""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     expected = path.stem.rpartition("-")[2]
-    if not found.startswith(expected):
+    if not sha256.startswith(expected):
         raise SpecError(
-            f"{path}: expected a SHA-256 that begins with {expected}, as its name says, found {found[:16]}…: it is cut "
-            f"short or changed. Delete it and get it again from {SOURCE}{path.name}."
+            f"{path}: expected a SHA-256 that begins with {expected}, as its name says, found {sha256[:16]}…: it is "
+            f"cut short or changed. Delete it and get it again from {SOURCE}{path.name}."
         )
-    return found
+    return sha256
 
 
 def backbone_of(path: Path) -> str:
-    """The backbone whose weights a file of this name holds. Raises SpecError naming the files there are."""
+    """Return the backbone whose weights a file of this name holds. Raise SpecError naming the valid names."""
     for backbone, name in FILES.items():
         if name == path.name:
             return backbone
@@ -70,7 +70,7 @@ def backbone_of(path: Path) -> str:
 
 
 def fetch(backbone: str) -> Path:
-    """Download the file as torchvision does, hash checked; whole or not at all. Raises SpecError saying what to do."""
+    """Download the file as torchvision does, and check its hash. Raise SpecError, without leaving part of a file."""
     from torch import hub
 
     name, target = FILES[backbone], folder() / FILES[backbone]
@@ -88,7 +88,7 @@ def fetch(backbone: str) -> Path:
 
 
 def adopt(path: Path) -> Path:
-    """Check a file brought by hand, its hash and its tensors, and put it where torchvision looks for it."""
+    """Check hash and tensors of a file brought by hand, copy it to torchvision's folder, and return its path."""
     backbone = backbone_of(path)
     if not path.is_file():
         raise SpecError(f"{path}: no such file.")
@@ -107,9 +107,9 @@ def adopt(path: Path) -> Path:
 
 
 def load(path: Path, backbone: str) -> "dict[str, Tensor]":
-    """The backbone's tensors in one of torchvision's files, by their names in models.transfer.TransferNet.
+    """Return the backbone's tensors in one of torchvision's files, by their names in models.transfer.TransferNet.
 
-    No code in the file is run. Raises SpecError if it is no file of tensors, or lacks one or has one of another shape.
+    No code in the file is run. Raise SpecError if it holds no tensors by name, or one is missing or of another shape.
     """
     import pickle
 
@@ -122,24 +122,24 @@ def load(path: Path, backbone: str) -> "dict[str, Tensor]":
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SpecError(f"{path}: not a readable file of weights ({first}).") from None
-    if not isinstance(stored, Mapping) or not all(isinstance(each, torch.Tensor) for each in stored.values()):
+    if not isinstance(stored, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in stored.values()):
         raise SpecError(f"{path}: expected tensors by name, found {type(stored).__name__}.")
-    found = {_name(name): tensor for name, tensor in stored.items()}
+    tensors = {_name(name): tensor for name, tensor in stored.items()}
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        wanted = transfer.backbone(backbone).state_dict()
-    chosen = {}
-    for name, like in wanted.items():
-        tensor = found.get(name)
+        expected = transfer.backbone(backbone).state_dict()
+    weights = {}
+    for name, like in expected.items():
+        tensor = tensors.get(name)
         if tensor is None and name.endswith("num_batches_tracked"):
-            continue  # files of that age have none, and it plays no part
+            continue  # files of that age have none, and inference does not use it
         if tensor is None or tensor.shape != like.shape:
-            is_there = "none" if tensor is None else tuple(tensor.shape)
-            raise SpecError(f"{path}: {backbone}'s {name}: expected {tuple(like.shape)}, found {is_there}.")
-        chosen[f"backbone.{name}"] = tensor
-    return chosen
+            shape = "none" if tensor is None else tuple(tensor.shape)
+            raise SpecError(f"{path}: {backbone}'s {name}: expected {tuple(like.shape)}, found {shape}.")
+        weights[f"backbone.{name}"] = tensor
+    return weights
 
 
 def _name(stored: str) -> str:
-    """A tensor's name in torchvision's files as it is in our backbones; DenseNet's files have `norm.1` for `norm1`."""
+    """Return the name in our backbones of a tensor in torchvision's files; DenseNet's have `norm.1` for `norm1`."""
     renamed = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", stored)
     return renamed.removeprefix("features.")

@@ -1,4 +1,4 @@
-"""Two-phase images repeat themselves: compute what a first convolution block sees once per distinct window.
+"""Two-phase images repeat themselves: compute a first convolution block once per distinct window.
 
 A KxK convolution followed by a 2x2 maximum looks, for each of its outputs, at one window of (K+1)x(K+1) pixels. Of the
 373,000 windows in 364 binary cells of 64x64 pixels some 4,000 (K = 3) or 45,000 (K = 5) are distinct, and a batch of 32
@@ -13,23 +13,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-WORTH_IT = 0.25  # of the windows may be distinct; with more, the plain convolution is as fast
+MOST_DISTINCT = 0.25  # of the windows; with more, the plain convolution is as fast
 
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """A batch of images as its distinct windows and where each stands."""
+    """A batch of images as its distinct windows and their places."""
 
     windows: Tensor  # (u, channels * (K + 1)²)
     index: Tensor  # (batch, rows, columns) int64, into the windows
-    places: (
-        Tensor  # (4, channels * K², channels * (K + 1)²) of 0 and 1: lays a kernel on each of a window's four places
-    )
+    places: Tensor  # (4, channels * K², channels * (K + 1)²), 0 or 1: puts a kernel on each of a window's four places
 
 
 @dataclass(frozen=True)
 class Windows:
-    """A set of images in the same form; indexed with image numbers (b,) it gives a WindowBatch."""
+    """A set of images in the same form; the index of image numbers (b,) gives a WindowBatch."""
 
     windows: Tensor
     index: Tensor  # (n, rows, columns)
@@ -49,7 +47,7 @@ class Windows:
 
 
 def first_block(batch: WindowBatch, weight: Tensor, bias: Tensor) -> Tensor:
-    """ReLU of the 2x2 maximum of the convolution with weight (f, channels, K, K): (batch, f, rows, columns)."""
+    """Return ReLU of the 2x2 maximum of the convolution: (batch, f, rows, columns); weight (f, channels, K, K)."""
     kernels = (weight.reshape(len(weight), -1) @ batch.places).view(-1, batch.windows.shape[1])  # (4 f, window)
     four = (batch.windows @ kernels.t()).view(len(batch.windows), 4, len(weight))
     # Bias and ReLU after the maximum: both are monotonous, rounding included, so the numbers are the same.
@@ -58,9 +56,9 @@ def first_block(batch: WindowBatch, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def distinct(images: Tensor, *, kernel_size: int, padding: int) -> Windows | None:
-    """The windows of images (n, c, h, w) under that convolution; None if too few of them repeat to be worth it.
+    """Return the windows of images (n, c, h, w) under that convolution; None if too few windows repeat to gain time.
 
-    Windows are told apart by a 64-bit hash and then compared pixel by pixel, so the answer is exact.
+    Equal windows are found by a 64-bit hash and then compared pixel by pixel, so the result is exact.
     """
     padded = F.pad(images, [padding] * 4)
     n, channels, height, width = padded.shape
@@ -70,7 +68,7 @@ def distinct(images: Tensor, *, kernel_size: int, padding: int) -> Windows | Non
     # Any odd 64-bit numbers will do; the hash is linear in the pixels' bits, and separable in y and x.
     factors = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63, (channels, 2, size))) | 1
     parts = []
-    for part in padded.split(64):
+    for part in torch.split(padded, 64):
         hashes = torch.zeros(len(part), rows, columns, dtype=torch.int64)
         bits = part.contiguous().view(torch.int32).to(torch.int64)
         for c in range(channels):
@@ -80,8 +78,8 @@ def distinct(images: Tensor, *, kernel_size: int, padding: int) -> Windows | Non
             for y in range(size):
                 hashes += factors[c, 1, y] * across[:, y : y + down : 2]
         parts.append(hashes.view(-1))
-    values, index = torch.cat(parts).unique(return_inverse=True)
-    if len(values) > WORTH_IT * len(index):
+    values, index = torch.unique(torch.cat(parts), return_inverse=True)
+    if len(values) > MOST_DISTINCT * len(index):
         return None
     example = torch.empty_like(values).scatter_(0, index, torch.arange(len(index)))
     pixels = []
@@ -91,7 +89,7 @@ def distinct(images: Tensor, *, kernel_size: int, padding: int) -> Windows | Non
                 pixel = padded[:, c, y : y + down : 2, x : x + right : 2].reshape(-1)
                 pixels.append(pixel[example])
                 if not torch.equal(pixels[-1][index], pixel):
-                    return None  # two windows share a hash: as good as never
+                    return None  # two different windows have the same hash: practically never
     unit = torch.eye(channels * size**2).view(-1, channels, size, size)
     return Windows(
         windows=torch.stack(pixels, dim=1),

@@ -27,7 +27,7 @@ def test_the_resample_that_draws_every_cell_once_has_the_scores_of_the_models_me
     samples = analysis.score_samples(truth, predicted, train_variance=variance, drawn=once)
     expected = metrics.scores(predicted, truth, train_variance=variance)
     for score, values in samples.items():
-        assert values == pytest.approx(expected[score], rel=1e-9), score
+        assert values == pytest.approx(getattr(expected, score), rel=1e-9), score
 
 
 def test_a_resample_is_the_score_of_the_cells_it_drew():
@@ -38,9 +38,9 @@ def test_a_resample_is_the_score_of_the_cells_it_drew():
     for index, counts in enumerate(drawn):
         cells = np.repeat(np.arange(9), counts)
         expected = metrics.scores(predicted[cells], truth[cells], train_variance=np.ones(2))
-        assert samples["r2"][index] == pytest.approx(expected["r2"])
-        assert samples["nmse"][index] == pytest.approx(expected["nmse"])
-        assert samples["mape"][index] == pytest.approx(expected["mape"])
+        assert samples["r2"][index] == pytest.approx(expected.r2)
+        assert samples["nmse"][index] == pytest.approx(expected.nmse)
+        assert samples["mape"][index] == pytest.approx(expected.mape)
 
 
 def test_intervals_of_95_per_cent_hold_the_truth_about_95_times_in_a_hundred():

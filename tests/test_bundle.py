@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from data_pipeline.components import COMPONENTS, SYMMETRIES
 from models import bundle
+from models.networks import build
 from models.physics import Physics
 from models.regressor import Regressor, predict
-from models.specs import CnnSpec, PeriodicSpec, SpecError, build, to_dict
+from models.specs import CnnSpec, PeriodicSpec, SpecError, to_dict
 
 SEED = 11
 SPEC = CnnSpec(filters=2, kernel_size=3, dropout=0.2)
@@ -43,8 +44,8 @@ def test_predictions_are_the_same_to_the_bit_after_saving_and_loading(regressor,
     images = np.random.default_rng(SEED).random((5, *SHAPE)).astype(np.float32)
     loaded, spec = bundle.load(tmp_path)
     assert np.array_equal(predict(loaded, images), predict(regressor.to(memory_format=torch.contiguous_format), images))
-    assert (spec["target_names"], spec["unit"], spec["image_shape"]) == (list(NAMES), "GPa", list(SHAPE))
-    assert spec["scores"] == {"nmse": 0.1}
+    assert (spec.target_names, spec.unit, spec.image_shape) == (NAMES, "GPa", SHAPE)
+    assert spec.extra["scores"] == {"nmse": 0.1}
     assert not loaded.training
 
 
@@ -166,7 +167,7 @@ def physical(tmp_path):
 def test_the_phases_of_a_model_come_out_of_its_folder_to_the_last_digit(physical):
     folder, phases = physical
     model, spec = bundle.load(folder)
-    assert spec["phases"] == model.physics.phases == phases
+    assert spec.phases == model.physics.phases == phases
     assert (model.physics.kind, model.physics.target_names) == ("bounded", COMPONENTS)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.specs import BaselineSpec, CnnSpec, build
+from models.networks import build
+from models.specs import BaselineSpec, CnnSpec
 from models.windows import Windows
 
 SEED = 7

@@ -83,7 +83,7 @@ def test_a_stored_model_loads_and_predicts_what_it_predicted(path):
     images = dataset.load(STORED / "data", image_size=STUDIES[path.parent.parent.name]["spec"]["data"]["image_size"])
     table = pandas.read_csv(path.parent / "validation.csv")
     rows = [images.names.index(name) for name in table["image"]]
-    expected = table[[f"{name} predicted" for name in spec["target_names"]]].to_numpy()
+    expected = table[[f"{name} predicted" for name in spec.target_names]].to_numpy()
     assert predict(model, images.images[rows]) == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 

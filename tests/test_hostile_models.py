@@ -120,7 +120,8 @@ from hpo.packaging import PT2, package
 from hpo.tracking import Tracker, sha256_of_files
 from models import bundle
 from models.regressor import Regressor
-from models.specs import CnnSpec, TrainingSpec, build, to_dict
+from models.networks import build
+from models.specs import CnnSpec, TrainingSpec, to_dict
 from models.training import Training, load_state, save_state
 
 work, uri = Path(sys.argv[1]), sys.argv[2]
@@ -214,7 +215,7 @@ for kind, content in plants.items():
     file = work / f"file-{case}.png"
     answer |= {
         f"{kind} beside the weights, predict": outcome(predict, beside),
-        f"{kind} beside the weights, load": outcome(lambda: bundle.load(beside)[1]["unit"]),
+        f"{kind} beside the weights, load": outcome(lambda: bundle.load(beside)[1].unit),
         f"{kind} beside the weights, score": outcome(score, beside),
         f"{kind} as the weights, predict": outcome(predict, weights),
         f"{kind} as the weights, load": outcome(bundle.load, weights),
@@ -339,7 +340,8 @@ from pathlib import Path
 import torch
 from models import bundle
 from models.regressor import Regressor
-from models.specs import CnnSpec, SpecError, build, to_dict
+from models.networks import build
+from models.specs import CnnSpec, SpecError, to_dict
 
 work, answer = Path(sys.argv[1]), {}
 model, names = to_dict(CnnSpec(filters=2, kernel_size=3, dropout=0.2)), ["C11", "C22"]

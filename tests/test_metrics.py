@@ -1,4 +1,4 @@
-"""Scores and trivial predictors, against numbers worked out by hand and against their definitions."""
+"""Scores and baseline predictors, against numbers worked out by hand and against their definitions."""
 
 import json
 import math
@@ -15,7 +15,7 @@ def test_scores_are_the_numbers_worked_out_by_hand():
     targets = np.array([[1.0, 10.0], [3.0, 30.0]])  # variance 1 and 100
     predictions = np.array([[2.0, 10.0], [3.0, 20.0]])  # errors 1, 0 and 0, -10
     found = scores(predictions, targets, train_variance=np.array([2.0, 400.0]))
-    assert found["per_target"] == {
+    assert found.per_target == {
         "nmse": pytest.approx([0.25, 0.125]),
         "mse": pytest.approx([0.5, 50.0]),
         "r2": pytest.approx([0.5, 0.5]),
@@ -23,9 +23,9 @@ def test_scores_are_the_numbers_worked_out_by_hand():
         "mae": pytest.approx([0.5, 5.0]),
         "mape": pytest.approx([0.5, 1 / 6]),
     }
-    assert found["mse"] == pytest.approx(25.25)  # pooled over all numbers
-    assert found["nmse"] == pytest.approx(0.1875)
-    assert found["nrmse"] == pytest.approx((0.5 + math.sqrt(50) / 20) / 2)
+    assert found.mse == pytest.approx(25.25)  # pooled over all numbers
+    assert found.nmse == pytest.approx(0.1875)
+    assert found.nrmse == pytest.approx((0.5 + math.sqrt(50) / 20) / 2)
 
 
 def test_the_mean_of_the_training_split_scores_nmse_1_and_r2_0_there():
@@ -33,15 +33,15 @@ def test_the_mean_of_the_training_split_scores_nmse_1_and_r2_0_there():
     images, targets = random.random((40, 1, 4, 4)), random.normal(5, [1, 10, 1e-7], (40, 3))
     predicted = mean_predictor(images, targets)(images)
     found = scores(predicted, targets, train_variance=targets.var(axis=0))
-    assert found["nmse"] == pytest.approx(1, rel=1e-9), f"seed {SEED}"
-    assert found["r2"] == pytest.approx(0, abs=1e-9)
+    assert found.nmse == pytest.approx(1, rel=1e-9), f"seed {SEED}"
+    assert found.r2 == pytest.approx(0, abs=1e-9)
 
 
 def test_r2_uses_the_mean_of_the_evaluated_split():
     train, test = np.array([[0.0], [2.0]]), np.array([[10.0], [12.0]])
     found = scores(np.full((2, 1), 11.0), test, train_variance=train.var(axis=0))
-    assert found["r2"] == pytest.approx(0)
-    assert found["nmse"] == pytest.approx(1)
+    assert found.r2 == pytest.approx(0)
+    assert found.nmse == pytest.approx(1)
 
 
 def test_the_volume_fraction_predictor_reproduces_a_cubic_law_and_sees_nothing_else():
@@ -62,17 +62,17 @@ def test_the_volume_fraction_predictor_reproduces_a_cubic_law_and_sees_nothing_e
 
 def test_a_score_that_does_not_exist_is_none_and_left_out_of_the_mean():
     found = scores(np.ones((2, 1)), np.ones((2, 1)), train_variance=np.zeros(1))
-    assert found["nmse"] is None and found["r2"] is None and found["mse"] == 0
+    assert found.nmse is None and found.r2 is None and found.mse == 0
     # 0.1 does not vary, though its variance comes out as 1.9e-34
     targets = np.column_stack([[0.1, 0.1, 0.1], [0.0, 1.0, 2.0], [1.0, 2.0, 3.0]])
     found = scores(targets + 0.5, targets, train_variance=np.ones(3))
-    assert found["per_target"]["r2"] == [None, pytest.approx(1 - 0.25 / (2 / 3)), pytest.approx(1 - 0.25 / (2 / 3))]
-    assert found["r2"] == pytest.approx(1 - 0.25 / (2 / 3))
-    assert found["per_target"]["mape"] == [pytest.approx(5), None, pytest.approx((0.5 + 0.25 + 1 / 6) / 3)]
-    assert found["mape"] == pytest.approx((5 + (0.5 + 0.25 + 1 / 6) / 3) / 2)
-    assert found["nmse"] == pytest.approx(0.25)
-    assert scores(np.full((1, 1), np.inf), np.ones((1, 1)), train_variance=np.ones(1))["nmse"] is None
-    json.dumps(found, allow_nan=False)
+    assert found.per_target["r2"] == [None, pytest.approx(1 - 0.25 / (2 / 3)), pytest.approx(1 - 0.25 / (2 / 3))]
+    assert found.r2 == pytest.approx(1 - 0.25 / (2 / 3))
+    assert found.per_target["mape"] == [pytest.approx(5), None, pytest.approx((0.5 + 0.25 + 1 / 6) / 3)]
+    assert found.mape == pytest.approx((5 + (0.5 + 0.25 + 1 / 6) / 3) / 2)
+    assert found.nmse == pytest.approx(0.25)
+    assert scores(np.full((1, 1), np.inf), np.ones((1, 1)), train_variance=np.ones(1)).nmse is None
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("odd", [np.inf, np.nan, 1e200])
@@ -81,10 +81,10 @@ def test_an_infinite_error_of_one_target_is_not_left_out_of_the_means(odd):
     predictions = targets + 0.5
     predictions[0, 1] = odd  # whose square is infinite
     found = scores(predictions, targets, train_variance=np.array([1.0, 1.0, 0.0]))
-    assert found["per_target"]["nmse"] == [0.25, None, None] and found["per_target"]["mse"] == [0.25, None, 0.25]
-    assert [found[name] for name in ("nmse", "mse", "r2", "nrmse")] == [None] * 4
-    assert scores(targets + 0.5, targets, train_variance=np.array([1.0, 1.0, 0.0]))["nmse"] == 0.25
-    json.dumps(found, allow_nan=False)
+    assert found.per_target["nmse"] == [0.25, None, None] and found.per_target["mse"] == [0.25, None, 0.25]
+    assert [getattr(found, name) for name in ("nmse", "mse", "r2", "nrmse")] == [None] * 4
+    assert scores(targets + 0.5, targets, train_variance=np.array([1.0, 1.0, 0.0])).nmse == 0.25
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -16,9 +16,10 @@ from hpo.errors import ModelError
 from hpo.packaging import PT2, package
 from hpo.predict import predict
 from hpo.tracking import Tracker
+from models.networks import build
 from models.regressor import Regressor
 from models.regressor import predict as reference
-from models.specs import build, from_dict
+from models.specs import from_dict
 
 LARGEST = {"family": "cnn", "filters": 32, "kernel_size": 5, "dropout": 0.2}  # config 22, 1.1 million parameters
 SHAPE = (1, 64, 64)

@@ -14,9 +14,11 @@ from data_pipeline.homogenize import homogenize
 from data_pipeline.phase import Phase
 from hpo.packaging import PT2, package
 from models import bundle
+from models.networks import build, parameter_count
 from models.periodic import wrap
 from models.regressor import Regressor, predict
-from models.specs import PeriodicSpec, SpecError, build, from_dict, parameter_count, size, to_dict
+from models.sizes import size
+from models.specs import PeriodicSpec, SpecError, from_dict, to_dict
 from models.symmetry import Augmentation, elements
 
 SEED = 3
@@ -217,7 +219,7 @@ def test_mlflow_pytorch_and_the_loaded_model_give_the_same_numbers_for_any_batch
     [
         (None, '"symmetries": expected an object of lists, as the model needs it, found None'),
         ({"transpose": "no"}, '"symmetries": expected an object of lists'),
-        ({}, "nothing is known of how the targets of this data set move"),
+        ({}, "nothing is known of how the targets of this data set change"),
         ({"half_turn": list(range(9))}, "nothing is known of how the targets"),
         ({"transpose": [0] * 9}, r"symmetries: transpose: expected a permutation of 0 to 8, found \(0, 0"),
         ({"transpose": [*map(float, range(9))]}, "transpose: expected a permutation"),

@@ -12,9 +12,10 @@ from hpo import analysis
 from hpo import predict as files
 from hpo.errors import ModelError
 from models import bundle
+from models.networks import build
 from models.physics import NAMES, Physics
 from models.regressor import Regressor, predict
-from models.specs import PeriodicSpec, SpecError, build, to_dict
+from models.specs import PeriodicSpec, SpecError, to_dict
 
 PAIRS = [  # soft and stiff either way round; an auxetic phase; of one shear modulus; tiny; nearly of one k, both ways
     (Phase(3.5, 0.35), Phase(70.0, 0.22)),

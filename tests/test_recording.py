@@ -26,7 +26,7 @@ from hpo.packaging import package
 from hpo.queue import ATTEMPTS, LeaseLost, Queue
 from hpo.recorder import Recorder
 from hpo.tracking import Tracker, TrackingUnavailable, sha256_of
-from models import specs
+from models import networks, specs
 from models.regressor import Regressor
 
 pytestmark = pytest.mark.service
@@ -91,7 +91,7 @@ def model(shown: Mirror, job, folder) -> dict:
     """Package an untrained network of the job; return what a trainer would send."""
     facts, scores = shown.study.facts["data"], {"nmse": 1.0, "mse": 1.0, "r2": 0.0, "nrmse": 1.0}
     count = len(facts["target_names"])
-    network: nn.Module = specs.build(specs.from_dict(job.spec["model"]), tuple(facts["image_shape"]), count)
+    network: nn.Module = networks.build(specs.from_dict(job.spec["model"]), tuple(facts["image_shape"]), count)
     package(
         folder,
         Regressor(network, torch.zeros(count), torch.ones(count)),

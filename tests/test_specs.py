@@ -7,15 +7,14 @@ import sys
 import pytest
 import torch
 
+from models.networks import build, parameter_count
+from models.sizes import size
 from models.specs import (
     BaselineSpec,
     CnnSpec,
     SpecError,
     TrainingSpec,
-    build,
     from_dict,
-    parameter_count,
-    size,
     to_dict,
     training_from_dict,
     training_to_dict,

@@ -7,7 +7,7 @@ import pytest
 
 from hpo import cli, study
 from hpo.errors import StudyError
-from models import specs
+from models import sizes, specs
 
 
 def load(tmp_path, text, *overrides):
@@ -47,7 +47,7 @@ def test_the_grid_has_the_protocols_24_points_in_its_order():
 def test_config_22_has_the_parameter_count_of_the_protocol():
     grid = study.load("grid")
     model, training = grid.trial(grid.grid()[22])
-    assert specs.size(specs.from_dict(model), (1, 64, 64), 9).parameters == 1_101_321
+    assert sizes.size(specs.from_dict(model), (1, 64, 64), 9).parameters == 1_101_321
     assert training["epochs"] == 300 and training["batch_size"] == 32
 
 
@@ -355,7 +355,7 @@ def test_the_periodic_study_starts_from_the_models_defaults():
     assert not study.load("grid").needs_symmetries()
     assert study.load("grid", ["training.augmentation=symmetry"]).needs_symmetries()
     for point in each.corners():  # tens to hundreds of thousands of parameters
-        assert 4_000 < specs.size(specs.from_dict(each.trial(point)[0]), (1, 64, 64), 9).parameters < 1_000_000
+        assert 4_000 < sizes.size(specs.from_dict(each.trial(point)[0]), (1, 64, 64), 9).parameters < 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_the_periodic_study_starts_from_the_models_defaults():
         (MINIMAL + "[training]\nema = 1\n", "ema = 1.0; expected a number, at least 0 and below 1"),
         (
             '[model]\nfamily = "transfer"\nbackbone = "vgg16"\n[training]\naugmentation = "symmetry"\n',
-            "augmentation: a frozen backbone sees each image but once",
+            "augmentation: the features of a frozen backbone are computed once",
         ),
     ],
 )

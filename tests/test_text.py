@@ -23,8 +23,9 @@ from hpo.mirror import who
 from hpo.queue import Queue, StudyRow
 from hpo.text import for_csv, for_markdown, utf8, visible
 from models import bundle
+from models.networks import build
 from models.regressor import Regressor
-from models.specs import CnnSpec, build, to_dict
+from models.specs import CnnSpec, to_dict
 
 ESCAPE = "\x1b]0;OWNED\x07"
 HOSTILE = [

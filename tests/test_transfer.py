@@ -13,18 +13,10 @@ from torch import nn
 
 from models import bundle, transfer
 from models.metrics import scores
+from models.networks import build, parameter_count
 from models.regressor import predict
-from models.specs import (
-    CHANNELS,
-    SpecError,
-    TrainingSpec,
-    TransferSpec,
-    build,
-    least_batch,
-    parameter_count,
-    size,
-    to_dict,
-)
+from models.sizes import least_batch, size
+from models.specs import CHANNELS, SpecError, TrainingSpec, TransferSpec, to_dict
 from models.training import Interrupted, Training, load_state, save_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,8 +108,8 @@ def test_the_network_is_torchvisions_backbone_on_normalised_images_pooled_with_a
     with torch.no_grad():
         (seen,) = create_feature_extractor(whole.eval(), [node])(three).values()
         pooled = seen.mean((2, 3))
-        assert torch.allclose(network.see(grey), pooled, rtol=1e-5, atol=1e-6)
-        assert torch.equal(network(grey), network.head(torch.relu(network.dense(network.see(grey)))))
+        assert torch.allclose(network.extract(grey), pooled, rtol=1e-5, atol=1e-6)
+        assert torch.equal(network(grey), network.head(torch.relu(network.dense(network.extract(grey)))))
         assert torch.allclose(network(grey), network(grey.expand(-1, 3, -1, -1)), rtol=1e-5, atol=1e-6)
 
 
@@ -165,8 +157,10 @@ def test_features_are_kept_in_a_file_and_a_damaged_one_is_made_again(tmp_path, m
     passes = []
     from models.transfer import TransferNet
 
-    see = TransferNet.see
-    monkeypatch.setattr(TransferNet, "see", lambda self, images: (passes.append(len(images)), see(self, images))[1])
+    extract = TransferNet.extract
+    monkeypatch.setattr(
+        TransferNet, "extract", lambda self, images: (passes.append(len(images)), extract(self, images))[1]
+    )
     first = [numbers(epoch) for epoch in training(spec(), cache=tmp_path).epochs()]
     assert passes == [19, 7], "one pass over each split"
     assert [numbers(epoch) for epoch in training(spec(), cache=tmp_path).epochs()] == first
@@ -186,8 +180,8 @@ def test_two_trainings_at_once_compute_the_features_once(tmp_path, monkeypatch):
     from models import features
     from models.transfer import TransferNet
 
-    network, passes, see = build(spec(), (1, 32, 32), 2), [], TransferNet.see
-    monkeypatch.setattr(TransferNet, "see", lambda self, images: (passes.append(1), see(self, images))[1])
+    network, passes, extract = build(spec(), (1, 32, 32), 2), [], TransferNet.extract
+    monkeypatch.setattr(TransferNet, "extract", lambda self, images: (passes.append(1), extract(self, images))[1])
     signs = []
 
     def compute():
@@ -261,7 +255,7 @@ def test_the_regressor_handed_out_is_the_whole_network_of_the_best_epoch_and_sur
     best = min(list(one.epochs()), key=lambda epoch: epoch.metrics["val/nmse"])
     regressor = one.best_regressor()
     found = scores(predict(regressor, VALIDATION[0]), VALIDATION[1], train_variance=TRAIN[1].var(axis=0))
-    assert found["nmse"] == pytest.approx(best.metrics["val/nmse"], rel=1e-4), f"seed {SEED}"
+    assert found.nmse == pytest.approx(best.metrics["val/nmse"], rel=1e-4), f"seed {SEED}"
     bundle.save(tmp_path, regressor, model=to_dict(which), image_shape=(1, 32, 32), target_names=("a", "b"), unit="GPa")
     loaded, _ = bundle.load(tmp_path)
     for name, tensor in regressor.state_dict().items():
@@ -300,5 +294,5 @@ def test_bf16_training_is_evaluated_in_full_precision():
     one = training(spec(trainable="all"), half)
     epochs = list(one.epochs())
     found = scores(predict(one.last_regressor(), VALIDATION[0]), VALIDATION[1], train_variance=TRAIN[1].var(axis=0))
-    assert found["nmse"] == pytest.approx(epochs[-1].metrics["val/nmse"], rel=1e-4)
+    assert found.nmse == pytest.approx(epochs[-1].metrics["val/nmse"], rel=1e-4)
     assert {tensor.dtype for tensor in one.state().tensors.values()} == {torch.float32, torch.int64}

@@ -1,0 +1,31 @@
+"""From a specification to the network it describes."""
+
+from torch import nn
+
+from models.cnn import ConvNet
+from models.periodic import PeriodicNet
+from models.sizes import check_image
+from models.specs import INDEPENDENT, ModelSpec, PeriodicSpec, TransferSpec, layout, physical
+from models.transfer import TransferNet
+
+Network = ConvNet | TransferNet | PeriodicNet
+
+
+def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> Network:
+    """Return a network from (batch, *image_shape) images in 0..1 to (batch, n_targets), weights from torch's generator.
+
+    A backbone's weights are random as well: `models.weights.load` reads pretrained ones. A network with physics has
+    INDEPENDENT outputs instead, from which the regressor computes the targets. Raise SpecError if the image is too
+    small for the poolings.
+    """
+    check_image(spec, image_shape)
+    if isinstance(spec, TransferSpec):
+        return TransferNet(spec, n_targets)
+    if isinstance(spec, PeriodicSpec):
+        return PeriodicNet(spec, image_shape, INDEPENDENT if physical(spec) else n_targets)
+    return ConvNet(layout(spec), image_shape, n_targets)
+
+
+def parameter_count(module: nn.Module, *, trainable: bool = False) -> int:
+    """Return how many numbers the module's parameters hold; with `trainable` only those that training changes."""
+    return sum(weights.numel() for weights in module.parameters() if weights.requires_grad or not trainable)

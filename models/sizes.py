@@ -1,0 +1,137 @@
+"""How large a network is, and which images and batches it takes: in closed form, without torch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from models.specs import (
+    CHANNELS,
+    HEAD_UNITS,
+    INDEPENDENT,
+    ModelSpec,
+    PeriodicSpec,
+    SpecError,
+    TrainingSpec,
+    TransferSpec,
+    family_name,
+    layout,
+    physical,
+)
+
+# The backbones without their tops: parameters, and multiply-adds of one image of 224x224 pixels (in proportion to the
+# pixels for other sizes, except for rounding at the borders).
+PARAMETERS = {"vgg16": 14_714_688, "resnet50": 23_508_032, "densenet121": 6_953_856}
+MULTIPLY_ADDS = {"vgg16": 15_346_630_656, "resnet50": 4_087_136_256, "densenet121": 2_833_137_664}
+
+SMALLEST = {"baseline": 10, "cnn": 4, "transfer": 32}  # pixels a side: one is left after the last pooling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large a network is."""
+
+    parameters: int
+    trainable: int  # of the parameters
+    multiply_adds: int  # of one image, forward, in an epoch; without those of a frozen backbone, which runs only once
+
+
+def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> Size:
+    """Return the size of `models.networks.build(spec, image_shape, n_targets)`. Raise SpecError as it does."""
+    check_image(spec, image_shape)
+    if isinstance(spec, TransferSpec):
+        return _transfer_size(spec, image_shape, n_targets)
+    if isinstance(spec, PeriodicSpec):
+        return _periodic_size(spec, image_shape, INDEPENDENT if physical(spec) else n_targets)
+    layers = layout(spec)
+    channels, height, width = image_shape
+    parameters, multiply_adds = 0, 0
+    for filters in layers.filters:
+        height, width = height - layers.lost, width - layers.lost
+        weights = filters * channels * layers.kernel_size**2
+        parameters, multiply_adds = parameters + weights + filters, multiply_adds + weights * height * width
+        channels, height, width = filters, height // 2, width // 2
+    head = _dense(channels * height * width, layers.units, n_targets)
+    parameters, multiply_adds = parameters + head.parameters, multiply_adds + head.multiply_adds
+    return Size(parameters=parameters, trainable=parameters, multiply_adds=multiply_adds)
+
+
+def _transfer_size(spec: TransferSpec, image_shape: tuple[int, int, int], n_targets: int) -> Size:
+    channels, frozen = CHANNELS[spec.backbone], spec.trainable == "head"
+    head = (channels + 1) * HEAD_UNITS + (HEAD_UNITS + 1) * n_targets
+    backbone = MULTIPLY_ADDS[spec.backbone] * image_shape[1] * image_shape[2] // 224**2
+    return Size(
+        parameters=PARAMETERS[spec.backbone] + head,
+        trainable=head if frozen else PARAMETERS[spec.backbone] + head,
+        multiply_adds=head if frozen else backbone + head,
+    )
+
+
+def _periodic_size(spec: PeriodicSpec, image_shape: tuple[int, int, int], n_targets: int) -> Size:
+    channels, height, width = image_shape
+    beside = 1 if spec.normalisation == "none" else 2  # a bias, or the shift and scale of a normalisation
+    parameters, multiply_adds = 0, 0
+    height, width = height // spec.stride, width // spec.stride
+    for stage in range(spec.depth):
+        filters = spec.width * 2**stage
+        inputs = channels if stage else channels * spec.stride**2  # the first kernel is wider by the stride
+        first, second = inputs * filters * spec.kernel_size**2, filters * filters * spec.kernel_size**2
+        parameters += first + second + 2 * beside * filters
+        multiply_adds += first * height * width
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+        multiply_adds += second * height * width
+        channels = filters
+    inputs = channels + (image_shape[0] if spec.volume_fraction else 0)
+    head = _dense(inputs, *[spec.head] if spec.head else [], n_targets)
+    parameters, multiply_adds = parameters + head.parameters, multiply_adds + head.multiply_adds
+    return Size(parameters=parameters, trainable=parameters, multiply_adds=multiply_adds)
+
+
+def _dense(*units: int) -> Size:
+    """Return the size of dense layers between layers of so many units, inputs first."""
+    pairs = list(pairwise(units))
+    parameters = sum((inputs + 1) * outputs for inputs, outputs in pairs)
+    multiply_adds = sum(inputs * outputs for inputs, outputs in pairs)
+    return Size(parameters=parameters, trainable=parameters, multiply_adds=multiply_adds)
+
+
+def check_image(spec: ModelSpec, image_shape: Sequence[int]) -> None:
+    """Raise SpecError if the model cannot be built for images of (channels, height, width)."""
+    smallest = SMALLEST.get(family_name(spec), 0)
+    if isinstance(spec, PeriodicSpec):
+        # Two pixels a side after the last stage, and no fewer than the last convolution wraps around.
+        smallest = ((max(2, spec.kernel_size // 2) - 1) * 2**spec.depth + 1) * spec.stride
+        if any(side % spec.stride for side in image_shape[1:]):
+            raise SpecError(
+                f"periodic: stride = {spec.stride}: expected images whose sides are multiples of it, found "
+                f"{image_shape[1]}x{image_shape[2]} pixels."
+            )
+    if min(image_shape[1:]) < smallest or min(image_shape) < 1:
+        raise SpecError(
+            f"{family_name(spec)}: expected images of at least {smallest}x{smallest} pixels, "
+            f"found (channels, height, width) = {tuple(image_shape)}."
+        )
+    if isinstance(spec, TransferSpec) and image_shape[0] not in (1, 3):
+        raise SpecError(f"transfer: expected images of one or three channels, found {image_shape[0]}.")
+
+
+def least_batch(spec: ModelSpec, image_shape: Sequence[int]) -> int:
+    """Return the smallest number of images in a training batch.
+
+    It is two if a trained batch-norm normalises a single pixel of each image: one number has no variance.
+    """
+    if not isinstance(spec, TransferSpec) or spec.trainable == "head" or spec.backbone == "vgg16":
+        return 1
+    sides = image_shape[1:]
+    last = [math.ceil(side / 32) if spec.backbone == "resnet50" else math.ceil(side / 4) // 8 for side in sides]
+    return 2 if set(last) == {1} else 1
+
+
+def check_batches(spec: ModelSpec, training: TrainingSpec, image_shape: Sequence[int]) -> None:
+    """Raise SpecError if the batches are too small for the model. A smaller last batch joins the one before it."""
+    if training.batch_size < (least := least_batch(spec, image_shape)):
+        raise SpecError(
+            f"training: batch_size = {training.batch_size}: with images of {image_shape[1]}x{image_shape[2]} pixels "
+            f"the last batch-norm of this backbone normalises one pixel of each: expected at least {least} images in a "
+            "batch, or larger images."
+        )
