@@ -48,12 +48,17 @@ def database() -> Iterator[None]:
 
 
 @database()
-def storage(url: str) -> optuna.storages.RDBStorage:
-    """Optuna's storage in the queue's database; its sessions speak UTC. ServiceError for another Optuna's tables."""
+def storage(url: str, *, patience: float = 0) -> optuna.storages.RDBStorage:
+    """Return Optuna's storage in the queue's database; its sessions speak UTC. Raise ServiceError for the tables of
+    another Optuna.
+
+    A statement that waits longer than `patience` seconds for a lock of somebody else (0: never) raises DatabaseLost.
+    """
+    connect = CONNECT | {"options": f"{CONNECT['options']} -c lock_timeout={round(1000 * patience)}"}
     try:
         return optuna.storages.RDBStorage(
             postgres_url(url).render_as_string(hide_password=False),
-            engine_kwargs={"poolclass": QueuePool, "pool_pre_ping": True, "connect_args": CONNECT},
+            engine_kwargs={"poolclass": QueuePool, "pool_pre_ping": True, "connect_args": connect},
         )
     except RuntimeError as error:  # another schema version
         raise ServiceError(f"The database holds the tables of another Optuna, nothing was changed: {error}") from None

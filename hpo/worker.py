@@ -42,6 +42,7 @@ TICK = 0.25  # seconds between two looks at the clock
 FLUSH_INTERVAL = 1.0  # seconds an epoch may wait for the database
 CLAIM_PAUSE = 1.0  # seconds between two looks into an empty queue
 STOP_GRACE = 3.0  # seconds a trainer has to hand back its state
+LOCK_PATIENCE = 1.0  # seconds to wait for a lock in Optuna's tables, at most; then the recorder tries again
 STOP_LIMIT = 7.0  # seconds from the signal to the end of the process
 START_ATTEMPTS = 3  # trainers in a row that may end before they are ready
 ROOM = 64 * 2**20  # bytes that must be free under HPO_HOME before a trial is claimed after the disk was full
@@ -88,7 +89,8 @@ class Supervisor:
         if stops is not None:
             self.row = replace(self.row, stops=min(stops, self.row.stops))
         self.study = study.restore(name, self.row.spec)
-        self.store = sampling.storage(database_url)
+        # The job's row is locked while Optuna is written: if somebody locks a table of Optuna, the lease must not wait.
+        self.store = sampling.storage(database_url, patience=min(LOCK_PATIENCE, settings.lease / 3))
         self.tracker = Tracker(tracking_uri)  # of the recorder's thread, once that runs
         with suppress(TrackingUnavailable):  # it may be away for now
             self.tracker.require_version()

@@ -240,21 +240,17 @@ def test_two_at_once_may_show_the_same_end(planned, monkeypatch):
 def test_a_pruner_that_gets_nowhere_costs_no_lease_and_ctrl_c_is_heard(shell, data, tmp_path):
     file = cells.study(tmp_path, "stuck", data=data, epochs=30_000)
     file.write_text(file.read_text() + '[pruner]\nname = "median"\n')
-    shell.environment["HPO_LEASE"] = "3"
+    shell.environment["HPO_LEASE"] = "6"
     run = shell.start("run", "--study", file, "--trainers", 1)
-    first = shell.training("stuck")
-    shell.hpo("cancel", "--study", "stuck", "--trial", first.number)
-    job = shell.until(
-        lambda: next((each for each in shell.trials("stuck") if each.epochs and each.alive), None), "next"
-    )
-    with psycopg.connect(shell.database_url, autocommit=False) as connection:
+    job = shell.until(lambda: next((each for each in shell.trials("stuck") if each.alive), None), "a claim")
+    with psycopg.connect(shell.database_url, autocommit=False) as connection:  # before Optuna shows that it runs
         connection.execute("LOCK TABLE trial_intermediate_values IN ACCESS EXCLUSIVE MODE")
-        seen = shell.queue.job(job.id).epochs
-        end = clock(run) + 9  # seconds: three leases
+        end = clock(run) + 18  # seconds: three leases
         while clock(run) < end:
-            assert shell.queue.expired("stuck", lease=3) == []
+            assert shell.queue.expired("stuck", lease=6) == []
             time.sleep(0.1)
-        assert shell.queue.job(job.id).epochs > seen, "it trains on"
+        seen = shell.queue.job(job.id).epochs
+        shell.until(lambda: shell.queue.job(job.id).epochs > seen, "it trains on")
         run.send_signal(signal.SIGINT)
         asked = clock(run)
         shell.until(lambda: shell.queue.job(job.id).judged["epoch"], "judged all the same")

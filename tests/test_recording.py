@@ -10,6 +10,7 @@ from pathlib import Path
 import cells
 import numpy as np
 import pandas
+import psycopg
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
@@ -23,7 +24,7 @@ from hpo import recorder as recorder_module
 from hpo.holdings import Holdings
 from hpo.mirror import Mirror, key
 from hpo.packaging import package
-from hpo.queue import ATTEMPTS, LeaseLost, Queue
+from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, Queue
 from hpo.recorder import Recorder
 from hpo.tracking import Tracker, TrackingUnavailable, sha256_of
 from models import networks, specs
@@ -421,6 +422,21 @@ def test_a_run_that_somebody_deleted_keeps_no_other_trials_epochs_from_mlflow(sh
         until(lambda: shown.tracker.curve(shown.queue.job(other.id).run_id, "val/nmse") == [(1, 0.5)])
         assert recorder._forward() == 0
     assert caplog.text.count(f"epochs of trial {job.number} of {shown.study.name} cannot be shown") == 1
+
+
+def test_a_table_of_optuna_that_somebody_has_locked_holds_up_no_lease(shown, held, database_url):
+    _, job = held
+    store = sampling.storage(database_url, patience=0.5)
+    worker = Mirror(shown.queue, shown.tracker, store, shown.study)
+    with psycopg.connect(database_url) as connection:
+        connection.execute("LOCK TABLE trial_intermediate_values IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(DatabaseLost, match="lock timeout"):
+            worker.show(shown.queue.job(job.id))
+        assert shown.queue.renew([job], lease=60) == [], "its row is free"
+    worker.show(shown.queue.job(job.id))
+    assert shown.queue.job(job.id).mirrored
+    store.remove_session()
+    store.engine.dispose()
 
 
 def test_a_checkpoint_that_cannot_be_stored_for_another_reason_does_no_harm(shown, held, tmp_path, monkeypatch, caplog):
