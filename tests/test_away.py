@@ -126,7 +126,7 @@ def test_with_mlflow_alone_away_commands_show_what_the_database_has(data, tmp_pa
     path = (tmp_path / "home").resolve()
     read = settings.read({"HPO_HOME": str(path)})
     homes.folder(path, "services")
-    plan = planning.prepare(study.load(str(cells.study(tmp_path, "alone", data=data, epochs=3))))
+    plan = planning.prepare(study.load(str(cells.study(tmp_path, "left-alone", data=data, epochs=3))))
     try:
         home, _ = postgres.start(homes.settle(path, print, postgres.stop), print)
         shell = Shell(path, postgres.url(home, "hpo"), "")
@@ -137,11 +137,14 @@ def test_with_mlflow_alone_away_commands_show_what_the_database_has(data, tmp_pa
         shown = " ".join(shell.hpo("status").split())
         assert "0 closed, 1 open" in shown and "does not answer, its Postgres does. `hpo up` starts it" in shown
         found = shell.json("status")
-        assert (found["services"], [each["name"] for each in found["studies"]]) == ({"tracking_uri": None}, ["alone"])
-        assert "versions are left out. its server is away" in shell.hpo("compare", "alone/0", "alone/1")
-        assert "its server is away" in shell.hpo("compare", "alone/0", "@champion", code=1)
-        assert "MLflow is away: a worker shows it there later." in shell.hpo("stop", "--study", "alone")
-        assert "waiting" in shell.hpo("run", "--study", tmp_path / "alone.toml", "--dry-run")
+        assert (found["services"], [each["name"] for each in found["studies"]]) == (
+            {"tracking_uri": None},
+            ["left-alone"],
+        )
+        assert "versions are left out. its server is away" in shell.hpo("compare", "left-alone/0", "left-alone/1")
+        assert "its server is away" in shell.hpo("compare", "left-alone/0", "@champion", code=1)
+        assert "MLflow is away: a worker shows it there later." in shell.hpo("stop", "--study", "left-alone")
+        assert "waiting" in shell.hpo("run", "--study", tmp_path / "left-alone.toml", "--dry-run")
         shell.close()
     finally:
         services.erase(read)

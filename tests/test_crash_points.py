@@ -50,7 +50,7 @@ def test_a_process_that_dies_there_loses_nothing_and_changes_no_bit(shell, data,
     words = ("run", "--study", file, "--trainers", 1)
     first = shell.start(*words)
     output, _ = first.communicate(timeout=240)
-    assert marker.exists(), "the step was never reached"
+    assert marker.exists(), f"the step was never reached: {output}"
     if step in OF_THE_TRAINER:
         assert first.returncode == 0, output
         assert "worker lost, attempt 1 of 3: trainer killed by SIGKILL (exit 137" in output

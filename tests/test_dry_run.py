@@ -22,6 +22,6 @@ def test_a_trial_has_one_trainer_however_many_there_are(monkeypatch, capsys, dat
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_dry_run_measures_on_the_device_asked_for_and_says_that_there_is_none(data, tmp_path):
-    plan = planning.prepare(study.load(str(cells.study(tmp_path, "four", data=data, epochs=10))), trial_run=True)
+    plan = planning.prepare(study.load(str(cells.study(tmp_path, "measured", data=data, epochs=10))), trial_run=True)
     with pytest.raises(ServiceError, match=r"The probe failed on the device 'cuda': .+ `--device auto` takes the CPU"):
         dry_run.show([(plan, 1)], settings.read({"HPO_HOME": str(tmp_path / "home")}), device="cuda")

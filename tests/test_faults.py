@@ -77,21 +77,24 @@ def test_ctrl_c_gives_back_within_seconds_and_the_same_command_goes_on(shell, da
 
 @pytest.mark.slow
 def test_a_worker_that_was_frozen_beyond_its_lease_stops_and_writes_nothing_more(shell, data, tmp_path):
-    shell.environment |= {"HPO_LEASE": "2"}
     study = cells.study(tmp_path, "thawed", data=data, epochs=600, rates="[1e-3]")
     first = shell.start("run", "--study", study, "--trainers", 1)
     job = shell.training("thawed", epochs=50)
     frozen = family(first)
+    other = shell.queue.claim("thawed", worker="test", lease=3600)  # the second worker would train it while it waits
     suspend(frozen)
-    shell.environment |= {"HPO_LEASE": "60"}
     second = shell.start("worker", "--study", "thawed", "--trainers", 1)
-    shell.until(lambda: shell.queue.job(job.id).attempt == 2 and shell.training("thawed"), "it is taken over")
+    shell.until(
+        lambda: (now := shell.queue.job(job.id)).alive and now.attempt == 2 and now.epochs >= 50, "it is taken over"
+    )
     frozen_too = family(second)
     suspend(frozen_too)  # so that whatever is written now is written by the first one
     time.sleep(1)  # what Postgres had already been asked
     before, curve = shell.queue.job(job.id), shell.queue.curve(job.id)
+    assert before.state == "running" and shell.queue.renew([before], lease=3600) == [], "the second one keeps it"
+    shell.queue.give_back(other, reason="handed back", counts=False)
     resume(frozen)
-    shell.until(lambda: any(each.alive and each.id != job.id for each in shell.trials("thawed")), "it goes on")
+    shell.until(lambda: shell.queue.job(other.id).alive, "it goes on with the other trial")
     after = shell.queue.job(job.id)
     assert dataclasses.replace(after, mirrored=before.mirrored) == before
     assert shell.queue.curve(job.id) == curve
@@ -253,18 +256,18 @@ def test_dropped_connections_cost_nothing(shell, data, tmp_path):
 @pytest.mark.slow
 def test_a_trial_that_moves_to_another_kind_of_machine_is_of_one_network(shell, data, tmp_path):
     """Its patience ends at another epoch there, and the models are not equal to the bit."""
-    file, marker = cells.study(tmp_path, "moved", data=data, epochs=300, rates="[1e-2]"), tmp_path / "died"
+    file, marker = cells.study(tmp_path, "rounded", data=data, epochs=300, rates="[1e-2]"), tmp_path / "died"
     file.write_text(file.read_text().replace("[2, 4]", "[4]") + "patience = 8\n")
     shell.environment |= {"HPO_LEASE": "2", "HPO_CHECKPOINT_INTERVAL": "1000", "HPO_CRASH_AT": f"model logged:{marker}"}
-    shell.start("run", "--study", file).communicate(timeout=PATIENCE)
-    assert marker.exists(), "the step was never reached"
-    (first,) = shell.trials("moved")
+    output, _ = shell.start("run", "--study", file).communicate(timeout=PATIENCE)
+    assert marker.exists(), f"the step was never reached: {output}"
+    (first,) = shell.trials("rounded")
     curve = shell.queue.curve(first.id)
 
     shell.environment |= {"ATEN_CPU_CAPABILITY": "default"}  # rounds as a CPU without AVX2 does
     output = shell.hpo("run", "--study", file)
-    (job,) = shell.trials("moved")
-    check_recorded_once(shell, "moved", points=1, epochs=job.result["epochs"])
+    (job,) = shell.trials("rounded")
+    check_recorded_once(shell, "rounded", points=1, epochs=job.result["epochs"])
     scores = dict(shell.queue.curve(job.id))
     best, last = scores[job.result["best_epoch"]], scores[job.result["epochs"]]
     for name, metrics in (("best", best), ("last", last)):
@@ -275,4 +278,4 @@ def test_a_trial_that_moves_to_another_kind_of_machine_is_of_one_network(shell, 
     if curve[0][1]["val/nmse"] != scores[1]["val/nmse"]:  # else this CPU has one kind of rounding alone
         assert "comes out otherwise here: its curve is cut back to epoch 0" in output
         assert job.run_id != first.run_id
-    assert "Healthy" in shell.hpo("doctor", "--study", "moved")
+    assert "Healthy" in shell.hpo("doctor", "--study", "rounded")

@@ -57,36 +57,36 @@ def test_the_suggester_ends_with_its_worker(shell, data, tmp_path):
 def test_a_chooser_that_froze_gives_its_repeat_the_point_another_one_has(
     database_url, tracking_uri, data, tmp_path, monkeypatch
 ):
-    file = cells.study(tmp_path, "twice", data=data, epochs=2, rates=RATES)
+    file = cells.study(tmp_path, "repeated", data=data, epochs=2, rates=RATES)
     text = file.read_text().replace("[data]", "repeats = 2\n[data]")
     file.write_text(text + '[sampler]\nname = "tpe"\ntrials = 1\n')
     queue, home = Queue(database_url), settings.read({"HPO_HOME": str(tmp_path / "home")})
     queue.install()
     planning.plan(planning.prepare(study.load(str(file))), queue, Tracker(tracking_uri), home, database_url)
     store = sampling.storage(database_url)
-    first, second = (queue.claim("twice", worker="w", lease=60) for _ in range(2))
+    first, second = (queue.claim("repeated", worker="w", lease=60) for _ in range(2))
     choose = sampling.suggest
 
     def frozen(*words):
         """Another worker chooses meanwhile, with other trials to look at."""
         monkeypatch.setattr(sampling, "suggest", choose)
-        suggester.fill(queue, store, "twice", second.id, second.fence)
+        suggester.fill(queue, store, "repeated", second.id, second.fence)
         return {"filters": 4, "learning_rate": 0.00987}
 
     monkeypatch.setattr(sampling, "suggest", frozen)
-    filled = suggester.fill(queue, store, "twice", first.id, first.fence)
+    filled = suggester.fill(queue, store, "repeated", first.id, first.fence)
     other = queue.job(second.id)
     assert filled.spec["point"] == other.spec["point"] and filled.spec["point"]["learning_rate"] != 0.00987
     assert filled.spec["seed"] != other.spec["seed"] and filled.cost == other.cost
-    (trial,) = store.get_all_trials(store.get_study_id_from_name("twice"))
+    (trial,) = store.get_all_trials(store.get_study_id_from_name("repeated"))
     assert (trial.state.name, trial.params) == ("RUNNING", filled.spec["point"])
 
-    queue.cancel("twice", 0, None, by="anna")
+    queue.cancel("repeated", 0, None, by="anna")
     store.set_trial_state_values(trial._trial_id, sampling.TrialState.FAIL)
     sampling.tell(store, study.load(str(file)), filled, filled.spec["point"])
     assert store.get_trial(trial._trial_id).state.name == "FAIL", "what was cancelled meanwhile stays so"
     with pytest.raises(LeaseLost):
-        suggester.fill(queue, store, "twice", first.id, first.fence)
+        suggester.fill(queue, store, "repeated", first.id, first.fence)
     with pytest.raises(LeaseLost):
         queue.fill(filled, filled.spec, filled.cost)
     store.remove_session()

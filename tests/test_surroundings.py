@@ -51,7 +51,7 @@ def test_nothing_is_imported_from_the_current_folder_and_what_python_prints_firs
 
 @pytest.mark.acceptance
 def test_trainers_that_cannot_start_are_reported_with_the_end_of_their_log(shell: Shell, tmp_path: Path, data: Path):
-    study = cells.study(tmp_path, "late", data=data, epochs=2)
+    study = cells.study(tmp_path, "trainerless", data=data, epochs=2)
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "torch.py").write_text("raise ImportError('this torch was built for another machine')\n")
     environment = shell.environment | {"PYTHONPATH": str(tmp_path / "path")}

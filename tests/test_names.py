@@ -1,0 +1,31 @@
+"""Tests share one MLflow server, in which an experiment is called as its study: each test has names of its own."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+
+def studies(function: ast.FunctionDef) -> set[str]:
+    """Return the names of the studies that a test makes on a data set, as far as they stand there as such."""
+    calls = [
+        call
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call) and "data" in {word.arg for word in call.keywords}
+    ]
+    return {
+        word.value
+        for call in calls
+        for word in call.args
+        if isinstance(word, ast.Constant) and isinstance(word.value, str)
+    }
+
+
+def test_no_two_tests_make_a_study_of_the_same_name():
+    tests = defaultdict(list)
+    for path in Path(__file__).parent.glob("*.py"):
+        for function in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(function, ast.FunctionDef):
+                for name in studies(function):
+                    tests[name].append(f"{path.name}: {function.name}")
+    assert "thawed" in tests
+    assert {name: where for name, where in tests.items() if len(where) > 1} == {}
