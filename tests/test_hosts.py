@@ -1,6 +1,7 @@
 """Several hosts: a server and two worker hosts in network namespaces, with addresses and host names of their own."""
 
 import os
+import random
 import secrets
 import shutil
 import subprocess
@@ -16,7 +17,6 @@ from shell import PATIENCE, Shell, check_recorded_once, resume, suspend, trainer
 from hpo import services, settings
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.root, pytest.mark.apt]
-NET = "198.18.77"  # of the range that is set apart for tests of networks
 LEASE = "5"  # seconds
 
 
@@ -27,12 +27,20 @@ def ip(*words: str) -> None:
         pytest.skip(f"no network namespaces here: ip {' '.join(words)}: {done.stderr.strip()}")
 
 
+def unused() -> str:
+    """A network of the range that is set apart for tests of networks, which this machine has no address in: another
+    test, or one that was killed and could not clean up, has its own."""
+    taken = subprocess.run(["ip", "-4", "-oneline", "address"], capture_output=True, text=True, check=True).stdout
+    left = [f"198.{half}.{number}" for half in (18, 19) for number in range(256)]
+    return random.choice([network for network in left if f" {network}." not in taken])
+
+
 @dataclass
 class Network:
     """A bridge in the server's namespace (.1), with a cable to each worker host (.2, .3) and to us (.9)."""
 
     tag: str
-    folder: Path
+    address: str  # its first three numbers
 
     def namespace(self, host: str) -> str:
         return f"hpo-{self.tag}-{host}"
@@ -41,7 +49,7 @@ class Network:
         server = self.namespace("server")
         ip("netns", "add", server)
         ip("-n", server, "link", "add", "bridge", "type", "bridge")
-        ip("-n", server, "address", "add", f"{NET}.1/24", "dev", "bridge")
+        ip("-n", server, "address", "add", f"{self.address}.1/24", "dev", "bridge")
         ip("-n", server, "link", "set", "bridge", "up")
         ip("-n", server, "link", "set", "lo", "up")
         for host, number in (("anna", 2), ("ben", 3)):
@@ -54,7 +62,7 @@ class Network:
         server = self.namespace("server")
         ip(*where, "link", "add", name, "type", "veth", "peer", "name", f"to-{name}", "netns", server)
         ip("-n", server, "link", "set", f"to-{name}", "master", "bridge", "up")
-        ip(*where, "address", "add", f"{NET}.{number}/24", "dev", name)
+        ip(*where, "address", "add", f"{self.address}.{number}/24", "dev", name)
         ip(*where, "link", "set", name, "up")
 
     def cut(self, host: str) -> None:
@@ -74,10 +82,10 @@ class Network:
 
 
 @pytest.fixture
-def network(tmp_path: Path) -> Iterator[Network]:
+def network() -> Iterator[Network]:
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("network namespaces need root and ip (iproute2)")
-    made = Network(secrets.token_hex(3), tmp_path)
+    made = Network(secrets.token_hex(3), unused())
     try:
         made.make()
         yield made
@@ -88,10 +96,10 @@ def network(tmp_path: Path) -> Iterator[Network]:
 @pytest.fixture
 def lab(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     """The lab as we see it, served by the server's namespace; `start` runs `hpo` with the credentials file alone."""
-    home = tmp_path / "server"
+    home, host = tmp_path / "server", f"{network.address}.1"
     try:
         subprocess.run(
-            [*network.on("server"), *Shell.PROGRAM, "up", "--listen", f"{NET}.1"],
+            [*network.on("server"), *Shell.PROGRAM, "up", "--listen", host],
             env=os.environ | {"HPO_HOME": str(home)},
             check=True,
             capture_output=True,
@@ -101,7 +109,7 @@ def lab(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         shutil.copy(home / "credentials.toml", file)
         file.chmod(0o600)
         found = tomllib.loads(file.read_text())
-        assert f"@{NET}.1:" in found["database_url"] and found["tracking_uri"].startswith(f"http://{NET}.1:")
+        assert f"@{host}:" in found["database_url"] and found["tracking_uri"].startswith(f"http://{host}:")
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", found["tracking_username"])  # of our own looks
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", found["tracking_password"])
         made = Shell(tmp_path / "worker", found["database_url"], found["tracking_uri"])
