@@ -25,7 +25,8 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.homogenize import homogenize
 from data_pipeline.split import split
 from data_pipeline.synthesize import draw
-from hpo import planning, study
+from hpo import study
+from hpo.planning import plans
 from models import metrics, specs
 from models.regressor import Regressor, predict
 from models.training import Training
@@ -75,7 +76,7 @@ def train(
         validation=(data.images[checked], data.targets[checked]),
         seed=seed,
         symmetries=data.symmetries,
-        phases=planning.constants(data),
+        phases=plans.constants(data),
         target_names=data.target_names,
     )
     for epoch in run.epochs():

@@ -90,8 +90,9 @@ def bare(trials: int, epochs: int) -> float:
 
 def trial_seconds_tracked(trials: int, epochs: int, cores: int) -> float:
     """Seconds a trial takes with everything, all cores busy, from the first round's end to the last's."""
-    from hpo import services, settings
+    from hpo import settings
     from hpo.queue import Queue
+    from hpo.services import serving
 
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder, "home")
@@ -100,7 +101,7 @@ def trial_seconds_tracked(trials: int, epochs: int, cores: int) -> float:
         study = Path(folder, "overhead.toml")
         study.write_text(STUDY.format(rates=rates, epochs=epochs))
         try:
-            found, _ = services.up(read, report=lambda line: None)
+            found, _ = serving.up(read, report=lambda line: None)
             environment = {k: v for k, v in os.environ.items() if not k.startswith(("HPO_", "MLFLOW_"))}
             subprocess.run(
                 [sys.executable, "-m", "hpo", "run", "--study", str(study)],
@@ -113,7 +114,7 @@ def trial_seconds_tracked(trials: int, epochs: int, cores: int) -> float:
             ends = sorted(job.changed_at for job in queue.jobs("overhead") if job.kind == "trial")
             queue.close()
         finally:
-            services.erase(read)
+            serving.erase(read)
     first_round, last_round = ends[:cores], ends[-cores:]
     return (statistics.mean(last_round) - statistics.mean(first_round)) / trials
 

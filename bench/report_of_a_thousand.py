@@ -14,8 +14,9 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from hpo import services, settings
+from hpo import settings
 from hpo.queue import Queue
+from hpo.services import serving
 
 STUDY = """
 [model]
@@ -57,7 +58,7 @@ def main() -> None:
         read = settings.read({"HPO_HOME": str(folder / "home")})
         try:
             subprocess.run([*hpo, "run", "--study", folder / "many.toml"], env=environment, check=True)
-            found = services.running(read)
+            found = serving.running(read)
             assert found is not None
             queue = Queue(found.database_url)
             with queue.engine.begin() as connection:
@@ -68,7 +69,7 @@ def main() -> None:
             subprocess.run([*hpo, "report", "-o", folder / "report"], env=environment, check=True)
             print(f"A report of {10 * count} trials of 300 epochs: {time.monotonic() - begin:.1f} s.")
         finally:
-            services.erase(read)
+            serving.erase(read)
 
 
 if __name__ == "__main__":

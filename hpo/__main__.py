@@ -1,3 +1,3 @@
-from hpo.cli import program
+from hpo.cli.main import program
 
 program()

@@ -1,7 +1,9 @@
-"""Text that people chose (names, reasons, paths) where a program would read more into it than text."""
+"""Numbers, names and messages as people read them, safe for terminal, Markdown, CSV and database."""
 
+import math
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,3 +70,29 @@ def utf8(text: str) -> str:
     """The text with bytes of a file's name that are no UTF-8, and NUL, spelled as `visible` does: files, tables and the
     database take it."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+SHORT = {"filters": "f", "kernel_size": "k", "dropout": "d", "learning_rate": "lr", "backbone": ""}
+
+
+def point_text(point: Mapping[str, Any]) -> str:
+    """A point in few letters, such as `f32 k5 d0.2 lr1e-3`."""
+    return " ".join(SHORT.get(name, f"{name}=") + number_text(value) for name, value in point.items())
+
+
+def number_text(value: Any) -> str:
+    """A number as people write it: 32, 0.2, 1e-3; anything else as it is."""
+    if isinstance(value, float) and 0 < abs(value) < 0.01:
+        mantissa, exponent = f"{value:.6e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def score_text(value: float | None, places: str = ".4g") -> str:
+    """A score with so many digits; - if it is undefined."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:{places}}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the name of its class."""
+    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

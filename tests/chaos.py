@@ -28,10 +28,14 @@ from chaos_faults import FAULTS
 from proxy import Proxy
 from shell import create_database, mlflow_processes, postgres_processes, resume
 
-from hpo import invariants, registry, sampling, services, settings
-from hpo.mirror import Mirror
+from hpo import settings
+from hpo.operations import invariants
 from hpo.queue import ENDED, DatabaseLost, Job, Queue
-from hpo.tracking import OWNER, Tracker
+from hpo.recording.reconciler import Mirror
+from hpo.search import sampling
+from hpo.services import serving
+from hpo.tracking import registry
+from hpo.tracking.client import OWNER, Tracker
 
 LEASE = 3.0  # seconds
 WORKERS = 2  # of a round
@@ -168,7 +172,7 @@ class Chaos:
         self.settings = settings.read({"HPO_HOME": str(folder / "home")})
         self.data = cells.make(folder / "cells")
         self.plain = {name: value for name, value in os.environ.items() if not name.startswith(("HPO_", "MLFLOW_"))}
-        found = services.up(self.settings, report=lambda line: None)[0]
+        found = serving.up(self.settings, report=lambda line: None)[0]
         self.proxy = Proxy(found.tracking_uri)
         self.labs = [Lab("first", found.database_url, Queue(found.database_url))]
         other = create_database(found.database_url, "other")
@@ -187,8 +191,8 @@ class Chaos:
             self.random.shuffle(self.decks[deck])
         return self.decks[deck].pop()
 
-    def up(self) -> services.Services:
-        found = services.up(self.settings, report=lambda line: None)[0]
+    def up(self) -> serving.Services:
+        found = serving.up(self.settings, report=lambda line: None)[0]
         self.proxy.upstream = urlsplit(found.tracking_uri)
         return found
 
@@ -199,7 +203,7 @@ class Chaos:
         for lab in self.labs:
             lab.queue.close()
         self.proxy.close()
-        services.erase(self.settings)
+        serving.erase(self.settings)
 
     # Processes
 

@@ -25,7 +25,7 @@ def _worker(chaos: "Chaos") -> psutil.Process:
 
 
 def kill_trainer(chaos: "Chaos") -> None:
-    for trainer in [child for child in _worker(chaos).children() if "hpo.trainer" in " ".join(child.cmdline())]:
+    for trainer in [child for child in _worker(chaos).children() if "hpo.worker.trainer" in " ".join(child.cmdline())]:
         trainer.kill()
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from shell import Shell, fresh_database
 
-from hpo import services as hpo_services
 from hpo import settings as hpo_settings
-from hpo.services import Services
+from hpo.services import serving
+from hpo.services.serving import Services
 
 # Files with tests, or tests that stay together, of one minute to four on two idle cores.
 LONGEST = ("test_chaos", "test_listening", "test_outages", "test_protocol", "test_run")
@@ -49,9 +49,9 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     """The session's Postgres and MLflow server, in a temporary HPO_HOME."""
     settings = hpo_settings.read({"HPO_HOME": str(tmp_path_factory.mktemp("services") / "home")})
     try:
-        yield hpo_services.up(settings)[0]
+        yield serving.up(settings)[0]
     finally:
-        hpo_services.erase(settings)
+        serving.erase(settings)
 
 
 @pytest.fixture

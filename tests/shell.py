@@ -19,14 +19,15 @@ import pytest
 from mlflow import MlflowClient
 from psycopg import sql
 
-from hpo import home as homes
-from hpo import invariants, mlflow_server
-from hpo.mirror import Mirror
+from hpo.operations import invariants
 from hpo.queue import Queue
-from hpo.sampling import storage
-from hpo.services import Services
+from hpo.recording.reconciler import Mirror
+from hpo.search.sampling import storage
+from hpo.services import home as homes
+from hpo.services import mlflow_server
+from hpo.services.serving import Services
 from hpo.settings import Settings
-from hpo.tracking import Tracker
+from hpo.tracking.client import Tracker
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 480.0  # seconds for something that takes a few on an idle machine
@@ -142,7 +143,7 @@ def trainers(process: subprocess.Popen) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(process.pid).children():
         with suppress(psutil.NoSuchProcess):  # git, say
-            found += [child] if "hpo.trainer" in " ".join(child.cmdline()) else []
+            found += [child] if "hpo.worker.trainer" in " ".join(child.cmdline()) else []
     return found
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 import pytest
 
-from hpo import alarms
+from hpo.scores import alarms
 
 PREDICTORS = {"mean": {"validation": {"nmse": 1.02}}}
 

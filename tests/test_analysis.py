@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data_pipeline.components import COMPONENTS, tensor, vector
 from data_pipeline.homogenize import homogenize, reuss, voigt
 from data_pipeline.phase import Phase
-from hpo import analysis
+from hpo.scores import analysis
 from models import metrics
 
 SEED = 11

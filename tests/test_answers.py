@@ -9,8 +9,8 @@ import pytest
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.split import split
-from hpo import answers, sections
-from hpo.evidence import Closed, Evidence, Winner
+from hpo.report import answers, sections
+from hpo.scores.evidence import Closed, Evidence, Winner
 
 SEED, CELLS = 17, 200
 RANDOM = np.random.default_rng(SEED)

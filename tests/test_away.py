@@ -7,10 +7,13 @@ import pytest
 from proxy import proxy
 from shell import PATIENCE, Shell, check_recorded_once, read_only
 
-from hpo import away, planning, postgres, services, settings, study
-from hpo import home as homes
+from hpo import settings, study
+from hpo.cli import away
+from hpo.planning import plans
 from hpo.queue import DatabaseLost
-from hpo.tracking import Tracker, TrackingUnavailable
+from hpo.services import home as homes
+from hpo.services import postgres, serving
+from hpo.tracking.client import Tracker, TrackingUnavailable
 
 FULL = "connection failed: FATAL:  sorry, too many clients already"
 READ_ONLY = "cannot execute UPDATE in a read-only transaction"
@@ -112,7 +115,7 @@ def test_workers_wait_for_a_database_that_is_read_only_for_longer_than_their_lea
     shell.training("standing", epochs=20)
     second = shell.start("worker", "--study", "standing", "--trainers", 1)
     shell.until(lambda: all(job.epochs for job in shell.trials("standing")), "both trials are trained")
-    with read_only(services, shell.database_url):
+    with read_only(serving, shell.database_url):
         time.sleep(8)
     outputs = output_of(first), output_of(second)
     assert all("database lost, retrying (cannot execute" in output for output in outputs), outputs
@@ -126,13 +129,13 @@ def test_with_mlflow_alone_away_commands_show_what_the_database_has(data, tmp_pa
     path = (tmp_path / "home").resolve()
     read = settings.read({"HPO_HOME": str(path)})
     homes.folder(path, "services")
-    plan = planning.prepare(study.load(str(cells.study(tmp_path, "left-alone", data=data, epochs=3))))
+    plan = plans.prepare(study.load(str(cells.study(tmp_path, "left-alone", data=data, epochs=3))))
     try:
         home, _ = postgres.start(homes.settle(path, print, postgres.stop), print)
         shell = Shell(path, postgres.url(home, "hpo"), "")
         shell.environment["HPO_DATABASE_URL"] = ""
         shell.queue.install()
-        planning.plan(plan, shell.queue, Tracker(tracking_uri), read, shell.database_url)
+        plans.plan(plan, shell.queue, Tracker(tracking_uri), read, shell.database_url)
 
         shown = " ".join(shell.hpo("status").split())
         assert "0 closed, 1 open" in shown and "does not answer, its Postgres does. `hpo up` starts it" in shown
@@ -147,4 +150,4 @@ def test_with_mlflow_alone_away_commands_show_what_the_database_has(data, tmp_pa
         assert "waiting" in shell.hpo("run", "--study", tmp_path / "left-alone.toml", "--dry-run")
         shell.close()
     finally:
-        services.erase(read)
+        serving.erase(read)

@@ -20,12 +20,13 @@ import pytest
 from mlflow import MlflowClient
 from shell import PATIENCE, Shell, fresh_database, tmpfs, trainers
 
-from hpo import backup, restore, settings
-from hpo import services as hpo_services
-from hpo.backup import MARK, Place
+from hpo import settings
 from hpo.errors import BackupError
+from hpo.operations import backup, restore
+from hpo.operations.backup import MARK, Place
 from hpo.queue import Job, Queue, StudyRow
-from hpo.services import Services
+from hpo.services import serving
+from hpo.services.serving import Services
 
 RESTORE = """
 import json, sys
@@ -52,7 +53,7 @@ def elsewhere(tmp_path: Path, monkeypatch) -> Iterator[Shell]:
         yield made
     finally:
         made.close()
-        hpo_services.erase(settings.read({"HPO_HOME": str(home)}))
+        serving.erase(settings.read({"HPO_HOME": str(home)}))
 
 
 @pytest.mark.slow
@@ -86,7 +87,7 @@ def test_a_study_that_is_saved_while_a_worker_trains_goes_on_elsewhere_to_the_sa
     output, _ = up.communicate(timeout=PATIENCE)
     assert up.returncode == 0, output
     assert "Restored moved (1 of 2 trials done)" in elsewhere.hpo("restore", saved)
-    found = hpo_services.running(settings.read({"HPO_HOME": str(elsewhere.home)}))
+    found = serving.running(settings.read({"HPO_HOME": str(elsewhere.home)}))
     queue = Queue(found.database_url)
     states = {job.state: job for job in queue.jobs("moved") if job.kind == "trial"}
     assert states.keys() == {"done", "waiting"} and states["waiting"].epochs > 20

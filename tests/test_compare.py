@@ -7,10 +7,12 @@ import cells
 import pytest
 from shell import Shell, fresh_database
 
-from hpo import compare, planning, settings, study
+from hpo import settings, study
 from hpo.errors import NotFound
+from hpo.planning import plans
 from hpo.queue import ATTEMPTS
-from hpo.tracking import Tracker
+from hpo.report import comparison
+from hpo.tracking.client import Tracker
 
 pytestmark = pytest.mark.acceptance
 
@@ -33,8 +35,8 @@ def here(services, tmp_path_factory):
         shell.close()
 
 
-def compared(shell: Shell, *names: str) -> compare.Comparison:
-    return compare.compare(shell.queue, Tracker(shell.tracking_uri), names)
+def compared(shell: Shell, *names: str) -> comparison.Comparison:
+    return comparison.compare(shell.queue, Tracker(shell.tracking_uri), names)
 
 
 def best(shell: Shell, name: str):
@@ -207,9 +209,9 @@ def test_a_mistyped_name_ends_the_command_with_exit_code_1(here):
 
 def test_trials_that_are_not_done_show_what_they_have(here, tmp_path, data):
     path = cells.study(tmp_path, "open", data=data, epochs=50)
-    ready = planning.prepare(study.load(str(path)))
+    ready = plans.prepare(study.load(str(path)))
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
-    planning.plan(ready, here.queue, Tracker(here.tracking_uri), read, here.database_url)
+    plans.plan(ready, here.queue, Tracker(here.tracking_uri), read, here.database_url)
     for _ in range(ATTEMPTS):
         dead = here.queue.claim("open", worker="w", lease=60)
         here.queue.give_back(dead, reason="trainer ended", counts=True)
@@ -238,8 +240,8 @@ def test_trials_that_are_not_done_show_what_they_have(here, tmp_path, data):
 
 
 def test_scores_that_do_not_exist_are_left_out():
-    scores = dict.fromkeys(compare.SCORES) | {"mse": 2.0, "per_target": {"nmse": [None, 0.5], "r2": [None, None]}}
-    sections = compare._score_sections({}, scores, scores, ["C11", "C12"])
+    scores = dict.fromkeys(comparison.SCORES) | {"mse": 2.0, "per_target": {"nmse": [None, 0.5], "r2": [None, None]}}
+    sections = comparison._score_sections({}, scores, scores, ["C11", "C12"])
     assert {key: value for each in sections.values() for key, value in each.items()} == {
         "best_val_nmse/C12": 0.5,
         "test_mse": 2.0,

@@ -68,7 +68,7 @@ def test_a_shell_without_a_script_is_refused_with_those_that_have_one():
 
 def test_printing_the_script_imports_nothing_heavy():
     code = (
-        "import sys; from hpo import cli; cli.main(['--print-completion', 'bash']);"
+        "import sys; from hpo.cli.main import main; main(['--print-completion', 'bash']);"
         "sys.exit(bool({'torch', 'mlflow', 'optuna', 'sqlalchemy', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hpo import mlflow_server, postgres, secret_files
-from hpo.worker import STOP_LIMIT
+from hpo.services import mlflow_server, postgres, secret_files
+from hpo.worker.supervisor import STOP_LIMIT
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -130,7 +130,15 @@ def test_no_secret_stands_in_the_file_and_each_that_is_used_is_made_by_the_scrip
 
 
 def test_the_script_makes_files_that_differ_each_time_and_overwrites_none(tmp_path):
-    script = [sys.executable, "-S", "-m", "hpo.secret_files", "--name", "lab.example.org", tmp_path]  # -S: no packages
+    script = [
+        sys.executable,
+        "-S",
+        "-m",
+        "hpo.services.secret_files",
+        "--name",
+        "lab.example.org",
+        tmp_path,
+    ]  # -S: no packages
     mounted = tmp_path / "docs" / "compose" / "roles.sql"
     mounted.parent.mkdir(parents=True)
     mounted.touch(mode=0o600)  # checked out with a strict umask

@@ -29,9 +29,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from shell import PATIENCE, ROOT
 
-from hpo import credentials, daemon, mlflow_server, postgres
-from hpo import home as homes
+from hpo import credentials
 from hpo.queue import Queue
+from hpo.services import daemon, mlflow_server, postgres
+from hpo.services import home as homes
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -51,7 +52,7 @@ class Compose:
         self.postgres_port, self.mlflow_port, self.dashboard_port, self.tls_port = (
             daemon.choose_port(None) for _ in range(4)
         )
-        script = [sys.executable, "-m", "hpo.secret_files", "--name", NAME, str(self.place)]
+        script = [sys.executable, "-m", "hpo.services.secret_files", "--name", NAME, str(self.place)]
         subprocess.run(script, cwd=ROOT, check=True, capture_output=True)
         self.variables = dict(line.split("=", 1) for line in (self.place / ".env").read_text().splitlines())
         self.variables |= {"HPO_TRAINERS": "1", "HPO_STUDY": "composed"}

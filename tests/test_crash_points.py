@@ -10,8 +10,10 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from shell import ROOT, Shell, check_recorded_once, fresh_database
 
-from hpo import crash, doctor, sampling, settings
-from hpo.services import Services
+from hpo import crash, settings
+from hpo.operations import doctor
+from hpo.search import sampling
+from hpo.services.serving import Services
 
 pytestmark = pytest.mark.acceptance
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hpo import cli, credentials, settings
+from hpo import credentials, settings
+from hpo.cli import main
 from hpo.errors import SettingsError
 
 VALUES = {
@@ -111,6 +112,6 @@ def test_a_url_that_cannot_be_read_is_refused_without_being_shown():
 def test_services_given_by_url_are_named_without_the_databases_password(monkeypatch, capsys):
     monkeypatch.setenv("HPO_DATABASE_URL", VALUES["database_url"])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", VALUES["tracking_uri"])
-    assert cli.main(["up"]) == 0
+    assert main.main(["up"]) == 0
     shown = capsys.readouterr()
     assert VALUES["tracking_uri"] in shown.out and "s3cret" not in shown.out + shown.err

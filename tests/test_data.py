@@ -10,7 +10,7 @@ from shell import Shell, trainers
 
 from data_pipeline import dataset as data_sets
 from data_pipeline.dataset import DatasetError, load_npz, sha256_in
-from hpo import data as data_files
+from hpo.tracking import data_sets as data_files
 
 RATES = "[1e-2]"  # two points
 

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from hpo import report
-from hpo.display import Progress
 from hpo.queue import Queue, StudyRow
+from hpo.report import results
+from hpo.report.display import Progress
 
 SPEC = {"point": {}, "training": {"epochs": 10}}
 
@@ -48,7 +48,7 @@ def test_a_table_breaks_no_row_in_a_file_and_no_number_on_a_terminal():
     for index in range(3):
         table.add_row(f"row {index}", *numbers)
     for console in (Console(file=io.StringIO(), width=120), Console(file=io.StringIO(), width=80, force_terminal=True)):
-        report.print_table(console, table)
+        results.print_table(console, table)
         text = console.file.getvalue()
         assert all(text.count(number) == 3 for number in numbers)
         assert text.count("parameter_00000000") == 14, "nor a word of the head"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hpo import cli, study
+from hpo import study
+from hpo.cli import main
 from models import specs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +39,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
                     parsers |= {f"{words} {name}".strip(): sub} | below(sub, f"{words} {name}".strip())
         return parsers
 
-    return {words: parser for words, parser in below(cli.parser(), "").items() if words != "data"}
+    return {words: parser for words, parser in below(main.parser(), "").items() if words != "data"}
 
 
 def test_every_command_and_option_is_documented():
@@ -73,7 +74,7 @@ def test_the_example_study_of_the_documentation_is_valid(tmp_path):
 def test_every_command_line_in_the_documentation_parses(page):
     for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         for line in re.findall(r"^(?:\$ )?(hpo [a-z].*)$", block, re.MULTILINE):
-            cli.parser().parse_args(shlex.split(line.partition("  #")[0])[1:])
+            main.parser().parse_args(shlex.split(line.partition("  #")[0])[1:])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=label)

@@ -12,9 +12,11 @@ from optuna.trial import TrialState
 from shell import PATIENCE, Shell, check_recorded_once, mirrored
 from sqlalchemy import text
 
-from hpo import doctor, invariants, promotion, settings
-from hpo.services import Services
-from hpo.tracking import Tracker
+from hpo import settings
+from hpo.closing import promotion
+from hpo.operations import doctor, invariants
+from hpo.services.serving import Services
+from hpo.tracking.client import Tracker
 
 pytestmark = pytest.mark.acceptance
 EPOCHS = 20

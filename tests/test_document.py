@@ -7,8 +7,8 @@ import pandas
 import pytest
 from shell import at_once
 
-from hpo.document import SUMS, Document, Section, Table, write
 from hpo.errors import ReportError
+from hpo.report.document import SUMS, Document, Section, Table, write
 
 
 def report(*tables: str) -> Document:
@@ -71,7 +71,7 @@ def test_an_interrupted_report_is_replaced_by_the_next_one(tmp_path, monkeypatch
         path.write_bytes(content)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("hpo.document.write_atomically", killed)
+        patched.setattr("hpo.report.document.write_atomically", killed)
         write(report("three"), tmp_path)
     assert {"tables/two.csv", "report.html"} <= files(tmp_path).keys()
     write(report("four"), tmp_path)

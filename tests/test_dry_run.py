@@ -4,14 +4,16 @@ import cells
 import pytest
 import torch
 
-from hpo import dry_run, planning, settings, study
+from hpo import settings, study
 from hpo.errors import ServiceError
+from hpo.operations import dry_run
+from hpo.planning import plans
 
 
 @pytest.mark.parametrize(("trainers", "expected"), [(1, "40 min"), (2, "20 min"), (3, "13 min"), (16, "10 min")])
 def test_a_trial_has_one_trainer_however_many_there_are(monkeypatch, capsys, data, tmp_path, trainers, expected):
     chosen = study.load(str(cells.study(tmp_path, "four", data=data, epochs=10)))
-    plan = planning.prepare(chosen, trial_run=True)
+    plan = plans.prepare(chosen, trial_run=True)
     measured = {"seconds": 60.0, "once": 0.0, "memory": 1.0, "device": ""}
     monkeypatch.setattr(dry_run, "_probe", lambda plan, specs, device: dict.fromkeys(range(len(specs)), measured))
     dry_run.show([(plan, trainers)], settings.read({"HPO_HOME": str(tmp_path / "home")}), device="cpu")
@@ -22,6 +24,6 @@ def test_a_trial_has_one_trainer_however_many_there_are(monkeypatch, capsys, dat
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_dry_run_measures_on_the_device_asked_for_and_says_that_there_is_none(data, tmp_path):
-    plan = planning.prepare(study.load(str(cells.study(tmp_path, "measured", data=data, epochs=10))), trial_run=True)
+    plan = plans.prepare(study.load(str(cells.study(tmp_path, "measured", data=data, epochs=10))), trial_run=True)
     with pytest.raises(ServiceError, match=r"The probe failed on the device 'cuda': .+ `--device auto` takes the CPU"):
         dry_run.show([(plan, 1)], settings.read({"HPO_HOME": str(tmp_path / "home")}), device="cuda")

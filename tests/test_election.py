@@ -10,11 +10,13 @@ import pytest
 from mlflow import MlflowClient
 from shell import Shell, fresh_database
 
-from hpo import election, planning, settings, study
-from hpo.election import Rival, Standing, standings
+from hpo import settings, study
 from hpo.errors import StudyConflict
+from hpo.planning import plans as planning
 from hpo.queue import Job, Queue, StudyRow
-from hpo.tracking import Tracker
+from hpo.scores import election
+from hpo.scores.election import Rival, Standing, standings
+from hpo.tracking.client import Tracker
 
 
 def rival(name, trials, *, best_of=None, closed=True):

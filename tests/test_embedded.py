@@ -11,7 +11,8 @@ import psutil
 import pytest
 from shell import PATIENCE
 
-from hpo import services, settings
+from hpo import settings
+from hpo.services import serving
 
 pytestmark = pytest.mark.acceptance
 
@@ -56,13 +57,13 @@ def test_after_everything_was_killed_the_same_command_goes_on(data, tmp_path):
         assert "best 2 of 2 trials" in again.stdout
         assert "export HPO_DATABASE_URL=postgresql://hpo:" in again.stdout
     finally:
-        services.erase(read)
+        serving.erase(read)
     assert processes_of(home) == []
 
 
 def services_name(process: psutil.Process, read: settings.Settings) -> bool:
     """Whether this is the home's Postgres: as root its files lie elsewhere, so ask for its data directory."""
-    from hpo import home as homes
+    from hpo.services import home as homes
 
     known = homes.read(read.home.resolve())
     try:

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from shell import PATIENCE, check_recorded_once, clock, family, mirrored, resume, suspend, trainers, until_ended
 from sqlalchemy import text
 
-from hpo import invariants
+from hpo.operations import invariants
 
 pytestmark = pytest.mark.acceptance
 

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from hpo import figures
+from hpo.report import figures
 
 CURVE = [(epoch, {"train/nmse": 1 / epoch, "val/nmse": 2 / epoch}) for epoch in range(1, 6)]
 

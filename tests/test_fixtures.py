@@ -12,8 +12,11 @@ import pytest
 from mlflow import MlflowClient
 from shell import PATIENCE, Shell, mirrored
 
-from hpo import invariants, planning, services, settings, study
+from hpo import settings, study
+from hpo.operations import invariants
+from hpo.planning import plans
 from hpo.queue import SCHEMA_VERSION, Job
+from hpo.services import serving
 from models import bundle, specs, training
 from models.training import Training
 
@@ -56,7 +59,7 @@ def test_a_stored_canonical_spec_has_the_identity_it_had(name):
 def test_a_stored_study_file_and_its_data_have_the_identity_they_had(name, monkeypatch):
     monkeypatch.chdir(STORED)  # the files name their data so
     file, *overrides = FILE_OF.get(name, (name,))
-    plan = planning.prepare(study.load(f"{file}.toml", overrides))
+    plan = plans.prepare(study.load(f"{file}.toml", overrides))
     assert (plan.name, plan.identity) == (name, STUDIES[name]["identity"])
     assert plan.canonical == STUDIES[name]["spec"]
 
@@ -126,7 +129,7 @@ def restored(tmp_path_factory) -> Iterator[Shell]:
     saved.write_bytes(lzma.decompress((STORED / "saved.tar.xz").read_bytes()))
     read = settings.read({"HPO_HOME": str(scratch / "home")})
     try:
-        found, _ = services.up(read, report=print)
+        found, _ = serving.up(read, report=print)
         shell = Shell(read.home, found.database_url, found.tracking_uri)
         for name in ("HPO_DATABASE_URL", "MLFLOW_TRACKING_URI"):
             del shell.environment[name]
@@ -140,7 +143,7 @@ def restored(tmp_path_factory) -> Iterator[Shell]:
         yield shell
         shell.close()
     finally:
-        services.erase(read)
+        serving.erase(read)
 
 
 def file(name: str, folder: Path) -> Path:

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from hpo import health
 from hpo.queue import Queue, StudyRow
+from hpo.services import health
 
 pytestmark = pytest.mark.service
 

@@ -14,9 +14,9 @@ import pytest
 import watched
 from mlflow.exceptions import MlflowException
 
-from hpo import registry
 from hpo.errors import ModelError
-from hpo.tracking import Tracker
+from hpo.tracking import registry
+from hpo.tracking.client import Tracker
 
 MEMORY = 2**30  # bytes; torch alone takes half of it
 
@@ -115,9 +115,12 @@ from PIL import Image
 
 from data_pipeline.components import COMPONENTS
 from data_pipeline.dataset import Dataset, load_npz, save_npz
-from hpo import cli, registry, trainer
-from hpo.packaging import PT2, package
-from hpo.tracking import Tracker, sha256_of_files
+from hpo.cli.main import main
+from hpo.files import sha256_of_files
+from hpo.tracking.packaging import PT2, package
+from hpo.tracking import registry
+from hpo.tracking.client import Tracker
+from hpo.worker import trainer
 from models import bundle
 from models.regressor import Regressor
 from models.networks import build
@@ -167,7 +170,7 @@ plants = {"pickle": pickle.dumps(Canary()), "torch zip": torch_zip(), "pt2": pt2
 def predict(folder, image=work / "0_x.png"):
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = cli.main(["predict", str(folder), str(image)])
+        code = main(["predict", str(folder), str(image)])
     return f"{code} {said.getvalue()}"
 
 def score(folder, data=work / "set.npz"):

@@ -14,7 +14,8 @@ import cells
 import pytest
 from shell import PATIENCE, Shell, check_recorded_once, resume, suspend, trainers
 
-from hpo import services, settings
+from hpo import settings
+from hpo.services import serving
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.root, pytest.mark.apt]
 LEASE = "5"  # seconds
@@ -121,7 +122,7 @@ def lab(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         finally:
             made.close()
     finally:
-        services.erase(settings.read({"HPO_HOME": str(home)}))
+        serving.erase(settings.read({"HPO_HOME": str(home)}))
 
 
 def test_a_host_that_is_cut_off_in_mid_trial_and_comes_back_writes_nothing_more_of_it(network, lab, data, tmp_path):

@@ -13,24 +13,26 @@ ALLOWED = {
     "models": {"models", "numpy", "torch", "torchvision", "safetensors"},
 }
 BINARY = ("os.open", "tarfile.open", "gzip.open", "Image.open", "archive.open")
-TORCH_FREE = [
-    "cli",
-    "worker",
-    "suggester",
-    "planning",
-    "report",
-    "compare",
-    "plots",
-    "figures",
-    "sections",
-    "alarms",
-    "display",
-    "dry_run",
-    "services",
-    "slurm",
-    "registry",
-    "predict",
-    "packaging",
+TRAINS = {"hpo.worker.trainer"}  # the one module of hpo that may import torch when it is imported
+ORDER = [  # each package imports only from those after it
+    "hpo.cli",
+    "hpo.api",
+    "hpo.operations",
+    "hpo.launch",
+    "hpo.worker",
+    "hpo.closing",
+    "hpo.report",
+    "hpo.planning",
+    "hpo.scores",
+    "hpo.recording",
+    "hpo.search",
+    "hpo.tracking",
+    "hpo.services",
+    "hpo.queue",
+    "hpo.study",
+    "hpo",  # the ground: its modules that are no packages
+    "models",
+    "data_pipeline",
 ]
 
 
@@ -56,9 +58,46 @@ def test_each_layer_imports_only_what_it_may(package: str) -> None:
         assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
 
 
-def test_the_supervisor_and_the_command_line_do_not_import_torch() -> None:
-    modules = ", ".join(f"hpo.{module}" for module in TORCH_FREE)
-    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+def modules() -> dict[str, Path]:
+    """The file of each module of the product, by its dotted name."""
+    files = [path for package in ("hpo", "models", "data_pipeline") for path in (ROOT / package).rglob("*.py")]
+    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files}
+    return {name: path for path, name in names.items()}
+
+
+def package_of(module: str) -> str:
+    """The package of ORDER that a module belongs to."""
+    if module == "hpo.__main__":
+        return "hpo.cli"
+    return next(package for package in ORDER if f"{module}.".startswith(f"{package}."))
+
+
+def imported(path: Path, names: dict[str, Path]) -> set[str]:
+    """The modules of the product that a file imports, at any place in it."""
+    targets: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            targets |= {alias.name for alias in node.names} & names.keys()
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names} & names.keys()
+            targets |= whole or {node.module} & names.keys()
+    return targets
+
+
+def test_each_module_imports_from_packages_below_its_own_only() -> None:
+    names = modules()
+    upward = [
+        f"{module} imports {target}"
+        for module, path in names.items()
+        for target in imported(path, names)
+        if ORDER.index(package_of(target)) < ORDER.index(package_of(module))
+    ]
+    assert not upward
+
+
+def test_no_module_but_the_trainer_imports_torch() -> None:
+    free = sorted(name for name in modules() if name.startswith("hpo") and name not in TRAINS | {"hpo.__main__"})
+    code = f"import sys, {', '.join(free)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

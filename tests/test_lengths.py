@@ -10,12 +10,13 @@ import pytest
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from hpo import election, lengths, registry
-from hpo.election import Candidate, Standing
-from hpo.lengths import cut, cut_table
 from hpo.queue import Job
-from hpo.registry import Version
-from hpo.tracking import Tracker
+from hpo.scores import election
+from hpo.scores.election import Candidate, Standing
+from hpo.tracking import lengths, registry
+from hpo.tracking.client import Tracker
+from hpo.tracking.lengths import cut, cut_table
+from hpo.tracking.registry import Version
 
 START = 1_750_000_000_000  # milliseconds since 1970
 

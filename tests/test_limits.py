@@ -8,21 +8,24 @@ from types import SimpleNamespace
 import cells
 import pytest
 
-from hpo import cli, planning, settings, study
-from hpo import data as data_files
-from hpo import worker as worker_module
+from hpo import settings, study
+from hpo.cli import main
 from hpo.errors import ServiceError, SettingsError
+from hpo.files import sha256_of
+from hpo.planning import plans
 from hpo.queue import StudyRow
-from hpo.tracking import Tracker, sha256_of
-from hpo.trainers import next_gpu, visible_gpus
-from hpo.worker import OUT_OF_TIME, START_ATTEMPTS, Limits, Supervisor
+from hpo.tracking import data_sets
+from hpo.tracking.client import Tracker
+from hpo.worker import supervisor as worker_module
+from hpo.worker.processes import next_gpu, visible_gpus
+from hpo.worker.supervisor import OUT_OF_TIME, START_ATTEMPTS, Limits, Supervisor
 
 
 def plan(shell, folder, name, *, data, epochs):
-    ready = planning.prepare(study.load(str(cells.study(folder, name, data=data, epochs=epochs))))
+    ready = plans.prepare(study.load(str(cells.study(folder, name, data=data, epochs=epochs))))
     shell.queue.install()
     read = settings.read(shell.environment)
-    planning.plan(ready, shell.queue, Tracker(shell.tracking_uri), read, shell.database_url)
+    plans.plan(ready, shell.queue, Tracker(shell.tracking_uri), read, shell.database_url)
     return read
 
 
@@ -101,19 +104,19 @@ def test_a_damaged_data_file_is_fetched_once_for_all_trainers_that_met_it(shell,
 def test_a_running_worker_takes_a_data_file_that_doctor_wrote_anew(shell, data, tmp_path):
     read = plan(shell, tmp_path, "renewed", data=data, epochs=3)
     worker = Supervisor(read, shell.database_url, shell.tracking_uri, "renewed", trainers=1)
-    old = data_files.cached(read.home, worker.row.facts["data"])
+    old = data_sets.cached(read.home, worker.row.facts["data"])
     with zipfile.ZipFile(old) as packed, zipfile.ZipFile(tmp_path / "other.npz", "w", zipfile.ZIP_STORED) as stored:
         for name in packed.namelist():  # the same arrays in other bytes, as another zlib writes them
             stored.writestr(name, packed.read(name))
     other = worker.row.facts["data"] | {"sha256": sha256_of(tmp_path / "other.npz")}
-    (tmp_path / "other.npz").replace(data_files.cached(read.home, other))
-    data_files.upload(worker.tracker, worker.row.facts["study_run_id"], data_files.cached(read.home, other))
+    (tmp_path / "other.npz").replace(data_sets.cached(read.home, other))
+    data_sets.upload(worker.tracker, worker.row.facts["study_run_id"], data_sets.cached(read.home, other))
     worker.queue.put_study(replace(worker.row, facts={"data": other}))
-    data_files.cached(read.home, other).unlink()
+    data_sets.cached(read.home, other).unlink()
     old.write_bytes(b"damaged")
     worker._fetch_data(shell.trials("renewed")[0], "odd.", 0)
     assert worker._no_data is None
-    assert worker.data == data_files.cached(read.home, other) and sha256_of(worker.data) == other["sha256"]
+    assert worker.data == data_sets.cached(read.home, other) and sha256_of(worker.data) == other["sha256"]
     worker.queue.close()
     worker.store.engine.dispose()
 
@@ -175,11 +178,11 @@ def test_a_study_whose_planner_died_is_waited_for_within_the_limits_and_can_be_d
 )
 def test_a_limit_that_makes_no_sense_is_refused(words, message):
     with pytest.raises(SettingsError, match=message):
-        cli._limits(cli.parser().parse_args(["worker", "--study", "grid", *words]))
+        main._limits(main.parser().parse_args(["worker", "--study", "grid", *words]))
 
 
 def trainers(*words: str, threads: int = 1) -> int:
-    return cli._trainers(cli.parser().parse_args(["worker", "--study", "grid", *words]), settings.read({}), threads)
+    return main._trainers(main.parser().parse_args(["worker", "--study", "grid", *words]), settings.read({}), threads)
 
 
 def test_trainers_of_several_threads_are_as_many_as_the_cores_have_room_for(monkeypatch):

@@ -22,10 +22,12 @@ import psycopg
 import pytest
 from shell import PATIENCE
 
-from hpo import home as homes
-from hpo import planning, postgres, services, settings, study
+from hpo import settings, study
+from hpo.planning import plans
 from hpo.queue import Queue
-from hpo.tracking import Tracker
+from hpo.services import home as homes
+from hpo.services import postgres, serving
+from hpo.tracking.client import Tracker
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 ADDRESS = "127.0.0.2"  # not 127.0.0.1, so with access control; on every Linux machine
@@ -86,10 +88,10 @@ class Lab:
     def plan(self, name: str) -> None:
         """Plan the study on loopback, where the services start for it."""
         read = settings.read({"HPO_HOME": str(self.path)})
-        found, _ = services.up(read)
-        queue, ready = Queue(found.database_url), planning.prepare(study.load(str(self.study(name))))
+        found, _ = serving.up(read)
+        queue, ready = Queue(found.database_url), plans.prepare(study.load(str(self.study(name))))
         queue.install()
-        planning.plan(ready, queue, Tracker(found.tracking_uri), read, found.database_url)
+        plans.plan(ready, queue, Tracker(found.tracking_uri), read, found.database_url)
         queue.close()
 
     def ask(self, path: str, body: dict | None = None, *, user: str | None = None, **headers: str) -> int:
@@ -133,7 +135,7 @@ def lab(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         finished.set()
         if watcher.ident:
             watcher.join()
-        services.erase(settings.read({"HPO_HOME": str(made.path)}))
+        serving.erase(settings.read({"HPO_HOME": str(made.path)}))
 
 
 def test_the_studies_planned_on_loopback_are_there_and_the_serving_machine_goes_on(lab):
@@ -239,7 +241,7 @@ def test_no_password_is_printed_logged_stored_or_on_a_command_line(lab):
         dumps[name] = subprocess.run(command, env={"PGPASSWORD": home.password}, capture_output=True, check=True).stdout
     assert b"best_val_nmse" in dumps["hpo"] and b"hpo.kind" in dumps["mlflow"] and b"admin" in dumps["mlflow_users"]
     assert any("--app-name basic-auth" in line for line in lab.commands)
-    assert any("hpo.trainer" in line for line in lab.commands)
+    assert any("hpo.worker.trainer" in line for line in lab.commands)
     holders = {"credentials.toml", "state.json", "mlflow.env", "mlflow-users.ini"}
     files = [path for path in lab.folder.rglob("*") if path.is_file()]
     assert {lab.path / "logs" / "mlflow.log", lab.path / "logs" / "postgres.log"} <= set(files)

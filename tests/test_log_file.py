@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo import log_file
+from hpo.services import log_file
 
 LIMIT = 1000
 

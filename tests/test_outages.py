@@ -23,9 +23,10 @@ from shell import (
     until_ended,
 )
 
-from hpo import home as homes
-from hpo import mlflow_server, services, settings
+from hpo import settings
 from hpo.queue import Job
+from hpo.services import home as homes
+from hpo.services import mlflow_server, serving
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
@@ -35,13 +36,13 @@ def erased(tmp_path_factory: pytest.TempPathFactory) -> Iterator[settings.Settin
     """Settings of services of this file's own, which are erased after it."""
     read = settings.read({"HPO_HOME": str(tmp_path_factory.mktemp("outage") / "home")})
     yield read
-    services.erase(read)
+    serving.erase(read)
 
 
 @pytest.fixture
 def own(erased: settings.Settings) -> Iterator[tuple[Shell, settings.Settings]]:
     """`hpo` on services that run and that a test may stop, freeze and kill."""
-    found, _ = services.up(erased, report=lambda line: None)
+    found, _ = serving.up(erased, report=lambda line: None)
     shell = Shell(erased.home, found.database_url, found.tracking_uri)
     for name in ("HPO_DATABASE_URL", "MLFLOW_TRACKING_URI"):
         del shell.environment[name]
@@ -63,7 +64,7 @@ def restart_postgres(read: settings.Settings, how: signal.Signals, *, away: floa
     postmaster.send_signal(how)
     psutil.wait_procs([postmaster], timeout=30)
     time.sleep(away)
-    services.up(read, report=lambda line: None)
+    serving.up(read, report=lambda line: None)
 
 
 def output_of(process: subprocess.Popen, code: int = 0) -> str:
@@ -107,7 +108,7 @@ def test_training_goes_on_without_mlflow_and_everything_arrives_once(own, data, 
     time.sleep(3)
     assert sum(each.attempt for each in shell.trials("unseen")) == 1, "no other trial is claimed"
     assert not any(each.state == "done" for each in shell.trials("unseen")), "what has no model is not done"
-    services.up(read, report=lambda line: None)
+    serving.up(read, report=lambda line: None)
     output = output_of(process)
     assert "MLflow unreachable, " in output and " epochs waiting" in output
     check_recorded_once(shell, "unseen", points=2, epochs=1000)

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import dataset
-from hpo import daemon, data, mlflow_server, postgres, services, trainers
-from hpo import home as homes
 from hpo.errors import ServiceError
-from hpo.home import Home
+from hpo.services import daemon, mlflow_server, postgres, serving
+from hpo.services import home as homes
+from hpo.services.home import Home
 from hpo.settings import Settings, read
+from hpo.tracking import data_sets
+from hpo.worker import processes
 
 OTHER = "nobody"
 
@@ -55,7 +57,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
     try:
         yield postgres.start(homes.settle(path, silent, postgres.stop), silent)[0]
     finally:
-        services.erase(settings_of(path))
+        serving.erase(settings_of(path))
 
 
 # --- Folders and files of others
@@ -72,8 +74,8 @@ def test_a_folder_that_another_user_made_first_is_refused_and_nothing_in_it_is_r
     if other:
         state = f'{{"path": "{path}", "identity": "1", "uid": 0, "data": "{mine}/postgres", "password": "p"}}'
         as_other(f"echo '{state}' > mlruns/services/state.json", shared)
-    for command in (services.up, services.running, services.down, services.erase):
-        if command is services.up or other:
+    for command in (serving.up, serving.running, serving.down, serving.erase):
+        if command is serving.up or other:
             with pytest.raises(ServiceError, match=f"mlruns belongs to the user {OTHER}: run hpo as that user, or set"):
                 command(settings_of(path))
     assert sorted(each.name for each in shared.iterdir()) == ["mlruns"]
@@ -103,7 +105,7 @@ def test_each_part_of_the_home_that_is_another_users_is_refused_by_name(tmp_path
         if part == "services/tmp":
             homes.folder(home.path, "services", "tmp")
         else:
-            services.up(settings_of(path))
+            serving.up(settings_of(path))
 
 
 @pytest.mark.root
@@ -115,14 +117,14 @@ def test_what_a_worker_keeps_in_folders_of_others_is_refused_with_services_elsew
     shutil.chown(path / part, OTHER)
     with pytest.raises(ServiceError, match=f"{(path / part).name} belongs to the user {OTHER}"):
         if part == "logs":
-            trainers.open_log(path, "worker")
+            processes.open_log(path, "worker")
         else:
-            data.keep(path, data_set)
+            data_sets.keep(path, data_set)
 
 
 @pytest.fixture
 def data_set(data) -> dataset.Dataset:
-    return dataset.load(data)
+    return dataset.load(data_sets)
 
 
 @pytest.mark.root
@@ -131,7 +133,7 @@ def test_a_link_of_another_user_leads_nowhere_and_one_of_ours_does(shared, tmp_p
     as_other(f"ln -s {tmp_path}/mine mlruns; ln -s {tmp_path}/new dangling", shared)
     for name in ("mlruns", "dangling"):
         with pytest.raises(ServiceError, match=f"{name} belongs to the user {OTHER}"):
-            services.up(settings_of(shared / name))
+            serving.up(settings_of(shared / name))
     assert not list((tmp_path / "mine").iterdir()) and not (tmp_path / "new").exists()
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     assert homes.resolved(tmp_path / "link") == tmp_path / "mine"
@@ -143,9 +145,9 @@ def test_a_folder_that_others_may_write_is_refused_with_the_cure(tmp_path):
     for part, mode in ((path, 0o777), (path / "services", 0o707)):
         part.chmod(mode)
         with pytest.raises(ServiceError, match=f"Others may write {part} .mode {mode:04o}.*chmod go-w {part} "):
-            services.up(settings_of(path))
+            serving.up(settings_of(path))
         part.chmod(0o755)
-    assert services.running(settings_of(path)) is None  # a project's folder, as it was
+    assert serving.running(settings_of(path)) is None  # a project's folder, as it was
 
 
 @pytest.mark.parametrize("shared", ["sticky", "home"])
@@ -190,7 +192,7 @@ def test_what_an_earlier_hpo_left_open_is_closed_but_for_files_of_others_and_beh
     (path / "logs").symlink_to(elsewhere)
     (path / "artifacts" / "link").symlink_to(elsewhere)
     said: list[str] = []
-    services._tighten(path, said.append)
+    serving._tighten(path, said.append)
     modes = {str(each.relative_to(tmp_path)): each.stat().st_mode & 0o777 for each in tmp_path.rglob("*")}
     assert [modes[f"home/{each}"] for each in ("artifacts", "artifacts/1", "cache", "cache/file")] == [
         0o700,
@@ -203,7 +205,7 @@ def test_what_an_earlier_hpo_left_open_is_closed_but_for_files_of_others_and_beh
     ] * 3
     assert modes["elsewhere"] == 0o755
     assert said == [f"Below {path}, 2 of other users were left as they are, such as {path}/artifacts/theirs."]
-    assert services._open(path) == []
+    assert serving._open(path) == []
 
 
 @pytest.mark.root
@@ -283,9 +285,9 @@ def test_processes_are_ended_by_the_homes_identity_and_our_own_user(tmp_path):
 def test_a_copy_neither_stops_nor_removes_its_original(home, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(home.path, copy, symlinks=True)
-    assert services.down(settings_of(copy)) is False
+    assert serving.down(settings_of(copy)) is False
     assert postgres.answers(home)
-    services.erase(settings_of(copy))
+    serving.erase(settings_of(copy))
     assert postgres.answers(home) and not (copy / "services").exists()
     assert homes.read(home.path) == home
 
@@ -293,7 +295,7 @@ def test_a_copy_neither_stops_nor_removes_its_original(home, tmp_path):
 @pytest.mark.service
 def test_a_home_that_was_moved_while_it_ran_is_stopped(home, tmp_path):
     path = home.path.rename(tmp_path / "moved")
-    assert services.down(settings_of(path)) is True
+    assert serving.down(settings_of(path)) is True
     assert not postgres.lives(homes.serving(path))
     path.rename(home.path)
 

@@ -1,4 +1,4 @@
-"""What hpo.packaging writes: the same numbers by plain MLflow, by plain PyTorch and by hpo."""
+"""What hpo.tracking.packaging writes: the same numbers by plain MLflow, by plain PyTorch and by hpo."""
 
 import re
 import subprocess
@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from data_pipeline.components import COMPONENTS
-from hpo import registry
 from hpo.errors import ModelError
-from hpo.packaging import PT2, package
-from hpo.predict import predict
-from hpo.tracking import Tracker
+from hpo.operations.predict import predict
+from hpo.tracking import registry
+from hpo.tracking.client import Tracker
+from hpo.tracking.packaging import PT2, package
 from models.networks import build
 from models.regressor import Regressor
 from models.regressor import predict as reference

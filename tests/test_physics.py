@@ -8,9 +8,9 @@ from PIL import Image
 from data_pipeline.components import COMPONENTS, SYMMETRIES, tensor
 from data_pipeline.homogenize import homogenize, reuss, voigt
 from data_pipeline.phase import Phase
-from hpo import analysis
-from hpo import predict as files
 from hpo.errors import ModelError
+from hpo.operations import predict as files
+from hpo.scores import analysis
 from models import bundle
 from models.networks import build
 from models.physics import NAMES, Physics

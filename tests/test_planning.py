@@ -8,24 +8,28 @@ import cells
 import pytest
 from shell import at_once, fresh_database
 
-from hpo import invariants, mirror, planning, sampling, settings, study
+from hpo import settings, study
 from hpo.errors import StudyError
+from hpo.operations import invariants
+from hpo.planning import plans
 from hpo.queue import Queue, StudyRow
-from hpo.tracking import Tracker
+from hpo.recording import reconciler
+from hpo.search import sampling
+from hpo.tracking.client import Tracker
 
 pytestmark = pytest.mark.service
 
 
 def test_planners_at_once_write_every_point_down_once(database_url, tracking_uri, data, tmp_path):
     name = f"planned-{tmp_path.name[-8:].replace('_', '-')}"
-    ready = planning.prepare(study.load(str(cells.study(tmp_path, name, data=data, epochs=1))))
+    ready = plans.prepare(study.load(str(cells.study(tmp_path, name, data=data, epochs=1))))
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
     first = Queue(database_url)
     first.install()
 
     def plan() -> None:
         with closing(Queue(database_url)) as queue:
-            planning.plan(ready, queue, Tracker(tracking_uri), read, database_url)
+            plans.plan(ready, queue, Tracker(tracking_uri), read, database_url)
 
     at_once(*[plan] * 4)
     assert [job.number for job in first.jobs(name)] == [-1, 0, 1, 2, 3]
@@ -49,8 +53,8 @@ def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_die
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
 
     def plan(file, queue):
-        ready = planning.prepare(study.load(str(tmp_path / f"{file}.toml")))
-        return planning.plan(ready, queue, Tracker(tracking_uri), read, database_url)
+        ready = plans.prepare(study.load(str(tmp_path / f"{file}.toml")))
+        return plans.plan(ready, queue, Tracker(tracking_uri), read, database_url)
 
     for file, wanted in ((again := f"{name}-again", 3), (other := f"{name}-other", 4)):
         (tmp_path / f"{file}.toml").write_text(f'best_of = "{name}.toml"\npoints = {wanted}\nrepeats = 2\n')
@@ -70,7 +74,7 @@ def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_die
         points = {job.number: job.spec["point"] for job in queue.jobs(name) if job.kind == "trial"}
         expected = [{"study": name, "trial": n, "run_id": f"run {n}", "point": points[n]} for n in (1, 2, 0)]
 
-        monkeypatch.setattr(planning.sampling, "storage", lambda _: 1 / 0)
+        monkeypatch.setattr(plans.sampling, "storage", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             plan(again, queue)
         monkeypatch.undo()
@@ -81,7 +85,7 @@ def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_die
         assert row.facts["best_of"] == expected and "planned" in row.facts
         assert [best["trial"] for best in plan(other, queue).facts["best_of"]] == [0, 1, 2]
         store = sampling.storage(database_url)
-        shown = mirror.Mirror(queue, Tracker(tracking_uri), store, queue.study(other))
+        shown = reconciler.Mirror(queue, Tracker(tracking_uri), store, queue.study(other))
         assert not [each for each in invariants.check(shown) if "planned points" in each.what], "as many as there are"
         trials = store.get_all_trials(store.get_study_id_from_name(again))
         assert [trial.params for trial in trials] == [best["point"] for best in expected]
@@ -93,7 +97,7 @@ def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_die
         spec, _ = study.trial_spec(plain, row.identity, row.facts, points[2], config=None, repeat=1)
         assert spec["seed"] == 2 and spec["best_of"] == {"study": name, "trial": 2, "run_id": "run 2"}
         assert (
-            mirror.params(spec).items()
+            reconciler.params(spec).items()
             >= {"best_of.study": name, "best_of.trial": 2, "best_of.run_id": "run 2"}.items()
         )
         (tmp_path / f"{name}-none.toml").write_text(f'best_of = "{name}.toml"\npoints = 1\n')
@@ -146,12 +150,12 @@ def filling(url: str, store, chosen: study.Study, name: str):
 
 
 def test_targets_that_move_in_unknown_ways_are_refused_where_it_must_be_known(data, tmp_path, monkeypatch):
-    load = planning.data_sets.load
-    monkeypatch.setattr(planning.data_sets, "load", lambda *words, **more: replace(load(*words, **more), symmetries={}))
+    load = plans.data_sets.load
+    monkeypatch.setattr(plans.data_sets, "load", lambda *words, **more: replace(load(*words, **more), symmetries={}))
     file = str(cells.study(tmp_path, "unknown", data=data, epochs=1))
-    planning.prepare(study.load(file))
+    plans.prepare(study.load(file))
     with pytest.raises(StudyError, match=r"tiny: nothing is known of how the targets move .* model.symmetric = false"):
-        planning.prepare(study.load(file, ["training.augmentation=symmetry"]))
+        plans.prepare(study.load(file, ["training.augmentation=symmetry"]))
 
 
 def test_physics_is_planned_only_with_phases_that_can_have_made_the_labels_and_they_are_part_of_the_study(
@@ -182,23 +186,23 @@ def test_physics_is_planned_only_with_phases_that_can_have_made_the_labels_and_t
         (folder / "dataset.toml").write_text(facts + known)
         if message is not None:
             with pytest.raises(StudyError, match=message):
-                planning.prepare(study.load(str(file)))
+                plans.prepare(study.load(str(file)))
             continue
-        ready = planning.prepare(study.load(str(file)))
+        ready = plans.prepare(study.load(str(file)))
         assert ready.canonical["phases"]["inclusion"]["lame_mu"] == pytest.approx(70 / 2.44)
         specs = [spec for spec, _ in ready.specs()]
         assert all(spec["phases"] == ready.canonical["phases"] for spec in specs) and len(specs) == 4
-    assert "phases" not in planning.prepare(study.load(str(file), ["model.physics=none"])).canonical
+    assert "phases" not in plans.prepare(study.load(str(file), ["model.physics=none"])).canonical
     table = next(folder.glob("*.csv"))
     rows = [line.split(",") for line in table.read_text().split()]
     for digits, message in ((3, None), (1, r"[1-9]\d? of 60 lie outside")):
         rounded = [",".join([row[0], *(f"{float(number):.{digits}g}" for number in row[1:])]) for row in rows]
         table.write_text("\n".join(rounded) + "\n")
         if message is None:
-            planning.prepare(study.load(str(file)))
+            plans.prepare(study.load(str(file)))
             continue
         with pytest.raises(StudyError, match=message):
-            planning.prepare(study.load(str(file)))
+            plans.prepare(study.load(str(file)))
 
 
 @pytest.mark.parametrize(
@@ -213,8 +217,8 @@ def test_a_space_with_a_network_that_does_not_fit_the_images_is_refused(data, tm
     with pytest.raises(
         StudyError, match=r"tiny: .* do not fit deep at depth=4 lr1e-3: periodic: .* at least 17x17 pixels"
     ):
-        planning.prepare(study.load(str(file)))
-    planning.prepare(study.load(str(file), ["space.depth=[2, 3]"]))
+        plans.prepare(study.load(str(file)))
+    plans.prepare(study.load(str(file), ["space.depth=[2, 3]"]))
 
 
 @pytest.mark.parametrize("kind", ["random", "tpe"])
@@ -266,7 +270,7 @@ trials = 2
 def test_a_batch_that_no_batch_norm_can_be_trained_on_is_refused_at_planning(data, tmp_path):
     def prepare(space, fixed=""):
         (tmp_path / "fine.toml").write_text(FINE.format(data=data, space=space, fixed=fixed))
-        return planning.prepare(study.load(str(tmp_path / "fine.toml")))
+        return plans.prepare(study.load(str(tmp_path / "fine.toml")))
 
     wide = 'backbone = ["vgg16", "resnet50"]\ntrainable = ["head", "all"]\n'
     with pytest.raises(
@@ -283,4 +287,4 @@ def test_phases_beyond_what_a_model_file_may_hold_are_refused_at_planning(tmp_pa
     text = '[data]\npath = "stiff"\n[model]\nfamily = "periodic"\nphysics = "hill"\nwidth = 1\n[space]\ndepth = [1]\n'
     (tmp_path / "stiff.toml").write_text(text)
     with pytest.raises(StudyError, match=r"Lame constants are at most 1e\+15, found .*larger unit"):
-        planning.prepare(study.load(str(tmp_path / "stiff.toml")))
+        plans.prepare(study.load(str(tmp_path / "stiff.toml")))

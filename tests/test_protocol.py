@@ -11,9 +11,10 @@ import pytest
 from mlflow import MlflowClient
 from shell import PATIENCE, Shell, check_recorded_once, trainers
 
-from hpo import promotion
 from hpo import study as study_files
-from hpo.tracking import Tracker, sha256_of
+from hpo.closing import promotion
+from hpo.files import sha256_of
+from hpo.tracking.client import Tracker
 
 TINY = ("--epochs", 1, "--set", "space.backbone=['densenet121']", "--set", "training.batch_size=16")
 
@@ -114,10 +115,10 @@ def test_a_killed_fine_tuning_goes_on_in_the_same_run(shell, images):
 # The made file's name stands in for torchvision's; trainers take it from the trial.
 PATCHED = """
 import sys
-from hpo import cli
+from hpo.cli.main import main
 from models import weights
 weights.FILES["densenet121"], weights.SOURCE = {name!r}, "http://127.0.0.1:9/"
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 

@@ -17,11 +17,15 @@ from hypothesis import given, strategies
 from rich.console import Console
 from shell import clock, until_ended
 
-from hpo import election, planning, pruning, report, sampling, settings, study
-from hpo.mirror import Mirror
-from hpo.pruning import Pruning
+from hpo import settings, study
+from hpo.planning import plans
 from hpo.queue import LeaseLost, Queue
-from hpo.tracking import Tracker
+from hpo.recording.reconciler import Mirror
+from hpo.report import results
+from hpo.scores import election
+from hpo.search import pruning, sampling
+from hpo.search.pruning import Pruning
+from hpo.tracking.client import Tracker
 
 pytestmark = pytest.mark.service
 EPOCHS = 9
@@ -38,7 +42,7 @@ def planned(database_url, tracking_uri, data, tmp_path):
         file = cells.study(tmp_path, f"p-{tmp_path.name[-12:].replace('_', '-')}", data=data, epochs=EPOCHS)
         chosen = study.load(str(file), overrides)
         home = settings.read({"HPO_HOME": str(tmp_path / "home")})
-        row = planning.plan(planning.prepare(chosen), queue, tracker, home, database_url)
+        row = plans.plan(plans.prepare(chosen), queue, tracker, home, database_url)
         stores.append(sampling.storage(database_url))
         return Mirror(queue, tracker, stores[-1], row), study.restore(row.name, row.spec)
 
@@ -413,7 +417,7 @@ def test_repeats_have_seeds_of_their_own_and_their_mean_decides(planned):
     assert [trial.value for trial in loaded.trials[:3]] == pytest.approx([0.3, 0.21, 0.23])
     assert loaded.trials[3].state == optuna.trial.TrialState.RUNNING, "a point ends with its last repeat"
     with io.StringIO() as file:
-        report.print_table(Console(file=file, width=200), report.top_table(shown.study, ended))
+        results.print_table(Console(file=file, width=200), results.top_table(shown.study, ended))
         lines = [line for line in file.getvalue().splitlines() if "±" in line and "│" in line]
         assert "1 of 2 repeats, 1 running" in file.getvalue()
     assert ["≈" in line for line in lines] == [False, True, True]
@@ -421,5 +425,5 @@ def test_repeats_have_seeds_of_their_own_and_their_mean_decides(planned):
     long = {f"a_parameter_{number}": 0.123456 for number in range(7)}
     wordy = [replace(job, spec=job.spec and job.spec | {"point": long}) for job in ended]
     with io.StringIO() as file:
-        report.print_table(Console(file=file, width=100, force_terminal=True), report.top_table(shown.study, wordy))
+        results.print_table(Console(file=file, width=100, force_terminal=True), results.top_table(shown.study, wordy))
         assert "0.21 ± 0.014" in file.getvalue() and "…" not in file.getvalue(), "a long point leaves the scores whole"

@@ -9,12 +9,14 @@ from optuna.study import StudyDirection
 from shell import at_once, read_only
 from sqlalchemy.exc import ProgrammingError
 
-from hpo import holdings as holdings_module
 from hpo import queue as queue_module
-from hpo import sampling, study, trainers
+from hpo import study
 from hpo.errors import NotFound, ServiceError, StudyConflict
-from hpo.holdings import Holdings
 from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, Queue, StudyRow
+from hpo.recording import holdings as holdings_module
+from hpo.recording.holdings import Holdings
+from hpo.search import sampling
+from hpo.worker import processes
 
 pytestmark = pytest.mark.service
 
@@ -263,9 +265,9 @@ def test_however_many_epochs_wait_the_thread_with_the_leases_stores_some_at_a_ti
 
 
 def test_a_trainer_that_writes_faster_than_we_read_is_read_in_pieces():
-    trainer = object.__new__(trainers.Trainer)
+    trainer = object.__new__(processes.Trainer)
     trainer._events, trainer._partial, trainer.closed = os.open("/dev/zero", os.O_RDONLY), b"", False
-    assert trainer.events() == [] and len(trainer._partial) == trainers.READ and not trainer.closed
+    assert trainer.events() == [] and len(trainer._partial) == processes.READ and not trainer.closed
     os.close(trainer._events)
 
 

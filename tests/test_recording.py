@@ -19,14 +19,21 @@ from shell import at_once
 from sqlalchemy import text
 from torch import nn
 
-from hpo import doctor, figures, invariants, planning, plots, promotion, recording, sampling, settings, study
-from hpo import recorder as recorder_module
-from hpo.holdings import Holdings
-from hpo.mirror import Mirror, key
-from hpo.packaging import package
+from hpo import settings, study
+from hpo.closing import pictures, promotion
+from hpo.files import sha256_of
+from hpo.operations import doctor, invariants
+from hpo.planning import plans
 from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, Queue
-from hpo.recorder import Recorder
-from hpo.tracking import Tracker, TrackingUnavailable, sha256_of
+from hpo.recording import recorder as recorder_module
+from hpo.recording import tasks
+from hpo.recording.holdings import Holdings
+from hpo.recording.reconciler import Mirror
+from hpo.recording.recorder import Recorder
+from hpo.report import figures
+from hpo.search import sampling
+from hpo.tracking.client import Tracker, TrackingUnavailable
+from hpo.tracking.packaging import package
 from models import networks, specs
 from models.regressor import Regressor
 
@@ -41,7 +48,7 @@ def shown(database_url, tracking_uri, data, tmp_path):
     queue.install()
     file = cells.study(tmp_path, f"recording-{tmp_path.name[-12:].replace('_', '-')}", data=data, epochs=EPOCHS)
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
-    row = planning.plan(planning.prepare(study.load(str(file))), queue, tracker, read, database_url)
+    row = plans.plan(plans.prepare(study.load(str(file))), queue, tracker, read, database_url)
     store = sampling.storage(database_url)
     yield Mirror(queue, tracker, store, row)
     store.remove_session()
@@ -70,10 +77,10 @@ def test_a_committed_checkpoint_never_runs_ahead_of_the_stored_curve(shown, held
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"weights")
     digest = sha256_of(path)
-    recording.store_checkpoint(shown, holdings, job, path, epoch=EPOCHS, sha256=digest)
+    tasks.store_checkpoint(shown, holdings, job, path, epoch=EPOCHS, sha256=digest)
     assert [number for number, _ in shown.queue.curve(job.id)] == [1, 2, 3]
     current = shown.queue.require(job)
-    fetched = recording.fetch_checkpoint(shown, current, tmp_path / "fetched")
+    fetched = tasks.fetch_checkpoint(shown, current, tmp_path / "fetched")
     assert fetched.read_bytes() == b"weights"
 
 
@@ -81,11 +88,11 @@ def test_a_damaged_or_missing_checkpoint_means_a_start_from_epoch_0(shown, held,
     holdings, job = held
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"weights")
-    recording.store_checkpoint(shown, holdings, job, path, epoch=EPOCHS, sha256="0" * 64)
+    tasks.store_checkpoint(shown, holdings, job, path, epoch=EPOCHS, sha256="0" * 64)
     current = shown.queue.require(job)
-    assert recording.fetch_checkpoint(shown, current, tmp_path / "fetched") is None
+    assert tasks.fetch_checkpoint(shown, current, tmp_path / "fetched") is None
     shown.tracker.delete_artifact(current.run_id, "checkpoints")
-    assert recording.fetch_checkpoint(shown, current, tmp_path / "again") is None
+    assert tasks.fetch_checkpoint(shown, current, tmp_path / "again") is None
 
 
 def model(shown: Mirror, job, folder) -> dict:
@@ -122,17 +129,17 @@ def test_a_result_that_met_a_dead_server_is_recorded_at_the_next_try_and_only_on
     found = model(shown, job, tmp_path / "model")
     for _ in range(2):
         with pytest.raises(TrackingUnavailable):
-            recording.record(unreachable(shown), holdings, job, found)
+            tasks.record(unreachable(shown), holdings, job, found)
     assert shown.queue.require(job).result is None
     shown.tracker.ping(shown.study.facts["experiment_id"])
-    recording.record(shown, holdings, job, found)
+    tasks.record(shown, holdings, job, found)
     done = shown.queue.job(job.id)
     assert done.state == "done" and done.result["last_val_nmse"] == 1 / EPOCHS
     with pytest.raises(LeaseLost):
-        recording.record(shown, holdings, job, found)
+        tasks.record(shown, holdings, job, found)
     folder = promotion.fetch(shown.tracker, done, tmp_path / "fetched")
     assert sha256_of(folder / "weights.safetensors") == done.result["files"]["weights.safetensors"]
-    recording.show(shown, job.id)
+    tasks.show(shown, job.id)
     history = shown.tracker.client.get_metric_history(done.run_id, "val/nmse")
     assert [metric.step for metric in history] == [1, 2, 3]
 
@@ -144,13 +151,13 @@ def test_what_a_trial_predicts_is_stored_before_it_counts_as_done(shown, held, t
     text = table.read_bytes()
     table.unlink()
     with pytest.raises(FileNotFoundError):
-        recording.record(shown, holdings, job, found)
+        tasks.record(shown, holdings, job, found)
     assert shown.queue.require(job).result is None
     table.write_bytes(text)
-    recording.record(shown, holdings, job, found)
+    tasks.record(shown, holdings, job, found)
     done = shown.queue.job(job.id)
     assert "predictions" not in done.result, "a path of this machine"
-    assert shown.tracker.download_artifact(done.run_id, plots.PREDICTIONS, tmp_path / "fetched").read_bytes() == text
+    assert shown.tracker.download_artifact(done.run_id, pictures.PREDICTIONS, tmp_path / "fetched").read_bytes() == text
 
 
 def test_a_study_closes_with_pictures_of_its_trials_or_without_those_that_cannot_be_drawn(
@@ -158,31 +165,31 @@ def test_a_study_closes_with_pictures_of_its_trials_or_without_those_that_cannot
 ):
     holdings, job = held
     found = model(shown, job, tmp_path / "model")
-    recording.record(shown, holdings, job, found)
+    tasks.record(shown, holdings, job, found)
     closing = shown.queue.claim(shown.study.name, worker="w", lease=60)  # stands in: what counts is that we hold it
     tested = tmp_path / "trial.csv"
     pandas.read_csv(found["predictions"]).assign(split=["validation"] * 4 + ["test"] * 5).to_csv(tested)
     run_id = shown.queue.job(job.id).run_id
 
     with pytest.raises(TrackingUnavailable):
-        plots.log_plots(unreachable(shown), closing, {job.number: tested})
+        pictures.log_plots(unreachable(shown), closing, {job.number: tested})
     for _ in range(2):
-        plots.log_plots(shown, closing, {job.number: tested})
+        pictures.log_plots(shown, closing, {job.number: tested})
         names = ["plots/loss.png", "plots/parity-test.png", "plots/parity.png"]
         assert sorted(shown.tracker.files(run_id, "plots")) == names
 
     for folder in ("plots", "predictions"):  # as of a study that an earlier version ran
         shown.tracker.delete_artifact(run_id, folder)
-    plots.log_plots(shown, closing, {})
+    pictures.log_plots(shown, closing, {})
     assert shown.tracker.files(run_id, "plots") == ["plots/loss.png"]
     assert "gets no" not in "".join(record.message for record in caplog.records if record.levelname == "WARNING")
     monkeypatch.setattr(figures, "loss_curves", lambda curves: 1 / 0)
-    plots.log_plots(shown, closing, {})
+    pictures.log_plots(shown, closing, {})
     assert "gets no loss.png: division by zero" in caplog.text
 
     shown.queue.give_back(closing, reason="x", counts=False)
     with pytest.raises(LeaseLost):
-        plots.log_plots(shown, closing, {})
+        pictures.log_plots(shown, closing, {})
 
 
 def test_a_run_that_somebody_deleted_keeps_nothing_else_from_being_mended(shown, held, caplog):
@@ -211,7 +218,7 @@ def test_two_workers_that_make_a_trials_run_at_once_agree_on_the_one_the_databas
 
     found = at_once(*[partial(make, mirror) for mirror in mirrors])
     late = shown.tracker.client.create_run(  # of one whose clock is behind: the oldest by its own account
-        shown.study.facts["experiment_id"], tags={"hpo.key": key(job), "hpo.kind": "trial", "hpo.created": "1"}
+        shown.study.facts["experiment_id"], tags={"hpo.key": job.key, "hpo.kind": "trial", "hpo.created": "1"}
     )
     kept = shown.queue.job(job.id).run_id
     assert set(found) == {kept} and kept != late.info.run_id
@@ -282,7 +289,7 @@ def test_who_shows_a_trial_cancelled_that_was_brought_back_deletes_nothing_of_it
     experiment = shown.study.facts["experiment_id"]
     monkeypatch.setattr(shown.queue, "end", lambda *_, **__: 1 / 0)  # it was cancelled in mid-recording
     with pytest.raises(ZeroDivisionError):
-        recording.record(shown, holdings, job, found)
+        tasks.record(shown, holdings, job, found)
     monkeypatch.undo()
     assert len(shown.tracker.models(experiment)) == 1
     (cancelled,) = shown.queue.cancel(shown.study.name, job.number, None, by="anna")
@@ -292,7 +299,7 @@ def test_who_shows_a_trial_cancelled_that_was_brought_back_deletes_nothing_of_it
         again = shown.queue.claim(shown.study.name, worker="w", lease=60)
         assert again.id == job.id
         holdings.add(again)
-        recording.record(shown, holdings, again, found)
+        tasks.record(shown, holdings, again, found)
 
     late = Mirror(
         Queue(shown.queue.engine.url.render_as_string(False)), Tracker(shown.tracker.uri), shown.store, shown.study
@@ -316,7 +323,7 @@ def test_who_shows_a_trial_cancelled_that_was_brought_back_deletes_nothing_of_it
     done = shown.queue.job(job.id)
     assert done.state == "done"
     promotion.fetch(shown.tracker, done, tmp_path / "fetched")
-    recording.show(shown, job.id)
+    tasks.show(shown, job.id)
     assert [each.model_id for each in shown.tracker.models(experiment)] == [done.result["model_id"]]
 
 
@@ -448,7 +455,7 @@ def test_a_checkpoint_that_cannot_be_stored_for_another_reason_does_no_harm(show
         raise MlflowException("odd", error_code=INVALID_PARAMETER_VALUE)
 
     monkeypatch.setattr(shown.tracker, "upload", refuse)
-    recording.store_checkpoint(shown, holdings, job, path, epoch=3, sha256=sha256_of(path))
+    tasks.store_checkpoint(shown, holdings, job, path, epoch=3, sha256=sha256_of(path))
     assert shown.queue.job(job.id).checkpoint is None and "could not be stored: odd" in caplog.text
 
 
@@ -456,11 +463,11 @@ def test_a_curve_that_another_kind_of_machine_goes_on_with_gets_a_run_without_wh
     holdings, job = held
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"weights")
-    recording.store_checkpoint(shown, holdings, job, path, epoch=1, sha256=sha256_of(path))
+    tasks.store_checkpoint(shown, holdings, job, path, epoch=1, sha256=sha256_of(path))
     shown.show(shown.queue.job(job.id))
     found = model(shown, job, tmp_path / "model")
     first, experiment = shown.queue.job(job.id).run_id, shown.study.facts["experiment_id"]
-    shown.tracker.log_model(first, experiment, tmp_path / "model", name="model", key=f"{key(job)}/lost")
+    shown.tracker.log_model(first, experiment, tmp_path / "model", name="model", key=f"{job.key}/lost")
     shown.queue.give_back(job, reason="killed before the result was recorded", counts=True)
 
     again = shown.queue.claim(shown.study.name, worker="v", lease=60)
@@ -471,9 +478,9 @@ def test_a_curve_that_another_kind_of_machine_goes_on_with_gets_a_run_without_wh
     for number, nmse in ((2, 0.4), (3, 0.3)):
         holdings.put_epoch(again, (number, 2_000_000 * number, scores | {"val/nmse": nmse}))
     holdings.flush(again)
-    assert recording.fetch_checkpoint(shown, shown.queue.job(job.id), tmp_path / "fetched") is not None
-    recording.record(shown, holdings, again, found | {"best_val_nmse": 0.3, "last_val_nmse": 0.3, "best_val_mse": 3.0})
-    recording.show(shown, job.id)
+    assert tasks.fetch_checkpoint(shown, shown.queue.job(job.id), tmp_path / "fetched") is not None
+    tasks.record(shown, holdings, again, found | {"best_val_nmse": 0.3, "last_val_nmse": 0.3, "best_val_mse": 3.0})
+    tasks.show(shown, job.id)
 
     done = shown.queue.job(job.id)
     assert done.run_id != first and done.result["best_val_mse"] == 3.0

@@ -1,4 +1,4 @@
-"""hpo.registry against a real MLflow server."""
+"""hpo.tracking.registry against a real MLflow server."""
 
 import os
 import subprocess
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from mlflow.models import Model as MLmodel
 
-from hpo import registry
 from hpo.errors import ModelError, NotFound
-from hpo.tracking import Model, Tracker
+from hpo.tracking import registry
+from hpo.tracking.client import Model, Tracker
 
 KEY = "grid/0"
 

@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 from PIL import Image
 from shell import PATIENCE, check_recorded_once
 
-from hpo import promotion
-from hpo.predict import predict
-from hpo.tracking import Tracker
+from hpo.closing import promotion
+from hpo.operations.predict import predict
+from hpo.tracking.client import Tracker
 
 pytestmark = pytest.mark.acceptance
 

@@ -22,16 +22,16 @@ import psycopg
 import pytest
 from alembic.script import ScriptDirectory
 
-from hpo import daemon, mlflow_server, postgres
-from hpo import home as homes
 from hpo.errors import ServiceError
-from hpo.home import Home
-from hpo.services import down, erase, export_lines, running, up
+from hpo.services import daemon, mlflow_server, postgres
+from hpo.services import home as homes
+from hpo.services.home import Home
+from hpo.services.serving import down, erase, export_lines, running, up
 from hpo.settings import Settings, read
 
 pytestmark = pytest.mark.service
 ROOT = os.geteuid() == 0
-UP = "from hpo import services, settings; s, new = services.up(settings.read()); print(s.database_url, new)"
+UP = "from hpo import settings; from hpo.services import serving; s, new = serving.up(settings.read()); print(s.database_url, new)"
 
 
 def settings_of(path: Path) -> Settings:
@@ -256,7 +256,7 @@ def test_a_kill_at_any_moment_of_the_first_start_is_made_good_by_the_next(tmp_pa
     (path / "services").mkdir(parents=True)
     homes.settle(path, silent, postgres.stop)
     program = (
-        "import sys, pathlib; from hpo import home, postgres;"
+        "import sys, pathlib; from hpo.services import home, postgres;"
         "print(postgres.start(home.read(pathlib.Path(sys.argv[1])), print))"
     )
     try:

@@ -17,9 +17,13 @@ import pytest
 from mlflow import MlflowClient
 from shell import PATIENCE, mirrored
 
-from hpo import cli, daemon, invariants, settings, slurm
+from hpo import settings
+from hpo.cli import main
 from hpo.errors import ServiceError, SettingsError
-from hpo.slurm import Request, Task
+from hpo.launch import slurm
+from hpo.launch.slurm import Request, Task
+from hpo.operations import invariants
+from hpo.services import daemon
 
 HOST = socket.gethostname().partition(".")[0]
 CONFIGURATION = """
@@ -289,15 +293,15 @@ def test_the_array_is_told_in_one_line():
 
 def test_options_for_slurm_are_refused_without_it():
     for words in (["--workers", "2"], ["--slurm", "partition=gpu"]):
-        options = cli.parser().parse_args(["run", "--study", "grid", *words])
+        options = main.parser().parse_args(["run", "--study", "grid", *words])
         with pytest.raises(SettingsError, match="expected --on slurm beside them"):
-            cli._slurm_request(options, settings.read({}), threads=1)
+            main._slurm_request(options, settings.read({}), threads=1)
 
 
 def test_a_worker_has_as_many_trainers_as_it_has_cores_or_one_on_each_gpu():
     def words(*options: str, threads: int = 1) -> list[str]:
-        parsed = cli.parser().parse_args(["run", "--study", "grid", "--on", "slurm", *options])
-        request = cli._slurm_request(parsed, settings.read({}), threads=threads)
+        parsed = main.parser().parse_args(["run", "--study", "grid", "--on", "slurm", *options])
+        request = main._slurm_request(parsed, settings.read({}), threads=threads)
         assert request is not None
         return list(request.words)
 

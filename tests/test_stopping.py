@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 from shell import PATIENCE, family, mirrored, resume, suspend, trainers
 
-from hpo import invariants
+from hpo.operations import invariants
 
 pytestmark = pytest.mark.acceptance
 

@@ -7,9 +7,12 @@ import psutil
 import pytest
 from shell import PATIENCE, check_recorded_once, clock
 
-from hpo import planning, sampling, settings, study, suggester
+from hpo import settings, study
+from hpo.planning import plans
 from hpo.queue import LeaseLost, Queue
-from hpo.tracking import Tracker
+from hpo.search import sampling
+from hpo.tracking.client import Tracker
+from hpo.worker import suggester
 
 RATES = "{low = 1e-4, high = 1e-2, log = true}"
 
@@ -23,7 +26,7 @@ def test_a_sampler_that_takes_long_costs_no_lease_and_one_that_is_killed_no_atte
 
     def choosing() -> psutil.Process | None:
         children = psutil.Process(run.pid).children()
-        return next((each for each in children if "hpo.suggester" in " ".join(each.cmdline())), None)
+        return next((each for each in children if "hpo.worker.suggester" in " ".join(each.cmdline())), None)
 
     slow = shell.until(choosing, "a suggester")
     slow.suspend()
@@ -48,7 +51,7 @@ def test_the_suggester_ends_with_its_worker(shell, data, tmp_path):
     run = shell.start("run", "--study", file, "--trainers", 1)
     shell.training("left", epochs=1)
     children = psutil.Process(run.pid).children()
-    assert any("hpo.suggester" in " ".join(each.cmdline()) for each in children)
+    assert any("hpo.worker.suggester" in " ".join(each.cmdline()) for each in children)
     run.kill()
     assert psutil.wait_procs(children, timeout=PATIENCE)[1] == []
 
@@ -62,7 +65,7 @@ def test_a_chooser_that_froze_gives_its_repeat_the_point_another_one_has(
     file.write_text(text + '[sampler]\nname = "tpe"\ntrials = 1\n')
     queue, home = Queue(database_url), settings.read({"HPO_HOME": str(tmp_path / "home")})
     queue.install()
-    planning.plan(planning.prepare(study.load(str(file))), queue, Tracker(tracking_uri), home, database_url)
+    plans.plan(plans.prepare(study.load(str(file))), queue, Tracker(tracking_uri), home, database_url)
     store = sampling.storage(database_url)
     first, second = (queue.claim("repeated", worker="w", lease=60) for _ in range(2))
     choose = sampling.suggest

@@ -10,7 +10,8 @@ import cells
 import pytest
 from shell import PATIENCE, Shell
 
-from hpo import services, settings
+from hpo import settings
+from hpo.services import serving
 
 HPO = (Path(sys.executable).with_name("hpo"),)  # `python -m hpo` imports from the current folder by itself
 FOREIGN = "open({mark!r}, 'a').write(__name__ + '\\n')\nraise ImportError(__name__ + ' of the user')\n"
@@ -78,9 +79,9 @@ def test_services_that_were_started_with_all_descriptors_closed_are_found_and_st
     command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *HPO, "up"]
     try:
         assert subprocess.run(command, env=environment, timeout=PATIENCE).returncode == 0
-        assert services.running(read) is not None
-        assert services.down(read)
-        assert services.running(read) is None
+        assert serving.running(read) is not None
+        assert serving.down(read)
+        assert serving.running(read) is None
     finally:
-        services.erase(read)
+        serving.erase(read)
     shutil.rmtree(tmp_path / "home")

@@ -23,7 +23,7 @@ from data_pipeline.dataset import DEFAULT, DatasetError, check, load
 from data_pipeline.homogenize import Phase, homogenize
 from data_pipeline.morphology import MIXTURE, draw
 from data_pipeline.synthesize import INCLUSION, MATRIX, make
-from hpo import cli
+from hpo.cli import main
 
 SMALL = {"count": 4, "size": 48, "seed": 7}
 
@@ -270,10 +270,10 @@ def test_phases_without_poissons_ratio_are_labelled_and_said_to_be_of_no_use(tmp
 
 def test_the_command_takes_the_phases_constants_and_refuses_impossible_ones(tmp_path, capsys):
     small = ["data", "make", str(tmp_path / "stiff"), "--count", "1", "--size", "48"]
-    assert cli.main([*small, "--inclusion", "350", "0.22"]) == 0
+    assert main.main([*small, "--inclusion", "350", "0.22"]) == 0
     assert load(tmp_path / "stiff").phases == {"matrix": MATRIX, "inclusion": Phase(350.0, 0.22)}
     small[2] = str(tmp_path / "none")
-    assert cli.main([*small, "--matrix", "3.5", "0.6"]) == 1
+    assert main.main([*small, "--matrix", "3.5", "0.6"]) == 1
     assert "--matrix: poisson_ratio: expected more than -1 and less than 0.5, found 0.6." in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 from shell import PATIENCE, Shell
 
-from hpo import cli
-from hpo.report import Plain
+from hpo.cli import main
+from hpo.report.results import Plain
 from hpo.text import visible
 
 ESCAPE = "\x1b]0;OWNED\x07"
@@ -84,7 +84,7 @@ def test_what_a_terminal_would_obey_is_spelled_out():
 
 def output_of(code: str, **variables: str) -> bytes:
     """Of a program whose standard output is taken over, in a pipe."""
-    whole = f"import os, sys, time; from hpo import terminal; terminal.take_over(); {code}; sys.stdout.flush()"
+    whole = f"import os, sys, time; from hpo.cli import terminal; terminal.take_over(); {code}; sys.stdout.flush()"
     environment = os.environ | variables
     return subprocess.run([sys.executable, "-c", whole], env=environment, check=True, capture_output=True).stdout
 
@@ -105,7 +105,7 @@ def test_a_log_line_is_text_beside_a_live_display_too():
     console = Plain(file=shown, force_terminal=True, width=60)
     record = logging.LogRecord("hpo", logging.WARNING, "", 0, "\x1b[31mred", None, None)
     with Live(console=console, auto_refresh=False):
-        cli._Messages().emit(record)
+        main._Messages().emit(record)
     assert "\\x1b[31mred" in shown.getvalue() and "\x1b[31m" not in shown.getvalue()
 
 

@@ -17,10 +17,10 @@ import torch
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from hpo.answers import Answer
-from hpo.document import Document, Section, Table, write
-from hpo.mirror import who
+from hpo.machine import who
 from hpo.queue import Queue, StudyRow
+from hpo.report.answers import Answer
+from hpo.report.document import Document, Section, Table, write
 from hpo.text import for_csv, for_markdown, utf8, visible
 from models import bundle
 from models.networks import build

@@ -1,4 +1,4 @@
-"""hpo.tracking against a real MLflow server."""
+"""hpo.tracking.client against a real MLflow server."""
 
 import socket
 import threading
@@ -21,7 +21,8 @@ from proxy import MODES, proxy
 from shell import at_once
 
 from hpo.errors import NotFound, ServiceError, StudyConflict
-from hpo.tracking import KEY, RACES, Refused, StoreRefuses, Tracker, TrackingUnavailable, server, sha256_of
+from hpo.files import sha256_of
+from hpo.tracking.client import KEY, RACES, Refused, StoreRefuses, Tracker, TrackingUnavailable, server
 
 PARAMS = ("filters", "kernel_size", "dropout", "learning_rate")
 START = 1_750_000_000_000  # milliseconds since 1970

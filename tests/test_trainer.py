@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data_pipeline import dataset
-from hpo import trainer
+from hpo.worker import trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from shell import PATIENCE, ROOT
 
-from hpo import services, settings
+from hpo import settings
+from hpo.services import serving
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
@@ -80,7 +81,7 @@ def outside(binaries: Path, tmp_path: Path) -> Iterator[Outside]:
     """Programs of the wheel, with embedded services of their own, which are stopped and erased at the end."""
     outside = Outside(binaries, tmp_path / "elsewhere")
     yield outside
-    services.erase(settings.read({"HPO_HOME": outside.environment["HPO_HOME"]}))
+    serving.erase(settings.read({"HPO_HOME": outside.environment["HPO_HOME"]}))
 
 
 def test_the_wheel_holds_the_three_packages_with_all_their_data_and_nothing_else(wheel: Path):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from shell import at_once
 
-from hpo.worker import SILENT_HOST, Supervisor, own_folder, sweep
+from hpo.worker.supervisor import SILENT_HOST, Supervisor, own_folder, sweep
 
 HOST = socket.gethostname()
 

@@ -1,0 +1,81 @@
+"""The pictures at a closed study's runs: loss curves and parity plots of the best ten, and winners on the test split.
+
+Drawn when the study closes, since only the best are looked at: two each of ten trials take 6 s of a core.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas
+
+from hpo.errors import NotFound
+from hpo.queue import DatabaseLost, Job, LeaseLost
+from hpo.recording.reconciler import Mirror
+from hpo.scores import election
+from hpo.text import first_line
+from hpo.tracking.client import TrackingUnavailable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TOP = 10
+FOLDER = "plots"
+PREDICTIONS = "predictions/validation.csv"  # of a trial's run
+
+log = logging.getLogger("hpo")
+
+
+def log_plots(shown: Mirror, closing: Job, predictions: Mapping[int, Path]) -> None:
+    """Draw and upload. `predictions` holds each winner's table of validation and test split, by its trial's number.
+
+    May be repeated. What cannot be drawn costs a warning: no picture keeps a study from closing. Raises what asks for
+    another try, and LeaseLost.
+    """
+    best = election.ranked(shown.queue.jobs(shown.study.name))
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent)
+        wanted: list[tuple[Job, str, Callable[[], Figure]]] = []
+        for job in best[:TOP]:
+            wanted.append((job, "loss.png", partial(_loss, shown, job)))
+            wanted.append((job, "parity.png", partial(_validation, shown, job, folder)))
+        for job in best:
+            if (table := predictions.get(job.number)) is not None:
+                wanted.append((job, "parity-test.png", partial(_parity, shown, table, "test")))
+        for job, name, draw in wanted:
+            shown.queue.require(closing)
+            try:
+                draw().savefig(folder / name)
+                shown.tracker.upload(str(job.run_id), folder / name, FOLDER)
+            except (TrackingUnavailable, DatabaseLost, LeaseLost):
+                raise
+            except NotFound as error:  # a trial that was recorded before predictions were kept
+                log.debug("%s gets no %s: %s", job.title, name, error)
+            except Exception as error:
+                log.warning("%s gets no %s: %s", job.title, name, first_line(error))
+                log.debug("", exc_info=True)
+
+
+def _loss(shown: Mirror, job: Job) -> Figure:
+    from hpo.report import figures
+
+    return figures.loss_curves({job.run_name: shown.queue.curve(job.id)})
+
+
+def _validation(shown: Mirror, job: Job, folder: Path) -> Figure:
+    return _parity(shown, shown.tracker.download_artifact(str(job.run_id), PREDICTIONS, folder), "validation")
+
+
+def _parity(shown: Mirror, table: Path, split: str) -> Figure:
+    from hpo.report import figures
+
+    data, names = pandas.read_csv(table), shown.study.facts["data"]["target_names"]
+    if "split" in data:
+        data = data[data["split"] == split]
+    truth, predicted = (data[[f"{name} {which}" for name in names]].to_numpy() for which in ("true", "predicted"))
+    return figures.parity(truth, predicted, names, shown.study.facts["data"]["unit"])

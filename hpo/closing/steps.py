@@ -1,0 +1,70 @@
+"""Closing a study, as a worker does it: winners are fetched and checked, a trainer scores them, they are promoted.
+
+A job of the queue like any other: it happens once however many workers there are, and is taken over if its worker
+dies.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hpo import crash
+from hpo.closing import pictures, promotion
+from hpo.queue import Job
+from hpo.recording.reconciler import Mirror
+from hpo.report import results
+from hpo.scores import election
+
+
+class Closing:
+    """One closing under way: `fetch`, then a trainer's answer to each request of `next_request`, then `finish`."""
+
+    def __init__(
+        self, shown: Mirror, job: Job, folder: Path, data: Path, report_by: list[str], *, lease: float
+    ) -> None:
+        self.mirror, self.job, self.folder, self.data, self.report_by = shown, job, folder, data, report_by
+        self.lease = lease  # seconds
+        self._winners: list[Job] = []
+        self._scored: dict[int, dict[str, Any]] = {}
+
+    def fetch(self, then: Callable[[], None]) -> None:
+        """Mend what is half shown, download the winners' models, every file checked; then call `then`. Repeatable."""
+        self.mirror.reconcile(lease=self.lease, older_than=0)
+        self._winners = election.winners(self.mirror.queue.jobs(self.job.study), self.report_by)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for winner in self._winners:
+            promotion.fetch(self.mirror.tracker, winner, self._model(winner))
+        then()
+
+    def next_request(self) -> dict[str, Any] | None:
+        """What to ask the trainer's `score` for next; None when all winners are scored."""
+        for winner in self._winners:
+            if winner.number not in self._scored:
+                predictions = str(self._predictions(winner.number))
+                return {"folder": str(self._model(winner)), "data": str(self.data), "predictions": predictions}
+        return None
+
+    def put(self, found: dict[str, Any]) -> None:
+        """Take the answer to the last request. Raises ValueError if the model is not the one that was recorded."""
+        winner = next(each for each in self._winners if each.number not in self._scored)
+        promotion.check_same(found, winner)
+        self._scored[winner.number] = found
+        crash.at("winner scored")
+
+    def finish(self) -> None:
+        """Register, move aliases, log pictures and tables, record the closing. Repeatable; raises LeaseLost."""
+        queue = self.mirror.queue
+        predictions = {number: self._predictions(number) for number in self._scored}
+        result = promotion.promote(self.mirror, self.job, self._scored, predictions)
+        queue.require(self.job)
+        pictures.log_plots(self.mirror, self.job, predictions)
+        results.log_study(self.mirror, result)
+        crash.at("study shown")
+        queue.end(self.job, "done", result=result)
+        crash.at("closing recorded")
+
+    def _model(self, winner: Job) -> Path:
+        return self.folder / f"model-{winner.number}"
+
+    def _predictions(self, number: int) -> Path:
+        return self.folder / f"trial-{number}.csv"

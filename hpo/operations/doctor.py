@@ -1,0 +1,313 @@
+"""`hpo doctor`: services, versions, invariants, orphans and stale caches; what it finds it can mend.
+
+Safe on a running study: what changed within the last lease is not judged, and every remedy is one that workers use.
+"""
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Experiment, LoggedModel, LoggedModelStatus
+
+from data_pipeline.dataset import load_npz
+from data_pipeline.split import split
+from hpo.closing import promotion
+from hpo.errors import ServiceError, StudyConflict
+from hpo.operations import invariants
+from hpo.planning.plans import lock_plan
+from hpo.queue import ENDED, Job, Queue, StudyRow
+from hpo.recording.reconciler import Mirror
+from hpo.scores import election, evidence
+from hpo.search import sampling
+from hpo.services.serving import Services
+from hpo.settings import Settings
+from hpo.tracking import data_sets, registry
+from hpo.tracking.client import KEY, Tracker
+from hpo.worker.supervisor import sweep
+
+YOUNG = 3600.0  # seconds: what is younger may still be in the making
+# Seconds since cached data or features were last used: workers of other databases share the folder.
+UNUSED = 7 * 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that is not as it should be."""
+
+    kind: str  # versions, I1 to I4, files, orphan, cache
+    what: str  # what was expected and found, and where
+    todo: str  # what --fix does, or the user should
+    remedy: Callable[[], object] | None = None  # what --fix calls
+
+
+def examine(settings: Settings, services: Services, *, study: str | None = None) -> Iterator[Finding]:
+    """Look at everything, or at one study. Raises ServiceError, DatabaseLost or TrackingUnavailable."""
+    queue, tracker = Queue(services.database_url), Tracker(services.tracking_uri)
+    try:
+        yield from _versions(queue, tracker)
+        queue.install()  # raises ServiceError for another schema
+        store = sampling.storage(services.database_url)  # likewise
+        rows = queue.studies()
+        owned = {experiment.experiment_id for experiment in tracker.owned_experiments(queue.database_id())}
+        for row in rows if study is None else [queue.study(study)]:
+            shown = Mirror(queue, tracker, store, row)
+            if not row.facts.get("planned"):
+                continue  # it is being planned, or its planner died: the next `hpo run` goes on
+            if row.deleting:
+                todo = f"`hpo delete --study {row.name}` deletes the rest"
+                yield Finding(kind="orphan", what=f"the study {row.name} is half deleted", todo=todo)
+                continue
+            if row.facts.get("experiment_id") in owned:
+                yield from _study(shown, settings)
+            else:
+                yield _experiment_gone(row)
+        if study is None:
+            yield from _experiments_without_study(queue, tracker, rows)
+            yield from _caches(settings.home, rows)
+        store.remove_session()
+        store.engine.dispose()
+    finally:
+        queue.close()
+
+
+def _versions(queue: Queue, tracker: Tracker) -> Iterator[Finding]:
+    served, ours = tracker.version(), metadata.version("mlflow")
+    if served.split(".")[:2] != ours.split(".")[:2]:
+        yield Finding(
+            kind="versions",
+            what=f"the server at {tracker.uri} runs MLflow {served}, installed here is {ours}",
+            todo=f"install mlflow {served} here, or {ours} there (back up its database first)",
+        )
+    version = queue.server_version()
+    if version < 12:
+        yield Finding(
+            kind="versions", what=f"expected Postgres 12 or newer, found {version}", todo="use a newer Postgres"
+        )
+
+
+def _experiment_gone(row: StudyRow) -> Finding:
+    number = row.facts.get("experiment_id")
+    return Finding(
+        kind="orphan",
+        what=f"{row.name}: its MLflow experiment (id {number}) is deleted or gone",
+        todo=f"restore it (`mlflow experiments restore --experiment-id {number}`) or `hpo delete --study {row.name}`",
+    )
+
+
+def _study(shown: Mirror, settings: Settings) -> Iterator[Finding]:
+    """Violated invariants, and what belongs to no job."""
+    deleted = {run.info.run_id for run in shown.tracker.runs(_experiment(shown), kind="trial", deleted=True)}
+    for violation in invariants.check(shown, grace=settings.lease):
+        remedy: Callable[[], object] | None = None
+        todo = "see docs/explanation/reliability.md; `hpo delete` removes the study"
+        if violation.job is not None and violation.job.kind == "closing":
+            todo = "let the study close again when all its trials have ended; `hpo run` trains them"
+            remedy = partial(shown.queue.close_again, shown.study.name)
+        elif violation.job is not None:
+            todo, remedy = "show it again in Optuna and MLflow", partial(_show, shown, violation.job, deleted, settings)
+        elif violation.election:
+            todo = "set aliases and tags as the database says"
+            remedy = partial(election.settle, shown.queue, shown.tracker, shown.study)
+        elif violation.rule == "I4":
+            todo = "do not use these files; take the alias off in MLflow, then `hpo promote` elects the next sound one"
+        yield Finding(kind=violation.rule, what=f"{violation.study}: {violation.what}", todo=todo, remedy=remedy)
+    jobs = {job.key: job for job in shown.queue.jobs(shown.study.name) if job.kind == "trial"}
+    if not jobs:
+        return  # the study was deleted meanwhile
+    yield from _runs(shown, jobs)
+    yield from _models(shown, jobs)
+    yield from _checkpoints(shown, list(jobs.values()))
+    yield from _files(shown, list(jobs.values()))
+    yield from _data_set(shown, settings)
+
+
+def _show(shown: Mirror, job: Job, deleted: set[str], settings: Settings) -> None:
+    if job.run_id in deleted:
+        shown.tracker.restore_run(str(job.run_id))
+    shown.queue.show_again(job)
+    shown.reconcile(lease=settings.lease, older_than=0)
+
+
+def _runs(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
+    for run in shown.tracker.runs(_experiment(shown), kind="trial"):
+        key, job = run.data.tags.get(KEY, ""), jobs.get(run.data.tags.get(KEY, ""))
+        # Of two that were made at once for a trial one goes before its mirror is done.
+        if job is None or (job.run_id is not None and job.run_id != run.info.run_id and job.mirrored):
+            yield Finding(
+                kind="orphan",
+                what=f"{shown.study.name}: the MLflow run {run.info.run_id} ({key or 'no key'}) belongs to no trial",
+                todo="delete the run",
+                remedy=partial(shown.tracker.delete_run, run.info.run_id),
+            )
+
+
+def _models(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
+    """Models that are no trial's result. A trial that is not over may be uploading one right now, and those of earlier
+    attempts go before the mirror of one that is over is done."""
+    results = {job.result["model_id"] for job in jobs.values() if job.state == "done" and job.result}
+    for model in shown.tracker.models(_experiment(shown)):
+        key = str(model.tags.get(KEY, ""))
+        job = jobs.get(key.rpartition("/")[0])
+        if not key.startswith(f"{shown.study.name}/"):
+            continue  # somebody's own
+        if model.model_id in results or (job is not None and not (job.state in ENDED and job.mirrored)):
+            continue
+        state = "" if model.status == LoggedModelStatus.READY else "unfinished "
+        yield Finding(
+            kind="orphan",
+            what=f"{shown.study.name}: the {state}model {model.model_id} is no trial's result",
+            todo="delete the model and its files",
+            remedy=partial(_delete_model, shown, model, job),
+        )
+
+
+def _checkpoints(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
+    for job in jobs:
+        if job.state not in ("done", "diverged", "pruned") or job.run_id is None or not job.mirrored:
+            continue  # a dead one may be tried again from there; of others they go before its mirror is done
+        if left := shown.tracker.files(job.run_id, "checkpoints"):
+            yield Finding(
+                kind="orphan",
+                what=f"{job.title} is {job.state}, but keeps {len(left)} checkpoints",
+                todo="delete them",
+                remedy=partial(shown.tracker.delete_artifact, job.run_id, "checkpoints"),
+            )
+
+
+def _files(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
+    """Recorded models whose files are not all there; those with an alias were checked to the last byte already."""
+    versions = {
+        version.run_id: (name, version)
+        for name in election.names(shown.study)
+        for version in registry.versions(shown.tracker, name)
+    }
+    for job in jobs:
+        name, version = versions.get(str(job.run_id), ("", None))
+        if job.state != "done" or job.result is None or (version is not None and version.aliases):
+            continue
+        if missing := sorted(job.result["files"].keys() - registry.stored_files(shown.tracker, job.result["model_id"])):
+            registered = f"{name} version {version.number}, " if version is not None else ""
+            yield Finding(
+                kind="files",
+                what=f"{registered}the model {job.result['model_id']} of {job.title} lacks "
+                f"{', '.join(missing)} in the artifact store",
+                todo="restore the files from a backup" + (", or delete the version in MLflow" if registered else ""),
+            )
+
+
+def _data_set(shown: Mirror, settings: Settings) -> Iterator[Finding]:
+    """The data set at the study's run, without which other machines cannot train, and what its winners predicted."""
+    row = shown.study
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            dataset = load_npz(data_sets.download(shown.tracker, row, Path(folder)))
+        except ServiceError as error:
+            here = data_sets.copy_here(settings.home, row) is not None
+            yield Finding(
+                kind="files",
+                what=str(error).partition(" `hpo doctor")[0].rstrip("."),
+                todo="put it there again from this machine" if here else "restore it from a backup",
+                remedy=partial(data_sets.mend, settings.home, shown.queue, shown.tracker, row) if here else None,
+            )
+            return
+    parts = split(len(dataset.images))
+    for close in shown.queue.jobs(row.name):
+        if close.kind != "closing" or close.state != "done" or close.result is None:
+            continue
+        for entry in close.result.get("groups", []):
+            try:
+                evidence.predictions(shown.tracker, row, entry["number"], dataset, parts)
+            except StudyConflict as error:
+                yield Finding(
+                    kind="files",
+                    what=str(error).partition(" `hpo doctor")[0].rstrip("."),
+                    todo="let the recorded model predict it again",
+                    remedy=partial(_predict_again, shown, entry["number"], settings),
+                )
+
+
+def _predict_again(shown: Mirror, number: int, settings: Settings) -> None:
+    """Score a winner's recorded model as its closing did, and put what it predicts at the study's run."""
+    from hpo.worker import trainer
+
+    job = next(job for job in election.ranked(shown.queue.jobs(shown.study.name)) if job.number == number)
+    data = data_sets.fetch(settings.home, shown.tracker, shown.study)
+    with tempfile.TemporaryDirectory() as folder:
+        model, table = Path(folder, "model"), Path(folder, f"trial-{number}.csv")
+        promotion.fetch(shown.tracker, job, model)
+        scored: dict[str, Any] = {}
+        trainer.score(
+            lambda event, **found: scored.update(found),
+            threading.Event(),
+            folder=str(model),
+            data=str(data),
+            predictions=str(table),
+        )
+        promotion.check_same(scored, job)
+        shown.tracker.upload(shown.study.facts["study_run_id"], table, "predictions")
+
+
+def _experiments_without_study(queue: Queue, tracker: Tracker, rows: list[StudyRow]) -> Iterator[Finding]:
+    known = {row.facts.get("experiment_id") for row in rows} | {row.name for row in rows}
+    for experiment in tracker.owned_experiments(queue.database_id()):
+        if experiment.experiment_id in known or experiment.name in known:  # by name: it is being planned
+            continue
+        if time.time() - (experiment.creation_time or 0) / 1000 > YOUNG:
+            yield Finding(
+                kind="orphan",
+                what=f"the MLflow experiment '{experiment.name}' (id {experiment.experiment_id}) belongs to no study",
+                todo="delete it and its files",
+                remedy=partial(_delete_experiment, queue, tracker, experiment),
+            )
+
+
+def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
+    """What dead workers left, data sets no study uses any more, features no training used for long; studies of other
+    databases may share the folder."""
+    for folder in sorted((home / "work").glob("*")):
+        if sweep(folder, remove=False):
+            yield Finding(
+                kind="cache",
+                what=f"{folder} was left by a worker that died",
+                todo="remove it",
+                remedy=partial(sweep, folder),
+            )
+    used = {data_sets.cached(home, row.facts["data"]).name for row in rows if "data" in row.facts}
+    for file in sorted([*(home / "cache" / "data").glob("*"), *(home / "cache" / "features").glob("*")]):
+        try:
+            status = file.stat()
+        except FileNotFoundError:
+            continue  # a trainer's that is done with it
+        if file.name not in used and time.time() - status.st_mtime > UNUSED:
+            size = f" ({status.st_size / 1e6:.1f} MB)" if file.is_file() else ""
+            yield Finding(
+                kind="cache",
+                what=f"{file}{size} "
+                + ("belongs to no study" if file.parent.name == "data" else "is not used any more"),
+                todo="remove it",
+                remedy=partial(data_sets.discard, file, unused=UNUSED),
+            )
+
+
+def _delete_model(shown: Mirror, model: LoggedModel, seen: Job | None) -> None:
+    """Delete the model unless its trial is tried again, or has taken it as its result, since we looked."""
+    job = shown.queue.job(seen.id) if seen is not None else None
+    if job is None or (job.state in ENDED and (job.result or {}).get("model_id") != model.model_id):
+        shown.tracker.delete_model(model)
+
+
+def _delete_experiment(queue: Queue, tracker: Tracker, experiment: Experiment) -> None:
+    """Delete the experiment unless it was planned into since we looked."""
+    with lock_plan(queue, experiment.name):
+        if experiment.name not in {row.name for row in queue.studies()}:
+            tracker.delete_study_data(experiment.experiment_id)
+
+
+def _experiment(shown: Mirror) -> Any:
+    return shown.study.facts["experiment_id"]

@@ -1,0 +1,212 @@
+"""What holds of every study whatever happened to its workers: what tests, chaos runs and `hpo doctor` check.
+
+I1  Each planned point has exactly one recorded result, or is dead or cancelled with its reason and has none; Optuna
+    and MLflow show the same. No trial is left to be trained when its study closes.
+I2  Nothing recorded is lost: curves have no gap and no doubled step, here and in MLflow.
+I3  No trial of Optuna and no run of MLflow is RUNNING without a live lease.
+I4  Every alias leads to a version whose files have the recorded hashes, load, and predict; @champion and the studies'
+    aliases are where an election from the rows puts them, and the versions' tags say the rows' scores.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import optuna
+from mlflow.entities import LoggedModelStatus
+from optuna.trial import TrialState
+
+from hpo.queue import ATTEMPTS, ENDED, Job
+from hpo.recording import reconciler
+from hpo.recording.reconciler import Mirror
+from hpo.scores import election
+from hpo.search import sampling
+from hpo.tracking import registry
+from hpo.tracking.client import KEY, OWNER
+
+Curve = list[tuple[int, dict[str, float]]]  # (epoch, metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """One thing that does not hold."""
+
+    rule: str  # I1 to I4
+    study: str
+    what: str  # what was expected and found, and where
+    job: Job | None = None  # whose picture in Optuna or MLflow is wrong; or the closing that came too early
+    election: bool = False  # whether aliases or tags are not what the rows say
+
+
+def check(shown: Mirror, *, grace: float = 0.0, models: bool = True) -> list[Violation]:
+    """All violations of one study. With `models` every aliased version is downloaded, loaded and made to predict.
+
+    On a running study give a `grace` in seconds: what changed more recently, or while we looked, is not judged.
+    """
+    before = shown.queue.jobs(shown.study.name)
+    late = {job.id for job in shown.queue.unmirrored(shown.study.name, older_than=grace)}
+    abandoned = set(shown.queue.expired(shown.study.name, lease=grace))
+    try:
+        seen = _Seen(shown, before)
+    except KeyError:
+        return [_violation(shown, "I1", "Optuna has no such study: somebody deleted it there")]
+    after = {job.id: job for job in shown.queue.jobs(shown.study.name)}
+    if any(job.id not in after for job in before):
+        return []  # the study was deleted meanwhile
+    found = [_violation(shown, "I1", what) for what in _planned(shown, before, seen)]
+    found += [_violation(shown, "I1", what, job) for job, what in _closed_early(before)]
+    for job in before:
+        if job.id in abandoned and _same(job, after[job.id]):
+            found.append(_violation(shown, "I3", "is running, but its worker's lease ran out", job))
+        elif job.id in late and job.state == after[job.id].state:
+            found.append(_violation(shown, "I1", "Optuna and MLflow do not show its state or its curve yet", job))
+        elif job.kind == "trial" and job.mirrored and _same(job, after[job.id]):
+            found += _trial(shown, job, seen)
+    if models:
+        found += [_violation(shown, "I4", what) for what in _aliases(shown)]
+        faults = election.faults(shown.queue, shown.tracker, shown.study)
+        found += [replace(_violation(shown, "I4", what), election=True) for what in faults]
+    return found
+
+
+class _Seen:
+    """A study as Optuna and MLflow show it, read once."""
+
+    def __init__(self, shown: Mirror, jobs: list[Job]) -> None:
+        self.repeats: dict[int, list[Job]] = {}  # by number
+        for job in jobs:
+            self.repeats.setdefault(job.number, []).append(job)
+        experiment = shown.study.facts["experiment_id"]
+        study_id = shown.store.get_study_id_from_name(shown.study.name)
+        self.trials = {trial.number: trial for trial in shown.store.get_all_trials(study_id, deepcopy=False)}
+        self.runs: dict[str, list[Any]] = {}
+        for run in shown.tracker.runs(experiment, kind="trial"):
+            self.runs.setdefault(run.data.tags.get(KEY, ""), []).append(run)
+        self.models: dict[str, list[str]] = {}  # by run: ids of finished models
+        for model in shown.tracker.models(experiment):
+            if model.status == LoggedModelStatus.READY:
+                self.models.setdefault(model.source_run_id or "", []).append(model.model_id)
+
+
+def _violation(shown: Mirror, rule: str, what: str, job: Job | None = None) -> Violation:
+    where = f"{job.title}: " if job is not None else ""
+    return Violation(rule=rule, study=shown.study.name, what=where + what, job=job)
+
+
+def _same(job: Job, later: Job) -> bool:
+    return (job.state, job.fence, job.mirrored, job.run_id) == (later.state, later.fence, later.mirrored, later.run_id)
+
+
+def _planned(shown: Mirror, jobs: list[Job], seen: _Seen) -> Iterator[str]:
+    best = shown.study.facts.get("best_of")  # of fewer points than were asked for, if no more were trained to their end
+    planned = shown.study.spec["sampler"]["trials"] if best is None else len(best)
+    numbers = sorted({job.number for job in jobs if job.kind == "trial"})
+    if numbers != list(range(planned)):
+        yield f"expected the {planned} planned points in the queue, found {len(numbers)}"
+    if sorted(seen.trials) != numbers:
+        yield f"expected {len(numbers)} trials in Optuna, found {len(seen.trials)}"
+    if sum(job.kind == "closing" for job in jobs) != 1:
+        yield "expected one closing in the queue"
+    points = [repr(job.spec["point"]) for job in jobs if job.spec is not None and job.config is not None]
+    if len(set(points)) != len({job.number for job in jobs if job.config is not None}):
+        yield "a point of the grid is planned twice"
+
+
+def _closed_early(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
+    left = [job for job in jobs if job.kind == "trial" and job.state in ("waiting", "running")]
+    for closing in jobs:
+        if closing.kind == "closing" and closing.state != "waiting" and left:
+            yield closing, f"is {closing.state}, but {left[0].title} is {left[0].state}"
+
+
+def _trial(shown: Mirror, job: Job, seen: _Seen) -> Iterator[Violation]:
+    curve = shown.queue.curve(job.id)
+    for rule, what in (
+        *(("I1", what) for what in _result(job)),
+        *_optuna(seen.repeats[job.number], seen.trials.get(job.number)),
+        *_mlflow(job, seen),
+        *(("I2", what) for what in _shown_curve(shown, job, curve)),
+    ):
+        yield _violation(shown, rule, what, job)
+    for what in _curve(job, curve):  # showing it again mends none of this
+        yield _violation(shown, "I2", f"{job.title}: {what}")
+
+
+def _result(job: Job) -> Iterator[str]:
+    if job.state == "done":
+        value = (job.result or {}).get("best_val_nmse")
+        if value is None or not math.isfinite(value):
+            yield f"is done, but its result is {value}"
+    elif job.state in ENDED and not job.reason:
+        yield f"is {job.state} without a reason"
+    elif job.state == "cancelled" and job.result is not None:
+        yield "is cancelled, but has a result"
+    if job.state == "dead" and job.attempt < ATTEMPTS:
+        yield f"is dead after {job.attempt} of {ATTEMPTS} attempts"
+
+
+def _optuna(repeats: list[Job], trial: optuna.trial.FrozenTrial | None) -> Iterator[tuple[str, str]]:
+    unfilled = repeats[0].spec is None and any(job.state not in ENDED for job in repeats)
+    if trial is None or unfilled or not all(job.mirrored for job in repeats):
+        return
+    state, value = sampling.together(repeats)
+    expected = sampling.STATES[state]
+    if trial.state != expected:
+        rule = "I3" if trial.state == TrialState.RUNNING else "I1"
+        yield rule, f"expected {expected.name} in Optuna, found {trial.state.name}"
+    elif state == "done" and trial.value != value:
+        yield "I1", f"expected the value {value} in Optuna, found {trial.value}"
+
+
+def _mlflow(job: Job, seen: _Seen) -> Iterator[tuple[str, str]]:
+    runs = seen.runs.get(job.key, [])
+    if job.run_id is None:
+        if job.state == "done":
+            yield "I1", "is done without an MLflow run"
+        return
+    if [run.info.run_id for run in runs] != [job.run_id]:
+        yield "I1", f"expected the one MLflow run {job.run_id}, found {[run.info.run_id for run in runs] or 'none'}"
+        return
+    status, expected = runs[0].info.status, reconciler.RUN_STATUS[job.state]
+    if status != expected:
+        yield ("I3" if status == "RUNNING" else "I1"), f"expected {expected} in MLflow, found {status}"
+    if job.state == "done" and job.result:
+        if seen.models.get(job.run_id, []) != [job.result["model_id"]]:
+            yield "I1", f"expected the one model {job.result['model_id']}, found {seen.models.get(job.run_id, [])}"
+        found = runs[0].data.metrics.get("best_val_nmse")
+        if found != job.result["best_val_nmse"]:
+            yield "I1", f"expected best_val_nmse {job.result['best_val_nmse']} in MLflow, found {found}"
+
+
+def _curve(job: Job, curve: Curve) -> Iterator[str]:
+    numbers = [number for number, _ in curve]
+    if numbers != list(range(1, len(numbers) + 1)):
+        yield f"expected epochs 1 to {len(numbers)} without a gap, found {numbers}"
+    if job.state == "done" and job.result:
+        if len(numbers) != job.result["epochs"]:
+            yield f"expected {job.result['epochs']} epochs, found {len(numbers)}"
+        elif min(values["val/nmse"] for _, values in curve) != job.result["best_val_nmse"]:
+            yield "its result is not the lowest value of its curve"
+    if job.checkpoint is not None and job.checkpoint["epoch"] > len(numbers):
+        yield f"its checkpoint is of epoch {job.checkpoint['epoch']}, its curve ends at {len(numbers)}"
+
+
+def _shown_curve(shown: Mirror, job: Job, curve: Curve) -> Iterator[str]:
+    if job.state != "running" and job.run_id is not None and curve:
+        for metric in ("train/nmse", "val/nmse"):
+            expected = [(number, values[metric]) for number, values in curve if values[metric] is not None]
+            if shown.tracker.curve(job.run_id, metric) != expected:
+                yield f"its curve {metric} in MLflow differs from the recorded one"
+
+
+def _aliases(shown: Mirror) -> Iterator[str]:
+    """The study's versions with an alias that nobody should use."""
+    owner = shown.queue.database_id()
+    for name in election.names(shown.study):
+        for version in registry.versions(shown.tracker, name):
+            job = shown.queue.by_run(version.run_id)
+            if version.tags.get(OWNER) != owner or (job is not None and job.study != shown.study.name):
+                continue  # of another database on this server, or looked at with its own study
+            if version.aliases and (fault := election.unsound(shown.queue, shown.tracker, name, version)):
+                yield f"{name} version {version.number} (@{', @'.join(version.aliases)}): {fault}"

@@ -1,0 +1,60 @@
+"""Signs that the numbers of a study mean nothing, whatever its best score: networks that predict a constant."""
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from hpo.queue import Job
+
+LOWEST_R2 = 0.1  # below it a model explains next to nothing
+SMALLEST_SPREAD = 0.1  # of the labels' standard deviation: predictions that vary less are a constant
+NEAR_MEAN = 0.02  # of the mean predictor's NMSE
+ALIKE = 3  # so many unlike models near the mean are no coincidence
+
+
+def alarms(ranked: list[Job], predictors: Mapping[str, Any], predictions: Path | None) -> list[str]:
+    """Sentences, none if all is well.
+
+    `ranked`: the finished trials of a study, best first; `predictors`: validation scores of the trivial predictors;
+    `predictions`: the CSV of the best model, as hpo.worker.trainer.score writes it.
+    """
+    found: list[str] = []
+    if not ranked:
+        return found
+    best = ranked[0].result
+    assert best is not None
+    known = [value for value in best["validation"]["per_target"]["r2"] if value is not None]  # it may not vary there
+    r2 = statistics.fmean(known) if known else 1.0
+    if r2 < LOWEST_R2:
+        found.append(f"R² of the best model is {r2:.3f} on the validation split: it explains next to nothing.")
+    if predictions is not None and (ratio := spread(predictions)) < SMALLEST_SPREAD:
+        found.append(
+            f"The best model's predictions have hardly any spread: {100 * ratio:.2g} % of the labels' standard "
+            "deviation."
+        )
+    return found + at_the_mean(ranked, predictors)
+
+
+def at_the_mean(ranked: list[Job], predictors: Mapping[str, Any]) -> list[str]:
+    """The alarm that models which differ do no better than the mean; of one study's trials, or of several studies'."""
+    mean = predictors["mean"]["validation"]["nmse"]
+    near = [job for job in ranked if job.result and abs(job.result["best_val_nmse"] / mean - 1) <= NEAR_MEAN]
+    if len(near) < ALIKE:
+        return []
+    return [
+        f"{len(near)} unlike models are within {100 * NEAR_MEAN:.0f} % of the mean predictor (validation NMSE "
+        f"{mean:.4g}): these networks predict a constant: look at the scale of your targets."
+    ]
+
+
+def spread(predictions: Path) -> float:
+    """Predictions' over labels' standard deviation on the validation split: the median of the targets that vary."""
+    table = pandas.read_csv(predictions)
+    table = table[table["split"] == "validation"]
+    names = [column.removesuffix(" true") for column in table.columns if column.endswith(" true")]
+    deviations = {name: (table[f"{name} predicted"].std(), table[f"{name} true"].std()) for name in names}
+    ratios = [predicted / label for predicted, label in deviations.values() if label > 0]
+    return statistics.median(ratios) if ratios else 1.0

@@ -1,0 +1,279 @@
+"""What the report is built from: recorded results, curves, predictions and the data set of closed studies. Read only.
+
+Everything comes from the database and the tracking server; nothing is trained, predicted or selected again.
+"""
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+
+from data_pipeline.dataset import Dataset, load_npz
+from data_pipeline.phase import Phase
+from data_pipeline.split import Split, split
+from hpo import study
+from hpo.errors import NotFound, StudyConflict
+from hpo.queue import Job, Queue, StudyRow
+from hpo.scores import alarms, analysis, election
+from hpo.text import point_text, utf8
+from hpo.tracking import data_sets
+from hpo.tracking.client import Tracker
+from models import metrics
+
+CURVES = ("train/nmse", "val/nmse")
+_KIND = re.compile(r"\d+_(.+)\.png", re.IGNORECASE)
+MARKS = {"below volume fraction": " (below volume fraction)", "below mean": " (below the mean)"}  # of a verdict
+KINDS = 12  # more than so many different names are no kinds of microstructure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """A model whose test split was opened when its study closed."""
+
+    study: str
+    job: Job
+    entry: dict[str, Any]  # the closing's: point, parameters, weights, verdict, validation, test, version
+    nmse: float  # of the validation split, the mean over the repeats of its point: what selected it
+    points: int  # of its study: one of a single point was not tuned
+    curves: dict[str, dict[int, float]]  # name of the score -> epoch -> value
+    predicted: np.ndarray  # (n, k) of the test split, label's unit
+    tags: dict[str, str]  # of its MLflow run: where it was trained, with what
+
+    @property
+    def title(self) -> str:
+        """Such as `grid f8 k5 d0.2 lr1e-3`."""
+        bare = ", not pretrained" if self.entry.get("weights") == "not pretrained" else ""
+        return f"{self.study} {point_text(self.entry['point'])}".strip() + bare + MARKS.get(self.entry["verdict"], "")
+
+    @property
+    def curve(self) -> list[tuple[int, dict[str, float]]]:
+        """(epoch, scores), by epoch."""
+        epochs = sorted({epoch for found in self.curves.values() for epoch in found})
+        return [
+            (epoch, {score: found[epoch] for score, found in self.curves.items() if epoch in found}) for epoch in epochs
+        ]
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The model's settings."""
+        assert self.job.spec is not None
+        return dict(self.job.spec["model"])
+
+    @property
+    def epochs(self) -> int:
+        """For which it was to be trained; an early end comes before."""
+        assert self.job.spec is not None
+        return int(self.job.spec["training"]["epochs"])
+
+    @property
+    def role(self) -> str:
+        """What the source study calls it: baseline, grid, head, fine-tuned; or the model's family."""
+        family = self.model["family"]
+        if family == "transfer":
+            return "head" if self.model["trainable"] == "head" else "fine-tuned"
+        return "grid" if family == "cnn" and self.points > 1 else str(family)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Closed:
+    """A study that is closed."""
+
+    row: StudyRow
+    jobs: list[Job]  # its trials
+    ended: dict[str, Any]  # the closing's result
+    curves: dict[int, dict[str, dict[int, float]]]  # job id -> name of the score -> epoch -> value
+
+    @cached_property
+    def study(self) -> study.Study:
+        return study.restore(self.row.name, self.row.spec)
+
+    @cached_property
+    def points(self) -> list[tuple[Job, float]]:
+        """The best finished trial of each point with the point's validation NMSE (the mean over its repeats), best
+        first."""
+        return election.points(self.jobs)
+
+    @cached_property
+    def whole(self) -> list[tuple[Job, float]]:
+        """`points` without those of `lost`."""
+        lost = {job.number for job in self.lost}
+        return [(job, score) for job, score in self.points if job.number not in lost]
+
+    @cached_property
+    def lost(self) -> list[Job]:
+        """Of each point with a trial that has no score, that trial: its state says why. What is left of such a point
+        was selected by how it went."""
+        order = ("pruned", "diverged", "dead", "cancelled")
+        found: dict[int, Job] = {}
+        for job in sorted((job for job in self.jobs if job.state in order), key=lambda job: order.index(job.state)):
+            found.setdefault(job.number, job)
+        return list(found.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Closed studies on one data set and split."""
+
+    closed: list[Closed]
+    winners: list[Winner]  # of all of them, lowest validation NMSE first
+    dataset: Dataset
+    split: Split
+
+    @cached_property
+    def train_variance(self) -> np.ndarray:
+        """(k,), label's unit squared."""
+        return self.dataset.targets[self.split.train].var(axis=0)
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        """(n, k) of the test split."""
+        return self.dataset.targets[self.split.test]
+
+    @cached_property
+    def mean_nmse(self) -> float:
+        """Validation NMSE of predicting the mean of the training labels."""
+        train, validation = (self.dataset.targets[part] for part in (self.split.train, self.split.validation))
+        return float(((validation - train.mean(axis=0)) ** 2 / self.train_variance).mean())
+
+    def converged(self, curve: Mapping[int, float]) -> int | None:
+        """Epochs until within 5 % of the curve's lowest; None of a network that has not learned more than the mean."""
+        if min(curve.values()) > (1 - alarms.NEAR_MEAN) * self.mean_nmse:
+            return None
+        return analysis.converged(curve)
+
+    @cached_property
+    def predictors(self) -> dict[str, np.ndarray]:
+        """What each trivial predictor, fitted on the training split, says of the test split, (n, k)."""
+        learned = (self.dataset.images[self.split.train], self.dataset.targets[self.split.train])
+        return {name: fit(*learned)(self.dataset.images[self.split.test]) for name, fit in metrics.PREDICTORS.items()}
+
+    @cached_property
+    def fractions(self) -> np.ndarray:
+        """Mean grey value of each test cell, (n,): the inclusions' volume fraction of a two-phase image."""
+        return self.dataset.images[self.split.test].mean(axis=(1, 2, 3), dtype=np.float64)
+
+    @cached_property
+    def phases(self) -> dict[str, Phase] | None:
+        """The phases of the newest study that recorded them. The data set's own may be those of an earlier
+        dataset.toml: its digest does not cover them."""
+        known = [each.row.facts["data"].get("phases") for each in self.closed]
+        if (found := next(filter(None, reversed(known)), None)) is None:
+            return self.dataset.phases
+        return {name: Phase.of_lame(**constants) for name, constants in found.items()}
+
+    @cached_property
+    def kinds(self) -> list[str] | None:
+        """The kind of microstructure of each test cell, by the word behind the number in its file's name; None if the
+        names are no kinds."""
+        names = [_KIND.fullmatch(self.dataset.names[index]) for index in self.split.test]
+        found = [utf8(match[1]) for match in names if match]
+        if len(found) < len(names) or not 1 < len(set(found)) <= min(KINDS, len(found) // 2):
+            return None
+        return found
+
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """The bootstrap's resamples of the test split, the same for every model."""
+        return analysis.resamples(len(self.truth))
+
+    def samples(self, predicted: np.ndarray) -> dict[str, np.ndarray]:
+        """Resampled test scores of predictions (n, k)."""
+        return analysis.score_samples(self.truth, predicted, train_variance=self.train_variance, drawn=self.drawn)
+
+
+def gather(queue: Queue, tracker: Tracker, names: Sequence[str] = ()) -> Evidence:
+    """Read the named studies, or all closed ones on the data of the newest that is closed.
+
+    Raises NotFound if one is not closed, StudyConflict if they are on different data or if what is tracked of them is
+    not what was recorded.
+    """
+    rows = [queue.study(name) for name in dict.fromkeys(names)] or _comparable(queue)
+    keys = {(row.facts["data"]["digest"], row.facts["data"]["split"]): row.name for row in rows}
+    if len(keys) > 1:
+        raise StudyConflict(
+            f"A report compares studies on one data set and split; {' and '.join(keys.values())} are on different "
+            "ones. Make a report of each."
+        )
+    closed = [_closed(queue, row) for row in rows]
+    dataset = _dataset(tracker, rows[0])
+    parts = split(len(dataset.images))
+    winners = [_winner(tracker, each, entry, dataset, parts) for each in closed for entry in each.ended["groups"]]
+    unstable = {each.row.name: election.diverged(each.jobs) for each in closed}
+    winners.sort(key=lambda winner: (winner.job.number in unstable[winner.study], winner.nmse))
+    return Evidence(closed=closed, winners=winners, dataset=dataset, split=parts)
+
+
+def _comparable(queue: Queue) -> list[StudyRow]:
+    rows = [row for row in queue.studies() if queue.closing_state(row.name) == "done"]
+    if not rows:
+        raise NotFound("No study is closed yet, so there is nothing to report. `hpo run --study grid` makes one.")
+    newest = rows[-1].facts["data"]
+    same = ("digest", "split")
+    return [row for row in rows if all(row.facts["data"][key] == newest[key] for key in same)]
+
+
+def _dataset(tracker: Tracker, row: StudyRow) -> Dataset:
+    """As it lies at the study's run: its names, which a digest does not cover, are the same for every reader."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_npz(data_sets.download(tracker, row, Path(folder)))
+
+
+def _closed(queue: Queue, row: StudyRow) -> Closed:
+    jobs = queue.jobs(row.name)
+    ended = next((job.result for job in jobs if job.kind == "closing" and job.state == "done"), None)
+    if ended is None:
+        left = sum(job.state in ("waiting", "running") for job in jobs if job.kind == "trial")
+        raise NotFound(
+            f"The study {row.name} is not closed: {left} trials are still to be trained. `hpo run` with the same "
+            f"options, or `hpo worker --study {row.name}`, finishes it; then report it."
+        )
+    trials = [job for job in jobs if job.kind == "trial"]
+    return Closed(row=row, jobs=trials, ended=ended, curves=queue.curves(row.name, CURVES))
+
+
+def _winner(tracker: Tracker, closed: Closed, entry: dict[str, Any], dataset: Dataset, parts: Split) -> Winner:
+    job, nmse = next((job, nmse) for job, nmse in closed.points if job.number == entry["number"])
+    return Winner(
+        study=closed.row.name,
+        job=job,
+        entry=entry,
+        nmse=nmse,
+        points=len(closed.points),
+        curves=closed.curves[job.id],
+        predicted=predictions(tracker, closed.row, job.number, dataset, parts),
+        tags=tracker.tags(str(job.run_id)),
+    )
+
+
+def predictions(tracker: Tracker, row: StudyRow, number: int, dataset: Dataset, parts: Split) -> np.ndarray:
+    """What a closed study's winner said of the test split, (n, k), as it lies at the study's run. StudyConflict, naming
+    the run and what helps, if the file is not there, damaged, or of other labels."""
+    run_id, file = row.facts["study_run_id"], f"predictions/trial-{number}.csv"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            table = pandas.read_csv(tracker.download_artifact(run_id, file, Path(folder)), dtype={"image": str})
+        table = table[table["split"] == "test"]
+        true, predicted = (
+            table[[f"{name} {what}" for name in dataset.target_names]].to_numpy(np.float64)
+            for what in ("true", "predicted")
+        )
+        # Not to the bit: pandas before 3 rounds what it reads.
+        same = len(true) == len(parts.test) and np.allclose(true, dataset.targets[parts.test], rtol=1e-12, atol=0)
+        wrong = "" if same and np.isfinite(predicted).all() else "other labels than the data set's"
+    except NotFound:
+        wrong = "no such file"
+    except (ValueError, KeyError) as error:  # pandas' errors, too, are ValueErrors
+        wrong = f"a damaged file ({type(error).__name__})"
+    if wrong:
+        raise StudyConflict(
+            f"{row.name}: expected what trial {number} predicts, and the labels of the test split, in {file} of the "
+            f"MLflow run {run_id}, found {wrong}. `hpo doctor --fix --study {row.name}` lets the recorded model "
+            "predict it again."
+        )
+    return predicted

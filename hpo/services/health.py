@@ -1,0 +1,66 @@
+"""`python -m hpo.services.health server|worker`: the health checks of docker-compose.yml.
+
+Exit code 1 and one line if the service is not healthy.
+"""
+
+import http.client
+import socket
+import sys
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import psutil  # type: ignore[import-untyped]
+
+from hpo import settings
+from hpo.errors import UserError
+from hpo.services import mlflow_server
+
+
+def server() -> str | None:
+    """What is wrong with the MLflow server: it must answer a search, which reads its database, for our user."""
+    read = settings.read()
+    assert read.tracking_uri is not None
+    url = urlsplit(read.tracking_uri)
+    user = (read.tracking_username, read.tracking_password)
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=10)
+    try:
+        status = mlflow_server.search(connection, user=user if all(user) else None)  # type: ignore[arg-type]
+    except (OSError, http.client.HTTPException) as error:
+        return f"The MLflow server does not answer: {error}"
+    return None if status == 200 else f"The MLflow server answers a search with the status {status}."
+
+
+def worker() -> str | None:
+    """What is wrong with this container's `hpo worker`: it must have said within its lease that it lives."""
+    from hpo.queue import Queue
+
+    read = settings.read()
+    assert read.database_url is not None
+    queue = Queue(read.database_url)
+    try:
+        present = [each for row in queue.studies() for each in queue.workers(row.name)] if queue.installed() else []
+    except Exception as error:
+        return f"The database cannot be asked: {type(error).__name__}"  # not more: its text may hold the URL
+    finally:
+        queue.close()
+    here = [each for each in present if _runs_here(each.name)]
+    if any(each.alive for each in here):
+        return None
+    return "The worker was not seen within its lease." if here else "No worker is here."
+
+
+def _runs_here(name: str) -> bool:
+    """Whether a worker's name (host:pid-token) is that of a process `hpo worker` that we see."""
+    host, _, process = name.rpartition(":")
+    with suppress(psutil.Error):
+        return host == socket.gethostname() and "worker" in psutil.Process(int(process.partition("-")[0])).cmdline()
+    return False
+
+
+if __name__ == "__main__":
+    try:
+        wrong = {"server": server, "worker": worker}[sys.argv[1]]()
+    except UserError as error:
+        wrong = str(error)
+    print(wrong or "well")
+    sys.exit(1 if wrong else 0)

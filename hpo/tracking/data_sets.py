@@ -1,0 +1,131 @@
+"""A study's data set on this machine: cached under HPO_HOME, fetched from the study's run if need be.
+
+A file is never believed by its name: its hash, which the study's facts record, is compared whenever it is taken.
+"""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data_pipeline import dataset as data_sets
+from data_pipeline.dataset import Dataset, DatasetError, load_npz, save_npz
+from hpo.errors import NotFound, ServiceError
+from hpo.files import sha256_of
+from hpo.queue import Queue, StudyRow
+from hpo.services.home import folder
+from hpo.study import DEFAULT_DATA
+from hpo.tracking.client import Tracker
+
+log = logging.getLogger("hpo")
+
+
+def cached(home: Path, data: Mapping[str, Any]) -> Path:
+    """Where the data set lies that a study's facts tell of, if it does.
+
+    The name is the digest, of pixels and labels, and the SHA-256 of the file, which covers the names, phases and
+    symmetries, too; studies that were planned before that was recorded have the digest alone.
+    """
+    return home / "cache" / "data" / f"{'-'.join(filter(None, (data['digest'], data.get('sha256'))))}.npz"
+
+
+def keep(home: Path, dataset: Dataset) -> Path:
+    """Write a data set into the cache, over whatever lies there; return its file."""
+    with tempfile.TemporaryDirectory(dir=folder(home, "cache", "data"), prefix=".new-") as temporary:
+        file = Path(temporary, "data.npz")
+        save_npz(dataset, file)
+        file.chmod(0o600)
+        return file.replace(cached(home, {"digest": dataset.digest, "sha256": sha256_of(file)}))
+
+
+def upload(tracker: Tracker, run_id: str, path: Path) -> None:
+    """Put a file of the cache at a study's run, under the name of its digest."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".upload-") as temporary:
+        named = Path(temporary, f"{path.stem.partition('-')[0]}.npz")
+        shutil.copyfile(path, named)
+        tracker.upload(run_id, named, "data")
+
+
+def discard(path: Path, *, unused: float) -> None:
+    """Remove a file or folder of the cache if it has not been used for so many seconds."""
+    if not path.exists() or time.time() - path.stat().st_mtime < unused:
+        return
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def fetch(home: Path, tracker: Tracker, row: StudyRow) -> Path:
+    """The study's data set as a local file, checked. ServiceError if there is no sound one here nor at its run."""
+    path = cached(home, row.facts["data"])
+    wrong = _wrong(path, row.facts["data"])
+    if wrong is None:
+        with suppress(OSError):
+            os.utime(path)  # when it was last used
+        return path
+    if path.exists():
+        log.warning("%s The data set of %s is fetched again.", wrong, row.name)
+    with tempfile.TemporaryDirectory(dir=folder(home, "cache", "data"), prefix=".fetched-") as temporary:
+        return download(tracker, row, Path(temporary)).replace(path)
+
+
+def download(tracker: Tracker, row: StudyRow, to: Path) -> Path:
+    """The data set as it lies at the study's run. ServiceError, naming the run and what helps, if it is not sound."""
+    run_id, file = row.facts["study_run_id"], f"data/{row.facts['data']['digest']}.npz"
+    try:
+        arrived = tracker.download_artifact(run_id, file, to)
+    except NotFound:
+        wrong: str | None = "it is not there"
+    else:
+        wrong = _wrong(arrived, row.facts["data"])
+        if wrong is None:
+            return arrived
+    raise ServiceError(
+        f"The data set of {row.name}, {file} of its MLflow run {run_id}, cannot be used: {wrong} "
+        f"`hpo doctor --fix --study {row.name}` puts it there again on a machine that has a sound copy in its cache or "
+        "the folder it was made of; else restore it from a backup."
+    )
+
+
+def mend(home: Path, queue: Queue, tracker: Tracker, row: StudyRow) -> None:
+    """Put the data set at the study's run again. ServiceError if there is no sound copy on this machine."""
+    path = copy_here(home, row)
+    if path is None:
+        raise ServiceError(f"There is no sound copy of the data set of {row.name} on this machine")
+    upload(tracker, row.facts["study_run_id"], path)
+    queue.put_study(replace(row, facts={"data": row.facts["data"] | {"sha256": sha256_of(path)}}))
+
+
+def copy_here(home: Path, row: StudyRow) -> Path | None:
+    """A sound copy of the study's data set on this machine: in its cache, or put there from the study's folder."""
+    data = row.facts["data"]
+    if _wrong(cached(home, data), data) is None:
+        return cached(home, data)
+    with suppress(DatasetError, OSError, ValueError, KeyError):
+        source = json.loads(data["source"])["uri"]
+        made_of = data_sets.DEFAULT if source == DEFAULT_DATA else Path(source)
+        found = data_sets.load(made_of, image_size=row.spec["data"]["image_size"])
+        if found.digest == data["digest"]:
+            return keep(home, found)
+    return None
+
+
+def _wrong(path: Path, data: Mapping[str, Any]) -> str | None:
+    """What is wrong with a file that should be the data set of a study's facts, as a sentence; None if nothing is."""
+    expected = data.get("sha256")
+    try:
+        if expected is None and (found := load_npz(path).digest) != data["digest"]:
+            return f"{path}: expected the digest {data['digest']:.8}, found {found:.8}."
+        if expected is not None and (found := sha256_of(path)) != expected:
+            return f"{path}: expected the SHA-256 {expected:.8}, found {found:.8}: the file was damaged or replaced."
+    except (DatasetError, OSError) as error:
+        return str(error)
+    return None

@@ -1,0 +1,352 @@
+"""The model registry: versions registered once, aliases, and downloads checked against the database's hashes."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from hpo import files
+from hpo.errors import ModelError, NotFound
+from hpo.files import sha256_of, sha256_of_files
+from hpo.tracking import client, lengths
+from hpo.tracking.client import KEY, OWNER, Tracker, pages, quoted, server
+from hpo.tracking.lengths import cut, cut_table
+
+SUMS = "SHA256SUMS"  # marks a folder as a download
+TABLE = "\n\n| version |"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One version of a registered model."""
+
+    number: int
+    key: str
+    run_id: str
+    model_id: str
+    description: str
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+
+
+@server()
+def ensure_registered_model(
+    tracker: Tracker, name: str, *, description: str, tags: Mapping[str, Any], owner: str
+) -> bool:
+    """Make the registered model, or bring the description and tags of an existing one up to date; false, and nothing is
+    touched, if it belongs to another queue's database than `owner`.
+
+    A table of versions at the end of the description stays.
+    """
+    words = {tag: cut(str(value), lengths.MODEL_TAG) for tag, value in tags.items()} | {OWNER: owner}
+    try:
+        tracker.client.create_registered_model(name, tags=words, description=_page(description))
+        return True
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    if not belongs(tracker, name, owner):
+        return False
+    model = tracker.client.get_registered_model(name)
+    found = model.description or ""
+    _, mark, table = found.partition(TABLE)
+    if (wanted := _page(description, mark + table)) != found:
+        tracker.client.update_registered_model(name, wanted)
+    for tag, value in words.items():
+        if model.tags.get(tag) != value:
+            tracker.client.set_registered_model_tag(name, tag, value)
+    return True
+
+
+@server()
+def belongs(tracker: Tracker, name: str, owner: str) -> bool:
+    """Whether there is a registered model of this name that is of this queue's database: as it says itself or, of one
+    that an earlier hpo made, as its versions do; one with no version of another's is anybody's."""
+    try:
+        found = tracker.client.get_registered_model(name).tags.get(OWNER)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    if found is not None:
+        return bool(found == owner)
+    owners = {version.tags[OWNER] for version in _versions(tracker, name) if OWNER in version.tags}
+    return not owners or owner in owners
+
+
+@server()
+def describe_versions(tracker: Tracker, name: str, table: str) -> None:
+    """Close the registered model's description with this table of its versions, which begins like TABLE, or with none.
+
+    MLflow's page cuts the versions' own descriptions off after 32 letters. Of many versions the first rows are shown.
+    """
+    found = tracker.client.get_registered_model(name).description or ""
+    wanted = _page(found.partition(TABLE)[0], f"\n\n{table}" if table else "")
+    if wanted != found:
+        tracker.client.update_registered_model(name, wanted)
+
+
+def _page(text: str, table: str = "") -> str:
+    """The description of a registered model, as much of it as MLflow takes: the text first, then rows of the table."""
+    text = cut(text, lengths.DESCRIPTION // 2)
+    return text + (f"\n\n{cut_table(table.strip(), lengths.DESCRIPTION - len(text) - 2)}" if table else "")
+
+
+@server()
+def register(
+    tracker: Tracker,
+    *,
+    model_name: str,
+    owner: str,
+    key: str,
+    model_id: str,
+    run_id: str,
+    description: str,
+    tags: Mapping[str, Any],
+) -> int:
+    """The number of the one version of this run with this key of the queue's database `owner`, made of the finished
+    model if need be.
+
+    Two at once agree on the lower number and delete the other, as they do with one that a deleted study left under the
+    key. Description and tags are brought up to date. A version of an earlier hpo has the key alone, and is adopted.
+    """
+    description = cut(description, lengths.DESCRIPTION)
+    words = {name: cut(str(value), lengths.VERSION_TAG) for name, value in tags.items()}
+    words |= {KEY: f"{owner}/{key}", OWNER: owner}
+
+    def ours() -> list[ModelVersion]:
+        known = [version for version in _versions(tracker, model_name) if version.tags.get(OWNER) == owner]
+        return [version for version in known if version.tags.get(KEY) in (words[KEY], key)]
+
+    if not any(version.run_id == run_id for version in ours()):
+        tracker.client.create_model_version(
+            model_name,
+            source=f"models:/{model_id}",
+            run_id=run_id,
+            model_id=model_id,
+            tags=words,
+            description=description,
+            await_creation_for=0,
+        )
+    found = ours()
+    kept = next((version for version in found if version.run_id == run_id), None)
+    if kept is None:
+        raise NotFound(f"The version of {model_name} that was just registered is gone: somebody deleted it.")
+    for version in found:
+        if version is not kept:
+            tracker.client.delete_model_version(model_name, version.version)
+    if kept.description != description:
+        tracker.client.update_model_version(model_name, kept.version, description)
+    _set_tags(tracker, model_name, kept, words)
+    return int(kept.version)
+
+
+@server()
+def set_tags(tracker: Tracker, model_name: str, version: Version, tags: Mapping[str, Any]) -> None:
+    """Set those tags of a version that it does not have like this yet."""
+    _set_tags(tracker, model_name, version, tags)
+
+
+def _set_tags(tracker: Tracker, model_name: str, version: "ModelVersion | Version", tags: Mapping[str, Any]) -> None:
+    number = str(version.version if isinstance(version, ModelVersion) else version.number)
+    for tag, value in tags.items():
+        word = cut(str(value), lengths.VERSION_TAG)
+        if version.tags.get(tag) != word:
+            tracker.client.set_model_version_tag(model_name, number, tag, word)
+
+
+@server()
+def versions(tracker: Tracker, model_name: str) -> list[Version]:
+    """All versions, the oldest first; empty if no such model is registered."""
+    if not (found := _versions(tracker, model_name)):
+        return []
+    aliases = tracker.client.get_registered_model(model_name).aliases  # the versions of a search come without theirs
+    return [_version(version, aliases) for version in found]
+
+
+def _versions(tracker: Tracker, model_name: str) -> list[ModelVersion]:
+    condition = f"name = {quoted(model_name)}"
+    found = pages(lambda token: tracker.client.search_model_versions(condition, page_token=token))
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def _version(version: ModelVersion, aliases: Mapping[str, str]) -> Version:
+    return Version(
+        number=int(version.version),
+        key=version.tags.get(KEY, ""),
+        run_id=version.run_id or "",
+        model_id=version.model_id or (version.source or "").removeprefix("models:/"),  # a search gives no id
+        description=version.description or "",
+        aliases=tuple(sorted(alias for alias, number in aliases.items() if int(number) == int(version.version))),
+        tags=dict(version.tags),
+    )
+
+
+@server()
+def get_alias(tracker: Tracker, model_name: str, alias: str) -> Version | None:
+    """The version the alias points at; None if there is no such alias or model."""
+    try:
+        aliases = tracker.client.get_registered_model(model_name).aliases
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    if alias not in aliases:
+        return None
+    return _version(tracker.client.get_model_version(model_name, str(aliases[alias])), aliases)
+
+
+def find(tracker: Tracker, model_name: str, alias: str) -> Version:
+    """A version by alias or number. Raises NotFound, naming what there is."""
+    known = versions(tracker, model_name)
+    for version in known:
+        if alias in version.aliases or alias == str(version.number):
+            return version
+    names = [f"@{name}" for version in known for name in version.aliases] + [str(version.number) for version in known]
+    raise NotFound(f"{model_name} has no version '{alias}'. There are: {', '.join(names) or 'none yet'}.")
+
+
+@server()
+def set_alias(tracker: Tracker, model_name: str, alias: str, version: int) -> None:
+    tracker.client.set_registered_model_alias(model_name, alias, str(version))
+
+
+@server()
+def delete_alias(tracker: Tracker, model_name: str, alias: str) -> None:
+    """Remove the alias; one that is not there is no error."""
+    tracker.client.delete_registered_model_alias(model_name, alias)
+
+
+@server()
+def delete_version(tracker: Tracker, model_name: str, version: int) -> None:
+    """Delete one version and its aliases; one that is not there is no error."""
+    try:
+        tracker.client.delete_model_version(model_name, str(version))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+
+
+def download(
+    tracker: Tracker, *, model_name: str, version: int | str, folder: Path, expected_sha256: Mapping[str, str]
+) -> Path:
+    """Download a version (number or alias) to `folder`; raises NotFound (no such version), otherwise as below."""
+    uri = _version_uri(tracker, model_name, str(version))
+    return _download(tracker, uri, f"{model_name}@{version}", folder, expected_sha256)
+
+
+def download_model(tracker: Tracker, *, model_id: str, folder: Path, expected_sha256: Mapping[str, str]) -> Path:
+    """Download a finished model, registered or not, to `folder`; raises NotFound (no such), otherwise as below."""
+    return _download(tracker, _model_uri(tracker, model_id), f"model {model_id}", folder, expected_sha256)
+
+
+def _download(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha256: Mapping[str, str]) -> Path:
+    """Every file of `expected_sha256`, checked, and nothing else; nothing is at `folder` until all is well.
+
+    What is there already must be empty or an earlier, untouched download, and is replaced.
+    Raises ModelError: files missing, changed or unexpected; folder taken.
+    """
+    folder = Path(os.path.abspath(folder))  # not resolved: a link is refused below
+    for path in expected_sha256:
+        _check_path(path)
+    _check_target(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:40]}-") as temporary:
+        new = Path(temporary, "new")
+        new.mkdir()
+        _fetch(tracker, uri, what, new, expected_sha256)
+        _verify(new, expected_sha256)
+        files.write(new / SUMS, expected_sha256)
+        _check_target(folder)  # it may have changed during the download
+        if folder.exists():
+            folder.rename(Path(temporary, "old"))
+        new.rename(folder)
+    return folder
+
+
+def _check_path(path: str) -> None:
+    """ModelError unless it is a plain relative path below the model's folder, on any system, and one line of SUMS."""
+    if not files.is_plain(path) or path == SUMS:
+        raise ModelError(f"The list of the model's files has the odd path {path!r}: nothing was downloaded.")
+
+
+def _check_target(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ModelError(f"{folder} exists and is not a folder: name another one, or one that does not exist yet.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    listed = files.listed(folder / SUMS)
+    found = {path: {sha256} for path, sha256 in sha256_of_files(folder).items() if path != SUMS}
+    if not listed or found != listed or any(path.is_symlink() for path in folder.rglob("*")):
+        raise ModelError(
+            f"{folder} exists and is not an unchanged earlier download: nothing in it was touched. "
+            "Name another folder, or move this one away."
+        )
+
+
+@server()
+def _version_uri(tracker: Tracker, model_name: str, version: str) -> str:
+    try:
+        if not version.isdecimal():
+            version = tracker.client.get_model_version_by_alias(model_name, version).version
+        uri = tracker.client.get_model_version_download_uri(model_name, version)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise NotFound(f"The registry has no {model_name}@{version}: {error.message}") from error
+    if not uri.startswith("models:/"):
+        return uri
+    return _model_uri(tracker, uri.removeprefix("models:/"))
+
+
+@server()
+def _model_uri(tracker: Tracker, model_id: str) -> str:
+    """Where the files of a finished model lie."""
+    try:
+        return tracker.client.get_logged_model(model_id).artifact_location
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise NotFound(f"MLflow has no model {model_id}: {error.message}") from error
+
+
+@server()
+def _fetch(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha256: Mapping[str, str]) -> None:
+    repository = get_artifact_repository(uri, tracking_uri=tracker.uri)
+    stored = {info.path: info for info in client.stored_files(repository)}
+    if missing := sorted(expected_sha256.keys() - stored.keys()):
+        raise ModelError(f"{what} lacks files in the artifact store: {', '.join(missing)}. Nothing was downloaded.")
+    if unexpected := sorted(stored.keys() - expected_sha256.keys()):
+        raise ModelError(f"{what} has files that were not logged with it: {', '.join(unexpected)}. Do not use it.")
+    for path in sorted(expected_sha256):
+        repository.download_artifacts(path, str(folder))
+    client.check_sizes({path: folder / path for path in expected_sha256}, stored.values())
+
+
+@server()
+def stored_files(tracker: Tracker, model_id: str) -> set[str]:
+    """Paths of the files of a model that lie in the artifact store; empty if there is no such model."""
+    try:
+        repository = get_artifact_repository(_model_uri(tracker, model_id), tracking_uri=tracker.uri)
+        return {info.path for info in client.stored_files(repository)}
+    except NotFound:
+        return set()
+
+
+def _verify(folder: Path, expected_sha256: Mapping[str, str]) -> None:
+    for path, expected in expected_sha256.items():
+        file = folder / path
+        inside = file.resolve() == Path(folder.resolve(), path)  # no link on the way
+        if not (inside and file.is_file()):
+            raise ModelError(f"{path} did not arrive as a plain file. Nothing was downloaded.")
+        if (found := sha256_of(file)) != expected:
+            raise ModelError(
+                f"{path} is not the file that was logged: expected SHA-256 {expected}, found {found}. "
+                "It was changed or damaged in the artifact store. Nothing was downloaded."
+            )
