@@ -31,7 +31,10 @@ from hpo.settings import Settings, read
 
 pytestmark = pytest.mark.service
 ROOT = os.geteuid() == 0
-UP = "from hpo import settings; from hpo.services import serving; s, new = serving.up(settings.read()); print(s.database_url, new)"
+UP = (
+    "from hpo import settings; from hpo.services import serving;"
+    "s, new = serving.up(settings.read()); print(s.database_url, new)"
+)
 
 
 def settings_of(path: Path) -> Settings:
