@@ -1,6 +1,7 @@
 """The documentation says what the program does (commands, options, study keys), and each page is of one kind."""
 
 import argparse
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -115,3 +116,21 @@ def test_every_page_is_of_a_kind_and_in_the_index():
 @pytest.mark.parametrize("page", [page for page in DOCS if page.parent.name != "reference"], ids=label)
 def test_a_page_that_is_read_from_top_to_bottom_has_at_most_1500_words(page):
     assert len(page.read_text().split()) <= 1500
+
+
+def test_the_messages_that_the_list_of_faults_quotes_are_messages_of_the_program():
+    lines = (ROOT / "docs/reference/faults.md").read_text().splitlines()
+    seen = [re.split(r"(?<!\\)\|", line)[2] for line in lines if line.startswith("|")]  # the column "what you see"
+    program = " ".join(strings())
+    values = r"trial \d+ of \w+|\w+@\w+|[\d.]*\d|grid|Median\w+|SIGKILL|\(.*\)"
+    joints = r"[…,:]|trainer|suggester|MLflow|was"  # the program puts these messages together of pieces
+    for message in re.findall(r"`([^`]+)`", " ".join(seen)):
+        for piece in re.split(f"{values}|{joints}", message):
+            assert piece.strip() in program, f"{message!r}: the program does not say {piece.strip()!r}"
+
+
+def strings() -> list[str]:
+    """Return the texts in the code of `hpo`, those of f-strings in pieces."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "hpo").rglob("*.py")]
+    constants = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return [" ".join(node.value.split()) for node in constants if isinstance(node.value, str)]
