@@ -2,11 +2,13 @@
 
 import argparse
 import ast
+import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from test_layers import ORDER
 
 from hpo import study
 from hpo.cli import main
@@ -116,6 +118,21 @@ def test_every_page_is_of_a_kind_and_in_the_index():
 @pytest.mark.parametrize("page", [page for page in DOCS if page.parent.name != "reference"], ids=label)
 def test_a_page_that_is_read_from_top_to_bottom_has_at_most_1500_words(page):
     assert len(page.read_text().split()) <= 1500
+
+
+@pytest.mark.parametrize("page", PAGES, ids=label)
+def test_files_and_modules_that_a_page_names_exist(page):
+    text = page.read_text()
+    for path in re.findall(r"(?<![\w./])(?:hpo|models|data_pipeline|tests|bench)/[\w/]*(?:\.\w+|/)", text):
+        assert (ROOT / path).exists(), path
+    for module in re.findall(r"python3? -m (hpo[\w.]*)", text):
+        assert importlib.util.find_spec(module), module
+
+
+def test_the_packages_are_documented_in_the_order_of_their_imports():
+    page = (ROOT / "docs" / "explanation" / "how-it-works.md").read_text()
+    packages = re.findall(r"^\| `([\w/]+)/` \|", page, re.MULTILINE)
+    assert packages == [name.replace(".", "/") for name in ORDER if (ROOT / name.replace(".", "/")).is_dir()]
 
 
 def test_the_messages_that_the_list_of_faults_quotes_are_messages_of_the_program():
