@@ -67,8 +67,9 @@ def test_every_study_key_is_documented():
         assert f'`"{name}"`' in text
 
 
-def test_the_example_study_of_the_documentation_is_valid(tmp_path):
-    text = (ROOT / "docs" / "reference" / "study-file.md").read_text()
+@pytest.mark.parametrize("page", ["reference/study-file.md", "how-to/write-a-study.md"])
+def test_the_first_example_of_a_study_is_valid(page, tmp_path):
+    text = (ROOT / "docs" / page).read_text()
     (tmp_path / "example.toml").write_text(re.search(r"```toml\n(.*?)```", text, re.DOTALL).group(1))
     assert study.load(str(tmp_path / "example.toml")).trials == 30
 
@@ -144,6 +145,13 @@ def test_the_messages_that_the_list_of_faults_quotes_are_messages_of_the_program
     for message in re.findall(r"`([^`]+)`", " ".join(seen)):
         for piece in re.split(f"{values}|{joints}", message):
             assert piece.strip() in program, f"{message!r}: the program does not say {piece.strip()!r}"
+
+
+def test_the_tables_that_the_documentation_shows_have_the_headers_of_the_program():
+    program = " ".join(strings())
+    for header in re.findall(r"^┃(.*)┃$", (ROOT / "docs" / "tutorial" / "first-study.md").read_text(), re.MULTILINE):
+        for cell in header.split("┃"):
+            assert re.sub("GPa²?", "", cell).strip() in program, cell
 
 
 def strings() -> list[str]:
