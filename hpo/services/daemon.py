@@ -121,7 +121,7 @@ def launch(
     """Start `command` in a session of its own, in `folder`, as `user` (None: as we are), output to the end of `log`.
 
     It keeps nothing of ours open but `life`, so a pipe that we write into ends with us. What it writes is nobody else's
-    to read. A second process keeps its log, see hpo/log_file.py.
+    to read. A second process keeps its log, see hpo/services/log_file.py.
     """
     log.parent.mkdir(mode=0o700, exist_ok=True)
     (pipe, output), kept = os.pipe(), log_file.opened(str(log))
