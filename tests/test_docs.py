@@ -25,25 +25,6 @@ DOCS = [page for kind in KINDS for page in sorted((ROOT / "docs" / kind).glob("*
 INDEX = ROOT / "docs" / "README.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", INDEX, *DOCS]
 
-QUOTED = (  # of the program's output, in pieces without names and numbers
-    "explains next to nothing",
-    "predictions have hardly any spread",
-    "these networks predict a constant: look at the scale of your targets",
-    "Go on with:",
-    "on the test split, opened once",
-    "it beats the mean and a cubic polynomial in the volume fraction",
-    "@champion is this version: the lowest validation NMSE",
-    "Ctrl-C cancels them. They go on if this terminal goes away; the same command shows them again.",
-    "time left: measuring",
-    "not distinguishable",
-    "not measured",
-    "NOT COMPARABLE",
-    "SILENT",
-    "below volume fraction",
-    "half deleted",
-    "Others may write",
-)
-
 
 def label(page: Path) -> str:
     """Name of a page in the report of a test run, such as `docs/reference/commands.md`."""
@@ -153,12 +134,6 @@ def test_the_packages_are_documented_in_the_order_of_their_imports():
     page = (ROOT / "docs" / "explanation" / "how-it-works.md").read_text()
     packages = re.findall(r"^\| `([\w/]+)/` \|", page, re.MULTILINE)
     assert packages == [name.replace(".", "/") for name in ORDER if (ROOT / name.replace(".", "/")).is_dir()]
-
-
-@pytest.mark.parametrize("phrase", QUOTED)
-def test_what_the_documentation_quotes_is_what_the_program_prints(phrase):
-    assert any(phrase in " ".join(page.read_text().split()) for page in DOCS)
-    assert phrase in " ".join(strings())
 
 
 def test_the_messages_that_the_list_of_faults_quotes_are_messages_of_the_program():

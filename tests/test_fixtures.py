@@ -17,7 +17,7 @@ from hpo.operations import invariants
 from hpo.planning import plans
 from hpo.queue import SCHEMA_VERSION, Job
 from hpo.services import serving
-from models import bundle, specs, training
+from models import bundle, checkpoint, specs
 from models.training import Training
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -103,7 +103,7 @@ def test_stored_checkpoints_load_and_training_goes_on_from_them():
     assert len(paths) >= 2
     for path in paths:
         (row,) = [row for row in TRIALS if folder(row) == path.parent]
-        state = training.load_state(path)
+        state = checkpoint.load_state(path)
         assert state.info["epoch"] == row["checkpoint"]["epoch"]
         random = np.random.default_rng(0)
         some = random.random((8, 1, 16, 16), np.float32), random.random((8, 9))

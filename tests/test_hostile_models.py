@@ -125,7 +125,8 @@ from models import bundle
 from models.regressor import Regressor
 from models.networks import build
 from models.specs import CnnSpec, TrainingSpec, to_dict
-from models.training import Training, load_state, save_state
+from models.checkpoint import load_state, save_state
+from models.training import Training
 
 work, uri = Path(sys.argv[1]), sys.argv[2]
 random, spec, shape = np.random.default_rng(0), CnnSpec(filters=2, kernel_size=3, dropout=0.2), (1, 16, 16)

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,12 @@ def test_each_module_imports_from_packages_below_its_own_only() -> None:
         if ORDER.index(package_of(target)) < ORDER.index(package_of(module))
     ]
     assert not upward
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_within_a_package_below_hpo_no_modules_import_each_other(package: str) -> None:
+    names = {module: path for module, path in modules().items() if package_of(module) == package}
+    TopologicalSorter({module: imported(path, names) for module, path in names.items()}).prepare()  # or CycleError
 
 
 def test_no_module_but_the_trainer_imports_torch() -> None:

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from data_pipeline.components import SYMMETRIES as COMPONENT_SYMMETRIES
+from models.checkpoint import load_state, save_state
 from models.metrics import mean_predictor, scores
+from models.optimisation import schedule
 from models.physics import NAMES, Physics
 from models.regressor import predict
 from models.specs import CnnSpec, PeriodicSpec, SpecError, TrainingSpec, TransferSpec, training_to_dict
-from models.training import Diverged, Interrupted, Training, load_state, relative_weights, save_state, schedule
+from models.splits import relative_weights
+from models.training import Diverged, Interrupted, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEED = 5
@@ -399,7 +402,7 @@ def test_unscaled_targets_of_tiny_scale_do_not_beat_the_mean_as_in_the_source_st
     one = training(short=short, train=(images, targets * 1e-8), validation=(VALIDATION[0], VALIDATION[1] * 1e-8))
     epochs = list(one.epochs())
     assert min(epoch.metrics["val/nmse"] for epoch in epochs) > 0.9, f"seed {SEED}"
-    assert one.target_mean.tolist() == [0, 0, 0]
+    assert one.scaling.mean.tolist() == [0, 0, 0]
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_the_state_of_the_epoch_before():

@@ -12,12 +12,13 @@ from shell import at_once
 from torch import nn
 
 from models import bundle, transfer
+from models.checkpoint import load_state, save_state
 from models.metrics import scores
 from models.networks import build, parameter_count
 from models.regressor import predict
 from models.sizes import least_batch, size
 from models.specs import CHANNELS, SpecError, TrainingSpec, TransferSpec, to_dict
-from models.training import Interrupted, Training, load_state, save_state
+from models.training import Interrupted, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEED = 7

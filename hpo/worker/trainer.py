@@ -108,8 +108,9 @@ def train(
 
     from hpo.tracking.packaging import package
     from models import metrics, networks, specs
+    from models.checkpoint import load_state, save_state
     from models.regressor import predict
-    from models.training import Diverged, Interrupted, Training, load_state, save_state
+    from models.training import Diverged, Interrupted, Training
 
     dataset, parts = _data(data)
     alive = _signs_of_life(emit)
@@ -176,7 +177,7 @@ def train(
         emit("diverged", epoch=error.epoch)
         return
 
-    variance = training.train_variance
+    variance = training.scaling.variance
     images, targets = dataset.images[parts.validation], dataset.targets[parts.validation]
     best, final = training.best_regressor(), training.last_regressor()
     predicted = predict(best, images, alive=alive)

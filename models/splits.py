@@ -1,0 +1,160 @@
+"""The two splits as a training uses them: checked, with scaled targets, in batches."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.specs import SpecError, TrainingSpec
+from models.symmetry import Augmentation, Element
+from models.windows import WindowBatch, Windows
+
+Split = tuple[np.ndarray, np.ndarray]  # images (n, c, h, w) in 0..1 and targets (n, k) in the label's unit
+Batch = tuple[Tensor, Tensor | None]  # numbers (b,) of its images; with augmentation their draws (b, 3)
+
+
+def check_splits(train: Split, validation: Split) -> None:
+    """Raise SpecError if the arrays do not fit together, a target is not finite, or constant in the training split."""
+    for name, (images, targets) in (("training", train), ("validation", validation)):
+        if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets) or not len(images):
+            raise SpecError(
+                f"{name} split: expected images (n, c, h, w) and targets (n, k) with n > 0, "
+                f"found {images.shape} and {targets.shape}."
+            )
+        if (images.shape[1:], targets.shape[1]) != (train[0].shape[1:], train[1].shape[1]):
+            raise SpecError(
+                f"{name} split: its shapes {images.shape}, {targets.shape} differ from the training split's."
+            )
+        if not np.isfinite(targets).all():
+            raise SpecError(f"{name} split: expected finite targets, found NaN or infinity.")
+    labels = np.asarray(train[1], np.float64)
+    if constant := np.flatnonzero(labels.max(axis=0) == labels.min(axis=0)).tolist():
+        raise SpecError(f"targets {constant} (from 0) do not vary in the training split: leave them out.")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How labels become the targets of a network: (labels - mean) / scale."""
+
+    mean: np.ndarray  # (k,), unit
+    scale: np.ndarray  # (k,), unit
+    variance: np.ndarray  # (k,) of the training split, unit²
+
+    @classmethod
+    def of(cls, labels: np.ndarray, kind: str) -> "Scaling":
+        """Return the scaling by the mean and deviation of training labels (n, k), float64; none if `kind` is "none"."""
+        variance = labels.var(axis=0)
+        if kind == "standard":
+            return cls(labels.mean(axis=0), np.sqrt(variance), variance)
+        return cls(np.zeros(len(variance)), np.ones(len(variance)), variance)
+
+    def apply(self, labels: np.ndarray) -> Tensor:
+        """Return the targets (n, k) as float32."""
+        return tensor((np.asarray(labels, np.float64) - self.mean) / self.scale)
+
+    def errors(self, squares: Tensor, n: int) -> tuple[float, float]:
+        """Return (nmse, mse in unit²) from sums over n images of squared errors (k,) of scaled targets."""
+        mse = squares.cpu().numpy() / n * self.scale**2
+        return float((mse / self.variance).mean()), float(mse.mean())
+
+
+def tensor(values: np.ndarray) -> Tensor:
+    """Return the numbers as float32."""
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32))
+
+
+def relative_weights(labels: np.ndarray, relative: float) -> np.ndarray:
+    """Return how much each image counts in the loss, (n,), mean 1: 1 + relative / s^2, s^2 its labels' mean square.
+
+    So the loss adds to the squared errors of the labels (n, k), given in units of the training split's scale,
+    `relative` times the squared errors relative to the image's own labels: errors of soft cells count as well.
+    """
+    weights: np.ndarray = 1 + relative / (labels**2).mean(axis=1).clip(1e-6)
+    normalised: np.ndarray = weights / weights.mean()
+    return normalised
+
+
+class TrainingSet:
+    """The training split, on the device that trains.
+
+    `prepare` returns images (n, c, h, w) in the form that trains fastest; `moves` are the symmetries for augmentation,
+    which needs the images as they are.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        training: TrainingSpec,
+        scaling: Scaling,
+        prepare: Callable[[Tensor], Tensor | Windows],
+        moves: Sequence[Element],
+        device: torch.device,
+    ) -> None:
+        images, labels = tensor(split[0]).to(device), np.asarray(split[1], np.float64)
+        self.targets = scaling.apply(labels).to(device)  # (n, k)
+        self.weights: Tensor | None = None  # (n,) in the loss; None: all 1
+        if training.relative:
+            relative = relative_weights(labels / np.sqrt(scaling.variance), training.relative)
+            self.weights = tensor(relative).to(device)
+        self._images: Tensor | Windows = images
+        self._augmentation: Augmentation | None = None
+        if training.augmentation == "none":
+            self._images = prepare(images)
+        else:
+            self._augmentation = Augmentation(moves, images.shape, device)
+            moved = [scaling.apply(labels[:, move.order]) for move in moves]
+            self._moved = torch.stack(moved).to(device)  # the targets under each symmetry, (symmetries, n, k)
+
+    def shuffle(self, batch_size: int, least: int) -> list[Batch]:
+        """Return an epoch's batches in random order; a last one of fewer than `least` images joins the one before."""
+        batches = list(torch.split(torch.randperm(len(self.targets)).to(self.targets.device), batch_size))
+        if len(batches) > 1 and len(batches[-1]) < least:
+            batches[-2:] = [torch.cat(batches[-2:])]
+        if self._augmentation is None:
+            return [(numbers, None) for numbers in batches]
+        draws = self._augmentation.draw(len(self.targets)).to(self.targets.device)
+        return [(numbers, draws[numbers]) for numbers in batches]
+
+    def take(self, batch: Batch) -> tuple[Tensor | WindowBatch, Tensor]:
+        """Return the images and the scaled targets (b, k) of a batch."""
+        numbers, draws = batch
+        images = self._images[numbers]
+        if self._augmentation is None or draws is None:
+            return images, self.targets[numbers]
+        assert isinstance(images, Tensor)  # because they are not prepared
+        return self._augmentation(images, draws), self._moved[draws[:, 0], numbers]
+
+
+class ValidationSet:
+    """The validation split, on the device that trains.
+
+    With `in_unit` it evaluates networks that predict in the label's unit, otherwise those that predict scaled targets.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        scaling: Scaling,
+        prepare: Callable[[Tensor], Tensor | Windows],
+        device: torch.device,
+        *,
+        in_unit: bool,
+        rows: int,
+    ) -> None:
+        targets = torch.from_numpy(np.asarray(split[1], np.float64)) if in_unit else scaling.apply(split[1])
+        self._images, self._targets = prepare(tensor(split[0]).to(device)), targets.to(device)
+        self._scaling, self._in_unit, self._rows = scaling, in_unit, rows
+
+    def errors(self, network: nn.Module, alive: Callable[[], object]) -> tuple[float, float]:
+        """Return (nmse, mse in unit²) of the network, which stays in eval mode. `alive` is called after every batch."""
+        network.eval()
+        squares = torch.zeros(self._targets.shape[1], dtype=torch.float64, device=self._targets.device)
+        with torch.inference_mode():
+            for batch in torch.split(torch.arange(len(self._targets)), self._rows):
+                squares += ((network(self._images[batch]) - self._targets[batch]) ** 2).sum(0)
+                alive()
+        if self._in_unit:
+            squares /= torch.from_numpy(self._scaling.scale**2).to(squares.device)
+        return self._scaling.errors(squares, len(self._targets))
