@@ -139,9 +139,11 @@ def test_a_host_that_is_cut_off_in_mid_trial_and_comes_back_writes_nothing_more_
     suspend(asleep)  # else she may be done with both before ben has begun
     far = lab.start("worker", "--study", "hosts", "--trainers", 1, before=network.on("ben"))
     lab.until(lambda: of("ben"), "ben has the other one")
-    resume(asleep)
+    asleep += trainers(far)
+    suspend(asleep)  # else he may be done before the next worker is there
     spare = lab.start("worker", "--study", "hosts", "--trainers", 1, before=network.on("anna"))
     lab.until(lambda: len(lab.queue.workers("hosts")) == 3, "a worker with nothing to take is there")
+    resume(asleep)
     job = lab.until(lambda: (found := of("ben")) and found.epochs >= 20 and found, "ben is in the middle of it")
     network.cut("ben")
     taken = lab.until(
