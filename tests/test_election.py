@@ -14,8 +14,8 @@ from hpo import settings, study
 from hpo.errors import StudyConflict
 from hpo.planning import plans as planning
 from hpo.queue import Job, Queue, StudyRow
-from hpo.scores import election
-from hpo.scores.election import Rival, Standing, standings
+from hpo.scores import ranking
+from hpo.scores.standings import Rival, Standing, standings
 from hpo.tracking.client import Tracker
 
 
@@ -95,8 +95,8 @@ def test_a_study_planned_again_under_the_same_name_is_another_one():
 
 def test_a_point_of_which_a_repeat_diverged_comes_behind_all_others():
     jobs = rival("s", {(0, 0): 0.1, (0, 1): "diverged", (1, 0): 0.5, (1, 1): 0.7, (2, 0): 0.6, (2, 1): "dead"}).jobs
-    assert [each.number for each in election.ranked(jobs)] == [1, 2, 0], "means of 0.6, number first, then the unstable"
-    words = {number: election.incomplete([each for each in jobs if each.number == number]) for number in (0, 1, 2)}
+    assert [each.number for each in ranking.ranked(jobs)] == [1, 2, 0], "means of 0.6, number first, then the unstable"
+    words = {number: ranking.incomplete([each for each in jobs if each.number == number]) for number in (0, 1, 2)}
     assert words == {0: "1 of 2 repeats, 1 diverged", 1: "", 2: "1 of 2 repeats, 1 dead"}
     assert standings([rival("s", {(0, 0): 0.1, (0, 1): "diverged"})])["s/0/0"].point == math.inf
 
@@ -134,7 +134,7 @@ def test_a_repeat_that_comes_back_moves_the_champion_and_every_tag(shell, tmp_pa
     file = small(tmp_path, "luck", data=data, filters="[2, 4]", epochs=40, lines="repeats = 2")
     shell.hpo("run", "--study", file)
     before = {(each.number, each.repeat): each for each in shell.trials("luck")}
-    best = election.ranked(list(before.values()))[0]
+    best = ranking.ranked(list(before.values()))[0]
     _, found = versions(shell, "luck")
     assert [(run, "champion" in aliases) for run, aliases, _ in found.values()] == [(best.run_id, True)]
 
@@ -145,7 +145,7 @@ def test_a_repeat_that_comes_back_moves_the_champion_and_every_tag(shell, tmp_pa
         connection.exec_driver_sql(f"UPDATE hpo.job SET result = {worse} WHERE id = {other.id}")
         connection.exec_driver_sql("UPDATE hpo.job SET state = 'waiting', attempt = 0, result = NULL WHERE number = -1")
     shell.hpo("run", "--study", file)
-    ranked = election.ranked(shell.trials("luck"))
+    ranked = ranking.ranked(shell.trials("luck"))
     assert ranked[0].number != best.number
     name, found = versions(shell, "luck")
     by_run = {run: (number, aliases, tags) for number, (run, aliases, tags) in found.items()}

@@ -11,8 +11,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus, 
 from mlflow.exceptions import MlflowException
 
 from hpo.queue import Job
-from hpo.scores import election
-from hpo.scores.election import Candidate, Standing
+from hpo.scores import champion
+from hpo.scores.champion import Candidate
+from hpo.scores.standings import Standing
 from hpo.tracking import lengths, registry
 from hpo.tracking.client import Tracker
 from hpo.tracking.lengths import cut, cut_table
@@ -196,7 +197,7 @@ def test_of_very_many_versions_the_champion_and_the_best_are_in_the_models_descr
         )
         for number in range(1, 71)
     ]
-    registry.describe_versions(tracker, name, election.table(versions))
+    registry.describe_versions(tracker, name, champion.table(versions))
     described = tracker.client.get_registered_model(name).description
     rows = [line.split(" | ") for line in described.splitlines() if line.startswith("| ")][2:]
     assert [row[0] for row in rows[:3]] == ["| 33", "| 1", "| 2"] and "`@champion`" in rows[0][4]

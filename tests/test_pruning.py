@@ -22,7 +22,7 @@ from hpo.planning import plans
 from hpo.queue import LeaseLost, Queue
 from hpo.recording.reconciler import Mirror
 from hpo.report import results
-from hpo.scores import election
+from hpo.scores import ranking
 from hpo.search import pruning, sampling
 from hpo.search.pruning import Pruning
 from hpo.tracking.client import Tracker
@@ -410,9 +410,9 @@ def test_repeats_have_seeds_of_their_own_and_their_mean_decides(planned):
         shown.queue.end(job, "done", result={"best_val_nmse": score, "best_epoch": 1} | FOUND)
         shown.show(shown.queue.job(job.id))
     ended = shown.queue.jobs(shown.study.name)
-    ranked = election.ranked(ended)
+    ranked = ranking.ranked(ended)
     assert [(job.number, job.repeat) for job in ranked] == [(1, 0), (2, 0), (0, 0), (3, 0)]
-    assert election.spread(election.repeats(ended)[1]) == (pytest.approx(0.21), pytest.approx(0.02 / 2**0.5))
+    assert ranking.spread(ranking.repeats(ended)[1]) == (pytest.approx(0.21), pytest.approx(0.02 / 2**0.5))
     loaded = optuna.load_study(study_name=shown.study.name, storage=shown.store)
     assert [trial.value for trial in loaded.trials[:3]] == pytest.approx([0.3, 0.21, 0.23])
     assert loaded.trials[3].state == optuna.trial.TrialState.RUNNING, "a point ends with its last repeat"

@@ -618,11 +618,11 @@ def studies(options: argparse.Namespace) -> int:
 
 
 def _study_summary(queue: "Queue", row: "StudyRow") -> dict[str, Any]:
-    from hpo.scores import election
+    from hpo.scores import ranking
 
     jobs = queue.jobs(row.name)
     trials = [job for job in jobs if job.kind == "trial"]
-    best = election.ranked(jobs)
+    best = ranking.ranked(jobs)
     close = next((job for job in jobs if job.kind == "closing"), None)
     state = "planned"
     if row.deleting:
@@ -781,7 +781,7 @@ def status(options: argparse.Namespace) -> int:
 def promote(options: argparse.Namespace) -> int:
     from hpo import study
     from hpo.report import results
-    from hpo.scores import election
+    from hpo.scores import champion
     from hpo.tracking.client import Tracker
 
     _, found, queue = _connect()
@@ -799,7 +799,7 @@ def promote(options: argparse.Namespace) -> int:
             f"model; `hpo run` or `hpo worker --study {row.name}` finishes it."
         )
     ended, tracker = close.result, Tracker(found.tracking_uri)
-    outcome, alias = election.settle(queue, tracker, row), study.alias(row.name)
+    outcome, alias = champion.settle(queue, tracker, row), study.alias(row.name)
     if fault := outcome.refused.get(alias):
         raise ModelError(f"{ended['model_name']} version {ended['winner']['version']} is not promoted again: {fault}")
     if alias in outcome.moved:
@@ -830,13 +830,13 @@ def report_(options: argparse.Namespace) -> int:
 
 
 def download(options: argparse.Namespace) -> int:
-    from hpo.scores import election
+    from hpo.scores import champion
     from hpo.tracking import registry
     from hpo.tracking.client import Tracker
 
     _, found, queue = _connect()
     tracker = Tracker(found.tracking_uri)
-    candidates = [options.model] if options.model else election.downloadable(queue, tracker)
+    candidates = [options.model] if options.model else champion.downloadable(queue, tracker)
     if not candidates:
         done = "closed" if queue.studies() else "planned"
         raise NotFound(f"No study has been {done} here, so there is no model. `hpo run --study grid` makes one.")

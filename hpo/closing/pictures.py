@@ -17,7 +17,7 @@ import pandas
 from hpo.errors import NotFound
 from hpo.queue import DatabaseLost, Job, LeaseLost
 from hpo.recording.reconciler import Mirror
-from hpo.scores import election
+from hpo.scores import ranking
 from hpo.text import first_line
 from hpo.tracking.client import TrackingUnavailable
 
@@ -37,7 +37,7 @@ def log_plots(shown: Mirror, closing: Job, predictions: Mapping[int, Path]) -> N
     May be repeated. What cannot be drawn costs a warning: no picture keeps a study from closing. Raises what asks for
     another try, and LeaseLost.
     """
-    best = election.ranked(shown.queue.jobs(shown.study.name))
+    best = ranking.ranked(shown.queue.jobs(shown.study.name))
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent)
         wanted: list[tuple[Job, str, Callable[[], Figure]]] = []

@@ -7,7 +7,7 @@ from typing import Any
 from hpo import crash
 from hpo.queue import Job, StudyRow
 from hpo.recording.reconciler import Mirror
-from hpo.scores import alarms, election
+from hpo.scores import alarms, champion, ranking
 from hpo.study import provenance
 from hpo.text import for_markdown, number_text, score_text
 from hpo.tracking import registry
@@ -61,7 +61,7 @@ def promote(
     """
     queue, tracker, study = mirror_.queue, mirror_.tracker, mirror_.study
     facts, jobs = study.facts, queue.jobs(study.name)
-    chosen = [job for job in election.ranked(jobs) if job.number in scored]
+    chosen = [job for job in ranking.ranked(jobs) if job.number in scored]
     failed = [job for job in jobs if job.kind == "trial" and job.state in ("dead", "diverged", "cancelled")]
     pruned = sum(job.state == "pruned" for job in jobs)
     result: dict[str, Any] = {
@@ -74,10 +74,10 @@ def promote(
     }
     if not chosen:
         return result
-    result["alarms"] = alarms.alarms(election.ranked(jobs), facts["predictors"], predictions[chosen[0].number])
-    with election.lock(queue, study):
+    result["alarms"] = alarms.alarms(ranking.ranked(jobs), facts["predictors"], predictions[chosen[0].number])
+    with champion.lock(queue, study):
         queue.require(closing)
-        result["model_name"] = election.claim_model(queue, tracker, study, description=_model_description(study))
+        result["model_name"] = champion.claim_model(queue, tracker, study, description=_model_description(study))
     for rank, job in enumerate(chosen):
         entry = _entry(job, jobs, scored[job.number])
         if entry["verdict"] != "below mean":
@@ -97,7 +97,7 @@ def promote(
             step=job.result["best_epoch"],
         )
     sound = {str(job.run_id) for job in chosen}
-    result |= election.settle(queue, tracker, study, closing=closing, sound=sound).elected
+    result |= champion.settle(queue, tracker, study, closing=closing, sound=sound).elected
     crash.at("champion elected")
     return result
 
@@ -106,7 +106,7 @@ def _entry(job: Job, jobs: Sequence[Job], found: Mapping[str, Any]) -> dict[str,
     """What the closing's result says of a winner; of `jobs` those of its point count."""
     assert job.spec is not None
     of_point = [other for other in jobs if other.kind == "trial" and other.number == job.number]
-    mean, deviation = election.spread(election.repeats(of_point)[job.number])
+    mean, deviation = ranking.spread(ranking.repeats(of_point)[job.number])
     return {
         "number": job.number,
         "config": job.config,
@@ -119,8 +119,8 @@ def _entry(job: Job, jobs: Sequence[Job], found: Mapping[str, Any]) -> dict[str,
         "version": None,
         "point_nmse": mean,
         "point_deviation": deviation,
-        "incomplete": election.incomplete(of_point),
-        "unstable": bool(election.diverged(of_point)),
+        "incomplete": ranking.incomplete(of_point),
+        "unstable": bool(ranking.diverged(of_point)),
     }
 
 
@@ -210,6 +210,6 @@ def _why(study: StudyRow, job: Job) -> str:
     if study.spec.get("repeats", 1) > 1:
         text += (
             f"It is trained with {study.spec['repeats']} seeds: of points the mean of their validation NMSE decides "
-            f"(tag {election.POINT}), of the point's networks the lowest (tag {election.OWN})."
+            f"(tag {champion.POINT}), of the point's networks the lowest (tag {champion.OWN})."
         )
     return f"{text.strip()}\n\n" if text else ""

@@ -13,7 +13,7 @@ from hpo.closing import pictures, promotion
 from hpo.queue import Job
 from hpo.recording.reconciler import Mirror
 from hpo.report import results
-from hpo.scores import election
+from hpo.scores import ranking
 
 
 class Closing:
@@ -30,7 +30,7 @@ class Closing:
     def fetch(self, then: Callable[[], None]) -> None:
         """Mend what is half shown, download the winners' models, every file checked; then call `then`. Repeatable."""
         self.mirror.reconcile(lease=self.lease, older_than=0)
-        self._winners = election.winners(self.mirror.queue.jobs(self.job.study), self.report_by)
+        self._winners = ranking.winners(self.mirror.queue.jobs(self.job.study), self.report_by)
         self.folder.mkdir(parents=True, exist_ok=True)
         for winner in self._winners:
             promotion.fetch(self.mirror.tracker, winner, self._model(winner))

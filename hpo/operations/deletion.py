@@ -11,7 +11,7 @@ from hpo.machine import who
 from hpo.operations.backup import LOCK, WAITS
 from hpo.planning.plans import lock_plan
 from hpo.queue import Queue, StudyRow
-from hpo.scores import election
+from hpo.scores import champion, standings
 from hpo.search import sampling
 from hpo.tracking import registry
 from hpo.tracking.client import OWNER, Tracker
@@ -56,16 +56,15 @@ def delete(
             raise _busy(row)
         crash.at("deletion begun")
         owner = queue.database_id()
-        contest = election.rivals(queue, row)
-        runs = {job.run_id for rival in contest if rival.row.name == row.name for job in rival.jobs}
-        for name in election.own_models(queue, tracker, contest):
+        runs = {job.run_id for job in queue.jobs(row.name)}
+        for name in champion.own_models(queue, tracker, standings.rivals(queue, row)):
             for version in registry.versions(tracker, name):
                 # The run of one whose run the database never noted is known by its name alone.
                 ours = version.run_id in runs or version.tags.get("hpo.study") == row.name
                 if ours and version.tags.get(OWNER) == owner:
                     registry.delete_version(tracker, name, version.number)
         crash.at("versions deleted")
-        election.settle(queue, tracker, row, leaving=row.name)
+        champion.settle(queue, tracker, row, leaving=row.name)
         tracker.delete_study_data(row.facts["experiment_id"])
         crash.at("experiment deleted")
         sampling.delete(store, row.name)

@@ -23,7 +23,7 @@ from hpo.operations import invariants
 from hpo.planning.plans import lock_plan
 from hpo.queue import ENDED, Job, Queue, StudyRow
 from hpo.recording.reconciler import Mirror
-from hpo.scores import election, evidence
+from hpo.scores import champion, evidence, ranking
 from hpo.search import sampling
 from hpo.services.serving import Services
 from hpo.settings import Settings
@@ -113,7 +113,7 @@ def _study(shown: Mirror, settings: Settings) -> Iterator[Finding]:
             todo, remedy = "show it again in Optuna and MLflow", partial(_show, shown, violation.job, deleted, settings)
         elif violation.election:
             todo = "set aliases and tags as the database says"
-            remedy = partial(election.settle, shown.queue, shown.tracker, shown.study)
+            remedy = partial(champion.settle, shown.queue, shown.tracker, shown.study)
         elif violation.rule == "I4":
             todo = "do not use these files; take the alias off in MLflow, then `hpo promote` elects the next sound one"
         yield Finding(kind=violation.rule, what=f"{violation.study}: {violation.what}", todo=todo, remedy=remedy)
@@ -184,7 +184,7 @@ def _files(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
     """Recorded models whose files are not all there; those with an alias were checked to the last byte already."""
     versions = {
         version.run_id: (name, version)
-        for name in election.names(shown.study)
+        for name in champion.names(shown.study)
         for version in registry.versions(shown.tracker, name)
     }
     for job in jobs:
@@ -236,7 +236,7 @@ def _predict_again(shown: Mirror, number: int, settings: Settings) -> None:
     """Score a winner's recorded model as its closing did, and put what it predicts at the study's run."""
     from hpo.worker import trainer
 
-    job = next(job for job in election.ranked(shown.queue.jobs(shown.study.name)) if job.number == number)
+    job = next(job for job in ranking.ranked(shown.queue.jobs(shown.study.name)) if job.number == number)
     data = data_sets.fetch(settings.home, shown.tracker, shown.study)
     with tempfile.TemporaryDirectory() as folder:
         model, table = Path(folder, "model"), Path(folder, f"trial-{number}.csv")

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from hpo.queue import ATTEMPTS, ENDED, Job
 from hpo.recording import reconciler
 from hpo.recording.reconciler import Mirror
-from hpo.scores import election
+from hpo.scores import champion
 from hpo.search import sampling
 from hpo.tracking import registry
 from hpo.tracking.client import KEY, OWNER
@@ -65,7 +65,7 @@ def check(shown: Mirror, *, grace: float = 0.0, models: bool = True) -> list[Vio
             found += _trial(shown, job, seen)
     if models:
         found += [_violation(shown, "I4", what) for what in _aliases(shown)]
-        faults = election.faults(shown.queue, shown.tracker, shown.study)
+        faults = champion.faults(shown.queue, shown.tracker, shown.study)
         found += [replace(_violation(shown, "I4", what), election=True) for what in faults]
     return found
 
@@ -203,10 +203,10 @@ def _shown_curve(shown: Mirror, job: Job, curve: Curve) -> Iterator[str]:
 def _aliases(shown: Mirror) -> Iterator[str]:
     """The study's versions with an alias that nobody should use."""
     owner = shown.queue.database_id()
-    for name in election.names(shown.study):
+    for name in champion.names(shown.study):
         for version in registry.versions(shown.tracker, name):
             job = shown.queue.by_run(version.run_id)
             if version.tags.get(OWNER) != owner or (job is not None and job.study != shown.study.name):
                 continue  # of another database on this server, or looked at with its own study
-            if version.aliases and (fault := election.unsound(shown.queue, shown.tracker, name, version)):
+            if version.aliases and (fault := champion.unsound(shown.queue, shown.tracker, name, version)):
                 yield f"{name} version {version.number} (@{', @'.join(version.aliases)}): {fault}"

@@ -20,7 +20,7 @@ from hpo import study
 from hpo.errors import StudyConflict, StudyError
 from hpo.machine import now_ms
 from hpo.queue import Job, Queue, StudyRow, require_whole
-from hpo.scores import election
+from hpo.scores import ranking
 from hpo.search import sampling
 from hpo.settings import Settings
 from hpo.study import Study
@@ -271,7 +271,7 @@ def _ranked(ready: Plan, queue: Queue, key: str, what: str) -> list[Job]:
             f"{ready.name} {what} {name}, and {state}. Run `hpo run --study {study.file_name(name)}` "
             "with the same options first; or add --with-prerequisites to this command."
         )
-    return election.ranked(jobs)
+    return ranking.ranked(jobs)
 
 
 def _start(ready: Plan, best: list[Job]) -> dict[str, Any]:
@@ -408,7 +408,7 @@ def model_name(data: Dataset, parts: Split) -> str:
     text = json.dumps([data.digest, parts.digest, data.target_names])
     slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in data.metadata["name"]).strip("-") or "data"
     digits = f"-{study.digest({'model': text})[:8]}"
-    # Part of a database's id may follow (hpo.scores.election.claim_model).
+    # Part of a database's id may follow (hpo.scores.champion.claim_model).
     return slug[: lengths.MODEL_NAME - len(digits) - 9] + digits
 
 

@@ -1212,7 +1212,7 @@ def _all_ended(connection: Connection, study: str) -> bool:
 def _close_again(connection: Connection, study: str) -> None:
     """Let a study close again, and its closing have all its attempts, if trials of it have come back. The caller holds
     the study's lock."""
-    connection.execute(  # what it answers for stays so (hpo.scores.election)
+    connection.execute(  # what it answers for stays so (hpo.scores.standings)
         text("""
             UPDATE hpo.study SET facts = facts || '{"closed": true}' WHERE name = :study
               AND EXISTS (SELECT FROM hpo.job WHERE study = :study AND kind = 'closing' AND state = 'done')

@@ -20,7 +20,7 @@ from hpo.errors import NotFound
 from hpo.queue import Job, Queue, StudyRow
 from hpo.recording import reconciler
 from hpo.report.results import NAMES
-from hpo.scores import election
+from hpo.scores import champion, ranking
 from hpo.study import provenance
 from hpo.text import first_line, number_text, point_text, score_text
 from hpo.tracking import registry
@@ -148,7 +148,7 @@ def find(queue: Queue, tracker: Tracker | None, studies: Mapping[str, StudyRow],
     """The trial a name stands for; a study's name goes before a model's. Raises NotFound."""
     head, slash, rest = name.partition("/")
     if name in studies:
-        best = election.ranked(queue.jobs(name))
+        best = ranking.ranked(queue.jobs(name))
         if not best:
             raise NotFound(f"The study {name} has no finished trial that could stand for it. Name one, as in {name}/0.")
         return best[0]
@@ -157,7 +157,7 @@ def find(queue: Queue, tracker: Tracker | None, studies: Mapping[str, StudyRow],
     if (job := queue.by_run(name)) is not None:
         return job
     tracker = _there(tracker)
-    models = election.downloadable(queue, tracker)
+    models = champion.downloadable(queue, tracker)
     if "@" in name:
         return _made(queue, *_aliased(tracker, models, name))
     if slash and head in models:
@@ -181,7 +181,7 @@ def trial(queue: Queue, study: StudyRow, rest: str) -> Job:
             f"The study {study.name} has no trial '{rest}': expected a number of 0 to {last}{again}. "
             f"`hpo trials --study {study.name}` lists them."
         )
-    return next(iter(election.ranked(found)), found[0])
+    return next(iter(ranking.ranked(found)), found[0])
 
 
 def _there(tracker: Tracker | None) -> Tracker:
@@ -297,15 +297,15 @@ def _validation(queue: Queue, job: Job, jobs: list[Job]) -> dict[str, Any]:
         found = {"best_val_nmse": best["val/nmse"], "best_val_mse": best["val/mse"], "best_epoch": number}
         found |= {"last_val_nmse": last["val/nmse"], "last_val_mse": last["val/mse"]}
         found |= {"seconds": sum(each["seconds"] for _, each in curve)}
-    if len(repeats := election.repeats(jobs).get(job.number, [])) > 1:
-        found["repeats_nmse_mean"], found["repeats_nmse_deviation"] = election.spread(repeats)
+    if len(repeats := ranking.repeats(jobs).get(job.number, [])) > 1:
+        found["repeats_nmse_mean"], found["repeats_nmse_deviation"] = ranking.spread(repeats)
     found |= {"epochs": job.epochs, "train_seconds": found.get("seconds")}  # "seconds" is the name of an epoch's
     return {name: found[name] for name in VALIDATION if found.get(name) is not None}
 
 
 def _tested(job: Job, jobs: list[Job]) -> dict[str, Any] | None:
     """What the study's closing found of this trial on the test split, if it was opened for it."""
-    if job.id not in (best.id for best in election.ranked(jobs)):  # of a point's repeats only the best was tested
+    if job.id not in (best.id for best in ranking.ranked(jobs)):  # of a point's repeats only the best was tested
         return None
     return next((each["test"] for each in _ended(jobs).get("groups", []) if each["number"] == job.number), None)
 

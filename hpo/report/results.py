@@ -18,7 +18,7 @@ from rich.text import Text
 from hpo.machine import now_ms
 from hpo.queue import Job, StudyRow, finite
 from hpo.recording.reconciler import Mirror
-from hpo.scores import election
+from hpo.scores import ranking
 from hpo.study import provenance
 from hpo.text import for_csv, number_text, point_text, score_text, visible
 from hpo.tracking.client import Tracker
@@ -31,8 +31,8 @@ NAMES = {"mean": "mean of the training labels", "volume fraction": "volume fract
 def rows(jobs: list[Job]) -> list[dict[str, Any]]:
     """Finished trials, best point first, one flat dict each; MSE in the label's unit squared, seconds of training."""
     found = []
-    points = election.repeats(jobs)
-    for job in (each for best in election.ranked(jobs) for each in points[best.number]):
+    points = ranking.repeats(jobs)
+    for job in (each for best in ranking.ranked(jobs) for each in points[best.number]):
         assert job.result is not None and job.spec is not None
         result = job.result
         found.append(
@@ -95,7 +95,7 @@ def fruitless(jobs: list[Job]) -> list[str]:
 
 def top_table(study: StudyRow, jobs: list[Job]) -> Table:
     unit = study.facts["data"]["unit"]
-    done, points = election.ranked(jobs), election.repeats(jobs)
+    done, points = ranking.ranked(jobs), ranking.repeats(jobs)
     planned = len({job.number for job in jobs if job.kind == "trial"})
     title = f"{study.name}: best {min(TOP, len(done))} of {planned} trials, scores on the validation split"
     if again := study.spec.get("repeats", 1) > 1:
@@ -107,7 +107,7 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
     for name in ("config", "point", "NMSE", f"MSE {unit}²", "R²", "NRMSE", "best epoch", "seconds"):
         point = name == "point"
         table.add_column(name, justify="left" if point else "right", overflow="fold" if point else "ellipsis")
-    unstable = election.diverged(jobs)
+    unstable = ranking.diverged(jobs)
     entries: list[tuple[bool, float, list[str]]] = []
     for job in done[:TOP]:
         assert job.result is not None and job.spec is not None
@@ -119,11 +119,11 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
             str(found["best_epoch"]),
             f"{found['seconds']:.0f}",
         ]
-        mean, deviation = election.spread(points[job.number])
+        mean, deviation = ranking.spread(points[job.number])
         if again:
-            best = None if job is done[0] else election.spread(points[done[0].number])
+            best = None if job is done[0] else ranking.spread(points[done[0].number])
             cells[2] = spread_text(mean, deviation, best)
-            if lacks := election.incomplete([other for other in jobs if other.number == job.number]):
+            if lacks := ranking.incomplete([other for other in jobs if other.number == job.number]):
                 cells[1] += f"\n{lacks}"
         entries.append((job.number in unstable, mean, cells))
     for name, found in study.facts["predictors"].items():

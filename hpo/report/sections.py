@@ -12,7 +12,7 @@ import pandas
 from hpo.report import answers, figures
 from hpo.report.document import HIGH, LOW, Document, Picture, Section, Table
 from hpo.report.results import NAMES, TOP, within_spread
-from hpo.scores import alarms, analysis, election
+from hpo.scores import alarms, analysis, ranking
 from hpo.scores.evidence import Closed, Evidence, Winner
 from hpo.search import sampling
 from hpo.study import Choices, Interval, provenance
@@ -197,7 +197,7 @@ def _study(evidence: Evidence, each: Closed) -> Section:
     best = pandas.DataFrame(_predictor_rows(evidence, each)).reindex(columns=frame.columns)
     top = pandas.concat([frame.head(TOP), best])
     scores = top.get(MEAN, top["validation NMSE"]).fillna(top["validation NMSE"]).to_numpy(float, copy=True)
-    unstable = election.diverged(each.jobs)  # such points come last, as they do in the election
+    unstable = ranking.diverged(each.jobs)  # such points come last, as they do in the election
     scores[[row for row, (job, _) in enumerate(each.points[:TOP]) if job.number in unstable]] = np.inf
     top = top.iloc[np.argsort(scores, kind="stable")]
     pictures: list[Picture] = []
@@ -240,15 +240,15 @@ def _study(evidence: Evidence, each: Closed) -> Section:
 def trials(evidence: Evidence, each: Closed) -> pandas.DataFrame:
     """The best finished trial of each point, best first."""
     rows: list[Row] = []
-    unit, repeated = evidence.dataset.unit, election.repeats(each.jobs)
-    best = election.spread(repeated[each.points[0][0].number]) if each.points else None
+    unit, repeated = evidence.dataset.unit, ranking.repeats(each.jobs)
+    best = ranking.spread(repeated[each.points[0][0].number]) if each.points else None
     lacking = {
-        job.number: election.incomplete([j for j in each.jobs if j.number == job.number]) for job, _ in each.points
+        job.number: ranking.incomplete([j for j in each.jobs if j.number == job.number]) for job, _ in each.points
     }
     for job, _ in each.points:
         assert job.spec is not None and job.result is not None
         found, curve = job.result, each.curves[job.id]["val/nmse"]
-        mean, deviation = election.spread(repeated[job.number])
+        mean, deviation = ranking.spread(repeated[job.number])
         repeats: Row = {MEAN: mean, "standard deviation": deviation}
         if any(lacking.values()):
             repeats["repeats"] = lacking[job.number]

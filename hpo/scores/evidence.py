@@ -20,7 +20,7 @@ from data_pipeline.split import Split, split
 from hpo import study
 from hpo.errors import NotFound, StudyConflict
 from hpo.queue import Job, Queue, StudyRow
-from hpo.scores import alarms, analysis, election
+from hpo.scores import alarms, analysis, ranking
 from hpo.text import point_text, utf8
 from hpo.tracking import data_sets
 from hpo.tracking.client import Tracker
@@ -97,7 +97,7 @@ class Closed:
     def points(self) -> list[tuple[Job, float]]:
         """The best finished trial of each point with the point's validation NMSE (the mean over its repeats), best
         first."""
-        return election.points(self.jobs)
+        return ranking.points(self.jobs)
 
     @cached_property
     def whole(self) -> list[tuple[Job, float]]:
@@ -204,7 +204,7 @@ def gather(queue: Queue, tracker: Tracker, names: Sequence[str] = ()) -> Evidenc
     dataset = _dataset(tracker, rows[0])
     parts = split(len(dataset.images))
     winners = [_winner(tracker, each, entry, dataset, parts) for each in closed for entry in each.ended["groups"]]
-    unstable = {each.row.name: election.diverged(each.jobs) for each in closed}
+    unstable = {each.row.name: ranking.diverged(each.jobs) for each in closed}
     winners.sort(key=lambda winner: (winner.job.number in unstable[winner.study], winner.nmse))
     return Evidence(closed=closed, winners=winners, dataset=dataset, split=parts)
 

@@ -1,0 +1,377 @@
+"""The champion and the studies' aliases in MLflow's model registry, set to where the rows of the queue put them.
+
+What the registry says of its versions (tags, descriptions) is for people, and is brought up to date from the rows. A
+registered model belongs to one database, as an experiment does.
+"""
+
+import logging
+import math
+import tempfile
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpo import crash
+from hpo.errors import ModelError, NotFound
+from hpo.queue import DatabaseLost, Job, Queue, StudyRow
+from hpo.scores import ranking
+from hpo.scores.standings import Rival, Standing, problem, rivals, standings
+from hpo.study import alias
+from hpo.text import for_markdown, score_text
+from hpo.tracking import registry
+from hpo.tracking.client import OWNER, Tracker
+from hpo.tracking.registry import Version
+
+CHAMPION = "champion"
+# Tags of a version, for people: the validation NMSE of its network, and that of its configuration.
+OWN, POINT = "hpo.best_val_nmse", "hpo.point_val_nmse"
+PATIENCE = 30.0  # seconds after which an election that froze loses its lock
+
+log = logging.getLogger("hpo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A registered version of a finished trial of this database."""
+
+    model: str
+    version: Version
+    job: Job
+    standing: Standing
+
+    @property
+    def title(self) -> str:
+        return f"{self.model} version {self.version.number}"
+
+    @property
+    def is_champion(self) -> bool:
+        return CHAMPION in self.version.aliases
+
+    @property
+    def score_tags(self) -> dict[str, str]:
+        """The tags that say in MLflow what the version is elected by."""
+        same = self.standing.point == self.standing.own and POINT not in self.version.tags
+        return {OWN: repr(self.standing.own)} | ({} if same else {POINT: repr(self.standing.point)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What setting the aliases led to."""
+
+    elected: dict[str, Any]  # the champion, as a closing's result states it
+    moved: list[str]  # aliases of studies that were set
+    refused: dict[str, str]  # aliases of studies that were not set, and the reason
+
+
+def settle(
+    queue: Queue,
+    tracker: Tracker,
+    row: StudyRow,
+    *,
+    closing: Job | None = None,
+    leaving: str | None = None,
+    sound: Collection[str] = (),
+) -> Outcome:
+    """Set @champion and the alias of each study on the problem of `row` by the rows; refresh tags and tables.
+
+    `closing`: this job's study counts as closed; raise LeaseLost, and change nothing, if another worker holds the job.
+    `leaving`: a study that is being deleted. `sound`: runs whose models have just been downloaded, checked and scored;
+    every other model is checked before it gets an alias.
+    """
+    study = closing.study if closing else None
+    try:
+        with lock(queue, row) as hold:
+            if closing is not None:
+                queue.require(closing)
+            return Contest(queue, tracker, row, closing=study, leaving=leaving, sound=sound).settle(hold)
+    except DatabaseLost:
+        # We may have been frozen in the middle, and have written over what another worker decided meanwhile.
+        with lock(queue, row) as hold:
+            Contest(queue, tracker, row, leaving=leaving, sound=sound).settle(hold)
+        raise
+
+
+def faults(queue: Queue, tracker: Tracker, row: StudyRow) -> Iterator[str]:
+    """Say where aliases and tags in the registry contradict the rows; nothing while a study on the problem closes."""
+    contest = Contest(queue, tracker, row)
+    closings = [rival.closing_attempt for rival in contest.rivals]
+    if any(attempt is not None and attempt[0] == "running" for attempt in closings):
+        return
+    messages = list(contest.faults())
+    if closings == [rival.closing_attempt for rival in rivals(queue, row)]:
+        yield from messages
+
+
+class Contest:
+    """The studies on the problem of `row`, and the registered models that hold their versions."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        tracker: Tracker,
+        row: StudyRow,
+        *,
+        closing: str | None = None,
+        leaving: str | None = None,
+        sound: Collection[str] = (),
+    ) -> None:
+        self.queue, self.tracker, self.closing, self.sound = queue, tracker, closing, sound
+        self.rivals = [rival for rival in rivals(queue, row) if rival.row.name != leaving]
+        self.models = own_models(queue, tracker, self.rivals)
+
+    def candidates(self) -> list[Candidate]:
+        """Return every version that may be elected, with the aliases it has now, the best first."""
+        owner, scores = self.queue.database_id(), standings(self.rivals, closing=self.closing)
+        by_run = {str(job.run_id): job for rival in self.rivals for job in rival.jobs}
+        result = [
+            Candidate(model=name, version=version, job=by_run[version.run_id], standing=scores[version.run_id])
+            for name in self.models
+            for version in registry.versions(self.tracker, name)
+            if version.tags.get(OWNER) == owner and version.run_id in scores
+        ]
+        return sorted(result, key=lambda one: (one.standing, self.models.index(one.model), one.version.number))
+
+    def study_aliases(self, candidates: Sequence[Candidate]) -> dict[str, Candidate | None]:
+        """Return where the alias of each closed study belongs: to its best trial's version, None if there is none.
+
+        A study with overrides has no alias, nor has a study whose alias an older study has.
+        """
+        by_run = {candidate.version.run_id: candidate for candidate in reversed(candidates)}
+        owners = {alias(row.name): row.name for row in reversed(self.queue.studies()) if "+" not in row.name}
+        result: dict[str, Candidate | None] = {}
+        for rival in self.rivals:
+            name = alias(rival.row.name)
+            if owners.get(name) == rival.row.name and (rival.is_closed or rival.row.name == self.closing):
+                best = next(iter(ranking.ranked(rival.jobs)), None)
+                result[name] = by_run.get(str(best.run_id)) if best is not None else None
+        return result
+
+    def fault(self, candidate: Candidate) -> str | None:
+        """Say what is wrong with the model of a candidate; None if it is sound."""
+        if candidate.version.run_id in self.sound:
+            return None
+        return unsound(self.queue, self.tracker, candidate.model, candidate.version)
+
+    def settle(self, hold: Callable[[], None]) -> Outcome:
+        """Set aliases, tags and tables. `hold` raises DatabaseLost if the lock is lost."""
+        candidates = self.candidates()
+        moved, refused = self._set_study_aliases(candidates, hold)
+        elected = self._elect(candidates, hold)
+        hold()
+        for candidate in candidates:
+            registry.set_tags(self.tracker, candidate.model, candidate.version, candidate.score_tags)
+        candidates = self.candidates()  # with their new aliases
+        for name in self.models:
+            own = [candidate for candidate in candidates if candidate.model == name]
+            registry.describe_versions(self.tracker, name, table(own))
+        return Outcome(elected=elected, moved=moved, refused=refused)
+
+    def _set_study_aliases(
+        self, candidates: Sequence[Candidate], hold: Callable[[], None]
+    ) -> tuple[list[str], dict[str, str]]:
+        moved, refused = [], {}
+        for name, best in self.study_aliases(candidates).items():
+            for candidate in candidates:
+                if name in candidate.version.aliases and (best is None or candidate.model != best.model):
+                    registry.delete_alias(self.tracker, candidate.model, name)
+            if best is None or name in best.version.aliases:
+                continue
+            if (fault := self.fault(best)) is not None:
+                refused[name] = fault
+                continue
+            hold()
+            registry.set_alias(self.tracker, best.model, name, best.version.number)
+            moved.append(name)
+            crash.at("alias set")
+        return moved, refused
+
+    def _elect(self, candidates: Sequence[Candidate], hold: Callable[[], None]) -> dict[str, Any]:
+        """Move @champion to the first candidate that is sound, if it is better than the present champion."""
+        present = champion(candidates)
+        holder = present
+        for candidate in better(candidates, present):
+            hold()
+            if (fault := self.fault(candidate)) is not None:
+                log.warning("%s is passed over: %s", candidate.title, fault)
+                continue
+            hold()
+            registry.set_alias(self.tracker, candidate.model, CHAMPION, candidate.version.number)
+            holder = candidate
+            break
+        for name in self.models:
+            if holder is None or name != holder.model:
+                registry.delete_alias(self.tracker, name, CHAMPION)
+        if holder is None:
+            return {"champion": None, "champion_moved": False}
+        standing = holder.standing
+        return {
+            "champion": holder.version.number,
+            "champion_model": holder.model,
+            "champion_moved": holder is not present,
+            "champion_study": holder.job.study,
+            "champion_nmse": standing.own,
+            "champion_point_nmse": standing.point if math.isfinite(standing.point) else standing.own,
+        }
+
+    def faults(self) -> Iterator[str]:
+        """Say where aliases and tags are not what `settle` would set."""
+        candidates = self.candidates()
+        present = champion(candidates)
+        for candidate in better(candidates, present):
+            if self.fault(candidate) is None:
+                yield (
+                    f"@champion is {present.title}, but {candidate.title} is better"
+                    if present
+                    else f"@champion is on no version, but {candidate.title} stands for election"
+                )
+                break
+        for name, best in self.study_aliases(candidates).items():
+            if best is None:
+                for candidate in candidates:
+                    if name in candidate.version.aliases:
+                        yield f"the alias @{name} is at {candidate.title}, but the study's best model is not registered"
+            elif name not in best.version.aliases and not self.fault(best):
+                yield f"expected the alias @{name} at {best.title}"
+        for candidate in candidates:
+            for tag, expected in candidate.score_tags.items():
+                if (value := candidate.version.tags.get(tag)) != expected:
+                    yield f"{candidate.title}: expected the tag {tag} {expected}, found {value}"
+
+
+def champion(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the candidate that has the alias now, the best one if several models have it."""
+    return next((candidate for candidate in candidates if candidate.is_champion), None)
+
+
+def better(candidates: Sequence[Candidate], present: Candidate | None) -> list[Candidate]:
+    """Return the candidates that come before the present champion, the best first; all if there is none."""
+    return [candidate for candidate in candidates if present is None or candidate.standing < present.standing]
+
+
+@contextmanager
+def lock(queue: Queue, row: StudyRow) -> Iterator[Callable[[], None]]:
+    """Let one worker at a time settle the aliases of a problem, so that studies that close at once see each other.
+
+    The lock is held for as long as a step takes, and ends PATIENCE after the process froze. The function that it yields
+    raises DatabaseLost if the lock has ended.
+    """
+    mutex, ended = threading.Lock(), threading.Event()
+    with queue.lock(f"champion.{'.'.join(problem(row)[:2])}", patience=PATIENCE) as touch:
+
+        def hold() -> None:
+            with mutex:
+                touch()
+
+        def keep() -> None:
+            with suppress(DatabaseLost):
+                while not ended.wait(PATIENCE / 4):
+                    hold()
+
+        keeper = threading.Thread(target=keep, name="election", daemon=True)
+        keeper.start()
+        try:
+            yield hold
+        finally:
+            ended.set()
+            keeper.join()
+
+
+def claim_model(queue: Queue, tracker: Tracker, row: StudyRow, *, description: str) -> str:
+    """Return the registered model of all studies of this database on the problem of `row`; create it if there is none.
+
+    Its name is the planned one, unless a study on the same problem uses another one already, or the planned one belongs
+    to another database: then part of this database's id follows. Raise ModelError if both belong to other databases.
+    """
+    owner, planned = queue.database_id(), row.facts["model_name"]
+    tags = {"hpo.data": row.facts["data"]["digest"], "hpo.split": row.facts["data"]["split"]}
+    used = own_models(queue, tracker, rivals(queue, row))
+    for name in dict.fromkeys([*used, planned, f"{planned}-{owner[:8]}"]):
+        if registry.ensure_registered_model(tracker, name, description=description, tags=tags, owner=owner):
+            if name != planned:
+                queue.amend_facts(row.name, {"model_name": name, "models": [*names(row)]})
+            return name
+    raise ModelError(
+        f"The registered model {planned} of the MLflow server belongs to another database, and so does the name with "
+        "this database's id behind it: nothing was registered. Rename one of them in MLflow."
+    )
+
+
+def names(row: StudyRow) -> list[str]:
+    """Return the names of the registered models that may hold versions of a study, the present one first."""
+    planned = [row.facts["model_name"]] if "model_name" in row.facts else []
+    return list(dict.fromkeys([*planned, *row.facts.get("models", ())]))
+
+
+def own_models(queue: Queue, tracker: Tracker, rivals: Sequence[Rival]) -> list[str]:
+    """Return the registered models of this database that may hold versions of these studies, the oldest study's first.
+
+    There are several where studies of an earlier hpo used names of their own; it let databases share a model, too.
+    """
+    return _belonging(queue, tracker, [rival.row for rival in rivals])
+
+
+def downloadable(queue: Queue, tracker: Tracker) -> list[str]:
+    """Return the names of this database's registered models, the newest study's first."""
+    return _belonging(queue, tracker, list(reversed(queue.studies())))
+
+
+def _belonging(queue: Queue, tracker: Tracker, rows: Sequence[StudyRow]) -> list[str]:
+    owner = queue.database_id()
+    return [
+        name for name in dict.fromkeys(n for row in rows for n in names(row)) if registry.belongs(tracker, name, owner)
+    ]
+
+
+def table(candidates: Sequence[Candidate]) -> str:
+    """Return the versions of a model for its description, @champion first, then the best; empty if there is none."""
+    rows = [("version", "trial", "validation NMSE", "verdict", "aliases"), ("---",) * 5]
+    rows += [
+        (
+            str(candidate.version.number),
+            for_markdown(candidate.version.description.partition("\n")[0]),
+            _scores_text(candidate.standing),
+            candidate.version.tags.get("hpo.verdict", ""),
+            " ".join(f"`@{name}`" for name in candidate.version.aliases),
+        )
+        for candidate in sorted(candidates, key=lambda one: (not one.is_champion, one.standing))
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) if len(rows) > 2 else ""
+
+
+def _scores_text(standing: Standing) -> str:
+    """Return a network's validation NMSE, and its configuration's if that differs or lost to another one."""
+    text = score_text(standing.own)
+    if math.isinf(standing.point):
+        return f"{text}, with other seeds another point is better"
+    return text if standing.point == standing.own else f"{text}, mean of its point {score_text(standing.point)}"
+
+
+def unsound(queue: Queue, tracker: Tracker, model_name: str, version: Version) -> str | None:
+    """Download, hash and load a version and let it predict; say what is wrong with it, None if nothing is."""
+    import numpy as np
+
+    from models import bundle, regressor
+    from models.specs import SpecError
+
+    job = queue.by_run(version.run_id)
+    if job is None or job.result is None:
+        return "it was not made by a study of this database, so its hashes are unknown"
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "model")
+        try:
+            registry.download(
+                tracker,
+                model_name=model_name,
+                version=version.number,
+                folder=folder,
+                expected_sha256=job.result["files"],
+            )
+            model, spec = bundle.load(folder)
+        except (ModelError, NotFound, SpecError) as error:
+            return str(error)
+        cell = np.random.default_rng(0).integers(0, 2, (1, *spec.image_shape)).astype(np.float32)
+        answer = regressor.predict(model, cell)
+        return None if np.isfinite(answer).all() else f"it predicts {answer.tolist()}"
