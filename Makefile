@@ -4,7 +4,7 @@ STUDY ?= grid
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-full test-long lint clean
+.PHONY: run test test-full test-long lint bench clean
 
 run: $(VENV)/installed
 	@$(BIN)/hpo run --study $(STUDY) $(ARGS)
@@ -29,6 +29,14 @@ lint: $(VENV)/installed-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+# The short benchmarks, each beside its rival where there is one: five to six minutes on two cores. The long ones:
+# docs/reference/performance.md.
+bench: $(VENV)/installed
+	@$(BIN)/python bench/training_speed.py --epochs 3
+	@$(BIN)/python bench/frozen_features.py
+	@$(BIN)/python bench/overhead.py --trials 1 --epochs 150
+	@$(BIN)/python bench/report_of_a_thousand.py
 
 # An interrupted `venv` leaves a python without pip: then it is made again. One that is complete is used as it is.
 $(VENV)/ready:

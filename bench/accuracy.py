@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import machine
 
 from data_pipeline import dataset as data_sets
 from data_pipeline.components import vector
@@ -48,6 +49,7 @@ def main() -> None:
         parser.error(f"expected {bare[0]}=DIR")
     torch.set_num_threads(1)
     data = data_sets.load(data_sets.DEFAULT)
+    print(f"{machine()}; torch {torch.__version__}, one thread")
     print(f"{'':44} {'NMSE':>8} {'R2':>8} {'lowest':>8} {'MAPE %':>7} {'seconds':>8}", flush=True)
     for name, _, argument in parts:
         named[name](data, argument)
@@ -97,11 +99,16 @@ def whole() -> tuple[Regressor, float]:
 def line(
     name: str, predicted: np.ndarray, truth: np.ndarray, variance: np.ndarray, seconds: float | None = None
 ) -> None:
-    found = metrics.scores(predicted, truth, train_variance=variance)
-    lowest = min(found.per_target["r2"])
-    took = "" if seconds is None else f"{seconds:8.0f}"
-    scores = f"{found.nmse:8.5f} {found.r2:8.5f} {lowest:8.5f} {100 * found.mape:7.2f}"
-    print(f"{name:44} {scores} {took}", flush=True)
+    scores = metrics.scores(predicted, truth, train_variance=variance)
+    r2 = [score for score in scores.per_target["r2"] if score is not None]
+    mape = None if scores.mape is None else 100 * scores.mape
+    numbers = (_number(scores.nmse), _number(scores.r2), _number(min(r2, default=None)), _number(mape, "7.2f"))
+    print(f"{name:44} {' '.join(numbers)} {_number(seconds, '8.0f')}", flush=True)
+
+
+def _number(value: float | None, form: str = "8.5f") -> str:
+    """Return the number in that form, a dash of the same width if it does not exist (R² of a single cell)."""
+    return f"{'-':>{form[0]}}" if value is None else format(value, form)
 
 
 def kinds(data: Dataset) -> np.ndarray:

@@ -10,6 +10,7 @@ import argparse
 import time
 
 import torch
+from machine import machine
 from torch.nn import functional as F
 
 from data_pipeline import dataset as data_sets
@@ -29,6 +30,7 @@ def main() -> None:
     parts = split(len(data.images))
     train = (data.images[parts.train], data.targets[parts.train])
     validation = (data.images[parts.validation], data.targets[parts.validation])
+    print(f"{machine()}; torch {torch.__version__}, one thread; {len(train[0])} training images")
     print(f"{'backbone':12} {'one pass, s':>12} {'300 epochs, s':>14} {'plain epoch, s':>15} {'plain / ours':>13}")
     for backbone in parser.parse_args().backbones:
         spec = TransferSpec(backbone=backbone, weights="none")

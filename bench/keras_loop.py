@@ -27,6 +27,7 @@ import venv
 from pathlib import Path
 
 import numpy as np
+from machine import cores, machine  # beside this file, and without packages of ours, for Keras runs it, too
 
 GRID = list(itertools.product((8, 16, 32), (3, 5), (0.0, 0.2), (1e-3, 1e-4)))  # filters, kernel, dropout, learning rate
 EPOCHS = 300
@@ -69,7 +70,7 @@ def compare(data: Path | None, epochs: int, environment: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         npz = Path(folder) / "data.npz"
         np.savez(npz, **arrays)
-        processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = cores()
         ours, our_versions = our_loop(npz, epochs, processes)
         command = [python, __file__, "--keras", npz, "--epochs", str(epochs)]
         quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
@@ -80,8 +81,6 @@ def compare(data: Path | None, epochs: int, environment: Path) -> None:
 
 def report(ours: list[float], keras: list[float], processes: int, versions: str) -> None:
     """Print seconds per epoch of each configuration, and the extrapolated grid."""
-    from training_speed import machine  # beside this file
-
     print(f"{machine()}; {versions}; seconds per epoch, median")
     print(f"Keras: one process on all cores; ours: {processes} single-threaded processes at once, time / {processes}")
     print(f"{'config':>7}{'filters':>9}{'kernel':>8}{'dropout':>9}{'rate':>9}{'Keras':>9}{'ours':>9}{'ratio':>8}")

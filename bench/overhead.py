@@ -12,13 +12,14 @@ once per process. Prints seconds per trial of both, and the ratio.
 import argparse
 import multiprocessing
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from machine import cores, machine
 
 SPEC = {"family": "cnn", "filters": 8, "kernel_size": 3, "dropout": 0.0}
 STUDY = """
@@ -39,27 +40,26 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=3, help="counted trials of each process (default 3)")
     parser.add_argument("--epochs", type=int, default=300, help="of a trial (default 300)")
     arguments = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
-    print(
-        f"{platform.machine()}, {cores} cores, {arguments.trials} trials a core of {arguments.epochs} epochs",
-        flush=True,
-    )
-    before = trial_seconds_bare(arguments.trials, arguments.epochs, cores)
+    trials, epochs, processes = arguments.trials, arguments.epochs, cores()
+    print(f"{machine()}; {trials} trials a core of {epochs} epochs", flush=True)
+    before = trial_seconds_bare(trials, epochs, processes)
     print(f"bare training:  {before:7.2f} s a trial", flush=True)
-    tracked = trial_seconds_tracked(arguments.trials, arguments.epochs, cores)
+    tracked = trial_seconds_tracked(trials, epochs, processes)
     print(f"hpo run:        {tracked:7.2f} s a trial", flush=True)
-    after = trial_seconds_bare(arguments.trials, arguments.epochs, cores)
+    after = trial_seconds_bare(trials, epochs, processes)
     print(f"bare training:  {after:7.2f} s a trial (again: the machine may have changed its speed)")
     bare = (before + after) / 2
-    print(f"added:          {100 * (tracked / bare - 1):7.2f} %")
+    print(
+        f"ratio:          {tracked / bare:7.2f} (hpo run to the mean of the two: {100 * (tracked / bare - 1):+.1f} %)"
+    )
 
 
-def trial_seconds_bare(trials: int, epochs: int, cores: int) -> float:
+def trial_seconds_bare(trials: int, epochs: int, processes: int) -> float:
     """Seconds a trial takes without hpo, all cores busy."""
     context = multiprocessing.get_context("spawn")
-    with context.Pool(cores) as pool:
-        pool.starmap(bare, [(1, 2)] * cores, chunksize=1)  # imports and first steps
-        rounds = pool.starmap(bare, [(trials, epochs)] * cores, chunksize=1)
+    with context.Pool(processes) as pool:
+        pool.starmap(bare, [(1, 2)] * processes, chunksize=1)  # imports and first steps
+        rounds = pool.starmap(bare, [(trials, epochs)] * processes, chunksize=1)
     return statistics.mean(rounds) / trials
 
 
@@ -88,7 +88,7 @@ def bare(trials: int, epochs: int) -> float:
     return time.monotonic() - begin
 
 
-def trial_seconds_tracked(trials: int, epochs: int, cores: int) -> float:
+def trial_seconds_tracked(trials: int, epochs: int, processes: int) -> float:
     """Seconds a trial takes with everything, all cores busy, from the first round's end to the last's."""
     from hpo import settings
     from hpo.queue import Queue
@@ -97,14 +97,14 @@ def trial_seconds_tracked(trials: int, epochs: int, cores: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder, "home")
         read = settings.read({"HPO_HOME": str(home)})
-        rates = [1e-3 + 1e-9 * index for index in range(cores * (trials + 1))]
+        rates = [1e-3 + 1e-9 * index for index in range(processes * (trials + 1))]
         study = Path(folder, "overhead.toml")
         study.write_text(STUDY.format(rates=rates, epochs=epochs))
         try:
             found, _ = serving.up(read, report=lambda line: None)
             environment = {k: v for k, v in os.environ.items() if not k.startswith(("HPO_", "MLFLOW_"))}
             subprocess.run(
-                [sys.executable, "-m", "hpo", "run", "--study", str(study)],
+                [sys.executable, "-P", "-m", "hpo", "run", "--study", str(study)],
                 env=environment | {"HPO_HOME": str(home)},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -115,7 +115,7 @@ def trial_seconds_tracked(trials: int, epochs: int, cores: int) -> float:
             queue.close()
         finally:
             serving.erase(read)
-    first_round, last_round = ends[:cores], ends[-cores:]
+    first_round, last_round = ends[:processes], ends[-processes:]
     return (statistics.mean(last_round) - statistics.mean(first_round)) / trials
 
 

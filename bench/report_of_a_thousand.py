@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from machine import machine
 from sqlalchemy import text
 
 from hpo import settings
@@ -50,14 +51,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1000, help="rounded down to tens (default: 1000)")
     count = parser.parse_args().trials // 10
+    print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        environment = os.environ | {"HPO_HOME": str(folder / "home")}
-        hpo = [sys.executable, "-m", "hpo"]
+        # Nothing of the caller's settings: the copies must not go into a database that is in use.
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("HPO_", "MLFLOW_"))}
+        environment["HPO_HOME"] = str(folder / "home")
+        hpo = [sys.executable, "-P", "-m", "hpo"]
         (folder / "many.toml").write_text(STUDY)
         read = settings.read({"HPO_HOME": str(folder / "home")})
         try:
-            subprocess.run([*hpo, "run", "--study", folder / "many.toml"], env=environment, check=True)
+            run = [*hpo, "run", "--study", folder / "many.toml"]
+            subprocess.run(run, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             found = serving.running(read)
             assert found is not None
             queue = Queue(found.database_url)
@@ -66,7 +71,8 @@ def main() -> None:
                 connection.execute(text(EPOCHS))
             queue.close()
             begin = time.monotonic()
-            subprocess.run([*hpo, "report", "-o", folder / "report"], env=environment, check=True)
+            report = [*hpo, "report", "-o", folder / "report"]
+            subprocess.run(report, env=environment, check=True, stdout=subprocess.DEVNULL)
             print(f"A report of {10 * count} trials of 300 epochs: {time.monotonic() - begin:.1f} s.")
         finally:
             serving.erase(read)

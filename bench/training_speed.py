@@ -9,8 +9,6 @@ dropout, Adam not fused, `.item()` for every batch. The first epoch of each is l
 
 import argparse
 import itertools
-import os
-import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import machine
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -102,16 +101,6 @@ def plain_epochs(filters: int, kernel_size: int, train: Arrays, validation: Arra
             for images, labels in loaders[1]:
                 total += loss_function(network(images), labels).item() * len(images)
         yield time.perf_counter() - start
-
-
-def machine() -> str:
-    """The processor's name and the number of cores this process may use."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
 
 
 if __name__ == "__main__":
