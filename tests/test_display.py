@@ -5,10 +5,9 @@ from contextlib import closing
 
 import pytest
 from rich.console import Console
-from rich.table import Table
 
 from hpo.queue import Queue, StudyRow
-from hpo.report import results
+from hpo.report import tables
 from hpo.report.display import Progress
 
 SPEC = {"point": {}, "training": {"epochs": 10}}
@@ -44,11 +43,10 @@ def test_the_time_left_counts_points_that_are_not_chosen_yet_and_those_that_end_
 
 def test_a_table_breaks_no_row_in_a_file_and_no_number_on_a_terminal():
     numbers = [f"{(column + 1) * 1.2345678e-3:.9f}" for column in range(15)]
-    table = Table("name", *[f"parameter_{column:010d}" for column in range(14)], "seconds an epoch")
-    for index in range(3):
-        table.add_row(f"row {index}", *numbers)
+    heads = ["name", *[f"parameter_{column:010d}" for column in range(14)], "seconds an epoch"]
+    table = tables.of_lines("", heads, [[f"row {index}", *numbers] for index in range(3)])
     for console in (Console(file=io.StringIO(), width=120), Console(file=io.StringIO(), width=80, force_terminal=True)):
-        results.print_table(console, table)
+        tables.print_table(console, table)
         text = console.file.getvalue()
         assert all(text.count(number) == 3 for number in numbers)
         assert text.count("parameter_00000000") == 14, "nor a word of the head"

@@ -21,7 +21,7 @@ from hpo import settings, study
 from hpo.planning import plans
 from hpo.queue import LeaseLost, Queue
 from hpo.recording.reconciler import Mirror
-from hpo.report import results
+from hpo.report import results, tables
 from hpo.scores import ranking
 from hpo.search import pruning, sampling
 from hpo.search.pruning import Pruning
@@ -417,7 +417,7 @@ def test_repeats_have_seeds_of_their_own_and_their_mean_decides(planned):
     assert [trial.value for trial in loaded.trials[:3]] == pytest.approx([0.3, 0.21, 0.23])
     assert loaded.trials[3].state == optuna.trial.TrialState.RUNNING, "a point ends with its last repeat"
     with io.StringIO() as file:
-        results.print_table(Console(file=file, width=200), results.top_table(shown.study, ended))
+        tables.print_table(Console(file=file, width=200), results.top_table(shown.study, ended))
         lines = [line for line in file.getvalue().splitlines() if "±" in line and "│" in line]
         assert "1 of 2 repeats, 1 running" in file.getvalue()
     assert ["≈" in line for line in lines] == [False, True, True]
@@ -425,5 +425,5 @@ def test_repeats_have_seeds_of_their_own_and_their_mean_decides(planned):
     long = {f"a_parameter_{number}": 0.123456 for number in range(7)}
     wordy = [replace(job, spec=job.spec and job.spec | {"point": long}) for job in ended]
     with io.StringIO() as file:
-        results.print_table(Console(file=file, width=100, force_terminal=True), results.top_table(shown.study, wordy))
+        tables.print_table(Console(file=file, width=100, force_terminal=True), results.top_table(shown.study, wordy))
         assert "0.21 ± 0.014" in file.getvalue() and "…" not in file.getvalue(), "a long point leaves the scores whole"

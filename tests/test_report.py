@@ -17,7 +17,8 @@ from shell import Shell, fresh_database
 from data_pipeline import dataset
 from data_pipeline.split import split
 from hpo.queue import StudyRow
-from hpo.report.results import comparable, fruitless
+from hpo.report.results import fruitless
+from hpo.report.winners import comparable
 
 pytestmark = pytest.mark.acceptance
 EPOCHS = 30

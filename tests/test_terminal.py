@@ -17,7 +17,7 @@ from rich.text import Text
 from shell import PATIENCE, Shell
 
 from hpo.cli import main
-from hpo.report.results import Plain
+from hpo.report.tables import Plain
 from hpo.text import visible
 
 ESCAPE = "\x1b]0;OWNED\x07"

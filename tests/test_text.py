@@ -20,7 +20,8 @@ from PIL import Image
 from hpo.machine import who
 from hpo.queue import Queue, StudyRow
 from hpo.report.answers import Answer
-from hpo.report.document import Document, Section, Table, write
+from hpo.report.document import Document, Section, write
+from hpo.report.tables import of_records
 from hpo.text import for_csv, for_markdown, utf8, visible
 from models import bundle
 from models.networks import build
@@ -77,7 +78,7 @@ def test_a_csv_cell_is_no_formula_and_is_read_back(text):
 
 def test_a_report_with_hostile_texts_has_all_its_rows_and_no_markup_of_theirs(tmp_path):
     names = list(map(utf8, HOSTILE))
-    table = Table(name="t", title="[x](y)", frame=pandas.DataFrame({"image": names, "a|b": range(len(HOSTILE))}))
+    table = of_records([{"image": name, "a|b": row} for row, name in enumerate(names)], name="t", title="[x](y)")
     made = Document(
         title="<b>x</b>",
         summary=HOSTILE,

@@ -334,7 +334,7 @@ def run(options: argparse.Namespace) -> int:
     from hpo.operations import dry_run
     from hpo.planning import plans as planning
     from hpo.queue import Queue
-    from hpo.report import results
+    from hpo.report import tables, winners
     from hpo.services import serving
     from hpo.tracking.client import Tracker
 
@@ -342,7 +342,7 @@ def run(options: argparse.Namespace) -> int:
         given = {"--on": options.on, "--workers": options.workers, "--slurm": options.slurm, "--retry": options.retry}
         _without("--dry-run", "starts and changes nothing", given)
     read, chosen = settings.read(), _studies(options)
-    console = results.console()
+    console = tables.console()
     if options.dry_run:
         plans = [planning.prepare(each, trial_run=True) for each in chosen]
         dry_run.show(
@@ -364,9 +364,9 @@ def run(options: argparse.Namespace) -> int:
             break
     if len(plans) > 1 and max(codes) == 0:
         closings = {plan.name: job.result for plan in plans for job in queue.jobs(plan.name) if job.kind == "closing"}
-        for alike in results.comparable([(queue.study(name), ended or {}) for name, ended in closings.items()]):
-            results.print_table(console, results.comparison(alike))
-            link = results.log_comparison(Tracker(found.tracking_uri), alike)
+        for alike in winners.comparable([(queue.study(name), ended or {}) for name, ended in closings.items()]):
+            tables.print_table(console, winners.winners_table(alike))
+            link = winners.log_winners(Tracker(found.tracking_uri), alike)
             console.print(f"All their trials side by side:\n  compare: {link}", soft_wrap=True)
     if started:
         console.print("Postgres and the MLflow server keep running (`hpo down` stops them). For a notebook:")
@@ -509,7 +509,7 @@ def _on_slurm(
 
 
 def worker(options: argparse.Namespace) -> int:
-    from hpo.report import results
+    from hpo.report import tables
 
     limits, stops = _limits(options), _at_least("--stops", options.stops, 0)
     read, found, queue = _connect()
@@ -525,7 +525,7 @@ def worker(options: argparse.Namespace) -> int:
         time.sleep(min(WATCH_INTERVAL, patience))
     if limits.seconds is not None:
         limits = replace(limits, seconds=max(0.0, limits.seconds - (time.monotonic() - begin)))
-    closed, asked = _work(read, found, row, options, results.console(), limits=limits, stops=stops)
+    closed, asked = _work(read, found, row, options, tables.console(), limits=limits, stops=stops)
     if closed and queue.closing_state(options.study) == "dead":
         raise ServiceError(
             f"Closing {options.study} failed; `hpo run` tries it again, `hpo promote` says why it failed."
@@ -596,24 +596,14 @@ def _show(read: "Settings", found: "Services", queue: "Queue", row: "StudyRow") 
 
 
 def studies(options: argparse.Namespace) -> int:
-    from rich.table import Table
-
-    from hpo.report import results
+    from hpo.report import results, tables
 
     _, _, queue = _connect(mlflow=False)
     listed = [_study_summary(queue, row) for row in queue.studies()]
     if options.json:
         print(json.dumps(listed, indent=2))
         return 0
-    table = Table(title="Studies", title_justify="left")
-    for name in ("name", "state", "trials", "done", "failed", "best val NMSE", "data"):
-        table.add_column(name)
-    for each in listed:
-        best = "" if each["best_val_nmse"] is None else f"{each['best_val_nmse']:.5g}"
-        table.add_row(
-            each["name"], each["state"], *(str(each[key]) for key in ("trials", "done", "failed")), best, each["data"]
-        )
-    results.print_table(results.console(), table)
+    tables.print_table(tables.console(), results.studies_table(listed))
     return 0
 
 
@@ -649,13 +639,13 @@ def _study_summary(queue: "Queue", row: "StudyRow") -> dict[str, Any]:
 
 
 def trials(options: argparse.Namespace) -> int:
-    from hpo.report import results
+    from hpo.report import results, tables
 
     _, _, queue = _connect(mlflow=False)
     row = queue.study(options.study)
     jobs = queue.jobs(row.name)
     if not options.json:
-        results.print_table(results.console(), results.trials_table(row, jobs))
+        tables.print_table(tables.console(), results.trials_table(row, jobs))
         return 0
     listed = [
         {
@@ -679,7 +669,7 @@ def trials(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    from hpo.report import comparison, results
+    from hpo.report import comparison, tables
 
     if options.json:
         _without("--json", "names the differences and prints all values", {"--differences": options.differences})
@@ -688,12 +678,12 @@ def compare(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(compared.as_dict(), indent=2))
         return 0
-    console = results.console()
+    console = tables.console()
     if options.differences and not compared.differences:
         console.print("No difference: they are the same trial, or equal in everything that is known of them.")
         return 0
     shown = comparison.table(compared, only_differences=options.differences)
-    results.print_table(console, shown)
+    tables.print_table(console, shown)
     if compared.warning:
         console.print(compared.warning, style="bold red", soft_wrap=True)
     return 0
@@ -702,7 +692,7 @@ def compare(options: argparse.Namespace) -> int:
 def status(options: argparse.Namespace) -> int:
     from hpo import settings
     from hpo.queue import Queue
-    from hpo.report import results
+    from hpo.report import tables
     from hpo.report.display import Progress
     from hpo.services import serving
 
@@ -718,7 +708,7 @@ def status(options: argparse.Namespace) -> int:
         return 0
     queue = Queue(found.database_url)
     queue.install()
-    console = results.console()
+    console = tables.console()
     progress: dict[str, Progress] = {}
 
     def look() -> list[Progress]:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from data_pipeline.dataset import save_npz
 from data_pipeline.split import unscored
 from hpo.errors import ServiceError
 from hpo.planning.plans import START, Plan
 from hpo.queue import ENDED, Job, Queue
-from hpo.report import results
+from hpo.report import tables
 from hpo.report.display import duration, progress_line
 from hpo.services import serving
 from hpo.settings import Settings
@@ -30,7 +29,7 @@ CPU = "the CPU"
 def show(chosen: Sequence[tuple[Plan, int]], read: Settings, *, device: str) -> None:
     """Print the plans, each of so many trainers: points, parameters, time measured on `device` ("cpu", "auto" or
     "cuda"), what is done. Writes nothing but a temporary file."""
-    console = results.console()
+    console = tables.console()
     plans, counts = [plan for plan, _ in chosen], dict.fromkeys(str(trainers) for _, trainers in chosen)
     total, memory, where = 0.0, 0.0, ""
     for plan, trainers in chosen:
@@ -69,12 +68,9 @@ def _show_plan(plan: Plan, read: Settings, console: Console, device: str) -> tup
     if not grid:
         by = "" if study.best_of else f", chosen by the sampler '{study.sampler}'"
         chosen += f"{by}; measured where the search starts and at the ends of its space"
-    table = Table(title=f"Plan of {plan.name}: {chosen}", title_justify="left")
     names = list(study.space) if grid else []
-    for name in ("config" if grid else "point", *names, "parameters", "trainable", "seconds an epoch", "time"):
-        table.add_column(name, justify="right")
-    if grid:
-        table.add_column("state", justify="right")
+    heads = ["config" if grid else "point", *names, "parameters", "trainable", "seconds an epoch", "time"]
+    lines: list[list[str]] = []
     times: list[float] = []
     left: list[float] = []
     for index, (label, spec) in enumerate(rows):
@@ -90,20 +86,16 @@ def _show_plan(plan: Plan, read: Settings, console: Console, device: str) -> tup
             ]
             states = [known[repeat].state if repeat in known else "to do" for repeat in range(repeats)]
             state = [", ".join(dict.fromkeys(states))]
-        table.add_row(
-            label,
-            *(number_text(spec["point"][name]) for name in names),
-            f"{spec['parameters']:,}",
-            f"{spec['trainable_parameters']:,}",
-            f"{seconds:.3f}",
-            duration((repeats if grid else 1) * times[-1]),
-            *state,
-        )
+        point = [number_text(spec["point"][name]) for name in names]
+        sizes = [f"{spec['parameters']:,}", f"{spec['trainable_parameters']:,}"]
+        time = duration((repeats if grid else 1) * times[-1])
+        lines.append([label, *point, *sizes, f"{seconds:.3f}", time, *state])
     if not grid:
         ended = sum(job.state in ENDED for job in jobs)
         at_start = [taken for taken, (label, _) in zip(times, rows, strict=True) if label == START]
         left = [statistics.fmean(at_start or times)] * (study.trials * repeats - ended)
-    results.print_table(console, table)
+    title = f"Plan of {plan.name}: {chosen}"
+    tables.print_table(console, tables.of_lines(title, [*heads, *(["state"] if grid else [])], lines))
     for note in unscored(plan.dataset):
         console.print(f"Note: {note}")
     if study.pruner["name"] != "none":

@@ -9,7 +9,7 @@ from hpo.errors import NotFound
 from hpo.machine import who
 from hpo.queue import DatabaseLost, Job, Queue, StudyRow
 from hpo.recording.reconciler import Mirror
-from hpo.report import comparison
+from hpo.report import names
 from hpo.tracking.client import Tracker, TrackingUnavailable
 
 INTERVAL = 1.0  # seconds between two looks
@@ -31,7 +31,7 @@ def stop(queue: Queue, study: str, *, lease: float) -> Iterator[list[str]]:
 def cancel(queue: Queue, study: StudyRow, trial: str, *, undo: bool = False) -> list[Job]:
     """End a trial (`3`, or `3/1` for one repeat of it) for good, or bring a cancelled one back; return its jobs as they
     are now. Raises NotFound if there is none, or if it has ended otherwise."""
-    found = comparison.trial(queue, study, trial)
+    found = names.trial(queue, study, trial)
     repeat = found.repeat if "/" in trial else None
     if undo:
         changed = queue.undo_cancel(study.name, found.number, repeat)

@@ -1,38 +1,31 @@
-"""Several trials side by side: what they are, what determines them, where they ran, how they score, where they differ.
+"""Trials side by side: what they are, what determines them, where they ran, how they score, where they differ.
 
-A thing to compare is named as a study, a trial, a run or a registered version, and is one trial in the end. What is
-shown comes from the database; MLflow knows only the machines they ran on and the versions of the registry.
+Each is named as a study, a trial, a run or a registered version. Values come from the database; MLflow adds the
+machines they ran on and the versions of the registry.
 """
 
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
 from mlflow.exceptions import MlflowException
-from rich.table import Table
-from rich.text import Text
 
-from hpo.errors import NotFound
 from hpo.queue import Job, Queue, StudyRow
 from hpo.recording import reconciler
-from hpo.report.results import NAMES
-from hpo.scores import champion, ranking
+from hpo.report import names, tables
+from hpo.report.words import BASELINES
+from hpo.scores import ranking
 from hpo.study import provenance
 from hpo.text import first_line, number_text, point_text, score_text
 from hpo.tracking import registry
 from hpo.tracking.client import Tracker, TrackingUnavailable, server
 from hpo.tracking.registry import Version
 
-FORMS = (
-    "a study (grid: its best trial), a trial (grid/22; grid/22/1: its repeat 1), an MLflow run (32 hexadecimal digits) "
-    "or a registered version (MODEL@champion, MODEL/3, @champion)"
-)
 RAN = ("hpo.host", "hpo.device", "hpo.python", "hpo.version.", "hpo.commit")  # tags of a run; one is several
-SCORES = {  # name and form of each
+SCORES = {  # head and form of each
     "nmse": ("NMSE", ".4g"),
     "mse": ("MSE", ".4g"),
     "r2": ("R²", ".4f"),
@@ -53,42 +46,44 @@ VALIDATION = (
 )
 TEST = "test split, opened once"
 DIGEST = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24,}")  # run ids and commits, too: eight digits are enough to look at
-LABEL, NARROW = 16, 11  # characters a column needs at least; two things and the predictors fit into 80
+LABEL, NARROW = 16, 11  # characters a column needs at least; two trials and the predictors fit into 80
+NAME, MARK = "name", "mark"  # keys of the first two columns of the table
 
+Values = dict[str, Any]
 log = logging.getLogger("hpo")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """One thing compared, or a trivial predictor beside it."""
+class Compared:
+    """One trial, or a baseline predictor beside it."""
 
     name: str
     data: tuple[str, str]  # digests of the data set and of its split
-    sections: dict[str, dict[str, Any]]  # values under flat names, none of which stands in two sections
+    sections: dict[str, Values]  # values under flat names, none of which stands in two sections
 
     @cached_property
-    def values(self) -> dict[str, Any]:
+    def values(self) -> Values:
         return {key: value for section in self.sections.values() for key, value in section.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Things side by side, and the trivial predictors on their data."""
+    """Trials side by side, and the baseline predictors on their data."""
 
-    things: list[Column]
-    predictors: list[Column]
+    things: list[Compared]
+    predictors: list[Compared]
     unit: str  # of the label
 
     @cached_property
     def differences(self) -> list[str]:
-        """The values that are not the same for all things; one that is missing differs from one that is there."""
+        """The values that are not the same for all trials; one that is missing differs from one that is there."""
         first, *others = (thing.values for thing in self.things)
-        keys = dict.fromkeys(key for each in (first, *others) for key in each)
-        return [key for key in keys if any(each.get(key) != first.get(key) for each in others)]
+        keys = dict.fromkeys(key for values in (first, *others) for key in values)
+        return [key for key in keys if any(values.get(key) != first.get(key) for values in others)]
 
     @cached_property
     def warning(self) -> str | None:
-        """That the scores do not belong beside each other, if so."""
+        """That the scores cannot be compared, if so."""
         sets: dict[tuple[str, str], list[str]] = {}
         for thing in self.things:
             sets.setdefault(thing.data, []).append(thing.name)
@@ -100,135 +95,59 @@ class Comparison:
         )
 
     def best(self, key: str) -> float | None:
-        """The best value of a score, predictors included, unless all have the same or the data differ."""
-        found = {each.values[key] for each in (*self.things, *self.predictors) if each.values.get(key) is not None}
+        """Return the best value of a score, predictors included; None if all have the same or the data differ."""
+        values = {side.values[key] for side in (*self.things, *self.predictors) if side.values.get(key) is not None}
         score = SCORE.fullmatch(key)
-        if score is None or self.warning or len(found) < 2:
+        if score is None or self.warning or len(values) < 2:
             return None
-        return max(found) if score[2] == "r2" else min(found)
+        return max(values) if score[2] == "r2" else min(values)
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs: flat dicts, and the names of the values that differ."""
+        """Return flat dictionaries for programs, and the names of the values that differ."""
         return {
-            "things": [{"name": each.name} | each.values for each in self.things],
+            "things": [{"name": thing.name} | thing.values for thing in self.things],
             "predictors": [
-                {"name": each.name, "data": each.data[0], "split": each.data[1]} | each.values
-                for each in self.predictors
+                {"name": predictor.name, "data": predictor.data[0], "split": predictor.data[1]} | predictor.values
+                for predictor in self.predictors
             ],
             "differences": self.differences,
             "warning": self.warning,
         }
 
 
-def compare(queue: Queue, tracker: Tracker | None, names: Sequence[str]) -> Comparison:
-    """Put things side by side; without a tracker MLflow is away. Raises NotFound; TrackingUnavailable only where a
-    name is of no study, trial or run."""
+def compare(queue: Queue, tracker: Tracker | None, wanted: Sequence[str]) -> Comparison:
+    """Put trials side by side; without a tracker MLflow is away.
+
+    Raise NotFound; TrackingUnavailable only if a name is none of a study, trial or run.
+    """
     studies = {row.name: row for row in queue.studies()}
-    chosen = [find(queue, tracker, studies, name) for name in names]
+    chosen = [names.find(queue, tracker, studies, name) for name in wanted]
     jobs = {name: queue.jobs(name) for name in dict.fromkeys(job.study for job in chosen)}
-    asked = _ask(tracker, studies, chosen)
+    tracked = _tracked(tracker, studies, chosen)
     things = []
-    for name, job in zip(names, chosen, strict=True):
-        study, all_jobs = studies[job.study], jobs[job.study]
+    for name, job in zip(wanted, chosen, strict=True):
+        study, of_study = studies[job.study], jobs[job.study]
+        version, machine = tracked[job.id]
         sections = {
-            "what it is": _what(study, job) | asked[job.id][0],
-            "what determines it": _why(study, job),
-            "where it ran": {"attempt": job.attempt} | asked[job.id][1],
+            "what it is": _identity(study, job) | version,
+            "what determines it": _settings(study, job),
+            "where it ran": {"attempt": job.attempt} | machine,
         }
-        each = job.result["validation"] if job.state == "done" and job.result else None
+        by_component = job.result["validation"] if job.state == "done" and job.result else None
         targets = study.facts["data"]["target_names"]
-        sections |= _score_sections(_validation(queue, job, all_jobs), each, _tested(job, all_jobs), targets)
-        things.append(Column(name=name, data=_data(study), sections=sections))
+        sections |= _score_sections(_validation(queue, job, of_study), by_component, _tested(job, of_study), targets)
+        things.append(Compared(name=name, data=_data(study), sections=sections))
     rows = [studies[name] for name in jobs]
     units = dict.fromkeys(row.facts["data"]["unit"] for row in rows)
     return Comparison(things=things, predictors=_predictors(things, rows, jobs), unit=" or ".join(units))
-
-
-def find(queue: Queue, tracker: Tracker | None, studies: Mapping[str, StudyRow], name: str) -> Job:
-    """The trial a name stands for; a study's name goes before a model's. Raises NotFound."""
-    head, slash, rest = name.partition("/")
-    if name in studies:
-        best = ranking.ranked(queue.jobs(name))
-        if not best:
-            raise NotFound(f"The study {name} has no finished trial that could stand for it. Name one, as in {name}/0.")
-        return best[0]
-    if slash and head in studies:
-        return trial(queue, studies[head], rest)
-    if (job := queue.by_run(name)) is not None:
-        return job
-    tracker = _there(tracker)
-    models = champion.downloadable(queue, tracker)
-    if "@" in name:
-        return _made(queue, *_aliased(tracker, models, name))
-    if slash and head in models:
-        return _made(queue, head, registry.find(tracker, head, rest))
-    for row in studies.values():
-        if name in (row.facts.get("study_run_id"), *row.facts.get("predictor_run_ids", {}).values()):
-            raise NotFound(f"The run {name} is of no trial, but of the study {row.name} as a whole: name {row.name}.")
-    runs = [str(job.run_id) for study in studies for job in queue.jobs(study) if job.run_id]
-    raise _unknown(name, [*studies, *models, *runs])
-
-
-def trial(queue: Queue, study: StudyRow, rest: str) -> Job:
-    """NUMBER or NUMBER/REPEAT; without a repeat the best finished one, else the first."""
-    number, _, repeat = rest.partition("/")
-    jobs = [job for job in queue.jobs(study.name) if job.kind == "trial"]
-    found = [job for job in jobs if str(job.number) == number and repeat in ("", str(job.repeat))]
-    if not found:
-        last, repeats = max((job.number for job in jobs), default=0), study.spec.get("repeats", 1)
-        again = f", then perhaps / and a repeat of 0 to {repeats - 1}" if repeats > 1 else ""
-        raise NotFound(
-            f"The study {study.name} has no trial '{rest}': expected a number of 0 to {last}{again}. "
-            f"`hpo trials --study {study.name}` lists them."
-        )
-    return next(iter(ranking.ranked(found)), found[0])
-
-
-def _there(tracker: Tracker | None) -> Tracker:
-    if tracker is None:
-        raise TrackingUnavailable("its server is away")
-    return tracker
-
-
-def _aliased(tracker: Tracker, models: Sequence[str], name: str) -> tuple[str, Version]:
-    """MODEL@ALIAS, or @ALIAS where only one model has such an alias."""
-    model, _, alias = name.rpartition("@")
-    if model in models:
-        return model, registry.find(tracker, model, alias)
-    known = {
-        f"{each}@{one}": (each, v) for each in models for v in registry.versions(tracker, each) for one in v.aliases
-    }
-    found = [full for full in known if not model and full.endswith(name)]
-    if len(found) > 1:
-        raise NotFound(f"'{name}' stands for several versions: expected one of {', '.join(found)}.")
-    if not found:
-        raise _unknown(name, list(known) if model else [f"@{full.rpartition('@')[2]}" for full in known])
-    return known[found[0]]
-
-
-def _made(queue: Queue, model: str, version: Version) -> Job:
-    """The trial whose network a version is."""
-    if (job := queue.by_run(version.run_id)) is None:
-        raise NotFound(
-            f"{model} version {version.number} was not made by a study of this database: its trial is unknown here."
-        )
-    return job
-
-
-def _unknown(name: str, known: Sequence[str]) -> NotFound:
-    close = get_close_matches(name, known) or [each for each in known if name in each][:3]
-    near = f" Did you mean {' or '.join(close)}?" if close else ""
-    return NotFound(
-        f"Expected {FORMS}, found '{name}'.{near} `hpo studies` and `hpo trials --study NAME` list what there is."
-    )
 
 
 def _data(study: StudyRow) -> tuple[str, str]:
     return study.facts["data"]["digest"], study.facts["data"]["split"]
 
 
-def _what(study: StudyRow, job: Job) -> dict[str, Any]:
-    found = {
+def _identity(study: StudyRow, job: Job) -> Values:
+    values = {
         "study": job.study,
         "trial": job.number,
         "repeat": job.repeat if study.spec.get("repeats", 1) > 1 else None,
@@ -239,85 +158,87 @@ def _what(study: StudyRow, job: Job) -> dict[str, Any]:
         "reason": job.reason,
         "run_id": job.run_id,
     }
-    return {key: value for key, value in found.items() if value not in (None, "")}
+    return {key: value for key, value in values.items() if value not in (None, "")}
 
 
-def _why(study: StudyRow, job: Job) -> dict[str, Any]:
-    """The params of its run. Those of the point stand among model and training: under one name in every study."""
+def _settings(study: StudyRow, job: Job) -> Values:
+    """Return the params of its run; those of the configuration stand among model and training, as in every study."""
     if job.spec is None:  # no sampler has filled the slot
         return {"data": _data(study)[0], "split": _data(study)[1], "identity": study.identity}
-    return {
-        key: value for key, value in reconciler.params(job.spec).items() if key not in (*job.spec["point"], "config")
-    }
+    own = (*job.spec["point"], "config")
+    return {key: value for key, value in reconciler.params(job.spec).items() if key not in own}
 
 
-def _ask(
+def _tracked(
     tracker: Tracker | None, studies: Mapping[str, StudyRow], jobs: Iterable[Job]
-) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
-    """By job: its version in the registry, and where it ran. What MLflow does not answer is left out for all."""
-    found = {}
+) -> dict[int, tuple[Values, Values]]:
+    """Return, by the id of the job, its version in the registry and where it ran; nothing if MLflow does not answer."""
+    values = {}
     versions: dict[str, list[Version]] = {}
     try:
-        tracker = _there(tracker)
+        tracker = names.require(tracker)
         for job in jobs:
             model = studies[job.study].facts["model_name"]
             if model not in versions:
                 versions[model] = registry.versions(tracker, model)
-            of = next((each for each in versions[model] if job.run_id and each.run_id == job.run_id), None)
-            made = {"version": f"{model}/{of.number}"} if of else {}
-            made |= {"aliases": " ".join(f"@{alias}" for alias in of.aliases)} if of and of.aliases else {}
-            found[job.id] = made, _ran(tracker, job.run_id) if job.run_id else {}
-        return found
+            own = next((one for one in versions[model] if job.run_id and one.run_id == job.run_id), None)
+            registered = {"version": f"{model}/{own.number}"} if own else {}
+            if own and own.aliases:
+                registered["aliases"] = " ".join(f"@{alias}" for alias in own.aliases)
+            values[job.id] = registered, _machine(tracker, job.run_id) if job.run_id else {}
+        return values
     except TrackingUnavailable as error:
         log.warning("MLflow does not answer: machines and registered versions are left out. %s", first_line(error))
         return {job.id: ({}, {}) for job in jobs}
 
 
 @server()
-def _ran(tracker: Tracker, run_id: str) -> dict[str, str]:
-    """Where a run says it ran; nothing if somebody has deleted it for good."""
+def _machine(tracker: Tracker, run_id: str) -> dict[str, str]:
+    """Return where a run ran, by its tags; nothing if somebody has deleted it for good."""
     try:
         tags = tracker.client.get_run(run_id).data.tags
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return {}
-    names = [name for prefix in RAN for name in sorted(tags) if name.startswith(prefix) and tags[name]]
-    return {name.removeprefix("hpo."): tags[name] for name in names}
+    wanted = [name for prefix in RAN for name in sorted(tags) if name.startswith(prefix) and tags[name]]
+    return {name.removeprefix("hpo."): tags[name] for name in wanted}
 
 
-def _validation(queue: Queue, job: Job, jobs: list[Job]) -> dict[str, Any]:
-    """Scores of the best epoch and of the last; those so far of a trial that is not done."""
-    found: dict[str, Any] = {}
+def _validation(queue: Queue, job: Job, jobs: list[Job]) -> Values:
+    """Return the scores of the best epoch and of the last; those so far of a trial that is not done."""
+    values: Values = {}
     if job.state == "done" and job.result:
-        found = _means("best_val", job.result["validation"]) | job.result
-    elif curve := [(number, each) for number, each in queue.curve(job.id) if each.get("val/nmse") is not None]:
+        values = _means("best_val", job.result["validation"]) | job.result
+    elif curve := [(number, epoch) for number, epoch in queue.curve(job.id) if epoch.get("val/nmse") is not None]:
         number, best = min(curve, key=lambda epoch: epoch[1]["val/nmse"])
         last = curve[-1][1]
-        found = {"best_val_nmse": best["val/nmse"], "best_val_mse": best["val/mse"], "best_epoch": number}
-        found |= {"last_val_nmse": last["val/nmse"], "last_val_mse": last["val/mse"]}
-        found |= {"seconds": sum(each["seconds"] for _, each in curve)}
+        values = {"best_val_nmse": best["val/nmse"], "best_val_mse": best["val/mse"], "best_epoch": number}
+        values |= {"last_val_nmse": last["val/nmse"], "last_val_mse": last["val/mse"]}
+        values |= {"seconds": sum(epoch["seconds"] for _, epoch in curve)}
     if len(repeats := ranking.repeats(jobs).get(job.number, [])) > 1:
-        found["repeats_nmse_mean"], found["repeats_nmse_deviation"] = ranking.spread(repeats)
-    found |= {"epochs": job.epochs, "train_seconds": found.get("seconds")}  # "seconds" is the name of an epoch's
-    return {name: found[name] for name in VALIDATION if found.get(name) is not None}
+        values["repeats_nmse_mean"], values["repeats_nmse_deviation"] = ranking.spread(repeats)
+    values |= {"epochs": job.epochs, "train_seconds": values.get("seconds")}  # "seconds" is the name of an epoch's
+    return {name: values[name] for name in VALIDATION if values.get(name) is not None}
 
 
 def _tested(job: Job, jobs: list[Job]) -> dict[str, Any] | None:
-    """What the study's closing found of this trial on the test split, if it was opened for it."""
-    if job.id not in (best.id for best in ranking.ranked(jobs)):  # of a point's repeats only the best was tested
+    """Return the trial's scores on the test split, as the study's closing stored them; None if it did not score it."""
+    if job.id not in (best.id for best in ranking.ranked(jobs)):  # of a configuration's repeats only the best
         return None
-    return next((each["test"] for each in _ended(jobs).get("groups", []) if each["number"] == job.number), None)
+    return next((group["test"] for group in _ended(jobs).get("groups", []) if group["number"] == job.number), None)
 
 
 def _ended(jobs: list[Job]) -> dict[str, Any]:
-    """The result of the closing; empty until the study is closed."""
+    """Return the result of the closing; empty until the study is closed."""
     return next((job.result or {} for job in jobs if job.kind == "closing" and job.state == "done"), {})
 
 
-def _predictors(things: Sequence[Column], studies: Sequence[StudyRow], jobs: Mapping[str, list[Job]]) -> list[Column]:
-    """The trivial predictors on each data set; on the test split where a thing has scores of it."""
-    found: dict[tuple[tuple[str, str], str], Column] = {}
+def _predictors(
+    things: Sequence[Compared], studies: Sequence[StudyRow], jobs: Mapping[str, list[Job]]
+) -> list[Compared]:
+    """Return the baseline predictors on each data set; on the test split if a trial has scores of it."""
+    predictors: dict[tuple[tuple[str, str], str], Compared] = {}
     several = len({thing.data for thing in things}) > 1
     for study in studies:
         data, targets = _data(study), study.facts["data"]["target_names"]
@@ -326,29 +247,29 @@ def _predictors(things: Sequence[Column], studies: Sequence[StudyRow], jobs: Map
         for name, scores in study.facts["predictors"].items():
             test = ended[name]["test"] if ended else None
             sections = _score_sections(_means("best_val", scores["validation"]), scores["validation"], test, targets)
-            column = Column(name=NAMES[name] + (f" ({data[0][:8]})" if several else ""), data=data, sections=sections)
-            if test or (data, name) not in found:
-                found[data, name] = column
-    return list(found.values())
+            title = BASELINES[name] + (f" ({data[0][:8]})" if several else "")
+            if test or (data, name) not in predictors:
+                predictors[data, name] = Compared(name=title, data=data, sections=sections)
+    return list(predictors.values())
 
 
 def _score_sections(
-    validation: dict[str, Any], each: dict[str, Any] | None, test: dict[str, Any] | None, targets: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """`validation`: the means; `each` and `test`: what hpo.models gives of the splits, None where there is nothing."""
+    validation: Values, by_component: dict[str, Any] | None, test: dict[str, Any] | None, targets: Sequence[str]
+) -> dict[str, Values]:
+    """Return the sections of `validation` (the means) and of the scores of models.metrics on both splits, if any."""
     return {
         "validation split": validation,
-        "validation, by component": _components("best_val", each, targets),
+        "validation, by component": _components("best_val", by_component, targets),
         TEST: _means("test", test),
         "test, by component": _components("test", test, targets),
     }
 
 
-def _means(prefix: str, scores: dict[str, Any] | None) -> dict[str, Any]:
+def _means(prefix: str, scores: dict[str, Any] | None) -> Values:
     return {f"{prefix}_{name}": scores[name] for name in SCORES if scores[name] is not None} if scores else {}
 
 
-def _components(prefix: str, scores: dict[str, Any] | None, targets: Sequence[str]) -> dict[str, Any]:
+def _components(prefix: str, scores: dict[str, Any] | None, targets: Sequence[str]) -> Values:
     return {
         f"{prefix}_{name}/{target}": value
         for name in BY_COMPONENT
@@ -357,32 +278,33 @@ def _components(prefix: str, scores: dict[str, Any] | None, targets: Sequence[st
     }
 
 
-def table(found: Comparison, *, only_differences: bool = False) -> Table:
-    """A column for each thing and each trivial predictor, a row for each value."""
-    made = Table(title="≠: not the same for all; *: the best, predictors included", title_justify="left")
-    made.add_column("", min_width=LABEL, overflow="fold")
-    made.add_column("≠")
-    for each in found.things:
-        made.add_column(each.name, justify="right", min_width=NARROW, overflow="fold")
-    for each in found.predictors:
-        made.add_column(Text(each.name, style="dim"), justify="right", min_width=NARROW, style="dim", overflow="fold")
-    columns = [*found.things, *found.predictors]
-    for section in found.things[0].sections:
-        keys = dict.fromkeys(key for each in found.things for key in each.sections[section])
-        shown = [key for key in keys if key in found.differences or not only_differences]
-        if shown:
-            made.add_section()
-            made.add_row(Text(section, style="italic"))
-        for key in shown:
-            differs, best = key in found.differences, found.best(key)
-            cells = [_text(key, value := each.values.get(key)) + _mark(value, best) for each in columns]
-            style = "bold yellow" if differs else ""
-            made.add_row(Text(_label(key, found.unit), style=style), "≠" if differs else "", *cells)
-    return made
+def table(comparison: Comparison, *, only_differences: bool = False) -> tables.Table:
+    """Return a column for each trial and each baseline predictor, a row for each value."""
+    sides = {f"side {index}": side for index, side in enumerate((*comparison.things, *comparison.predictors))}
+    columns = [
+        tables.Column(name=NAME, label=" ", left=True, folds=True, width=LABEL),
+        tables.Column(name=MARK, label="≠", left=True),
+    ]
+    for key, side in sides.items():
+        style = "dim" if side in comparison.predictors else ""
+        columns.append(tables.Column(name=key, label=side.name, folds=True, width=NARROW, style=style))
+    rows = []
+    for section in comparison.things[0].sections:
+        keys = dict.fromkeys(key for thing in comparison.things for key in thing.sections[section])
+        wanted = [key for key in keys if key in comparison.differences or not only_differences]
+        blank = dict.fromkeys((MARK, *sides), "")
+        rows += [tables.Row(values={NAME: section} | blank, style="italic", rule=True)] if wanted else []
+        for key in wanted:
+            differs, best = key in comparison.differences, comparison.best(key)
+            cells = {name: _text(key, side.values.get(key), best) for name, side in sides.items()}
+            head = {NAME: _label(key, comparison.unit), MARK: "≠" if differs else ""}
+            rows.append(tables.Row(values=head | cells, style="bold yellow" if differs else ""))
+    title = "≠: not the same for all; *: the best, predictors included"
+    return tables.Table(title=title, columns=columns, rows=rows)
 
 
 def _label(key: str, unit: str) -> str:
-    """`NMSE C11` for best_val_nmse/C11; other names as the study file and MLflow have them, without underscores."""
+    """Return `NMSE C11` for best_val_nmse/C11; other names as study file and MLflow have them, without underscores."""
     score = SCORE.fullmatch(key)
     if score is None:
         return key if "." in key else key.replace("_", " ")
@@ -390,19 +312,14 @@ def _label(key: str, unit: str) -> str:
     return " ".join(filter(None, ("last epoch's" if score[1] == "last_val" else "", name, score[3])))
 
 
-def _text(key: str, value: Any) -> str:
+def _text(key: str, value: Any, best: float | None) -> str:
+    """Return a value as text, with a mark behind the best score; the mark is as wide as no mark."""
     score = SCORE.fullmatch(key)
+    mark = "" if best is None else " *" if value == best else "  "
     if value is None:
-        return ""
+        return mark
     if score is not None:
-        return score_text(value, SCORES[score[2]][1])
+        return score_text(value, SCORES[score[2]][1]) + mark
     if key in VALIDATION and isinstance(value, float):
-        return score_text(value)
-    if key.endswith("parameters"):
-        return f"{value:,}"
-    return DIGEST.sub(r"\1", number_text(value))
-
-
-def _mark(value: Any, best: float | None) -> str:
-    """Behind a score; as wide as nothing, so that the numbers stand below each other."""
-    return "" if best is None else " *" if value == best else "  "
+        return score_text(value) + mark
+    return f"{value:,}" if key.endswith("parameters") else DIGEST.sub(r"\1", number_text(value))

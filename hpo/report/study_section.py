@@ -1,0 +1,230 @@
+"""What the report says of one study: its configurations, best first, and what each parameter does."""
+
+from typing import Any
+
+import optuna
+
+from hpo.report import figures, tables
+from hpo.report.answers import SAME
+from hpo.report.document import Picture, Section
+from hpo.report.results import TOP
+from hpo.report.tables import HIGH, LOW, Table
+from hpo.report.words import BASELINES, number, within_spread
+from hpo.scores import analysis, ranking
+from hpo.scores.evidence import Closed, Evidence
+from hpo.search import sampling
+from hpo.study import provenance
+from hpo.text import number_text
+
+FEWEST = 10  # trials from which importances are computed
+MEAN = "mean NMSE of the repeats"
+NMSE = "validation NMSE"
+Record = dict[str, Any]
+
+
+def section(evidence: Evidence, closed: Closed) -> Section:
+    """Return the tables of a study (1 and 2 of the source study), its effects and its figures."""
+    title, name = f"Study {closed.row.name}", closed.row.name
+    ended = [job for job in closed.jobs if job.state in ("dead", "diverged", "pruned", "cancelled")]
+    text = [closed.row.facts.get("description") or ""]
+    text += [f"{closed.study.at_random}."] if closed.study.at_random else []
+    text += [f"{len(ended)} of {len(closed.jobs)} trials have no score: see the table of trials."] if ended else []
+    if not closed.points:
+        return Section(title=title, text=text)
+    records, baselines, unscored = trials(evidence, closed), _baselines(evidence, closed), _unscored(closed)
+    listed = [_best(closed, records, baselines)]
+    pictures: list[Picture] = []
+    if len(records) + len(unscored) > 1:
+        listed.append(_all(evidence, closed, records, baselines + unscored))
+    if len(records) > 1:
+        effects, pictures = _effects(closed)
+        listed += effects
+    sizes = [job.spec["parameters"] for job, _ in closed.points if job.spec]
+    if len(set(sizes)) > 2:
+        lines = {
+            BASELINES[name]: scores["validation"]["nmse"] for name, scores in closed.row.facts["predictors"].items()
+        }
+        figure = figures.capacity(sizes, [score for _, score in closed.points], lines)
+        words = "Size of the network and validation NMSE"
+        pictures.append(Picture(name=f"{name}-capacity", title=words, svg=figures.svg(figure)))
+    return Section(title=title, text=text, tables=listed, pictures=pictures)
+
+
+def _best(closed: Closed, records: list[Record], baselines: list[Record]) -> Table:
+    """Return the best configurations and the baseline predictors in their order; unstable ones last, as in the
+    ranking."""
+    unstable = ranking.diverged(closed.jobs)
+    entries = [
+        (job.number in unstable, record.get(MEAN, record[NMSE]), record)
+        for (job, _), record in zip(closed.points[:TOP], records, strict=False)
+    ]
+    entries += [(False, record[NMSE], record) for record in baselines]
+    note = (
+        "Scores of the best epoch; the source study reports the last epoch's, which stand beside them. Epochs "
+        "to 5 %: none for a network that has not learned more than the mean."
+    )
+    return tables.of_records(
+        [record for *_, record in sorted(entries, key=lambda entry: entry[:2])],
+        name=f"{closed.row.name}-top",
+        title=f"Best {min(TOP, len(records))} of {len({job.number for job in closed.jobs})} configurations, "
+        "validation split",
+        note=note + (" ≈: within the spread of the first." if closed.study.repeats > 1 else ""),
+        keys=[key for key in records[0] if key not in ("run_id", "state")],
+    )
+
+
+def _all(evidence: Evidence, closed: Closed, records: list[Record], others: list[Record]) -> Table:
+    """Return all configurations as the source study orders them; `others`, which have no rank, last."""
+    mse = f"validation MSE {evidence.dataset.unit}²"
+    return tables.of_records(
+        sorted(records, key=lambda record: record[mse]) + others,
+        name=f"{closed.row.name}-trials",
+        title="All configurations by validation MSE, as the source study orders them",
+        note="The baseline predictors and configurations without a score stand last.",
+        keys=[_counter(closed), *_parameters(closed), mse, NMSE, "R²", "NRMSE", "state"],
+    )
+
+
+def trials(evidence: Evidence, closed: Closed) -> list[Record]:
+    """Return the best finished trial of each configuration, best first."""
+    unit, repeats = evidence.dataset.unit, ranking.repeats(closed.jobs)
+    spreads = {job.number: ranking.spread(repeats[job.number]) for job, _ in closed.points}
+    best = spreads[closed.points[0][0].number] if closed.points else (0.0, None)
+    lacking = {
+        job.number: ranking.incomplete([other for other in closed.jobs if other.number == job.number])
+        for job, _ in closed.points
+    }
+    records: list[Record] = []
+    for job, _ in closed.points:
+        assert job.spec is not None and job.result is not None
+        result, spread = job.result, spreads[job.number]
+        repeated: Record = {MEAN: spread[0], "standard deviation": spread[1]}
+        if any(lacking.values()):
+            repeated["repeats"] = lacking[job.number]
+        repeated["≈"] = "≈" if records and within_spread(spread, best) else ""
+        records.append(
+            {
+                _counter(closed): number(job),
+                **job.spec["point"],
+                "weights": provenance(job.spec["model"]) or "from scratch",
+                "parameters": job.spec["parameters"],
+                **(repeated if closed.study.repeats > 1 else {}),
+                NMSE: result["best_val_nmse"],
+                f"validation MSE {unit}²": result["best_val_mse"],
+                "R²": result["validation"]["r2"],
+                "NRMSE": result["validation"]["nrmse"],
+                "MAPE": result["validation"]["mape"],
+                "best epoch": result["best_epoch"],
+                "epochs to 5 %": evidence.converged(closed.curves[job.id]["val/nmse"]),
+                "last epoch NMSE": result["last_val_nmse"],
+                f"last epoch MSE {unit}²": result["last_val_mse"],
+                "training s": result["seconds"],
+                "state": job.state,
+                "run_id": job.run_id,
+            }
+        )
+    return records
+
+
+def _baselines(evidence: Evidence, closed: Closed) -> list[Record]:
+    """Return the baseline predictors as rows among the configurations."""
+    first = next(iter(_parameters(closed)), _counter(closed))
+    records = []
+    for name, predictor in closed.row.facts["predictors"].items():
+        scores = predictor["validation"]
+        own = {NMSE: scores["nmse"], f"validation MSE {evidence.dataset.unit}²": scores["mse"]}
+        records.append(
+            {first: BASELINES[name]}
+            | own
+            | {head: scores[head.lower().replace("²", "2")] for head in ("R²", "NRMSE", "MAPE")}
+        )
+    return records
+
+
+def _unscored(closed: Closed) -> list[Record]:
+    """Return the trials without a score: dead, diverged, pruned, cancelled."""
+    again = closed.study.repeats > 1
+    return [
+        {
+            _counter(closed): number(job),
+            **(job.spec or {}).get("point", {}),
+            "state": f"{job.state}, repeat {job.repeat}" if again else job.state,
+        }
+        for job in closed.jobs
+        if job.state != "done"
+    ]
+
+
+def _effects(closed: Closed) -> tuple[list[Table], list[Picture]]:
+    """Return what each parameter does: exactly on a full grid, by Optuna's importances otherwise."""
+    name, title = closed.row.name, "Importance of each parameter (Optuna's fANOVA: share of the variance of the score)"
+    ordered = sorted(closed.points, key=lambda entry: (entry[0].config or 0, entry[0].number))  # as in the grid
+    points, scores = [job.spec["point"] for job, _ in ordered if job.spec], [score for _, score in ordered]
+    lost = (
+        f"{len(closed.lost)} configurations lack a score of a trial: the others were selected by how they went, and "
+        "may mislead."
+        if closed.lost
+        else ""
+    )
+    if not analysis.is_factorial(points) or len(points) < 2:
+        importances = [{"parameter": key, "importance": value} for key, value in _importances(closed).items()]
+        table = tables.of_records(importances, name=f"{name}-importances", title=title, note=lost)
+        return [table] if importances else [], []
+    effects = analysis.main_effects(points, scores)
+    of_effects = tables.of_records(
+        [
+            {"parameter": key, "value": number_text(value), "mean validation NMSE": mean, "points": count}
+            for key, value, mean, count in effects
+        ],
+        name=f"{name}-effects",
+        title="Main effects (full grid: exact)",
+        note=lost,
+    )
+    note = (
+        "Over all pairs of configurations that differ in this parameter alone; the geometric mean of the ratios. "
+        + lost
+    )
+    of_contrasts = tables.of_records(
+        [
+            {
+                "parameter": contrast.parameter,
+                "from": number_text(contrast.low),
+                "to": number_text(contrast.high),
+                "NMSE ratio": contrast.ratio,
+                "NMSE ratio" + LOW: contrast.interval[0],
+                "NMSE ratio" + HIGH: contrast.interval[1],
+                "pairs": contrast.pairs,
+                "better": SAME if contrast.better is None else number_text(contrast.better),
+            }
+            for contrast in analysis.contrasts(points, scores)
+        ],
+        name=f"{name}-contrasts",
+        title="What a parameter's next value does to the validation NMSE",
+        note=note.strip(),
+    )
+    figure = figures.svg(figures.main_effects(effects, number_text))
+    return [of_effects, of_contrasts], [Picture(name=f"{name}-effects", title="Main effects", svg=figure)]
+
+
+def _importances(closed: Closed) -> dict[str, float]:
+    """Return Optuna's importances, from the finished trials of the database; nothing for fewer than FEWEST."""
+    if len(closed.points) < FEWEST:
+        return {}
+    study, distributions = optuna.create_study(), sampling.distributions(closed.study)
+    for job, score in closed.points:
+        assert job.spec is not None
+        study.add_trial(optuna.trial.create_trial(params=job.spec["point"], distributions=distributions, value=score))
+    try:
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    except (ValueError, RuntimeError):  # scores that do not differ
+        return {}
+
+
+def _parameters(closed: Closed) -> list[str]:
+    return [name for name, _ in closed.row.spec["space"]]
+
+
+def _counter(closed: Closed) -> str:
+    """Return the head of the configurations' numbers: their place in the grid, or the trial's number."""
+    return "config" if closed.study.sampler == "grid" else "trial"
