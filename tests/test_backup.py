@@ -17,6 +17,7 @@ from typing import IO
 import cells
 import psycopg
 import pytest
+import records
 from mlflow import MlflowClient
 from shell import PATIENCE, Shell, fresh_database, tmpfs, trainers
 
@@ -24,7 +25,7 @@ from hpo import settings
 from hpo.errors import BackupError
 from hpo.operations import backup, restore
 from hpo.operations.backup import MARK, Place
-from hpo.queue import Job, Queue, StudyRow
+from hpo.queue import Job, NewJob, Queue
 from hpo.services import serving
 from hpo.services.serving import Services
 
@@ -116,8 +117,8 @@ def source(services) -> Iterator[Place]:
     with fresh_database(services) as url:
         client, queue = MlflowClient(services.tracking_uri), Queue(url)
         queue.install()
-        queue.put_study(StudyRow(name="saved", identity="0" * 64, spec={}, facts={}, created_at=0.0))
-        queue.put_jobs("saved", [{"kind": "trial", "number": 0, "config": None, "cost": 1.0, "spec": {"seed": 0}}])
+        queue.put_study(records.study_row("saved", "0" * 64))
+        queue.put_jobs("saved", [NewJob(kind="trial", number=0, cost=1.0, spec=records.spec())])
         run_id = client.create_run(client.create_experiment(f"saved {url}")).info.run_id
         client.log_metric(run_id, "loss", float("nan"))
         client.log_text(run_id, "umlaut: ü", "deep/down/text.txt")
@@ -126,7 +127,7 @@ def source(services) -> Iterator[Place]:
         job = queue.claim("saved", worker="host:1", lease=60)
         queue.set_run(job.id, run_id)
         sha256 = hashlib.sha256(b"weights").hexdigest()
-        queue.checkpoint(job, {"path": "checkpoints/newest", "sha256": sha256, "epoch": 1, "run_id": run_id})
+        queue.checkpoint(job, records.checkpoint(1, path="checkpoints/newest", sha256=sha256, run_id=run_id))
         queue.close()
         yield Place({"hpo": url, "mlflow": mlflow_of(services)}, services.tracking_uri)
 
@@ -201,7 +202,7 @@ def test_a_restore_that_was_killed_goes_on_but_not_over_what_came_since(source, 
     assert rows(empty.databases["mlflow"]).items() >= rows(source.databases["mlflow"]).items()
     queue = Queue(empty.databases["hpo"])
     queue.install()
-    queue.put_study(StudyRow(name="mine", identity="1" * 64, spec={}, facts={}, created_at=0.0))
+    queue.put_study(records.study_row("mine", "1" * 64))
     with psycopg.connect(empty.databases["mlflow"]) as mlflow:
         mlflow.execute("INSERT INTO public.experiments (experiment_id, name) VALUES (1000000, 'came since')")
     with pytest.raises(BackupError, match=r"hpo.study \(1\) of the queue's. A restore of it was interrupted .* used"):

@@ -4,24 +4,22 @@ import io
 from contextlib import closing
 
 import pytest
+import records
 from rich.console import Console
 
-from hpo.queue import Queue, StudyRow
+from hpo.queue import NewJob, Queue
 from hpo.report import tables
 from hpo.report.display import Progress
 
-SPEC = {"point": {}, "training": {"epochs": 10}}
+SPEC = records.spec(training={"epochs": 10})
 
 
 def test_the_time_left_counts_points_that_are_not_chosen_yet_and_those_that_end_early(database_url):
     with closing(Queue(database_url)) as queue:
         queue.install()
         spec = {"space": [], "training": {"epochs": 10}}
-        queue.put_study(StudyRow(name="s", identity="i", spec=spec, facts={}, created_at=0))
-        slots = [
-            {"kind": "trial", "number": number, "config": None, "cost": 0.0, "spec": None if number > 1 else SPEC}
-            for number in range(6)
-        ]
+        queue.put_study(records.study_row("s", spec=spec))
+        slots = [NewJob(kind="trial", number=number, spec=None if number > 1 else SPEC) for number in range(6)]
         queue.put_jobs("s", slots)
         shown = Progress(queue, queue.study("s"))
         shown.refresh()

@@ -1,5 +1,6 @@
 """Which version is the champion: elected from the database's rows, whatever tags, names and other databases say."""
 
+import dataclasses
 import math
 import shutil
 import subprocess
@@ -7,38 +8,39 @@ import time
 
 import cells
 import pytest
+import records
 from mlflow import MlflowClient
 from shell import Shell, fresh_database
 
 from hpo import settings, study
 from hpo.errors import StudyConflict
 from hpo.planning import plans as planning
-from hpo.queue import Job, Queue, StudyRow
+from hpo.queue import Job, Queue, State
 from hpo.scores import ranking
 from hpo.scores.standings import Rival, Standing, standings
+from hpo.study.records import SourceTrial
 from hpo.tracking.client import Tracker
 
 
 def rival(name, trials, *, best_of=None, closed=True):
     """A study with trials {(number, repeat): validation NMSE, or a state}; `best_of`: by number the other's run."""
-    facts = {"data": {"digest": "d", "split": "s", "target_names": ["C11"]}, "model_name": "m", "registered": True}
-    row = StudyRow(name=name, identity=name, spec={}, facts=facts, created_at=0)
+    row = records.study_row(name, name, facts=records.facts(model_name="m", registered=True))
     closing = job(name, -1, 0, "done" if closed else "waiting", kind="closing")
     made = [job(name, *key, value, best_of=(best_of or {}).get(key[0])) for key, value in trials.items()]
     return Rival(row=row, jobs=[closing, *made])
 
 
 def job(name, number, repeat, value, *, kind="trial", best_of=None):
-    state = value if isinstance(value, str) else "done"
+    state = State(value if isinstance(value, str) else "done")
     known = {"study": name, "kind": kind, "number": number, "repeat": repeat, "state": state}
-    spec = {"point": {}} | ({"best_of": {"study": "?", "trial": 0, "run_id": best_of}} if best_of else {})
+    source = SourceTrial(study="?", trial=0, run_id=best_of) if best_of else None
     return Job(
         **known,
         **dict.fromkeys(("config", "worker", "checkpoint", "reason")),
         **dict.fromkeys(("id", "cost", "attempt", "fence", "epochs", "changed_at"), 0),
-        spec=spec,
+        spec=records.spec(best_of=source),
         run_id=f"{name}/{number}/{repeat}",
-        result=None if isinstance(value, str) else {"best_val_nmse": value},
+        result=None if isinstance(value, str) else records.result(value),
         mirrored=True,
         alive=False,
     )
@@ -78,7 +80,7 @@ def test_a_study_answers_for_another_only_once_it_is_closed():
 
 def test_a_study_that_closes_again_goes_on_answering_meanwhile():
     again = rival("again", {(0, 0): 0.002, (0, 1): "waiting"}, best_of={0: "search/4/0"}, closed=False)
-    again.row.facts["closed"] = True  # once
+    again = dataclasses.replace(again, row=dataclasses.replace(again.row, facts=records.facts(closed=True)))
     assert first(SEARCH, again) == "search/4/0"
 
 

@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import records
 
-from hpo.queue import Queue, StudyRow
+from hpo.queue import Queue
 from hpo.services import health
 
 pytestmark = pytest.mark.service
@@ -18,7 +19,7 @@ def test_a_worker_is_well_if_its_own_process_was_seen_within_its_lease(database_
     assert health.worker() == "No worker is here."
     queue = Queue(database_url)
     queue.install()
-    queue.put_study(StudyRow(name="s", identity="i", spec={"space": []}, facts={}, created_at=0))
+    queue.put_study(records.study_row("s"))
 
     def seen(process: subprocess.Popen, *, lease: float, host: str = socket.gethostname()) -> None:
         queue.attend(f"{host}:{process.pid}-{lease:g}", "s", trainers=1, device="cpu", stops=0, lease=lease)

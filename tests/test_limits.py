@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import cells
 import pytest
+import records
 
 from hpo import settings, study
 from hpo.cli import main
 from hpo.errors import ServiceError, SettingsError
 from hpo.files import sha256_of
 from hpo.planning import plans
-from hpo.queue import StudyRow
 from hpo.tracking import data_sets
 from hpo.tracking.client import Tracker
 from hpo.worker import supervisor as worker_module
@@ -108,10 +108,10 @@ def test_a_running_worker_takes_a_data_file_that_doctor_wrote_anew(shell, data, 
     with zipfile.ZipFile(old) as packed, zipfile.ZipFile(tmp_path / "other.npz", "w", zipfile.ZIP_STORED) as stored:
         for name in packed.namelist():  # the same arrays in other bytes, as another zlib writes them
             stored.writestr(name, packed.read(name))
-    other = worker.row.facts["data"] | {"sha256": sha256_of(tmp_path / "other.npz")}
+    other = replace(worker.row.facts.data, sha256=sha256_of(tmp_path / "other.npz"))
     (tmp_path / "other.npz").replace(data_sets.cached(read.home, other))
     data_sets.upload(worker.tracker, worker.row.facts["study_run_id"], data_sets.cached(read.home, other))
-    worker.queue.put_study(replace(worker.row, facts={"data": other}))
+    worker.queue.amend_facts("renewed", {"data": other.to_json()})
     data_sets.cached(read.home, other).unlink()
     old.write_bytes(b"damaged")
     worker._fetch_data(shell.trials("renewed")[0], "odd.", 0)
@@ -156,8 +156,8 @@ def test_a_worker_asked_for_before_a_stop_leaves_at_once_though_it_starts_after_
 @pytest.mark.service
 def test_a_study_whose_planner_died_is_waited_for_within_the_limits_and_can_be_deleted(shell):
     shell.queue.install()
-    facts = {"experiment_id": str(2**31 - 1), "model_name": "nothing-of-it"}  # no server has it, nor ever had
-    shell.queue.put_study(StudyRow(name="half", identity="0" * 64, spec={}, facts=facts, created_at=0.0))
+    facts = records.facts(experiment_id=str(2**31 - 1), model_name="nothing-of-it")  # no server has it, nor ever had
+    shell.queue.put_study(records.study_row("half", "0" * 64, facts=facts))
     for limit in ("--idle-exit", "--max-hours"):
         output = shell.hpo("worker", "--study", "half", limit, 0)
         assert "Left at its limit: study half is not planned yet." in output

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import cells
 import pytest
+import records
 from shell import at_once, fresh_database
 
 from hpo import settings, study
 from hpo.errors import StudyError
 from hpo.operations import invariants
 from hpo.planning import plans
-from hpo.queue import Queue, StudyRow
+from hpo.queue import NewJob, Queue
 from hpo.recording import reconciler
 from hpo.search import sampling
 from hpo.tracking.client import Tracker
@@ -70,7 +71,7 @@ def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_die
             job = queue.claim(name, worker="w", lease=60)
             queue.set_run(job.id, f"run {job.number}")
             score = scores[job.number]
-            queue.end(job, "diverged" if score is None else "done", result={"best_val_nmse": score})
+            queue.end(job, "diverged" if score is None else "done", result=records.result(score or 0.0))
         points = {job.number: job.spec["point"] for job in queue.jobs(name) if job.kind == "trial"}
         expected = [{"study": name, "trial": n, "run_id": f"run {n}", "point": points[n]} for n in (1, 2, 0)]
 
@@ -79,7 +80,10 @@ def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_die
             plan(again, queue)
         monkeypatch.undo()
         with queue.engine.begin() as connection:
-            better = "UPDATE hpo.job SET result = '{{\"best_val_nmse\": 0.01}}' WHERE study = '{}' AND number = 0"
+            better = (
+                "UPDATE hpo.job SET result = result::jsonb || '{{\"best_val_nmse\": 0.01}}' "
+                "WHERE study = '{}' AND number = 0"
+            )
             connection.exec_driver_sql(better.format(name))
         row = plan(again, queue)
         assert row.facts["best_of"] == expected and "planned" in row.facts
@@ -134,8 +138,8 @@ def filling(url: str, store, chosen: study.Study, name: str):
     """A function that chooses the point of a trial, as for a running job, and shows it in Optuna."""
     queue = Queue(url)
     queue.install()
-    queue.put_study(StudyRow(name=name, identity="i", spec={}, facts={}, created_at=0))
-    queue.put_jobs(name, [{"kind": "trial", "number": n, "config": None, "cost": 0, "spec": None} for n in range(14)])
+    queue.put_study(records.study_row(name))
+    queue.put_jobs(name, [NewJob(kind="trial", number=n) for n in range(14)])
     jobs = [queue.claim(name, worker="w", lease=600) for _ in range(14)]
     queue.close()
 

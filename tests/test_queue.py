@@ -1,18 +1,20 @@
 """The queue on a real Postgres: leases, fences, attempts, the outbox."""
 
+import dataclasses
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import records
 from optuna.study import StudyDirection
 from shell import at_once, read_only
 from sqlalchemy.exc import ProgrammingError
 
-from hpo import queue as queue_module
 from hpo import study
 from hpo.errors import NotFound, ServiceError, StudyConflict
-from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, Queue, StudyRow
+from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, NewJob, Queue, database
+from hpo.queue.rows import hold
 from hpo.recording import holdings as holdings_module
 from hpo.recording.holdings import Holdings
 from hpo.search import sampling
@@ -20,7 +22,8 @@ from hpo.worker import processes
 
 pytestmark = pytest.mark.service
 
-SPEC = {"point": {"filters": 8, "a": 1}}
+RESULT = records.result(0.1)
+SPEC = records.spec(point={"filters": 8, "a": 1})
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +44,9 @@ def _closed(monkeypatch):
 def planned(url: str, count: int, *, name: str = "s") -> Queue:
     queue = Queue(url)
     queue.install()
-    queue.put_study(StudyRow(name=name, identity="i", spec={"space": []}, facts={}, created_at=0))
-    jobs = [{"kind": "trial", "number": n, "config": n, "cost": float(n), "spec": SPEC} for n in range(count)]
-    queue.put_jobs(name, [*jobs, {"kind": "closing", "number": -1, "config": None, "cost": 0.0, "spec": None}])
+    queue.put_study(records.study_row(name))
+    jobs = [NewJob(kind="trial", number=n, config=n, cost=float(n), spec=SPEC) for n in range(count)]
+    queue.put_jobs(name, [*jobs, NewJob(kind="closing", number=-1)])
     return queue
 
 
@@ -60,7 +63,7 @@ def test_the_dearest_trial_is_claimed_first_and_the_order_of_a_point_survives(da
     queue = planned(database_url, 3)
     job = claim(queue)
     assert job.number == 2
-    assert list(job.spec["point"]) == ["filters", "a"]
+    assert list(job.spec.point) == ["filters", "a"]
 
 
 def test_sixteen_claimers_at_once_get_each_job_once(database_url):
@@ -96,10 +99,10 @@ def test_a_job_whose_lease_ran_out_is_taken_over_and_its_first_holder_can_write_
     assert new.id == old.id and new.attempt == 2 and new.fence == old.fence + 1
     for write in (
         lambda: queue.add_epochs(old, [(2, 2000, {"val/nmse": 0.5})]),
-        lambda: queue.checkpoint(old, {}),
+        lambda: queue.checkpoint(old, records.checkpoint(1)),
         lambda: queue.end(old, "done", result={}),
         lambda: queue.give_back(old, reason="x", counts=False),
-        lambda: queue.fill(old, {}, 0),
+        lambda: queue.fill(old, records.spec(), 0),
     ):
         with pytest.raises(LeaseLost):
             write()
@@ -118,10 +121,10 @@ def test_a_lease_that_is_renewed_is_not_taken_over(database_url):
 def test_a_recorded_result_is_final(database_url):
     queue = planned(database_url, 1)
     job = claim(queue)
-    queue.end(job, "done", result={"best_val_nmse": 0.1})
+    queue.end(job, "done", result=records.result(0.1))
     with pytest.raises(LeaseLost):
-        queue.end(job, "done", result={"best_val_nmse": 0.2})
-    assert queue.job(job.id).result == {"best_val_nmse": 0.1}
+        queue.end(job, "done", result=records.result(0.2))
+    assert queue.job(job.id).result.best_val_nmse == 0.1
 
 
 def test_after_three_attempts_a_job_is_dead_with_its_reason(database_url):
@@ -174,12 +177,12 @@ def test_a_curve_that_comes_out_otherwise_is_cut_back_to_where_it_does(database_
     queue.add_epochs(job, rows)
     queue.set_run(job.id, "first")
     queue.set_forwarded(job.id, "first", [1, 2, 3, 4])
-    queue.checkpoint(job, {"epoch": 2})
+    queue.checkpoint(job, records.checkpoint(2))
     queue.set_mirrored(queue.job(job.id), "first")
     same, other = [(3, 3007, {"val/nmse": 1 / 3, "seconds": 2.0})], [(4, 4007, {"val/nmse": 0.24, "seconds": 2.0})]
     queue.add_epochs(job, same + other)
     found = queue.job(job.id)
-    assert (found.run_id, found.discarded, found.epochs, found.checkpoint) == (None, ["first"], 4, {"epoch": 2})
+    assert (found.run_id, found.discarded, found.epochs, found.checkpoint.epoch) == (None, ["first"], 4, 2)
     assert queue.outbox(job.id) == [*rows[:3], *other], "MLflow gets the whole curve, in another run"
     assert not queue.set_forwarded(job.id, "first", [1]), "by who had just sent it to the old one"
     queue.set_mirrored(found, "first")
@@ -226,8 +229,10 @@ def test_a_dead_closing_runs_again_and_dead_trials_when_asked_for(database_url):
 def test_a_score_that_is_no_number_is_stored_as_null(database_url):
     queue = planned(database_url, 1)
     job = claim(queue)
-    queue.end(job, "done", result={"validation": {"r2": float("nan"), "mape": [1.0, float("inf")]}})
-    assert queue.job(job.id).result == {"validation": {"r2": None, "mape": [1.0, None]}}
+    scores = dataclasses.replace(RESULT.validation, r2=float("nan"), per_target={"mape": [1.0, float("inf")]})
+    queue.end(job, "done", result=dataclasses.replace(RESULT, validation=scores))
+    stored = queue.job(job.id).result.validation
+    assert (stored.r2, stored.per_target) == (None, {"mape": [1.0, None]})
 
 
 def test_a_job_given_back_and_claimed_again_is_another_holding(database_url):
@@ -274,7 +279,7 @@ def test_a_trainer_that_writes_faster_than_we_read_is_read_in_pieces():
 def test_a_name_stands_for_one_specification(database_url):
     queue = planned(database_url, 1)
     with pytest.raises(StudyConflict, match="hpo delete --study s"):
-        queue.put_study(StudyRow(name="s", identity="other", spec={}, facts={}, created_at=0))
+        queue.put_study(records.study_row("s", "other"))
     assert queue.study("s").identity == "i"
 
 
@@ -331,7 +336,7 @@ def test_what_a_pruner_saw_before_it_stood_in_the_rows_is_taken_over(database_ur
         Queue(database_url).install()
         _, first, second = queue.jobs("s")
         assert first.judged is None
-        assert second.judged == {"epoch": 3, "value": 0.3, "rungs": [0.9, 0.3]}
+        assert second.judged.to_json() == {"epoch": 3, "value": 0.3, "rungs": [0.9, 0.3]}
         with queue.engine.begin() as connection:
             connection.exec_driver_sql("UPDATE hpo.schema SET version = 3")
     store.remove_session()
@@ -413,12 +418,12 @@ def test_a_worker_that_froze_between_a_write_and_its_commit_does_not_keep_its_tr
     with store.engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "30s"
     store.engine.dispose()
-    options = queue_module.CONNECT["options"]
-    monkeypatch.setitem(queue_module.CONNECT, "options", options.replace("timeout=30000", "timeout=3000"))
+    options = database.CONNECT["options"]
+    monkeypatch.setitem(database.CONNECT, "options", options.replace("timeout=30000", "timeout=3000"))
     frozen = Queue(database_url)
     job = claim(frozen, "frozen", lease=0.1)
     with pytest.raises(DatabaseLost), frozen._transaction() as connection:
-        queue_module._hold(connection, job)
+        hold(connection, job)
         time.sleep(0.2)
         assert claim(queue, "other") is None, "its lease has run out, but it is writing"
         end = time.monotonic() + 60

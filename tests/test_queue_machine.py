@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 
 import pytest
+import records
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
 
-from hpo.queue import ATTEMPTS, ENDED, Job, LeaseLost, Queue, StudyRow
+from hpo.queue import ATTEMPTS, ENDED, Job, LeaseLost, NewJob, Queue
 
 pytestmark = pytest.mark.service
 
@@ -43,11 +44,9 @@ class Machine(RuleBasedStateMachine):
         Machine.runs += 1
         self.name = f"s{Machine.runs}"
         self.queue = Queue(self.url)
-        self.queue.put_study(StudyRow(name=self.name, identity="i", spec={}, facts={}, created_at=0))
+        self.queue.put_study(records.study_row(self.name))
         jobs = [("trial", n, float(n % 2)) for n in range(COUNT)] + [("closing", -1, 0.0)]
-        self.queue.put_jobs(
-            self.name, [{"kind": k, "number": n, "config": n, "cost": cost, "spec": None} for k, n, cost in jobs]
-        )
+        self.queue.put_jobs(self.name, [NewJob(kind=k, number=n, config=n, cost=cost) for k, n, cost in jobs])
         self.rows = {number: Row(number) for number in range(-1, COUNT)}
         self.serial = 0  # makes every written result another one
 
@@ -128,7 +127,7 @@ class Machine(RuleBasedStateMachine):
     @rule(job=claims, state=st.sampled_from(["done", "diverged"]))
     def end(self, job, state):
         self.serial += 1
-        row = self.write(job, lambda: self.queue.end(job, state, result={"serial": self.serial}, reason="why"))
+        row = self.write(job, lambda: self.queue.end(job, state, result=records.result(self.serial), reason="why"))
         if row is not None:
             assert row.result is None, "recorded once"
             row.state, row.result = state, self.serial
@@ -145,7 +144,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(job=claims, epoch=st.integers(1, 5))
     def commit_checkpoint(self, job, epoch):
-        row = self.write(job, lambda: self.queue.checkpoint(job, {"epoch": epoch}))
+        row = self.write(job, lambda: self.queue.checkpoint(job, records.checkpoint(epoch)))
         if row is not None:
             row.checkpoint = epoch
 
@@ -206,9 +205,9 @@ class Machine(RuleBasedStateMachine):
     def the_rows_are_what_the_model_says(self):
         for job in self.queue.jobs(self.name):
             row = self.rows[job.number]
-            found = (job.state, job.attempt, job.fence, (job.result or {}).get("serial"))
+            found = (job.state, job.attempt, job.fence, job.result and job.result.best_val_nmse)
             assert found == (row.state, row.attempt, row.fence, row.result)
-            assert (job.checkpoint or {}).get("epoch") == row.checkpoint
+            assert (job.checkpoint and job.checkpoint.epoch) == row.checkpoint
             assert {number: metrics["fence"] for number, metrics in self.queue.curve(job.id)} == row.epochs
             assert job.alive == (row.state == "running" and not row.expired)
             assert 0 <= job.attempt <= ATTEMPTS

@@ -8,11 +8,11 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 import pytest
+import records
 from shell import at_once
 from sqlalchemy import text
 
-from hpo import queue as queue_module
-from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, LeaseLost, Queue, StudyRow
+from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, LeaseLost, NewJob, Queue, database
 
 pytestmark = pytest.mark.service
 
@@ -25,11 +25,11 @@ def plan(queue: Queue, *, trials: int = 2, repeats: int = 1) -> None:
     """As `hpo run` does it: under a lock, and only if the study is not there."""
     with queue.lock("plan.s"):
         if "s" not in [row.name for row in queue.studies()]:
-            queue.put_study(StudyRow(name="s", identity="i", spec={"space": []}, facts={}, created_at=0))
+            queue.put_study(records.study_row("s"))
             jobs = [("closing", -1, 0), *(("trial", n, r) for n in range(trials) for r in range(repeats))]
             queue.put_jobs(
                 "s",
-                [{"kind": k, "number": n, "repeat": r, "config": None, "cost": 0.0, "spec": None} for k, n, r in jobs],
+                [NewJob(kind=k, number=n, repeat=r) for k, n, r in jobs],
             )
 
 
@@ -204,7 +204,7 @@ class Party:
     def claim(self) -> None:
         job = self.queue.claim("s", worker=self.name, lease=self.random.choice((SHORT, LONG)))
         if job is not None:
-            self.held[job.id, job.fence] = job, (job.checkpoint or {"epoch": 0})["epoch"]
+            self.held[job.id, job.fence] = job, job.checkpoint.epoch if job.checkpoint else 0
 
     def renew(self) -> None:
         for job in self.queue.renew([job for job, _ in self.held.values()], lease=LONG):
@@ -219,7 +219,7 @@ class Party:
             self.queue.add_epochs(job, [(number, number, {"val/nmse": self.rounding / number}) for number in epochs])
             self.held[job.id, job.fence] = job, epochs[-1]
             if self.random.random() < 0.5:
-                self.queue.checkpoint(job, {"epoch": epochs[-1]})
+                self.queue.checkpoint(job, records.checkpoint(epochs[-1]))
 
     def end(self) -> None:
         if (found := self.one()) is None:
@@ -323,8 +323,8 @@ def finish(queue: Queue) -> None:
 @pytest.mark.parametrize("serializable", [False, True])
 def test_whatever_several_do_to_a_study_at_once_its_rows_agree(database_url, monkeypatch, serializable):
     if serializable:
-        options = queue_module.CONNECT["options"]
-        monkeypatch.setitem(queue_module.CONNECT, "options", f"{options} {SERIALIZABLE}")
+        options = database.CONNECT["options"]
+        monkeypatch.setitem(database.CONNECT, "options", f"{options} {SERIALIZABLE}")
     at_random(database_url, parties=4, steps=400, serializable=serializable)
 
 
@@ -332,8 +332,8 @@ def test_whatever_several_do_to_a_study_at_once_its_rows_agree(database_url, mon
 @pytest.mark.parametrize("serializable", [False, True])
 def test_whatever_several_do_for_long_to_a_study_its_rows_agree(database_url, monkeypatch, serializable):
     if serializable:
-        options = queue_module.CONNECT["options"]
-        monkeypatch.setitem(queue_module.CONNECT, "options", f"{options} {SERIALIZABLE}")
+        options = database.CONNECT["options"]
+        monkeypatch.setitem(database.CONNECT, "options", f"{options} {SERIALIZABLE}")
     for _ in range(5):
         at_random(database_url, parties=8, steps=400, serializable=serializable)
         clean = Queue(database_url)

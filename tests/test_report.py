@@ -1,5 +1,6 @@
 """`hpo report`: every number in it is derived again from MLflow, the data folder and the downloaded model."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -11,12 +12,12 @@ import cells
 import numpy as np
 import pandas
 import pytest
+import records
 from mlflow import MlflowClient
 from shell import Shell, fresh_database
 
 from data_pipeline import dataset
 from data_pipeline.split import split
-from hpo.queue import StudyRow
 from hpo.report.results import fruitless
 from hpo.report.winners import comparable
 
@@ -265,8 +266,8 @@ def test_the_page_stands_alone_is_attached_and_answers_the_questions(reported, t
 
 def test_a_sequence_compares_what_is_on_one_data_set_and_split():
     def closed(name: str, digest: str, split: str):
-        facts = {"data": {"digest": digest, "split": split}}
-        return StudyRow(name=name, identity=name, spec={}, facts=facts, created_at=0.0), {}
+        facts = records.facts(data=dataclasses.replace(records.DATA, digest=digest, split=split))
+        return records.study_row(name, name, facts=facts), {}
 
     a, b, c, d, e = [closed(*words) for words in ("a1s", "b2s", "c1s", "d1t", "e2s")]
     assert comparable([a, b, c, d, e]) == [[a, c], [b, e]]

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+import records
 import torch
 from markdown_it import MarkdownIt
 from PIL import Image
 
 from hpo.machine import who
-from hpo.queue import Queue, StudyRow
+from hpo.queue import NewJob, Queue
 from hpo.report.answers import Answer
 from hpo.report.document import Document, Section, write
 from hpo.report.tables import of_records
@@ -137,8 +138,8 @@ def test_a_reason_and_a_user_with_any_bytes_are_recorded(database_url, monkeypat
     monkeypatch.setenv("LOGNAME", "caf\udce9")
     with closing(Queue(database_url)) as queue:
         queue.install()
-        queue.put_study(StudyRow(name="s", identity="i", spec={"space": []}, facts={}, created_at=0))
-        jobs = [{"kind": "trial", "number": number, "config": None, "cost": 0.0, "spec": {}} for number in range(2)]
+        queue.put_study(records.study_row("s"))
+        jobs = [NewJob(kind="trial", number=number, spec=records.spec()) for number in range(2)]
         queue.put_jobs("s", jobs)
         queue.give_back(queue.claim("s", worker="w", lease=60), reason="no file caf\udce9\0", counts=True)
         queue.stop("s", by=who())

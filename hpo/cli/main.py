@@ -363,7 +363,7 @@ def run(options: argparse.Namespace) -> int:
         if codes[-1] == 130:
             break
     if len(plans) > 1 and max(codes) == 0:
-        closings = {plan.name: job.result for plan in plans for job in queue.jobs(plan.name) if job.kind == "closing"}
+        closings = {plan.name: job.closing for plan in plans for job in queue.jobs(plan.name) if job.kind == "closing"}
         for alike in winners.comparable([(queue.study(name), ended or {}) for name, ended in closings.items()]):
             tables.print_table(console, winners.winners_table(alike))
             link = winners.log_winners(Tracker(found.tracking_uri), alike)
@@ -653,7 +653,7 @@ def trials(options: argparse.Namespace) -> int:
             "repeat": job.repeat,
             "config": job.config,
             "state": job.state,
-            "params": (job.spec or {}).get("point", {}),
+            "params": job.spec.point if job.spec else {},
             "value": job.result["best_val_nmse"] if job.state == "done" and job.result else None,
             "run_id": job.run_id,
             "attempt": job.attempt,
@@ -782,13 +782,13 @@ def promote(options: argparse.Namespace) -> int:
         raise NotFound(f"{row.name} is not planned to its end: `hpo run` with the same options goes on with it.")
     if close.state == "dead":
         raise NotFound(f"Closing {row.name} failed: {close.reason}. `hpo run` with the same options tries it again.")
-    if close.result is None:
+    if close.closing is None:
         left = sum(job.state in ("waiting", "running") for job in jobs if job.kind == "trial")
         raise NotFound(
             f"The study {row.name} is not closed: {left} trials are still to be trained. Closing promotes its best "
             f"model; `hpo run` or `hpo worker --study {row.name}` finishes it."
         )
-    ended, tracker = close.result, Tracker(found.tracking_uri)
+    ended, tracker = close.closing, Tracker(found.tracking_uri)
     outcome, alias = champion.settle(queue, tracker, row), study.alias(row.name)
     if fault := outcome.refused.get(alias):
         raise ModelError(f"{ended['model_name']} version {ended['winner']['version']} is not promoted again: {fault}")

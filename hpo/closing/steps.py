@@ -10,7 +10,7 @@ from typing import Any
 
 from hpo import crash
 from hpo.closing import pictures, promotion
-from hpo.queue import Job
+from hpo.queue import Job, State
 from hpo.recording.reconciler import Mirror
 from hpo.report import results
 from hpo.scores import ranking
@@ -60,7 +60,7 @@ class Closing:
         pictures.log_plots(self.mirror, self.job, predictions)
         results.log_study(self.mirror, result)
         crash.at("study shown")
-        queue.end(self.job, "done", result=result)
+        queue.end(self.job, State.DONE, result=result)
         crash.at("closing recorded")
 
     def _model(self, winner: Job) -> Path:

@@ -218,9 +218,9 @@ def _data_set(shown: Mirror, settings: Settings) -> Iterator[Finding]:
             return
     parts = split(len(dataset.images))
     for close in shown.queue.jobs(row.name):
-        if close.kind != "closing" or close.state != "done" or close.result is None:
+        if close.kind != "closing" or close.state != "done" or close.closing is None:
             continue
-        for entry in close.result.get("groups", []):
+        for entry in close.closing.get("groups", []):
             try:
                 evidence.predictions(shown.tracker, row, entry["number"], dataset, parts)
             except StudyConflict as error:
@@ -298,7 +298,7 @@ def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
 def _delete_model(shown: Mirror, model: LoggedModel, seen: Job | None) -> None:
     """Delete the model unless its trial is tried again, or has taken it as its result, since we looked."""
     job = shown.queue.job(seen.id) if seen is not None else None
-    if job is None or (job.state in ENDED and (job.result or {}).get("model_id") != model.model_id):
+    if job is None or (job.state in ENDED and (job.result is None or job.result.model_id != model.model_id)):
         shown.tracker.delete_model(model)
 
 

@@ -19,6 +19,7 @@ from hpo.report.display import duration, progress_line
 from hpo.services import serving
 from hpo.settings import Settings
 from hpo.study import conflict
+from hpo.study.records import TrialSpec
 from hpo.text import number_text
 from hpo.worker.processes import Trainer, next_gpu, visible_gpus
 
@@ -118,7 +119,7 @@ def _planned(plan: Plan, read: Settings) -> list[Job]:
     return [job for job in queue.jobs(plan.name) if job.kind == "trial"]
 
 
-def _probe(plan: Plan, specs: list[dict[str, Any]], device: str) -> dict[int, dict[str, Any]]:
+def _probe(plan: Plan, specs: list[TrialSpec], device: str) -> dict[int, dict[str, Any]]:
     """What a trainer measures of each specification. Raises ServiceError."""
     probed: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("wb") as log:
@@ -126,7 +127,7 @@ def _probe(plan: Plan, specs: list[dict[str, Any]], device: str) -> dict[int, di
         save_npz(plan.dataset, data)
         trainer = Trainer(log, gpu=None if device == "cpu" else next_gpu(visible_gpus(), []))
         try:
-            trainer.send("probe", specs=specs, data=str(data), device=device)
+            trainer.send("probe", specs=[spec.to_json() for spec in specs], data=str(data), device=device)
             finished, reason = False, ""
             while not finished and not trainer.closed:
                 for event in trainer.events():

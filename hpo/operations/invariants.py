@@ -135,7 +135,7 @@ def _trial(shown: Mirror, job: Job, seen: _Seen) -> Iterator[Violation]:
 
 def _result(job: Job) -> Iterator[str]:
     if job.state == "done":
-        value = (job.result or {}).get("best_val_nmse")
+        value = job.result.best_val_nmse if job.result else None
         if value is None or not math.isfinite(value):
             yield f"is done, but its result is {value}"
     elif job.state in ENDED and not job.reason:

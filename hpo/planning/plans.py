@@ -4,7 +4,6 @@ Everything is idempotent: a planner that died, or two at once, leave the same ro
 """
 
 import json
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,11 +18,12 @@ from data_pipeline.split import Split, lacks, split
 from hpo import study
 from hpo.errors import StudyConflict, StudyError
 from hpo.machine import now_ms
-from hpo.queue import Job, Queue, StudyRow, require_whole
+from hpo.queue import Job, NewJob, Queue, StudyRow, require_whole
 from hpo.scores import ranking
 from hpo.search import sampling
 from hpo.settings import Settings
 from hpo.study import Study
+from hpo.study.records import DataFacts, Network, SourceTrial, SplitScores, StudyFacts, TrialSpec, WeightsFile
 from hpo.text import for_markdown, point_text
 from hpo.tracking import data_sets as data_files
 from hpo.tracking import lengths
@@ -48,33 +48,33 @@ class Plan:
     split: Split
     canonical: dict[str, Any]
     identity: str
-    weights: dict[str, dict[str, str]]  # name and SHA-256 of the file, for each backbone that begins pretrained
+    weights: dict[str, WeightsFile]  # name and SHA-256 of the file, for each backbone that begins pretrained
 
     @cached_property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> StudyFacts:
         """What the database and every worker need to know of the data."""
         data = self.dataset
-        return {
-            "description": self.study.description,
-            "data": {
-                "name": data.metadata["name"],
-                "digest": data.digest,
-                "split": self.split.digest,
-                "unit": data.unit,
-                "target_names": list(data.target_names),
-                "image_shape": list(data.images.shape[1:]),
-                "phases": constants(data),
-                "sizes": [len(self.split.train), len(self.split.validation), len(self.split.test)],
-                "source": json.dumps({"uri": self.study.data_path}),
-                "profile": json.dumps({"num_rows": len(data.images), "num_elements": int(data.images.size)}),
-            },
-            "model_name": model_name(data, self.split),
-            "predictors": predictors(data, self.split),
+        return StudyFacts(
+            description=self.study.description,
+            data=DataFacts(
+                name=data.metadata["name"],
+                digest=data.digest,
+                split=self.split.digest,
+                unit=data.unit,
+                target_names=data.target_names,
+                image_shape=data.images.shape[1:],
+                phases=constants(data),
+                sizes=(len(self.split.train), len(self.split.validation), len(self.split.test)),
+                source=json.dumps({"uri": self.study.data_path}),
+                profile=json.dumps({"num_rows": len(data.images), "num_elements": int(data.images.size)}),
+            ),
+            model_name=model_name(data, self.split),
+            predictors=predictors(data, self.split),
             # only where a trainer reads the files: not when it starts from another study's networks
-            **({"weights": self.weights} if self.study.starts_from is None and self.weights else {}),
-        }
+            weights=None if self.study.starts_from is not None or not self.weights else self.weights,
+        )
 
-    def specs(self, facts: Mapping[str, Any] | None = None) -> list[tuple[dict[str, Any], float]]:
+    def specs(self, facts: StudyFacts | None = None) -> list[tuple[TrialSpec, float]]:
         """Specification and cost of each point of a grid, repeat after repeat; empty if a sampler chooses them later.
 
         Without `facts` the networks to start from are left open.
@@ -87,7 +87,7 @@ class Plan:
             for config, point in enumerate(self.study.grid())
         ]
 
-    def examples(self) -> list[tuple[str, dict[str, Any]]]:
+    def examples(self) -> list[tuple[str, TrialSpec]]:
         """Where a sampler chooses the points: those it starts from, and the ends of the space, with what they are."""
         points = [(START, point) for point in (self.study.best_of or self.study).start]
         points += [("smallest", self.study.corners()[0]), *(("largest", point) for point in self.study.largest())]
@@ -117,14 +117,16 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
         _check_physics(data, folder)
     _check_sizes(chosen, folder, data)
     files = {backbone: pretrained.FILES[backbone] for backbone in chosen.pretrained()}
-    found = {
-        backbone: {"name": name, "sha256": "" if trial_run and pretrained.absent(name) else pretrained.find(name)[1]}
+    weights = {
+        backbone: WeightsFile(
+            name=name, sha256="" if trial_run and pretrained.absent(name) else pretrained.find(name)[1]
+        )
         for backbone, name in files.items()
     }
     canonical = chosen.canonical(
         data_digest=data.digest,
         split_digest=parts.digest,
-        weights={backbone: file["sha256"] for backbone, file in found.items()},
+        weights={backbone: file.sha256 for backbone, file in weights.items()},
         phases=constants(data) if chosen.needs_phases() else None,
     )
     identity = study.digest(canonical)
@@ -142,7 +144,7 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
         split=parts,
         canonical=canonical,
         identity=identity,
-        weights=found,
+        weights=weights,
     )
 
 
@@ -188,42 +190,34 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
             )
         if row is not None and row.identity != ready.identity:
             raise study.conflict(ready.name, row.spec, ready.canonical)
-        if row is not None and row.facts.get("planned"):
+        if row is not None and row.facts.planned:
             return row
         tracker.require_version()
         # A planner that died after it wrote the best points down has planned some of them: they stay the best.
-        chosen = {"best_of": row.facts["best_of"]} if row is not None and "best_of" in row.facts else None
-        begin = _follow(ready, queue) if chosen is None else chosen
-        facts = ready.facts | begin | _track(ready, tracker, settings, queue.database_id())
-        queue.put_study(
-            StudyRow(name=ready.name, identity=ready.identity, spec=ready.canonical, facts=facts, created_at=0)
-        )
+        chosen = row.facts.best_of if row is not None else None
+        facts = replace(ready.facts, best_of=chosen) if chosen else _follow(ready, queue)
+        facts = _track(ready, facts, tracker, settings, queue.database_id())
+        row = StudyRow(name=ready.name, identity=ready.identity, spec=ready.canonical, facts=facts)
+        queue.put_study(row)
         with queue.lock("optuna"):  # Optuna makes its tables without a lock of its own
             store = sampling.storage(database_url)
         # The best points are planned as those that other studies begin with.
-        points = tuple(each["point"] for each in facts.get("best_of", ()))
+        points = tuple(source.point for source in facts.best_of or () if source.point is not None)
         planned = replace(ready.study, start=points, trials=len(points)) if points else ready.study
         trials = sampling.plan(store, ready.name, planned)
         store.remove_session()
         store.engine.dispose()
         specs = ready.specs(facts)
-        jobs: list[dict[str, Any]] = [{"kind": "closing", "number": -1, "config": None, "cost": 0.0, "spec": None}]
+        jobs = [NewJob(kind="closing", number=-1)]
         for repeat in range(ready.study.repeats):
             for trial in trials:
                 config = trial.user_attrs.get("config")
                 spec, cost = (None, 0.0) if config is None else specs[repeat * len(trials) + config]
-                job = {"kind": "trial", "number": trial.number, "repeat": repeat, "config": config}
-                jobs.append(job | {"cost": cost, "spec": spec})
+                jobs.append(
+                    NewJob(kind="trial", number=trial.number, repeat=repeat, config=config, cost=cost, spec=spec)
+                )
         queue.put_jobs(ready.name, jobs)
-        queue.put_study(
-            StudyRow(
-                name=ready.name,
-                identity=ready.identity,
-                spec=ready.canonical,
-                facts=facts | {"planned": True},
-                created_at=0,
-            )
-        )
+        queue.put_study(replace(row, facts=replace(facts, planned=True)))
     return queue.study(ready.name)
 
 
@@ -233,23 +227,22 @@ def lock_plan(queue: Queue, name: str) -> AbstractContextManager[object]:
     return queue.lock(f"plan.{study.alias(name)}")
 
 
-def _follow(ready: Plan, queue: Queue) -> dict[str, Any]:
-    """What an earlier study gives this one: its best points, or the networks to start from."""
+def _follow(ready: Plan, queue: Queue) -> StudyFacts:
+    """Return the plan's facts with what an earlier study gives it: best configurations, or networks to start from."""
     if ready.study.follows is None:
-        return {}
+        return ready.facts
     if ready.study.best_of is None:
-        return _start(ready, _ranked(ready, queue, "starts_from", "starts from the best networks of"))
+        best = _ranked(ready, queue, "starts_from", "starts from the best networks of")
+        return replace(ready.facts, starts_from=_start(ready, best))
     best = _ranked(ready, queue, "best_of", "trains the best points of")
     if not best:
         raise StudyError(f"{ready.name} trains the best points of {ready.study.best_of.name}, which has none.")
-    points: dict[str, dict[str, Any]] = {}
+    sources: dict[str, SourceTrial] = {}
     for job in best:
-        assert job.spec is not None
-        point = job.spec["point"]
-        points.setdefault(
-            json.dumps(point), {"study": job.study, "trial": job.number, "run_id": job.run_id, "point": point}
-        )
-    return {"best_of": list(points.values())[: ready.study.trials]}
+        assert job.spec is not None and job.run_id is not None
+        source = SourceTrial(study=job.study, trial=job.number, run_id=job.run_id, point=job.spec.point)
+        sources.setdefault(json.dumps(job.spec.point), source)
+    return replace(ready.facts, best_of=tuple(sources.values())[: ready.study.trials])
 
 
 def _earlier(ready: Plan, key: str) -> str:
@@ -274,27 +267,35 @@ def _ranked(ready: Plan, queue: Queue, key: str, what: str) -> list[Job]:
     return ranking.ranked(jobs)
 
 
-def _start(ready: Plan, best: list[Job]) -> dict[str, Any]:
+def _start(ready: Plan, best: list[Job]) -> dict[str, Network]:
     """The networks to start from: for each origin the best of the earlier study's finished trials."""
     name = _earlier(ready, "starts_from")
-    found: dict[str, Any] = {}
+    networks: dict[str, Network] = {}
     for job in best:
-        assert job.spec is not None and job.result is not None
-        network = {"study": name, "trial": job.number, "run_id": job.run_id, "model_id": job.result["model_id"]}
-        found.setdefault(study.origin(job.spec["model"]), network | {"files": job.result["files"]})
+        assert job.spec is not None and job.result is not None and job.run_id is not None
+        network = Network(
+            study=name,
+            trial=job.number,
+            run_id=job.run_id,
+            model_id=job.result.model_id,
+            files=job.result.files,
+        )
+        networks.setdefault(study.origin(job.spec.model), network)
     models = [ready.study.trial(point)[0] for point in ready.study.corners()]
-    if missing := sorted({study.origin(model) for model in models} - set(found)):
+    if missing := sorted({study.origin(model) for model in models} - set(networks)):
         raise StudyError(
             f"{ready.name} starts from the best networks of {name}, which has none of {', '.join(missing)}: "
             f"`hpo trials --study {name}` says why."
         )
-    return {"starts_from": found}
+    return networks
 
 
-def _track(ready: Plan, tracker: Tracker, settings: Settings, owner: str) -> dict[str, Any]:
-    """The experiment, the study's own run with its data set, and the trivial predictors as runs."""
-    facts, now = ready.facts, now_ms()
-    data = facts["data"]
+def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings, owner: str) -> StudyFacts:
+    """Make the experiment, the study's own run with its data set, and the baseline predictors as runs.
+
+    Return the facts with their ids.
+    """
+    data, now = facts.data, now_ms()
     experiment_id = tracker.ensure_experiment(
         ready.name,
         description=_note(ready),
@@ -306,52 +307,48 @@ def _track(ready: Plan, tracker: Tracker, settings: Settings, owner: str) -> dic
         key=f"{ready.name}/study",
         name=f"{ready.name} (study)",
         kind="study",
-        params={"identity": ready.identity, "seed": ready.study.seed, "data": data["digest"], "split": data["split"]},
+        params={"identity": ready.identity, "seed": ready.study.seed, "data": data.digest, "split": data.split},
         tags={"mlflow.note.content": _note(ready)},
         start_ms=now,
     )
     file = data_files.keep(settings.home, ready.dataset)
     data_files.upload(tracker, run_id, file)
     ids = {}
-    for name, scores in facts["predictors"].items():
+    for name, scores in facts.predictors.items():
         ids[name] = tracker.ensure_run(
             experiment_id,
             key=f"{ready.name}/predictor/{name}",
             name=f"{ready.name}/predictor {name}",
             kind="predictor",
-            params={"predictor": name, "data": data["digest"], "split": data["split"]},
+            params={"predictor": name, "data": data.digest, "split": data.split},
             tags={"mlflow.note.content": f"Trivial predictor: {LEARNED[name]}, fitted on the training split."},
             start_ms=now,
         )
-        found = scores["validation"]
-        summary = {f"best_val_{key}": found[key] for key in ("nmse", "mse", "r2", "nrmse")}
+        summary = {f"best_val_{key}": getattr(scores.validation, key) for key in ("nmse", "mse", "r2", "nrmse")}
         tracker.log_summary(ids[name], summary, timestamp_ms=now)
         tracker.set_status(ids[name], "FINISHED", end_ms=now)
-    for each in [run_id, *ids.values()]:
-        tracker.log_dataset(
-            each, name=data["name"], digest=data["digest"], source=data["source"], profile=data["profile"]
-        )
-    return {
-        "data": data | {"sha256": data_sets.sha256_in(file)},
-        "experiment_id": experiment_id,
-        "study_run_id": run_id,
-        "predictor_run_ids": ids,
-    }
+    for run in [run_id, *ids.values()]:
+        tracker.log_dataset(run, name=data.name, digest=data.digest, source=data.source, profile=data.profile)
+    return replace(
+        facts,
+        data=replace(data, sha256=data_sets.sha256_in(file)),
+        experiment_id=experiment_id,
+        study_run_id=run_id,
+        predictor_run_ids=ids,
+    )
 
 
 LEARNED = {"mean": "the mean of the training labels", "volume fraction": "a cubic polynomial in the volume fraction"}
 
 
-def predictors(data: Dataset, parts: Split) -> dict[str, Any]:
-    """Validation scores of the trivial predictors. The test split is not looked at here."""
+def predictors(data: Dataset, parts: Split) -> dict[str, SplitScores]:
+    """Validation scores of the baseline predictors. The test split is not looked at here."""
     learned = (data.images[parts.train], data.targets[parts.train])
-    truth = data.targets[parts.validation]
-    variance = learned[1].var(axis=0)
-    found = {}
-    for name, fit in metrics.PREDICTORS.items():
-        predicted = fit(*learned)(data.images[parts.validation])
-        found[name] = {"validation": metrics.scores(predicted, truth, train_variance=variance).to_dict()}
-    return found
+    images, truth, variance = data.images[parts.validation], data.targets[parts.validation], learned[1].var(axis=0)
+    return {
+        name: SplitScores(validation=metrics.scores(fit(*learned)(images), truth, train_variance=variance))
+        for name, fit in metrics.PREDICTORS.items()
+    }
 
 
 def constants(data: Dataset) -> dict[str, dict[str, float]] | None:

@@ -10,9 +10,10 @@ from mlflow.exceptions import MlflowException
 
 from hpo import crash
 from hpo.machine import environment
-from hpo.queue import FREEZE_LIMIT, DatabaseLost, Job, Queue, StudyRow
+from hpo.queue import FREEZE_LIMIT, DatabaseLost, Job, Queue, StudyRow, TrialResult
 from hpo.search import sampling
 from hpo.study import provenance, restore
+from hpo.study.records import TrialSpec
 from hpo.text import first_line
 from hpo.tracking.client import Tracker, TrackingUnavailable
 
@@ -73,9 +74,9 @@ class Mirror:
             tags |= environment() | {"hpo.worker": job.worker or ""}
         self.tracker.set_tags(run_id, tags)
         if job.state == "done" and job.result:
-            self.tracker.log_summary(run_id, summary(job.result), timestamp_ms=now, step=job.result["best_epoch"])
-            if "device" in job.result:
-                self.tracker.set_tags(run_id, {"hpo.device": job.result["device"]})
+            self.tracker.log_summary(run_id, summary(job.result), timestamp_ms=now, step=job.result.best_epoch)
+            if job.result.device:
+                self.tracker.set_tags(run_id, {"hpo.device": job.result.device})
         status = RUN_STATUS[job.state]
         self.tracker.set_status(run_id, status, end_ms=now if job.state not in ("waiting", "running") else None)  # type: ignore[arg-type]
         if job.state == "done":
@@ -93,7 +94,7 @@ class Mirror:
             current = self.queue.job(job.id)
             return current is not None and (current.state, current.fence) == (job.state, job.fence)
 
-        experiment, kept = self.study.facts["experiment_id"], (job.result or {}).get("model_id")
+        experiment, kept = self.study.facts.experiment_id, job.result.model_id if job.result else None
         try:
             for each in (run_id, *job.discarded):
                 if (job.checkpoint is not None or job.discarded) and job.state != "cancelled":
@@ -197,44 +198,52 @@ class Mirror:
         return mended
 
 
-def params(spec: dict[str, Any]) -> dict[str, Any]:
+def params(spec: TrialSpec) -> dict[str, Any]:
     """What determines the result of a trial, flat, as MLflow params. The point comes first, under its own names."""
-    flat = dict(spec["point"])
-    flat |= {"config": spec["config"]} if spec["config"] is not None else {}
-    flat |= {f"model.{name}": value for name, value in spec["model"].items()}
-    flat |= {f"training.{name}": value for name, value in spec["training"].items()}
-    for name in ("weights", "starts_from", "best_of"):  # the file or trial it begins with, the trial of the same point
-        if found := spec.get(name):
-            flat |= {f"{name}.{key}": value for key, value in found.items() if key != "files"}
-            if "files" in found:
-                flat[f"{name}.sha256"] = found["files"]["weights.safetensors"]
-    others = ("seed", "parameters", "trainable_parameters", "data", "split", "identity", "numerics")
-    return flat | {name: spec[name] for name in others if name in spec}
+    flat = dict(spec.point)
+    flat |= {"config": spec.config} if spec.config is not None else {}
+    flat |= {f"model.{name}": value for name, value in spec.model.items()}
+    flat |= {f"training.{name}": value for name, value in spec.training.items()}
+    # The file or trial that it begins with, and the trial of the same configuration.
+    origins = {"weights": spec.weights, "starts_from": spec.starts_from, "best_of": spec.best_of}
+    for name, origin in origins.items():
+        if origin is not None:
+            flat |= {f"{name}.{key}": value for key, value in origin.to_json().items() if key != "files"}
+    if spec.starts_from is not None:
+        flat["starts_from.sha256"] = spec.starts_from.files["weights.safetensors"]
+    flat |= {"seed": spec.seed, "parameters": spec.parameters}
+    flat |= {} if spec.trainable_parameters is None else {"trainable_parameters": spec.trainable_parameters}
+    return flat | {"data": spec.data, "split": spec.split, "identity": spec.identity, "numerics": spec.numerics}
 
 
 def tags(job: Job) -> dict[str, Any]:
     """What a run says of its trial in words."""
     assert job.spec is not None
     words = {"mlflow.note.content": f"Trial {job.number} of the study {job.study}."}
-    if weights := provenance(job.spec["model"]):
+    if weights := provenance(job.spec.model):
         words["hpo.weights"] = weights
         words["mlflow.note.content"] += f" Backbone: {weights}."
-    for name in ("starts_from", "best_of"):
-        if (first := job.spec.get(name)) is not None:
-            words[f"hpo.{name}"] = f"trial {first['trial']} of {first['study']}, run {first['run_id']}"
+    for name, origin in (("starts_from", job.spec.starts_from), ("best_of", job.spec.best_of)):
+        if origin is not None:
+            words[f"hpo.{name}"] = f"trial {origin.trial} of {origin.study}, run {origin.run_id}"
     if "hpo.best_of" in words:
         words["mlflow.note.content"] += f" The point is that of {words['hpo.best_of']}."
     return words
 
 
-def summary(result: dict[str, Any]) -> dict[str, float]:
+def summary(result: TrialResult) -> dict[str, float | None]:
     """The metrics of a finished trial that MLflow's table shows: of the best epoch, and of the last."""
-    flat = {name: result[name] for name in ("best_val_nmse", "best_val_mse", "best_epoch")}
-    flat["train_seconds"] = result["seconds"]  # "seconds" is the name of an epoch's
-    flat |= {name: result[name] for name in ("last_val_nmse", "last_val_mse")}
-    for prefix, part in (("best_val", "validation"), ("last_val", "last_validation")):
-        flat |= {f"{prefix}_{score}": result[part][score] for score in ("r2", "nrmse")}
+    flat: dict[str, float | None] = {
+        "best_val_nmse": result.best_val_nmse,
+        "best_val_mse": result.best_val_mse,
+        "best_epoch": result.best_epoch,
+        "train_seconds": result.seconds,  # "seconds" is the name of an epoch's
+        "last_val_nmse": result.last_val_nmse,
+        "last_val_mse": result.last_val_mse,
+    }
+    for prefix, scores in (("best_val", result.validation), ("last_val", result.last_validation)):
+        flat |= {f"{prefix}_r2": scores.r2, f"{prefix}_nrmse": scores.nrmse}
     for score in ("r2", "nrmse"):
-        for name, value in zip(result["target_names"], result["validation"]["per_target"][score], strict=True):
+        for name, value in zip(result.target_names, result.validation.per_target[score], strict=True):
             flat[f"best_val_{score}/{name}"] = value
     return flat

@@ -8,7 +8,7 @@ from typing import Any
 from hpo import crash
 from hpo.errors import NotFound, disk_is_full
 from hpo.files import sha256_of
-from hpo.queue import DatabaseLost, Job, LeaseLost
+from hpo.queue import Checkpoint, DatabaseLost, Job, LeaseLost, State
 from hpo.recording.holdings import Holdings
 from hpo.recording.reconciler import Mirror
 from hpo.text import first_line
@@ -52,11 +52,11 @@ def store_checkpoint(shown: Mirror, holdings: Holdings, job: Job, path: Path, *,
         log.warning("%s: a checkpoint could not be stored: %s", job.title, first_line(error))
         return
     crash.at("checkpoint uploaded")
-    shown.queue.checkpoint(job, {"path": f"checkpoints/{name}", "sha256": sha256, "epoch": epoch, "run_id": run_id})
+    shown.queue.checkpoint(job, Checkpoint(path=f"checkpoints/{name}", sha256=sha256, epoch=epoch, run_id=run_id))
     local.unlink(missing_ok=True)
-    if current.checkpoint is not None and current.checkpoint["path"] != f"checkpoints/{name}":
+    if current.checkpoint is not None and current.checkpoint.path != f"checkpoints/{name}":
         try:
-            shown.tracker.delete_artifact(current.checkpoint["run_id"], current.checkpoint["path"])
+            shown.tracker.delete_artifact(current.checkpoint.run_id, current.checkpoint.path)
         except TrackingUnavailable:
             raise
         except Exception as error:  # a server that deletes nothing: the new checkpoint is safe all the same
@@ -67,12 +67,12 @@ def fetch_checkpoint(shown: Mirror, job: Job, folder: Path) -> Path | None:
     """The job's newest checkpoint as a local file; None, with a warning, if it is missing or damaged."""
     assert job.checkpoint is not None
     try:
-        path = shown.tracker.download_artifact(job.checkpoint["run_id"], job.checkpoint["path"], folder)
+        path = shown.tracker.download_artifact(job.checkpoint.run_id, job.checkpoint.path, folder)
     except NotFound as error:
         log.warning("%s starts again from epoch 0: %s", job.title, error)
         return None
-    if (found := sha256_of(path)) != job.checkpoint["sha256"]:
-        expected = job.checkpoint["sha256"]
+    if (found := sha256_of(path)) != job.checkpoint.sha256:
+        expected = job.checkpoint.sha256
         log.warning(
             "%s starts again from epoch 0: its checkpoint is damaged (SHA-256 %.8s, expected %.8s)",
             job.title,
@@ -99,7 +99,7 @@ def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -
     """Log the model and what it predicts of the validation split, then record the one result. `found` is the trainer's
     `trained` event."""
     assert job.spec is not None
-    epochs = found.get("epochs", job.spec["training"]["epochs"])  # fewer than planned when patience was over
+    epochs = found.get("epochs", job.spec.training["epochs"])  # fewer than planned when patience was over
     holdings.flush(job)
     shown.queue.cut(job, epochs)  # an earlier attempt on another kind of machine may have had more patience
     current = shown.queue.require(job)
@@ -126,7 +126,7 @@ def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -
         "model_id": model.model_id,
         "files": model.sha256,
     }
-    shown.queue.end(job, "done", result=result)
+    shown.queue.end(job, State.DONE, result=result)
     crash.at("recorded")
     log.info(
         "%s done: val nmse %.4g at epoch %d, %.0f s",

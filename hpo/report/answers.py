@@ -247,7 +247,7 @@ def _capacity(evidence: Evidence) -> Answer:
     rank, p = _rank(sizes, scores)
     gaps = []
     for job in jobs:
-        curve, epoch = grid.curves[job.id], (job.result or {})["best_epoch"]
+        curve, epoch = grid.curves[job.id], job.result.best_epoch if job.result else 0
         gaps.append(curve["val/nmse"][epoch] / curve["train/nmse"][epoch])
     gap_rank, gap_p = _rank(sizes, gaps)
     count = len(evidence.split.train)
@@ -369,7 +369,7 @@ def _despite(answer: str, lost: Sequence[str], count: int, what: str, *, stands:
 
 
 def _point(job: Job) -> dict[str, Any]:
-    return dict((job.spec or {})["point"])
+    return dict(job.spec.point) if job.spec else {}
 
 
 def _scored(each: Closed) -> tuple[list[dict[str, Any]], list[float]]:
@@ -382,13 +382,15 @@ def _sizes(points: Sequence[tuple[Job, float]]) -> list[int]:
 
 
 def _size(job: Job) -> int:
-    return int((job.spec or {})["parameters"])
+    return job.spec.parameters if job.spec else 0
 
 
 def _of_family(evidence: Evidence, family: str) -> list[Closed]:
     """Studies whose networks are of this family."""
     return [
-        each for each in evidence.closed if each.points and (each.points[0][0].spec or {})["model"]["family"] == family
+        closed
+        for closed in evidence.closed
+        if closed.points and (spec := closed.points[0][0].spec) and spec.model["family"] == family
     ]
 
 

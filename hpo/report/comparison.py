@@ -231,7 +231,7 @@ def _tested(job: Job, jobs: list[Job]) -> dict[str, Any] | None:
 
 def _ended(jobs: list[Job]) -> dict[str, Any]:
     """Return the result of the closing; empty until the study is closed."""
-    return next((job.result or {} for job in jobs if job.kind == "closing" and job.state == "done"), {})
+    return next((job.closing or {} for job in jobs if job.kind == "closing" and job.state == "done"), {})
 
 
 def _predictors(

@@ -150,7 +150,7 @@ class Progress:
                     "number": job.number,
                     "repeat": job.repeat,
                     "config": job.config,
-                    "params": (job.spec or {}).get("point", {}),
+                    "params": job.spec.point if job.spec else {},
                     "attempt": job.attempt,
                     "alive": job.alive,
                     "epoch": job.epochs,

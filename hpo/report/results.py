@@ -41,7 +41,7 @@ def show_result(
     """Print the result of a study whose trials have ended: the ten best configurations, the winner by component, what
     was promoted and why, and the next commands."""
     close = next((job for job in jobs if job.kind == "closing"), None)
-    ended = close.result if close is not None and close.result is not None else {}
+    ended = close.closing if close is not None and close.closing is not None else {}
     for table in _result_tables(study, jobs, ended):
         tables.print_table(console, table)
     lines = [f"ALARM: {alarm}" for alarm in ended.get("alarms", [])] + promotion(study, ended, close)
@@ -155,7 +155,7 @@ def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
     repeat = ["repeat"] if study.spec.get("repeats", 1) > 1 else []
     rows = [
         Row(
-            values={f"point.{name}": value for name, value in (job.spec or {}).get("point", {}).items()}
+            values={f"point.{name}": value for name, value in (job.spec.point if job.spec else {}).items()}
             | {
                 "number": job.number,
                 "repeat": job.repeat,

@@ -147,7 +147,7 @@ def _unscored(closed: Closed) -> list[Record]:
     return [
         {
             _counter(closed): number(job),
-            **(job.spec or {}).get("point", {}),
+            **(job.spec.point if job.spec else {}),
             "state": f"{job.state}, repeat {job.repeat}" if again else job.state,
         }
         for job in closed.jobs

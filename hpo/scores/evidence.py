@@ -226,7 +226,7 @@ def _dataset(tracker: Tracker, row: StudyRow) -> Dataset:
 
 def _closed(queue: Queue, row: StudyRow) -> Closed:
     jobs = queue.jobs(row.name)
-    ended = next((job.result for job in jobs if job.kind == "closing" and job.state == "done"), None)
+    ended = next((job.closing for job in jobs if job.kind == "closing" and job.state == "done"), None)
     if ended is None:
         left = sum(job.state in ("waiting", "running") for job in jobs if job.kind == "trial")
         raise NotFound(

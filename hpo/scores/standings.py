@@ -53,11 +53,11 @@ class Rival:
         unstable, finished = ranking.diverged(self.jobs), ranking.repeats(self.jobs)
         scores: dict[str, float] = {}
         for job in self.jobs:
-            origin = (job.spec or {}).get("best_of")
+            origin = job.spec.best_of if job.spec else None
             if origin is not None and job.number in unstable:
-                scores[origin["run_id"]] = math.inf
+                scores[origin.run_id] = math.inf
             elif origin is not None and job.number in finished:
-                scores[origin["run_id"]] = ranking.spread(finished[job.number])[0]
+                scores[origin.run_id] = ranking.spread(finished[job.number])[0]
         return scores
 
 

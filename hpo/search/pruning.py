@@ -12,29 +12,18 @@ import threading
 from binascii import crc32
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate
 
 import numpy as np
 
 from hpo import crash
-from hpo.queue import DatabaseLost, Job, LeaseLost, Queue
+from hpo.queue import DatabaseLost, Job, Judged, LeaseLost, Queue
 from hpo.study import Study
 
 BATCH = 10_000  # epochs of one job that are judged at a time, so that the others wait for no longer
 
 log = logging.getLogger("hpo")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """What the pruner has made of a trial so far."""
-
-    epoch: int = 0  # the last one it has seen
-    value: float | None = None  # the validation NMSE it decided by: the lowest so far, or that of the last rung
-    rungs: Sequence[float] = ()  # validation NMSE at each rung the trial has come to
-    ends: str | None = None  # why the trial is to end, as decided at `epoch`
 
 
 class Pruning(threading.Thread):
@@ -103,11 +92,10 @@ class Pruning(threading.Thread):
         if self.reason(job) is not None:
             return False
         with self._judging:
-            found, curve = self.queue.unjudged(job, limit=BATCH)
-            judged = Judged(**(found or {}))
+            judged, curve = self.queue.unjudged(job, limit=BATCH)
             if judged.ends is None and curve:
                 judged = self._decide(job, judged, [number for number, _ in curve], [value for _, value in curve])
-                self.queue.judge(job, asdict(judged))
+                self.queue.judge(job, judged)
                 if judged.ends is not None:
                     crash.at("verdict stored")
         if judged.ends is not None:
@@ -116,7 +104,7 @@ class Pruning(threading.Thread):
 
     def _decide(self, job: Job, judged: Judged, epochs: list[int], values: list[float]) -> Judged:
         assert job.spec is not None
-        last, settings = job.spec["training"]["epochs"], self.settings
+        last, settings = job.spec.training["epochs"], self.settings
         if settings["name"] == "median":
             startup, warmup = settings["startup_trials"], settings["warmup_epochs"]
             return median(judged, epochs, values, self._others(epochs), last=last, startup=startup, warmup=warmup)

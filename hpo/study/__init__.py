@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.errors import StudyConflict, StudyError
+from hpo.study.records import SourceTrial, StudyFacts, TrialSpec
 from models import sizes, specs
 
 NUMERICS_VERSION = 1  # raised when a change of ours moves the numbers of an unchanged study
@@ -241,44 +242,40 @@ class Study:
 def trial_spec(
     plan: Study,
     identity: str,
-    facts: Mapping[str, Any],
+    facts: StudyFacts,
     point: dict[str, Any],
     *,
     config: int | None,
     repeat: int = 0,
-) -> tuple[dict[str, Any], float]:
+) -> tuple[TrialSpec, float]:
     """The frozen description of one trial, and its cost (multiply-adds of one image, forward).
 
-    `facts`: the study's; of its data (digest, split, image_shape, target_names, phases), the files of pretrained
-    weights, the networks to start from, and the trials whose points these are. Repeats count the seed up.
+    Repeats count the seed up.
     """
     model, training = plan.trial(point)
-    data = facts["data"]
-    begins: dict[str, Any] = {}
-    if plan.starts_from is not None:
-        begins = {"starts_from": facts.get("starts_from", {}).get(origin(model))}
-    elif model.get("weights") == "imagenet":
-        begins = {"weights": facts["weights"][model["backbone"]]}
-    chosen = specs.from_dict(model)
-    if specs.physical(chosen):
-        begins["phases"] = data["phases"]
-    if (best := next((each for each in facts.get("best_of", ()) if each["point"] == point), None)) is not None:
-        begins["best_of"] = {key: best[key] for key in ("study", "trial", "run_id")}
-    size = sizes.size(chosen, tuple(data["image_shape"]), len(data["target_names"]))
-    return {
-        "point": point,
-        "config": config,
-        "model": model,
-        "training": training,
-        "seed": (plan.seed + repeat) % 2**32,
-        "parameters": size.parameters,
-        "trainable_parameters": size.trainable,
-        **begins,
-        "data": data["digest"],
-        "split": data["split"],
-        "identity": identity,
-        "numerics": NUMERICS_VERSION,
-    }, size.multiply_adds
+    network = specs.from_dict(model)
+    best = next((source for source in facts.best_of or () if source.point == point), None)
+    starts = plan.starts_from is not None
+    pretrained = not starts and model.get("weights") == "imagenet"
+    size = sizes.size(network, facts.data.image_shape, len(facts.data.target_names))
+    spec = TrialSpec(
+        point=point,
+        config=config,
+        model=model,
+        training=training,
+        seed=(plan.seed + repeat) % 2**32,
+        parameters=size.parameters,
+        trainable_parameters=size.trainable,
+        starts_from=(facts.starts_from or {}).get(origin(model)) if starts else None,
+        weights=(facts.weights or {})[model["backbone"]] if pretrained else None,
+        phases=facts.data.phases if specs.physical(network) else None,
+        best_of=best and SourceTrial(study=best.study, trial=best.trial, run_id=best.run_id),
+        data=facts.data.digest,
+        split=facts.data.split,
+        identity=identity,
+        numerics=NUMERICS_VERSION,
+    )
+    return spec, size.multiply_adds
 
 
 def origin(model: Mapping[str, Any]) -> str:

@@ -101,7 +101,7 @@ def mend(home: Path, queue: Queue, tracker: Tracker, row: StudyRow) -> None:
     if path is None:
         raise ServiceError(f"There is no sound copy of the data set of {row.name} on this machine")
     upload(tracker, row.facts["study_run_id"], path)
-    queue.put_study(replace(row, facts={"data": row.facts["data"] | {"sha256": sha256_of(path)}}))
+    queue.amend_facts(row.name, {"data": replace(row.facts.data, sha256=sha256_of(path)).to_json()})
 
 
 def copy_here(home: Path, row: StudyRow) -> Path | None:

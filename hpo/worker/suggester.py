@@ -24,7 +24,8 @@ def main() -> None:
         found = {"job": job, "fence": request["fence"]}
         try:
             filled = fill(*_services(request["database_url"]), name, job, request["fence"])
-            emit("filled", **found, spec=filled.spec, cost=filled.cost)
+            assert filled.spec is not None
+            emit("filled", **found, spec=filled.spec.to_json(), cost=filled.cost)
         except LeaseLost:
             emit("lost", **found)
         except DatabaseLost:

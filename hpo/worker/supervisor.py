@@ -28,7 +28,7 @@ from typing import IO, Any
 from hpo import crash, study
 from hpo.closing.steps import Closing
 from hpo.errors import NotFound, ServiceError
-from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, LeaseLost, Queue, Stop, require_whole
+from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, LeaseLost, Queue, State, Stop, require_whole
 from hpo.recording import tasks
 from hpo.recording.holdings import Holdings
 from hpo.recording.reconciler import Mirror
@@ -37,6 +37,7 @@ from hpo.search import sampling
 from hpo.search.pruning import Pruning
 from hpo.services import daemon, home
 from hpo.settings import Settings
+from hpo.study.records import TrialSpec
 from hpo.tracking import data_sets
 from hpo.tracking.client import Tracker, TrackingUnavailable
 from hpo.worker.processes import Child, Suggester, Trainer, next_gpu, open_log, visible_gpus
@@ -307,7 +308,7 @@ class Supervisor:
             os.utime(self.data)  # in use: no cache to be cleared
         trainer.send(
             "train",
-            spec=job.spec,
+            spec=job.spec.to_json() if job.spec else None,
             data=str(self.data),
             checkpoint=str(checkpoint) if checkpoint else None,
             start=str(start) if start else None,
@@ -453,7 +454,7 @@ class Supervisor:
             if job not in self.holdings:
                 continue
             if kind == "filled":
-                job = replace(job, spec=event["spec"], cost=event["cost"])
+                job = replace(job, spec=TrialSpec.from_json(event["spec"]), cost=event["cost"])
                 self.holdings.add(job)
                 self._begin_trial(trainer, job)
             elif kind == "lost":
@@ -611,7 +612,7 @@ class Supervisor:
             self.queue.cut(job, result["epoch"] - 1)  # an attempt on another kind of machine may have come further
         if verdict := self.pruning.settle(job):
             state, reason = "pruned", verdict
-        self.queue.end(job, state, result=result, reason=reason)
+        self.queue.end(job, State(state), result=result, reason=reason)
         self._ended(job)
 
     def _finish_closing(self, job: Job, closing: Closing) -> None:

@@ -1,0 +1,178 @@
+"""The database of the queue: connections, transactions, named locks, and the errors that callers act on."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from hpo.errors import ServiceError
+from hpo.queue.schema import FIRST_VERSION, MIGRATIONS, SCHEMA, SCHEMA_VERSION
+
+log = logging.getLogger("hpo")
+
+FREEZE_LIMIT = 30.0  # seconds a transaction may stay open, and its rows locked, by somebody who does nothing
+
+CONNECT = {
+    # The path is for Optuna's tables; ours are named with their schema. Whoever froze (or lost the network) between a
+    # write and its commit must not keep the row: nobody could take the trial over.
+    "options": "-c timezone=UTC -c search_path=public "
+    # What a server or a role has as its default must not change what a lock means: what is read after it is new.
+    r"-c default_transaction_isolation=read\ committed "
+    f"-c idle_in_transaction_session_timeout={round(1000 * FREEZE_LIMIT)}",  # milliseconds
+    "connect_timeout": 5,  # seconds
+    "application_name": "hpo",
+    # A network that swallows packets must not hold the thread that renews leases.
+    "keepalives_idle": 5,  # seconds
+    "keepalives_interval": 2,  # seconds
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds
+}
+
+
+class LeaseLost(Exception):
+    """Somebody else holds this job now (or it ended): stop, and write nothing."""
+
+
+class DatabaseLost(Exception):
+    """The database cannot be reached, or takes nothing, at the moment: the caller tries again."""
+
+
+# Classes of SQLSTATE that tell of the server's state and not of what was asked for: connection, transaction (a server
+# that is read-only for now), rollback, resources, operator, system.
+_PASSING = ("08", "25", "40", "53", "57", "58")
+
+
+def lost(error: DBAPIError) -> DatabaseLost | None:
+    """What an error means that passes by itself; None for one of ours, or of our role's rights."""
+    state = getattr(error.orig, "sqlstate", None) or ""
+    if error.connection_invalidated or isinstance(error, sqlalchemy.exc.OperationalError) or state[:2] in _PASSING:
+        return DatabaseLost(" ".join(str(error.orig).split()))
+    return None
+
+
+class Database:
+    """The connections to one database. Every public method is one short transaction."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = engine(url)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            if (found := lost(error)) is None:
+                raise
+            raise found from error
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.engine.dispose()
+
+    def install(self) -> None:
+        """Make the tables if they are not there. Raises ServiceError if they are another version's."""
+        with self._transaction() as connection:
+            # Two first workers would both find no tables: the second waits here, and then finds them.
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('hpo.schema'))"))
+            made = False
+            if connection.scalar(text("SELECT to_regclass('hpo.schema')")) is None:
+                connection.execute(text(SCHEMA))
+                connection.execute(text("INSERT INTO hpo.schema (version) VALUES (:n)"), {"n": FIRST_VERSION})
+                made = True
+            version = connection.scalar(text("SELECT version FROM hpo.schema"))
+            if version in MIGRATIONS and not made:
+                log.warning("Bringing the queue's tables from schema version %d to %d.", version, SCHEMA_VERSION)
+                # In the order in which a claim of an earlier hpo takes them: neither waits for the other in a circle.
+                connection.execute(text("LOCK TABLE hpo.job, hpo.study"))
+            while version in MIGRATIONS:
+                connection.execute(text(MIGRATIONS[version]))
+                version += 1
+                connection.execute(text("UPDATE hpo.schema SET version = :n"), {"n": version})
+            if version != SCHEMA_VERSION:
+                raise ServiceError(
+                    f"The database holds schema version {version} of hpo, this program needs {SCHEMA_VERSION}. "
+                    "Nothing was changed. Use the hpo version that made it, or an empty database."
+                )
+
+    def installed(self) -> bool:
+        """Whether the tables are there; makes nothing."""
+        with self._transaction() as connection:
+            return connection.scalar(text("SELECT to_regclass('hpo.job')")) is not None
+
+    def server_version(self) -> int:
+        """Major version of the Postgres server."""
+        with self._transaction() as connection:
+            return int(connection.scalar(text("SHOW server_version_num")) or 0) // 10_000
+
+    def database_id(self) -> str:
+        """A random name of this database: what tells its experiments on a shared MLflow server from those of others."""
+        with self._transaction() as connection:
+            return str(connection.scalar(text("SELECT id FROM hpo.schema")))
+
+    @contextmanager
+    def lock(
+        self, what: str, *, patience: float = 0, waits: Callable[[], object] = lambda: None
+    ) -> Iterator[Callable[[], None]]:
+        """Hold a named lock across processes; it falls when the process dies, or `patience` seconds after it froze.
+
+        What it gives is to be called between steps: it raises DatabaseLost if the lock has fallen, and starts the
+        patience anew. `waits` is called if somebody else holds the lock.
+        """
+        with self._transaction() as connection:
+            limit_idle(connection, patience)
+            named = {"what": f"hpo.{what}"}
+            if not connection.scalar(text("SELECT pg_try_advisory_xact_lock(hashtext(:what))"), named):
+                waits()
+                connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:what))"), named)
+
+            def hold() -> None:
+                connection.execute(text("SELECT 1"))
+
+            yield hold
+
+
+def postgres_url(url: str) -> sqlalchemy.URL:
+    """The URL with psycopg 3 as its driver. Raises ServiceError if it is no URL of a Postgres."""
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except SQLAlchemyError:
+        raise ServiceError("HPO_DATABASE_URL: expected a URL like postgresql://user:password@host:5432/hpo.") from None
+    if parsed.get_backend_name() != "postgresql":
+        raise ServiceError(
+            f"HPO_DATABASE_URL: expected a postgresql:// URL, found {parsed.get_backend_name()}://. "
+            "The queue needs Postgres: its row locks are what makes a trial be recorded once."
+        )
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def engine(url: str) -> Engine:
+    """An engine for Postgres whose sessions speak UTC."""
+    return sqlalchemy.create_engine(postgres_url(url), pool_pre_ping=True, connect_args=CONNECT)
+
+
+def as_json(value: Any) -> str:
+    """JSON as Postgres takes it."""
+    return json.dumps(finite(value), allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """The value as every JSON takes it: a number that is not finite becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def limit_idle(connection: Connection, seconds: float) -> None:
+    """Let the server end this transaction if its client does nothing for so long (0: never); it may be frozen."""
+    connection.execute(
+        text("SELECT set_config('idle_in_transaction_session_timeout', :ms, true)"), {"ms": str(round(1000 * seconds))}
+    )

@@ -1,0 +1,170 @@
+"""Epochs: the stored curves of jobs."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from hpo.queue.database import Database, as_json
+from hpo.queue.records import Job, Judged
+from hpo.queue.rows import (
+    hold,
+)
+
+log = logging.getLogger("hpo")
+
+
+class Epochs(Database):
+    """The epoch table: curves, for pruners and reports."""
+
+    def add_epochs(self, job: Job, epochs: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
+        """Append (number, milliseconds since 1970, metrics). Raises LeaseLost.
+
+        An epoch that is there already stays: a resumed trial computes its last epochs again, to the bit. If it comes
+        out otherwise, as on another kind of CPU, the curve is cut back to the epoch before it, for the rest is of
+        another network.
+        """
+        with self._transaction() as connection:
+            hold(connection, job)
+            stored = connection.execute(
+                text("""
+                    SELECT number, metrics FROM hpo.epoch WHERE job = :job AND number = ANY(:numbers) ORDER BY number
+                """),
+                {"job": job.id, "numbers": [number for number, _, _ in epochs]},
+            ).all()
+            again = {number: _scores(json.loads(as_json(metrics))) for number, _, metrics in epochs if stored}
+            differs = (number for number, metrics in stored if _scores(metrics) != again[number])
+            if (first := next(differs, None)) is not None:
+                _cut(connection, job, first - 1)
+            connection.execute(
+                text("""
+                    INSERT INTO hpo.epoch (job, number, at, metrics)
+                    SELECT :job, number, to_timestamp(at / 1000.0), cast(metrics AS jsonb)
+                    FROM unnest(cast(:numbers AS int[]), cast(:at AS bigint[]), cast(:metrics AS text[]))
+                        AS arrived (number, at, metrics)
+                    ON CONFLICT (job, number) DO NOTHING
+                """),
+                {
+                    "job": job.id,
+                    "numbers": [number for number, _, _ in epochs],
+                    "at": [at for _, at, _ in epochs],
+                    "metrics": [as_json(metrics) for _, _, metrics in epochs],
+                },
+            )
+
+    def cut(self, job: Job, epoch: int) -> None:
+        """Forget what is stored beyond the last epoch of a job, if anything is. Raises LeaseLost."""
+        with self._transaction() as connection:
+            hold(connection, job)
+            found = "SELECT EXISTS (SELECT FROM hpo.epoch WHERE job = :job AND number > :epoch)"
+            if connection.scalar(text(found), {"job": job.id, "epoch": epoch}):
+                _cut(connection, job, epoch)
+
+    def curve(self, job_id: int) -> list[tuple[int, dict[str, float]]]:
+        """The stored epochs of a job: (number, metrics)."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("SELECT number, metrics FROM hpo.epoch WHERE job = :job ORDER BY number"), {"job": job_id}
+            )
+            return [(number, metrics) for number, metrics in rows]
+
+    def curves(self, study: str, scores: Sequence[str]) -> dict[int, dict[str, dict[int, float]]]:
+        """By job id and score: {epoch: value} of all trials of a study; a value that is not finite is left out."""
+        found: dict[int, dict[str, dict[int, float]]] = {}
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("""
+                    SELECT e.job, key, e.number, value::float8
+                    FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job, jsonb_each_text(e.metrics)
+                    WHERE j.study = :study AND key = ANY(:scores) AND value IS NOT NULL ORDER BY e.job, e.number
+                """),
+                {"study": study, "scores": list(scores)},
+            )
+            for job, score, number, value in rows:
+                found.setdefault(job, {name: {} for name in scores})[score][number] = value
+        return found
+
+    def epoch_seconds(self, study: str) -> dict[int, tuple[float, float]]:
+        """By job id: the mean seconds an epoch took, and the best validation NMSE so far."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("""
+                    SELECT e.job, avg((e.metrics->>'seconds')::float8), min((e.metrics->>'val/nmse')::float8)
+                    FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job WHERE j.study = :study GROUP BY e.job
+                """),
+                {"study": study},
+            )
+            return {job: (seconds, best) for job, seconds, best in rows}
+
+    def unjudged(self, job: Job, *, limit: int) -> tuple[Judged, list[tuple[int, float]]]:
+        """What the pruner has made of our job so far, and the next epochs after that: (number, validation NMSE, NaN
+        where it is not finite), `limit` at most. Raises LeaseLost."""
+        with self._transaction() as connection:
+            hold(connection, job)
+            row = connection.scalar(text("SELECT judged FROM hpo.job WHERE id = :id"), {"id": job.id})
+            judged = Judged.from_json(row or {})
+            rows = connection.execute(
+                text("""
+                    SELECT number, coalesce((metrics->>'val/nmse')::float8, 'NaN') FROM hpo.epoch
+                    WHERE job = :job AND number > :judged ORDER BY number LIMIT :limit
+                """),
+                {"job": job.id, "judged": judged.epoch, "limit": limit},
+            )
+            return judged, [(number, value) for number, value in rows]
+
+    def at_rung(self, job: Job, rung: int) -> list[tuple[int, float]]:
+        """The other trials of the job's study that have come to a rung: (number, validation NMSE there)."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("""
+                    SELECT number, (judged->'rungs'->>cast(:rung AS int))::float8 FROM hpo.job
+                    WHERE study = :study AND id <> :id AND jsonb_array_length(judged->'rungs') > :rung
+                """),
+                {"study": job.study, "id": job.id, "rung": rung},
+            )
+            return [(number, value) for number, value in rows]
+
+    def finished(self, study: str, *, known: Sequence[int]) -> list[tuple[int, list[int], list[float]]]:
+        """The trials that are done, but for the jobs in `known`: (job id, epochs, validation NMSE of each)."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("""
+                    SELECT e.job, array_agg(e.number),
+                        array_agg(coalesce((e.metrics->>'val/nmse')::float8, 'NaN'))
+                    FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job
+                    WHERE j.study = :study AND j.kind = 'trial' AND j.state = 'done' AND NOT j.id = ANY(:known)
+                    GROUP BY e.job
+                """),
+                {"study": study, "known": list(known)},
+            )
+            return [(job, numbers, values) for job, numbers, values in rows]
+
+
+def _cut(connection: Connection, job: Job, epoch: int) -> None:
+    """Forget all epochs of a job after this one. MLflow forgets nothing: the run is given up, for one that will be made
+    anew; and the job's checkpoint if it is of a later epoch. The caller holds the job's row."""
+    log.warning(
+        "trial %d of %s comes out otherwise here: its curve is cut back to epoch %d", job.number, job.study, epoch
+    )
+    found = {"job": job.id, "epoch": epoch}
+    connection.execute(  # before the epochs, as whoever notes what MLflow has: nobody waits in a circle
+        text("""
+            UPDATE hpo.job SET run_id = NULL, discarded = discarded || array_remove(ARRAY[run_id], NULL),
+                checkpoint = CASE WHEN cast(checkpoint->>'epoch' AS int) > :epoch THEN NULL ELSE checkpoint END,
+                -- the pruner sees what comes now from the start, unless it has ended the trial
+                judged = CASE WHEN cast(judged->>'epoch' AS int) > :epoch AND judged->>'ends' IS NULL
+                    THEN NULL ELSE judged END,
+                mirrored = false
+            WHERE id = :job
+        """),
+        found,
+    )
+    connection.execute(text("DELETE FROM hpo.epoch WHERE job = :job AND number > :epoch"), found)
+    connection.execute(text("UPDATE hpo.epoch SET forwarded = false WHERE job = :job"), found)
+
+
+def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows from the trial alone."""
+    return {name: value for name, value in metrics.items() if name != "seconds"}

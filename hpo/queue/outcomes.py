@@ -1,0 +1,179 @@
+"""What becomes of a claimed job: configuration, checkpoint, result, return to the queue; and what users decide."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import text
+
+from hpo.queue.database import Database, LeaseLost, as_json, limit_idle
+from hpo.queue.records import Checkpoint, Job, Judged, State
+from hpo.queue.rows import ATTEMPTS, JOB, REASON, TRIAL, all_ended, change, hold, lock_study, reopen_closing
+from hpo.study.records import Point, TrialSpec
+from hpo.text import utf8
+
+log = logging.getLogger("hpo")
+
+FILLING = 5.0  # seconds who froze while it stores a point may keep the others from it
+POINT = "SELECT spec->'point' FROM hpo.job WHERE study = :study AND number = :number AND spec IS NOT NULL LIMIT 1"
+
+
+class Outcomes(Database):
+    """Jobs as workers fill, end and return them, and as users cancel and revive them."""
+
+    def point(self, job: Job) -> Point | None:
+        """The point of the job's slot, if it or another repeat of it has been filled."""
+        with self._transaction() as connection:
+            return connection.scalar(text(POINT), {"study": job.study, "number": job.number})
+
+    def fill(self, job: Job, spec: TrialSpec, cost: float) -> Point:
+        """Store what the sampler chose for this slot, unless another repeat of it has another point; return the point
+        that stands. Raises LeaseLost."""
+        # Of two repeats that are filled at once the second waits, its row unlocked, and finds the first.
+        with self._transaction() as connection:
+            limit_idle(connection, FILLING)
+            named = {"what": f"hpo.fill.{job.study}.{job.number}"}
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:what))"), named)
+            hold(connection, job)
+            found = connection.scalar(text(POINT), {"study": job.study, "number": job.number})
+            if found is None or found == spec.point:
+                connection.execute(
+                    text(
+                        "UPDATE hpo.job SET spec = :spec, cost = :cost, changed_at = clock_timestamp() WHERE id = :id"
+                    ),
+                    {"id": job.id, "spec": as_json(spec.to_json()), "cost": cost},
+                )
+        return dict(spec.point) if found is None else found
+
+    def set_run(self, job_id: int, run_id: str) -> str | None:
+        """Note the MLflow run of a job, unless that was discarded; the first one stays. Returns which one that is; None
+        if there is none, or the job is gone."""
+        with self._transaction() as connection:
+            return connection.scalar(
+                text("""
+                    UPDATE hpo.job SET run_id = coalesce(run_id,
+                        CASE WHEN cast(:run AS text) <> ALL (discarded) THEN cast(:run AS text) END)
+                    WHERE id = :id RETURNING run_id
+                """),
+                {"id": job_id, "run": run_id},
+            )
+
+    def checkpoint(self, job: Job, checkpoint: Checkpoint) -> None:
+        """Commit an uploaded checkpoint. Raise LeaseLost."""
+        self._update(job, "checkpoint = :checkpoint", checkpoint=as_json(checkpoint.to_json()))
+
+    def judge(self, job: Job, judged: Judged) -> None:
+        """Store what the pruner has made of the job. Raise LeaseLost."""
+        with self._transaction() as connection:
+            changed = connection.execute(
+                text("UPDATE hpo.job SET judged = :judged WHERE id = :id AND fence = :fence AND state = 'running'"),
+                {"id": job.id, "fence": job.fence, "judged": as_json(judged.to_json())},
+            )
+            if changed.rowcount == 0:
+                raise LeaseLost(f"trial {job.number} of {job.study}")
+
+    def end(self, job: Job, state: State, *, result: Mapping[str, Any], reason: str | None = None) -> None:
+        """Record the one result of a job ('done', 'diverged' or 'pruned'). Raises LeaseLost: of a closing also while a
+        trial of its study is still to be trained."""
+        with self._transaction() as connection:
+            if job.kind == "closing":
+                lock_study(connection, job.study)
+                if not all_ended(connection, job.study):
+                    raise LeaseLost(f"closing of {job.study}")
+            change(
+                connection,
+                job,
+                "state = :state, result = :result, reason = :reason, lease_until = NULL, mirrored = false",
+                state=state,
+                result=as_json(result),
+                reason=reason and utf8(reason)[:REASON],
+            )
+
+    def give_back(self, job: Job, *, reason: str, counts: bool) -> None:
+        """Return a job to the queue; the attempt counts when the trainer failed. Raises LeaseLost."""
+        self._update(
+            job,
+            """
+            attempt = attempt - :free,
+            state = CASE WHEN attempt - :free >= :attempts AND judged->>'ends' IS NULL THEN 'dead' ELSE 'waiting' END,
+            reason = :reason, lease_until = NULL, mirrored = false
+            """,
+            free=0 if counts else 1,
+            attempts=ATTEMPTS,
+            reason=utf8(reason)[:REASON],
+        )
+
+    def note(self, job: Job, reason: str) -> None:
+        """Say in the row of a job that is still ours what it waits for. Raises LeaseLost."""
+        self._update(job, "reason = :reason", reason=utf8(reason)[:REASON])
+
+    def bury(self, job: Job, *, reason: str) -> None:
+        """End a job of ours as dead at once, whatever its attempts: another one would come to nothing, too. Raises
+        LeaseLost."""
+        self._update(
+            job,
+            "attempt = :attempts, state = 'dead', reason = :reason, lease_until = NULL, mirrored = false",
+            attempts=ATTEMPTS,
+            reason=utf8(reason)[:REASON],
+        )
+
+    def revive(self, study: str, *, trials: bool) -> list[int]:
+        """Let a dead closing run again, and with `trials` dead trials too; return the revived trials' numbers."""
+        with self._transaction() as connection:
+            lock_study(connection, study)
+            revived = connection.execute(
+                text("""
+                    UPDATE hpo.job SET state = 'waiting', attempt = 0, mirrored = false, changed_at = clock_timestamp()
+                    WHERE study = :study AND state = 'dead' AND (:trials OR kind = 'closing')
+                    RETURNING kind, number
+                """),
+                {"study": study, "trials": trials},
+            ).all()
+            if trials:
+                reopen_closing(connection, study)
+        return [number for kind, number in revived if kind == "trial"]
+
+    def cancel(self, study: str, number: int, repeat: int | None, *, by: str) -> list[Job]:
+        """End a trial for good that has not ended, all its repeats or one; whoever trains it has lost it. Returns the
+        jobs that this ended."""
+        with self._transaction() as connection:
+            lock_study(connection, study)
+            cancelled = connection.execute(
+                text(f"""
+                    UPDATE hpo.job SET state = 'cancelled', reason = :reason, lease_until = NULL, mirrored = false,
+                        changed_at = clock_timestamp()
+                    WHERE id IN (
+                        SELECT id FROM hpo.job WHERE {TRIAL} AND state IN ('waiting', 'running')
+                        ORDER BY id FOR UPDATE
+                    )
+                    RETURNING {JOB}
+                """),
+                {"study": study, "number": number, "repeat": repeat, "reason": utf8(f"cancelled by {by}")[:REASON]},
+            )
+            return [Job.from_row(row) for row in cancelled.mappings()]
+
+    def undo_cancel(self, study: str, number: int, repeat: int | None) -> list[Job]:
+        """Let a cancelled trial wait again, and its study close again. Returns the jobs."""
+        with self._transaction() as connection:
+            lock_study(connection, study)
+            revived = connection.execute(
+                text(f"""
+                    UPDATE hpo.job SET state = 'waiting', attempt = 0, reason = NULL, mirrored = false,
+                        changed_at = clock_timestamp()
+                    WHERE {TRIAL} AND state = 'cancelled' RETURNING {JOB}
+                """),
+                {"study": study, "number": number, "repeat": repeat},
+            )
+            found = [Job.from_row(row) for row in revived.mappings()]
+            reopen_closing(connection, study)
+        return found
+
+    def close_again(self, study: str) -> None:
+        """Let the study close once more if a trial of it is still to be trained."""
+        with self._transaction() as connection:
+            lock_study(connection, study)
+            reopen_closing(connection, study)
+
+    def _update(self, job: Job, changes: str, **values: Any) -> None:
+        with self._transaction() as connection:
+            change(connection, job, changes, **values)

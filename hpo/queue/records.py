@@ -1,0 +1,198 @@
+"""The rows of the queue as frozen records."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+from sqlalchemy import RowMapping
+
+from hpo.records import Record
+from hpo.study.records import StudyFacts, TrialSpec
+from hpo.text import point_text
+from models.metrics import Scores
+
+
+class State(StrEnum):
+    """Where a job is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    DIVERGED = "diverged"  # its numbers were no longer finite
+    PRUNED = "pruned"
+    DEAD = "dead"  # it has used up its attempts
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """No worker leads out of it."""
+        return self not in (State.WAITING, State.RUNNING)
+
+    @property
+    def failed(self) -> bool:
+        """It ended without a network, though nobody asked for that."""
+        return self in (State.DEAD, State.DIVERGED)
+
+    @property
+    def label(self) -> str:
+        """The word for people."""
+        return str(self)
+
+
+ENDED = tuple(state for state in State if state.ended)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint(Record):
+    """A checkpoint of a trial, as an artifact of its run."""
+
+    path: str  # within the run's artifacts
+    sha256: str
+    epoch: int
+    run_id: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrialResult(Record):
+    """The one result of a trial that was trained to its end. Scores are of the validation split."""
+
+    best_val_nmse: float
+    best_val_mse: float  # unit²
+    best_epoch: int  # whose network is the model
+    last_val_nmse: float
+    last_val_mse: float  # unit²
+    validation: Scores  # of the best epoch's network
+    last_validation: Scores  # of the last epoch's network
+    epochs: int  # trained; fewer than planned if patience ran out
+    seconds: float  # of all epochs
+    target_names: tuple[str, ...]
+    model_id: str  # MLflow's
+    files: dict[str, str]  # SHA-256 of the model's files by relative path
+    device: str | None = None  # if not the CPU
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judged(Record):
+    """What the pruner has made of a trial so far."""
+
+    epoch: int = 0  # the last one it has seen
+    value: float | None = None  # the validation NMSE it decided by: the lowest so far, or that of the last rung
+    rungs: Sequence[float] = ()  # validation NMSE at each rung the trial has come to
+    ends: str | None = None  # why the trial is to end, as decided at `epoch`
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """A job to be planned."""
+
+    kind: str  # "trial" or "closing"
+    number: int  # of the Optuna trial; -1 for the closing
+    repeat: int = 0
+    config: int | None = None  # position in the study's Cartesian product, for grids
+    cost: float = 0.0  # multiply-adds of one image, forward
+    spec: TrialSpec | None = None  # None until a sampler has chosen the configuration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One row of the job table."""
+
+    id: int
+    study: str
+    kind: str
+    number: int
+    repeat: int
+    config: int | None
+    cost: float
+    spec: TrialSpec | None
+    state: State
+    attempt: int
+    fence: int
+    worker: str | None
+    run_id: str | None
+    checkpoint: Checkpoint | None
+    result: TrialResult | None  # of a trial that is done
+    closing: dict[str, Any] | None = None  # what the closing of a study decided
+    reason: str | None
+    mirrored: bool
+    alive: bool  # running, and its lease has not expired
+    epochs: int  # completed and stored
+    discarded: Sequence[str] = ()  # MLflow's runs of this job that show epochs it does not have, or other ones
+    changed_at: float  # seconds since 1970, server clock
+    judged: Judged | None = None
+
+    @classmethod
+    def from_row(cls, row: RowMapping) -> Self:
+        """Return the record of a row; JSON becomes records here and nowhere else."""
+        result, values = row["result"], dict(row)
+        is_trained = row["kind"] == "trial" and result is not None and "model_id" in result
+        return cls(
+            **values
+            | {
+                "state": State(row["state"]),
+                "spec": None if row["spec"] is None else TrialSpec.from_json(row["spec"]),
+                "checkpoint": None if row["checkpoint"] is None else Checkpoint.from_json(row["checkpoint"]),
+                "judged": None if row["judged"] is None else Judged.from_json(row["judged"]),
+                "result": TrialResult.from_json(result) if is_trained else None,
+                "closing": result if row["kind"] == "closing" else None,
+            }
+        )
+
+    @property
+    def title(self) -> str:
+        """What messages call it: `trial 7 of grid`."""
+        again = f", repeat {self.repeat}" if self.repeat else ""
+        return f"closing of {self.study}" if self.kind == "closing" else f"trial {self.number} of {self.study}{again}"
+
+    @property
+    def key(self) -> str:
+        """What marks everything of this job in MLflow."""
+        return f"{self.study}/{self.number}/{self.repeat}"
+
+    @property
+    def run_name(self) -> str:
+        """The name of its MLflow run, such as `grid/22 f32 k5 d0.2 lr1e-3`."""
+        assert self.spec is not None
+        number = self.number if self.config is None else self.config
+        again = f" repeat {self.repeat}" if self.repeat else ""
+        return f"{self.study}/{number} {point_text(self.spec.point)}".strip() + again
+
+    @property
+    def verdict(self) -> str | None:
+        """Why the pruner has ended it, though that may not be recorded yet."""
+        return None if self.judged is None else self.judged.ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRow:
+    """One row of the study table."""
+
+    name: str
+    identity: str
+    spec: dict[str, Any]  # the canonical specification: `hpo.study.restore` reads it
+    facts: StudyFacts
+    created_at: float = 0.0  # seconds since 1970, server clock
+    stops: int = 0  # how often its workers were asked to leave
+    deleting: bool = False  # a deletion has begun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """A request that all workers of a study leave."""
+
+    by: str
+    at: float  # seconds since 1970, server clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Present:
+    """One row of the worker table."""
+
+    name: str  # host:process
+    trainers: int
+    device: str
+    stops: int  # of the study when it joined
+    alive: bool  # it was seen within its lease
+    here: float  # seconds since it joined
+    silent: float  # seconds since it was seen

@@ -1,0 +1,130 @@
+"""Studies: planned, stopped, deleted."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import text
+
+from hpo.errors import NotFound, StudyConflict
+from hpo.queue.database import Database, as_json
+from hpo.queue.records import NewJob, StudyRow
+from hpo.queue.rows import EXPIRED, lock_study
+from hpo.study import conflict
+from hpo.study.records import StudyFacts
+
+log = logging.getLogger("hpo")
+
+
+class Studies(Database):
+    """The study table, and the planned jobs of a study."""
+
+    def put_study(self, row: StudyRow) -> None:
+        """Insert a study, or refresh its facts. Raises StudyConflict if the name stands for another specification."""
+        with self._transaction() as connection:
+            found = connection.scalar(
+                text("""
+                    INSERT INTO hpo.study (name, identity, spec, facts) VALUES (:name, :identity, :spec, :facts)
+                    ON CONFLICT (name) DO UPDATE SET facts = hpo.study.facts || excluded.facts
+                        WHERE hpo.study.identity = excluded.identity
+                    RETURNING identity
+                """),
+                {
+                    "name": row.name,
+                    "identity": row.identity,
+                    "spec": as_json(row.spec),
+                    "facts": as_json(row.facts.to_json()),
+                },
+            )
+        if found is None:
+            raise conflict(row.name, self.study(row.name).spec, row.spec)
+
+    def amend_facts(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Add to a study's facts, or change some."""
+        with self._transaction() as connection:
+            connection.execute(
+                text("UPDATE hpo.study SET facts = facts || cast(:facts AS jsonb) WHERE name = :name"),
+                {"name": name, "facts": as_json(facts)},
+            )
+
+    def study(self, name: str) -> StudyRow:
+        """Raises NotFound, naming the studies there are."""
+        rows = {row.name: row for row in self.studies()}
+        if name not in rows:
+            known = ", ".join(rows) or "none yet"
+            raise NotFound(f"No study '{name}' has been planned here. There are: {known}. `hpo run` plans one.")
+        return rows[name]
+
+    def studies(self) -> list[StudyRow]:
+        """Oldest first."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("""
+                    SELECT name, identity, spec, facts, extract(epoch FROM created_at)::float8 AS created_at, stops,
+                        deleting
+                    FROM hpo.study ORDER BY study.created_at
+                """)
+            )
+            return [StudyRow(**{**row, "facts": StudyFacts.from_json(row["facts"])}) for row in rows.mappings()]
+
+    def put_jobs(self, study: str, jobs: Iterable[NewJob]) -> None:
+        """Insert the jobs that are not there yet."""
+        rows = [
+            {**vars(job), "study": study, "spec": None if job.spec is None else as_json(job.spec.to_json())}
+            for job in jobs
+        ]
+        with self._transaction() as connection:
+            connection.execute(
+                text("""
+                    INSERT INTO hpo.job (study, kind, number, repeat, config, cost, spec)
+                    VALUES (:study, :kind, :number, :repeat, :config, :cost, :spec)
+                    ON CONFLICT (study, number, repeat) DO NOTHING
+                """),
+                rows,
+            )
+
+    def begin_deletion(self, name: str, *, lease: float, by: str) -> bool:
+        """Let nobody claim a trial of the study from now on, and its workers leave, for it is being deleted; false, and
+        nothing is changed, while a worker holds one (leases in seconds)."""
+        with self._transaction() as connection:
+            lock_study(connection, name, "FOR UPDATE")  # waits for claims under way
+            held = connection.scalar(
+                text(f"""
+                    SELECT EXISTS (SELECT FROM hpo.job WHERE study = :name AND state = 'running' AND NOT ({EXPIRED}))
+                """),
+                {"name": name, "lease": lease},
+            )
+            if not held:
+                connection.execute(
+                    text("""
+                        UPDATE hpo.study SET deleting = true, stops = stops + 1, stopped_at = clock_timestamp(),
+                            stopped_by = :by
+                        WHERE name = :name
+                    """),
+                    {"name": name, "by": by},
+                )
+            return not held
+
+    def delete_study(self, name: str) -> None:
+        with self._transaction() as connection:
+            connection.execute(text("DELETE FROM hpo.study WHERE name = :name"), {"name": name})
+
+    def stop(self, study: str, *, by: str) -> int:
+        """Ask all workers of a study that are here to leave; return how often that was asked by now."""
+        with self._transaction() as connection:
+            return int(
+                connection.scalar(
+                    text("""
+                        UPDATE hpo.study SET stops = stops + 1, stopped_at = clock_timestamp(), stopped_by = :by
+                        WHERE name = :study RETURNING stops
+                    """),
+                    {"study": study, "by": by},
+                )
+                or 0
+            )
+
+
+def require_whole(row: StudyRow) -> None:
+    """Raise StudyConflict if a deletion of the study was cut short, or is under way."""
+    if row.deleting:
+        raise StudyConflict(f"The study {row.name} is half deleted: `hpo delete --study {row.name}` deletes the rest.")

@@ -1,0 +1,80 @@
+"""Records: frozen values that are stored as JSON, and read again though an earlier version stored them."""
+
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Record(Mapping[str, Any]):
+    """A frozen record with a JSON form.
+
+    A field that defaults to None stands in the JSON only when it has a value, so that what an earlier version stored
+    keeps its form. Keys that this version does not know are left out.
+    """
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return the record of a JSON object. Raise TypeError, naming the keys, if one that is needed is missing."""
+        hints = _hints(cls)
+        return cls(**{name: _decoded(hints[name], value) for name, value in values.items() if name in hints})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object: dictionaries, lists, numbers, texts and None."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {
+            name: _encoded(value)
+            for name, (value, default) in values.items()
+            if value is not None or default is MISSING
+        }
+
+    # Reading by key, as long as there are callers that do.
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_json()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_json())
+
+    def __len__(self) -> int:
+        return len(self.to_json())
+
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self, **other}
+
+    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return {**other, **self}
+
+
+@cache
+def _hints(kind: type[Record]) -> dict[str, Any]:
+    return {name: hint for name, hint in get_type_hints(kind).items() if name in {field.name for field in fields(kind)}}
+
+
+def _decoded(hint: Any, value: Any) -> Any:
+    """Return a JSON value as what the type hint of its field says."""
+    if value is None:
+        return None
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _decoded(arguments[0], value)
+    if origin is tuple:
+        return tuple(_decoded(arguments[0], item) for item in value)
+    if origin in (dict, Mapping):
+        return {key: _decoded(arguments[1], item) for key, item in value.items()}
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.from_json(value)
+    return hint.from_dict(value) if hasattr(hint, "from_dict") else value
+
+
+def _encoded(value: Any) -> Any:
+    """Return the JSON form of a field's value."""
+    if isinstance(value, Record):
+        return value.to_json()
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _encoded(item) for key, item in value.items()}
+    return [_encoded(item) for item in value] if isinstance(value, (list, tuple)) else value

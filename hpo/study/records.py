@@ -1,0 +1,111 @@
+"""What planning finds out of a study, and the frozen description of each of its trials."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hpo.records import Record
+from models.metrics import Scores
+
+Point = dict[str, Any]  # the values of a configuration, by parameter, in the order of the study file
+Phases = dict[str, dict[str, float]]  # Lamé constants in the label's unit, of the matrix and of the inclusion
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WeightsFile(Record):
+    """A file of pretrained weights."""
+
+    name: str  # in the cache of torch.hub
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Network(Record):
+    """A finished trial of an earlier study, whose network a trial starts from."""
+
+    study: str
+    trial: int
+    run_id: str
+    model_id: str
+    files: dict[str, str]  # SHA-256 by relative path
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SourceTrial(Record):
+    """A trial of an earlier study, whose configuration a trial has."""
+
+    study: str
+    trial: int
+    run_id: str
+    point: Point | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrialSpec(Record):
+    """Everything that determines the result of one trial."""
+
+    point: Point
+    config: int | None  # position in the study's Cartesian product, for grids
+    model: dict[str, Any]
+    training: dict[str, Any]
+    seed: int
+    parameters: int
+    trainable_parameters: int | None = None
+    starts_from: Network | None = None
+    weights: WeightsFile | None = None
+    phases: Phases | None = None
+    best_of: SourceTrial | None = None
+    data: str  # digest of the data set
+    split: str  # digest of the split
+    identity: str  # of the study
+    numerics: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DataFacts(Record):
+    """The data set of a study."""
+
+    name: str
+    digest: str  # of pixels and labels
+    split: str  # digest of the split
+    unit: str  # of the targets
+    target_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]  # channels, height, width
+    sizes: tuple[int, ...]  # images for training, validation, test
+    source: str  # JSON, as MLflow's data sets have it
+    profile: str  # JSON, as MLflow's data sets have it
+    phases: Phases | None = None
+    sha256: str | None = None  # of the file at the study's run
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitScores(Record):
+    """Scores on the validation split, and on the test split where that was opened."""
+
+    validation: Scores
+    test: Scores | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StudyFacts(Record):
+    """What planning found out: ids in MLflow, data, scores of the baseline predictors, networks to start from."""
+
+    data: DataFacts
+    model_name: str  # of the registered model that its best networks compete for
+    predictors: dict[str, SplitScores]  # of the baseline predictors, by name
+    description: str = ""
+    weights: dict[str, WeightsFile] | None = None  # by backbone, where a trainer reads them
+    starts_from: dict[str, Network] | None = None  # by origin
+    best_of: tuple[SourceTrial, ...] | None = None
+    experiment_id: str = ""
+    study_run_id: str = ""
+    predictor_run_ids: dict[str, str] | None = None
+    models: tuple[str, ...] | None = None  # registered models that it has versions of
+    registered: bool | None = None
+    closed: bool | None = None  # it has been closed once
+    planned: bool | None = None  # to the end
+
+
+def merged(facts: Mapping[str, Any], changes: Mapping[str, Any]) -> StudyFacts:
+    """Return facts with some replaced."""
+    return StudyFacts.from_json({**facts, **changes})
