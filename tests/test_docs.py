@@ -12,6 +12,7 @@ from test_layers import ORDER
 
 from hpo import study
 from hpo.cli import main
+from hpo.study import parsing
 from models import specs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +60,7 @@ def test_every_study_key_is_documented():
     keys = [f"{table}.{key}" if table else key for table, names in study.KEYS.items() for key in names]
     keys += [f"training.{key}" for key in specs.training_keys()]
     keys += [f"model.{key}" for family in specs.FAMILIES for key in ("family", *specs.model_keys(family))]
-    keys += study.SEQUENCE_KEYS
+    keys += parsing.SEQUENCE_KEYS
     for key in keys:
         if key not in ("data", "model", "sampler", "pruner", "space", "training"):
             assert f"`{key}`" in text, key

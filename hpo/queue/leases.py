@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sqlalchemy import text
 
 from hpo.queue.database import Database, LeaseLost
-from hpo.queue.records import Job
+from hpo.queue.records import Job, State
 from hpo.queue.rows import ATTEMPTS, EXHAUSTED, EXPIRED, JOB, LEFT, all_ended, lock_study
 
 log = logging.getLogger("hpo")
@@ -160,9 +160,10 @@ class Leases(Database):
             rows = connection.execute(text(f"SELECT {JOB} FROM hpo.job WHERE run_id = :run"), {"run": run_id})
             return next((Job.from_row(row) for row in rows.mappings()), None)
 
-    def closing_state(self, study: str) -> str | None:
+    def closing_state(self, study: str) -> State | None:
         """State of the study's closing; None if there is no such study, or it is not planned to its end."""
         with self._transaction() as connection:
-            return connection.scalar(
+            state = connection.scalar(
                 text("SELECT state FROM hpo.job WHERE study = :study AND kind = 'closing'"), {"study": study}
             )
+            return None if state is None else State(state)

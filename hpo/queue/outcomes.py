@@ -24,7 +24,8 @@ class Outcomes(Database):
     def point(self, job: Job) -> Point | None:
         """The point of the job's slot, if it or another repeat of it has been filled."""
         with self._transaction() as connection:
-            return connection.scalar(text(POINT), {"study": job.study, "number": job.number})
+            point: Point | None = connection.scalar(text(POINT), {"study": job.study, "number": job.number})
+            return point
 
     def fill(self, job: Job, spec: TrialSpec, cost: float) -> Point:
         """Store what the sampler chose for this slot, unless another repeat of it has another point; return the point
@@ -49,7 +50,7 @@ class Outcomes(Database):
         """Note the MLflow run of a job, unless that was discarded; the first one stays. Returns which one that is; None
         if there is none, or the job is gone."""
         with self._transaction() as connection:
-            return connection.scalar(
+            stored: str | None = connection.scalar(
                 text("""
                     UPDATE hpo.job SET run_id = coalesce(run_id,
                         CASE WHEN cast(:run AS text) <> ALL (discarded) THEN cast(:run AS text) END)
@@ -57,6 +58,7 @@ class Outcomes(Database):
                 """),
                 {"id": job_id, "run": run_id},
             )
+            return stored
 
     def checkpoint(self, job: Job, checkpoint: Checkpoint) -> None:
         """Commit an uploaded checkpoint. Raise LeaseLost."""

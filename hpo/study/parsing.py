@@ -1,0 +1,285 @@
+"""From the tables of a study file to a specification; everything wrong is said with what was expected."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hpo.errors import StudyError
+from hpo.study.space import Choices, Interval, is_number, second_values
+from hpo.study.specification import BEST, DEFAULT_DATA, SAMPLERS, Study
+from models import specs
+
+# By pruner, its settings and their defaults: all whole numbers of at least 1.
+PRUNERS: dict[str, dict[str, int]] = {
+    "none": {},
+    "median": {"startup_trials": 5, "warmup_epochs": 10},
+    "successive-halving": {"min_epochs": 10, "reduction_factor": 3},
+    "hyperband": {"min_epochs": 10, "reduction_factor": 3},
+}
+
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "": (
+        *("description", "seed", "repeats", "starts_from", "best_of", "points", "report_by"),
+        *("data", "model", "sampler", "pruner", "space", "start", "training"),
+    ),
+    "data": ("path", "image_size"),
+    "sampler": ("name", "trials", "multivariate"),
+    "pruner": ("name", *dict.fromkeys(key for settings in PRUNERS.values() for key in settings)),
+}
+
+
+TABLES = ("data", "model", "sampler", "pruner", "space", "training")
+
+
+SEQUENCE_KEYS = ("description", "sequence")
+
+
+BEST_KEYS = ("description", "seed", "repeats", "best_of", "points", "training")  # the others are the earlier study's
+
+
+def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *, overridden: bool) -> Study:
+    check_keys(label, "", table, KEYS[""])
+    data, sampler = subtable(label, table, "data"), subtable(label, table, "sampler")
+    check_keys(label, "data", data, KEYS["data"])
+    check_keys(label, "sampler", sampler, KEYS["sampler"])
+    model, training = subtable(label, table, "model"), subtable(label, table, "training")
+    space = {key: _parameter(label, key, value) for key, value in subtable(label, table, "space").items()}
+    _check_space(label, model, training, space)
+
+    again = "best_of" in table
+    kind = BEST if again else _one_of(label, "sampler.name", sampler.get("name", "grid"), SAMPLERS)
+    study = Study(
+        name=name,
+        overridden=overridden,
+        description=checked_value(label, "description", table.get("description", ""), str),
+        seed=checked_value(label, "seed", table.get("seed", 0), int),
+        report_by=tuple(checked_value(label, "report_by", table.get("report_by", []), list)),
+        data_path=checked_value(label, "data.path", data.get("path", DEFAULT_DATA), str),
+        image_size=None
+        if "image_size" not in data
+        else checked_value(label, "data.image_size", data["image_size"], int),
+        model=model,
+        sampler=kind,
+        trials=_count(label, "points", table.get("points")) if again else _planned(label, kind, sampler, space),
+        multivariate=_multivariate(label, kind, sampler),
+        start=_start(label, kind, table, space),
+        space=space,
+        training=training,
+        pruner=_pruner(label, subtable(label, table, "pruner")),
+        repeats=checked_value(label, "repeats", table.get("repeats", 1), int),
+        starts_from=None if again else earlier,
+        best_of=earlier if again else None,
+    )
+    if again and earlier is not None:
+        seeds = range(study.seed, study.seed + study.repeats)
+        if taken := [each for each in range(earlier.seed, earlier.seed + earlier.repeats) if each in seeds]:
+            raise StudyError(
+                f"{label}: seed: best points are trained with other seeds than in {earlier.name}: expected others than "
+                f"{taken[0]}, found {study.seed}{f' to {seeds[-1]}' if study.repeats > 1 else ''}."
+            )
+    if "points" in table and not again:
+        raise StudyError(f"{label}: points: they are those of the study that best_of names, and there is none.")
+    if not 1 <= study.repeats <= 1000:
+        raise StudyError(f"{label}: repeats: expected 1 to 1000, found {study.repeats}.")
+    if study.repeats > 1 and study.pruner["name"] != "none":
+        raise StudyError(f"{label}: repeats and a pruner do not go together: every repeat of a point counts.")
+    if not 0 <= study.seed < 2**32:
+        raise StudyError(f"{label}: seed: expected a whole number of 0 to 2^32 - 1, found {study.seed}.")
+    if len(study.start) > study.trials:
+        raise StudyError(f"{label}: start: expected at most sampler.trials = {study.trials} points, found more.")
+    for key in study.report_by:
+        if not isinstance(key, str) or key not in space:
+            raise StudyError(f"{label}: report_by: expected parameters of [space] ({', '.join(space)}), found {key!r}.")
+    try:  # every extreme of the space must be a network and a training that exist
+        for point in (*study.corners(), *second_values(study.space), *study.start):
+            study.trial(point)
+        completed = _completed(study)
+    except specs.SpecError as error:
+        raise StudyError(f"{label}: {error}") from None
+    if study.starts_from is not None:
+        _check_start(label, completed, study.starts_from)
+    return completed
+
+
+def _check_start(label: str, study: Study, earlier: Study) -> None:
+    """The networks of one must be those the other begins with, on the same data in the same scale."""
+    if study.model["family"] != "transfer" or earlier.model["family"] != "transfer":
+        raise StudyError(f'{label}: starts_from: expected model.family = "transfer" here and in {earlier.name}.')
+    for key in ("seed", "data_path", "image_size"):
+        here, there = getattr(study, key), getattr(earlier, key)
+        if here != there:
+            raise StudyError(f"{label}: starts_from: expected the {key} of {earlier.name}, {there!r}, found {here!r}.")
+    if study.training.get("target_scaling") != earlier.training.get("target_scaling"):
+        raise StudyError(f"{label}: starts_from: expected the training.target_scaling of {earlier.name}.")
+    for key in ("backbone", "weights"):
+        if missing := set(study.values_of(key)) - set(earlier.values_of(key)):
+            raise StudyError(f"{label}: starts_from: {earlier.name} has no {key} {', '.join(sorted(missing))}.")
+
+
+def _completed(study: Study) -> Study:
+    """The same study with every default written out, so that leaving a key away or giving its default is the same."""
+    model, training = study.trial(study.corners()[0])
+    fixed_model = {key: value for key, value in model.items() if key not in study.space}
+    fixed_training = {key: value for key, value in training.items() if key not in study.space}
+    return Study(**{**study.__dict__, "model": fixed_model, "training": fixed_training})
+
+
+def _pruner(label: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The pruner's name with all its settings."""
+    check_keys(label, "pruner", table, KEYS["pruner"])
+    name = _one_of(label, "pruner.name", table.get("name", "none"), tuple(PRUNERS))
+    settings = {key: value for key, value in table.items() if key != "name"}
+    check_keys(label, "pruner", settings, tuple(PRUNERS[name]))
+    for key, value in settings.items():
+        if checked_value(label, f"pruner.{key}", value, int) < (2 if key == "reduction_factor" else 1):
+            raise StudyError(f"{label}: pruner.{key}: expected a larger whole number, found {value}.")
+        if value > 10**7:
+            raise StudyError(f"{label}: pruner.{key}: expected at most {10**7}, found {value}.")
+    return {"name": name, **PRUNERS[name], **settings}
+
+
+def check_keys(label: str, where: str, table: Mapping[str, Any], valid: Sequence[str]) -> None:
+    for key in table:
+        if key not in valid:
+            full = f"{where}.{key}" if where else key
+            raise StudyError(
+                f"{label}: unknown key '{full}'.{hint(key, valid)} Valid keys here: {', '.join(valid) or 'none'}."
+            )
+
+
+def _check_space(label: str, model: dict[str, Any], training: dict[str, Any], space: Mapping[str, Any]) -> None:
+    family = checked_value(label, "model.family", model.get("family"), str)
+    try:
+        model_keys = specs.model_keys(family)
+    except specs.SpecError as error:
+        raise StudyError(f"{label}: model.{error}") from None
+    check_keys(label, "model", model, ("family", *model_keys))
+    check_keys(label, "training", training, specs.training_keys())
+    check_keys(label, "space", space, (*model_keys, *specs.training_keys()))
+    for key in space:
+        if key in model or key in training:
+            table = "model" if key in model else "training"
+            raise StudyError(f"{label}: '{key}' stands in [space] and in [{table}]: keep one of them.")
+
+
+def _planned(label: str, sampler: str, table: Mapping[str, Any], space: Mapping[str, Choices | Interval]) -> int:
+    if sampler != "grid":
+        return _count(label, "sampler.trials", table.get("trials"))
+    if "trials" in table:
+        raise StudyError(f"{label}: sampler.trials: a grid trains all its points: remove the key.")
+    count = 1
+    for key, parameter in space.items():
+        if not isinstance(parameter, Choices):
+            raise StudyError(f"{label}: space.{key}: a grid needs a list of values, found an interval.")
+        count *= len(parameter.values)
+    if count > 100_000:
+        raise StudyError(f"{label}: the grid has {count} points; at most 100000 can be planned.")
+    return count
+
+
+def _count(label: str, key: str, value: Any) -> int:
+    """How many trials to plan."""
+    trials = checked_value(label, key, value, int)
+    if not 1 <= trials <= 100_000:
+        raise StudyError(f"{label}: {key}: expected 1 to 100000, found {trials}.")
+    return int(trials)
+
+
+def _multivariate(label: str, sampler: str, table: Mapping[str, Any]) -> bool:
+    found = table.get("multivariate", False)
+    if not isinstance(found, bool):
+        raise StudyError(f"{label}: sampler.multivariate: expected true or false, found {found!r}.")
+    if found and sampler != "tpe":
+        raise StudyError(f"{label}: sampler.multivariate: only \"tpe\" has it, found sampler.name = '{sampler}'.")
+    return found
+
+
+def _start(
+    label: str, sampler: str, table: Mapping[str, Any], space: Mapping[str, Choices | Interval]
+) -> tuple[dict[str, Any], ...]:
+    """The points to begin with, each with all parameters of the space, in its order."""
+    points = checked_value(label, "start", table.get("start", []), list)
+    if points and sampler == "grid":
+        raise StudyError(f"{label}: start: a grid trains all its points: remove the key.")
+    for number, point in enumerate(points):
+        where = f"start[{number}]"
+        check_keys(label, where, checked_value(label, where, point, dict), tuple(space))
+        for key, parameter in space.items():
+            if not _within(parameter, point.get(key)):
+                found = "nothing" if key not in point else repr(point[key])
+                raise StudyError(f"{label}: {where}.{key}: expected {_shown_space(parameter)}, found {found}.")
+    return tuple({key: point[key] for key in space} for point in points)
+
+
+def _within(parameter: Choices | Interval, value: Any) -> bool:
+    if isinstance(parameter, Choices):
+        return any(type(each) is type(value) and each == value for each in parameter.values)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not parameter.low <= value <= parameter.high:
+        return False
+    whole = isinstance(parameter.low, int) and isinstance(parameter.high, int)
+    if whole and not isinstance(value, int):
+        return False
+    steps = (value - parameter.low) / parameter.step if parameter.step else 0
+    return abs(steps - round(steps)) < 1e-8
+
+
+def _shown_space(parameter: Choices | Interval) -> str:
+    if isinstance(parameter, Choices):
+        return f"one of {', '.join(map(repr, parameter.values))}"
+    steps = f" in steps of {parameter.step}" if parameter.step else ""
+    whole = isinstance(parameter.low, int) and isinstance(parameter.high, int)
+    return f"a {'whole ' if whole else ''}number from {parameter.low} to {parameter.high}{steps}"
+
+
+def _parameter(label: str, key: str, value: Any) -> Choices | Interval:
+    where = f"{label}: space.{key}"
+    if isinstance(value, list):
+        if not value or not all(isinstance(item, (bool, int, float, str)) for item in value):
+            raise StudyError(f"{where}: expected a list of numbers, words or true/false, found {value!r}.")
+        if len({(isinstance(each, bool), each) for each in value}) != len(value):  # 0, 0.0 and -0.0 are one number
+            raise StudyError(f"{where}: a value stands twice in {value!r}: each would be trained twice. Keep one.")
+        return Choices(values=tuple(value))
+    if not isinstance(value, dict):
+        raise StudyError(f"{where}: expected a list of values or {{low = ..., high = ...}}, found {value!r}.")
+    check_keys(label, f"space.{key}", value, ("low", "high", "log", "step"))
+    bounds = [value.get("low"), value.get("high")]
+    if not all(map(is_number, bounds)):
+        raise StudyError(f"{where}: expected numbers for low and high, found {value!r}.")
+    interval = Interval(**value)
+    whole = all(isinstance(bound, int) for bound in bounds)
+    if not interval.low < interval.high:
+        raise StudyError(f"{where}: expected low < high, found {interval.low} and {interval.high}.")
+    if not isinstance(interval.log, bool):
+        raise StudyError(f"{where}: log: expected true or false, found {interval.log!r}.")
+    if interval.log and (interval.low <= 0 or interval.step is not None):
+        raise StudyError(f"{where}: log = true needs low > 0 and no step, found {value!r}.")
+    if interval.step is not None and not (is_number(interval.step, whole=whole) and interval.step > 0):
+        kind = "whole " if whole else ""
+        raise StudyError(f"{where}: step: expected a positive {kind}number, found {interval.step!r}.")
+    return interval
+
+
+def subtable(label: str, table: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return dict(checked_value(label, key, table.get(key, {}), dict))
+
+
+def _one_of(label: str, key: str, value: Any, valid: Sequence[str]) -> str:
+    found = str(checked_value(label, key, value, str))
+    if found not in valid:
+        near = hint(found, valid)
+        raise StudyError(f"{label}: {key}: expected one of {', '.join(valid)}, found '{found}'.{near}")
+    return found
+
+
+def hint(word: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, valid, n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def checked_value(label: str, key: str, value: Any, kind: type) -> Any:
+    names = {str: "text in quotes", int: "a whole number", list: "a list", dict: "a table"}
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        found = "nothing" if value is None else repr(value)
+        raise StudyError(f"{label}: {key}: expected {names[kind]}, found {found}.")
+    return value

@@ -1,0 +1,260 @@
+"""What a study is: a validated specification, its canonical form and its trials."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hpo.study.identity import digest
+from hpo.study.names import file_name, origin, with_digits
+from hpo.study.records import SourceTrial, StudyFacts, TrialSpec
+from hpo.study.space import Choices, Interval, as_json, corners, highest
+from models import sizes, specs
+
+NUMERICS_VERSION = 1  # raised when a change of ours moves the numbers of an unchanged study
+
+
+SAMPLERS = ("grid", "random", "tpe")
+
+
+BEST = "best"  # in the place of a sampler: the best points of an earlier study
+
+
+DEFAULT_DATA = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A validated study. `name` is the file's; `overridden` says that something in it was replaced."""
+
+    name: str
+    overridden: bool
+    description: str
+    seed: int
+    report_by: tuple[str, ...]  # parameters; the best trial of each of their values is scored on the test split
+    data_path: str  # a folder, or "default"
+    image_size: int | None  # pixels, or None: as the images are
+    model: dict[str, Any]
+    sampler: str
+    trials: int  # how many points are planned
+    multivariate: bool  # whether TPE looks at the parameters together
+    start: tuple[dict[str, Any], ...]  # the first of the points, where the file gives them
+    space: dict[str, Choices | Interval]
+    training: dict[str, Any]
+    pruner: dict[str, Any]  # its name, and all its settings
+    repeats: int  # how often each point is trained, each time with another seed
+    starts_from: "Study | None"  # whose best networks the trials begin with
+    best_of: "Study | None" = None  # whose best points are trained again
+
+    def canonical(
+        self,
+        *,
+        data_digest: str,
+        split_digest: str,
+        weights: Mapping[str, str] | None = None,
+        phases: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> dict[str, Any]:
+        """Everything that determines a result, as plain data: the identity of the study.
+
+        `weights` has the SHA-256 of each backbone's pretrained weights, `phases` the constants of the data's. What is
+        not used is not named: a study that does without a setting keeps the identity it had before there was one.
+        """
+        used: dict[str, Any] = {}
+        if self.starts_from is not None:
+            first = self.starts_from.canonical(data_digest=data_digest, split_digest=split_digest, weights=weights)
+            used["starts_from"] = {"study": with_digits(self.starts_from, digest(first)), "spec": first}
+        elif self.pretrained():
+            used["weights"] = {backbone: (weights or {})[backbone] for backbone in self.pretrained()}
+        if self.best_of is not None:
+            first = self.best_of.canonical(
+                data_digest=data_digest, split_digest=split_digest, weights=weights, phases=phases
+            )
+            used["best_of"] = {"study": with_digits(self.best_of, digest(first)), "spec": first}
+        if self.needs_phases():
+            used["phases"] = phases
+        if self.pruner["name"] != "none":
+            used["pruner"] = self.pruner
+        if self.repeats > 1:
+            used["repeats"] = self.repeats
+        if self.start:
+            used["start"] = list(self.start)
+        multivariate = {"multivariate": True} if self.multivariate else {}
+        return used | {
+            "data": {"digest": data_digest, "image_size": self.image_size},
+            "split": split_digest,
+            "seed": self.seed,
+            "model": self.model,
+            "sampler": {"name": self.sampler, "trials": self.trials, **multivariate},
+            "space": [[name, as_json(parameter)] for name, parameter in self.space.items()],
+            "training": self.training,
+            "report_by": list(self.report_by),
+            "numerics": NUMERICS_VERSION,
+        }
+
+    @property
+    def follows(self) -> "Study | None":
+        """The study that has to be finished before this one."""
+        return self.starts_from or self.best_of
+
+    @property
+    def threads(self) -> int:
+        """How many cores each of its trainers uses: the most that one of its trials asks for."""
+        return int(self.most("threads"))
+
+    def most(self, key: str) -> float:
+        """The largest value that a number among the training's settings takes."""
+        settings = (specs.training_from_dict(training) for _, training in map(self.trial, self.corners()))
+        return max(float(getattr(each, key)) for each in settings)
+
+    def pretrained(self) -> list[str]:
+        """The backbones whose pretrained weights this study, or the one it starts from, begins with."""
+        if self.starts_from is not None:
+            return self.starts_from.pretrained()
+        if "imagenet" not in self.values_of("weights"):
+            return []
+        return [str(backbone) for backbone in self.values_of("backbone")]
+
+    @property
+    def at_random(self) -> str:
+        """That there are backbones that are not pretrained, in words; empty if there are none."""
+        if self.all_at_random:
+            return "Not pretrained: the backbones' weights are at random"
+        return "Not all backbones are pretrained" if "none" in self.values_of("weights") else ""
+
+    @property
+    def all_at_random(self) -> bool:
+        """Whether none of its backbones is pretrained."""
+        return set(self.values_of("weights")) == {"none"}
+
+    def values_of(self, key: str) -> tuple[Any, ...]:
+        """The values a key of [model] takes."""
+        parameter = self.space.get(key)
+        if isinstance(parameter, Choices):
+            return parameter.values
+        return (self.model[key],) if key in self.model else ()
+
+    def grid(self) -> list[dict[str, Any]]:
+        """The grid's points in the order of their config numbers: first key slowest, last key fastest."""
+        axes = [parameter.values for parameter in self.space.values() if isinstance(parameter, Choices)]
+        return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*axes)]
+
+    def corners(self) -> list[dict[str, Any]]:
+        """The points of a grid, else those at the ends of the space."""
+        return self.grid() if self.sampler == "grid" else corners(self.space)
+
+    def largest(self) -> list[dict[str, Any]]:
+        """The points of a grid, else those of the highest numbers with each stride, of which an image's sides must be
+        multiples: if these networks fit an image, all others do."""
+        if self.sampler == "grid":
+            return self.grid()
+        point, stride = highest(self.space), self.space.get("stride")
+        if stride is None:
+            return [point]
+        strides: Iterable[Any] = (
+            range(int(stride.low), int(stride.high) + 1, int(stride.step or 1))
+            if isinstance(stride, Interval)
+            else stride.values
+        )
+        return [point | {"stride": value} for value in strides]
+
+    def combinations(self, *keys: str) -> list[dict[str, Any]]:
+        """The points of a grid, else those at the lowest ends of the space with each combination of names, and of the
+        lowest numbers, that these parameters can have."""
+        if self.sampler == "grid":
+            return self.grid()
+        ends = {key: p.values if isinstance(p, Choices) else (p.low,) for key, p in self.space.items()}
+        axes = [values if key in keys else values[:1] for key, values in ends.items()]
+        return [dict(zip(ends, values, strict=True)) for values in itertools.product(*axes)]
+
+    def trial(self, point: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The model's and the training's settings at one point, complete and validated."""
+        in_training = specs.training_keys()
+        model = self.model | {key: value for key, value in point.items() if key not in in_training}
+        training = self.training | {key: value for key, value in point.items() if key in in_training}
+        chosen = specs.from_dict(model), specs.training_from_dict(training)
+        specs.check_together(*chosen)
+        return specs.to_dict(chosen[0]), specs.training_to_dict(chosen[1])
+
+    def needs_phases(self) -> bool:
+        """Whether it can be run only where the constants of two phases are known."""
+        return any(specs.physical(specs.from_dict(self.trial(point)[0])) for point in self.corners())
+
+    def needs_symmetries(self) -> bool:
+        """Whether it can be run only where it is known how the targets move with the image."""
+        return any(
+            specs.needs_symmetries(specs.from_dict(model), specs.training_from_dict(training))
+            for model, training in map(self.trial, self.corners())
+        )
+
+
+def trial_spec(
+    plan: Study,
+    identity: str,
+    facts: StudyFacts,
+    point: dict[str, Any],
+    *,
+    config: int | None,
+    repeat: int = 0,
+) -> tuple[TrialSpec, float]:
+    """The frozen description of one trial, and its cost (multiply-adds of one image, forward).
+
+    Repeats count the seed up.
+    """
+    model, training = plan.trial(point)
+    network = specs.from_dict(model)
+    best = next((source for source in facts.best_of or () if source.point == point), None)
+    starts = plan.starts_from is not None
+    pretrained = not starts and model.get("weights") == "imagenet"
+    size = sizes.size(network, facts.data.image_shape, len(facts.data.target_names))
+    spec = TrialSpec(
+        point=point,
+        config=config,
+        model=model,
+        training=training,
+        seed=(plan.seed + repeat) % 2**32,
+        parameters=size.parameters,
+        trainable_parameters=size.trainable,
+        starts_from=(facts.starts_from or {}).get(origin(model)) if starts else None,
+        weights=(facts.weights or {})[model["backbone"]] if pretrained else None,
+        phases=facts.data.phases if specs.physical(network) else None,
+        best_of=best and SourceTrial(study=best.study, trial=best.trial, run_id=best.run_id),
+        data=facts.data.digest,
+        split=facts.data.split,
+        identity=identity,
+        numerics=NUMERICS_VERSION,
+    )
+    return spec, size.multiply_adds
+
+
+def restore(name: str, canonical: Mapping[str, Any]) -> Study:
+    """The study that a canonical spec, as the database keeps it, stands for."""
+    space: dict[str, Choices | Interval] = {
+        key: Choices(values=tuple(value)) if isinstance(value, list) else Interval(**value)
+        for key, value in canonical["space"]
+    }
+    return Study(
+        name=file_name(name),
+        overridden="+" in name,
+        description="",
+        seed=canonical["seed"],
+        report_by=tuple(canonical["report_by"]),
+        data_path="",
+        image_size=canonical["data"]["image_size"],
+        model=canonical["model"],
+        sampler=canonical["sampler"]["name"],
+        trials=canonical["sampler"]["trials"],
+        multivariate=canonical["sampler"].get("multivariate", False),
+        start=tuple(canonical.get("start", ())),
+        space=space,
+        training=canonical["training"],
+        pruner=canonical.get("pruner", {"name": "none"}),
+        repeats=canonical.get("repeats", 1),
+        starts_from=_first(canonical, "starts_from"),
+        best_of=_first(canonical, "best_of"),
+    )
+
+
+def _first(canonical: Mapping[str, Any], key: str) -> Study | None:
+    """The study that this one follows."""
+    found = canonical.get(key)
+    return restore(found["study"], found["spec"]) if found else None
