@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from hpo.services import mlflow_server, postgres, secret_files
-from hpo.worker.supervisor import STOP_LIMIT
+from hpo.worker.ending import STOP_LIMIT
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

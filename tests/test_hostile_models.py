@@ -120,7 +120,7 @@ from hpo.files import sha256_of_files
 from hpo.tracking.packaging import PT2, package
 from hpo.tracking import registry
 from hpo.tracking.client import Tracker
-from hpo.worker import trainer
+from hpo.worker import protocol, scoring
 from models import bundle
 from models.regressor import Regressor
 from models.networks import build
@@ -175,10 +175,8 @@ def predict(folder, image=work / "0_x.png"):
     return f"{code} {said.getvalue()}"
 
 def score(folder, data=work / "set.npz"):
-    found = {}
-    trainer.score(lambda event, **fields: found.update(fields), threading.Event(), folder=str(folder), data=str(data),
-                  predictions=str(work / "predictions.csv"))
-    return sorted(found)
+    request = protocol.Score(folder=folder, data=data, predictions=work / "predictions.csv")
+    return sorted(vars(scoring.score(request, lambda message: None, threading.Event())))
 
 def fetch(folder, expected):
     return str(registry.download_model(Tracker(uri), model_id="m-1", folder=folder, expected_sha256=expected))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from hpo.cli import main
-from hpo.worker import supervisor
+from hpo.worker.ending import STOP_LIMIT
 
 ROOT = Path(__file__).parents[1]
 JOB = yaml.safe_load((ROOT / "docs" / "kubernetes.yaml").read_text())
@@ -30,7 +30,7 @@ def test_a_worker_that_is_preempted_comes_again_and_has_time_to_hand_back():
     # No schema says this: these two belong to Indexed jobs whose pods are never restarted in place.
     assert (JOB["spec"]["completionMode"], POD["restartPolicy"]) == ("Indexed", "Never")
     assert JOB["spec"]["podFailurePolicy"]["rules"][0]["action"] == "Ignore"
-    assert POD["terminationGracePeriodSeconds"] > 2 * supervisor.STOP_LIMIT
+    assert POD["terminationGracePeriodSeconds"] > 2 * STOP_LIMIT
 
 
 def test_the_command_is_one_of_hpo_with_a_trainer_for_each_core():

@@ -1,9 +1,7 @@
 """A worker that leaves before its study is closed, and which GPU a trainer gets."""
 
-import time
 import zipfile
 from dataclasses import replace
-from types import SimpleNamespace
 
 import cells
 import pytest
@@ -14,11 +12,14 @@ from hpo.cli import main
 from hpo.errors import ServiceError, SettingsError
 from hpo.files import sha256_of
 from hpo.planning import plans
+from hpo.recording.outcomes import DataFetched, NothingRecorded
+from hpo.recording.tasks import Tasks
 from hpo.tracking import data_sets
 from hpo.tracking.client import Tracker
-from hpo.worker import supervisor as worker_module
+from hpo.worker import ending
 from hpo.worker.processes import next_gpu, visible_gpus
-from hpo.worker.supervisor import OUT_OF_TIME, START_ATTEMPTS, Limits, Supervisor
+from hpo.worker.supervisor import OUT_OF_TIME, Limits, Supervisor
+from hpo.worker.worker import Worker
 
 
 def plan(shell, folder, name, *, data, epochs):
@@ -47,98 +48,59 @@ def test_a_worker_leaves_after_its_trials_and_when_it_is_idle(shell, data, tmp_p
 @pytest.mark.service
 def test_a_worker_whose_time_is_over_hands_back(shell, data, tmp_path, monkeypatch):
     read = plan(shell, tmp_path, "long", data=data, epochs=100_000)
-    monkeypatch.setattr(worker_module, "STOP_GRACE", 60.0)  # the trainer gets its time on a busy machine, too
-    monkeypatch.setattr(worker_module, "STOP_LIMIT", 120.0)
-    supervisor = Supervisor(read, shell.database_url, shell.tracking_uri, "long", trainers=1)
+    monkeypatch.setattr(ending, "STOP_GRACE", 60.0)  # the trainer gets its time on a busy machine, too
+    monkeypatch.setattr(ending, "STOP_LIMIT", 120.0)
+    worker = Worker(read, shell.database_url, shell.tracking_uri, "long", trainers=1)
 
-    def when_training(worker: Supervisor) -> None:
+    def when_training(supervisor: Supervisor) -> None:
         if any(job.epochs for job in shell.trials("long")):
-            worker.limits = Limits(seconds=0)
-        if worker.stopping is not None:
-            worker.stop("SIGTERM")  # SLURM's, which sends two
+            supervisor.limits = Limits(seconds=0)
+        if supervisor.ending.reason is not None:
+            supervisor.ending.stop("SIGTERM")  # SLURM's, which sends two
 
-    assert supervisor.run(limits=Limits(seconds=600), on_tick=when_training) is False
-    assert supervisor.stopping == OUT_OF_TIME and not supervisor.hurry
+    assert worker.run(limits=Limits(seconds=600), on_tick=when_training) is False
+    assert worker.stopping == OUT_OF_TIME and not worker.supervisor.ending.hurry
     (begun,) = [job for job in shell.trials("long") if job.epochs]
     assert (begun.state, begun.attempt, begun.reason) == ("waiting", 0, "handed back")
-    assert begun.checkpoint["epoch"] == begun.epochs
+    assert begun.checkpoint.epoch == begun.epochs
 
 
 @pytest.mark.service
 def test_a_worker_that_ends_for_an_error_asks_its_trainers_for_their_state_first(shell, data, tmp_path, monkeypatch):
     read = plan(shell, tmp_path, "refused", data=data, epochs=100_000)
-    monkeypatch.setattr(worker_module, "STOP_GRACE", 60.0)
-    monkeypatch.setattr(worker_module, "STOP_LIMIT", 120.0)
-    supervisor = Supervisor(read, shell.database_url, shell.tracking_uri, "refused", trainers=1)
+    monkeypatch.setattr(ending, "STOP_GRACE", 60.0)
+    monkeypatch.setattr(ending, "STOP_LIMIT", 120.0)
+    worker = Worker(read, shell.database_url, shell.tracking_uri, "refused", trainers=1)
 
-    def when_training(worker: Supervisor) -> None:
+    def when_training(supervisor: Supervisor) -> None:
         if any(job.epochs for job in shell.trials("refused")):
-            worker.recorder.stuck = "trial 0 of refused: odd."
+            supervisor._inbox.post(NothingRecorded(reason="trial 0 of refused: odd"))
 
     with pytest.raises(ServiceError, match=r"No result can be recorded any more\. trial 0 of refused: odd"):
-        supervisor.run(on_tick=when_training)
+        worker.run(on_tick=when_training)
     (begun,) = [job for job in shell.trials("refused") if job.epochs]
     assert (begun.state, begun.attempt, begun.reason) == ("waiting", 0, "handed back")
-    assert begun.checkpoint["epoch"] == begun.epochs
-
-
-@pytest.mark.service
-def test_a_damaged_data_file_is_fetched_once_for_all_trainers_that_met_it(shell, data, tmp_path, monkeypatch):
-    read = plan(shell, tmp_path, "spoiled", data=data, epochs=3)
-    worker = Supervisor(read, shell.database_url, shell.tracking_uri, "spoiled", trainers=4)
-    fetched: list[object] = []
-    monkeypatch.setattr(worker_module.data, "fetch", lambda *_: fetched.append(_))
-    jobs = shell.trials("spoiled")
-    for round_ in range(START_ATTEMPTS):
-        for job in jobs:
-            worker._fetch_data(job, "odd.", round_)  # what their trainers say of files they saw before
-        assert len(fetched) == round_ + 1 and worker._no_data is None
-    assert len(worker.returns) == START_ATTEMPTS * len(jobs)
-    worker._fetch_data(jobs[0], "odd.", START_ATTEMPTS)
-    assert "It was fetched 3 times" in str(worker._no_data) and len(fetched) == START_ATTEMPTS
-    worker.queue.close()
-    worker.store.engine.dispose()
+    assert begun.checkpoint.epoch == begun.epochs
 
 
 @pytest.mark.service
 def test_a_running_worker_takes_a_data_file_that_doctor_wrote_anew(shell, data, tmp_path):
     read = plan(shell, tmp_path, "renewed", data=data, epochs=3)
-    worker = Supervisor(read, shell.database_url, shell.tracking_uri, "renewed", trainers=1)
-    old = data_sets.cached(read.home, worker.row.facts["data"])
+    worker = Worker(read, shell.database_url, shell.tracking_uri, "renewed", trainers=1)
+    old = data_sets.cached(read.home, worker.row.facts.data)
     with zipfile.ZipFile(old) as packed, zipfile.ZipFile(tmp_path / "other.npz", "w", zipfile.ZIP_STORED) as stored:
         for name in packed.namelist():  # the same arrays in other bytes, as another zlib writes them
             stored.writestr(name, packed.read(name))
     other = replace(worker.row.facts.data, sha256=sha256_of(tmp_path / "other.npz"))
     (tmp_path / "other.npz").replace(data_sets.cached(read.home, other))
-    data_sets.upload(worker.tracker, worker.row.facts["study_run_id"], data_sets.cached(read.home, other))
+    data_sets.upload(worker.tracker, worker.row.facts.study_run_id, data_sets.cached(read.home, other))
     worker.queue.amend_facts("renewed", {"data": other.to_json()})
     data_sets.cached(read.home, other).unlink()
     old.write_bytes(b"damaged")
-    worker._fetch_data(shell.trials("renewed")[0], "odd.", 0)
-    assert worker._no_data is None
-    assert worker.data == data_sets.cached(read.home, other) and sha256_of(worker.data) == other["sha256"]
-    worker.queue.close()
-    worker.store.engine.dispose()
-
-
-@pytest.mark.service
-def test_a_worker_that_may_not_take_over_yet_is_not_idle(shell, data, tmp_path):
-    read = plan(shell, tmp_path, "silent", data=data, epochs=3)
-    while shell.queue.claim("silent", worker="another", lease=-1, take_over=False):
-        pass
-    worker = Supervisor(read, shell.database_url, shell.tracking_uri, "silent", trainers=1)
-    worker.trainers, worker.limits = [SimpleNamespace(free=True, gpu=None)], Limits()
-    assert not worker.recorder.calm
-    while not shell.queue.expired("silent", lease=read.lease):  # a lease since the server's start
-        time.sleep(0.1)
-    worker._claim(time.monotonic())
-    assert worker._idle_since is None and worker.claimed == 0
-    worker.recorder.calm = True  # nobody renewed though somebody could
-    worker._begin = lambda trainer, job: None
-    worker._claim(time.monotonic())
-    assert worker.claimed == 1
-    worker.queue.close()
-    worker.store.engine.dispose()
+    outcome = Tasks(worker._reconciler, None, read.home).fetch_data()
+    assert isinstance(outcome, DataFetched)
+    assert outcome.path == data_sets.cached(read.home, other) and sha256_of(outcome.path) == other["sha256"]
+    worker.close()
 
 
 @pytest.mark.service

@@ -13,14 +13,15 @@ import hypothesis
 import optuna
 import psycopg
 import pytest
+import records
 from hypothesis import given, strategies
 from rich.console import Console
 from shell import clock, until_ended
 
 from hpo import settings, study
 from hpo.planning import plans
-from hpo.queue import LeaseLost, Queue
-from hpo.recording.reconciler import Mirror
+from hpo.queue import Judged, LeaseLost, Queue
+from hpo.recording.reconciler import Reconciler
 from hpo.report import results, tables
 from hpo.scores import ranking
 from hpo.search import pruning, sampling
@@ -38,13 +39,13 @@ def planned(database_url, tracking_uri, data, tmp_path):
     queue.install()
     stores = []
 
-    def plan(*overrides: str) -> tuple[Mirror, study.Study]:
+    def plan(*overrides: str) -> tuple[Reconciler, study.Study]:
         file = cells.study(tmp_path, f"p-{tmp_path.name[-12:].replace('_', '-')}", data=data, epochs=EPOCHS)
         chosen = study.load(str(file), overrides)
         home = settings.read({"HPO_HOME": str(tmp_path / "home")})
         row = plans.plan(plans.prepare(chosen), queue, tracker, home, database_url)
         stores.append(sampling.storage(database_url))
-        return Mirror(queue, tracker, stores[-1], row), study.restore(row.name, row.spec)
+        return Reconciler(queue, tracker, stores[-1], row), study.restore(row.name, row.spec)
 
     yield plan
     for store in stores:
@@ -53,13 +54,13 @@ def planned(database_url, tracking_uri, data, tmp_path):
     queue.close()
 
 
-def claim(shown: Mirror):
+def claim(shown: Reconciler):
     job = shown.queue.claim(shown.study.name, worker="w", lease=60)
-    shown.show(job)
+    shown.reconcile_job(job)
     return job
 
 
-def train(shown: Mirror, job, *losses: float, first: int = 1) -> None:
+def train(shown: Reconciler, job, *losses: float, first: int = 1) -> None:
     epochs = [
         (first + index, 1_000_000 * (first + index), {"val/nmse": loss, "train/nmse": loss, "seconds": 1.0})
         for index, loss in enumerate(losses)
@@ -93,8 +94,8 @@ def test_a_trial_that_is_clearly_worse_is_ended_and_shown_as_pruned_with_its_cur
     pruning = Pruning(shown.queue, shown.study.name, chosen)
     for job in good:
         assert pruning.settle(job) is None
-    shown.queue.end(good[0], "done", result={"best_val_nmse": 0.1, "best_epoch": 8} | FOUND)
-    sampling.show(shown.store, shown.study.name, shown.queue.job(good[0].id), [shown.queue.job(good[0].id)])
+    shown.queue.end(good[0], "done", result=records.result(0.1, best_epoch=8, target_names=()))
+    sampling.update_trial(shown.store, shown.study.name, shown.queue.job(good[0].id), [shown.queue.job(good[0].id)])
 
     bad = claim(shown)
     train(shown, bad, 9.0)
@@ -103,7 +104,7 @@ def test_a_trial_that_is_clearly_worse_is_ended_and_shown_as_pruned_with_its_cur
     reason = pruning.settle(bad)
     assert kind in reason and reason == pruning.settle(bad) == pruning.reason(bad)
     shown.queue.end(bad, "pruned", result={"epoch": 8}, reason=pruning.reason(bad))
-    shown.show(shown.queue.job(bad.id))
+    shown.reconcile_job(shown.queue.job(bad.id))
     loaded = optuna.load_study(study_name=shown.study.name, storage=shown.store)
     trial = loaded.trials[bad.number]
     assert trial.state == optuna.trial.TrialState.PRUNED and set(trial.intermediate_values.values()) == {9.0}
@@ -111,19 +112,6 @@ def test_a_trial_that_is_clearly_worse_is_ended_and_shown_as_pruned_with_its_cur
     assert run.data.tags["hpo.state"] == "pruned" and run.info.status == "KILLED"
     history = shown.tracker.client.get_metric_history(run.info.run_id, "val/nmse")
     assert [metric.step for metric in history] == list(range(1, 9))
-
-
-FOUND = {
-    "seconds": 1.0,
-    "best_val_mse": 1.0,
-    "last_val_nmse": 1.0,
-    "last_val_mse": 1.0,
-    "target_names": [],
-    "validation": {"r2": 0.0, "nrmse": 1.0, "per_target": {"r2": [], "nrmse": []}},
-    "last_validation": {"r2": 0.0, "nrmse": 1.0},
-    "model_id": "m",
-    "files": {},
-}
 
 
 def test_another_worker_goes_on_where_the_pruner_stood(planned):
@@ -134,25 +122,25 @@ def test_another_worker_goes_on_where_the_pruner_stood(planned):
     train(shown, job, 0.3, first=3)
     assert not Pruning(shown.queue, shown.study.name, chosen).settle(job)
     judged = shown.queue.job(job.id).judged
-    assert judged == {"epoch": 3, "value": 0.4, "rungs": [0.4], "ends": None}
+    assert judged == Judged(epoch=3, value=0.4, rungs=[0.4])
     for _ in range(2):
-        shown.show_judged(shown.queue.job(job.id))
+        shown.update_judged(shown.queue.job(job.id))
         assert seen(shown, job) == {1: 0.5, 2: 0.4, 3: 0.3}
 
 
 def test_of_a_curve_that_was_cut_back_what_comes_now_is_judged(planned):
     shown, chosen = planned("pruner.name=successive-halving", "pruner.min_epochs=2")
     job = claim(shown)
-    shown.show(shown.queue.job(job.id))
+    shown.reconcile_job(shown.queue.job(job.id))
     for losses, first in (((0.5, 0.4, 0.3), 1), ((0.6,), 2)):  # the second one of another kind of machine
         train(shown, job, *losses, first=first)
         assert not Pruning(shown.queue, shown.study.name, chosen).settle(job)
-        shown.show_judged(shown.queue.job(job.id))
-    assert shown.queue.job(job.id).judged == {"epoch": 2, "value": 0.6, "rungs": [0.6], "ends": None}
+        shown.update_judged(shown.queue.job(job.id))
+    assert shown.queue.job(job.id).judged == Judged(epoch=2, value=0.6, rungs=[0.6])
     assert seen(shown, job) == {1: 0.5, 2: 0.6}
 
 
-def seen(shown: Mirror, job) -> dict[int, float]:
+def seen(shown: Reconciler, job) -> dict[int, float]:
     """What Optuna shows of a trial's curve."""
     return optuna.load_study(study_name=shown.study.name, storage=shown.store).trials[job.number].intermediate_values
 
@@ -160,7 +148,7 @@ def seen(shown: Mirror, job) -> dict[int, float]:
 RUNGS = ("pruner.name=successive-halving", "pruner.min_epochs=2", "pruner.reduction_factor=2")
 
 
-def to_be_pruned(shown: Mirror, chosen: study.Study):
+def to_be_pruned(shown: Reconciler, chosen: study.Study):
     """A job that its pruner ends at epoch 2, as soon as it is asked."""
     for _ in range(3):
         good = claim(shown)
@@ -176,7 +164,7 @@ def test_what_the_pruner_decided_stands_though_its_worker_dies_at_once(planned):
     bad = to_be_pruned(shown, chosen)
     reason = Pruning(shown.queue, shown.study.name, chosen).settle(bad)
     assert reason == "pruned by SuccessiveHalvingPruner at epoch 2"
-    assert shown.queue.job(bad.id).judged == {"epoch": 2, "value": 0.9, "rungs": [0.9], "ends": reason}
+    assert shown.queue.job(bad.id).judged == Judged(epoch=2, value=0.9, rungs=[0.9], ends=reason)
     assert seen(shown, bad) == {}, "Optuna hears of it later"
     with shown.queue.engine.begin() as connection:
         connection.exec_driver_sql(f"UPDATE hpo.job SET lease_until = '2000-01-01', attempt = 3 WHERE id = {bad.id}")
@@ -198,12 +186,12 @@ def test_a_worker_that_woke_without_its_lease_judges_nothing(planned):
     with pytest.raises(LeaseLost):
         frozen.settle(bad)
     with pytest.raises(LeaseLost):
-        shown.queue.judge(bad, {"epoch": 3, "value": 0.9, "rungs": [], "ends": None})
+        shown.queue.judge(bad, Judged(epoch=3, value=0.9))
     assert frozen.reason(bad) is None
     holder = shown.queue.job(bad.id)
     assert holder.judged == before.judged is None
     assert "at epoch 2" in Pruning(shown.queue, shown.study.name, chosen).settle(holder)
-    shown.show_judged(replace(shown.queue.job(bad.id), fence=bad.fence))
+    shown.update_judged(replace(shown.queue.job(bad.id), fence=bad.fence))
     assert seen(shown, bad) == {}, "Optuna is told by the holder alone"
 
 
@@ -216,10 +204,10 @@ def test_a_trial_that_optuna_shows_as_ended_is_judged_all_the_same(planned):
     shown.store.set_trial_state_values(trial_id, optuna.trial.TrialState.FAIL)
     reason = Pruning(shown.queue, shown.study.name, chosen).settle(bad)
     assert "at epoch 2" in reason
-    shown.show_judged(shown.queue.job(bad.id))
+    shown.update_judged(shown.queue.job(bad.id))
     assert seen(shown, bad) == {}
     shown.queue.end(bad, "pruned", result={"epoch": 3}, reason=reason)
-    shown.show(shown.queue.job(bad.id))
+    shown.reconcile_job(shown.queue.job(bad.id))
     assert seen(shown, bad) == {1: 0.9, 2: 0.9}, "up to the verdict"
 
 
@@ -235,7 +223,7 @@ def test_two_at_once_may_show_the_same_end(planned, monkeypatch):
         write(trial_id, *words)
 
     monkeypatch.setattr(shown.store, "set_trial_user_attr", late)
-    shown.show(shown.queue.job(job.id))
+    shown.reconcile_job(shown.queue.job(job.id))
     assert shown.queue.job(job.id).mirrored
 
 
@@ -257,7 +245,7 @@ def test_a_pruner_that_gets_nowhere_costs_no_lease_and_ctrl_c_is_heard(shell, da
         shell.until(lambda: shell.queue.job(job.id).epochs > seen, "it trains on")
         run.send_signal(signal.SIGINT)
         asked = clock(run)
-        shell.until(lambda: shell.queue.job(job.id).judged["epoch"], "judged all the same")
+        shell.until(lambda: shell.queue.job(job.id).judged.epoch, "judged all the same")
         until_ended(run)
         assert clock(run) - asked < 8 and run.wait() == 130
     kept = shell.queue.job(job.id)
@@ -268,23 +256,22 @@ class Rows:
     """The rows of a study's jobs as Pruning uses them, in memory: for many examples."""
 
     def __init__(self) -> None:
-        self.judged: dict[int, dict] = {}
+        self.judged: dict[int, Judged] = {}
         self.curves: dict[int, list[float]] = {}
         self.done: list[int] = []
 
     def unjudged(self, job, *, limit: int):
-        judged = self.judged.get(job.id)
-        first = (judged or {"epoch": 0})["epoch"]
-        return judged, list(enumerate(self.curves[job.id], start=1))[first : first + limit]
+        judged = self.judged.get(job.id, Judged())
+        return judged, list(enumerate(self.curves[job.id], start=1))[judged.epoch : judged.epoch + limit]
 
-    def judge(self, job, judged: dict) -> None:
-        self.judged[job.id] = json.loads(json.dumps(judged))
+    def judge(self, job, judged: Judged) -> None:
+        self.judged[job.id] = Judged.from_json(json.loads(json.dumps(judged.to_json())))
 
     def at_rung(self, job, rung: int):
         return [
-            (each, judged["rungs"][rung])
-            for each, judged in self.judged.items()
-            if each != job.id and len(judged["rungs"]) > rung
+            (other, judged.rungs[rung])
+            for other, judged in self.judged.items()
+            if other != job.id and len(judged.rungs) > rung
         ]
 
     def finished(self, name: str, *, known):
@@ -371,12 +358,12 @@ def test_a_point_whose_last_repeat_is_cancelled_has_ended_until_it_is_brought_ba
 
     def point() -> tuple[optuna.trial.TrialState, float | None]:
         for job in jobs:
-            shown.show(shown.queue.job(job.id))
+            shown.reconcile_job(shown.queue.job(job.id))
         trial = shown.store.get_all_trials(shown.store.get_study_id_from_name(shown.study.name))[number]
         return trial.state, trial.value
 
     def end(job, score: float) -> None:
-        shown.queue.end(job, "done", result={"best_val_nmse": score, "best_epoch": 1} | FOUND)
+        shown.queue.end(job, "done", result=records.result(score, target_names=()))
 
     end(jobs[0], 0.25)
     assert point() == (states.RUNNING, None)
@@ -398,7 +385,7 @@ def test_a_point_whose_last_repeat_is_cancelled_has_ended_until_it_is_brought_ba
 def test_repeats_have_seeds_of_their_own_and_their_mean_decides(planned):
     shown, _ = planned("repeats=2", "seed=5")
     jobs = [job for job in shown.queue.jobs(shown.study.name) if job.kind == "trial"]
-    assert [(job.number, job.repeat, job.spec["seed"]) for job in jobs] == [
+    assert [(job.number, job.repeat, job.spec.seed) for job in jobs] == [
         (number, repeat, 5 + repeat) for number in range(4) for repeat in range(2)
     ]
     scores = {0: (0.10, 0.50), 1: (0.20, 0.22), 2: (0.21, 0.25), 3: (0.9, 0.8)}
@@ -407,8 +394,8 @@ def test_repeats_have_seeds_of_their_own_and_their_mean_decides(planned):
         if (job.number, job.repeat) == (3, 1):
             continue
         score = scores[job.number][job.repeat]
-        shown.queue.end(job, "done", result={"best_val_nmse": score, "best_epoch": 1} | FOUND)
-        shown.show(shown.queue.job(job.id))
+        shown.queue.end(job, "done", result=records.result(score, target_names=()))
+        shown.reconcile_job(shown.queue.job(job.id))
     ended = shown.queue.jobs(shown.study.name)
     ranked = ranking.ranked(ended)
     assert [(job.number, job.repeat) for job in ranked] == [(1, 0), (2, 0), (0, 0), (3, 0)]

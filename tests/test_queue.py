@@ -1,7 +1,6 @@
 """The queue on a real Postgres: leases, fences, attempts, the outbox."""
 
 import dataclasses
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,10 +14,7 @@ from hpo import study
 from hpo.errors import NotFound, ServiceError, StudyConflict
 from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, NewJob, Queue, database
 from hpo.queue.rows import hold
-from hpo.recording import holdings as holdings_module
-from hpo.recording.holdings import Holdings
 from hpo.search import sampling
-from hpo.worker import processes
 
 pytestmark = pytest.mark.service
 
@@ -235,47 +231,6 @@ def test_a_score_that_is_no_number_is_stored_as_null(database_url):
     assert (stored.r2, stored.per_target) == (None, {"mape": [1.0, None]})
 
 
-def test_a_job_given_back_and_claimed_again_is_another_holding(database_url):
-    queue = planned(database_url, 1)
-    holdings = Holdings(queue)
-    old = claim(queue)
-    holdings.add(old)
-    holdings.put_epoch(old, (1, 1000, {"val/nmse": 1.0}))
-    holdings.flush_some(holdings.jobs())
-    queue.give_back(old, reason="x", counts=True)
-    new = claim(queue)
-    holdings.add(new)
-    holdings.put_epoch(new, (2, 2000, {"val/nmse": 0.5}))
-    holdings.drop(old)
-    assert new in holdings and old not in holdings
-    holdings.flush_some(holdings.jobs())
-    assert [number for number, _ in queue.curve(new.id)] == [1, 2]
-
-
-def test_however_many_epochs_wait_the_thread_with_the_leases_stores_some_at_a_time(database_url, monkeypatch):
-    monkeypatch.setattr(holdings_module, "BATCH", 3)
-    queue = planned(database_url, 1)
-    job, holdings = claim(queue), Holdings(queue)
-    holdings.add(job)
-    for epoch in range(1, 12):
-        holdings.put_epoch(job, (epoch, 1000 * epoch + 1, {"val/nmse": 1 / epoch}))
-    for stored in (3, 6):
-        assert not holdings.flush_some([job])
-        assert len(queue.curve(job.id)) == stored
-    with holdings._flushing:  # by the other thread
-        assert not holdings.flush_some([job]), "at once"
-    holdings.flush(job)
-    assert holdings.flush_some([job])
-    assert queue.outbox(job.id) == [(epoch, 1000 * epoch + 1, {"val/nmse": 1 / epoch}) for epoch in range(1, 12)]
-
-
-def test_a_trainer_that_writes_faster_than_we_read_is_read_in_pieces():
-    trainer = object.__new__(processes.Trainer)
-    trainer._events, trainer._partial, trainer.closed = os.open("/dev/zero", os.O_RDONLY), b"", False
-    assert trainer.events() == [] and len(trainer._partial) == processes.READ and not trainer.closed
-    os.close(trainer._events)
-
-
 def test_a_name_stands_for_one_specification(database_url):
     queue = planned(database_url, 1)
     with pytest.raises(StudyConflict, match="hpo delete --study s"):
@@ -387,7 +342,7 @@ def test_a_database_that_takes_nothing_for_now_is_lost_and_one_that_refuses_our_
             lambda: queue.renew([job], lease=30.0),
             lambda: claim(queue),
             lambda: sampling.plan(store, "another", chosen),
-            lambda: sampling.show(store, "s", job, [job]),
+            lambda: sampling.update_trial(store, "s", job, [job]),
         ):
             with pytest.raises(DatabaseLost):
                 for _ in range(2):  # the first may meet a connection that was dropped
@@ -397,7 +352,7 @@ def test_a_database_that_takes_nothing_for_now_is_lost_and_one_that_refuses_our_
         assert queue.jobs("s"), "what is there can be read"
     queue.jobs("s")  # on a new connection
     assert queue.renew([job], lease=30.0) == []
-    sampling.show(store, "s", job, [job])
+    sampling.update_trial(store, "s", job, [job])
     with pytest.raises(ProgrammingError, match="permission denied"), queue._transaction() as connection:
         connection.exec_driver_sql("SET LOCAL ROLE pg_monitor")
         connection.exec_driver_sql("SELECT * FROM hpo.job")

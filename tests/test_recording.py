@@ -26,15 +26,19 @@ from hpo.operations import doctor, invariants
 from hpo.planning import plans
 from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, Queue
 from hpo.recording import recorder as recorder_module
-from hpo.recording import tasks
-from hpo.recording.holdings import Holdings
-from hpo.recording.reconciler import Mirror
+from hpo.recording.outage import Outage
+from hpo.recording.outcomes import Ended, Inbox, NothingRecorded, Refused
+from hpo.recording.reconciler import Reconciler
 from hpo.recording.recorder import Recorder
+from hpo.recording.tasks import Tasks
+from hpo.recording.trained import Trained
 from hpo.report import figures
 from hpo.search import sampling
+from hpo.search.pruning import Pruning
 from hpo.tracking.client import Tracker, TrackingUnavailable
 from hpo.tracking.packaging import package
 from models import networks, specs
+from models.metrics import Scores
 from models.regressor import Regressor
 
 pytestmark = pytest.mark.service
@@ -50,7 +54,7 @@ def shown(database_url, tracking_uri, data, tmp_path):
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
     row = plans.plan(plans.prepare(study.load(str(file))), queue, tracker, read, database_url)
     store = sampling.storage(database_url)
-    yield Mirror(queue, tracker, store, row)
+    yield Reconciler(queue, tracker, store, row)
     store.remove_session()
     store.engine.dispose()
     queue.close()
@@ -58,103 +62,111 @@ def shown(database_url, tracking_uri, data, tmp_path):
 
 @pytest.fixture
 def held(shown):
-    """A claimed job, held, with epochs that have not reached the database."""
-    holdings = Holdings(shown.queue)
+    """A claimed job with its epochs in the database, and the tasks of its worker."""
     job = shown.queue.claim(shown.study.name, worker="w", lease=60)
-    holdings.add(job)
+    epochs = []
     for number in range(1, EPOCHS + 1):
         scores = {f"{part}/{name}": 1 / number for part in ("train", "val") for name in ("nmse", "mse")}
-        holdings.put_epoch(job, (number, 1_000_000 * number, scores | {"seconds": 1.0}))
-    return holdings, job
+        epochs.append((number, 1_000_000 * number, scores | {"seconds": 1.0}))
+    shown.queue.add_epochs(job, epochs)
+    return of(shown), job
 
 
-def unreachable(shown: Mirror) -> Mirror:
-    return Mirror(shown.queue, Tracker("http://127.0.0.1:9"), shown.store, shown.study)
+def of(shown: Reconciler) -> Tasks:
+    pruning = Pruning(shown.queue, shown.study.name, study.restore(shown.study.name, shown.study.spec))
+    return Tasks(shown, pruning, Path())
+
+
+def unreachable(shown: Reconciler) -> Reconciler:
+    return Reconciler(shown.queue, Tracker("http://127.0.0.1:9"), shown.store, shown.study)
 
 
 def test_a_committed_checkpoint_never_runs_ahead_of_the_stored_curve(shown, held, tmp_path):
-    holdings, job = held
+    tasks, job = held
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"weights")
     digest = sha256_of(path)
-    tasks.store_checkpoint(shown, holdings, job, path, epoch=EPOCHS, sha256=digest)
+    tasks.store_checkpoint(job, path, epoch=EPOCHS, sha256=digest)
     assert [number for number, _ in shown.queue.curve(job.id)] == [1, 2, 3]
     current = shown.queue.require(job)
-    fetched = tasks.fetch_checkpoint(shown, current, tmp_path / "fetched")
+    fetched = tasks.fetch(current, tmp_path / "fetched").checkpoint
     assert fetched.read_bytes() == b"weights"
 
 
 def test_a_damaged_or_missing_checkpoint_means_a_start_from_epoch_0(shown, held, tmp_path):
-    holdings, job = held
+    tasks, job = held
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"weights")
-    tasks.store_checkpoint(shown, holdings, job, path, epoch=EPOCHS, sha256="0" * 64)
+    tasks.store_checkpoint(job, path, epoch=EPOCHS, sha256="0" * 64)
     current = shown.queue.require(job)
-    assert tasks.fetch_checkpoint(shown, current, tmp_path / "fetched") is None
+    assert tasks.fetch(current, tmp_path / "fetched").checkpoint is None
     shown.tracker.delete_artifact(current.run_id, "checkpoints")
-    assert tasks.fetch_checkpoint(shown, current, tmp_path / "again") is None
+    assert tasks.fetch(current, tmp_path / "again").checkpoint is None
 
 
-def model(shown: Mirror, job, folder) -> dict:
+def model(shown: Reconciler, job, folder) -> Trained:
     """Package an untrained network of the job; return what a trainer would send."""
-    facts, scores = shown.study.facts["data"], {"nmse": 1.0, "mse": 1.0, "r2": 0.0, "nrmse": 1.0}
-    count = len(facts["target_names"])
-    network: nn.Module = networks.build(specs.from_dict(job.spec["model"]), tuple(facts["image_shape"]), count)
+    facts, scores = shown.study.facts.data, {"nmse": 1.0, "mse": 1.0, "r2": 0.0, "nrmse": 1.0}
+    count = len(facts.target_names)
+    network: nn.Module = networks.build(specs.from_dict(job.spec.model), facts.image_shape, count)
     package(
         folder,
         Regressor(network, torch.zeros(count), torch.ones(count)),
-        spec=job.spec["model"],
-        image_shape=facts["image_shape"],
-        target_names=facts["target_names"],
-        unit=facts["unit"],
-        example_images=np.zeros((2, *facts["image_shape"]), np.float32),
+        spec=job.spec.model,
+        image_shape=facts.image_shape,
+        target_names=facts.target_names,
+        unit=facts.unit,
+        example_images=np.zeros((2, *facts.image_shape), np.float32),
     )
     predictions = folder.with_name("validation.csv")
-    columns = [f"{name} {which}" for which in ("true", "predicted") for name in facts["target_names"]]
+    columns = [f"{name} {which}" for which in ("true", "predicted") for name in facts.target_names]
     values = np.random.default_rng(0).random((9, len(columns)))
     pandas.DataFrame(values, columns=columns).to_csv(predictions, index_label="image")
-    validation = scores | {"per_target": {name: [value] * count for name, value in scores.items()}}
-    return {
-        "folder": str(folder),
-        "predictions": str(predictions),
-        "best_epoch": EPOCHS,
+    per_target = {name: [value] * count for name, value in scores.items()}
+    validation = Scores.from_dict(scores | {"per_target": per_target})
+    return Trained(
+        folder=folder,
+        predictions=predictions,
+        epochs=EPOCHS,
+        best_epoch=EPOCHS,
         **{name: 1 / EPOCHS for name in ("best_val_nmse", "best_val_mse", "last_val_nmse", "last_val_mse")},
-        "validation": validation,
-        "last_validation": validation,
-    }
+        validation=validation,
+        last_validation=validation,
+        device=None,
+    )
 
 
 def test_a_result_that_met_a_dead_server_is_recorded_at_the_next_try_and_only_once(shown, held, tmp_path):
-    holdings, job = held
+    tasks, job = held
     found = model(shown, job, tmp_path / "model")
     for _ in range(2):
         with pytest.raises(TrackingUnavailable):
-            tasks.record(unreachable(shown), holdings, job, found)
+            of(unreachable(shown)).record(job, found)
     assert shown.queue.require(job).result is None
-    shown.tracker.ping(shown.study.facts["experiment_id"])
-    tasks.record(shown, holdings, job, found)
+    shown.tracker.ping(shown.study.facts.experiment_id)
+    tasks.record(job, found)
     done = shown.queue.job(job.id)
-    assert done.state == "done" and done.result["last_val_nmse"] == 1 / EPOCHS
+    assert done.state == "done" and done.result.last_val_nmse == 1 / EPOCHS
     with pytest.raises(LeaseLost):
-        tasks.record(shown, holdings, job, found)
+        tasks.record(job, found)
     folder = promotion.fetch(shown.tracker, done, tmp_path / "fetched")
-    assert sha256_of(folder / "weights.safetensors") == done.result["files"]["weights.safetensors"]
-    tasks.show(shown, job.id)
+    assert sha256_of(folder / "weights.safetensors") == done.result.files["weights.safetensors"]
+    tasks.reconcile(job)
     history = shown.tracker.client.get_metric_history(done.run_id, "val/nmse")
     assert [metric.step for metric in history] == [1, 2, 3]
 
 
 def test_what_a_trial_predicts_is_stored_before_it_counts_as_done(shown, held, tmp_path):
-    holdings, job = held
+    tasks, job = held
     found = model(shown, job, tmp_path / "model")
-    table = Path(found["predictions"])
+    table = found.predictions
     text = table.read_bytes()
     table.unlink()
     with pytest.raises(FileNotFoundError):
-        tasks.record(shown, holdings, job, found)
+        tasks.record(job, found)
     assert shown.queue.require(job).result is None
     table.write_bytes(text)
-    tasks.record(shown, holdings, job, found)
+    tasks.record(job, found)
     done = shown.queue.job(job.id)
     assert "predictions" not in done.result, "a path of this machine"
     assert shown.tracker.download_artifact(done.run_id, pictures.PREDICTIONS, tmp_path / "fetched").read_bytes() == text
@@ -163,12 +175,12 @@ def test_what_a_trial_predicts_is_stored_before_it_counts_as_done(shown, held, t
 def test_a_study_closes_with_pictures_of_its_trials_or_without_those_that_cannot_be_drawn(
     shown, held, tmp_path, caplog, monkeypatch
 ):
-    holdings, job = held
+    tasks, job = held
     found = model(shown, job, tmp_path / "model")
-    tasks.record(shown, holdings, job, found)
+    tasks.record(job, found)
     closing = shown.queue.claim(shown.study.name, worker="w", lease=60)  # stands in: what counts is that we hold it
     tested = tmp_path / "trial.csv"
-    pandas.read_csv(found["predictions"]).assign(split=["validation"] * 4 + ["test"] * 5).to_csv(tested)
+    pandas.read_csv(found.predictions).assign(split=["validation"] * 4 + ["test"] * 5).to_csv(tested)
     run_id = shown.queue.job(job.id).run_id
 
     with pytest.raises(TrackingUnavailable):
@@ -195,7 +207,7 @@ def test_a_study_closes_with_pictures_of_its_trials_or_without_those_that_cannot
 def test_a_run_that_somebody_deleted_keeps_nothing_else_from_being_mended(shown, held, caplog):
     _, job = held
     other = shown.queue.claim(shown.study.name, worker="w", lease=60)
-    shown.show(job)
+    shown.reconcile_job(job)
     shown.tracker.client.delete_run(shown.queue.job(job.id).run_id)
     for each in (job, other):
         shown.queue.give_back(each, reason="x", counts=False)
@@ -207,24 +219,24 @@ def test_a_run_that_somebody_deleted_keeps_nothing_else_from_being_mended(shown,
 
 def test_two_workers_that_make_a_trials_run_at_once_agree_on_the_one_the_database_names(shown, held):
     _, job = held
-    mirrors = [Mirror(shown.queue, Tracker(shown.tracker.uri), shown.store, shown.study) for _ in range(4)]
+    mirrors = [Reconciler(shown.queue, Tracker(shown.tracker.uri), shown.store, shown.study) for _ in range(4)]
 
-    def make(mirror: Mirror) -> str:
+    def make(mirror: Reconciler) -> str:
         while True:
             try:
-                return mirror.run(shown.queue.job(job.id))
+                return mirror.ensure_run(shown.queue.job(job.id))
             except TrackingUnavailable:  # params that another writes at this moment: the recorder comes back
                 continue
 
     found = at_once(*[partial(make, mirror) for mirror in mirrors])
     late = shown.tracker.client.create_run(  # of one whose clock is behind: the oldest by its own account
-        shown.study.facts["experiment_id"], tags={"hpo.key": job.key, "hpo.kind": "trial", "hpo.created": "1"}
+        shown.study.facts.experiment_id, tags={"hpo.key": job.key, "hpo.kind": "trial", "hpo.created": "1"}
     )
     kept = shown.queue.job(job.id).run_id
     assert set(found) == {kept} and kept != late.info.run_id
     stale = dataclasses.replace(shown.queue.job(job.id), run_id=None)
-    assert shown.run(stale) == kept
-    active = [run.info.run_id for run in shown.tracker.runs(shown.study.facts["experiment_id"], kind="trial")]
+    assert shown.ensure_run(stale) == kept
+    active = [run.info.run_id for run in shown.tracker.runs(shown.study.facts.experiment_id, kind="trial")]
     assert active == [kept]
 
 
@@ -236,18 +248,17 @@ def test_a_data_set_that_several_workers_show_on_a_run_at_once_is_shown_once(sho
             tracker.log_dataset(run_id, name="cells", digest="0" * 36, source='{"folder": "cells"}')
 
     for _ in range(5):
-        run_id = shown.tracker.client.create_run(shown.study.facts["experiment_id"]).info.run_id
+        run_id = shown.tracker.client.create_run(shown.study.facts.experiment_id).info.run_id
         at_once(*[partial(show, tracker, run_id) for tracker in trackers])
         assert len(shown.tracker.client.get_run(run_id).inputs.dataset_inputs) == 1
 
 
 def test_what_was_shown_late_of_a_trial_that_went_on_is_put_right(shown, held):
-    holdings, job = held
-    shown.show(shown.queue.job(job.id))
+    _, job = held
+    shown.reconcile_job(shown.queue.job(job.id))
     stale = shown.queue.job(job.id)
-    holdings.flush_some(holdings.jobs())
     shown.queue.give_back(job, reason="x", counts=False)
-    shown.show(stale)  # by a worker that was frozen before it could show RUNNING
+    shown.reconcile_job(stale)  # by a worker that was frozen before it could show RUNNING
     assert shown.tracker.client.get_run(stale.run_id).info.status == "SCHEDULED"
 
 
@@ -261,10 +272,10 @@ def test_a_dead_trial_that_is_tried_again_waits_in_optuna_too(shown, held):
     with shown.queue.engine.begin() as connection:
         connection.execute(text("UPDATE hpo.job SET attempt = :n WHERE id = :id"), {"n": ATTEMPTS, "id": job.id})
     shown.queue.give_back(job, reason="exit 137", counts=True)
-    shown.show(shown.queue.job(job.id))
+    shown.reconcile_job(shown.queue.job(job.id))
     assert state() == "FAIL"
     shown.queue.revive(shown.study.name, trials=True)
-    shown.show(shown.queue.job(job.id))
+    shown.reconcile_job(shown.queue.job(job.id))
     assert state() == "WAITING"
 
 
@@ -284,12 +295,12 @@ def test_a_study_that_closed_while_a_trial_waited_is_found_and_closes_again(show
 def test_who_shows_a_trial_cancelled_that_was_brought_back_deletes_nothing_of_it(
     shown, held, tmp_path, monkeypatch, stalls
 ):
-    holdings, job = held
+    tasks, job = held
     found = model(shown, job, tmp_path / "model")
-    experiment = shown.study.facts["experiment_id"]
+    experiment = shown.study.facts.experiment_id
     monkeypatch.setattr(shown.queue, "end", lambda *_, **__: 1 / 0)  # it was cancelled in mid-recording
     with pytest.raises(ZeroDivisionError):
-        tasks.record(shown, holdings, job, found)
+        tasks.record(job, found)
     monkeypatch.undo()
     assert len(shown.tracker.models(experiment)) == 1
     (cancelled,) = shown.queue.cancel(shown.study.name, job.number, None, by="anna")
@@ -298,10 +309,9 @@ def test_who_shows_a_trial_cancelled_that_was_brought_back_deletes_nothing_of_it
         shown.queue.undo_cancel(shown.study.name, job.number, None)
         again = shown.queue.claim(shown.study.name, worker="w", lease=60)
         assert again.id == job.id
-        holdings.add(again)
-        tasks.record(shown, holdings, again, found)
+        tasks.record(again, found)
 
-    late = Mirror(
+    late = Reconciler(
         Queue(shown.queue.engine.url.render_as_string(False)), Tracker(shown.tracker.uri), shown.store, shown.study
     )
     delete, look = late.tracker.delete_other_models, late.queue.job
@@ -318,13 +328,13 @@ def test_who_shows_a_trial_cancelled_that_was_brought_back_deletes_nothing_of_it
             return row
 
         monkeypatch.setattr(late.queue, "job", look_and_stall)
-    late.show(cancelled)
+    late.reconcile_job(cancelled)
     late.queue.close()
     done = shown.queue.job(job.id)
     assert done.state == "done"
     promotion.fetch(shown.tracker, done, tmp_path / "fetched")
-    tasks.show(shown, job.id)
-    assert [each.model_id for each in shown.tracker.models(experiment)] == [done.result["model_id"]]
+    tasks.reconcile(job)
+    assert [each.model_id for each in shown.tracker.models(experiment)] == [done.result.model_id]
 
 
 def test_a_study_that_is_deleted_while_it_is_checked_has_nothing_that_does_not_hold(shown, monkeypatch):
@@ -341,10 +351,11 @@ def recorder(shown, monkeypatch):
     """A recorder that tries again at once what it keeps, for four seconds."""
     monkeypatch.setattr(recorder_module, "KEPT_PAUSE", 0.05)
     monkeypatch.setattr(recorder_module, "FORWARD_INTERVAL", 0.5)
-    made = Recorder(shown, lease=30, patience=4)
-    made.start()
-    yield made
-    made.finish(10, tidy=False)
+    outage = Outage(shown.queue, shown.study.name, store=None)
+    started = Recorder(shown, Inbox(), outage, lease=30, patience=4)
+    started.start()
+    yield started
+    started.finish(10, reconcile=False)
 
 
 def until(condition) -> None:
@@ -368,7 +379,7 @@ def test_a_result_that_meets_an_error_nobody_foresaw_is_kept_and_recorded_when_t
     until(lambda: len(done) == 2)
     assert done == ["another task", "kept"], "the others do not wait for it"
     assert shown.queue.job(job.id).reason == "its result cannot be recorded: odd"
-    assert (shown.queue.job(job.id).attempt, list(recorder.failures), recorder.stuck) == (1, [], None)
+    assert shown.queue.job(job.id).attempt == 1 and recorder._inbox.empty
 
 
 def odd() -> None:
@@ -383,12 +394,12 @@ def test_a_result_that_alone_can_never_be_recorded_costs_its_trial_once(shown, h
     until(lambda: recorder.concern)
     assert not recorder.refusing, "another trial shows whether it is this one's fault"
     if others == "recorded":
-        recorder.put(other, lambda: True, lambda reason: None)
+        recorder.put(other, lambda: Ended(job=other, logged=True), lambda reason: None)
     until(lambda: shown.queue.job(job.id).state == "dead")
     assert shown.queue.job(job.id).reason == "its result cannot be recorded: odd"
     assert shown.queue.revive(shown.study.name, trials=True) == [job.number]
     until(lambda: recorder.concern is None)
-    assert (list(recorder.failures), recorder.stuck) == ([], None)
+    assert not [outcome for outcome in recorder._inbox.take() if isinstance(outcome, Refused | NothingRecorded)]
 
 
 @pytest.mark.parametrize("refused", ["others, too", "what we write at the study"])
@@ -403,10 +414,13 @@ def test_no_trial_is_buried_when_nothing_can_be_recorded(shown, held, recorder, 
         until(lambda: recorder.refusing)
     else:
         monkeypatch.setattr(shown.tracker, "set_tags", lambda *_: odd_answer())
-    recorder.put(pruned, lambda: False, buried.append)  # one that the pruner ended: MLflow was not asked
-    until(lambda: recorder.stuck)
-    assert "its result cannot be recorded: odd" in recorder.stuck and buried == []
-    given_back = {each.id: full for each, _, full in recorder.failures}
+    # Of one that the pruner ended MLflow was not asked.
+    recorder.put(pruned, lambda: Ended(job=pruned, logged=False), buried.append)
+    until(lambda: recorder.concern)
+    until(lambda: recorder.concern is None)
+    *outcomes, last = [outcome for outcome in recorder._inbox.take() if not isinstance(outcome, Ended)]
+    assert isinstance(last, NothingRecorded) and "its result cannot be recorded: odd" in last.reason and buried == []
+    given_back = {outcome.job.id: outcome.disk_full for outcome in outcomes}
     assert given_back == dict.fromkeys([job.id, other.id] if refused == "others, too" else [job.id], False)
     assert recorder.concern is None and not recorder.refusing
 
@@ -416,38 +430,36 @@ def odd_answer() -> None:
 
 
 def test_a_run_that_somebody_deleted_keeps_no_other_trials_epochs_from_mlflow(shown, held, recorder, caplog):
-    holdings, job = held
+    _, job = held
     other = shown.queue.claim(shown.study.name, worker="w", lease=60)
-    holdings.add(other)
-    holdings.put_epoch(other, (1, 1_000_000, {"val/nmse": 0.5}))
+    shown.queue.add_epochs(other, [(1, 1_000_000, {"val/nmse": 0.5})])
     for each in (job, other):
-        shown.show(shown.queue.job(each.id))
-        holdings.flush(each)
+        shown.reconcile_job(shown.queue.job(each.id))
     shown.tracker.client.delete_run(shown.queue.job(job.id).run_id)
     for _ in range(2):
-        recorder.live = [job, other]
+        recorder.watch([job, other])
         until(lambda: shown.tracker.curve(shown.queue.job(other.id).run_id, "val/nmse") == [(1, 0.5)])
-        assert recorder._forward() == 0
+        assert recorder._send_epochs() == 0
     assert caplog.text.count(f"epochs of trial {job.number} of {shown.study.name} cannot be shown") == 1
 
 
 def test_a_table_of_optuna_that_somebody_has_locked_holds_up_no_lease(shown, held, database_url):
     _, job = held
     store = sampling.storage(database_url, patience=0.5)
-    worker = Mirror(shown.queue, shown.tracker, store, shown.study)
+    worker = Reconciler(shown.queue, shown.tracker, store, shown.study)
     with psycopg.connect(database_url) as connection:
         connection.execute("LOCK TABLE trial_intermediate_values IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(DatabaseLost, match="lock timeout"):
-            worker.show(shown.queue.job(job.id))
+            worker.reconcile_job(shown.queue.job(job.id))
         assert shown.queue.renew([job], lease=60) == [], "its row is free"
-    worker.show(shown.queue.job(job.id))
+    worker.reconcile_job(shown.queue.job(job.id))
     assert shown.queue.job(job.id).mirrored
     store.remove_session()
     store.engine.dispose()
 
 
 def test_a_checkpoint_that_cannot_be_stored_for_another_reason_does_no_harm(shown, held, tmp_path, monkeypatch, caplog):
-    holdings, job = held
+    tasks, job = held
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"state")
 
@@ -455,37 +467,34 @@ def test_a_checkpoint_that_cannot_be_stored_for_another_reason_does_no_harm(show
         raise MlflowException("odd", error_code=INVALID_PARAMETER_VALUE)
 
     monkeypatch.setattr(shown.tracker, "upload", refuse)
-    tasks.store_checkpoint(shown, holdings, job, path, epoch=3, sha256=sha256_of(path))
+    tasks.store_checkpoint(job, path, epoch=3, sha256=sha256_of(path))
     assert shown.queue.job(job.id).checkpoint is None and "could not be stored: odd" in caplog.text
 
 
 def test_a_curve_that_another_kind_of_machine_goes_on_with_gets_a_run_without_what_was_cut(shown, held, tmp_path):
-    holdings, job = held
+    tasks, job = held
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"weights")
-    tasks.store_checkpoint(shown, holdings, job, path, epoch=1, sha256=sha256_of(path))
-    shown.show(shown.queue.job(job.id))
+    tasks.store_checkpoint(job, path, epoch=1, sha256=sha256_of(path))
+    shown.reconcile_job(shown.queue.job(job.id))
     found = model(shown, job, tmp_path / "model")
-    first, experiment = shown.queue.job(job.id).run_id, shown.study.facts["experiment_id"]
+    first, experiment = shown.queue.job(job.id).run_id, shown.study.facts.experiment_id
     shown.tracker.log_model(first, experiment, tmp_path / "model", name="model", key=f"{job.key}/lost")
     shown.queue.give_back(job, reason="killed before the result was recorded", counts=True)
 
     again = shown.queue.claim(shown.study.name, worker="v", lease=60)
     assert again.id == job.id
-    holdings.drop(job)
-    holdings.add(again)
     scores = {"train/nmse": 0.2, "train/mse": 2.0, "val/mse": 3.0, "seconds": 1.0}
-    for number, nmse in ((2, 0.4), (3, 0.3)):
-        holdings.put_epoch(again, (number, 2_000_000 * number, scores | {"val/nmse": nmse}))
-    holdings.flush(again)
-    assert tasks.fetch_checkpoint(shown, shown.queue.job(job.id), tmp_path / "fetched") is not None
-    tasks.record(shown, holdings, again, found | {"best_val_nmse": 0.3, "last_val_nmse": 0.3, "best_val_mse": 3.0})
-    tasks.show(shown, job.id)
+    epochs = [(number, 2_000_000 * number, scores | {"val/nmse": nmse}) for number, nmse in ((2, 0.4), (3, 0.3))]
+    shown.queue.add_epochs(again, epochs)
+    assert tasks.fetch(shown.queue.job(job.id), tmp_path / "fetched").checkpoint is not None
+    tasks.record(again, dataclasses.replace(found, best_val_nmse=0.3, last_val_nmse=0.3, best_val_mse=3.0))
+    tasks.reconcile(job)
 
     done = shown.queue.job(job.id)
-    assert done.run_id != first and done.result["best_val_mse"] == 3.0
+    assert done.run_id != first and done.result.best_val_mse == 3.0
     assert shown.tracker.curve(done.run_id, "val/nmse") == [(1, 1.0), (2, 0.4), (3, 0.3)]
     assert [run.info.run_id for run in shown.tracker.runs(experiment, kind="trial")] == [done.run_id]
-    assert [each.model_id for each in shown.tracker.models(experiment)] == [done.result["model_id"]]
+    assert [each.model_id for each in shown.tracker.models(experiment)] == [done.result.model_id]
     assert shown.tracker.files(first, "checkpoints") == []
     assert list(doctor._study(shown, settings.read({"HPO_HOME": str(tmp_path / "home")}))) == []

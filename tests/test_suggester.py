@@ -79,14 +79,14 @@ def test_a_chooser_that_froze_gives_its_repeat_the_point_another_one_has(
     monkeypatch.setattr(sampling, "suggest", frozen)
     filled = suggester.fill(queue, store, "repeated", first.id, first.fence)
     other = queue.job(second.id)
-    assert filled.spec["point"] == other.spec["point"] and filled.spec["point"]["learning_rate"] != 0.00987
-    assert filled.spec["seed"] != other.spec["seed"] and filled.cost == other.cost
+    assert filled.spec.point == other.spec.point and filled.spec.point["learning_rate"] != 0.00987
+    assert filled.spec.seed != other.spec.seed and filled.cost == other.cost
     (trial,) = store.get_all_trials(store.get_study_id_from_name("repeated"))
-    assert (trial.state.name, trial.params) == ("RUNNING", filled.spec["point"])
+    assert (trial.state.name, trial.params) == ("RUNNING", filled.spec.point)
 
     queue.cancel("repeated", 0, None, by="anna")
     store.set_trial_state_values(trial._trial_id, sampling.TrialState.FAIL)
-    sampling.tell(store, study.load(str(file)), filled, filled.spec["point"])
+    sampling.tell(store, study.load(str(file)), filled, filled.spec.point)
     assert store.get_trial(trial._trial_id).state.name == "FAIL", "what was cancelled meanwhile stays so"
     with pytest.raises(LeaseLost):
         suggester.fill(queue, store, "repeated", first.id, first.fence)

@@ -3,10 +3,11 @@
 import threading
 
 import pytest
+import records
 import torch
 
 from data_pipeline import dataset
-from hpo.worker import trainer
+from hpo.worker import probing, protocol, training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -16,31 +17,26 @@ def test_a_trial_is_trained_and_measured_with_the_threads_it_asks_for(tmp_path, 
     dataset.save_npz(dataset.load(data), path)
     seen = {}
 
-    def emit(event, **fields):
-        seen[event] = (torch.get_num_threads(), fields)
+    def send(message):
+        seen[type(message)] = (torch.get_num_threads(), message)
 
-    spec = {
-        "model": {"family": "cnn", "filters": 4, "kernel_size": 3, "dropout": 0.2},
-        "training": {"epochs": 2, "threads": 3},
-        "seed": 1,
-    }
-    trainer.probe(emit, threading.Event(), specs=[spec], data=str(path), device="cpu")
-    assert seen["probed"][0] == 3
+    model = {"family": "cnn", "filters": 4, "kernel_size": 3, "dropout": 0.2}
+    spec = records.spec(model=model, training={"epochs": 2, "threads": 3}, seed=1)
+    probing.probe(protocol.Probe(specs=(spec,), data=path, device="cpu"), send, threading.Event())
+    assert seen[protocol.Probed][0] == 3
     torch.set_num_threads(1)
     trained = {}
     for name in ("one", "another"):
-        trainer.train(
-            emit,
-            threading.Event(),
+        request = protocol.Train(
             spec=spec,
-            data=str(path),
+            data=path,
             checkpoint=None,
             start=None,
-            folder=str(tmp_path / name),
-            cache=str(tmp_path / "cache"),
+            folder=tmp_path / name,
+            cache=tmp_path / "cache",
             device="cpu",
             checkpoint_interval=60.0,
         )
-        assert seen["epoch"][0] == 3
-        trained[name] = seen["trained"][1]["validation"]
+        trained[name] = training.train(request, send, threading.Event()).validation
+        assert seen[protocol.EpochDone][0] == 3
     assert trained["one"] == trained["another"]

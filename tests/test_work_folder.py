@@ -6,12 +6,11 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from shell import at_once
 
-from hpo.worker.supervisor import SILENT_HOST, Supervisor, own_folder, sweep
+from hpo.worker.folders import SILENT_HOST, WorkFolder, own_folder, sweep
 
 HOST = socket.gethostname()
 
@@ -80,7 +79,7 @@ def test_a_folder_that_is_no_workers_stays(tmp_path):
 
 def test_room_is_looked_for_though_the_workers_folder_is_gone(tmp_path):
     (tmp_path / "work").mkdir()
-    worker = SimpleNamespace(settings=SimpleNamespace(home=tmp_path), folder=tmp_path / "work" / "gone")
-    assert not Supervisor._lacks_room(worker)
+    folder = WorkFolder(tmp_path, "1-abcdef")
+    assert not folder.lacks_room()
     (tmp_path / "work").rmdir()
-    assert Supervisor._lacks_room(worker)
+    assert folder.lacks_room()

@@ -436,27 +436,25 @@ def _work(
     from hpo import study
     from hpo.report.display import Display, Progress
     from hpo.worker.supervisor import NO_LIMITS, OUT_OF_TIME, Supervisor
+    from hpo.worker.worker import Worker
 
     trainers = _trainers(options, read, study.restore(row.name, row.spec).threads)
-    supervisor = Supervisor(
+    worker = Worker(
         read, found.database_url, found.tracking_uri, row.name, trainers=trainers, device=options.device, stops=stops
     )
     if console.is_terminal:
         logging.getLogger("hpo").setLevel(logging.WARNING)  # the display shows the events
-    with Display(Progress(supervisor.queue, supervisor.row), console) as display:
+    with Display(Progress(worker.queue, worker.row), console) as display:
 
-        def tick(worker: Supervisor) -> None:
-            trouble = (
-                f"stopping ({worker.stopping}): giving trials back" if worker.stopping else worker.recorder.concern
-            )
+        def tick(supervisor: Supervisor) -> None:
             try:
-                display.tick(trouble)
+                display.tick(supervisor.concern)
             except OSError:  # as in _Messages
                 console.quiet = True
 
-        closed = supervisor.run(limits=limits or NO_LIMITS, on_tick=tick)
-        ended = supervisor.stopping not in (None, OUT_OF_TIME) and not closed
-        return (None if ended else closed), supervisor.asked
+        closed = worker.run(limits=limits or NO_LIMITS, on_tick=tick)
+        ended = worker.stopping not in (None, OUT_OF_TIME) and not closed
+        return (None if ended else closed), worker.asked
 
 
 def _slurm_request(options: argparse.Namespace, read: "Settings", *, threads: int) -> "Request | None":

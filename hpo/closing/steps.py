@@ -4,7 +4,6 @@ A job of the queue like any other: it happens once however many workers there ar
 dies.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +26,20 @@ class Closing:
         self._winners: list[Job] = []
         self._scored: dict[int, dict[str, Any]] = {}
 
-    def fetch(self, then: Callable[[], None]) -> None:
-        """Mend what is half shown, download the winners' models, every file checked; then call `then`. Repeatable."""
+    def fetch(self) -> None:
+        """Reconcile what is half done, download the winners' models, every file checked. Repeatable."""
         self.mirror.reconcile(lease=self.lease, older_than=0)
         self._winners = ranking.winners(self.mirror.queue.jobs(self.job.study), self.report_by)
         self.folder.mkdir(parents=True, exist_ok=True)
         for winner in self._winners:
             promotion.fetch(self.mirror.tracker, winner, self._model(winner))
-        then()
 
     def next_request(self) -> dict[str, Any] | None:
         """What to ask the trainer's `score` for next; None when all winners are scored."""
         for winner in self._winners:
             if winner.number not in self._scored:
-                predictions = str(self._predictions(winner.number))
-                return {"folder": str(self._model(winner)), "data": str(self.data), "predictions": predictions}
+                predictions = self._predictions(winner.number)
+                return {"folder": self._model(winner), "data": self.data, "predictions": predictions}
         return None
 
     def put(self, found: dict[str, Any]) -> None:

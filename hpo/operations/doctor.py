@@ -29,7 +29,7 @@ from hpo.services.serving import Services
 from hpo.settings import Settings
 from hpo.tracking import data_sets, registry
 from hpo.tracking.client import KEY, Tracker
-from hpo.worker.supervisor import sweep
+from hpo.worker.folders import sweep
 
 YOUNG = 3600.0  # seconds: what is younger may still be in the making
 # Seconds since cached data or features were last used: workers of other databases share the folder.
@@ -234,22 +234,16 @@ def _data_set(shown: Mirror, settings: Settings) -> Iterator[Finding]:
 
 def _predict_again(shown: Mirror, number: int, settings: Settings) -> None:
     """Score a winner's recorded model as its closing did, and put what it predicts at the study's run."""
-    from hpo.worker import trainer
+    from hpo.worker import protocol, scoring
 
     job = next(job for job in ranking.ranked(shown.queue.jobs(shown.study.name)) if job.number == number)
     data = data_sets.fetch(settings.home, shown.tracker, shown.study)
     with tempfile.TemporaryDirectory() as folder:
         model, table = Path(folder, "model"), Path(folder, f"trial-{number}.csv")
         promotion.fetch(shown.tracker, job, model)
-        scored: dict[str, Any] = {}
-        trainer.score(
-            lambda event, **found: scored.update(found),
-            threading.Event(),
-            folder=str(model),
-            data=str(data),
-            predictions=str(table),
-        )
-        promotion.check_same(scored, job)
+        request = protocol.Score(folder=model, data=data, predictions=table)
+        scored = scoring.score(request, lambda message: None, threading.Event())
+        promotion.check_same(vars(scored), job)
         shown.tracker.upload(shown.study.facts["study_run_id"], table, "predictions")
 
 

@@ -5,7 +5,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -21,7 +20,8 @@ from hpo.settings import Settings
 from hpo.study import conflict
 from hpo.study.records import TrialSpec
 from hpo.text import number_text
-from hpo.worker.processes import Trainer, next_gpu, visible_gpus
+from hpo.worker import protocol
+from hpo.worker.processes import Process, next_gpu, visible_gpus
 
 LONG = 3600.0  # seconds of fine-tuning that deserve a word
 CPU = "the CPU"
@@ -75,7 +75,7 @@ def _show_plan(plan: Plan, read: Settings, console: Console, device: str) -> tup
     times: list[float] = []
     left: list[float] = []
     for index, (label, spec) in enumerate(rows):
-        seconds, once, epochs = probed[index]["seconds"], probed[index]["once"], spec["training"]["epochs"]
+        seconds, once, epochs = probed[index].seconds, probed[index].once, spec["training"]["epochs"]
         times.append(once + seconds * epochs)
         state = []
         if grid:
@@ -101,8 +101,8 @@ def _show_plan(plan: Plan, read: Settings, console: Console, device: str) -> tup
         console.print(f"Note: {note}")
     if study.pruner["name"] != "none":
         console.print("The pruner ends some of them earlier; the time below takes each to its end.")
-    where = next(each["device"] for each in probed.values())
-    return left, max(each["memory"] for each in probed.values()), where or CPU
+    where = next(probe.device for probe in probed.values())
+    return left, max(probe.memory for probe in probed.values()), where or CPU
 
 
 def _planned(plan: Plan, read: Settings) -> list[Job]:
@@ -119,23 +119,23 @@ def _planned(plan: Plan, read: Settings) -> list[Job]:
     return [job for job in queue.jobs(plan.name) if job.kind == "trial"]
 
 
-def _probe(plan: Plan, specs: list[TrialSpec], device: str) -> dict[int, dict[str, Any]]:
+def _probe(plan: Plan, specs: list[TrialSpec], device: str) -> dict[int, protocol.Probed]:
     """What a trainer measures of each specification. Raises ServiceError."""
-    probed: dict[int, dict[str, Any]] = {}
+    probed: dict[int, protocol.Probed] = {}
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("wb") as log:
         data = Path(folder, "data.npz")
         save_npz(plan.dataset, data)
-        trainer = Trainer(log, gpu=None if device == "cpu" else next_gpu(visible_gpus(), []))
+        trainer = Process("trainer", log, gpu=None if device == "cpu" else next_gpu(visible_gpus(), []))
         try:
-            trainer.send("probe", specs=[spec.to_json() for spec in specs], data=str(data), device=device)
+            trainer.send(protocol.Probe(specs=tuple(specs), data=data, device=device))
             finished, reason = False, ""
             while not finished and not trainer.closed:
-                for event in trainer.events():
-                    if event["event"] == "probed":
-                        probed[event["index"]] = event
+                for message in trainer.messages():
+                    if isinstance(message, protocol.Probed):
+                        probed[message.index] = message
                         progress_line(f"measuring {len(probed)} of {len(specs)}")
-                    reason = event.get("reason", reason)
-                    finished = finished or event["event"] in ("finished", "failed", "full", "spoiled")
+                    reason = getattr(message, "reason", reason)
+                    finished = finished or not isinstance(message, protocol.Ready | protocol.Probed)
                 time.sleep(0.05)
         finally:
             trainer.kill()

@@ -1,5 +1,8 @@
-"""Make Optuna's trial and MLflow's run show what the job row says. Everything here is idempotent and may be repeated
-by any worker: the row is the truth, and a half-done mirror image is mended by the next pass."""
+"""Reconciliation: bring Optuna's trial and MLflow's run in line with the job's row.
+
+Everything here is idempotent and may be repeated by any worker: the row is the truth, and a projection that was written
+by half is completed by the next pass.
+"""
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
@@ -30,8 +33,8 @@ RUN_STATUS = {
 }
 
 
-class Mirror:
-    """Shows jobs of one study. Every method may raise TrackingUnavailable or DatabaseLost: call again later."""
+class Reconciler:
+    """Reconciles jobs of one study. Every method may raise TrackingUnavailable or DatabaseLost: call again later."""
 
     def __init__(
         self,
@@ -42,32 +45,32 @@ class Mirror:
         *,
         worker: str = "",
     ) -> None:
-        """`worker`: whose lapsed leases are left to itself to renew."""
+        """`worker`: the one whose expired leases are left to itself to renew."""
         self.queue, self.tracker, self.store, self.study, self.worker = queue, tracker, store, study, worker
 
-    def show(self, job: Job) -> None:
-        """Bring the run (params, tags, epochs, status) and the trial (state, value) up to the row."""
+    def reconcile_job(self, job: Job) -> None:
+        """Bring the run (params, tags, epochs, status) and the trial (state, value) in line with the row."""
         if job.kind == "closing":
             self.queue.set_mirrored(job)
             return
-        run_id = self._show_run(job) if job.spec is not None else None  # a slot no sampler has filled has no run
+        run_id = self._reconcile_run(job) if job.spec is not None else None  # a slot no sampler has filled has no run
         with self._alone(job), self.queue.frozen(job) as same:
             if same:
-                if job.spec is not None and job.config is None:  # whoever let the sampler choose it may have died since
+                if job.spec is not None and job.config is None:  # the worker whose sampler chose it may have died since
                     planned = restore(self.study.name, self.study.spec)
                     sampling.tell(self.store, planned, job, job.spec["point"])
-                sampling.show(self.store, self.study.name, job, self._repeats(job))
+                sampling.update_trial(self.store, self.study.name, job, self._repeats(job))
         if same and run_id is not None and job.state in ("done", "diverged", "pruned", "cancelled"):
-            self._tidy(job, run_id)  # before the row says that all is shown, or doctor would find what is left
+            self._remove_leftovers(job, run_id)  # before the row is reconciled, or doctor would report what is left
         self.queue.set_mirrored(job, run_id)
-        # It may have gone on while we were at it, and what we wrote in MLflow is old.
+        # It may have gone on meanwhile, and what we wrote in MLflow is old.
         if not same and (current := self.queue.job(job.id)) is not None:
-            self.show(current)
+            self.reconcile_job(current)
 
-    def _show_run(self, job: Job) -> str:
-        """Bring the run up to the row; its id."""
-        run_id = self.run(job)
-        self.forward(job, run_id)
+    def _reconcile_run(self, job: Job) -> str:
+        """Bring the run in line with the row; return its id."""
+        run_id = self.ensure_run(job)
+        self.send_epochs(job, run_id)
         now = round(job.changed_at * 1000)
         tags: dict[str, Any] = {"hpo.attempt": job.attempt, "hpo.state": job.state, "hpo.reason": job.reason or ""}
         if job.state == "running":
@@ -83,11 +86,12 @@ class Mirror:
             crash.at("run ended")
         return run_id
 
-    def _tidy(self, job: Job, run_id: str) -> None:
+    def _remove_leftovers(self, job: Job, run_id: str) -> None:
         """Delete what a recorded trial does not need: checkpoints, and models that are not the recorded one.
 
-        A cancelled one keeps its checkpoint, for it may be brought back; its worker may just have logged a model. Who
-        claims it then logs one of its own (its fence is in the key), after our list or seen by our second look.
+        A cancelled one keeps its checkpoint, for it may be brought back; its worker may just have logged a model. The
+        worker that claims it then logs one of its own (its fence is in the key), after our list or seen by our second
+        look.
         """
 
         def still() -> bool:
@@ -96,11 +100,11 @@ class Mirror:
 
         experiment, kept = self.study.facts.experiment_id, job.result.model_id if job.result else None
         try:
-            for each in (run_id, *job.discarded):
+            for run in (run_id, *job.discarded):
                 if (job.checkpoint is not None or job.discarded) and job.state != "cancelled":
-                    self.tracker.delete_artifact(each, "checkpoints")
+                    self.tracker.delete_artifact(run, "checkpoints")
                 if job.state == "cancelled" or (job.state == "done" and job.result):
-                    self.tracker.delete_other_models(each, experiment, keep=kept, still=still)
+                    self.tracker.delete_other_models(run, experiment, keep=kept, still=still)
         except DatabaseLost:
             raise
         except Exception as error:  # such as a server that deletes nothing; `hpo doctor` finds what stays
@@ -108,19 +112,19 @@ class Mirror:
             log.warning("%s: what it does not need any more stays in MLflow: %s", job.title, first_line(error))
 
     def _alone(self, job: Job) -> AbstractContextManager[object]:
-        """Nobody else shows this job's point meanwhile: who shows it last has read all its repeats last."""
+        """Serialise the updates of one configuration, so that the last writer has seen every repeat."""
         if self.study.spec.get("repeats", 1) == 1:
             return nullcontext()
         return self.queue.lock(f"show.{job.study}.{job.number}", patience=FREEZE_LIMIT)
 
     def _repeats(self, job: Job) -> list[Job]:
-        """All jobs of this one's point."""
+        """Return all jobs of this one's configuration."""
         if self.study.spec.get("repeats", 1) == 1:
             return [job]
-        return [each for each in self.queue.jobs(self.study.name) if each.number == job.number]
+        return [other for other in self.queue.jobs(self.study.name) if other.number == job.number]
 
-    def run(self, job: Job) -> str:
-        """The job's MLflow run, made if there is none yet."""
+    def ensure_run(self, job: Job) -> str:
+        """Return the id of the job's MLflow run; create the run if there is none yet."""
         if job.run_id is not None:
             return job.run_id
         assert job.spec is not None
@@ -142,7 +146,7 @@ class Mirror:
                 raise
             return current.run_id
         crash.at("run made")
-        kept = self.queue.set_run(job.id, run_id)  # of two creators at once the database says which one made it
+        kept = self.queue.set_run(job.id, run_id)  # of two creators at once the database says whose run it is
         if kept is None:
             return run_id  # the study was deleted meanwhile, or the run discarded
         self.tracker.delete_other_runs(experiment, job.key, keep=kept)
@@ -153,8 +157,11 @@ class Mirror:
         )
         return run_id
 
-    def forward(self, job: Job, run_id: str) -> int:
-        """Send the epochs MLflow does not have yet, with the times they were stored with: a resend doubles nothing."""
+    def send_epochs(self, job: Job, run_id: str) -> int:
+        """Send the epochs that MLflow does not have yet; return their number.
+
+        They carry the times they were stored with, so that sending them again doubles nothing.
+        """
         count = 0
         while rows := self.queue.outbox(job.id):
             self.tracker.log_epochs(run_id, rows)
@@ -163,18 +170,18 @@ class Mirror:
             count += len(rows)
         return count
 
-    def show_judged(self, job: Job) -> None:
-        """Let Optuna show what the pruner has judged of a running trial."""
-        sampling.show_judged(self.store, self.study.name, job)
+    def update_judged(self, job: Job) -> None:
+        """Store in Optuna what the pruner has judged of a running trial."""
+        sampling.update_judged(self.store, self.study.name, job)
 
     def answers(self) -> bool:
-        """True if database and tracking server answer; otherwise it raises."""
+        """Return True if database and tracking server answer; raise otherwise."""
         self.queue.closing_state(self.study.name)
         self.tracker.ping(self.study.facts["experiment_id"])
         return True
 
     def takes(self) -> bool:
-        """Whether the tracking server takes something harmless that we write at the study's own run."""
+        """Return whether the tracking server takes something harmless that we write at the study's own run."""
         try:
             self.tracker.set_tags(self.study.facts["study_run_id"], {"hpo.kind": "study"})
         except MlflowException as error:
@@ -183,23 +190,28 @@ class Mirror:
         return True
 
     def reconcile(self, *, lease: float, older_than: float, expire: bool = True) -> int:
-        """Mend what other workers left half done (both in seconds), with `expire` also trials whose leases ran out;
-        return how many jobs that were."""
+        """Reconcile what other workers left half done for `older_than` seconds; return the number of jobs.
+
+        With `expire` also the trials whose leases (of `lease` seconds) have expired.
+        """
         expired = self.queue.expire(self.study.name, lease=lease, sparing=self.worker) if expire else []
-        mended = 0
-        for job in self.queue.unmirrored(self.study.name, older_than=older_than, also=expired):
-            try:
-                self.show(job)
-                mended += 1
-            except (TrackingUnavailable, DatabaseLost):
-                raise
-            except Exception as error:  # such as a run somebody deleted: the others still want mending
-                log.warning("%s cannot be shown in MLflow or Optuna: %s", job.title, first_line(error))
-        return mended
+        jobs = self.queue.unmirrored(self.study.name, older_than=older_than, also=expired)
+        return sum(self.try_job(job) for job in jobs)
+
+    def try_job(self, job: Job) -> bool:
+        """Reconcile a job; return False, with a warning, if that fails: a projection that fails harms no training."""
+        try:
+            self.reconcile_job(job)
+        except (TrackingUnavailable, DatabaseLost):
+            raise
+        except Exception as error:  # such as a run that somebody deleted
+            log.warning("%s cannot be shown in MLflow or Optuna: %s", job.title, first_line(error))
+            return False
+        return True
 
 
 def params(spec: TrialSpec) -> dict[str, Any]:
-    """What determines the result of a trial, flat, as MLflow params. The point comes first, under its own names."""
+    """Return what determines the result of a trial, flat, as MLflow params. The point comes first, by its own names."""
     flat = dict(spec.point)
     flat |= {"config": spec.config} if spec.config is not None else {}
     flat |= {f"model.{name}": value for name, value in spec.model.items()}
@@ -217,7 +229,7 @@ def params(spec: TrialSpec) -> dict[str, Any]:
 
 
 def tags(job: Job) -> dict[str, Any]:
-    """What a run says of its trial in words."""
+    """Return the tags that describe a trial in words."""
     assert job.spec is not None
     words = {"mlflow.note.content": f"Trial {job.number} of the study {job.study}."}
     if weights := provenance(job.spec.model):
@@ -232,7 +244,7 @@ def tags(job: Job) -> dict[str, Any]:
 
 
 def summary(result: TrialResult) -> dict[str, float | None]:
-    """The metrics of a finished trial that MLflow's table shows: of the best epoch, and of the last."""
+    """Return the metrics of a finished trial that MLflow's table shows: of the best epoch, and of the last."""
     flat: dict[str, float | None] = {
         "best_val_nmse": result.best_val_nmse,
         "best_val_mse": result.best_val_mse,
@@ -247,3 +259,6 @@ def summary(result: TrialResult) -> dict[str, float | None]:
         for name, value in zip(result.target_names, result.validation.per_target[score], strict=True):
             flat[f"best_val_{score}/{name}"] = value
     return flat
+
+
+Mirror = Reconciler  # until every package has the new name

@@ -1,137 +1,172 @@
-"""What the recorder's thread does for one job. Every function may be repeated: it raises TrackingUnavailable or
-DatabaseLost when it should be called again, and LeaseLost when the job is no longer ours."""
+"""What the recorder's thread does for one job. Each task returns its outcome, for the supervisor.
+
+A task may be repeated. It raises TrackingUnavailable or DatabaseLost when it should be called again, and LeaseLost when
+the job is no longer held. The epochs of the job that had arrived before the task are in the database by then.
+"""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hpo import crash
-from hpo.errors import NotFound, disk_is_full
+from hpo.errors import NotFound, ServiceError, disk_is_full
 from hpo.files import sha256_of
-from hpo.queue import Checkpoint, DatabaseLost, Job, LeaseLost, State
-from hpo.recording.holdings import Holdings
-from hpo.recording.reconciler import Mirror
+from hpo.queue import Checkpoint, DatabaseLost, Job, LeaseLost, State, TrialResult
+from hpo.recording.outcomes import DataFetched, Ended, Fetched, HandedBack, NoData
+from hpo.recording.reconciler import Reconciler
+from hpo.recording.trained import Trained
+from hpo.search.pruning import Pruning
 from hpo.text import first_line
-from hpo.tracking import registry
+from hpo.tracking import data_sets, registry
 from hpo.tracking.client import TrackingUnavailable
 
 log = logging.getLogger("hpo")
 
 
-def show(shown: Mirror, job_id: int) -> None:
-    """Make Optuna and MLflow show a job as the database has it now. A mirror that cannot be made harms no training."""
-    job = shown.queue.job(job_id)
-    if job is None:
-        return
-    try:
-        shown.show(job)
-    except (TrackingUnavailable, DatabaseLost):
-        raise
-    except Exception as error:
-        log.warning("%s cannot be shown in MLflow or Optuna: %s", job.title, first_line(error))
+@dataclass(frozen=True)
+class Tasks:
+    """The tasks of one worker."""
 
+    reconciler: Reconciler
+    pruning: Pruning
+    home: Path
 
-def store_checkpoint(shown: Mirror, holdings: Holdings, job: Job, path: Path, *, epoch: int, sha256: str) -> None:
-    """Upload a checkpoint under a new name, commit it to the job, then delete the one before."""
-    holdings.flush(job)  # a committed checkpoint never runs ahead of the stored curve
-    current = shown.queue.require(job)
-    name = f"checkpoint-{epoch:06d}-{job.fence}.safetensors"  # a name of this claim: an older one cannot touch it
-    local = path.with_name(name)
-    if path.exists():
-        path.replace(local)
-    if not local.exists():
-        return  # the job has been given back and its folder removed
-    try:
-        run_id = shown.run(current)
-        shown.tracker.upload(run_id, local, "checkpoints")
-    except (TrackingUnavailable, DatabaseLost, LeaseLost):
-        raise
-    except Exception as error:  # it goes on without: a checkpoint only spares time
-        if disk_is_full(error):
-            raise
-        log.warning("%s: a checkpoint could not be stored: %s", job.title, first_line(error))
-        return
-    crash.at("checkpoint uploaded")
-    shown.queue.checkpoint(job, Checkpoint(path=f"checkpoints/{name}", sha256=sha256, epoch=epoch, run_id=run_id))
-    local.unlink(missing_ok=True)
-    if current.checkpoint is not None and current.checkpoint.path != f"checkpoints/{name}":
+    def reconcile(self, job: Job) -> None:
+        """Bring Optuna and MLflow in line with the job as the database has it now."""
+        current = self.reconciler.queue.job(job.id)
+        if current is not None:
+            self.reconciler.try_job(current)
+
+    def hand_back(self, job: Job, reason: str) -> HandedBack:
+        """Return a job to the queue after its checkpoint; no attempt is counted."""
+        return HandedBack(job=job, reason=reason, counts=False)
+
+    def store_checkpoint(self, job: Job, path: Path, *, epoch: int, sha256: str) -> None:
+        """Upload a checkpoint under a new name, commit it to the job, then delete the one before."""
+        queue, tracker = self.reconciler.queue, self.reconciler.tracker
+        current = queue.require(job)
+        name = f"checkpoint-{epoch:06d}-{job.fence}.safetensors"  # a name of this claim: an older one cannot touch it
+        local = path.with_name(name)
+        if path.exists():
+            path.replace(local)
+        if not local.exists():
+            return  # the job has been given back and its folder removed
         try:
-            shown.tracker.delete_artifact(current.checkpoint.run_id, current.checkpoint.path)
-        except TrackingUnavailable:
+            run_id = self.reconciler.ensure_run(current)
+            tracker.upload(run_id, local, "checkpoints")
+        except (TrackingUnavailable, DatabaseLost, LeaseLost):
             raise
-        except Exception as error:  # a server that deletes nothing: the new checkpoint is safe all the same
-            log.warning("%s: its earlier checkpoint stays in MLflow: %s", job.title, first_line(error))
+        except Exception as error:  # it goes on without: a checkpoint only spares time
+            if disk_is_full(error):
+                raise
+            log.warning("%s: a checkpoint could not be stored: %s", job.title, first_line(error))
+            return
+        crash.at("checkpoint uploaded")
+        queue.checkpoint(job, Checkpoint(path=f"checkpoints/{name}", sha256=sha256, epoch=epoch, run_id=run_id))
+        local.unlink(missing_ok=True)
+        if current.checkpoint is not None and current.checkpoint.path != f"checkpoints/{name}":
+            try:
+                tracker.delete_artifact(current.checkpoint.run_id, current.checkpoint.path)
+            except TrackingUnavailable:
+                raise
+            except Exception as error:  # a server that deletes nothing: the new checkpoint is safe all the same
+                log.warning("%s: its earlier checkpoint stays in MLflow: %s", job.title, first_line(error))
 
+    def fetch(self, job: Job, folder: Path) -> Fetched:
+        """Download the checkpoint that the trial goes on with and the model that it starts from, as far as it has them.
 
-def fetch_checkpoint(shown: Mirror, job: Job, folder: Path) -> Path | None:
-    """The job's newest checkpoint as a local file; None, with a warning, if it is missing or damaged."""
-    assert job.checkpoint is not None
-    try:
-        path = shown.tracker.download_artifact(job.checkpoint.run_id, job.checkpoint.path, folder)
-    except NotFound as error:
-        log.warning("%s starts again from epoch 0: %s", job.title, error)
-        return None
-    if (found := sha256_of(path)) != job.checkpoint.sha256:
-        expected = job.checkpoint.sha256
-        log.warning(
-            "%s starts again from epoch 0: its checkpoint is damaged (SHA-256 %.8s, expected %.8s)",
-            job.title,
-            found,
-            expected,
+        Every file is checked against the hash recorded with it.
+        """
+        checkpoint = self._fetch_checkpoint(job, folder) if job.checkpoint is not None else None
+        assert job.spec is not None
+        network, start = job.spec.starts_from, None
+        if network is not None:
+            start = registry.download_model(
+                self.reconciler.tracker,
+                model_id=network.model_id,
+                folder=folder / "start",
+                expected_sha256=network.files,
+            )
+        return Fetched(job=job, checkpoint=checkpoint, start=start)
+
+    def _fetch_checkpoint(self, job: Job, folder: Path) -> Path | None:
+        """Return the job's newest checkpoint as a local file; None, with a warning, if it is missing or damaged."""
+        stored = job.checkpoint
+        assert stored is not None
+        try:
+            path = self.reconciler.tracker.download_artifact(stored.run_id, stored.path, folder)
+        except NotFound as error:
+            log.warning("%s starts again from epoch 0: %s", job.title, error)
+            return None
+        if (sha256 := sha256_of(path)) != stored.sha256:
+            message = "%s starts again from epoch 0: its checkpoint is damaged (SHA-256 %.8s, expected %.8s)"
+            log.warning(message, job.title, sha256, stored.sha256)
+            return None
+        return path
+
+    def fetch_data(self) -> DataFetched | NoData:
+        """Download the study's data set again, as the database describes it now: `hpo doctor --fix` may have put it
+        there with another hash."""
+        row = self.reconciler.queue.study(self.reconciler.study.name)
+        try:
+            return DataFetched(path=data_sets.fetch(self.home, self.reconciler.tracker, row))
+        except ServiceError as error:
+            return NoData(error=error)
+
+    def record(self, job: Job, trained: Trained) -> Ended:
+        """Log the model and what it predicts of the validation split, then record the job's one result.
+
+        A verdict of the pruner counts instead, though it came too late to spare the rest of the training.
+        """
+        if self.pruning.settle(job):
+            return self.end(job, "pruned", epoch=trained.epochs, reason="")
+        queue, tracker, study = self.reconciler.queue, self.reconciler.tracker, self.reconciler.study
+        queue.cut(job, trained.epochs)  # an earlier attempt on another kind of machine may have had more patience
+        run_id = self.reconciler.ensure_run(queue.require(job))
+        curve = dict(queue.curve(job.id))
+        if sorted(curve) != list(range(1, trained.epochs + 1)):
+            raise ValueError(f"the curve has {len(curve)} of {trained.epochs} epochs")
+        # The fence is in the key: a model that an earlier claim logged is deleted by the worker that saw the trial
+        # cancelled. And the weights: only this file is used again after a lost answer.
+        weights = sha256_of(trained.folder / "weights.safetensors")[:12]
+        key = f"{job.key}/{job.fence}-{weights}"
+        model = tracker.log_model(run_id, study.facts.experiment_id, trained.folder, name="model", key=key)
+        crash.at("model logged")
+        tracker.upload(run_id, trained.predictions, "predictions")
+        seconds = sum(metrics["seconds"] for metrics in curve.values())
+        result = TrialResult(
+            best_val_nmse=trained.best_val_nmse,
+            best_val_mse=trained.best_val_mse,
+            best_epoch=trained.best_epoch,
+            last_val_nmse=trained.last_val_nmse,
+            last_val_mse=trained.last_val_mse,
+            validation=trained.validation,
+            last_validation=trained.last_validation,
+            epochs=trained.epochs,
+            seconds=seconds,
+            target_names=study.facts.data.target_names,
+            model_id=model.model_id,
+            files=model.sha256,
+            device=trained.device,
         )
-        return None
-    return path
+        queue.end(job, State.DONE, result=result)
+        crash.at("recorded")
+        nmse, epoch = trained.best_val_nmse, trained.best_epoch
+        log.info("%s done: val nmse %.4g at epoch %d, %.0f s", job.title, nmse, epoch, seconds)
+        return Ended(job=job, logged=True)
 
+    def end(self, job: Job, state: str, *, epoch: int, reason: str) -> Ended:
+        """Record that a trial has diverged or was pruned at an epoch; a verdict of the pruner counts first."""
+        queue = self.reconciler.queue
+        if state == "diverged":
+            queue.cut(job, epoch - 1)  # an attempt on another kind of machine may have come further
+        if verdict := self.pruning.settle(job):
+            state, reason = "pruned", verdict
+        queue.end(job, State(state), result={"epoch": epoch}, reason=reason)
+        return Ended(job=job, logged=False)
 
-def fetch_start(shown: Mirror, job: Job, folder: Path) -> Path | None:
-    """The network this job starts from, every file checked against the hashes recorded with it; None if it starts from
-    none."""
-    assert job.spec is not None
-    start = job.spec.get("starts_from")
-    if start is None:
-        return None
-    return registry.download_model(
-        shown.tracker, model_id=start["model_id"], folder=folder / "start", expected_sha256=start["files"]
-    )
-
-
-def record(shown: Mirror, holdings: Holdings, job: Job, found: dict[str, Any]) -> None:
-    """Log the model and what it predicts of the validation split, then record the one result. `found` is the trainer's
-    `trained` event."""
-    assert job.spec is not None
-    epochs = found.get("epochs", job.spec.training["epochs"])  # fewer than planned when patience was over
-    holdings.flush(job)
-    shown.queue.cut(job, epochs)  # an earlier attempt on another kind of machine may have had more patience
-    current = shown.queue.require(job)
-    run_id = shown.run(current)
-    curve = dict(shown.queue.curve(job.id))
-    if sorted(curve) != list(range(1, epochs + 1)):
-        raise ValueError(f"the curve has {len(curve)} of {epochs} epochs")
-    folder = Path(found["folder"])
-    model = shown.tracker.log_model(
-        run_id,
-        shown.study.facts["experiment_id"],
-        folder,
-        name="model",
-        # The fence is in the key: what an earlier claim logged is deleted by whoever saw the trial cancelled. And the
-        # weights: what is reused after a lost answer is this file.
-        key=f"{job.key}/{job.fence}-{sha256_of(folder / 'weights.safetensors')[:12]}",
-    )
-    crash.at("model logged")
-    shown.tracker.upload(run_id, Path(found["predictions"]), "predictions")
-    result = {name: value for name, value in found.items() if name not in ("folder", "predictions")} | {
-        "seconds": sum(metrics["seconds"] for metrics in curve.values()),
-        "epochs": epochs,
-        "target_names": shown.study.facts["data"]["target_names"],
-        "model_id": model.model_id,
-        "files": model.sha256,
-    }
-    shown.queue.end(job, State.DONE, result=result)
-    crash.at("recorded")
-    log.info(
-        "%s done: val nmse %.4g at epoch %d, %.0f s",
-        job.title,
-        found["best_val_nmse"],
-        found["best_epoch"],
-        result["seconds"],
-    )
+    def bury(self, job: Job, reason: str) -> Ended:
+        """End a trial that was trained well and cannot be recorded: training it again would not help."""
+        self.reconciler.queue.bury(job, reason=reason)
+        log.warning("%s is dead: %s", job.title, reason)
+        return Ended(job=job, logged=False)

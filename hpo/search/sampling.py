@@ -1,8 +1,8 @@
-"""The Optuna side of a study: its sampler, its space, and one trial per planned point, for ever.
+"""The Optuna side of a study: its sampler, its space, and one trial for each configuration.
 
 Optuna's own loop (`study.optimize`, `ask`, `tell`) is not used: measured, four processes of it train a grid of 24
-points 27 times. The queue decides who trains what; this module plans the trials and shows their states, so that
-plain Optuna and optuna-dashboard read the study like any other.
+configurations 27 times. The queue decides which worker trains what; this module plans the trials and keeps their states
+up to date, so that plain Optuna and optuna-dashboard read the study like any other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +14,12 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from hpo.errors import ServiceError
 from hpo.queue import CONNECT, Job, lost, postgres_url
+from hpo.search import foreign
 from hpo.study import BEST, Choices, Interval, Study
 
 STATES = {
@@ -42,9 +42,9 @@ def database() -> Iterator[None]:
         yield
     except (StorageInternalError, DBAPIError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-        if not isinstance(cause, DBAPIError) or (found := lost(cause)) is None:
+        if not isinstance(cause, DBAPIError) or (passing := lost(cause)) is None:
             raise
-        raise found from error
+        raise passing from error
 
 
 @database()
@@ -65,16 +65,19 @@ def storage(url: str, *, patience: float = 0) -> optuna.storages.RDBStorage:
 
 
 def schema(url: str) -> str:
-    """The schema of Optuna's tables in the queue's database; made if they are not there. ServiceError for another's."""
+    """Return the schema of Optuna's tables in the queue's database; create them if they are not there.
+
+    Raise ServiceError for the tables of another Optuna.
+    """
     store = storage(url)
-    found = store.get_current_version()
+    version = store.get_current_version()
     store.remove_session()
     store.engine.dispose()
-    return found
+    return version
 
 
 def sampler(study: Study, number: int = 0) -> optuna.samplers.BaseSampler:
-    """The study's sampler for its trial `number`: whichever worker asks, the same past gives the same point."""
+    """Return the study's sampler for its trial `number`: on every worker the same past gives the same point."""
     if study.sampler == "grid":
         return optuna.samplers.GridSampler(_search_space(study), seed=study.seed)
     seed = int(np.random.SeedSequence([study.seed, number]).generate_state(1)[0])
@@ -91,98 +94,67 @@ def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[Fro
     (`user_attrs["config"]`), which counts in the order of the file; GridSampler sorts and shuffles, so the two differ.
     """
     chosen = sampler(study)
-    made = optuna.create_study(
+    stored = optuna.create_study(
         study_name=name, storage=store, sampler=chosen, load_if_exists=True, direction="minimize"
     )
-    present = made.get_trials(deepcopy=False)
+    present = stored.get_trials(deepcopy=False)
     grid = study.sampler == "grid"
     points = study.grid() if grid else [*study.start, *[{}] * (study.trials - len(study.start))]
     for config, point in enumerate(points[len(present) :], start=len(present)):
-        attributes: dict[str, Any] = {}
-        if isinstance(chosen, optuna.samplers.GridSampler):
-            attributes = {
-                "grid_id": chosen._all_grids.index(tuple(point[key] for key in chosen._param_names)),
-                "search_space": chosen._search_space,
-            }
-        store.create_new_trial(
-            made._study_id,
-            create_trial(
-                state=TrialState.WAITING,
-                params=point,
-                distributions=distributions(study) if point else {},
-                user_attrs={"config": config} if grid else {},
-                system_attrs=attributes,
-            ),
+        trial = create_trial(
+            state=TrialState.WAITING,
+            params=point,
+            distributions=distributions(study) if point else {},
+            user_attrs={"config": config} if grid else {},
+            system_attrs=foreign.grid_attributes(chosen, point),
         )
-    return made.get_trials(deepcopy=False)
-
-
-class _Draft(optuna.storages._CachedStorage):
-    """A study that is read as it is and in which nothing is written: the point counts once its row has it."""
-
-    def set_trial_param(self, *words: Any, **more: Any) -> None:
-        pass
-
-    def set_trial_system_attr(self, *words: Any, **more: Any) -> None:
-        pass
+        store.create_new_trial(store.get_study_id_from_name(name), trial)
+    return stored.get_trials(deepcopy=False)
 
 
 @database()
 def suggest(store: optuna.storages.RDBStorage, name: str, study: Study, number: int) -> dict[str, Any]:
-    """The point that the sampler chooses for a planned trial; one that has its point keeps it. Changes nothing."""
-    loaded = optuna.load_study(study_name=name, storage=_Draft(store), sampler=sampler(study, number))
-    trial = optuna.Trial(loaded, store.get_trial_id_from_study_id_trial_number(loaded._study_id, number))
-    return {key: trial._suggest(key, each) for key, each in distributions(study).items()}
+    """Return the point that the sampler chooses for a planned trial; one that has its point keeps it.
+
+    Change nothing: the point counts once the job's row has it.
+    """
+    return foreign.draw(store, name, sampler(study, number), number, distributions(study))
 
 
 @database()
 def tell(store: optuna.storages.RDBStorage, study: Study, job: Job, point: Mapping[str, Any]) -> None:
-    """Let the job's trial run and have its point, for the sampler's next choice. Idempotent; nothing is changed that
-    others have made of the trial meanwhile."""
+    """Let the job's trial run and have its point, for the sampler's next choice. Idempotent.
+
+    Nothing is changed of a trial that others have ended meanwhile.
+    """
     study_id = store.get_study_id_from_name(job.study)
     trial_id = store.get_trial_id_from_study_id_trial_number(study_id, job.number)
-    _run(store, trial_id, job)
-    known = store.get_trial(trial_id).params
-    with suppress(UpdateFinishedTrialError):  # it was cancelled meanwhile, say
-        for key, each in distributions(study).items():
-            if key not in known:
-                store.set_trial_param(trial_id, key, each.to_internal_repr(point[key]), each)
-
-
-def _run(store: optuna.storages.RDBStorage, trial_id: int, job: Job) -> None:
-    """Show a trial as running while our claim of it holds. It may wait, have been dead or cancelled, or have other
-    repeats that are done."""
-    with store.engine.begin() as connection:
-        begun = connection.execute(
-            text("""
-                UPDATE trials SET state = 'RUNNING', datetime_start = clock_timestamp() AT TIME ZONE 'UTC',
-                    datetime_complete = NULL
-                WHERE trial_id = :trial AND state IN ('WAITING', 'FAIL', 'COMPLETE')
-                  AND EXISTS (SELECT FROM hpo.job WHERE id = :job AND fence = :fence AND state = 'running')
-            """),
-            {"trial": trial_id, "job": job.id, "fence": job.fence},
-        )
-        if begun.rowcount:
-            connection.execute(text("DELETE FROM trial_values WHERE trial_id = :trial"), {"trial": trial_id})
+    foreign.set_running(store, trial_id, job)
+    params = store.get_trial(trial_id).params
+    with suppress(UpdateFinishedTrialError):  # it was cancelled meanwhile, for example
+        for key, distribution in distributions(study).items():
+            if key not in params:
+                store.set_trial_param(trial_id, key, distribution.to_internal_repr(point[key]), distribution)
 
 
 @database()
-def show(store: optuna.storages.RDBStorage, name: str, job: Job, repeats: Sequence[Job]) -> None:
+def update_trial(store: optuna.storages.RDBStorage, name: str, job: Job, repeats: Sequence[Job]) -> None:
     """Give the job's trial the job's state, and its value when it is done. Idempotent.
 
-    Of a point trained several times `repeats` are all the jobs: its value is their mean, and it ends with the last.
+    `repeats` are all jobs of its configuration: the trial's value is their mean, and it ends with the last.
     """
-    shown, value = together(repeats)
+    together_state, value = together(repeats)
     study_id = store.get_study_id_from_name(name)
     trial_id = store.get_trial_id_from_study_id_trial_number(study_id, job.number)
-    trial, state = store.get_trial(trial_id), STATES[shown]
-    again = trial.state.is_finished() and (trial.state != state or trial.value != value)
-    if again and _reopen(store, trial_id):  # it was dead or cancelled, or one of its repeats was, and came back
+    trial, state = store.get_trial(trial_id), STATES[together_state]
+    is_outdated = trial.state.is_finished() and (trial.state != state or trial.value != value)
+    if is_outdated and foreign.reopen(store, trial_id):  # it was dead or cancelled, or one of its repeats was
         trial = store.get_trial(trial_id)
-    _show_judged(store, trial_id, job)
+    if job.judged is not None:
+        foreign.update_judged(store, trial_id, job)
     if trial.state == state or trial.state.is_finished():
         return
-    with suppress(UpdateFinishedTrialError):  # somebody else shows the same right now
+    with suppress(UpdateFinishedTrialError):  # another worker writes the same right now
         store.set_trial_user_attr(trial_id, "attempt", job.attempt)
         if job.run_id:
             store.set_trial_user_attr(trial_id, "run_id", job.run_id)
@@ -192,71 +164,24 @@ def show(store: optuna.storages.RDBStorage, name: str, job: Job, repeats: Sequen
 
 
 @database()
-def show_judged(store: optuna.storages.RDBStorage, name: str, job: Job) -> None:
-    """Give the job's trial the epochs that the pruner has judged as its intermediate values. Idempotent; nothing
-    happens to a trial that has ended in Optuna meanwhile, nor once somebody else holds the job."""
+def update_judged(store: optuna.storages.RDBStorage, name: str, job: Job) -> None:
+    """Give the job's trial the epochs that the pruner has judged as its intermediate values. Idempotent.
+
+    Nothing happens to a trial that has ended in Optuna meanwhile, nor once another worker holds the job.
+    """
     if job.judged is not None:
         study_id = store.get_study_id_from_name(name)
-        _show_judged(store, store.get_trial_id_from_study_id_trial_number(study_id, job.number), job)
-
-
-def _show_judged(store: optuna.storages.RDBStorage, trial_id: int, job: Job) -> None:
-    """In one statement: Optuna's own call takes a commit for each epoch."""
-    if job.judged is None:
-        return
-    found = {"job": job.id, "fence": job.fence, "trial": trial_id, "judged": job.judged["epoch"]}
-    with store.engine.begin() as connection:
-        if job.discarded:  # its curve was cut back: what Optuna shows beyond is of another network
-            connection.execute(
-                text("""
-                    DELETE FROM trial_intermediate_values v USING hpo.job j, trials t
-                    WHERE j.id = :job AND j.fence = :fence AND t.trial_id = :trial AND t.state IN ('WAITING', 'RUNNING')
-                      AND v.trial_id = t.trial_id AND NOT EXISTS (
-                          SELECT FROM hpo.epoch e WHERE e.job = j.id AND e.number = v.step
-                            AND (e.metrics->>'val/nmse')::float8 IS NOT DISTINCT FROM v.intermediate_value)
-                """),
-                found,
-            )
-        connection.execute(
-            text("""
-                INSERT INTO trial_intermediate_values
-                    (trial_id, step, intermediate_value, intermediate_value_type)
-                SELECT t.trial_id, e.number, (e.metrics->>'val/nmse')::float8,
-                    (CASE WHEN e.metrics->>'val/nmse' IS NULL THEN 'NAN' ELSE 'FINITE' END)::trialintermediatevaluetype
-                FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job, trials t
-                WHERE j.id = :job AND j.fence = :fence AND t.trial_id = :trial AND t.state IN ('WAITING', 'RUNNING')
-                  AND e.number <= :judged AND e.number > coalesce(
-                      (SELECT max(step) FROM trial_intermediate_values v WHERE v.trial_id = t.trial_id), 0)
-                ON CONFLICT (trial_id, step) DO NOTHING
-            """),
-            found,
-        )
+        foreign.update_judged(store, store.get_trial_id_from_study_id_trial_number(study_id, job.number), job)
 
 
 def together(repeats: Sequence[Job]) -> tuple[str, float | None]:
-    """The state and value of a point, from those of its repeats."""
+    """Return the state and value of a configuration, from those of its repeats."""
     states = [job.state for job in repeats]
     if "running" in states or "waiting" in states:
-        begun = any(state != "waiting" for state in states)
-        return ("running" if begun else "waiting"), None
+        has_begun = any(state != "waiting" for state in states)
+        return ("running" if has_begun else "waiting"), None
     values = [job.result["best_val_nmse"] for job in repeats if job.state == "done" and job.result]
     return ("done", sum(values) / len(values)) if values else (states[0], None)
-
-
-def _reopen(store: optuna.storages.RDBStorage, trial_id: int) -> bool:
-    """Let a failed or complete trial wait again; whether it was one. Optuna's own calls refuse to: to it a trial that
-    has ended has ended for ever."""
-    with store.engine.begin() as connection:
-        reopened = connection.execute(
-            text("""
-                UPDATE trials SET state = 'WAITING', datetime_start = NULL, datetime_complete = NULL
-                WHERE trial_id = :trial AND state IN ('FAIL', 'COMPLETE')
-            """),
-            {"trial": trial_id},
-        )
-        if reopened.rowcount:
-            connection.execute(text("DELETE FROM trial_values WHERE trial_id = :trial"), {"trial": trial_id})
-        return reopened.rowcount > 0
 
 
 @database()

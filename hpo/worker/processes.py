@@ -1,172 +1,114 @@
-"""The supervisor's end of a trainer or suggester process: start it, send requests, read events, end it."""
+"""The supervisor's end of a trainer or suggester process: start it, send requests, take its messages, end it."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from hpo.queue import Job
 from hpo.services import home as homes
+from hpo.worker import protocol
 
 # One thread each, unless the study says otherwise: one such trainer per core gets more done than one with many threads.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _ENVIRONMENT["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what deterministic matrix products on a GPU need
 
-READ = 2**20  # bytes: what writes faster than we read must not keep us from everything else
+READ = 2**20  # bytes: a process that writes faster than we read must not keep us from everything else
 
 
-class Child:
+class Process:
     """One `python -P -m hpo.worker.MODULE` with a pipe each way. -P: not from the folder where the user stands."""
 
     def __init__(self, module: str, log: IO[bytes], *, gpu: str | None = None) -> None:
-        self.module = module
+        self._module = module
         environment = {**os.environ, **_ENVIRONMENT}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        self._events, events = os.pipe()
-        os.set_blocking(self._events, False)
+        self._messages, messages = os.pipe()
+        os.set_blocking(self._messages, False)
         try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", f"hpo.worker.{module}", str(events)],
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", f"hpo.worker.{module}", str(messages)],
                 stdin=subprocess.PIPE,
-                stdout=log,  # not for the events: whatever Python runs before hpo.worker.trainer may print
+                stdout=log,  # not for the messages: code that Python runs before hpo.worker.trainer may print
                 stderr=log,
                 env=environment,
-                pass_fds=(events,),
+                pass_fds=(messages,),
             )
         except BaseException:
-            os.close(self._events)
+            os.close(self._messages)
             raise
         finally:
-            os.close(events)
-        assert self.process.stdin
-        self._stdin = self.process.stdin
+            os.close(messages)
+        assert self._process.stdin
+        self._stdin = self._process.stdin
         self._partial = b""
-        self.ready = False
         self.killed: str | None = None  # why we killed it
-        self.last_event = time.monotonic()
-        self.closed = False
+        self.closed = False  # it has ended, and all its messages have been taken
 
     def fileno(self) -> int:
-        return self._events
+        return self._messages
 
-    def _write(self, message: dict[str, Any]) -> None:
+    def send(self, message: protocol.Message) -> None:
+        """Send a request; a process that died meanwhile is noticed when its messages are taken."""
         with suppress(BrokenPipeError, ValueError):  # ValueError: closed by us after its death
-            self._stdin.write(json.dumps(message).encode() + b"\n")
+            self._stdin.write(protocol.encode(message))
             self._stdin.flush()
 
-    def events(self) -> list[dict[str, Any]]:
-        """Events that have arrived, those of READ bytes at a time; sets `closed` when there are no more, since the
-        process has ended."""
+    def messages(self) -> list[protocol.Message]:
+        """Return the messages that have arrived, those of READ bytes at a time. Set `closed` when it has ended.
+
+        A process that sends something else is killed: it runs another version of hpo.
+        """
         chunks, size = [], 0
         try:
-            while size < READ and (chunk := os.read(self.fileno(), 1 << 16)):
+            while size < READ and (chunk := os.read(self._messages, 1 << 16)):
                 chunks.append(chunk)
                 size += len(chunk)
             self.closed = size < READ
         except BlockingIOError:
             pass  # nothing more for now
         *lines, self._partial = (self._partial + b"".join(chunks)).split(b"\n")
-        if lines:
-            self.last_event = time.monotonic()
-        return [json.loads(line) for line in lines]
+        messages = []
+        try:
+            for line in lines:
+                messages.append(protocol.decode(line))
+        except protocol.ProtocolError as error:
+            self.kill(str(error))
+        return messages
 
-    def kill(self, why: str | None = None) -> None:
-        self.killed = self.killed or why
-        self.process.kill()
+    def kill(self, reason: str | None = None) -> None:
+        self.killed = self.killed or reason
+        self._process.kill()
 
     def close(self, timeout: float = 2.0) -> None:
         """Close its input, which ends it; kill it if that takes longer than `timeout` seconds."""
         with suppress(BrokenPipeError):
             self._stdin.close()
         try:
-            self.process.wait(timeout)
+            self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        os.close(self._events)
+            self._process.kill()
+            self._process.wait()
+        os.close(self._messages)
 
     def obituary(self) -> str:
-        """Why it ended, in a few words."""
-        code = self.process.wait()
+        """Return in a few words why it ended."""
+        code = self._process.wait()
         if self.killed is not None:
             return self.killed
         if code >= 0:
-            return f"{self.module} ended with exit {code}"
+            return f"{self._module} ended with exit {code}"
         name = signal.Signals(-code).name
         hint = ", likely out of memory" if -code == signal.SIGKILL else ""
-        return f"{self.module} killed by {name} (exit {128 - code}{hint})"
-
-
-class Trainer(Child):
-    """One `hpo.worker.trainer`, with the job it is busy with.
-
-    `task` is None when idle, "reserved" while something is fetched for it, else the request it works on.
-    """
-
-    def __init__(self, log: IO[bytes], *, gpu: str | None = None) -> None:
-        super().__init__("trainer", log, gpu=gpu)
-        self.gpu = gpu
-        self.job: Job | None = None
-        self.task: str | None = None
-        self.asked = False  # to hand back
-        self.fetches = 0  # of the data set by its worker, before it was given this job
-
-    @property
-    def free(self) -> bool:
-        return self.ready and self.task is None and not self.closed
-
-    def has(self, job: Job) -> bool:
-        """Whether it is busy with this claim of this job."""
-        return self.job is not None and (self.job.id, self.job.fence) == (job.id, job.fence)
-
-    def reserve(self, job: Job) -> None:
-        self.job, self.task, self.asked = job, "reserved", False
-
-    def release(self) -> None:
-        self.job = self.task = None
-
-    def ask(self) -> None:
-        """Ask it to hand its trial back at the next batch."""
-        self.asked = True
-        self._write({"do": "stop"})
-
-    def send(self, do: str, **fields: Any) -> None:
-        """Send a request; a trainer that died meanwhile shows up as end of file in `events`."""
-        self.last_event, self.task = time.monotonic(), do  # in this order: another thread looks for hung ones
-        self._write({"do": do, **fields})
-
-
-class Suggester(Child):
-    """One `hpo.worker.suggester`, with the trainers that wait for the points of their jobs."""
-
-    def __init__(self, log: IO[bytes]) -> None:
-        super().__init__("suggester", log)
-        self.waiting: dict[tuple[int, int], tuple[Trainer, Job]] = {}  # by job and fence
-
-    def ask(self, trainer: Trainer, job: Job, *, database_url: str) -> None:
-        """Let the sampler choose the job's point."""
-        self.last_event = time.monotonic()
-        self.waiting[job.id, job.fence] = (trainer, job)
-        self._write({"do": "fill", "database_url": database_url, "study": job.study, "job": job.id, "fence": job.fence})
-
-    def answered(self, job_id: int, fence: int) -> tuple[Trainer, Job] | None:
-        """The trainer that has waited, free again, and its job; None if it waits no more."""
-        trainer, job = self.waiting.pop((job_id, fence), (None, None))
-        if trainer is None or job is None or not trainer.has(job):
-            return None
-        trainer.release()
-        return trainer, job
+        return f"{self._module} killed by {name} (exit {128 - code}{hint})"
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> list[str]:
-    """The NVIDIA GPUs we may use, as CUDA_VISIBLE_DEVICES names them: those it lists, else all that have a device."""
+    """Return the NVIDIA GPUs we may use, as CUDA_VISIBLE_DEVICES names them: those it lists, else all with a device."""
     listed = environment.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         # CUDA counts from 0 what a container was given, whatever the devices' numbers are on the host.
@@ -176,11 +118,14 @@ def visible_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Pa
 
 
 def next_gpu(visible: Sequence[str], taken: Sequence[str | None]) -> str | None:
-    """The first of the visible GPUs that fewest trainers have: round robin, also after one died. None if none is."""
+    """Return the first of the visible GPUs that fewest trainers have; None if there is none.
+
+    Round robin, also after one of the trainers died.
+    """
     return min(visible, key=taken.count, default=None)
 
 
 def open_log(home: Path, name: str) -> IO[bytes]:
-    """The worker's log file for what trainers print, appended to."""
+    """Open the worker's log file for what trainers print, appended to."""
     file = homes.folder(home, "logs") / f"{name}.log"
     return open(file, "ab", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o600))

@@ -1,8 +1,7 @@
 """The suggester: a long-lived process in which the sampler of a study chooses points, for TPE takes longer with every
 trial there is.
 
-Requests and events are a trainer's, as JSON lines. The point goes into the job's row first, under the fence of its
-claim, then into Optuna's tables. It ends when its input closes, so it never outlives its supervisor.
+The point goes into the job's row first, under the fence of its claim, then into Optuna's tables.
 """
 
 from functools import lru_cache
@@ -12,26 +11,33 @@ import optuna
 from hpo import study
 from hpo.queue import DatabaseLost, Job, LeaseLost, Queue
 from hpo.search import sampling
-from hpo.worker.trainer import connect
+from hpo.worker import protocol
+from hpo.worker.channel import connect
 
 
 def main() -> None:
-    emit, requests, _ = connect()
-    emit("ready")
+    channel = connect()
+    channel.send(protocol.Ready())
     while True:
-        request = requests.get()
-        name, job = request["study"], request["job"]
-        found = {"job": job, "fence": request["fence"]}
-        try:
-            filled = fill(*_services(request["database_url"]), name, job, request["fence"])
-            assert filled.spec is not None
-            emit("filled", **found, spec=filled.spec.to_json(), cost=filled.cost)
-        except LeaseLost:
-            emit("lost", **found)
-        except DatabaseLost:
-            emit("away", **found)
-        except Exception as error:  # such as parameters that do not go together
-            emit("failed", **found, reason=str(error) or type(error).__name__)
+        request = channel.requests.get()
+        if not isinstance(request, protocol.Fill):
+            raise protocol.ProtocolError(f"expected Fill, found {type(request).__name__}")
+        channel.send(answer(request))
+
+
+def answer(request: protocol.Fill) -> protocol.Answer:
+    """Choose the point of a claimed job; every error is an answer."""
+    job, fence = request.job, request.fence
+    try:
+        filled = fill(*_services(request.database_url), request.study, job, fence)
+        assert filled.spec is not None
+        return protocol.Filled(job=job, fence=fence, spec=filled.spec, cost=filled.cost)
+    except LeaseLost:
+        return protocol.ClaimLost(job=job, fence=fence)
+    except DatabaseLost:
+        return protocol.DatabaseAway(job=job, fence=fence)
+    except Exception as error:  # such as parameters that do not go together
+        return protocol.NotFilled(job=job, fence=fence, reason=str(error) or type(error).__name__)
 
 
 def fill(queue: Queue, store: optuna.storages.RDBStorage, name: str, job_id: int, fence: int) -> Job:
@@ -47,7 +53,7 @@ def fill(queue: Queue, store: optuna.storages.RDBStorage, name: str, job_id: int
         first = queue.fill(job, spec, cost)
         if first == point:
             break
-        point = first  # another repeat's was chosen meanwhile
+        point = first  # that of another repeat was chosen meanwhile
     filled = queue.require(job)
     sampling.tell(store, planned, filled, point)
     return filled

@@ -1,0 +1,23 @@
+"""The result of a training as its trainer hands it over, before anything of it is recorded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.metrics import Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trainer's last message on a trial. Scores are those of the validation split."""
+
+    folder: Path  # the packaged model: weights.safetensors, spec.json, model.pt2
+    predictions: Path  # CSV of what the model predicts of the validation split
+    epochs: int  # trained; fewer than planned if patience ran out
+    best_epoch: int  # whose weights are in the folder
+    best_val_nmse: float
+    best_val_mse: float  # unit²
+    last_val_nmse: float  # of the last epoch's weights
+    last_val_mse: float  # unit²
+    validation: Scores  # of the best epoch's weights
+    last_validation: Scores  # of the last epoch's weights
+    device: str | None  # the GPU it was trained on; None for the CPU

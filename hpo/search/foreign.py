@@ -1,0 +1,115 @@
+"""Everything that reaches into the inside of Optuna: its tables, and attributes that are not its public interface.
+
+`tests/test_search_foreign.py` holds it to the version of Optuna that is installed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from sqlalchemy import text
+
+from hpo.queue import Job
+
+
+class _Draft(optuna.storages._CachedStorage):
+    """A storage in which nothing is written: a study is seen as it is."""
+
+    def set_trial_param(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+    def set_trial_system_attr(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+
+def draw(
+    store: optuna.storages.RDBStorage,
+    name: str,
+    sampler: optuna.samplers.BaseSampler,
+    number: int,
+    distributions: Mapping[str, BaseDistribution],
+) -> dict[str, Any]:
+    """Return the point that a sampler chooses for a trial; write nothing."""
+    study = optuna.load_study(study_name=name, storage=_Draft(store), sampler=sampler)
+    trial = optuna.Trial(study, store.get_trial_id_from_study_id_trial_number(study._study_id, number))
+    return {key: trial._suggest(key, distribution) for key, distribution in distributions.items()}
+
+
+def grid_attributes(sampler: optuna.samplers.BaseSampler, point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the system attributes by which Optuna's GridSampler knows a trial of its grid; {} for other samplers."""
+    if not isinstance(sampler, optuna.samplers.GridSampler):
+        return {}
+    return {
+        "grid_id": sampler._all_grids.index(tuple(point[key] for key in sampler._param_names)),
+        "search_space": sampler._search_space,
+    }
+
+
+def set_running(store: optuna.storages.RDBStorage, trial_id: int, job: Job) -> None:
+    """Let a trial run while our claim of its job holds.
+
+    It may wait, have been dead or cancelled, or have other repeats that are done.
+    """
+    with store.engine.begin() as connection:
+        begun = connection.execute(
+            text("""
+                UPDATE trials SET state = 'RUNNING', datetime_start = clock_timestamp() AT TIME ZONE 'UTC',
+                    datetime_complete = NULL
+                WHERE trial_id = :trial AND state IN ('WAITING', 'FAIL', 'COMPLETE')
+                  AND EXISTS (SELECT FROM hpo.job WHERE id = :job AND fence = :fence AND state = 'running')
+            """),
+            {"trial": trial_id, "job": job.id, "fence": job.fence},
+        )
+        if begun.rowcount:
+            connection.execute(text("DELETE FROM trial_values WHERE trial_id = :trial"), {"trial": trial_id})
+
+
+def reopen(store: optuna.storages.RDBStorage, trial_id: int) -> bool:
+    """Let a failed or complete trial wait again; return whether it was one.
+
+    Optuna's own calls refuse to: to Optuna the end of a trial is final.
+    """
+    with store.engine.begin() as connection:
+        reopened = connection.execute(
+            text("""
+                UPDATE trials SET state = 'WAITING', datetime_start = NULL, datetime_complete = NULL
+                WHERE trial_id = :trial AND state IN ('FAIL', 'COMPLETE')
+            """),
+            {"trial": trial_id},
+        )
+        if reopened.rowcount:
+            connection.execute(text("DELETE FROM trial_values WHERE trial_id = :trial"), {"trial": trial_id})
+        return reopened.rowcount > 0
+
+
+def update_judged(store: optuna.storages.RDBStorage, trial_id: int, job: Job) -> None:
+    """Store what the pruner has judged as intermediate values, in one statement: Optuna's call commits each epoch."""
+    assert job.judged is not None
+    values = {"job": job.id, "fence": job.fence, "trial": trial_id, "judged": job.judged.epoch}
+    with store.engine.begin() as connection:
+        if job.discarded:  # its curve was cut back: the values beyond are of another network
+            connection.execute(
+                text("""
+                    DELETE FROM trial_intermediate_values v USING hpo.job j, trials t
+                    WHERE j.id = :job AND j.fence = :fence AND t.trial_id = :trial AND t.state IN ('WAITING', 'RUNNING')
+                      AND v.trial_id = t.trial_id AND NOT EXISTS (
+                          SELECT FROM hpo.epoch e WHERE e.job = j.id AND e.number = v.step
+                            AND (e.metrics->>'val/nmse')::float8 IS NOT DISTINCT FROM v.intermediate_value)
+                """),
+                values,
+            )
+        connection.execute(
+            text("""
+                INSERT INTO trial_intermediate_values
+                    (trial_id, step, intermediate_value, intermediate_value_type)
+                SELECT t.trial_id, e.number, (e.metrics->>'val/nmse')::float8,
+                    (CASE WHEN e.metrics->>'val/nmse' IS NULL THEN 'NAN' ELSE 'FINITE' END)::trialintermediatevaluetype
+                FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job, trials t
+                WHERE j.id = :job AND j.fence = :fence AND t.trial_id = :trial AND t.state IN ('WAITING', 'RUNNING')
+                  AND e.number <= :judged AND e.number > coalesce(
+                      (SELECT max(step) FROM trial_intermediate_values v WHERE v.trial_id = t.trial_id), 0)
+                ON CONFLICT (trial_id, step) DO NOTHING
+            """),
+            values,
+        )

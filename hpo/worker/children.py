@@ -1,0 +1,161 @@
+"""The child processes of a worker as its supervisor sees them: what each one is busy with, and since when.
+
+Owned by the supervisor's thread. `start` functions are passed in, so that tests have children without processes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from hpo.queue import Job
+from hpo.worker import protocol
+from hpo.worker.processes import next_gpu
+
+
+class Pipes(Protocol):
+    """What is used of hpo.worker.processes.Process."""
+
+    @property
+    def killed(self) -> str | None: ...
+    @property
+    def closed(self) -> bool: ...
+    def fileno(self) -> int: ...
+    def send(self, message: protocol.Message) -> None: ...
+    def messages(self) -> list[protocol.Message]: ...
+    def kill(self, reason: str | None = None) -> None: ...
+    def close(self, timeout: float = 2.0) -> None: ...
+    def obituary(self) -> str: ...
+
+
+class Clock(Protocol):
+    """What is used of the module `time`."""
+
+    def monotonic(self) -> float: ...
+    def sleep(self, seconds: float, /) -> None: ...
+
+
+class Child:
+    """A process and the time of its last sign of life."""
+
+    def __init__(self, process: Pipes, clock: Clock) -> None:
+        self.process, self._clock = process, clock
+        self.last_sign = clock.monotonic()  # seconds
+
+    def fileno(self) -> int:
+        return self.process.fileno()
+
+    def receive(self) -> list[protocol.Message]:
+        messages = self.process.messages()
+        if messages:
+            self.last_sign = self._clock.monotonic()
+        return messages
+
+    def hangs(self, limit: float) -> bool:
+        """Return whether it owes an answer and has given no sign of life for `limit` seconds."""
+        return self.owes_answer and self._clock.monotonic() - self.last_sign > limit
+
+    @property
+    def owes_answer(self) -> bool:
+        raise NotImplementedError
+
+
+class Trainer(Child):
+    """A trainer with its job. It is free, reserved (something is fetched for its job) or works on a request."""
+
+    def __init__(self, process: Pipes, clock: Clock, *, gpu: str | None) -> None:
+        super().__init__(process, clock)
+        self.gpu = gpu
+        self.ready = False
+        self.job: Job | None = None
+        self.request: protocol.Request | None = None
+        self.asked = False  # to hand back
+        self.fetches = 0  # of the data set by its worker, before the trainer was given this job
+
+    @property
+    def free(self) -> bool:
+        return self.ready and self.job is None and not self.process.closed
+
+    @property
+    def trains(self) -> bool:
+        return isinstance(self.request, protocol.Train)
+
+    @property
+    def owes_answer(self) -> bool:
+        return self.request is not None
+
+    def has(self, job: Job) -> bool:
+        """Return whether it is busy with this claim of this job."""
+        return self.job is not None and (self.job.id, self.job.fence) == (job.id, job.fence)
+
+    def reserve(self, job: Job, *, fetches: int) -> None:
+        self.job, self.request, self.asked, self.fetches = job, None, False, fetches
+
+    def release(self) -> None:
+        self.job = self.request = None
+
+    def send(self, request: protocol.Request) -> None:
+        self.request, self.last_sign = request, self._clock.monotonic()
+        self.process.send(request)
+
+    def ask_back(self) -> None:
+        """Ask it to hand its trial back at the next batch."""
+        if not self.asked:
+            self.asked = True
+            self.process.send(protocol.Stop())
+
+
+class Trainers:
+    """The trainers of a worker, on its GPUs in turn."""
+
+    def __init__(
+        self, start: Callable[[str | None], Pipes], *, count: int, gpus: Sequence[str] = (), clock: Clock
+    ) -> None:
+        self.count = count
+        self._start, self._gpus, self._clock = start, gpus, clock
+        self._trainers: list[Trainer] = []
+
+    def __iter__(self) -> Iterator[Trainer]:
+        return iter(list(self._trainers))
+
+    def start_missing(self) -> None:
+        while len(self._trainers) < self.count:
+            gpu = next_gpu(self._gpus, [trainer.gpu for trainer in self._trainers])
+            self._trainers.append(Trainer(self._start(gpu), self._clock, gpu=gpu))
+
+    def of(self, job: Job) -> Trainer | None:
+        """Return the trainer that is busy with this claim of the job; None while it is recorded, for example."""
+        return next((trainer for trainer in self._trainers if trainer.has(job)), None)
+
+    def remove(self, trainer: Trainer) -> str:
+        """Forget a trainer that has ended; return why it did."""
+        self._trainers.remove(trainer)
+        reason = trainer.process.obituary()
+        trainer.process.close()
+        return reason
+
+
+class Suggester(Child):
+    """The process that chooses points, with the trainers that wait for one."""
+
+    def __init__(self, process: Pipes, clock: Clock, *, database_url: str) -> None:
+        super().__init__(process, clock)
+        self._database_url = database_url
+        self.waiting: dict[tuple[int, int], tuple[Trainer, Job]] = {}  # by job and fence
+
+    @property
+    def owes_answer(self) -> bool:
+        return bool(self.waiting)
+
+    def ask(self, trainer: Trainer, job: Job) -> None:
+        """Let the sampler choose the job's point."""
+        self.last_sign = self._clock.monotonic()
+        self.waiting[job.id, job.fence] = (trainer, job)
+        request = protocol.Fill(database_url=self._database_url, study=job.study, job=job.id, fence=job.fence)
+        self.process.send(request)
+
+    def take(self, job_id: int, fence: int) -> tuple[Trainer, Job] | None:
+        """Return the trainer that has waited, free again, and its job; None if it waits no more."""
+        trainer, job = self.waiting.pop((job_id, fence), (None, None))
+        if trainer is None or job is None or not trainer.has(job):
+            return None
+        trainer.release()
+        return trainer, job

@@ -1,0 +1,67 @@
+"""The closing of a study while this worker does it: the recorder fetches the winners, a trainer scores them."""
+
+import logging
+from functools import partial
+
+from hpo import crash
+from hpo.closing.steps import Closing
+from hpo.queue import Job
+from hpo.recording.outcomes import Ended, Winners
+from hpo.worker import protocol
+from hpo.worker.children import Trainer
+from hpo.worker.collaborators import Collaborators
+from hpo.worker.leases import Leases
+
+log = logging.getLogger("hpo")
+
+
+class Closings:
+    """Begins a closing on a free trainer and takes it to its end. Owned by the supervisor's thread."""
+
+    def __init__(self, parts: Collaborators, leases: Leases) -> None:
+        self._leases, self._recorder, self._trainers = leases, parts.recorder, parts.trainers
+        self._start, self._data, self._folder = parts.start_closing, parts.data, parts.folder
+        self._closing: Closing | None = None
+
+    def begin(self, trainer: Trainer, job: Job) -> None:
+        log.info("closing of %s begins", job.study)
+        crash.at("closing claimed")
+        trainer.reserve(job, fetches=self._data.fetches)
+        self._closing = self._start(job, self._folder.of(job), self._data.path)
+        self._recorder.put(job, partial(_fetch, self._closing))
+
+    def on_winners(self, outcome: Winners) -> None:
+        trainer = self._trainers.of(outcome.job)
+        if trainer is not None and outcome.job in self._leases:  # else its trainer died, and it has been given back
+            self._score_next(trainer, outcome.job)
+
+    def on_scored(self, trainer: Trainer, job: Job, message: protocol.Scored) -> None:
+        assert self._closing is not None
+        try:
+            self._closing.put(vars(message))
+        except ValueError as error:
+            trainer.release()
+            self._leases.return_soon(job, str(error), counts=True)
+            return
+        self._score_next(trainer, job)
+
+    def _score_next(self, trainer: Trainer, job: Job) -> None:
+        """Ask the trainer for the next winner's scores, or finish the closing."""
+        assert self._closing is not None
+        request = self._closing.next_request()
+        if request is not None:
+            trainer.send(protocol.Score(**request))
+            return
+        trainer.release()
+        self._recorder.put(job, partial(_finish, self._closing))
+
+
+def _fetch(closing: Closing) -> Winners:
+    closing.fetch()
+    return Winners(job=closing.job)
+
+
+def _finish(closing: Closing) -> Ended:
+    closing.finish()
+    log.info("study %s closed", closing.job.study)
+    return Ended(job=closing.job, logged=False)

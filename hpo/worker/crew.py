@@ -1,0 +1,136 @@
+"""The children of a worker at work: who gets a job, what their messages change, and who has to go."""
+
+import logging
+from collections.abc import Iterator
+
+from hpo.errors import ServiceError
+from hpo.queue import Job
+from hpo.recording.trained import Trained
+from hpo.services import daemon
+from hpo.worker import protocol
+from hpo.worker.children import Child, Trainer
+from hpo.worker.closings import Closings
+from hpo.worker.collaborators import Collaborators
+from hpo.worker.ending import Ending
+from hpo.worker.leases import Leases
+from hpo.worker.trials import Answers, Trials
+
+START_ATTEMPTS = 3  # trainers in a row that may end before they are ready
+SLEPT = 5.0  # seconds; a longer turn of the loop means that the whole worker was stopped
+LAST = (  # messages after which a trainer is free
+    Trained,
+    protocol.Returned,
+    protocol.Diverged,
+    protocol.Failed,
+    protocol.DiskFull,
+    protocol.DataDamaged,
+)
+
+log = logging.getLogger("hpo")
+
+
+class Crew:
+    """Trainers and suggester. Owned by the supervisor's thread."""
+
+    def __init__(self, parts: Collaborators, leases: Leases, ending: Ending) -> None:
+        self.trainers, self.device = parts.trainers, parts.device
+        self.trials, self.closings = Trials(parts, leases), Closings(parts, leases)
+        self._leases, self._ending, self._pruning = leases, ending, parts.pruning
+        self._wait, self._clock, self._inbox = parts.wait, parts.clock, parts.inbox
+        self._log_file, self._hang_timeout = parts.log_file, parts.settings.hang_timeout
+        self._answers: Answers = {**self.trials.answers, protocol.Scored: self.closings.on_scored}
+        self._stillborn = 0  # trainers in a row that ended before they were ready
+        self._last_turn = parts.clock.monotonic()
+
+    def free_trainers(self) -> Iterator[Trainer]:
+        """Start the trainers that are missing; yield those that are free."""
+        self.trainers.start_missing()
+        return (trainer for trainer in self.trainers if trainer.free)
+
+    def begin(self, trainer: Trainer, job: Job) -> None:
+        """Begin a claimed job on a free trainer."""
+        (self.closings if job.kind == "closing" else self.trials).begin(trainer, job)
+
+    def _children(self) -> list[Child]:
+        return [*self.trainers, *([self.trials.suggester] if self.trials.suggester is not None else [])]
+
+    # Their messages
+
+    def listen(self, timeout: float) -> bool:
+        """Wait for messages of children or recorder; act on those of the children; return whether one may be free."""
+        children, is_news = self._children(), False
+        ready = self._wait([*children, self._inbox], timeout)
+        for child in children:
+            if child not in ready:
+                continue
+            for message in child.receive():
+                action = self._on_message if isinstance(child, Trainer) else self._on_point
+                self._ending.attempt(action, child, message)
+                is_news = is_news or not isinstance(message, protocol.EpochDone | protocol.Alive)
+            if child.process.closed:
+                self._ending.attempt(self._on_exit, child)
+                is_news = True
+        now = self._clock.monotonic()
+        if now - self._last_turn > SLEPT:  # we were stopped as a whole: no child hung
+            for child in self._children():
+                child.last_sign = now
+        self._last_turn = now
+        return is_news
+
+    def _on_message(self, trainer: Trainer, message: protocol.Message) -> None:
+        if isinstance(message, protocol.Ready):
+            trainer.ready, self._stillborn = True, 0
+            return
+        answer, job = self._answers[type(message)], trainer.job
+        if isinstance(message, LAST):
+            trainer.release()
+        if job is not None and job in self._leases:
+            answer(trainer, job, message)
+
+    def _on_point(self, _: Child, message: protocol.Message) -> None:
+        self.trials.on_point(message)
+
+    def _on_exit(self, child: Child) -> None:
+        if not isinstance(child, Trainer):
+            self.trials.on_suggester_exit(self._log_file)
+            return
+        reason = self.trainers.remove(child)
+        self.trials.on_exit(child, reason, counts=self._ending.reason is None)
+        if not child.ready:
+            self._stillborn += 1
+            if self._stillborn >= START_ATTEMPTS:
+                end = daemon.tail(self._log_file, lines=3)
+                raise ServiceError(f"Trainers cannot be started: {reason}. The end of {self._log_file}:\n{end}")
+
+    # Their end
+
+    def look_after(self) -> None:
+        """Ask for trials that the pruner ends; end children that hang."""
+        limit = self._hang_timeout
+        for trainer in self.trainers:
+            if trainer.trains and trainer.job is not None and self._pruning.reason(trainer.job):
+                trainer.ask_back()
+            if trainer.job is not None and trainer.hangs(limit):
+                log.warning("%s: no progress for %.0f s", trainer.job.title, limit)
+                trainer.process.kill(f"no progress for {limit:.0f} s")
+        suggester = self.trials.suggester
+        if suggester is not None and suggester.hangs(limit):
+            suggester.process.kill(f"no progress for {limit:.0f} s")
+
+    def call_in(self) -> bool:
+        """Ask busy trainers for their trials, once; kill those that take too long; return whether any is busy."""
+        busy = [trainer for trainer in self.trainers if trainer.trains]
+        for trainer in busy:
+            if self._ending.grace_is_over:
+                trainer.process.kill(f"stopped: {self._ending.reason}")
+            else:
+                trainer.ask_back()
+        return bool(busy)
+
+    def kill(self) -> None:
+        for child in self._children():
+            child.process.kill()
+
+    def close(self) -> None:
+        for child in self._children():
+            child.process.close(timeout=0.5)

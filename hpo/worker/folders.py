@@ -1,0 +1,103 @@
+"""The folders under HPO_HOME/work, one for each worker, locked while it lives."""
+
+import fcntl
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from hpo.queue import Job
+from hpo.services import home as homes
+
+ROOM = 64 * 2**20  # bytes that must be free under HPO_HOME before a trial is claimed after the disk was full
+SILENT_HOST = 7 * 86400.0  # seconds another host's worker is not heard of until its folder counts as left
+WORK_FOLDER = re.compile(r"(?P<host>.+)-\d+-[0-9a-f]{6}")  # HOST-PROCESS-RANDOM
+
+
+class WorkFolder:
+    """The folder of one worker, and in it one for each job that it holds."""
+
+    def __init__(self, home: Path, process: str) -> None:
+        self._home = home
+        self.path = home / "work" / f"{socket.gethostname()}-{process}"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder and keep it locked; remove those of dead workers, and this one in the end."""
+        homes.folder(self._home, "cache", "features")
+        parent = homes.folder(self._home, "work")
+        with own_folder(self.path):
+            for other in parent.iterdir():
+                if other != self.path:
+                    sweep(other)
+            try:
+                yield
+            finally:
+                shutil.rmtree(self.path, ignore_errors=True)
+
+    def of(self, job: Job) -> Path:
+        return self.path / f"job-{job.id}-{job.fence}"
+
+    def discard(self, job: Job) -> None:
+        shutil.rmtree(self.of(job), ignore_errors=True)
+
+    def touch(self) -> None:
+        """Show that the worker lives to hosts that do not see that the folder is locked."""
+        with suppress(OSError):
+            os.utime(self.path / "lock")
+
+    def lacks_room(self) -> bool:
+        """Return whether the disk takes no other trial."""
+        folders = (self._home, self.path.parent)  # ours itself may be gone; then it is made again
+        return any(not os.access(folder, os.W_OK) or shutil.disk_usage(folder).free < ROOM for folder in folders)
+
+
+def own_folder(folder: Path) -> IO[str]:
+    """Make a work folder and lock it; the lock falls when the file is closed.
+
+    To `sweep` that is one step: a folder that it removes before we hold the lock is made again.
+    """
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileNotFoundError):
+            lock = (folder / "lock").open("a")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_at(lock, folder / "lock"):
+                return lock
+            lock.close()
+
+
+def sweep(folder: Path, *, remove: bool = True) -> bool:
+    """Remove a work folder whose worker is dead, so that its lock is free; return whether it is dead.
+
+    A file system may show the lock of another host's worker to that host alone: then nothing has been heard of it for a
+    week, either.
+    """
+    named = WORK_FOLDER.fullmatch(folder.name)
+    try:
+        if named is None or named["host"] != socket.gethostname():
+            last_sign = (folder / "lock").stat().st_mtime
+            if time.time() - last_sign < SILENT_HOST:
+                return False
+        with (folder / "lock").open("a" if named else "r+") as lock:  # it may have died before it had one
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(lock, folder / "lock"):
+                return False
+            if remove:
+                shutil.rmtree(folder, ignore_errors=True)
+            return True
+    except OSError:
+        return False  # it lives, or another worker sweeps it right now
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Return whether the open file is the one there now: a lock on a file that was removed guards nothing."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,55 @@
+"""Scores of a downloaded model, and tables of predictions."""
+
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pandas
+
+from data_pipeline.dataset import Dataset
+from hpo import crash
+from hpo.text import for_csv, utf8
+from hpo.worker import protocol
+from hpo.worker.channel import Send, signs_of_life
+from hpo.worker.inputs import load_data
+from models import bundle, metrics
+from models.regressor import predict
+
+
+def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
+    """Return the scores of a downloaded model and the baseline predictors; write the model's predictions as CSV."""
+    crash.at("scoring")
+    alive = signs_of_life(send)
+    dataset, parts = load_data(request.data)
+    regressor, spec = bundle.load(request.folder)
+    bundle.check_shape(spec, dataset.images.shape[1:], where="the data set")
+    variance = dataset.targets[parts.train].var(axis=0)
+    learned = (dataset.images[parts.train], dataset.targets[parts.train])
+    predictors = {name: fit(*learned) for name, fit in metrics.PREDICTORS.items()}
+    predictors["model"] = lambda images: predict(regressor, images, alive=alive)
+    scores: dict[str, dict[str, Any]] = {name: {} for name in predictors}
+    tables = []
+    for part, indices in (("validation", parts.validation), ("test", parts.test)):
+        truth = dataset.targets[indices]
+        for name, predictor in predictors.items():
+            predicted = predictor(dataset.images[indices])
+            scores[name][part] = metrics.scores(predicted, truth, train_variance=variance).to_dict()
+            if name == "model":
+                tables.append(prediction_table(dataset, indices, predicted))
+                tables[-1].insert(1, "split", part)
+    write_table(pandas.concat(tables), request.predictions)
+    return protocol.Scored(**scores.pop("model"), predictors=scores)
+
+
+def prediction_table(dataset: Dataset, indices: np.ndarray, predicted: np.ndarray) -> pandas.DataFrame:
+    """Return the columns `image`, `C11 true` for each target, then `C11 predicted` for each, in the label's unit."""
+    names = dataset.target_names
+    table = pandas.DataFrame(dataset.targets[indices], columns=[f"{name} true" for name in names])
+    table[[f"{name} predicted" for name in names]] = predicted
+    table.insert(0, "image", [utf8(dataset.names[index]) for index in indices])
+    return table
+
+
+def write_table(table: pandas.DataFrame, path: Path) -> None:
+    for_csv(table).to_csv(path, index=False)

@@ -1,0 +1,162 @@
+"""The training of one trial in a trainer process: epochs, checkpoints, and the packaged model."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import torch
+
+from data_pipeline.dataset import Dataset
+from data_pipeline.split import Split
+from hpo import crash
+from hpo.recording.trained import Trained
+from hpo.worker import inputs, protocol
+from hpo.worker.channel import Send, signs_of_life
+from hpo.worker.scoring import prediction_table, write_table
+from models import checkpoint, metrics, networks, specs, training
+from models.regressor import Regressor, predict
+
+CHECKPOINT_SHARE = 0.01  # of the time may go into checkpoints
+
+
+def train(request: protocol.Train, send: Send, stop: Event) -> Trained | protocol.Returned | protocol.Diverged:
+    """Train one trial and leave its model in `folder`/model, and beside it what that predicts of the validation split.
+
+    Send Started, Alive, EpochDone and CheckpointWritten. Return how it ended: stopped (a checkpoint was sent before if
+    there is an epoch to keep), diverged, or trained.
+    """
+    dataset, parts = inputs.load_data(request.data)
+    alive = signs_of_life(send)
+    request.folder.mkdir(parents=True, exist_ok=True)
+    run = _begin(request, dataset, parts, alive)
+    send(protocol.Started(epoch=run.epoch, parameters=networks.parameter_count(run.network)))
+    checkpoints = _Checkpoints(run, request.folder, send, interval=request.checkpoint_interval)
+
+    def asked_to_stop() -> bool:
+        if checkpoints.newest:
+            crash.at("batch")
+        alive()
+        return stop.is_set()
+
+    try:
+        for epoch in run.epochs(asked_to_stop):
+            at = time.time_ns() // 1_000_000
+            send(protocol.EpochDone(number=epoch.number, at=at, metrics=dict(epoch.metrics)))
+            if epoch.number < request.spec.training["epochs"]:
+                checkpoints.write_if_due()
+    except training.Interrupted:
+        if run.epoch > checkpoints.newest:
+            checkpoints.write()
+        return protocol.Returned(epoch=run.epoch)
+    except training.Diverged as error:
+        return protocol.Diverged(epoch=error.epoch)
+    return _package(request, run, dataset, parts.validation, alive)
+
+
+def _begin(request: protocol.Train, dataset: Dataset, parts: Split, alive: Callable[[], None]) -> training.Training:
+    """Return the training, at its checkpoint if that fits."""
+    spec = request.spec
+    settings = specs.training_from_dict(spec.training)
+    torch.set_num_threads(settings.threads)
+    initial = inputs.initial_tensors(spec, request.start)
+
+    def begin(state: checkpoint.State | None) -> training.Training:
+        return training.Training(
+            specs.from_dict(spec.model),
+            settings,
+            train=(dataset.images[parts.train], dataset.targets[parts.train]),
+            validation=(dataset.images[parts.validation], dataset.targets[parts.validation]),
+            seed=spec.seed,
+            initial=initial,
+            state=state,
+            cache=request.cache,
+            alive=alive,
+            symmetries=dataset.symmetries,
+            phases=spec.phases,
+            target_names=dataset.target_names,
+            device=inputs.device(request.device),
+        )
+
+    if request.checkpoint is None:
+        return begin(None)
+    try:
+        return begin(checkpoint.load_state(request.checkpoint))
+    except specs.SpecError as error:  # a checkpoint of another version, for example
+        print(f"starting again from epoch 0: {error}")
+        return begin(None)
+
+
+class _Checkpoints:
+    """Writes checkpoints of a training, so seldom that they take at most CHECKPOINT_SHARE of the time."""
+
+    def __init__(self, run: training.Training, folder: Path, send: Send, *, interval: float) -> None:
+        """`interval`: seconds between two checkpoints, at least."""
+        self._run, self._folder, self._send, self._interval = run, folder, send, interval
+        self.newest = run.epoch
+        self._pause, self._last = interval, time.monotonic()  # seconds
+
+    def write_if_due(self) -> None:
+        if time.monotonic() - self._last >= self._pause:
+            begin = time.monotonic()
+            self.write()
+            self._last = time.monotonic()
+            self._pause = max(self._interval, (self._last - begin) / CHECKPOINT_SHARE)
+
+    def write(self) -> None:
+        self.newest = self._run.epoch
+        path = self._folder / f"checkpoint-{self.newest:06d}.safetensors"
+        checkpoint.save_state(self._run.state(), path)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self._send(protocol.CheckpointWritten(path=path, epoch=self.newest, sha256=sha256))
+
+
+def _package(
+    request: protocol.Train, run: training.Training, dataset: Dataset, validation: np.ndarray, alive: Callable[[], None]
+) -> Trained:
+    """Write the best epoch's model and its predictions of the validation split; return the scores."""
+    from hpo.tracking.packaging import package  # MLflow takes a second, which probes and scores do not need
+
+    def evaluate(regressor: Regressor) -> tuple[np.ndarray, metrics.Scores]:
+        predicted = predict(regressor, dataset.images[validation], alive=alive)
+        return predicted, metrics.scores(predicted, dataset.targets[validation], train_variance=run.scaling.variance)
+
+    best = run.best_regressor()
+    predicted, best_scores = evaluate(best)
+    _, last_scores = evaluate(run.last_regressor())
+    predictions, folder = request.folder / "validation.csv", request.folder / "model"
+    write_table(prediction_table(dataset, validation, predicted), predictions)
+    crash.at("packaging")
+    shutil.rmtree(folder, ignore_errors=True)
+    package(
+        folder,
+        best,
+        spec=request.spec.model,
+        image_shape=tuple(dataset.images.shape[1:]),
+        target_names=dataset.target_names,
+        unit=dataset.unit,
+        example_images=dataset.images[validation][:2],
+        extra={
+            "trial": request.spec.to_json(),
+            "validation": best_scores.to_dict(),
+            "best_epoch": run.best_epoch,
+            "data": {"name": dataset.metadata["name"], "digest": dataset.digest},
+        },
+    )
+    gpu = inputs.gpu_name(run.device)
+    return Trained(
+        folder=folder,
+        predictions=predictions,
+        epochs=run.epoch,
+        best_epoch=run.best_epoch,
+        best_val_nmse=run.best_nmse,
+        best_val_mse=run.best_mse,
+        last_val_nmse=run.last_nmse,
+        last_val_mse=run.last_mse,
+        validation=best_scores,
+        last_validation=last_scores,
+        device=f"cuda: {gpu}" if gpu else None,
+    )

@@ -1,0 +1,246 @@
+"""What becomes of the trials that a worker holds: a table of answers to what trainers, suggester and recorder say.
+
+Owned by the supervisor's thread. A message or outcome on a job that is held no longer changes nothing.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hpo import crash
+from hpo.errors import ServiceError
+from hpo.queue import ATTEMPTS, Job
+from hpo.recording import outcomes
+from hpo.recording.trained import Trained
+from hpo.worker import protocol
+from hpo.worker.children import Suggester, Trainer
+from hpo.worker.collaborators import Collaborators
+from hpo.worker.leases import Leases
+
+START_ATTEMPTS = 3  # suggesters in a row that may end before they have chosen a point
+
+log = logging.getLogger("hpo")
+
+Answers = dict[type[protocol.Message], Callable[[Trainer, Job, Any], None]]  # to a trainer, on a job that is held
+
+
+class Trials:
+    """Begins trials and acts on what is said of them. Raises ServiceError where the worker can do nothing more."""
+
+    def __init__(self, parts: Collaborators, leases: Leases) -> None:
+        self._leases, self._recorder, self._tasks, self._pruning = leases, parts.recorder, parts.tasks, parts.pruning
+        self._trainers, self._start_suggester, self._data = parts.trainers, parts.start_suggester, parts.data
+        self._folder, self._settings, self._device = parts.folder, parts.settings, parts.device
+        self.suggester: Suggester | None = None
+        self._pointless = 0  # suggesters in a row that ended before they had chosen a point
+        self._disk_full = False  # found so by a trainer or the recorder
+        self.answers: Answers = {
+            protocol.Started: self._on_started,
+            protocol.Alive: lambda *_: None,  # that something came is all that counts
+            protocol.EpochDone: self._on_epoch,
+            protocol.CheckpointWritten: self._on_checkpoint,
+            Trained: self._on_trained,
+            protocol.Returned: self._on_returned,
+            protocol.Diverged: self._on_diverged,
+            protocol.Failed: self._on_failed,
+            protocol.DiskFull: self._on_disk_full,
+            protocol.DataDamaged: self._on_data_damaged,
+        }
+
+    def has_room(self) -> bool:
+        """Return whether the disk takes another trial; it is looked at only after it was found full."""
+        self._disk_full = self._disk_full and self._folder.lacks_room()
+        return not self._disk_full
+
+    def begin(self, trainer: Trainer, job: Job) -> None:
+        """Begin a claimed trial on a free trainer."""
+        if job.verdict is not None:
+            log.info("%s was %s", job.title, job.verdict)
+            self._recorder.put(job, partial(self._tasks.end, job, "pruned", epoch=job.epochs, reason=job.verdict))
+            return
+        trainer.reserve(job, fetches=self._data.fetches)
+        if job.spec is None:  # a slot: choosing its point takes longer with every trial, so another process does it
+            self.suggester = self.suggester or self._start_suggester()
+            self.suggester.ask(trainer, job)
+            return
+        point = " ".join(f"{key}={value}" for key, value in job.spec.point.items())
+        log.info("%s claimed: %s", job.title, point)
+        crash.at("claimed")
+        if job.checkpoint is None and job.spec.starts_from is None:
+            self._train(trainer, outcomes.Fetched(job=job, checkpoint=None, start=None))
+        else:
+            self._recorder.put(job, partial(self._tasks.fetch, job, self._folder.of(job)))
+        self._recorder.put(job, partial(self._tasks.reconcile, job))
+
+    def _train(self, trainer: Trainer, files: outcomes.Fetched) -> None:
+        self._data.touch()
+        assert files.job.spec is not None
+        trainer.send(
+            protocol.Train(
+                spec=files.job.spec,
+                data=self._data.path,
+                checkpoint=files.checkpoint,
+                start=files.start,
+                folder=self._folder.of(files.job),
+                cache=self._settings.home / "cache" / "features",
+                device=self._device,
+                checkpoint_interval=self._settings.checkpoint_interval,
+            )
+        )
+
+    # Messages of trainers
+
+    def _on_started(self, trainer: Trainer, job: Job, message: protocol.Started) -> None:
+        self._data.is_sound()
+        if message.epoch:
+            log.info("%s goes on after epoch %d", job.title, message.epoch)
+
+    def _on_epoch(self, trainer: Trainer, job: Job, message: protocol.EpochDone) -> None:
+        self._leases.put_epoch(job, (message.number, message.at, message.metrics))
+
+    def _on_checkpoint(self, trainer: Trainer, job: Job, message: protocol.CheckpointWritten) -> None:
+        # A committed checkpoint never runs ahead of the stored curve.
+        task = partial(self._tasks.store_checkpoint, job, message.path, epoch=message.epoch, sha256=message.sha256)
+        self._leases.put_task(job, task)
+
+    def _on_trained(self, trainer: Trainer, job: Job, message: Trained) -> None:
+        crash.at("trained")
+        self._leases.put_task(job, partial(self._tasks.record, job, message), partial(self._tasks.bury, job))
+
+    def _on_returned(self, trainer: Trainer, job: Job, message: protocol.Returned) -> None:
+        if reason := self._pruning.reason(job):
+            log.info("%s pruned after epoch %d", job.title, message.epoch)
+            self._end(job, "pruned", message.epoch, reason)
+        else:
+            log.info("giving %s back after epoch %d", job.title, message.epoch)
+            self._leases.put_task(job, partial(self._tasks.hand_back, job, "handed back"))
+
+    def _on_diverged(self, trainer: Trainer, job: Job, message: protocol.Diverged) -> None:
+        log.warning("%s diverged at epoch %d", job.title, message.epoch)
+        self._end(job, "diverged", message.epoch, f"diverged at epoch {message.epoch}")
+
+    def _end(self, job: Job, state: str, epoch: int, reason: str) -> None:
+        self._leases.put_task(job, partial(self._tasks.end, job, state, epoch=epoch, reason=reason))
+
+    def _on_failed(self, trainer: Trainer, job: Job, message: protocol.Failed) -> None:
+        if self._folder.lacks_room():  # of a .pt2 file that it cannot finish torch says something else, and aborts
+            self._wait_for_room(job, f"no room on the disk ({message.reason})")
+            return
+        log.warning("%s failed, attempt %d of %d: %s", job.title, job.attempt, ATTEMPTS, message.reason)
+        self._leases.return_soon(job, message.reason, counts=True)
+
+    def _on_disk_full(self, trainer: Trainer, job: Job, message: protocol.DiskFull) -> None:
+        self._wait_for_room(job, message.reason)
+
+    def _wait_for_room(self, job: Job, reason: str) -> None:
+        log.warning("%s waits: %s", job.title, reason)
+        self._disk_full = True
+        self._leases.put_task(job, partial(self._tasks.hand_back, job, reason))
+
+    def _on_data_damaged(self, trainer: Trainer, job: Job, message: protocol.DataDamaged) -> None:
+        """Fetch the data set again: its damaged file is no trial's fault."""
+        log.warning("%s waits: %s", job.title, message.reason)
+        if trainer.fetches != self._data.fetches:  # it may have met the file before the last fetch
+            self._leases.return_soon(job, message.reason, counts=False)
+            return
+        try:
+            if self._data.wait(job, message.reason):
+                self._recorder.put(job, self._tasks.fetch_data)
+        except ServiceError:
+            self._return_waiting()
+            raise
+
+    def _return_waiting(self) -> None:
+        for job, reason in self._data.take_waiting():
+            self._leases.return_soon(job, reason, counts=False)
+
+    def on_exit(self, trainer: Trainer, reason: str, *, counts: bool) -> None:
+        """Return the trial of a trainer that has ended; `counts`: the attempt."""
+        job = trainer.job
+        if job is None or job not in self._leases:
+            return
+        if trainer.process.killed is None and self._folder.lacks_room():
+            self._wait_for_room(job, f"no room on the disk ({reason})")
+        else:
+            log.warning("%s: worker lost, attempt %d of %d: %s", job.title, job.attempt, ATTEMPTS, reason)
+            self._leases.return_soon(job, reason, counts=counts)
+
+    # The suggester
+
+    def on_point(self, message: protocol.Message) -> None:
+        """Begin the trial whose point was chosen, or return its job."""
+        if isinstance(message, protocol.Ready):
+            return
+        if not isinstance(message, protocol.Answer) or self.suggester is None:
+            raise protocol.ProtocolError(f"expected an answer of the suggester, found {type(message).__name__}")
+        waiting = self.suggester.take(message.job, message.fence)
+        if waiting is None:
+            return
+        trainer, job = waiting
+        self._pointless = 0
+        if job not in self._leases:
+            return
+        if isinstance(message, protocol.Filled):
+            job = replace(job, spec=message.spec, cost=message.cost)
+            self._leases.hold(job)
+            self.begin(trainer, job)
+        elif isinstance(message, protocol.ClaimLost):
+            self.lose(job, "lost its lease")
+        elif isinstance(message, protocol.DatabaseAway):
+            self._leases.return_soon(job, "the sampler could not reach the database", counts=False)
+        else:
+            self._leases.return_soon(job, message.reason, counts=True)
+
+    def on_suggester_exit(self, log_file: Path) -> None:
+        """Let its jobs wait again, and count no attempt: they have not come to a training."""
+        assert self.suggester is not None
+        ended, self.suggester = self.suggester, None
+        reason = ended.process.obituary()
+        ended.process.close()
+        for trainer, job in ended.waiting.values():
+            if trainer.has(job):
+                trainer.release()
+            self._leases.return_soon(job, reason, counts=False)
+        log.warning("%s; another one is started when it is needed", reason)
+        self._pointless += 1
+        if self._pointless >= START_ATTEMPTS:
+            raise ServiceError(f"No point can be chosen: {reason}. Its log: {log_file}")
+
+    # Outcomes of the recorder
+
+    def on_fetched(self, outcome: outcomes.Fetched) -> None:
+        trainer = self._trainers.of(outcome.job)
+        if trainer is not None and outcome.job in self._leases:
+            self._train(trainer, outcome)
+
+    def on_data(self, outcome: outcomes.DataFetched | outcomes.NoData) -> None:
+        if isinstance(outcome, outcomes.DataFetched):
+            self._data.fetched(outcome.path)
+        self._return_waiting()
+        if isinstance(outcome, outcomes.NoData):
+            raise outcome.error
+
+    def on_refused(self, outcome: outcomes.Refused) -> None:
+        """Return a job whose task failed, and stop its trainer."""
+        self._disk_full = self._disk_full or outcome.disk_full
+        self._leases.return_soon(outcome.job, outcome.reason, counts=not outcome.disk_full)
+        if any(job == outcome.job for job, _ in self._data.waiting):
+            self._return_waiting()
+        self._stop(outcome.job)
+
+    def lose(self, job: Job, reason: str) -> None:
+        """Stop a job whose row is held by another worker, or cancelled; write nothing more of it."""
+        log.warning("%s: %s, stopping", job.title, reason)
+        self._leases.drop(job)
+        if self.suggester is None or not self.suggester.take(job.id, job.fence):
+            self._stop(job)
+
+    def _stop(self, job: Job) -> None:
+        trainer = self._trainers.of(job)  # none while it is recorded
+        if trainer is not None and trainer.request is None:
+            trainer.release()
+        elif trainer is not None:
+            trainer.process.kill()

@@ -1,0 +1,145 @@
+"""A worker: a supervisor with a real queue, recorder and processes."""
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from multiprocessing import connection
+from pathlib import Path
+from typing import IO
+
+from hpo.closing.steps import Closing
+from hpo.queue import Job, Queue, Stop, require_whole
+from hpo.recording.outage import Outage
+from hpo.recording.outcomes import Inbox
+from hpo.recording.reconciler import Reconciler
+from hpo.recording.recorder import Recorder
+from hpo.recording.tasks import Tasks
+from hpo.search import sampling
+from hpo.search.pruning import Pruning
+from hpo.settings import Settings
+from hpo.study import restore
+from hpo.tracking import data_sets
+from hpo.tracking.client import Tracker, TrackingUnavailable
+from hpo.worker import ending
+from hpo.worker.children import Suggester, Trainers
+from hpo.worker.collaborators import Collaborators
+from hpo.worker.data_file import DataFile
+from hpo.worker.folders import WorkFolder
+from hpo.worker.processes import Process, open_log, visible_gpus
+from hpo.worker.signals import stopped_by_signals
+from hpo.worker.supervisor import NO_LIMITS, Limits, Supervisor
+from models import weights
+
+LOCK_PATIENCE = 1.0  # seconds to wait for a lock in Optuna's tables, at most; then the recorder tries again
+
+
+class Worker:
+    """One worker of one study on this machine. `run` may be called once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database_url: str,
+        tracking_uri: str,
+        name: str,
+        *,
+        trainers: int,
+        device: str = "cpu",
+        stops: int | None = None,
+    ) -> None:
+        """`stops`: how often the study had been stopped when this worker was asked for, if that was earlier."""
+        self.settings, self.count, self.device = settings, trainers, device
+        self.queue = Queue(database_url)
+        self.row = self.queue.study(name)
+        require_whole(self.row)
+        if stops is not None:
+            self.row = replace(self.row, stops=min(stops, self.row.stops))
+        self._database_url, self._study = database_url, restore(name, self.row.spec)
+        # The job's row is locked while Optuna is written: if somebody locks a table of Optuna, the lease must not wait.
+        self._store = sampling.storage(database_url, patience=min(LOCK_PATIENCE, settings.lease / 3))
+        self.tracker = Tracker(tracking_uri)  # of the recorder's thread, once that runs
+        with suppress(TrackingUnavailable):  # it may be away for now
+            self.tracker.require_version()
+        process = f"{os.getpid()}-{secrets.token_hex(3)}"
+        self._log_name, self._name = f"worker-{process}", f"{socket.gethostname()}:{process}"
+        self._folder = WorkFolder(settings.home, process)
+        self._reconciler = Reconciler(self.queue, self.tracker, self._store, self.row, worker=self._name)
+        self.supervisor: Supervisor | None = None
+
+    @property
+    def stopping(self) -> str | None:
+        """Why the work was stopped; None if it was not."""
+        return self.supervisor.ending.reason if self.supervisor else None
+
+    @property
+    def asked(self) -> Stop | None:
+        """Who asked for it, if `hpo stop` ended the work."""
+        return self.supervisor.ending.asked if self.supervisor else None
+
+    def run(self, *, limits: Limits = NO_LIMITS, on_tick: Callable[[Supervisor], None] = lambda _: None) -> bool:
+        """Work until the study is closed; return whether it is. Raise ServiceError if nothing can be done here."""
+        with _for_us_alone(), self._folder.lock():
+            for file in (self.row.facts.weights or {}).values():
+                weights.find(file.name)  # before a trial is claimed that this machine cannot train
+            data = DataFile(data_sets.fetch(self.settings.home, self.tracker, self.row))
+            with open_log(self.settings.home, self._log_name) as log:
+                parts = self._parts(log, data)
+                self.supervisor = Supervisor(self.row, self._name, parts, limits=limits)
+                with stopped_by_signals(self.supervisor.ending.stop, limit=ending.STOP_LIMIT + 0.5):
+                    parts.recorder.start()
+                    if parts.pruning.active:
+                        parts.pruning.start()
+                    try:
+                        return self.supervisor.run(on_tick)
+                    finally:
+                        self.close()
+
+    def close(self) -> None:
+        """Close the connections to the database."""
+        self.queue.close()
+        self._store.remove_session()
+        self._store.engine.dispose()
+
+    def _parts(self, log: IO[bytes], data: DataFile) -> Collaborators:
+        settings, pruning, inbox = self.settings, Pruning(self.queue, self.row.name, self._study), Inbox()
+        outage = Outage(self.queue, self.row.name, store=settings.home / "artifacts" if settings.embedded else None)
+        gpus = [] if self.device == "cpu" else visible_gpus()
+
+        def start_suggester() -> Suggester:
+            return Suggester(Process("suggester", log), time, database_url=self._database_url)
+
+        def start_closing(job: Job, folder: Path, data_file: Path) -> Closing:
+            groups = list(self._study.report_by)
+            return Closing(self._reconciler, job, folder, data_file, groups, lease=settings.lease)
+
+        return Collaborators(
+            settings=settings,
+            queue=self.queue,
+            recorder=Recorder(self._reconciler, inbox, outage, lease=settings.lease, patience=settings.outage_limit),
+            inbox=inbox,
+            tasks=Tasks(self._reconciler, pruning, settings.home),
+            pruning=pruning,
+            trainers=Trainers(lambda gpu: Process("trainer", log, gpu=gpu), count=self.count, gpus=gpus, clock=time),
+            start_suggester=start_suggester,
+            start_closing=start_closing,
+            folder=self._folder,
+            data=data,
+            device=self.device,
+            log_file=Path(log.name),
+            wait=connection.wait,
+            clock=time,
+        )
+
+
+@contextmanager
+def _for_us_alone() -> Iterator[None]:
+    """Let everything that a worker writes in HPO_HOME be readable by its own user alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)

@@ -1,0 +1,57 @@
+"""What hpo.search.foreign takes for granted of the inside of Optuna, held to the version that is installed."""
+
+import inspect
+
+import optuna
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy import inspect as inspect_engine
+
+VERSION = "5.0"
+
+
+def test_the_version_of_optuna_is_the_one_that_was_looked_into():
+    assert optuna.__version__.startswith(VERSION), "look into the points below again, then raise VERSION"
+
+
+def test_a_grid_sampler_knows_its_points_by_number_in_an_order_of_its_own():
+    space = {"b": [1, 2], "a": [3, 4]}
+    sampler = optuna.samplers.GridSampler(space, seed=0)
+    assert sampler._param_names == ["a", "b"]
+    assert sorted(sampler._all_grids) == [(3, 1), (3, 2), (4, 1), (4, 2)]
+    assert {key: list(values) for key, values in sampler._search_space.items()} == space
+    source = inspect.getsource(optuna.samplers.GridSampler)
+    assert '"grid_id"' in source and '"search_space"' in source
+
+
+@pytest.fixture
+def columns(tmp_path):
+    """The columns of Optuna's tables, made by itself."""
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    optuna.storages.RDBStorage(url).engine.dispose()
+    engine = create_engine(url)
+    tables = inspect_engine(engine)
+    yield {name: {column["name"] for column in tables.get_columns(name)} for name in tables.get_table_names()}
+    engine.dispose()
+
+
+def test_the_tables_have_the_columns_that_we_write(columns):
+    assert {"trial_id", "state", "datetime_start", "datetime_complete"} <= columns["trials"]
+    assert "trial_id" in columns["trial_values"]
+    written = {"trial_id", "step", "intermediate_value", "intermediate_value_type"}
+    assert written <= columns["trial_intermediate_values"]
+
+
+def test_the_states_and_types_are_called_as_we_write_them():
+    from optuna.storages._rdb import models
+
+    assert {"WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"} == {state.name for state in optuna.trial.TrialState}
+    assert {"FINITE", "NAN"} <= {kind.name for kind in models.TrialIntermediateValueModel.TrialIntermediateValueType}
+
+
+def test_a_draft_writes_nothing_and_a_draw_goes_through_two_calls():
+    assert issubclass(optuna.storages._CachedStorage, optuna.storages.BaseStorage)
+    assert {"set_trial_param", "set_trial_system_attr"} <= set(dir(optuna.storages._CachedStorage))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    assert isinstance(study._study_id, int)
+    assert list(inspect.signature(optuna.Trial._suggest).parameters) == ["self", "name", "distribution"]
