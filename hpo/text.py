@@ -96,3 +96,20 @@ def score_text(value: float | None, places: str = ".4g") -> str:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or the name of its class."""
     return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+
+
+def cut(text: str, limit: int) -> str:
+    """Return the text, or its beginning with an ellipsis as the last of `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def cut_table(table: str, limit: int) -> str:
+    """Return a Markdown table, or as many of its first rows as fit with a line that says how many are left out."""
+    if len(table) <= limit:
+        return table
+    heading, rows = table.split("\n")[:2], table.split("\n")[2:]
+    for kept in reversed(range(len(rows))):
+        text = "\n".join([*heading, *rows[:kept]]) + f"\n\n… and {len(rows) - kept} more."
+        if len(text) <= limit:
+            return text
+    return ""

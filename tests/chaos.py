@@ -34,7 +34,7 @@ from hpo.queue import ENDED, DatabaseLost, Job, Queue
 from hpo.recording.reconciler import Mirror
 from hpo.search import sampling
 from hpo.services import serving
-from hpo.tracking import registry
+from hpo.tracking import experiments, registry
 from hpo.tracking.client import OWNER, Tracker
 
 LEASE = 3.0  # seconds
@@ -439,7 +439,7 @@ class Chaos:
         store.remove_session()
         store.engine.dispose()
         owner = study.lab.queue.database_id()
-        if study.name in [experiment.name for experiment in tracker.owned_experiments(owner)]:
+        if study.name in [experiment.name for experiment in experiments.owned(tracker, owner)]:
             self.violation("is deleted, and an experiment of MLflow", study)
         for model in tracker.client.search_registered_models():
             for version in registry.versions(tracker, model.name):

@@ -13,7 +13,8 @@ from hpo.planning import plans
 from hpo.queue import DatabaseLost
 from hpo.services import home as homes
 from hpo.services import postgres, serving
-from hpo.tracking.client import Tracker, TrackingUnavailable
+from hpo.tracking.client import Tracker
+from hpo.tracking.errors import TrackingUnavailable
 
 FULL = "connection failed: FATAL:  sorry, too many clients already"
 READ_ONLY = "cannot execute UPDATE in a read-only transaction"

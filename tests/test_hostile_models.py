@@ -117,7 +117,8 @@ from data_pipeline.components import COMPONENTS
 from data_pipeline.dataset import Dataset, load_npz, save_npz
 from hpo.cli.main import main
 from hpo.files import sha256_of_files
-from hpo.tracking.packaging import PT2, package
+from hpo.tracking.foreign import PT2
+from hpo.tracking.packaging import package
 from hpo.tracking import registry
 from hpo.tracking.client import Tracker
 from hpo.worker import protocol, scoring

@@ -14,9 +14,9 @@ from hpo.queue import Job
 from hpo.scores import champion
 from hpo.scores.champion import Candidate
 from hpo.scores.standings import Standing
-from hpo.tracking import lengths, registry
+from hpo.text import cut, cut_table
+from hpo.tracking import experiments, foreign, registry
 from hpo.tracking.client import Tracker
-from hpo.tracking.lengths import cut, cut_table
 from hpo.tracking.registry import Version
 
 START = 1_750_000_000_000  # milliseconds since 1970
@@ -108,15 +108,15 @@ def a_model(tracker: Tracker, experiment: str) -> str:
     return str(made)
 
 
-TABLE = [name for name in vars(lengths) if name.isupper() and name != "STUDY_NAME"]
+TABLE = [name for name in vars(foreign) if name.startswith("LONGEST_") and name != "LONGEST_VIEW_KEY"]
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_mlflow_keeps_a_text_of_the_length_that_the_table_says_and_no_longer_one(tracker: Tracker, name: str) -> None:
-    write: Callable[[str], str] = getattr(Raw(tracker), name)
-    longest = unique(getattr(lengths, name))
+    write: Callable[[str], str] = getattr(Raw(tracker), name.removeprefix("LONGEST_"))
+    longest = unique(getattr(foreign, name))
     assert write(longest) == longest
-    longer = unique(getattr(lengths, name) + 1)
+    longer = unique(getattr(foreign, name) + 1)
     with suppress(MlflowException):
         assert write(longer) != longer, "cut by the server"
 
@@ -139,7 +139,7 @@ def test_a_table_is_cut_after_a_row_and_says_how_many_are_left_out() -> None:
 
 def test_texts_longer_than_mlflow_takes_are_cut_and_written_again_without_an_error(tracker: Tracker) -> None:
     text = "ä " * 60_000
-    experiment = tracker.ensure_experiment(unique(12), description=text, params=(), owner="here")
+    experiment = experiments.ensure(tracker, unique(12), description=text, params=(), owner="here")
     for _ in range(2):
         run = tracker.ensure_run(
             experiment,
@@ -168,9 +168,9 @@ def test_texts_longer_than_mlflow_takes_are_cut_and_written_again_without_an_err
 
 
 def test_studies_are_compared_however_many_they_are(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = [tracker.ensure_experiment(unique(12), description="d", params=(), owner="here") for _ in range(2)]
-    monkeypatch.setattr(lengths, "TAG_KEY", 28)  # what some fifty studies have
-    link = tracker.comparison_link(ids, ["filters"])
+    ids = [experiments.ensure(tracker, unique(12), description="d", params=(), owner="here") for _ in range(2)]
+    monkeypatch.setattr(foreign, "LONGEST_VIEW_KEY", 4)  # what some fifty studies have
+    link = experiments.comparison_link(tracker, ids, ["filters"])
     key = link.partition("viewStateShareKey=")[2]
     assert key.startswith("hpo-") and len(key) == 4 + 64
     for experiment in ids:

@@ -13,9 +13,10 @@ from PIL import Image
 from data_pipeline.components import COMPONENTS
 from hpo.errors import ModelError
 from hpo.operations.predict import predict
-from hpo.tracking import registry
+from hpo.tracking import experiments, logged_models, registry
 from hpo.tracking.client import Tracker
-from hpo.tracking.packaging import PT2, package
+from hpo.tracking.foreign import PT2
+from hpo.tracking.packaging import package
 from models.networks import build
 from models.regressor import Regressor
 from models.regressor import predict as reference
@@ -127,9 +128,9 @@ def test_the_champion_gives_the_same_numbers_from_the_registry_as_from_hpo_predi
 ) -> None:
     tracker = Tracker(tracking_uri)
     name = f"champions-{tmp_path.name}"
-    experiment = tracker.ensure_experiment(f"study-{tmp_path.name}", description="", params=(), owner="here")
+    experiment = experiments.ensure(tracker, f"study-{tmp_path.name}", description="", params=(), owner="here")
     run = tracker.ensure_run(experiment, key="0", name="0", kind="trial", params={}, tags={}, start_ms=1)
-    logged = tracker.log_model(run, experiment, folder, name="cnn", key="0")
+    logged = logged_models.log(tracker, run, experiment, folder, name="cnn", key="0")
     registry.ensure_registered_model(tracker, name, description="", tags={}, owner="here")
     version = registry.register(
         tracker, model_name=name, owner="here", key="0", model_id=logged.model_id, run_id=run, description="", tags={}

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from data_pipeline.components import COMPONENTS, SYMMETRIES, vector
 from data_pipeline.homogenize import homogenize
 from data_pipeline.phase import Phase
-from hpo.tracking.packaging import PT2, package
+from hpo.tracking.foreign import PT2
+from hpo.tracking.packaging import package
 from models import bundle
 from models.networks import build, parameter_count
 from models.periodic import wrap

@@ -35,7 +35,9 @@ from hpo.recording.trained import Trained
 from hpo.report import figures
 from hpo.search import sampling
 from hpo.search.pruning import Pruning
-from hpo.tracking.client import Tracker, TrackingUnavailable
+from hpo.tracking import logged_models
+from hpo.tracking.client import Tracker
+from hpo.tracking.errors import TrackingUnavailable
 from hpo.tracking.packaging import package
 from models import networks, specs
 from models.metrics import Scores
@@ -302,7 +304,7 @@ def test_who_shows_a_trial_cancelled_that_was_brought_back_deletes_nothing_of_it
     with pytest.raises(ZeroDivisionError):
         tasks.record(job, found)
     monkeypatch.undo()
-    assert len(shown.tracker.models(experiment)) == 1
+    assert len(logged_models.of_experiment(shown.tracker, experiment)) == 1
     (cancelled,) = shown.queue.cancel(shown.study.name, job.number, None, by="anna")
 
     def meanwhile() -> None:
@@ -334,7 +336,7 @@ def test_who_shows_a_trial_cancelled_that_was_brought_back_deletes_nothing_of_it
     assert done.state == "done"
     promotion.fetch(shown.tracker, done, tmp_path / "fetched")
     tasks.reconcile(job)
-    assert [each.model_id for each in shown.tracker.models(experiment)] == [done.result.model_id]
+    assert [each.model_id for each in logged_models.of_experiment(shown.tracker, experiment)] == [done.result.model_id]
 
 
 def test_a_study_that_is_deleted_while_it_is_checked_has_nothing_that_does_not_hold(shown, monkeypatch):
@@ -479,7 +481,7 @@ def test_a_curve_that_another_kind_of_machine_goes_on_with_gets_a_run_without_wh
     shown.reconcile_job(shown.queue.job(job.id))
     found = model(shown, job, tmp_path / "model")
     first, experiment = shown.queue.job(job.id).run_id, shown.study.facts.experiment_id
-    shown.tracker.log_model(first, experiment, tmp_path / "model", name="model", key=f"{job.key}/lost")
+    logged_models.log(shown.tracker, first, experiment, tmp_path / "model", name="model", key=f"{job.key}/lost")
     shown.queue.give_back(job, reason="killed before the result was recorded", counts=True)
 
     again = shown.queue.claim(shown.study.name, worker="v", lease=60)
@@ -495,6 +497,6 @@ def test_a_curve_that_another_kind_of_machine_goes_on_with_gets_a_run_without_wh
     assert done.run_id != first and done.result.best_val_mse == 3.0
     assert shown.tracker.curve(done.run_id, "val/nmse") == [(1, 1.0), (2, 0.4), (3, 0.3)]
     assert [run.info.run_id for run in shown.tracker.runs(experiment, kind="trial")] == [done.run_id]
-    assert [each.model_id for each in shown.tracker.models(experiment)] == [done.result.model_id]
+    assert [each.model_id for each in logged_models.of_experiment(shown.tracker, experiment)] == [done.result.model_id]
     assert shown.tracker.files(first, "checkpoints") == []
     assert list(doctor._study(shown, settings.read({"HPO_HOME": str(tmp_path / "home")}))) == []

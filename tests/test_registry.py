@@ -10,8 +10,9 @@ import pytest
 from mlflow.models import Model as MLmodel
 
 from hpo.errors import ModelError, NotFound
-from hpo.tracking import registry
-from hpo.tracking.client import Model, Tracker
+from hpo.tracking import experiments, logged_models, registry
+from hpo.tracking.client import Tracker
+from hpo.tracking.logged_models import Model
 
 KEY = "grid/0"
 
@@ -34,9 +35,9 @@ def model(tracker: Tracker, tmp_path: Path) -> Model:
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "model.pt2").write_bytes(b"weights")
     MLmodel().save(str(folder / "MLmodel"))
-    experiment = tracker.ensure_experiment(uuid.uuid4().hex, description="", params=(), owner="here")
+    experiment = experiments.ensure(tracker, uuid.uuid4().hex, description="", params=(), owner="here")
     run = tracker.ensure_run(experiment, key=KEY, name="0", kind="trial", params={}, tags={}, start_ms=1)
-    return tracker.log_model(run, experiment, folder, name="cnn", key=KEY)
+    return logged_models.log(tracker, run, experiment, folder, name="cnn", key=KEY)
 
 
 @pytest.fixture

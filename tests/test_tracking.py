@@ -1,4 +1,4 @@
-"""hpo.tracking.client against a real MLflow server."""
+"""hpo.tracking against a real MLflow server."""
 
 import socket
 import threading
@@ -22,7 +22,9 @@ from shell import at_once
 
 from hpo.errors import NotFound, ServiceError, StudyConflict
 from hpo.files import sha256_of
-from hpo.tracking.client import KEY, RACES, Refused, StoreRefuses, Tracker, TrackingUnavailable, server
+from hpo.tracking import experiments, logged_models
+from hpo.tracking.client import KEY, RACES, Tracker
+from hpo.tracking.errors import Refused, StoreRefuses, TrackingUnavailable, server
 
 PARAMS = ("filters", "kernel_size", "dropout", "learning_rate")
 START = 1_750_000_000_000  # milliseconds since 1970
@@ -35,7 +37,7 @@ def tracker(tracking_uri: str) -> Tracker:
 
 @pytest.fixture
 def experiment(tracker: Tracker) -> str:
-    return tracker.ensure_experiment(unique("study"), description="text", params=PARAMS, owner="here")
+    return experiments.ensure(tracker, unique("study"), description="text", params=PARAMS, owner="here")
 
 
 @pytest.fixture
@@ -58,21 +60,21 @@ def ensure_run(tracker: Tracker, experiment: str, key: str = "trial-0", **fields
 def test_two_creators_at_once_share_one_experiment(tracking_uri: str) -> None:
     name = unique("race")
     ids = at_once(
-        *[lambda: Tracker(tracking_uri).ensure_experiment(name, description="d", params=PARAMS, owner="here")] * 4
+        *[lambda: experiments.ensure(Tracker(tracking_uri), name, description="d", params=PARAMS, owner="here")] * 4
     )
     assert len(set(ids)) == 1
 
 
 def test_the_experiment_opens_on_columns_of_the_parameters_and_scores_best_first(tracker: Tracker) -> None:
     name = unique("view")
-    experiment = tracker.ensure_experiment(name, description="first", params=PARAMS, owner="here")
-    assert tracker.ensure_experiment(name, description="second", params=PARAMS, owner="here") == experiment
+    experiment = experiments.ensure(tracker, name, description="first", params=PARAMS, owner="here")
+    assert experiments.ensure(tracker, name, description="second", params=PARAMS, owner="here") == experiment
     tags = tracker.client.get_experiment(experiment).tags
-    charts = view_of(tags, tracker.chart_link(experiment))
+    charts = view_of(tags, experiments.chart_link(tracker, experiment))
     assert charts["searchFilter"] == "tags.`hpo.kind` = 'trial'", "predictors have no curves"
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert tags["mlflow.note.content"] == "second"
-    view = view_of(tags, tracker.link(experiment))
+    view = view_of(tags, experiments.link(tracker, experiment))
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best_val_nmse`", True)
     columns = view["selectedColumns"]
     assert columns[:5] == ["metrics.`best_val_nmse`", *(f"params.`{name}`" for name in PARAMS)]
@@ -93,15 +95,15 @@ def view_of(tags: dict[str, str], link: str) -> dict:
 
 def test_studies_are_compared_through_a_view_of_their_own_that_each_of_them_holds(tracker: Tracker) -> None:
     ids = [
-        tracker.ensure_experiment(unique("compared"), description="d", params=PARAMS, owner="here") for _ in range(2)
+        experiments.ensure(tracker, unique("compared"), description="d", params=PARAMS, owner="here") for _ in range(2)
     ]
-    link = tracker.comparison_link(ids, ["model.family", *PARAMS])
-    assert tracker.comparison_link(ids, ["model.family", *PARAMS]) == link
+    link = experiments.comparison_link(tracker, ids, ["model.family", *PARAMS])
+    assert experiments.comparison_link(tracker, ids, ["model.family", *PARAMS]) == link
     assert loads(parse_qs(link.partition("?")[2])["experiments"][0]) == ids
     for experiment in ids:
         tags = tracker.client.get_experiment(experiment).tags
         assert view_of(tags, link)["selectedColumns"][1:3] == ["params.`model.family`", f"params.`{PARAMS[0]}`"]
-        assert "params.`model.family`" not in view_of(tags, tracker.link(experiment))["selectedColumns"]
+        assert "params.`model.family`" not in view_of(tags, experiments.link(tracker, experiment))["selectedColumns"]
 
 
 def test_the_views_filter_shows_trials_and_predictors_but_not_the_studys_own_run(
@@ -118,18 +120,18 @@ def test_the_views_filter_shows_trials_and_predictors_but_not_the_studys_own_run
 
 def test_an_experiment_deleted_in_mlflow_is_not_revived(tracker: Tracker) -> None:
     name = unique("deleted")
-    experiment = tracker.ensure_experiment(name, description="d", params=PARAMS, owner="here")
+    experiment = experiments.ensure(tracker, name, description="d", params=PARAMS, owner="here")
     tracker.client.delete_experiment(experiment)
     with pytest.raises(StudyConflict, match=f"experiments restore --experiment-id {experiment}"):
-        tracker.ensure_experiment(name, description="d", params=PARAMS, owner="here")
+        experiments.ensure(tracker, name, description="d", params=PARAMS, owner="here")
     assert tracker.client.get_experiment(experiment).lifecycle_stage == "deleted"
 
 
 def test_an_experiment_of_another_database_is_not_used(tracker: Tracker) -> None:
     name = unique("theirs")
-    tracker.ensure_experiment(name, description="d", params=PARAMS, owner="there")
+    experiments.ensure(tracker, name, description="d", params=PARAMS, owner="there")
     with pytest.raises(StudyConflict, match="not made from this database"):
-        tracker.ensure_experiment(name, description="d", params=PARAMS, owner="here")
+        experiments.ensure(tracker, name, description="d", params=PARAMS, owner="here")
 
 
 @pytest.mark.parametrize("deleted_in_mlflow", [False, True])
@@ -137,21 +139,21 @@ def test_after_deleting_a_study_its_name_is_free_and_its_files_are_gone(
     tracker: Tracker, tmp_path: Path, deleted_in_mlflow: bool
 ) -> None:
     name = unique("gone")
-    experiment = tracker.ensure_experiment(name, description="d", params=PARAMS, owner="here")
+    experiment = experiments.ensure(tracker, name, description="d", params=PARAMS, owner="here")
     run = ensure_run(tracker, experiment)
     file = tmp_path / "table.csv"
     file.write_text("1,2\n")
     tracker.upload(run, file, "tables")
     if deleted_in_mlflow:
         tracker.client.delete_experiment(experiment)
-    tracker.delete_study_data(experiment)
-    tracker.delete_study_data(experiment)
+    experiments.delete(tracker, experiment)
+    experiments.delete(tracker, experiment)
     assert tracker.client.list_artifacts(run) == []
-    assert tracker.ensure_experiment(name, description="d", params=PARAMS, owner="here") != experiment
-    assert tracker.knows(experiment), "until `mlflow gc` removes it for good"
+    assert experiments.ensure(tracker, name, description="d", params=PARAMS, owner="here") != experiment
+    assert experiments.exists(tracker, experiment), "until `mlflow gc` removes it for good"
     gone = str(2**31 - 1)
-    assert not tracker.knows(gone)
-    tracker.delete_study_data(gone)
+    assert not experiments.exists(tracker, gone)
+    experiments.delete(tracker, gone)
 
 
 # Runs
@@ -282,11 +284,11 @@ def model_folder(folder: Path, weights: bytes = b"weights") -> Path:
 def test_a_model_logged_again_is_the_one_that_was_finished(tracker: Tracker, experiment: str, tmp_path: Path) -> None:
     run = ensure_run(tracker, experiment)
     folder = model_folder(tmp_path / "a")
-    model = tracker.log_model(run, experiment, folder, name="cnn", key="trial-0")
+    model = logged_models.log(tracker, run, experiment, folder, name="cnn", key="trial-0")
     assert set(model.sha256) == {"MLmodel", "data/model.pt2"}
     assert model.sha256["data/model.pt2"] == sha256_of(folder / "data" / "model.pt2")
     other = model_folder(tmp_path / "b", b"other weights")
-    assert tracker.log_model(run, experiment, other, name="cnn", key="trial-0") == model
+    assert logged_models.log(tracker, run, experiment, other, name="cnn", key="trial-0") == model
     logged = tracker.client.get_logged_model(model.model_id)
     assert (logged.status, logged.source_run_id) == (LoggedModelStatus.READY, run)
     assert MLmodel.load(str(folder)).model_id == model.model_id
@@ -297,7 +299,7 @@ def test_a_model_logged_again_is_the_one_that_was_finished(tracker: Tracker, exp
 def test_a_model_left_unfinished_is_replaced(tracker: Tracker, experiment: str, tmp_path: Path) -> None:
     run = ensure_run(tracker, experiment)
     left = tracker.client.create_logged_model(experiment, "cnn", source_run_id=run, tags={KEY: "trial-0"})
-    model = tracker.log_model(run, experiment, model_folder(tmp_path / "a"), name="cnn", key="trial-0")
+    model = logged_models.log(tracker, run, experiment, model_folder(tmp_path / "a"), name="cnn", key="trial-0")
     found = tracker.client.search_logged_models([experiment])
     assert [logged.model_id for logged in found] == [model.model_id] != [left.model_id]
 
@@ -356,7 +358,7 @@ def test_a_server_that_does_not_answer_is_unavailable_after_the_timeout() -> Non
 def test_a_server_in_trouble_is_unavailable_and_asked_once(status: str) -> None:
     answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
     with listening(answer) as uri, pytest.raises(TrackingUnavailable):
-        Tracker(uri, timeout=2).ensure_experiment("grid", description="", params=(), owner="here")
+        experiments.ensure(Tracker(uri, timeout=2), "grid", description="", params=(), owner="here")
 
 
 def tell(tracker: Tracker, experiment: str, run: str, file: Path) -> dict[str, Callable[[], object]]:
@@ -382,7 +384,7 @@ def test_an_answer_that_is_not_mlflows_says_nothing_of_what_was_asked_for(
     file.write_text("1,2\n")
     with proxy(tracking_uri) as between:
         tracker = Tracker(between.url)
-        experiment = tracker.ensure_experiment(unique("gate"), description="d", params=(), owner="here")
+        experiment = experiments.ensure(tracker, unique("gate"), description="d", params=(), owner="here")
         run = ensure_run(tracker, experiment)
         tracker.upload(run, file, "tables")
         calls = tell(tracker, experiment, run, file)
@@ -396,7 +398,7 @@ def test_an_answer_that_is_not_mlflows_says_nothing_of_what_was_asked_for(
         with pytest.raises(StoreRefuses):
             tracker.upload(run, file, "tables")
         with pytest.raises(StoreRefuses):
-            tracker.log_model(run, experiment, model_folder(tmp_path / mode), name="cnn", key=mode)
+            logged_models.log(tracker, run, experiment, model_folder(tmp_path / mode), name="cnn", key=mode)
         between.set(mode, only="GET /api/2.0/mlflow-artifacts/artifacts/")  # the file itself, not the listing
         with pytest.raises(TrackingUnavailable):
             tracker.download_artifact(run, "tables/table.csv", tmp_path / "downloaded")
@@ -474,8 +476,12 @@ def test_only_the_recorded_one_of_two_finished_models_is_kept(
     tracker: Tracker, experiment: str, tmp_path: Path
 ) -> None:
     run = ensure_run(tracker, experiment)
-    first = tracker.log_model(run, experiment, model_folder(tmp_path / "a"), name="cnn", key="one writer")
-    second = tracker.log_model(run, experiment, model_folder(tmp_path / "b"), name="cnn", key="another")
+    first = logged_models.log(tracker, run, experiment, model_folder(tmp_path / "a"), name="cnn", key="one writer")
+    second = logged_models.log(tracker, run, experiment, model_folder(tmp_path / "b"), name="cnn", key="another")
     for _ in range(2):  # safe to repeat
-        tracker.delete_other_models(run, experiment, keep=second.model_id)
-    assert [model.model_id for model in tracker.models(experiment)] == [second.model_id] != [first.model_id]
+        logged_models.delete_others(tracker, run, experiment, keep=second.model_id)
+    assert (
+        [model.model_id for model in logged_models.of_experiment(tracker, experiment)]
+        == [second.model_id]
+        != [first.model_id]
+    )

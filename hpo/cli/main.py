@@ -100,7 +100,7 @@ def _mistake(error: Exception) -> str | None:
         return str(error)
     if "hpo.queue.DatabaseLost" in kinds:
         return away.database(error)
-    if "hpo.tracking.client.TrackingUnavailable" in kinds:
+    if "hpo.tracking.errors.TrackingUnavailable" in kinds:
         return away.tracking(error)
     if "mlflow.exceptions.MlflowException" in kinds or kinds[0].startswith("requests."):
         return away.tracking_refuses(error)
@@ -1154,8 +1154,10 @@ def _at_least(option: str, value: Any, minimum: int) -> Any:
 
 
 def _links(tracker: Any, row: "StudyRow") -> dict[str, str]:
+    from hpo.tracking import experiments
+
     experiment = row.facts["experiment_id"]
-    return {"list": tracker.link(experiment), "charts": tracker.chart_link(experiment)}
+    return {"list": experiments.link(tracker, experiment), "charts": experiments.chart_link(tracker, experiment)}
 
 
 def _program() -> str:

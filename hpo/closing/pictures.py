@@ -19,7 +19,7 @@ from hpo.queue import DatabaseLost, Job, LeaseLost
 from hpo.recording.reconciler import Mirror
 from hpo.scores import ranking
 from hpo.text import first_line
-from hpo.tracking.client import TrackingUnavailable
+from hpo.tracking.errors import TrackingUnavailable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -33,7 +33,7 @@ from hpo.services import daemon, postgres
 from hpo.services import home as homes
 from hpo.services.serving import Services
 from hpo.settings import Settings
-from hpo.tracking.client import Store
+from hpo.tracking.artifacts import Store
 
 FORMAT = 1
 ALIVE = "backup.life"  # lock of whoever writes; marks the folder as a backup's

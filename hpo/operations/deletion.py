@@ -13,7 +13,7 @@ from hpo.planning.plans import lock_plan
 from hpo.queue import Queue, StudyRow
 from hpo.scores import champion, standings
 from hpo.search import sampling
-from hpo.tracking import registry
+from hpo.tracking import experiments, registry
 from hpo.tracking.client import OWNER, Tracker
 
 
@@ -28,7 +28,7 @@ def check(queue: Queue, tracker: Tracker, row: StudyRow, *, lease: float, in_mlf
             f"{row.name} is not deleted: {' and '.join(others)} {'begin' if len(others) > 1 else 'begins'} with its "
             f"networks or points. Delete {'those' if len(others) > 1 else 'that'} first."
         )
-    if in_mlflow and not tracker.knows(row.facts["experiment_id"]):
+    if in_mlflow and not experiments.exists(tracker, row.facts["experiment_id"]):
         raise NotFound(
             f"The MLflow server at {tracker.uri} has no experiment {row.facts['experiment_id']}, which is "
             f"{row.name}'s: is it the server you mean? If it has lost it, --not-in-mlflow deletes what is left."
@@ -65,7 +65,7 @@ def delete(
                     registry.delete_version(tracker, name, version.number)
         crash.at("versions deleted")
         champion.settle(queue, tracker, row, leaving=row.name)
-        tracker.delete_study_data(row.facts["experiment_id"])
+        experiments.delete(tracker, row.facts["experiment_id"])
         crash.at("experiment deleted")
         sampling.delete(store, row.name)
         queue.delete_study(row.name)

@@ -27,7 +27,7 @@ from hpo.scores import champion, evidence, ranking
 from hpo.search import sampling
 from hpo.services.serving import Services
 from hpo.settings import Settings
-from hpo.tracking import data_sets, registry
+from hpo.tracking import data_sets, experiments, logged_models, registry
 from hpo.tracking.client import KEY, Tracker
 from hpo.worker.folders import sweep
 
@@ -54,7 +54,7 @@ def examine(settings: Settings, services: Services, *, study: str | None = None)
         queue.install()  # raises ServiceError for another schema
         store = sampling.storage(services.database_url)  # likewise
         rows = queue.studies()
-        owned = {experiment.experiment_id for experiment in tracker.owned_experiments(queue.database_id())}
+        owned = {experiment.experiment_id for experiment in experiments.owned(tracker, queue.database_id())}
         for row in rows if study is None else [queue.study(study)]:
             shown = Mirror(queue, tracker, store, row)
             if not row.facts.get("planned"):
@@ -151,7 +151,7 @@ def _models(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
     """Models that are no trial's result. A trial that is not over may be uploading one right now, and those of earlier
     attempts go before the mirror of one that is over is done."""
     results = {job.result["model_id"] for job in jobs.values() if job.state == "done" and job.result}
-    for model in shown.tracker.models(_experiment(shown)):
+    for model in logged_models.of_experiment(shown.tracker, _experiment(shown)):
         key = str(model.tags.get(KEY, ""))
         job = jobs.get(key.rpartition("/")[0])
         if not key.startswith(f"{shown.study.name}/"):
@@ -249,7 +249,7 @@ def _predict_again(shown: Mirror, number: int, settings: Settings) -> None:
 
 def _experiments_without_study(queue: Queue, tracker: Tracker, rows: list[StudyRow]) -> Iterator[Finding]:
     known = {row.facts.get("experiment_id") for row in rows} | {row.name for row in rows}
-    for experiment in tracker.owned_experiments(queue.database_id()):
+    for experiment in experiments.owned(tracker, queue.database_id()):
         if experiment.experiment_id in known or experiment.name in known:  # by name: it is being planned
             continue
         if time.time() - (experiment.creation_time or 0) / 1000 > YOUNG:
@@ -293,14 +293,14 @@ def _delete_model(shown: Mirror, model: LoggedModel, seen: Job | None) -> None:
     """Delete the model unless its trial is tried again, or has taken it as its result, since we looked."""
     job = shown.queue.job(seen.id) if seen is not None else None
     if job is None or (job.state in ENDED and (job.result is None or job.result.model_id != model.model_id)):
-        shown.tracker.delete_model(model)
+        logged_models.delete(shown.tracker, model)
 
 
 def _delete_experiment(queue: Queue, tracker: Tracker, experiment: Experiment) -> None:
     """Delete the experiment unless it was planned into since we looked."""
     with lock_plan(queue, experiment.name):
         if experiment.name not in {row.name for row in queue.studies()}:
-            tracker.delete_study_data(experiment.experiment_id)
+            experiments.delete(tracker, experiment.experiment_id)
 
 
 def _experiment(shown: Mirror) -> Any:

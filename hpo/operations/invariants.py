@@ -22,7 +22,7 @@ from hpo.recording import reconciler
 from hpo.recording.reconciler import Mirror
 from hpo.scores import champion
 from hpo.search import sampling
-from hpo.tracking import registry
+from hpo.tracking import logged_models, registry
 from hpo.tracking.client import KEY, OWNER
 
 Curve = list[tuple[int, dict[str, float]]]  # (epoch, metrics)
@@ -84,7 +84,7 @@ class _Seen:
         for run in shown.tracker.runs(experiment, kind="trial"):
             self.runs.setdefault(run.data.tags.get(KEY, ""), []).append(run)
         self.models: dict[str, list[str]] = {}  # by run: ids of finished models
-        for model in shown.tracker.models(experiment):
+        for model in logged_models.of_experiment(shown.tracker, experiment):
             if model.status == LoggedModelStatus.READY:
                 self.models.setdefault(model.source_run_id or "", []).append(model.model_id)
 

@@ -16,7 +16,8 @@ from hpo.errors import BackupError, disk_is_full
 from hpo.operations.backup import FORMAT, LOCK, MANIFEST, MARK, Place, Report, connect, run, schema
 from hpo.queue import GIVE_ALL_BACK, SCHEMA_VERSION, Queue
 from hpo.search import sampling
-from hpo.tracking.client import Store, TrackingUnavailable
+from hpo.tracking.artifacts import Store
+from hpo.tracking.errors import TrackingUnavailable
 
 LOAD_PATIENCE = "30s"  # that others may hold tables which a restore replaces
 

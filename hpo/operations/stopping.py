@@ -10,7 +10,8 @@ from hpo.machine import who
 from hpo.queue import DatabaseLost, Job, Queue, StudyRow
 from hpo.recording.reconciler import Mirror
 from hpo.report import names
-from hpo.tracking.client import Tracker, TrackingUnavailable
+from hpo.tracking.client import Tracker
+from hpo.tracking.errors import TrackingUnavailable
 
 INTERVAL = 1.0  # seconds between two looks
 

@@ -26,7 +26,7 @@ from hpo.study import Study
 from hpo.study.records import DataFacts, Network, SourceTrial, SplitScores, StudyFacts, TrialSpec, WeightsFile
 from hpo.text import for_markdown, point_text
 from hpo.tracking import data_sets as data_files
-from hpo.tracking import lengths
+from hpo.tracking import experiments, foreign
 from hpo.tracking.client import Tracker
 from models import hill, metrics, sizes, specs
 from models import weights as pretrained
@@ -131,10 +131,11 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
     )
     identity = study.digest(canonical)
     name = study.full_name(chosen, identity)
-    if len(name) > lengths.STUDY_NAME:
+    if len(name) > experiments.LONGEST_STUDY_NAME:
         raise StudyError(
-            f"The study's name is too long: expected at most {lengths.STUDY_NAME} characters, with what hpo puts "
-            f"behind the file's name, found {len(name)}: '{name}'. Nothing was made. Give the file a shorter name."
+            f"The study's name is too long: expected at most {experiments.LONGEST_STUDY_NAME} characters, with what "
+            f"hpo puts behind the file's name, found {len(name)}: '{name}'. Nothing was made. "
+            "Give the file a shorter name."
         )
     return Plan(
         study=chosen,
@@ -296,7 +297,8 @@ def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings,
     Return the facts with their ids.
     """
     data, now = facts.data, now_ms()
-    experiment_id = tracker.ensure_experiment(
+    experiment_id = experiments.ensure(
+        tracker,
         ready.name,
         description=_note(ready),
         params=[*(["config"] if ready.study.sampler == "grid" else []), *ready.study.space],
@@ -406,7 +408,7 @@ def model_name(data: Dataset, parts: Split) -> str:
     slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in data.metadata["name"]).strip("-") or "data"
     digits = f"-{study.digest({'model': text})[:8]}"
     # Part of a database's id may follow (hpo.scores.champion.claim_model).
-    return slug[: lengths.MODEL_NAME - len(digits) - 9] + digits
+    return slug[: foreign.LONGEST_MODEL_NAME - len(digits) - 9] + digits
 
 
 def _note(ready: Plan) -> str:

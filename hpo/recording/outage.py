@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpo.queue import DatabaseLost, Queue
 from hpo.text import first_line
-from hpo.tracking.client import Refused, StoreRefuses, TrackingUnavailable
+from hpo.tracking.errors import Refused, StoreRefuses, TrackingUnavailable
 
 REMINDER = 60.0  # seconds between two log lines about the same outage
 

@@ -18,7 +18,9 @@ from hpo.search import sampling
 from hpo.study import provenance, restore
 from hpo.study.records import TrialSpec
 from hpo.text import first_line
-from hpo.tracking.client import Tracker, TrackingUnavailable
+from hpo.tracking import logged_models
+from hpo.tracking.client import Tracker
+from hpo.tracking.errors import TrackingUnavailable
 
 log = logging.getLogger("hpo")
 
@@ -104,7 +106,7 @@ class Reconciler:
                 if (job.checkpoint is not None or job.discarded) and job.state != "cancelled":
                     self.tracker.delete_artifact(run, "checkpoints")
                 if job.state == "cancelled" or (job.state == "done" and job.result):
-                    self.tracker.delete_other_models(run, experiment, keep=kept, still=still)
+                    logged_models.delete_others(self.tracker, run, experiment, keep=kept, still=still)
         except DatabaseLost:
             raise
         except Exception as error:  # such as a server that deletes nothing; `hpo doctor` finds what stays

@@ -20,7 +20,7 @@ from hpo.recording.outage import Outage
 from hpo.recording.outcomes import Ended, Inbox, LostLease, NothingRecorded, Outcome, Refused
 from hpo.recording.reconciler import Reconciler
 from hpo.text import first_line
-from hpo.tracking.client import StoreRefuses, TrackingUnavailable
+from hpo.tracking.errors import StoreRefuses, TrackingUnavailable
 
 FORWARD_INTERVAL = 15.0  # seconds between two deliveries of a running trial's epochs: each costs the trainers' cores
 RECONCILE_INTERVAL = 10.0  # seconds

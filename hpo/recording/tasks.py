@@ -17,8 +17,8 @@ from hpo.recording.reconciler import Reconciler
 from hpo.recording.trained import Trained
 from hpo.search.pruning import Pruning
 from hpo.text import first_line
-from hpo.tracking import data_sets, registry
-from hpo.tracking.client import TrackingUnavailable
+from hpo.tracking import data_sets, logged_models, registry
+from hpo.tracking.errors import TrackingUnavailable
 
 log = logging.getLogger("hpo")
 
@@ -130,7 +130,7 @@ class Tasks:
         # cancelled. And the weights: only this file is used again after a lost answer.
         weights = sha256_of(trained.folder / "weights.safetensors")[:12]
         key = f"{job.key}/{job.fence}-{weights}"
-        model = tracker.log_model(run_id, study.facts.experiment_id, trained.folder, name="model", key=key)
+        model = logged_models.log(tracker, run_id, study.facts.experiment_id, trained.folder, name="model", key=key)
         crash.at("model logged")
         tracker.upload(run_id, trained.predictions, "predictions")
         seconds = sum(metrics["seconds"] for metrics in curve.values())

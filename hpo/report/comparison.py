@@ -21,7 +21,8 @@ from hpo.scores import ranking
 from hpo.study import provenance
 from hpo.text import first_line, number_text, point_text, score_text
 from hpo.tracking import registry
-from hpo.tracking.client import Tracker, TrackingUnavailable, server
+from hpo.tracking.client import Tracker
+from hpo.tracking.errors import TrackingUnavailable, server
 from hpo.tracking.registry import Version
 
 RAN = ("hpo.host", "hpo.device", "hpo.python", "hpo.version.", "hpo.commit")  # tags of a run; one is several

@@ -7,7 +7,8 @@ from hpo.errors import NotFound
 from hpo.queue import Job, Queue, StudyRow
 from hpo.scores import champion, ranking
 from hpo.tracking import registry
-from hpo.tracking.client import Tracker, TrackingUnavailable
+from hpo.tracking.client import Tracker
+from hpo.tracking.errors import TrackingUnavailable
 from hpo.tracking.registry import Version
 
 FORMS = (

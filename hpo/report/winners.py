@@ -11,6 +11,7 @@ from hpo.report import tables
 from hpo.report.tables import Column, Row, Table
 from hpo.report.words import BASELINES, SCORES, score_columns, score_values, spread_text
 from hpo.text import point_text
+from hpo.tracking import experiments
 from hpo.tracking.client import Tracker
 
 Closed = tuple[StudyRow, dict[str, Any]]  # a study and the result of its closing
@@ -94,4 +95,6 @@ def log_winners(tracker: Tracker, closed: list[Closed]) -> str:
             for path in (full, text):
                 tracker.upload(study.facts["study_run_id"], path, "tables")
     searched = dict.fromkeys(name for study, _ in closed for name, _ in study.spec["space"])
-    return tracker.comparison_link([study.facts["experiment_id"] for study, _ in closed], ["model.family", *searched])
+    return experiments.comparison_link(
+        tracker, [study.facts["experiment_id"] for study, _ in closed], ["model.family", *searched]
+    )

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from models.regressor import Regressor
 
-PT2 = "data/model.pt2"
 REQUIREMENTS = ("torch", "numpy")  # what plain MLflow needs besides itself; in the versions at hand
 
 README = """\
@@ -78,6 +77,7 @@ def package(
         from mlflow.pytorch import save_model
         from mlflow.types import Schema, TensorSpec
 
+    from hpo.tracking.foreign import PT2
     from models import bundle
 
     example = np.ascontiguousarray(example_images, dtype=np.float32)
@@ -112,10 +112,10 @@ def package(
         extra=json.loads(json.dumps(dict(extra or {}))),
     )
     sizes = ", ".join(map(str, shape))
-    text = README.format(
+    readme = README.format(
         title=title, targets=", ".join(target_names), unit=unit, shape=f"({sizes})", sizes=sizes, pt2=PT2
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(readme, encoding="utf-8")
 
 
 @contextmanager

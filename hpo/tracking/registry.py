@@ -9,14 +9,14 @@ from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from hpo import files
 from hpo.errors import ModelError, NotFound
 from hpo.files import sha256_of, sha256_of_files
-from hpo.tracking import client, lengths
-from hpo.tracking.client import KEY, OWNER, Tracker, pages, quoted, server
-from hpo.tracking.lengths import cut, cut_table
+from hpo.text import cut, cut_table
+from hpo.tracking import artifacts, foreign
+from hpo.tracking.client import KEY, OWNER, Tracker, pages, quoted
+from hpo.tracking.errors import server
 
 SUMS = "SHA256SUMS"  # marks a folder as a download
 TABLE = "\n\n| version |"
@@ -44,7 +44,7 @@ def ensure_registered_model(
 
     A table of versions at the end of the description stays.
     """
-    words = {tag: cut(str(value), lengths.MODEL_TAG) for tag, value in tags.items()} | {OWNER: owner}
+    words = {tag: cut(str(value), foreign.LONGEST_MODEL_TAG) for tag, value in tags.items()} | {OWNER: owner}
     try:
         tracker.client.create_registered_model(name, tags=words, description=_page(description))
         return True
@@ -94,8 +94,8 @@ def describe_versions(tracker: Tracker, name: str, table: str) -> None:
 
 def _page(text: str, table: str = "") -> str:
     """The description of a registered model, as much of it as MLflow takes: the text first, then rows of the table."""
-    text = cut(text, lengths.DESCRIPTION // 2)
-    return text + (f"\n\n{cut_table(table.strip(), lengths.DESCRIPTION - len(text) - 2)}" if table else "")
+    text = cut(text, foreign.LONGEST_DESCRIPTION // 2)
+    return text + (f"\n\n{cut_table(table.strip(), foreign.LONGEST_DESCRIPTION - len(text) - 2)}" if table else "")
 
 
 @server()
@@ -116,8 +116,8 @@ def register(
     Two at once agree on the lower number and delete the other, as they do with one that a deleted study left under the
     key. Description and tags are brought up to date. A version of an earlier hpo has the key alone, and is adopted.
     """
-    description = cut(description, lengths.DESCRIPTION)
-    words = {name: cut(str(value), lengths.VERSION_TAG) for name, value in tags.items()}
+    description = cut(description, foreign.LONGEST_DESCRIPTION)
+    words = {name: cut(str(value), foreign.LONGEST_VERSION_TAG) for name, value in tags.items()}
     words |= {KEY: f"{owner}/{key}", OWNER: owner}
 
     def ours() -> list[ModelVersion]:
@@ -156,7 +156,7 @@ def set_tags(tracker: Tracker, model_name: str, version: Version, tags: Mapping[
 def _set_tags(tracker: Tracker, model_name: str, version: "ModelVersion | Version", tags: Mapping[str, Any]) -> None:
     number = str(version.version if isinstance(version, ModelVersion) else version.number)
     for tag, value in tags.items():
-        word = cut(str(value), lengths.VERSION_TAG)
+        word = cut(str(value), foreign.LONGEST_VERSION_TAG)
         if version.tags.get(tag) != word:
             tracker.client.set_model_version_tag(model_name, number, tag, word)
 
@@ -318,23 +318,23 @@ def _model_uri(tracker: Tracker, model_id: str) -> str:
 
 @server()
 def _fetch(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha256: Mapping[str, str]) -> None:
-    repository = get_artifact_repository(uri, tracking_uri=tracker.uri)
-    stored = {info.path: info for info in client.stored_files(repository)}
+    repository = tracker.repository(uri)
+    stored = {info.path: info for info in artifacts.stored_files(repository)}
     if missing := sorted(expected_sha256.keys() - stored.keys()):
         raise ModelError(f"{what} lacks files in the artifact store: {', '.join(missing)}. Nothing was downloaded.")
     if unexpected := sorted(stored.keys() - expected_sha256.keys()):
         raise ModelError(f"{what} has files that were not logged with it: {', '.join(unexpected)}. Do not use it.")
     for path in sorted(expected_sha256):
         repository.download_artifacts(path, str(folder))
-    client.check_sizes({path: folder / path for path in expected_sha256}, stored.values())
+    artifacts.check_sizes({path: folder / path for path in expected_sha256}, stored.values())
 
 
 @server()
 def stored_files(tracker: Tracker, model_id: str) -> set[str]:
     """Paths of the files of a model that lie in the artifact store; empty if there is no such model."""
     try:
-        repository = get_artifact_repository(_model_uri(tracker, model_id), tracking_uri=tracker.uri)
-        return {info.path for info in client.stored_files(repository)}
+        repository = tracker.repository(_model_uri(tracker, model_id))
+        return {info.path for info in artifacts.stored_files(repository)}
     except NotFound:
         return set()
 

@@ -23,7 +23,8 @@ from hpo.search.pruning import Pruning
 from hpo.settings import Settings
 from hpo.study import restore
 from hpo.tracking import data_sets
-from hpo.tracking.client import Tracker, TrackingUnavailable
+from hpo.tracking.client import Tracker
+from hpo.tracking.errors import TrackingUnavailable
 from hpo.worker import ending
 from hpo.worker.children import Suggester, Trainers
 from hpo.worker.collaborators import Collaborators

@@ -1,0 +1,122 @@
+"""Experiments: one a study, with its note, its saved views and the links that open them."""
+
+import hashlib
+from collections.abc import Sequence
+
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+
+from hpo.errors import StudyConflict
+from hpo.text import cut
+from hpo.tracking import artifacts, foreign
+from hpo.tracking.client import OWNER, Tracker, pages, quoted
+from hpo.tracking.errors import server
+
+# Of a study with all that stands behind its name. It is the name of an experiment, which gets " (deleted 123)" behind
+# it, an alias, and the beginning of each run's name, where a trial's number and some parameters must fit as well.
+LONGEST_STUDY_NAME = 210
+LIST_VIEW, CHARTS_VIEW = "hpo", "hpo-charts"  # keys of the saved views
+
+
+@server()
+def ensure(tracker: Tracker, study: str, *, description: str, params: Sequence[str], owner: str) -> str:
+    """Return the id of the study's experiment, created if there is none, with its note and saved views over `params`.
+
+    `owner` is the queue's database: two databases on one server must not share runs. Raise StudyConflict if the
+    experiment has another owner, or was deleted in MLflow: it is neither used nor replaced.
+    """
+    tags = foreign.EXPERIMENT_KIND | {
+        "mlflow.note.content": cut(description, foreign.LONGEST_EXPERIMENT_TAG),
+        foreign.view_tag(LIST_VIEW): foreign.view(params),
+        foreign.view_tag(CHARTS_VIEW): foreign.view(params, trials_only=True),
+        OWNER: owner,
+    }
+    experiment = tracker.client.get_experiment_by_name(study)
+    if experiment is None:
+        try:
+            tracker.client.create_experiment(study, tags=tags)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise  # otherwise another process was quicker
+        experiment = tracker.client.get_experiment_by_name(study)
+    if experiment is None or experiment.lifecycle_stage != "active":
+        number = experiment.experiment_id if experiment else "?"
+        raise StudyConflict(
+            f"The MLflow experiment of {study} (id {number}) was deleted in MLflow. "
+            f"Restore it with `mlflow experiments restore --experiment-id {number}`, "
+            f"or start afresh after `hpo delete --study {study}`."
+        )
+    if experiment.tags.get(OWNER) != owner:
+        raise StudyConflict(
+            f"The MLflow server at {tracker.uri} has an experiment '{study}' (id {experiment.experiment_id}) that was "
+            "not made from this database. Nothing was touched. Use a copy of the study file under another name, or "
+            "the database that made the experiment, or rename the experiment in MLflow."
+        )
+    for name, value in tags.items():
+        if experiment.tags.get(name) != value:
+            tracker.client.set_experiment_tag(experiment.experiment_id, name, value)
+    return str(experiment.experiment_id)
+
+
+@server()
+def exists(tracker: Tracker, experiment_id: str) -> bool:
+    """Whether the server has this experiment, deleted or not."""
+    try:
+        tracker.client.get_experiment(experiment_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
+
+
+@server()
+def owned(tracker: Tracker, owner: str) -> list[Experiment]:
+    """Return all active experiments that were made from the queue's database `owner`."""
+    condition = f"tags.`{OWNER}` = {quoted(owner)}"
+    return pages(lambda token: tracker.client.search_experiments(filter_string=condition, page_token=token))
+
+
+@server()
+def delete(tracker: Tracker, experiment_id: str) -> None:
+    """Delete the study's experiment and all its files; the name is free again. Safe to repeat.
+
+    Registered versions made from its models lose their files: delete them first (`registry.delete_version`).
+    MLflow keeps rows of deleted experiments until `mlflow gc`; this one is renamed to "<study> (deleted <id>)".
+    """
+    if not exists(tracker, experiment_id):
+        return  # `mlflow gc` has done it
+    experiment: Experiment = tracker.client.get_experiment(experiment_id)
+    suffix = f" (deleted {experiment_id})"
+    if not experiment.name.endswith(suffix):
+        if experiment.lifecycle_stage != "active":
+            tracker.client.restore_experiment(experiment_id)  # only an active one can be renamed
+        tracker.client.rename_experiment(experiment_id, experiment.name + suffix)
+        experiment = tracker.client.get_experiment(experiment_id)
+    if experiment.lifecycle_stage == "active":
+        tracker.client.delete_experiment(experiment_id)
+    artifacts.delete(tracker.repository(experiment.artifact_location))
+
+
+def link(tracker: Tracker, experiment_id: str) -> str:
+    """Return the page that lists the study's trials, the best first."""
+    return foreign.runs_link(tracker.uri, experiment_id, view=LIST_VIEW)
+
+
+def chart_link(tracker: Tracker, experiment_id: str) -> str:
+    """Return the page with charts of the study's best ten trials."""
+    return foreign.runs_link(tracker.uri, experiment_id, view=CHARTS_VIEW, charts=True)
+
+
+@server()
+def comparison_link(tracker: Tracker, experiment_ids: Sequence[str], params: Sequence[str]) -> str:
+    """Return the page that lists the trials of several studies with columns for `params`, the best first.
+
+    MLflow looks the view up in one of the experiments, not always the first: every one gets it, under its own key.
+    """
+    key = "-".join([LIST_VIEW, *experiment_ids])
+    if len(key) > foreign.LONGEST_VIEW_KEY:
+        key = f"{LIST_VIEW}-{hashlib.sha256(key.encode()).hexdigest()}"
+    for experiment_id in experiment_ids:
+        tracker.client.set_experiment_tag(experiment_id, foreign.view_tag(key), foreign.view(params))
+    return foreign.experiments_link(tracker.uri, experiment_ids, view=key)

@@ -1,0 +1,240 @@
+"""Everything that reaches into the inside of MLflow: what its public client neither offers nor promises.
+
+Limits of its tables, the wording of its errors, the routes and saved views of its web page, the layout of its files,
+and private calls. All of it was checked with MLflow 3.17; tests/test_tracking_foreign.py checks it with the installed
+version.
+"""
+
+import base64
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+import requests
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+
+# Limits. Characters of a text that the columns of MLflow's tables on Postgres and its own checks admit.
+LONGEST_EXPERIMENT_NAME = 256
+LONGEST_EXPERIMENT_TAG = 20_000  # a tag's value
+LONGEST_RUN_NAME = 250
+LONGEST_RUN_TAG = 8000
+LONGEST_PARAM = 6000  # a param's value
+LONGEST_DATASET_NAME = 500
+LONGEST_DATASET_DIGEST = 36
+LONGEST_MODEL_NAME = 256  # of a registered model
+LONGEST_MODEL_TAG = 5000
+LONGEST_VERSION_TAG = 100_000
+LONGEST_DESCRIPTION = 5000  # of a registered model, or of a version of it
+LONGEST_ALIAS = 255
+LONGEST_TAG_KEY = 250  # of any tag
+# Entries of one request.
+MOST_PARAMS_OR_TAGS = 100
+MOST_METRICS = 1000
+
+# Files.
+STORE = "mlflow-artifacts:/"  # the root of the artifact store behind a server
+PT2 = "data/model.pt2"  # the exported program, in the folder of a model in the pt2 flavour
+
+
+def configure(*, retries: int, timeout: int | None = None) -> None:
+    """Set MLflow's client up for this process: how often a request is sent again, and seconds until it fails."""
+    if timeout is not None:
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(timeout)
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = str(retries)
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # hpo has a display of its own on the terminal
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+
+
+def server_version(uri: str) -> str:
+    """Return what the server says its version is. The client has no call for it."""
+    answer = http_request(get_default_host_creds(uri), "/version", "GET", timeout=10)
+    answer.raise_for_status()
+    return str(answer.text).strip()
+
+
+# Errors
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server answered in place of what was asked for."""
+
+    status: int  # of HTTP
+    code: str | None  # MLflow's error_code; None if the answer is not MLflow's
+    text: str
+
+
+# How MLflow's client words an answer without MLflow's JSON.
+_STATUS = re.compile(r"failed with error code (\d+) != \d+\. Response body: '(.*)'", re.DOTALL)
+_NO_JSON = re.compile(r"not in a valid JSON format\. Response body: '(.*)'", re.DOTALL)
+# How SQLAlchemy words an error of the server's database, such as (psycopg.errors.ReadOnlySqlTransaction).
+_DRIVER = re.compile(r"\((?:\w+\.)+(\w+)\)")
+
+
+def answer(error: Exception) -> Answer | None:
+    """Return the answer that an error of MLflow's client tells of; None if the server did not answer."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return Answer(error.response.status_code, error_code(error.response.text), error.response.text)
+    if isinstance(error, MlflowException):
+        if not isinstance(error, RestException):
+            if match := _STATUS.search(error.message):
+                return Answer(int(match[1]), None, match[2])
+            if match := _NO_JSON.search(error.message):
+                return Answer(200, None, match[1])
+        return Answer(error.get_http_status_code(), error.error_code, error.message)
+    if isinstance(error, json.JSONDecodeError):  # requests has one that is both
+        return Answer(200, None, error.doc)
+    return None
+
+
+def error_code(body: str) -> str | None:
+    """Return the error_code of MLflow's JSON; None if the body of an answer is something else."""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return None
+    return content.get("error_code") if isinstance(content, dict) else None
+
+
+def database_error(text: str) -> type[psycopg.Error] | None:
+    """Return the class of the server's database error that a message names; None if it names none of Postgres."""
+    match = _DRIVER.search(text)
+    kind = getattr(psycopg.errors, match[1], None) if match else None  # other drivers have some of these names, too
+    return kind if isinstance(kind, type) and issubclass(kind, psycopg.Error) else None
+
+
+# Files
+
+
+def download_file(repository: ArtifactRepository, path: str, to: Path) -> None:
+    """Download one file. The public call lists its folder first, and takes every error for a file that is missing."""
+    repository._download_file(path, str(to))
+
+
+def delete_files(repository: ArtifactRepository, path: str | None = None) -> None:
+    """Delete a file or folder, or all there is. Raise requests.HTTPError (see `is_missing`) if there is none."""
+    delete: Callable[..., None] = repository.delete_artifacts
+    delete(path)
+
+
+def is_missing(error: requests.HTTPError) -> bool:
+    """Whether MLflow itself says that there is no such file."""
+    response = error.response
+    return response is not None and response.status_code == 404 and error_code(response.text) is not None
+
+
+def adopt(folder: Path, *, model_id: str, run_id: str) -> None:
+    """Write the ids into the MLmodel file of a model's folder, at once or not at all.
+
+    MLflow's own `log_model` does so; it saves and uploads in one step, and leaves nothing to hash between them.
+    """
+    from mlflow.models import Model  # 0.3 s, and only here
+
+    content = Model.load(str(folder))
+    content.model_id, content.run_id = model_id, run_id
+    new = folder / "MLmodel.new"
+    content.save(str(new))
+    new.replace(folder / "MLmodel")
+
+
+# The web page
+
+EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens as one of a chat bot
+_SHARED = "mlflow.sharedViewState."
+LONGEST_VIEW_KEY = LONGEST_TAG_KEY - len(_SHARED)
+
+
+def view_tag(key: str) -> str:
+    """Return the tag of an experiment that holds the shared view with this key."""
+    return f"{_SHARED}{key}"
+
+
+def runs_link(uri: str, experiment_id: str, *, view: str, charts: bool = False) -> str:
+    """Return the page of an experiment's runs in a shared view, as a list or as charts."""
+    query = f"workflowType=machine_learning&viewStateShareKey={view}" + ("&compareRunsMode=CHART" if charts else "")
+    return f"{uri}/#/experiments/{experiment_id}/runs?{query}"
+
+
+def experiments_link(uri: str, experiment_ids: Sequence[str], *, view: str) -> str:
+    """Return the page of the runs of several experiments in a shared view, which any of them may be asked for."""
+    chosen = quote(json.dumps(list(experiment_ids), separators=(",", ":")))
+    query = f"experiments={chosen}&workflowType=machine_learning&viewStateShareKey={view}"
+    return f"{uri}/#/compare-experiments/s?{query}"
+
+
+SORT_KEY = "best_val_nmse"
+OTHERS = ("best_val_r2", "best_val_mse", "best_val_nrmse", "train_seconds")
+CURVES = ("val/nmse", "train/nmse")
+SECTION = "hpo-comparison"
+NAME, CREATED, MODELS = "attributes.`Run Name`", "runDateAndNestInfo", "attributes.`Models`"
+# Widths in pixels
+NUMBER = 162  # of a number with its sign and all its digits: the page rounds none
+LETTER, MARGIN = 6, 28  # of a heading
+
+
+def view(params: Sequence[str], *, trials_only: bool = False) -> str:
+    """Return the value of a view's tag: `params` and the summary scores as columns, the best run first, with charts.
+
+    The score that sorts and the parameters come first: they can be seen without scrolling on a laptop, even beside
+    the panel that MLflow opens on a first visit. The charts show the first ten runs of the list: with `trials_only`
+    the best ten trials. The fields are those of ExperimentPageUIState, ExperimentPageSearchFacetsState and
+    RunsChartsCardConfig of the page; the value is their JSON, compressed.
+    """
+    columns = {f"metrics.`{SORT_KEY}`": NUMBER - LETTER}  # no sign
+    columns |= {f"params.`{name}`": max(len(name), 6) * LETTER + MARGIN for name in params}
+    columns |= {"metrics.`best_epoch`": 10 * LETTER + MARGIN}
+    columns |= {f"metrics.`{name}`": NUMBER for name in OTHERS}
+    text = json.dumps(
+        {
+            # The study's own run has no scores. The baseline predictors stay in a list, where every score is to be
+            # seen beside theirs; they have no curves.
+            "searchFilter": "tags.`hpo.kind` = 'trial'" if trials_only else "tags.`hpo.kind` != 'study'",
+            "orderByKey": f"metrics.`{SORT_KEY}`",
+            "orderByAsc": True,
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+            "datasetsFilter": [],
+            "modelVersionFilter": "All Runs",
+            "selectedColumns": [*columns, MODELS],
+            "columnOrder": [NAME, CREATED, *columns, MODELS],
+            "columnWidths": {NAME: 200, CREATED: 132, MODELS: 160} | columns,
+            "runsHiddenMode": "FIRST_10_RUNS",
+            "compareRunCharts": _charts(params),
+            "compareRunSections": [
+                {"uuid": SECTION, "name": "Comparison", "columns": 2, "cardHeight": 360}
+                | {"display": True, "isReordered": True, "deleted": False}
+            ],
+            "isAccordionReordered": True,
+            "hideEmptyCharts": True,
+            "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+        },
+        separators=(",", ":"),
+    )
+    return "deflate;" + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _charts(params: Sequence[str]) -> list[dict[str, Any]]:
+    """Return curves on a logarithmic axis, a scatter of best scores and epochs, and parallel coordinates."""
+    # The page would smooth a curve that does not say how: what is seen must be what was measured.
+    line = {"scaleType": "log", "lineSmoothness": 0, "useGlobalLineSmoothing": True, "useGlobalXaxisKey": True}
+    curves = [_chart("LINE", key, metricKey=key, selectedMetricKeys=[key], **line) for key in CURVES]
+    axes = ({"key": "best_epoch", "type": "METRIC"}, {"key": SORT_KEY, "type": "METRIC"})
+    scatter = _chart("SCATTER", SORT_KEY, xaxis=axes[0], yaxis=axes[1])
+    searched = [name for name in params if name != "config"]  # which is the number of the configuration
+    parallel = _chart("PARALLEL", SORT_KEY, selectedParams=searched, selectedMetrics=[SORT_KEY], showAllRuns=True)
+    return [*curves, parallel, scatter, _chart("BAR", SORT_KEY, metricKey=SORT_KEY)]
+
+
+def _chart(kind: str, of: str, **fields: Any) -> dict[str, Any]:
+    common = {"uuid": f"hpo-{kind.lower()}-{of}", "type": kind, "metricSectionId": SECTION}
+    return common | {"deleted": False, "isGenerated": False} | fields
