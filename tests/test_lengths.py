@@ -1,14 +1,11 @@
-"""Texts that grow with use or come from people: what MLflow's server takes of each, and what we send of longer ones."""
+"""Texts that grow with use or come from people: what hpo sends to MLflow of those that are too long for it."""
 
 import secrets
-from collections.abc import Callable
-from contextlib import suppress
 from typing import cast
 
 import cells
 import pytest
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus, Param, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.entities import LoggedModelStatus
 
 from hpo.queue import Job
 from hpo.scores import champion
@@ -32,93 +29,11 @@ def tracker(tracking_uri: str) -> Tracker:
     return Tracker(tracking_uri)
 
 
-class Raw:
-    """MLflow's client without us: each method writes a text of a length and gives back what the server has of it."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self.client = tracker.client
-        self.experiment = self.client.create_experiment(unique(12))
-        self.run = self.client.create_run(self.experiment).info.run_id
-        self.model = self.client.create_registered_model(unique(12)).name
-        self.client.create_model_version(self.model, source=f"runs:/{self.run}/x", run_id=self.run)
-
-    def EXPERIMENT_NAME(self, text: str) -> str:
-        return self.client.get_experiment(self.client.create_experiment(text)).name
-
-    def EXPERIMENT_TAG(self, text: str) -> str:
-        self.client.set_experiment_tag(self.experiment, "a", text)
-        return self.client.get_experiment(self.experiment).tags["a"]
-
-    def RUN_NAME(self, text: str) -> str:
-        return self.client.create_run(self.experiment, run_name=text).info.run_name
-
-    def RUN_TAG(self, text: str) -> str:
-        self.client.log_batch(self.run, tags=[RunTag("a", text)])
-        return self.client.get_run(self.run).data.tags["a"]
-
-    def TAG_KEY(self, text: str) -> str:
-        self.client.log_batch(self.run, tags=[RunTag(text, "a")])
-        self.client.set_experiment_tag(self.experiment, text, "a")
-        return next(key for key in self.client.get_run(self.run).data.tags if len(key) > 100)
-
-    def PARAM(self, text: str) -> str:
-        run = self.client.create_run(self.experiment).info.run_id
-        self.client.log_batch(run, params=[Param("a", text)])
-        return self.client.get_run(run).data.params["a"]
-
-    def DATASET_NAME(self, text: str) -> str:
-        return self.dataset(text, "1")[0]
-
-    def DATASET_DIGEST(self, text: str) -> str:
-        return self.dataset("a", text)[1]
-
-    def dataset(self, name: str, digest: str) -> tuple[str, str]:
-        run = self.client.create_run(self.experiment).info.run_id
-        given = DatasetInput(Dataset(name, digest, "local", "{}"), [InputTag("mlflow.data.context", "training")])
-        self.client.log_inputs(run, [given])
-        found = self.client.get_run(run).inputs.dataset_inputs[0].dataset
-        return found.name, found.digest
-
-    def MODEL_NAME(self, text: str) -> str:
-        return self.client.create_registered_model(text).name
-
-    def MODEL_TAG(self, text: str) -> str:
-        self.client.set_registered_model_tag(self.model, "a", text)
-        return self.client.get_registered_model(self.model).tags["a"]
-
-    def VERSION_TAG(self, text: str) -> str:
-        self.client.set_model_version_tag(self.model, "1", "a", text)
-        return self.client.get_model_version(self.model, "1").tags["a"]
-
-    def DESCRIPTION(self, text: str) -> str:
-        self.client.update_model_version(self.model, "1", text)
-        self.client.update_registered_model(self.model, text)
-        assert self.client.get_registered_model(self.model).description == text
-        return self.client.get_model_version(self.model, "1").description
-
-    def ALIAS(self, text: str) -> str:
-        self.client.set_registered_model_alias(self.model, text, "1")
-        return next(iter(self.client.get_registered_model(self.model).aliases))
-
-
 def a_model(tracker: Tracker, experiment: str) -> str:
     """The id of a finished model."""
     made = tracker.client.create_logged_model(experiment, name="model").model_id
     tracker.client.finalize_logged_model(made, LoggedModelStatus.READY)
     return str(made)
-
-
-TABLE = [name for name in vars(foreign) if name.startswith("LONGEST_") and name != "LONGEST_VIEW_KEY"]
-
-
-@pytest.mark.parametrize("name", TABLE)
-def test_mlflow_keeps_a_text_of_the_length_that_the_table_says_and_no_longer_one(tracker: Tracker, name: str) -> None:
-    write: Callable[[str], str] = getattr(Raw(tracker), name.removeprefix("LONGEST_"))
-    longest = unique(getattr(foreign, name))
-    assert write(longest) == longest
-    longer = unique(getattr(foreign, name) + 1)
-    with suppress(MlflowException):
-        assert write(longer) != longer, "cut by the server"
 
 
 def test_a_text_is_cut_at_its_limit_and_says_so() -> None:

@@ -7,11 +7,11 @@ exists under a key is used, so that a lost answer leaves no duplicate behind.
 import math
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import psycopg
 from mlflow import MlflowClient
@@ -25,7 +25,6 @@ from hpo.text import cut
 from hpo.tracking import artifacts, foreign
 from hpo.tracking.errors import Refused, StoreRefuses, TrackingUnavailable, meaning, server
 
-T = TypeVar("T")
 Kind = Literal["trial", "predictor", "study"]
 Status = Literal["SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"]
 KEY = "hpo.key"
@@ -140,8 +139,7 @@ class Tracker:
         kept = runs[0]
         missing = [Param(param, value) for param, value in values.items() if kept.data.params.get(param) != value]
         with self.written_once(f"the params of {name}, run {kept.info.run_id}"):
-            for batch in _batches(missing, foreign.MOST_PARAMS_OR_TAGS):
-                self.client.log_batch(kept.info.run_id, params=batch)
+            self.client.log_batch(kept.info.run_id, params=missing)
         self.set_tags(kept.info.run_id, {tag: word for tag, word in words.items() if kept.data.tags.get(tag) != word})
         return str(kept.info.run_id)
 
@@ -170,8 +168,7 @@ class Tracker:
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Set tags of a run; values that are too long are cut."""
         words = [RunTag(tag, cut(str(value), foreign.LONGEST_RUN_TAG)) for tag, value in tags.items()]
-        for batch in _batches(words, foreign.MOST_PARAMS_OR_TAGS):
-            self.client.log_batch(run_id, tags=batch)
+        self.client.log_batch(run_id, tags=words)
 
     @server()
     def log_epochs(self, run_id: str, rows: Iterable[tuple[int, int, Mapping[str, float]]]) -> None:
@@ -184,8 +181,7 @@ class Tracker:
             for epoch, time_ms, values in rows
             for name, value in values.items()
         ]
-        for batch in _batches(metrics, foreign.MOST_METRICS):
-            self.client.log_batch(run_id, metrics=batch)
+        self.client.log_batch(run_id, metrics=metrics)
 
     def log_summary(
         self, run_id: str, metrics: Mapping[str, float | None], *, timestamp_ms: int, step: int = 0
@@ -296,8 +292,3 @@ def quoted(text: str) -> str:
     if "'" in text:
         raise ValueError(f"a key may not hold an apostrophe: {text!r}")
     return f"'{text}'"
-
-
-def _batches(items: Sequence[T], size: int) -> Iterator[list[T]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])

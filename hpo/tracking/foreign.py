@@ -37,9 +37,6 @@ LONGEST_VERSION_TAG = 100_000
 LONGEST_DESCRIPTION = 5000  # of a registered model, or of a version of it
 LONGEST_ALIAS = 255
 LONGEST_TAG_KEY = 250  # of any tag
-# Entries of one request.
-MOST_PARAMS_OR_TAGS = 100
-MOST_METRICS = 1000
 
 # Files.
 STORE = "mlflow-artifacts:/"  # the root of the artifact store behind a server
@@ -82,7 +79,10 @@ _DRIVER = re.compile(r"\((?:\w+\.)+(\w+)\)")
 
 
 def answer(error: Exception) -> Answer | None:
-    """Return the answer that an error of MLflow's client tells of; None if the server did not answer."""
+    """Return the answer that an error of MLflow's client tells of; None if there was none.
+
+    MLflow wraps some errors of the connection: these count as an answer with status 500.
+    """
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return Answer(error.response.status_code, error_code(error.response.text), error.response.text)
     if isinstance(error, MlflowException):
@@ -122,7 +122,7 @@ def download_file(repository: ArtifactRepository, path: str, to: Path) -> None:
 
 
 def delete_files(repository: ArtifactRepository, path: str | None = None) -> None:
-    """Delete a file or folder, or all there is. Raise requests.HTTPError (see `is_missing`) if there is none."""
+    """Delete a file or folder, or all there is. Some stores raise requests.HTTPError for one that is missing."""
     delete: Callable[..., None] = repository.delete_artifacts
     delete(path)
 

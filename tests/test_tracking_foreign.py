@@ -1,0 +1,268 @@
+"""hpo.tracking.foreign: the inside of MLflow is what it was in version 3.17, with which the module was checked."""
+
+import importlib.util
+import json
+import re
+import secrets
+import threading
+import zlib
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
+from pathlib import Path
+
+import psycopg
+import pytest
+import requests
+from mlflow import MlflowClient, environment_variables
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model as MLmodel
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from hpo.tracking import foreign
+from hpo.tracking.client import Tracker
+
+
+@pytest.fixture
+def tracker(tracking_uri: str) -> Tracker:
+    return Tracker(tracking_uri)
+
+
+def unique(length: int) -> str:
+    """A name of this length that nobody has."""
+    return secrets.token_hex((length + 1) // 2)[:length]
+
+
+def a_run(client: MlflowClient) -> str:
+    return str(client.create_run(client.create_experiment(unique(12))).info.run_id)
+
+
+# Limits
+
+
+class Raw:
+    """MLflow's client without hpo: each method writes a text of a length and returns what the server has of it."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.client = tracker.client
+        self.experiment = self.client.create_experiment(unique(12))
+        self.run = self.client.create_run(self.experiment).info.run_id
+        self.model = self.client.create_registered_model(unique(12)).name
+        self.client.create_model_version(self.model, source=f"runs:/{self.run}/x", run_id=self.run)
+
+    def EXPERIMENT_NAME(self, text: str) -> str:
+        return self.client.get_experiment(self.client.create_experiment(text)).name
+
+    def EXPERIMENT_TAG(self, text: str) -> str:
+        self.client.set_experiment_tag(self.experiment, "a", text)
+        return self.client.get_experiment(self.experiment).tags["a"]
+
+    def RUN_NAME(self, text: str) -> str:
+        return self.client.create_run(self.experiment, run_name=text).info.run_name
+
+    def RUN_TAG(self, text: str) -> str:
+        self.client.log_batch(self.run, tags=[RunTag("a", text)])
+        return self.client.get_run(self.run).data.tags["a"]
+
+    def TAG_KEY(self, text: str) -> str:
+        self.client.log_batch(self.run, tags=[RunTag(text, "a")])
+        self.client.set_experiment_tag(self.experiment, text, "a")
+        return next(key for key in self.client.get_run(self.run).data.tags if len(key) > 100)
+
+    def PARAM(self, text: str) -> str:
+        run = self.client.create_run(self.experiment).info.run_id
+        self.client.log_batch(run, params=[Param("a", text)])
+        return self.client.get_run(run).data.params["a"]
+
+    def DATASET_NAME(self, text: str) -> str:
+        return self.dataset(text, "1")[0]
+
+    def DATASET_DIGEST(self, text: str) -> str:
+        return self.dataset("a", text)[1]
+
+    def dataset(self, name: str, digest: str) -> tuple[str, str]:
+        run = self.client.create_run(self.experiment).info.run_id
+        source = DatasetInput(Dataset(name, digest, "local", "{}"), [InputTag("mlflow.data.context", "training")])
+        self.client.log_inputs(run, [source])
+        dataset = self.client.get_run(run).inputs.dataset_inputs[0].dataset
+        return dataset.name, dataset.digest
+
+    def MODEL_NAME(self, text: str) -> str:
+        return self.client.create_registered_model(text).name
+
+    def MODEL_TAG(self, text: str) -> str:
+        self.client.set_registered_model_tag(self.model, "a", text)
+        return self.client.get_registered_model(self.model).tags["a"]
+
+    def VERSION_TAG(self, text: str) -> str:
+        self.client.set_model_version_tag(self.model, "1", "a", text)
+        return self.client.get_model_version(self.model, "1").tags["a"]
+
+    def DESCRIPTION(self, text: str) -> str:
+        self.client.update_model_version(self.model, "1", text)
+        self.client.update_registered_model(self.model, text)
+        assert self.client.get_registered_model(self.model).description == text
+        return self.client.get_model_version(self.model, "1").description
+
+    def ALIAS(self, text: str) -> str:
+        self.client.set_registered_model_alias(self.model, text, "1")
+        return next(iter(self.client.get_registered_model(self.model).aliases))
+
+
+TABLE = [name for name in vars(foreign) if name.startswith("LONGEST_") and name != "LONGEST_VIEW_KEY"]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_mlflow_keeps_a_text_of_the_length_that_the_table_says_and_no_longer_one(tracker: Tracker, name: str) -> None:
+    write: Callable[[str], str] = getattr(Raw(tracker), name.removeprefix("LONGEST_"))
+    longest = unique(getattr(foreign, name))
+    assert write(longest) == longest
+    longer = unique(getattr(foreign, name) + 1)
+    with suppress(MlflowException):
+        assert write(longer) != longer, "cut by the server"
+
+
+def test_mlflow_reads_the_variables_that_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_REQUEST_TIMEOUT", "HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.setenv(f"MLFLOW_{name}", "1")
+    for name in ("ENABLE_ARTIFACTS_PROGRESS_BAR", "SUPPRESS_PRINTING_URL_TO_STDOUT"):
+        monkeypatch.setenv(f"MLFLOW_{name}", "")
+    foreign.configure(timeout=7, retries=3)
+    assert environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 7
+    assert environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 3
+    assert environment_variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.get() is False
+    assert environment_variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get() is True
+
+
+def test_a_server_tells_its_version(tracking_uri: str) -> None:
+    assert foreign.server_version(tracking_uri) == metadata.version("mlflow")
+
+
+# Errors
+
+
+@contextmanager
+def answering(status: int, body: str) -> Iterator[MlflowClient]:
+    """A client of a server that is not MLflow's."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        foreign.configure(timeout=10, retries=0)
+        yield MlflowClient(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+@pytest.mark.parametrize("status", [200, 403, 418])
+def test_an_answer_that_is_not_mlflows_is_read_off_its_clients_error(status: int) -> None:
+    page = "<html>it's a page</html>"
+    with answering(status, page) as client, pytest.raises((MlflowException, requests.RequestException)) as error:
+        client.get_experiment("0")
+    answer = foreign.answer(error.value)
+    assert answer is not None and (answer.code, answer.status) == (None, status) and "a page" in answer.text
+
+
+def test_an_answer_of_mlflow_has_its_code(tracker: Tracker) -> None:
+    with pytest.raises(MlflowException) as error:
+        tracker.client.get_run("0" * 32)
+    answer = foreign.answer(error.value)
+    assert answer is not None and (answer.status, answer.code) == (404, "RESOURCE_DOES_NOT_EXIST")
+
+
+def test_a_server_that_cannot_be_reached_counts_as_one_in_trouble() -> None:
+    with answering(200, "{}") as client:
+        pass  # nothing listens there any more
+    with pytest.raises(MlflowException) as error:
+        client.get_experiment("0")
+    answer = foreign.answer(error.value)
+    assert answer is not None and answer.status == 500
+    assert foreign.answer(requests.ConnectionError("no route")) is None
+
+
+def test_the_servers_database_error_is_read_off_the_message(tracker: Tracker) -> None:
+    with pytest.raises(MlflowException) as error:
+        tracker.client.create_run(tracker.client.create_experiment(unique(12)), run_name="x" * 300)
+    assert foreign.database_error(error.value.message) is psycopg.errors.StringDataRightTruncation
+    assert foreign.database_error("(builtins.ValueError) nothing of Postgres") is None
+
+
+# Files
+
+
+def test_a_file_of_a_run_is_downloaded_and_deleted_and_a_missing_one_is_told(tracker: Tracker, tmp_path: Path) -> None:
+    run = a_run(tracker.client)
+    (tmp_path / "file.txt").write_text("text")
+    tracker.client.log_artifact(run, str(tmp_path / "file.txt"), "folder")
+    root = get_artifact_repository(foreign.STORE, tracking_uri=tracker.uri)
+    uri = tracker.client.get_run(run).info.artifact_uri
+    repository, path = tracker.repository(uri), f"{uri.removeprefix(foreign.STORE)}/folder/file.txt"
+    assert uri.startswith(foreign.STORE)
+    for where, name in ((repository, "folder/file.txt"), (root, path)):
+        foreign.download_file(where, name, tmp_path / "back.txt")
+        assert (tmp_path / "back.txt").read_text() == "text"
+    foreign.delete_files(repository, "folder/file.txt")
+    assert tracker.client.list_artifacts(run, "folder") == []
+    with pytest.raises(requests.HTTPError) as error:
+        foreign.download_file(repository, "folder/file.txt", tmp_path / "back.txt")
+    assert foreign.is_missing(error.value)
+
+
+def test_a_models_folder_takes_the_ids_of_model_and_run(tmp_path: Path) -> None:
+    MLmodel().save(str(tmp_path / "MLmodel"))
+    foreign.adopt(tmp_path, model_id="m-1", run_id="r")
+    model = MLmodel.load(str(tmp_path))
+    assert (model.model_id, model.run_id) == ("m-1", "r")
+    assert [file.name for file in tmp_path.iterdir()] == ["MLmodel"]
+
+
+# The web page
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    """All scripts of the web page of the installed MLflow."""
+    spec = importlib.util.find_spec("mlflow")
+    assert spec is not None and spec.submodule_search_locations
+    scripts = Path(spec.submodule_search_locations[0], "server", "js", "build", "static").rglob("*.js")
+    return "\n".join(script.read_text(encoding="utf-8") for script in scripts)
+
+
+def keys(content: object) -> Iterator[str]:
+    """All field names of a JSON value."""
+    if isinstance(content, dict):
+        yield from (key for key in content if re.fullmatch(r"[A-Za-z]+", key))
+        yield from (key for value in content.values() for key in keys(value))
+    elif isinstance(content, list):
+        yield from (key for value in content for key in keys(value))
+
+
+def test_the_page_has_every_field_of_a_saved_view(page: str) -> None:
+    kind, _, payload = foreign.view(["filters"]).partition(";")
+    view = json.loads(zlib.decompress(b64decode(payload)))
+    names = {
+        *keys(view),
+        view["runsHiddenMode"],
+        foreign.CREATED,
+        *(chart["type"] for chart in view["compareRunCharts"]),
+    }
+    assert f"{kind};" in page and len(names) > 40
+    assert [name for name in sorted(names) if name not in page] == []
+
+
+def test_the_page_has_every_route_and_tag_of_a_link(page: str) -> None:
+    links = foreign.runs_link("", "1", view="v", charts=True) + foreign.experiments_link("", ["1", "2"], view="v")
+    words = {*re.findall(r"[?&](\w+)=", links), "machine_learning", "CHART", "compare-experiments"}
+    (experiment_kind,) = foreign.EXPERIMENT_KIND.items()
+    words |= {*experiment_kind, foreign.view_tag("")}
+    assert [word for word in sorted(words) if word not in page] == []
