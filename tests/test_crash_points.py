@@ -33,7 +33,7 @@ def study(folder: Path, name: str, data: Path) -> Path:
 
 
 def test_every_step_stands_once_in_the_code():
-    text = "\n".join(path.read_text() for path in (ROOT / "hpo").glob("*.py"))
+    text = "\n".join(path.read_text() for path in (ROOT / "hpo").rglob("*.py"))
     assert sorted(re.findall(r'crash\.at\("([^"]+)"\)', text)) == sorted(crash.STEPS + crash.DELETION)
 
 

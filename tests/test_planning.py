@@ -89,7 +89,7 @@ def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_die
         assert row.facts["best_of"] == expected and "planned" in row.facts
         assert [best["trial"] for best in plan(other, queue).facts["best_of"]] == [0, 1, 2]
         store = sampling.storage(database_url)
-        shown = reconciler.Mirror(queue, Tracker(tracking_uri), store, queue.study(other))
+        shown = reconciler.Reconciler(queue, Tracker(tracking_uri), store, queue.study(other))
         assert not [each for each in invariants.check(shown) if "planned points" in each.what], "as many as there are"
         trials = store.get_all_trials(store.get_study_id_from_name(again))
         assert [trial.params for trial in trials] == [best["point"] for best in expected]

@@ -330,7 +330,7 @@ def test_the_decisions_are_those_of_optunas_pruners_fed_epoch_by_epoch(settings,
                 if trial.should_prune() and epoch < len(curve):
                     expected = f"pruned by {type(pruner).__name__} at epoch {epoch}"
                     break
-            job = SimpleNamespace(id=number, number=number, fence=1, spec={"training": {"epochs": len(curve)}})
+            job = SimpleNamespace(id=number, number=number, fence=1, spec=records.spec(training={"epochs": len(curve)}))
             assert ours.settle(job) == expected
             if expected:
                 theirs.tell(trial, state=optuna.trial.TrialState.PRUNED)

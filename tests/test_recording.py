@@ -434,9 +434,10 @@ def odd_answer() -> None:
 def test_a_run_that_somebody_deleted_keeps_no_other_trials_epochs_from_mlflow(shown, held, recorder, caplog):
     _, job = held
     other = shown.queue.claim(shown.study.name, worker="w", lease=60)
-    shown.queue.add_epochs(other, [(1, 1_000_000, {"val/nmse": 0.5})])
     for each in (job, other):
         shown.reconcile_job(shown.queue.job(each.id))
+    for each, number in ((job, EPOCHS + 1), (other, 1)):
+        shown.queue.add_epochs(each, [(number, 1_000_000 * number, {"val/nmse": 0.5})])
     shown.tracker.client.delete_run(shown.queue.job(job.id).run_id)
     for _ in range(2):
         recorder.watch([job, other])

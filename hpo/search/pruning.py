@@ -1,9 +1,9 @@
 """Pruning: Optuna's pruners, asked about the epochs the database holds.
 
-A pruner sees a trial's validation NMSE epoch by epoch, in order, whoever trained them. The rules are Optuna's, written
-for many epochs at once; a test holds them to the decisions of Optuna's own classes. What has been judged stands in the
-job's row, written under the fence of its claim before anybody acts on it: whoever holds the job next goes on from
-there, and a trial that is to end ends. Optuna's tables show it later (`hpo.recording.reconciler`).
+A pruner sees a trial's validation NMSE epoch by epoch, in order, whichever worker trained it. The rules are Optuna's,
+written for many epochs at once; a test holds them to the decisions of Optuna's own classes. What has been judged stands
+in the job's row, written under the fence of its claim before anything is done about it: the next holder of the job goes
+on from there, and a trial that is to end ends. Optuna's tables are updated later (`hpo.recording.reconciler`).
 """
 
 import logging
@@ -53,7 +53,7 @@ class Pruning(threading.Thread):
         self._wake.set()
 
     def reason(self, job: Job) -> str | None:
-        """Why this claim of the job is to end; None while nothing is known."""
+        """Return why this claim of the job is to end; None if it goes on so far."""
         return self._ends.get((job.id, job.fence))
 
     def finish(self, timeout: float) -> None:
@@ -82,13 +82,16 @@ class Pruning(threading.Thread):
                     log.debug("", exc_info=True)
 
     def settle(self, job: Job) -> str | None:
-        """Judge all that is stored of the job; why it is to end, None if it is not. Raises LeaseLost, DatabaseLost."""
+        """Judge all that is stored of the job; return why it is to end, None if it is not.
+
+        Raise LeaseLost or DatabaseLost.
+        """
         while self.active and self._judge(job):
             pass
         return self.reason(job)
 
     def _judge(self, job: Job) -> bool:
-        """Judge the next epochs of the job; whether there may be more."""
+        """Judge the next epochs of the job; return whether there may be more."""
         if self.reason(job) is not None:
             return False
         with self._judging:
@@ -121,16 +124,16 @@ class Pruning(threading.Thread):
         return halving(judged, epochs, values, others, kind=kind, last=last, first=least * factor**mine, factor=factor)
 
     def _others(self, epochs: list[int]) -> np.ndarray:
-        """Validation NMSE (trials, epochs) of the trials that are done, NaN where one has no such epoch."""
+        """Return the validation NMSE (trials, epochs) of the trials that are done, NaN where one has no such epoch."""
         for job, numbers, values in self.queue.finished(self.name, known=list(self._finished)):
             self._finished[job] = np.full(max(numbers), math.nan)
             self._finished[job][np.array(numbers) - 1] = values
-        found = np.full((len(self._finished), len(epochs)), math.nan)
+        table = np.full((len(self._finished), len(epochs)), math.nan)
         columns = np.array(epochs) - 1
-        for row, curve in zip(found, self._finished.values(), strict=True):
-            known = columns < len(curve)
-            row[known] = curve[columns[known]]
-        return found
+        for row, curve in zip(table, self._finished.values(), strict=True):
+            exists = columns < len(curve)
+            row[exists] = curve[columns[exists]]
+        return table
 
 
 def median(
@@ -143,9 +146,12 @@ def median(
     startup: int,
     warmup: int,
 ) -> Judged:
-    """End a trial whose lowest validation NMSE so far is above the median of what the trials that are done had at the
-    same epoch: `others` (trials, epochs). Not in the first `warmup` epochs, not before `startup` trials are done, and
-    not after the trial's `last` epoch, which leaves nothing to be saved."""
+    """Return the judgement of Optuna's MedianPruner.
+
+    It ends a trial whose lowest validation NMSE so far is above the median of what the trials that are done had at the
+    same epoch: `others` (trials, epochs). Not in the first `warmup` epochs, before `startup` trials are done, or
+    after the trial's `last` epoch, when nothing is left to be saved.
+    """
     lowest = np.fmin.accumulate([math.nan if judged.value is None else judged.value, *values])[1:]
     ends = np.zeros(len(epochs), dtype=bool)
     if len(others) >= startup:
@@ -170,9 +176,12 @@ def halving(
     first: int,
     factor: int,
 ) -> Judged:
-    """End a trial that at a rung (epoch `first`, then `factor` times as many) is not among the best of those that came
+    """Return the judgement of Optuna's SuccessiveHalvingPruner.
+
+    It ends a trial that at a rung (epoch `first`, then `factor` times as many) is not among the best of those that came
     there: one in `factor`, at least one. `others(rung)` are their values, of trials of the same bracket. At the trial's
-    `last` epoch, which leaves nothing to be saved, it is counted and not ended."""
+    `last` epoch, when nothing is left to be saved, the trial is counted and not ended.
+    """
     rungs, at = list(judged.rungs), 0
     while (at := max(at, bisect_left(epochs, first * factor ** len(rungs)))) < len(epochs):
         value, ends = values[at], math.isnan(values[at])
@@ -189,8 +198,10 @@ def halving(
 
 
 def bracket(name: str, number: int, *, least: int, most: int, factor: int) -> int:
-    """The bracket Hyperband puts a trial of the study `name` in: how many times later than in the first one, by
-    `factor`, its first rung comes."""
+    """Return the number of the bracket that Hyperband puts a trial of the study `name` in.
+
+    Its first rung comes `factor` times later in each bracket than in the one before.
+    """
     count = math.floor(math.log(most / least, factor)) + 1
     shares = [math.ceil(count * factor**left / (left + 1)) for left in reversed(range(count))]
     place = crc32(f"{name}_{number}".encode()) % max(sum(shares), 1)
@@ -198,8 +209,10 @@ def bracket(name: str, number: int, *, least: int, most: int, factor: int) -> in
 
 
 def _medians(values: np.ndarray) -> np.ndarray:
-    """The median of each column without its NaN, to the bit as `numpy.nanpercentile` gives it, which takes much longer;
-    NaN where there is none."""
+    """Return the median of each column without its NaN; NaN where there is none.
+
+    The numbers are those of `numpy.nanpercentile` to the bit, which takes much longer.
+    """
     ordered, count = np.sort(values, axis=0), (~np.isnan(values)).sum(axis=0)  # NaN come last
     columns = np.arange(values.shape[1])
     low, high = ordered[np.maximum(count - 1, 0) // 2, columns], ordered[count // 2 % len(values), columns]
