@@ -9,7 +9,9 @@ import pytest
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.split import split
-from hpo.report import answers, sections
+from hpo.report import claims, sections
+from hpo.report.answers import Answer
+from hpo.report.model_claims import against_volume_fraction
 from hpo.scores.evidence import Closed, Evidence, Winner
 
 SEED, CELLS = 17, 200
@@ -101,7 +103,7 @@ def evidence(*winners: Winner, **trials: list) -> Evidence:
     """Of these winners; `trials` are those of a whole study by its name."""
     closed = [
         Closed(
-            row=SimpleNamespace(name=name),  # type: ignore[arg-type]
+            row=SimpleNamespace(name=name, facts=SimpleNamespace(claims=None)),  # type: ignore[arg-type]
             jobs=[job for job, _ in found],
             ended={},
             curves={job.id: curves for job, curves in found},
@@ -112,8 +114,8 @@ def evidence(*winners: Winner, **trials: list) -> Evidence:
     return Evidence(closed=closed, winners=ordered, dataset=DATA, split=PARTS)
 
 
-def answer(given: Evidence, question: str) -> answers.Answer:
-    (found,) = [each for each in answers.answers(given) if each.question.startswith(question)]
+def answer(given: Evidence, question: str) -> Answer:
+    (found,) = [each for each in claims.answers(given) if each.question.startswith(question)]
     return found
 
 
@@ -130,10 +132,10 @@ def test_what_was_not_run_is_not_measured_and_said_what_it_takes():
     given = evidence(winner("grid", 0.5))
     found = answer(given, "Did tuning improve")
     assert (found.answer, found.because) == ("not measured", "It takes a study of baseline.")
-    assert {each.answer for each in answers.answers(given)} == {"not measured", "grid"}
+    assert {each.answer for each in claims.answers(given)} == {"not measured", "grid"}
     single = evidence(winner("baseline", 0.9), dataclasses.replace(winner("grid", 0.5), points=1))
     assert answer(single, "Did tuning improve").answer == "not measured", "one point is no tuning"
-    assert {each.answer for each in answers.answers(evidence())} == {"not measured"}
+    assert {each.answer for each in claims.answers(evidence())} == {"not measured"}
 
 
 def test_the_best_backbone_the_fastest_and_what_fine_tuning_did():
@@ -391,8 +393,8 @@ def test_heads_that_converge_as_claimed_confirm_it():
 def test_a_model_is_called_better_than_the_volume_fraction_only_beyond_the_interval():
     better, worse = winner("grid", 0.1), winner("grid", 3.0)
     given = evidence(better, worse)
-    assert answers.against_volume_fraction(given, better).startswith("better than")
-    assert answers.against_volume_fraction(given, worse).startswith("worse than")
+    assert against_volume_fraction(given, better).startswith("better than")
+    assert against_volume_fraction(given, worse).startswith("worse than")
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ class Plan:
         data = self.dataset
         return StudyFacts(
             description=self.study.description,
+            claims=self.study.claims or None,
             data=DataFacts(
                 name=data.metadata["name"],
                 digest=data.digest,
@@ -192,6 +193,8 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         if row is not None and row.identity != ready.identity:
             raise study.conflict(ready.name, row.spec, ready.canonical)
         if row is not None and row.facts.planned:
+            if (row.facts.claims or ()) != ready.study.claims:  # they may change, for they move no number
+                queue.amend_facts(row.name, {"claims": [claim.to_dict() for claim in ready.study.claims]})
             return row
         tracker.require_version()
         # A planner that died after it wrote the best points down has planned some of them: they stay the best.

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hpo.report import answers, error_section, figures, study_section, tables
+from hpo.report import claims, error_section, figures, study_section, tables
 from hpo.report.document import Document, Picture, Section
+from hpo.report.model_claims import against_volume_fraction
 from hpo.report.tables import HIGH, LOW, Table
 from hpo.report.words import BASELINES, four_places
 from hpo.scores import alarms, analysis
@@ -36,7 +37,7 @@ def build(evidence: Evidence) -> Document:
         title=f"{', '.join(names)} on {evidence.closed[0].row.facts['data']['name']}",
         summary=_summary(evidence),
         alarms=_alarms(evidence),
-        answers=answers.answers(evidence),
+        answers=claims.answers(evidence),
         sections=[
             _models(evidence),
             *(study_section.section(evidence, closed) for closed in evidence.closed),
@@ -75,7 +76,7 @@ def _summary(evidence: Evidence) -> list[str]:
         f"{four_places(high)}, mean over {over}; least {component}: "
         f"{four_places(worst)}). A cubic polynomial in the volume fraction alone explains {percent(cubic)}, the "
         f"mean of the training labels {percent(mean)}. The selected model is "
-        f"{answers.against_volume_fraction(evidence, first)}.",
+        f"{against_volume_fraction(evidence, first)}.",
     ]
 
 

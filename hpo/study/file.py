@@ -3,11 +3,13 @@
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from hpo.errors import StudyError
+from hpo.study import claims
 from hpo.study.names import BARE, LONGEST_NAME, RESERVED
 from hpo.study.parsing import (
     BEST_KEYS,
@@ -54,7 +56,9 @@ def load_all(name: str, overrides: Sequence[str] = (), *, prerequisites: bool = 
         names = checked_value(label, "sequence", table["sequence"], list)
         if not names or not all(isinstance(each, str) for each in names):
             raise StudyError(f"{label}: sequence: expected names of studies, found {names!r}.")
+        asked = claims.parse(label, table.get("claims", []))
         found = [_load(_beside(folder, each), overrides, used, strict=False) for each in names]
+        found = [replace(study, claims=(*asked, *study.claims)) for study in found]
     else:
         found = [_load(name, overrides, used, strict=True)]
     for override in overrides:
@@ -212,6 +216,8 @@ def _override(table: dict[str, Any], text: str) -> None:
     key = key.strip()
     if not equals or not key:
         raise StudyError(f"--set {text}: expected KEY=VALUE, for example training.epochs=10.")
+    if key.partition(".")[0] == "claims":
+        raise StudyError(f"--set {text}: expected claims in the study file only: they are no setting of a study.")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

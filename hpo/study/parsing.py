@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpo.errors import StudyError
+from hpo.study import claims
 from hpo.study.space import Choices, Interval, is_number, second_values
 from hpo.study.specification import BEST, DEFAULT_DATA, SAMPLERS, Study
 from models import specs
@@ -21,7 +22,7 @@ PRUNERS: dict[str, dict[str, int]] = {
 KEYS: dict[str, tuple[str, ...]] = {
     "": (
         *("description", "seed", "repeats", "starts_from", "best_of", "points", "report_by"),
-        *("data", "model", "sampler", "pruner", "space", "start", "training"),
+        *("data", "model", "sampler", "pruner", "space", "start", "training", "claims"),
     ),
     "data": ("path", "image_size"),
     "sampler": ("name", "trials", "multivariate"),
@@ -32,10 +33,11 @@ KEYS: dict[str, tuple[str, ...]] = {
 TABLES = ("data", "model", "sampler", "pruner", "space", "training")
 
 
-SEQUENCE_KEYS = ("description", "sequence")
+SEQUENCE_KEYS = ("description", "sequence", "claims")
 
 
-BEST_KEYS = ("description", "seed", "repeats", "best_of", "points", "training")  # the others are the earlier study's
+# The others are the earlier study's.
+BEST_KEYS = ("description", "seed", "repeats", "best_of", "points", "training", "claims")
 
 
 def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *, overridden: bool) -> Study:
@@ -70,6 +72,7 @@ def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *
         repeats=checked_value(label, "repeats", table.get("repeats", 1), int),
         starts_from=None if again else earlier,
         best_of=earlier if again else None,
+        claims=claims.parse(label, table.get("claims", [])),
     )
     if again and earlier is not None:
         seeds = range(study.seed, study.seed + study.repeats)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo.records import Record
+from hpo.study.claims import Claim
 from models.metrics import Scores
 
 Point = dict[str, Any]  # the values of a configuration, by parameter, in the order of the study file
@@ -94,6 +95,7 @@ class StudyFacts(Record):
     model_name: str  # of the registered model that its best networks compete for
     predictors: dict[str, SplitScores]  # of the baseline predictors, by name
     description: str = ""
+    claims: tuple[Claim, ...] | None = None  # of its file; the report decides them
     weights: dict[str, WeightsFile] | None = None  # by backbone, where a trainer reads them
     starts_from: dict[str, Network] | None = None  # by origin
     best_of: tuple[SourceTrial, ...] | None = None

@@ -2,9 +2,10 @@
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from hpo.study.claims import Claim
 from hpo.study.identity import digest
 from hpo.study.names import file_name, origin, with_digits
 from hpo.study.records import SourceTrial, StudyFacts, TrialSpec
@@ -45,6 +46,7 @@ class Study:
     repeats: int  # how often each point is trained, each time with another seed
     starts_from: "Study | None"  # whose best networks the trials begin with
     best_of: "Study | None" = None  # whose best points are trained again
+    claims: tuple[Claim, ...] = field(default=(), compare=False)  # that the report decides; no part of the identity
 
     def canonical(
         self,
