@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import records
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.split import split
@@ -53,9 +54,9 @@ def trial(
     state: str = "done",
 ):
     """Its curve is flat from `converged` on, and lowest there."""
-    result = {"best_val_nmse": nmse, "best_epoch": min(30, length)} if state == "done" else None
+    result = records.result(nmse, best_epoch=min(30, length)) if state == "done" else None
     training = {"epochs": length}
-    spec = {"point": point, "parameters": parameters, "model": model or {"family": "cnn"}, "training": training}
+    spec = records.spec(point=point, parameters=parameters, model=model or {"family": "cnn"}, training=training)
     number = next(JOBS)
     job = SimpleNamespace(id=number, number=number, kind="trial", state=state, spec=spec, result=result)
     curve = {epoch: nmse * (1 if epoch >= converged else 2) for epoch in range(1, length + 1)}

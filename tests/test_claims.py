@@ -56,7 +56,10 @@ def test_the_claims_of_a_sequence_are_those_of_its_studies_too(tmp_path):
 
 def test_claims_of_the_source_study_survive_the_database():
     shipped = claims.shipped()
-    assert len(shipped) == 13 and tuple(claims.Claim.from_dict(json.loads(json.dumps(claim.to_dict()))) for claim in shipped) == shipped
+    assert (
+        len(shipped) == 13
+        and tuple(claims.Claim.from_dict(json.loads(json.dumps(claim.to_dict()))) for claim in shipped) == shipped
+    )
 
 
 @pytest.mark.parametrize(

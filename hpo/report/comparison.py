@@ -134,17 +134,17 @@ def compare(queue: Queue, tracker: Tracker | None, wanted: Sequence[str]) -> Com
             "what determines it": _settings(study, job),
             "where it ran": {"attempt": job.attempt} | machine,
         }
-        by_component = job.result["validation"] if job.state == "done" and job.result else None
-        targets = study.facts["data"]["target_names"]
+        by_component = job.result.validation.to_dict() if job.state == "done" and job.result else None
+        targets = study.facts.data.target_names
         sections |= _score_sections(_validation(queue, job, of_study), by_component, _tested(job, of_study), targets)
         things.append(Compared(name=name, data=_data(study), sections=sections))
     rows = [studies[name] for name in jobs]
-    units = dict.fromkeys(row.facts["data"]["unit"] for row in rows)
+    units = dict.fromkeys(row.facts.data.unit for row in rows)
     return Comparison(things=things, predictors=_predictors(things, rows, jobs), unit=" or ".join(units))
 
 
 def _data(study: StudyRow) -> tuple[str, str]:
-    return study.facts["data"]["digest"], study.facts["data"]["split"]
+    return study.facts.data.digest, study.facts.data.split
 
 
 def _identity(study: StudyRow, job: Job) -> Values:
@@ -153,8 +153,8 @@ def _identity(study: StudyRow, job: Job) -> Values:
         "trial": job.number,
         "repeat": job.repeat if study.spec.get("repeats", 1) > 1 else None,
         "config": job.config,
-        "point": point_text(job.spec["point"]) if job.spec else None,
-        "weights": provenance(job.spec["model"]) if job.spec else None,
+        "point": point_text(job.spec.point) if job.spec else None,
+        "weights": provenance(job.spec.model) if job.spec else None,
         "state": job.state,
         "reason": job.reason,
         "run_id": job.run_id,
@@ -166,7 +166,7 @@ def _settings(study: StudyRow, job: Job) -> Values:
     """Return the params of its run; those of the configuration stand among model and training, as in every study."""
     if job.spec is None:  # no sampler has filled the slot
         return {"data": _data(study)[0], "split": _data(study)[1], "identity": study.identity}
-    own = (*job.spec["point"], "config")
+    own = (*job.spec.point, "config")
     return {key: value for key, value in reconciler.params(job.spec).items() if key not in own}
 
 
@@ -179,7 +179,7 @@ def _tracked(
     try:
         tracker = names.require(tracker)
         for job in jobs:
-            model = studies[job.study].facts["model_name"]
+            model = studies[job.study].facts.model_name
             if model not in versions:
                 versions[model] = registry.versions(tracker, model)
             own = next((one for one in versions[model] if job.run_id and one.run_id == job.run_id), None)
@@ -210,7 +210,7 @@ def _validation(queue: Queue, job: Job, jobs: list[Job]) -> Values:
     """Return the scores of the best epoch and of the last; those so far of a trial that is not done."""
     values: Values = {}
     if job.state == "done" and job.result:
-        values = _means("best_val", job.result["validation"]) | job.result
+        values = _means("best_val", job.result.validation.to_dict()) | job.result.to_json()
     elif curve := [(number, epoch) for number, epoch in queue.curve(job.id) if epoch.get("val/nmse") is not None]:
         number, best = min(curve, key=lambda epoch: epoch[1]["val/nmse"])
         last = curve[-1][1]
@@ -242,12 +242,13 @@ def _predictors(
     predictors: dict[tuple[tuple[str, str], str], Compared] = {}
     several = len({thing.data for thing in things}) > 1
     for study in studies:
-        data, targets = _data(study), study.facts["data"]["target_names"]
+        data, targets = _data(study), study.facts.data.target_names
         opened = any(thing.sections[TEST] for thing in things if thing.data == data)
         ended = _ended(jobs[study.name]).get("predictors", {}) if opened else {}
-        for name, scores in study.facts["predictors"].items():
+        for name, scores in study.facts.predictors.items():
             test = ended[name]["test"] if ended else None
-            sections = _score_sections(_means("best_val", scores["validation"]), scores["validation"], test, targets)
+            validation = scores.validation.to_dict()
+            sections = _score_sections(_means("best_val", validation), validation, test, targets)
             title = BASELINES[name] + (f" ({data[0][:8]})" if several else "")
             if test or (data, name) not in predictors:
                 predictors[data, name] = Compared(name=title, data=data, sections=sections)

@@ -61,7 +61,7 @@ class Progress:
         return min(found, key=lambda pair: pair[0], default=None)
 
     def epochs_planned(self, job: Job) -> int:
-        training = job.spec["training"] if job.spec else dict(self.study.spec["training"])
+        training = job.spec.training if job.spec else dict(self.study.spec["training"])
         return int(training.get("epochs", 0))
 
     @property
@@ -276,7 +276,7 @@ def _about(worker: Present | None) -> str:
 
 
 def _point(job: Job) -> str:
-    return point_text(job.spec["point"]) if job.spec else "no point yet"
+    return point_text(job.spec.point) if job.spec else "no point yet"
 
 
 def progress_line(text: str) -> None:

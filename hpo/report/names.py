@@ -39,7 +39,7 @@ def find(queue: Queue, tracker: Tracker | None, studies: Mapping[str, StudyRow],
     if slash and head in models:
         return _of_version(queue, head, registry.find(tracker, head, rest))
     for row in studies.values():
-        if name in (row.facts.get("study_run_id"), *row.facts.get("predictor_run_ids", {}).values()):
+        if name in (row.facts.study_run_id, *(row.facts.predictor_run_ids or {}).values()):
             raise NotFound(f"The run {name} is of no trial, but of the study {row.name} as a whole: name {row.name}.")
     runs = [str(job.run_id) for study in studies for job in queue.jobs(study) if job.run_id]
     raise _unknown(name, [*studies, *models, *runs])

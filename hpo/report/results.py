@@ -92,21 +92,21 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
         assert job.result is not None and job.spec is not None
         spread, result = ranking.spread(repeats[job.number]), job.result
         values: dict[str, Any] = {"config": number(job), "point": label(job.spec)}
-        values |= score_values(result["validation"] | {"nmse": result["best_val_nmse"], "mse": result["best_val_mse"]})
-        values |= {"best epoch": result["best_epoch"], "seconds": f"{result['seconds']:.0f}"}
+        values |= score_values(result.validation.to_dict() | {"nmse": result.best_val_nmse, "mse": result.best_val_mse})
+        values |= {"best epoch": result.best_epoch, "seconds": f"{result.seconds:.0f}"}
         if repeated:
             best = None if job is ranked[0] else ranking.spread(repeats[ranked[0].number])
             values["NMSE"] = spread_text(spread, best)
             if lacks := ranking.incomplete([other for other in jobs if other.number == job.number]):
                 values["point"] += f"\n{lacks}"
         entries.append((job.number in unstable, spread[0], Row(values=values)))
-    for name, predictor in study.facts["predictors"].items():
-        values = score_values(predictor["validation"]) | {"point": BASELINES[name]}
+    for name, predictor in study.facts.predictors.items():
+        values = score_values(predictor.validation.to_dict()) | {"point": BASELINES[name]}
         entries.append((False, values["NMSE"], Row(values=values, style="dim")))
     columns = [
         Column(name="config", text=tables.cell_text),
         Column(name="point", left=True, folds=True),
-        *score_columns(study.facts["data"]["unit"]),
+        *score_columns(study.facts.data.unit),
         Column(name="best epoch", text=tables.cell_text),
         Column(name="seconds", text=tables.cell_text),
     ]
@@ -115,12 +115,12 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
 
 def winner_table(study: StudyRow, ended: dict[str, Any]) -> Table:
     """Return the winner's scores on the test split, by component, beside the baseline predictors."""
-    winner, names = ended["winner"], study.facts["data"]["target_names"]
+    winner, names = ended["winner"], study.facts.data.target_names
     bare = ", not pretrained" if winner.get("weights") == "not pretrained" else ""
     test = winner["test"]
     rmse = [mse**0.5 for mse in test["per_target"]["mse"]]
     columns: dict[str, tuple[list[float | None], float | None]] = {  # by component, and the mean
-        f"RMSE {study.facts['data']['unit']}": (rmse, sum(rmse) / len(rmse)),
+        f"RMSE {study.facts.data.unit}": (rmse, sum(rmse) / len(rmse)),
         "NRMSE": (test["per_target"]["nrmse"], test["nrmse"]),
         "R²": (test["per_target"]["r2"], test["r2"]),
     }
@@ -133,7 +133,7 @@ def winner_table(study: StudyRow, ended: dict[str, Any]) -> Table:
     ]
     return Table(
         title=f"config {_number(winner)} ({point_text(winner['point'])}{bare}) on the test split, opened once, "
-        f"{study.facts['data']['sizes'][2]} cells",
+        f"{study.facts.data.sizes[2]} cells",
         columns=[
             Column(name="component", left=True),
             *(Column(name=head, text=score_text if head.startswith("RMSE") else four_places) for head in columns),
@@ -151,7 +151,7 @@ def _number(winner: dict[str, Any]) -> int:
 
 def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
     """Return all trials of a study, in the order of their numbers."""
-    bare = any(job.spec and provenance(job.spec["model"]) == "not pretrained" for job in jobs)
+    bare = any(job.spec and provenance(job.spec.model) == "not pretrained" for job in jobs)
     repeat = ["repeat"] if study.spec.get("repeats", 1) > 1 else []
     rows = [
         Row(
@@ -163,7 +163,7 @@ def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
                 "state": job.state,
                 "attempt": job.attempt,
                 "epochs": job.epochs,
-                "best val NMSE": f"{job.result['best_val_nmse']:.5g}" if job.state == "done" and job.result else "",
+                "best val NMSE": f"{job.result.best_val_nmse:.5g}" if job.state == "done" and job.result else "",
                 "reason": job.reason or "",
             }
         )
@@ -263,17 +263,17 @@ def rows(jobs: list[Job]) -> list[dict[str, Any]]:
                 "number": job.number,
                 "repeat": job.repeat,
                 "config": job.config,
-                **{f"point.{name}": value for name, value in job.spec["point"].items()},
-                "parameters": job.spec["parameters"],
-                "weights": provenance(job.spec["model"]),
-                "best_val_nmse": result["best_val_nmse"],
-                "best_val_mse": result["best_val_mse"],
-                "best_val_r2": result["validation"]["r2"],
-                "best_val_nrmse": result["validation"]["nrmse"],
-                "best_epoch": result["best_epoch"],
-                "last_val_nmse": result["last_val_nmse"],
-                "last_val_mse": result["last_val_mse"],
-                "seconds": result["seconds"],
+                **{f"point.{name}": value for name, value in job.spec.point.items()},
+                "parameters": job.spec.parameters,
+                "weights": provenance(job.spec.model),
+                "best_val_nmse": result.best_val_nmse,
+                "best_val_mse": result.best_val_mse,
+                "best_val_r2": result.validation.r2,
+                "best_val_nrmse": result.validation.nrmse,
+                "best_epoch": result.best_epoch,
+                "last_val_nmse": result.last_val_nmse,
+                "last_val_mse": result.last_val_mse,
+                "seconds": result.seconds,
                 "run_id": job.run_id,
             }
         )
@@ -283,7 +283,7 @@ def rows(jobs: list[Job]) -> list[dict[str, Any]]:
 def log_study(shown: Mirror, ended: dict[str, Any]) -> None:
     """Attach the tables to the study's run, set its summary and end it. Idempotent."""
     study, now = shown.study, now_ms()
-    jobs, run_id = shown.queue.jobs(study.name), study.facts["study_run_id"]
+    jobs, run_id = shown.queue.jobs(study.name), study.facts.study_run_id
     with tempfile.TemporaryDirectory() as folder:
         table, raw, text = Path(folder, "trials.csv"), Path(folder, "result.json"), Path(folder, "result.txt")
         table.write_text(tables.csv(pandas.DataFrame(rows(jobs))), encoding="utf-8")

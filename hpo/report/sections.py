@@ -34,7 +34,7 @@ def build(evidence: Evidence) -> Document:
     """Return the whole report."""
     names = [closed.row.name for closed in evidence.closed]
     return Document(
-        title=f"{', '.join(names)} on {evidence.closed[0].row.facts['data']['name']}",
+        title=f"{', '.join(names)} on {evidence.closed[0].row.facts.data.name}",
         summary=_summary(evidence),
         alarms=_alarms(evidence),
         answers=claims.answers(evidence),
@@ -50,7 +50,7 @@ def build(evidence: Evidence) -> Document:
 
 def _summary(evidence: Evidence) -> list[str]:
     trials = sum(job.state == "done" for closed in evidence.closed for job in closed.jobs)
-    sizes = evidence.closed[0].row.facts["data"]["sizes"]
+    sizes = evidence.closed[0].row.facts.data.sizes
     head = (
         f"{trials} networks were trained on {sizes[0]} cells and selected on {sizes[1]} others. The scores below are "
         f"of {sizes[2]} test cells that neither training nor selection saw."
@@ -93,12 +93,12 @@ def _alarms(evidence: Evidence) -> list[str]:
     any), and that of all studies together."""
     sentences = []
     for closed in evidence.closed:
-        ranked, predictors = [job for job, _ in closed.points], closed.row.facts["predictors"]
+        ranked, predictors = [job for job, _ in closed.points], closed.row.facts.predictors
         recorded = closed.ended.get("alarms")
         own = alarms.alarms(ranked, predictors, None) if recorded is None else recorded
         sentences += [f"{closed.row.name}: {alarm}" for alarm in own]
     everything = [job for closed in evidence.closed for job, _ in closed.points]
-    joint = alarms.at_the_mean(everything, evidence.closed[0].row.facts["predictors"])
+    joint = alarms.at_the_mean(everything, evidence.closed[0].row.facts.predictors)
     return sentences + [f"all studies: {alarm}" for alarm in joint if len(evidence.closed) > 1]
 
 
@@ -115,19 +115,19 @@ def _models(evidence: Evidence) -> Section:
             {
                 "model": winner.title,
                 "parameters": entry["parameters"],
-                "trainable": job.spec.get("trainable_parameters", entry["parameters"]),
+                "trainable": job.spec.trainable_parameters or entry["parameters"],
                 "validation NMSE": winner.nmse,
-                "best epoch": job.result["best_epoch"],
-                "last epoch NMSE": job.result["last_val_nmse"],
-                f"last epoch MSE {unit}²": job.result["last_val_mse"],
+                "best epoch": job.result.best_epoch,
+                "last epoch NMSE": job.result.last_val_nmse,
+                f"last epoch MSE {unit}²": job.result.last_val_mse,
                 "epochs to 5 %": evidence.converged(winner.curves["val/nmse"]),
-                "training s": job.result["seconds"],
+                "training s": job.result.seconds,
                 "version": entry["version"],
             }
         )
     for name, predicted in evidence.predictors.items():
         scores = _scores(evidence, predicted, _predictor(evidence, name))
-        nmse = evidence.closed[0].row.facts["predictors"][name]["validation"]["nmse"]
+        nmse = evidence.closed[0].row.facts.predictors[name].validation.nmse
         on_test.append({"model": BASELINES[name], "weights": "", "verdict": "", "validation NMSE": nmse, **scores})
     of_test = tables.of_records(
         sorted(on_test, key=lambda record: record["validation NMSE"]),
@@ -228,7 +228,7 @@ def _origin(evidence: Evidence) -> Section:
 
 
 def _origin_of(evidence: Evidence, closed: Closed) -> Record:
-    facts, plan = closed.row.facts["data"], closed.study
+    facts, plan = closed.row.facts.data, closed.study
     tags = next((winner.tags for winner in evidence.winners if winner.study == closed.row.name), {})
     done = [job for job in closed.jobs if job.result and job.state == "done"]
     begin, end = closed.row.created_at, max((job.changed_at for job in closed.jobs), default=closed.row.created_at)
@@ -242,12 +242,12 @@ def _origin_of(evidence: Evidence, closed: Closed) -> Record:
         **{f"model.{name}": value for name, value in plan.model.items()},
         **{f"training.{name}": value for name, value in plan.training.items()},
         **{f"space.{name}": ", ".join(values) for name, values in space.items()},
-        "data set": f"{facts['name']}, digest {facts['digest'][:16]}",
-        "split (training/validation/test)": f"{'/'.join(map(str, facts['sizes']))}, digest {facts['split'][:16]}",
+        "data set": f"{facts.name}, digest {facts.digest[:16]}",
+        "split (training/validation/test)": f"{'/'.join(map(str, facts.sizes))}, digest {facts.split[:16]}",
         "identity": closed.row.identity[:16],
         "planned": datetime.fromtimestamp(begin, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "planned to closed, min": (end - begin) / 60,
-        "training min, all trials": sum(job.result["seconds"] for job in done if job.result) / 60,
+        "training min, all trials": sum(job.result.seconds for job in done if job.result) / 60,
         "device": tags.get("hpo.device", ""),
         "versions": ", ".join(f"{package} {tags.get('hpo.version.' + package, '?')}" for package in packages),
         "commit": tags.get("hpo.commit", ""),

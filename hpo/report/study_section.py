@@ -26,7 +26,7 @@ def section(evidence: Evidence, closed: Closed) -> Section:
     """Return the tables of a study (1 and 2 of the source study), its effects and its figures."""
     title, name = f"Study {closed.row.name}", closed.row.name
     ended = [job for job in closed.jobs if job.state in ("dead", "diverged", "pruned", "cancelled")]
-    text = [closed.row.facts.get("description") or ""]
+    text = [closed.row.facts.description]
     text += [f"{closed.study.at_random}."] if closed.study.at_random else []
     text += [f"{len(ended)} of {len(closed.jobs)} trials have no score: see the table of trials."] if ended else []
     if not closed.points:
@@ -39,10 +39,10 @@ def section(evidence: Evidence, closed: Closed) -> Section:
     if len(records) > 1:
         effects, pictures = _effects(closed)
         listed += effects
-    sizes = [job.spec["parameters"] for job, _ in closed.points if job.spec]
+    sizes = [job.spec.parameters for job, _ in closed.points if job.spec]
     if len(set(sizes)) > 2:
         lines = {
-            BASELINES[name]: scores["validation"]["nmse"] for name, scores in closed.row.facts["predictors"].items()
+            BASELINES[name]: float(scores.validation.nmse or 0) for name, scores in closed.row.facts.predictors.items()
         }
         figure = figures.capacity(sizes, [score for _, score in closed.points], lines)
         words = "Size of the network and validation NMSE"
@@ -105,20 +105,20 @@ def trials(evidence: Evidence, closed: Closed) -> list[Record]:
         records.append(
             {
                 _counter(closed): number(job),
-                **job.spec["point"],
-                "weights": provenance(job.spec["model"]) or "from scratch",
-                "parameters": job.spec["parameters"],
+                **job.spec.point,
+                "weights": provenance(job.spec.model) or "from scratch",
+                "parameters": job.spec.parameters,
                 **(repeated if closed.study.repeats > 1 else {}),
-                NMSE: result["best_val_nmse"],
-                f"validation MSE {unit}²": result["best_val_mse"],
-                "R²": result["validation"]["r2"],
-                "NRMSE": result["validation"]["nrmse"],
-                "MAPE": result["validation"]["mape"],
-                "best epoch": result["best_epoch"],
+                NMSE: result.best_val_nmse,
+                f"validation MSE {unit}²": result.best_val_mse,
+                "R²": result.validation.r2,
+                "NRMSE": result.validation.nrmse,
+                "MAPE": result.validation.mape,
+                "best epoch": result.best_epoch,
                 "epochs to 5 %": evidence.converged(closed.curves[job.id]["val/nmse"]),
-                "last epoch NMSE": result["last_val_nmse"],
-                f"last epoch MSE {unit}²": result["last_val_mse"],
-                "training s": result["seconds"],
+                "last epoch NMSE": result.last_val_nmse,
+                f"last epoch MSE {unit}²": result.last_val_mse,
+                "training s": result.seconds,
                 "state": job.state,
                 "run_id": job.run_id,
             }
@@ -130,8 +130,8 @@ def _baselines(evidence: Evidence, closed: Closed) -> list[Record]:
     """Return the baseline predictors as rows among the configurations."""
     first = next(iter(_parameters(closed)), _counter(closed))
     records = []
-    for name, predictor in closed.row.facts["predictors"].items():
-        scores = predictor["validation"]
+    for name, predictor in closed.row.facts.predictors.items():
+        scores = predictor.validation.to_dict()
         own = {NMSE: scores["nmse"], f"validation MSE {evidence.dataset.unit}²": scores["mse"]}
         records.append(
             {first: BASELINES[name]}
@@ -159,7 +159,7 @@ def _effects(closed: Closed) -> tuple[list[Table], list[Picture]]:
     """Return what each parameter does: exactly on a full grid, by Optuna's importances otherwise."""
     name, title = closed.row.name, "Importance of each parameter (Optuna's fANOVA: share of the variance of the score)"
     ordered = sorted(closed.points, key=lambda entry: (entry[0].config or 0, entry[0].number))  # as in the grid
-    points, scores = [job.spec["point"] for job, _ in ordered if job.spec], [score for _, score in ordered]
+    points, scores = [job.spec.point for job, _ in ordered if job.spec], [score for _, score in ordered]
     lost = (
         f"{len(closed.lost)} configurations lack a score of a trial: the others were selected by how they went, and "
         "may mislead."
@@ -213,7 +213,7 @@ def _importances(closed: Closed) -> dict[str, float]:
     study, distributions = optuna.create_study(), sampling.distributions(closed.study)
     for job, score in closed.points:
         assert job.spec is not None
-        study.add_trial(optuna.trial.create_trial(params=job.spec["point"], distributions=distributions, value=score))
+        study.add_trial(optuna.trial.create_trial(params=job.spec.point, distributions=distributions, value=score))
     try:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))

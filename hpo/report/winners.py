@@ -21,7 +21,7 @@ def comparable(closed: list[Closed]) -> list[list[Closed]]:
     """Return groups of two studies or more on one data set and split: scores on others cannot be compared."""
     groups: dict[tuple[str, str], list[Closed]] = {}
     for row, ended in closed:
-        groups.setdefault((row.facts["data"]["digest"], row.facts["data"]["split"]), []).append((row, ended))
+        groups.setdefault((row.facts.data.digest, row.facts.data.split), []).append((row, ended))
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -44,7 +44,7 @@ def winners_table(closed: list[Closed]) -> Table:
         Column(name=name, left=True, text=tables.cell_text, folds=name == "model") for name in ("model", "weights")
     ]
     numbers = [Column(name="parameters", text=tables.cell_text), Column(name="split", left=True)]
-    scores = score_columns(closed[0][0].facts["data"]["unit"])
+    scores = score_columns(closed[0][0].facts.data.unit)
     title = "Comparison: the best of each, selected on the validation split"
     return Table(title=title, columns=[*words, *numbers, *scores], rows=rows)
 
@@ -93,8 +93,8 @@ def log_winners(tracker: Tracker, closed: list[Closed]) -> str:
             tables.print_table(tables.console(file=file), winners_table(closed))
         for study, _ in closed:
             for path in (full, text):
-                tracker.upload(study.facts["study_run_id"], path, "tables")
+                tracker.upload(study.facts.study_run_id, path, "tables")
     searched = dict.fromkeys(name for study, _ in closed for name, _ in study.spec["space"])
     return experiments.comparison_link(
-        tracker, [study.facts["experiment_id"] for study, _ in closed], ["model.family", *searched]
+        tracker, [study.facts.experiment_id for study, _ in closed], ["model.family", *searched]
     )

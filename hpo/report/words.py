@@ -7,6 +7,7 @@ from typing import Any
 from hpo.queue import Job
 from hpo.report.tables import Column
 from hpo.study import provenance
+from hpo.study.records import TrialSpec
 from hpo.text import point_text, score_text
 
 BASELINES = {"mean": "mean of the training labels", "volume fraction": "volume fraction, cubic"}  # the predictors
@@ -19,10 +20,10 @@ def number(job: Job) -> int:
     return job.number if job.config is None else job.config
 
 
-def label(spec: Mapping[str, Any]) -> str:
+def label(spec: TrialSpec) -> str:
     """Return a configuration in few letters, such as `f8 k5 d0.2 lr1e-3`; it says if the backbone is not pretrained."""
-    bare = " (not pretrained)" if provenance(spec["model"]) == "not pretrained" else ""
-    return point_text(spec["point"]) + bare
+    bare = " (not pretrained)" if provenance(spec.model) == "not pretrained" else ""
+    return point_text(spec.point) + bare
 
 
 def spread_text(spread: Spread, best: Spread | None = None) -> str:

@@ -63,13 +63,13 @@ class Winner:
     def model(self) -> dict[str, Any]:
         """The model's settings."""
         assert self.job.spec is not None
-        return dict(self.job.spec["model"])
+        return dict(self.job.spec.model)
 
     @property
     def epochs(self) -> int:
         """For which it was to be trained; an early end comes before."""
         assert self.job.spec is not None
-        return int(self.job.spec["training"]["epochs"])
+        return int(self.job.spec.training["epochs"])
 
     @property
     def role(self) -> str:
@@ -162,10 +162,10 @@ class Evidence:
     def phases(self) -> dict[str, Phase] | None:
         """The phases of the newest study that recorded them. The data set's own may be those of an earlier
         dataset.toml: its digest does not cover them."""
-        known = [each.row.facts["data"].get("phases") for each in self.closed]
-        if (found := next(filter(None, reversed(known)), None)) is None:
+        recorded = [closed.row.facts.data.phases for closed in self.closed]
+        if (newest := next(filter(None, reversed(recorded)), None)) is None:
             return self.dataset.phases
-        return {name: Phase.of_lame(**constants) for name, constants in found.items()}
+        return {name: Phase.of_lame(**constants) for name, constants in newest.items()}
 
     @cached_property
     def kinds(self) -> list[str] | None:
@@ -194,7 +194,7 @@ def gather(queue: Queue, tracker: Tracker, names: Sequence[str] = ()) -> Evidenc
     not what was recorded.
     """
     rows = [queue.study(name) for name in dict.fromkeys(names)] or _comparable(queue)
-    keys = {(row.facts["data"]["digest"], row.facts["data"]["split"]): row.name for row in rows}
+    keys = {(row.facts.data.digest, row.facts.data.split): row.name for row in rows}
     if len(keys) > 1:
         raise StudyConflict(
             f"A report compares studies on one data set and split; {' and '.join(keys.values())} are on different "
@@ -213,9 +213,8 @@ def _comparable(queue: Queue) -> list[StudyRow]:
     rows = [row for row in queue.studies() if queue.closing_state(row.name) == "done"]
     if not rows:
         raise NotFound("No study is closed yet, so there is nothing to report. `hpo run --study grid` makes one.")
-    newest = rows[-1].facts["data"]
-    same = ("digest", "split")
-    return [row for row in rows if all(row.facts["data"][key] == newest[key] for key in same)]
+    newest = rows[-1].facts.data
+    return [row for row in rows if (row.facts.data.digest, row.facts.data.split) == (newest.digest, newest.split)]
 
 
 def _dataset(tracker: Tracker, row: StudyRow) -> Dataset:
@@ -254,7 +253,7 @@ def _winner(tracker: Tracker, closed: Closed, entry: dict[str, Any], dataset: Da
 def predictions(tracker: Tracker, row: StudyRow, number: int, dataset: Dataset, parts: Split) -> np.ndarray:
     """What a closed study's winner said of the test split, (n, k), as it lies at the study's run. StudyConflict, naming
     the run and what helps, if the file is not there, damaged, or of other labels."""
-    run_id, file = row.facts["study_run_id"], f"predictions/trial-{number}.csv"
+    run_id, file = row.facts.study_run_id, f"predictions/trial-{number}.csv"
     try:
         with tempfile.TemporaryDirectory() as folder:
             table = pandas.read_csv(tracker.download_artifact(run_id, file, Path(folder)), dtype={"image": str})

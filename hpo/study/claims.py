@@ -38,8 +38,8 @@ class Claim:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the claim that `to_dict` gave; keys that this version does not know are left out."""
-        terms = {term.name: values[term.name] for term in fields(cls) if term.name in values}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in terms.items()})
+        terms: dict[str, Any] = {term.name: values[term.name] for term in fields(cls) if term.name in values}
+        return cls(**terms | {name: tuple(value) for name, value in terms.items() if isinstance(value, list)})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the claim as JSON has it, without the terms that it leaves open."""
