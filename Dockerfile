@@ -1,5 +1,5 @@
 # One image for the MLflow server, its migrations, the workers and Optuna's dashboard; docker-compose.yml gives each its
-# command. tests/test_dockerfile.py reads this file: the steps that need no engine are run there.
+# command. tests/acceptance/test_dockerfile.py reads this file: the steps that need no engine are run there.
 FROM python:3.12.12-slim-trixie AS build
 
 RUN python -m venv /opt/hpo

@@ -4,7 +4,7 @@ STUDY ?= grid
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-full test-long lint bench clean
+.PHONY: run test test-unit test-full test-long lint bench clean
 
 run: $(VENV)/installed
 	@$(BIN)/hpo run --study $(STUDY) $(ARGS)
@@ -16,6 +16,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadscope --no-l
 test: $(VENV)/installed-dev
 	@$(PYTEST) -m "not slow and not apt and not root and not long" $(ARGS)
 	@echo "Left out: the tests marked slow, apt (packages of the system), root and long. make test-full and test-long run them."
+
+test-unit: $(VENV)/installed-dev
+	@$(PYTEST) -m "not slow and not long" tests/unit $(ARGS)
 
 test-full: $(VENV)/installed-dev
 	@sh tests/system-packages

@@ -2,8 +2,9 @@
 
     python bench/soak.py --minutes 60 [--seed N]
 
-tests/chaos.py has the faults and commands; docs/explanation/how-it-is-tested.md reports a run of an hour. Exit code 1
-if an invariant was violated: then the logs of all workers and commands stay in a folder that the program names.
+tests/support/chaos.py has the faults and commands; docs/explanation/how-it-is-tested.md reports a run of an hour.
+Exit code 1 if an invariant was violated: then the logs of all workers and commands stay in a folder that the program
+names.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 import chaos
 

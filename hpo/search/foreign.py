@@ -1,6 +1,6 @@
 """Everything that reaches into the inside of Optuna: its tables, and attributes that are not its public interface.
 
-`tests/test_search_foreign.py` holds it to the version of Optuna that is installed.
+`tests/service/test_search_foreign.py` holds it to the version of Optuna that is installed.
 """
 
 from collections.abc import Mapping

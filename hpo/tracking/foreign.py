@@ -1,7 +1,8 @@
 """Everything that reaches into the inside of MLflow: what its public client neither offers nor promises.
 
 Limits of its tables, the wording of its errors, the routes and saved views of its web page, the layout of its files,
-and private calls. All of it was checked with MLflow 3.17; tests/test_tracking_foreign.py checks it with the installed
+and private calls. All of it was checked with MLflow 3.17; tests/service/test_tracking_foreign.py checks it with the
+installed
 version.
 """
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import cells
 import pytest
-from shell import PATIENCE, ROOT, Shell
+from places import ROOT
+from shell import PATIENCE, Shell
 
 pytestmark = pytest.mark.acceptance
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas
 import pytest
 from mlflow import MlflowClient
+from places import FIXTURES
 from shell import PATIENCE, Shell, mirrored
 
 from hpo import settings, study
@@ -21,7 +22,6 @@ from hpo.study.records import StudyFacts
 from models import bundle, checkpoint, specs
 from models.training import Training
 
-FIXTURES = Path(__file__).parent / "fixtures"
 STORED = FIXTURES / "d43d043"
 FILES = STORED / "plain" / "files"
 TABLES = {name: json.loads((STORED / "plain" / f"{name}.json").read_text()) for name in ("queue", "optuna", "mlflow")}

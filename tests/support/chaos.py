@@ -1,9 +1,9 @@
 """A chaos run: studies of tiny networks under random faults and commands; after each round every invariant is checked.
 
 A round is one study with two workers, or two studies with one worker each, in two databases that share an MLflow
-server and a data set. Every few seconds one fault (tests/chaos_faults.py) or one command of a user
-(tests/chaos_commands.py). A worker that ended is started again, a service too. What was trained to its end must be what
-a study gives that ran in peace, to the bit.
+server and a data set. Every few seconds one fault (tests/support/chaos_faults.py) or one command of a user
+(tests/support/chaos_commands.py). A worker that ended is started again, a service too. What was trained to its end
+must be what a study gives that ran in peace, to the bit.
 """
 
 import json

@@ -85,7 +85,7 @@ def test_fine_tuning_asks_for_its_heads_starts_from_them_and_says_that_nothing_w
 @pytest.mark.long
 @pytest.mark.acceptance
 def test_a_killed_fine_tuning_goes_on_in_the_same_run(shell, images):
-    """To the same bits: tests/test_transfer.py, and of a killed process tests/test_crash_points.py."""
+    """To the same bits: tests/unit/test_transfer.py, and of a killed process tests/acceptance/test_crash_points.py."""
     words = ("run", "--study", "tl-finetune", "--with-prerequisites", "--data", images, "--trainers", 1)
     words += ("--set", "space.backbone=['densenet121']", "--set", "model.weights=none", "--epochs", 8, "--seed", 3)
     process = shell.start(*words)
@@ -194,7 +194,7 @@ def test_a_pruned_study_whose_trials_lose_patience_closes_and_is_reported(shell,
 def test_the_whole_protocol_runs_to_its_end_and_compares_eight_models(shell, tmp_path):
     data = cells.make(tmp_path / "cells", count=30, size=32)
     words = ("run", "--study", "protocol", "--data", data, "--epochs", 3, "--set", "model.weights=none")
-    # All 24 points: tests/test_run.py.
+    # All 24 points: tests/acceptance/test_run.py.
     words += (
         "--set",
         "grid:space.filters=[8]",

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shell import PATIENCE, ROOT
+from places import ROOT
+from shell import PATIENCE
 
 from hpo import settings
 from hpo.services import serving

@@ -8,7 +8,8 @@ import cells
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from shell import ROOT, Shell, check_recorded_once, fresh_database
+from places import ROOT
+from shell import Shell, check_recorded_once, fresh_database
 
 from hpo import crash, settings
 from hpo.operations import doctor

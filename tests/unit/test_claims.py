@@ -4,10 +4,10 @@ import json
 import re
 import tomllib
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from places import ROOT
 from test_answers import evidence, full_grid, winner
 
 from hpo import study
@@ -96,7 +96,7 @@ def test_a_wrong_claim_is_said_with_what_was_expected_and_where(tmp_path, text, 
 
 
 def test_the_documented_claims_are_valid():
-    page = (Path(__file__).parent.parent / "docs/reference/study-file.md").read_text()
+    page = (ROOT / "docs/reference/study-file.md").read_text()
     examples = [text for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "[[claims]]" in text]
     kinds = [claim.kind for text in examples for claim in claims.parse("page", tomllib.loads(text)["claims"])]
     assert kinds == ["parameter effect", "model comparison"] and all(f'`"{kind}"`' in page for kind in claims.KINDS)

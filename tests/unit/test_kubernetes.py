@@ -2,16 +2,15 @@
 
 import copy
 import re
-from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
+from places import ROOT
 
 from hpo.cli import main
 from hpo.worker.ending import STOP_LIMIT
 
-ROOT = Path(__file__).parents[1]
 JOB = yaml.safe_load((ROOT / "docs" / "kubernetes.yaml").read_text())
 POD = JOB["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "bench").glob("*.py"))
 PACKAGES = ("hpo", "models", "data_pipeline")
 

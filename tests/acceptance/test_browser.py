@@ -6,19 +6,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import browser
 import cells
 import pytest
 from PIL import Image
+from places import ROOT
 from selenium.webdriver.common.by import By
 from shell import Shell, fresh_database
 
 pytestmark = [pytest.mark.apt, pytest.mark.acceptance]
 
 PAGES = ("list", "charts", "compare")
-ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 5
 PARAMS = ("config", "filters", "learning_rate")
 SCORES = ("best_val_nmse", "best_val_mse", "best_val_r2", "best_val_nrmse", "best_epoch", "train_seconds")

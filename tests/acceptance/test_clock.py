@@ -6,7 +6,8 @@ import time
 
 import cells
 import pytest
-from shell import PATIENCE, ROOT, check_recorded_once, trainers
+from places import ROOT
+from shell import PATIENCE, check_recorded_once, trainers
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.apt]
 HOUR = 3600  # seconds
@@ -16,7 +17,7 @@ HOUR = 3600  # seconds
 def shifted(tmp_path):
     """A function that gives the environment of a process whose clock is so many seconds off, in a time zone."""
     library = tmp_path / "clock.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, ROOT / "tests/clock.c"], check=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, ROOT / "tests/support/clock.c"], check=True)
 
     def environment(seconds: int, zone: str) -> dict[str, str]:
         return {"LD_PRELOAD": str(library), "CLOCK_SHIFT": str(seconds), "TZ": zone}

@@ -27,7 +27,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from shell import PATIENCE, ROOT
+from places import ROOT
+from shell import PATIENCE
 
 from hpo import credentials
 from hpo.queue import Queue

@@ -1,16 +1,15 @@
 """The effective stiffness against reference values, closed forms, and what holds for any image."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from places import REFERENCE
 
 from data_pipeline.components import COMPONENTS, COUPLINGS, SYMMETRIES, vector
 from data_pipeline.homogenize import Phase, homogenize, reuss, voigt
 
-REFERENCE = Path(__file__).parent / "reference"
 VALUES = json.loads((REFERENCE / "homogenization.json").read_text())
 MATRIX, INCLUSION = Phase(3.5, 0.35), Phase(70.0, 0.22)
 CASES = [(material, image) for material, images in VALUES["values"].items() for image in images]

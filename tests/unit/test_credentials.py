@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from hpo import credentials, settings
 from hpo.cli import main
@@ -44,7 +45,7 @@ def test_it_stands_for_four_variables_and_is_for_its_owner_only(file):
 
 
 def test_the_documented_line_makes_the_configuration_of_optunas_dashboard_of_it(file):
-    page = (Path(__file__).parents[1] / "docs" / "reference" / "commands.md").read_text()
+    page = (ROOT / "docs" / "reference" / "commands.md").read_text()
     (line,) = re.findall(r"^optuna-dashboard --from-config <\((sed .*)\)$", page, re.MULTILINE)
     variables = {"PATH": os.defpath, "HPO_CREDENTIALS": str(file)}
     made = subprocess.run(["bash", "-c", line], env=variables, capture_output=True, text=True, check=True).stdout

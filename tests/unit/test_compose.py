@@ -4,15 +4,14 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from places import ROOT
 
 from hpo.services import mlflow_server, postgres, secret_files
 from hpo.worker.ending import STOP_LIMIT
 
-ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
 CONFIGS = {name: (ROOT / config["file"]).read_text() for name, config in COMPOSE["configs"].items()}

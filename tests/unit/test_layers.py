@@ -7,8 +7,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "data_pipeline": {"data_pipeline", "numpy", "pandas", "PIL", "scipy", "skfem"},
     "models": {"models", "numpy", "torch", "torchvision", "safetensors"},

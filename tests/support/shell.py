@@ -29,7 +29,6 @@ from hpo.services.serving import Services
 from hpo.settings import Settings
 from hpo.tracking.client import Tracker
 
-ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 480.0  # seconds for something that takes a few on an idle machine
 
 

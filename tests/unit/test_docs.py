@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from places import ROOT
 from test_layers import ORDER
 
 from hpo import study
@@ -15,7 +16,6 @@ from hpo.cli import main
 from hpo.study import parsing
 from models import specs
 
-ROOT = Path(__file__).resolve().parent.parent
 KINDS = {
     "tutorial": "# Tutorial: ",
     "how-to": "# How to ",

@@ -2,7 +2,8 @@
 
 import ast
 from collections import defaultdict
-from pathlib import Path
+
+from places import ROOT
 
 
 def studies(function: ast.FunctionDef) -> set[str]:
@@ -22,7 +23,7 @@ def studies(function: ast.FunctionDef) -> set[str]:
 
 def test_no_two_tests_make_a_study_of_the_same_name():
     tests = defaultdict(list)
-    for path in Path(__file__).parent.glob("*.py"):
+    for path in (ROOT / "tests").rglob("test_*.py"):
         for function in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(function, ast.FunctionDef):
                 for name in studies(function):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from hpo import settings
 from hpo.errors import SettingsError
@@ -50,6 +51,6 @@ def test_a_password_where_command_lines_would_show_it_is_refused_and_not_repeate
 
 
 def test_every_setting_is_in_the_documentation():
-    text = (Path(__file__).resolve().parent.parent / "docs" / "reference" / "settings.md").read_text()
+    text = (ROOT / "docs" / "reference" / "settings.md").read_text()
     for variable, _ in settings.VARIABLES.values():
         assert f"`{variable}`" in text
