@@ -1,1 +1,1 @@
-"""Data sets of microstructure images and their stiffness: read, split, homogenise, synthesise."""
+"""Data sets of microstructure images and their stiffness: reading, splitting, homogenising, synthesising."""

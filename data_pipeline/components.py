@@ -14,7 +14,7 @@ COUPLINGS = ("C16", "C26", "C36", "C45")
 _SWAPPED = (1, 0, 2, 3, 5, 4, 7, 6, 8)  # axes 1 and 2 exchanged: C11/C22, C23/C13, C44/C55
 _SAME = tuple(range(9))
 
-# Where the nine components go when the image is transformed: new_targets = targets[..., SYMMETRIES[name]].
+# How the nine components are permuted when the image is transformed: new_targets = targets[..., SYMMETRIES[name]].
 # (The couplings change sign under flips; the nine do not.)
 SYMMETRIES: dict[str, tuple[int, ...]] = {
     "flip_horizontal": _SAME,

@@ -1,4 +1,4 @@
-"""An image and two phases -> the effective stiffness of the periodic cell.
+"""The effective stiffness of a periodic cell, from its image and two phases.
 
 Bilinear elements with one quadrature point, which is Willot's rotated scheme (F. Willot, Fourier-based schemes for
 computing the mechanical response of composites with accurate local fields, Comptes Rendus Mecanique 343, 2015). The
@@ -18,20 +18,20 @@ from data_pipeline.phase import Phase
 
 
 def homogenize(image: np.ndarray, *, matrix: Phase, inclusion: Phase, subdivisions: int = 2) -> np.ndarray:
-    """Effective stiffness (6, 6) of a periodic cell, in the unit of the phases.
+    """Return the effective stiffness (6, 6) of a periodic cell, in the unit of the phases.
 
     `image` (h, w) is boolean, or uint8 with 0 for the matrix and one other value, 1 or 255, for the inclusion. Each
     pixel is cut into `subdivisions` x `subdivisions` elements (2 for labels; 1 against 2 estimates their error). Axis 1
-    runs along the columns, axis 2 along the rows, downwards. ValueError when the image is not of that kind.
+    runs along the columns, axis 2 along the rows, downwards. Raise ValueError if the image is of another kind.
     """
     fine = _elements(image, subdivisions)
     gradient_1, gradient_2, in_plane_free, antiplane_free = _gradients(*fine.shape)
     inside = fine.ravel()
     lam = np.where(inside, inclusion.lame_lambda, matrix.lame_lambda)
     mu = np.where(inside, inclusion.lame_mu, matrix.lame_mu)
-    effective = np.where(inside[:, None, None], inclusion.stiffness, matrix.stiffness).mean(axis=0)
+    effective: np.ndarray = np.where(inside[:, None, None], inclusion.stiffness, matrix.stiffness).mean(axis=0)
 
-    # A macroscopic strain loads the nodes as the divergence of the stress it would have without fluctuation.
+    # A macroscopic strain loads the nodes with the divergence of its stress without fluctuation.
     strain_1, strain_2 = gradient_1.T, gradient_2.T
     stiffness_11 = _weighted(strain_1, lam + 2 * mu, gradient_1) + _weighted(strain_2, mu, gradient_2)
     stiffness_22 = _weighted(strain_2, lam + 2 * mu, gradient_2) + _weighted(strain_1, mu, gradient_1)
@@ -43,7 +43,7 @@ def homogenize(image: np.ndarray, *, matrix: Phase, inclusion: Phase, subdivisio
         ]
     )  # (displacement component, load, node)
     in_plane = block_array([[stiffness_11, stiffness_12], [stiffness_12.T, stiffness_22]], format="csr")
-    # The energy the fluctuation takes away from the mean stiffness is what the cell is softer by.
+    # The energy of the fluctuation is subtracted from the mean stiffness.
     softening = _softening(in_plane, np.concatenate(list(loads), axis=1).T, in_plane_free)
     effective[np.ix_((0, 1, 2, 5), (0, 1, 2, 5))] -= softening / len(inside)
 
@@ -54,21 +54,24 @@ def homogenize(image: np.ndarray, *, matrix: Phase, inclusion: Phase, subdivisio
 
 
 def voigt(volume_fraction: float, *, matrix: Phase, inclusion: Phase) -> np.ndarray:
-    """Upper bound (6, 6): the mean stiffness; bound - effective stiffness is positive semi-definite.
+    """Return the upper bound (6, 6), the mean stiffness, at the inclusion's volume fraction.
 
-    `volume_fraction` is the inclusion's.
+    Bound - effective stiffness is positive semi-definite.
     """
     return (1 - volume_fraction) * matrix.stiffness + volume_fraction * inclusion.stiffness
 
 
 def reuss(volume_fraction: float, *, matrix: Phase, inclusion: Phase) -> np.ndarray:
-    """Lower bound (6, 6): the inverse of the mean compliance; effective stiffness - bound is positive semi-definite."""
+    """Return the lower bound (6, 6), the inverse of the mean compliance, at the inclusion's volume fraction.
+
+    Effective stiffness - bound is positive semi-definite.
+    """
     compliance = (1 - volume_fraction) * np.linalg.inv(matrix.stiffness)
     return np.linalg.inv(compliance + volume_fraction * np.linalg.inv(inclusion.stiffness))
 
 
 def _elements(image: np.ndarray, subdivisions: int) -> np.ndarray:
-    """Which elements (h * subdivisions, w * subdivisions) are inclusion."""
+    """Return which elements (h * subdivisions, w * subdivisions) are inclusion."""
     image = np.asarray(image)
     if image.ndim != 2 or not image.size or image.dtype not in (np.bool_, np.uint8):
         raise ValueError(f"Expected a non-empty image (h, w) of bool or uint8, found {image.shape} of {image.dtype}.")
@@ -85,10 +88,10 @@ def _elements(image: np.ndarray, subdivisions: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _gradients(rows: int, columns: int) -> tuple[Any, Any, np.ndarray, np.ndarray]:
-    """For unit square elements in a periodic grid: d/dx1 and d/dx2, sparse (elements, nodes), and the free unknowns.
+    """Return d/dx1 and d/dx2 for unit square elements in a periodic grid, sparse (elements, nodes).
 
-    Elements and nodes are numbered along the rows. Free are the unknowns that are not pinned: in plane (both
-    components), then antiplane.
+    Then the free unknowns, those that are not pinned: in plane (both components), and antiplane. Elements and nodes are
+    numbered along the rows.
     """
     mesh = skfem.MeshQuad.init_tensor(np.arange(columns + 1.0), np.arange(rows + 1.0))
     centre = (np.array([[0.5], [0.5]]), np.array([1.0]))
@@ -106,15 +109,15 @@ def _gradients(rows: int, columns: int) -> tuple[Any, Any, np.ndarray, np.ndarra
         return (sort @ form.assemble(linear, constant) @ fold).tocsr()
 
     nodes = rows * columns
-    # Pin node 0 against translation; where both sides are even, one point of quadrature does not see the hourglass mode
-    # (+1 and -1 like a chess board), which a neighbour pins.
+    # Pin node 0 against translation. If both sides are even, one quadrature point does not resist the hourglass mode
+    # (+1 and -1 like a chess board), so pin a neighbour as well.
     pinned = [0, 1] if rows % 2 == columns % 2 == 0 else [0]
     free = np.setdiff1d(np.arange(nodes), pinned)
     return derivative(0), derivative(1), np.concatenate([free, nodes + free]), free
 
 
 def _selection(target: np.ndarray, size: int) -> Any:
-    """Sparse (len(target), size) with a one in column target[i] of row i."""
+    """Return a sparse matrix (len(target), size) with a one in column target[i] of row i."""
     return csr_matrix((np.ones(len(target)), (np.arange(len(target)), target)), shape=(len(target), size))
 
 
@@ -123,7 +126,7 @@ def _weighted(left: Any, weight: np.ndarray, right: Any) -> Any:
 
 
 def _softening(stiffness: Any, loads: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """loads^T stiffness^-1 loads (m, m) over the free unknowns; loads is (unknowns, m)."""
+    """Return loads^T stiffness^-1 loads (m, m) over the free unknowns; loads is (unknowns, m)."""
     loads = loads[free]
     # Symmetric positive definite: no pivoting, and an ordering for symmetric matrices.
     factor = splu(
@@ -133,4 +136,5 @@ def _softening(stiffness: Any, loads: np.ndarray, free: np.ndarray) -> np.ndarra
         options={"SymmetricMode": True},
     )
     softening = loads.T @ factor.solve(loads)
-    return (softening + softening.T) / 2
+    symmetric: np.ndarray = (softening + softening.T) / 2
+    return symmetric

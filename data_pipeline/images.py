@@ -1,4 +1,4 @@
-"""One PNG file -> grey pixels; what does not fit is said before anything large is decoded."""
+"""Grey pixels of a PNG file; an unsuitable file is refused before anything large is decoded."""
 
 import io
 import struct
@@ -11,7 +11,7 @@ from PIL import Image
 
 LARGEST_SIDE = 2048  # pixels
 LARGEST_FILE = 32 * 2**20  # bytes
-MOST_CHUNKS = 10_000  # of a PNG; at the usual 8 KiB of pixels in each, the largest file has 4096
+MOST_CHUNKS = 10_000  # of a PNG; with the usual 8 KiB of pixels a chunk, the largest file has 4096
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">8sI4sIIBB")  # signature, chunk length, "IHDR", width, height, bits a sample, colour type
@@ -22,7 +22,7 @@ class ImageProblem(Exception):
 
 
 def png_size(path: Path) -> tuple[int, int]:
-    """Return height and width in pixels from the header alone, decoding nothing. ImageProblem if it will not do."""
+    """Return height and width in pixels from the header alone. Raise ImageProblem if the image cannot be used."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -53,7 +53,7 @@ def png_size(path: Path) -> tuple[int, int]:
 
 
 def read_png(path: Path, *, image_size: int | None = None) -> tuple[np.ndarray, str, tuple[int, int]]:
-    """Return grey pixels (h, w) as uint8, the mode and the size (h, w) of the file. ImageProblem if it will not do.
+    """Return grey pixels (h, w) as uint8, the mode and the size (h, w) of the file. Raise ImageProblem if unusable.
 
     Any 8-bit mode is converted to grey (transparency is ignored); with `image_size` the image is resized to a square of
     that side, nearest pixel.
@@ -62,7 +62,7 @@ def read_png(path: Path, *, image_size: int | None = None) -> tuple[np.ndarray, 
     try:
         content = path.read_bytes()
         _check_whole(content)
-        # Only PNG: no file reaches Pillow's other decoders. Its warnings are about odd chunks.
+        # Only PNG: no file reaches Pillow's other decoders. Its warnings are about unusual chunks.
         with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             warnings.simplefilter("ignore")
             if image.size != size[::-1] or getattr(image, "n_frames", 1) != 1:
@@ -78,21 +78,19 @@ def read_png(path: Path, *, image_size: int | None = None) -> tuple[np.ndarray, 
             return np.array(grey, dtype=np.uint8), mode, size
     except ImageProblem:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow raises OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, ...
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error
         raise ImageProblem(f"is truncated or damaged ({error}). Write the image again.") from None
 
 
 def _check_whole(content: bytes) -> None:
-    """ValueError unless all chunks are there, undamaged, with as many bytes of pixels as the header says.
+    """Raise ValueError unless all chunks are there, undamaged, with as many bytes of pixels as the header says.
 
-    Pillow itself leaves pixels black, without a word, when a small file ends early.
+    Pillow itself leaves pixels black, without an error, when a small file ends early.
     """
     position, kind, pixels, chunks = len(_SIGNATURE), b"", [], 0
     while kind != b"IEND":
         chunks += 1
-        if chunks > MOST_CHUNKS:  # empty ones by the million take Pillow many seconds
+        if chunks > MOST_CHUNKS:  # millions of empty ones take Pillow many seconds
             raise ValueError(f"it has more than {MOST_CHUNKS} chunks")
         if position + 12 > len(content):
             raise ValueError("the file ends too early")
@@ -106,7 +104,7 @@ def _check_whole(content: bytes) -> None:
         if kind == b"IDAT":
             pixels.append(chunk)
     width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", content, 16)
-    if not interlaced:  # in an interlaced file rows have several lengths
+    if not interlaced:  # the rows of an interlaced file have several lengths
         samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)  # a pixel, by colour type
         expected = height * (1 + (width * bits * samples + 7) // 8)  # one byte a row names its filter
         if len(zlib.decompressobj().decompress(b"".join(pixels), expected)) < expected:

@@ -1,8 +1,8 @@
-"""Draws two-phase microstructures: the default mixture. Lengths are in pixels; every cell is periodic.
+"""Random two-phase microstructures: the default mixture. Lengths are in pixels; every cell is periodic.
 
 A cell is a level set: the pixels where a random function is smallest are the inclusion, as many as the volume fraction
-asks for; a vote among neighbours then removes what is narrower than about 4 pixels, and smaller islands with it. A cell
-in which features still touch at a corner only, which no pixel grid resolves, is drawn again.
+needs. A vote among neighbours then removes features narrower than about 4 pixels, and small islands. A cell in which
+features still touch at a corner only, which no pixel grid resolves, is drawn again.
 
 All random numbers come from NumPy's legacy RandomState, whose streams NumPy has frozen; those of its newer Generator
 may change from one release to the next.
@@ -23,11 +23,11 @@ VOLUME_FRACTION = (0.1, 0.9)
 CORRELATION_LENGTH = (3.0, 8.0)
 ASPECT = (1.5, 4.0)
 RADIUS = (4.0, 14.0)
-FEATURE = 4  # the smallest, about
-SMALLEST_SIDE = 48  # of a cell: the mixture hardly fits into less
+FEATURE = 4  # approximate width of the smallest features
+SMALLEST_SIDE = 48  # of a cell: the mixture hardly fits into a smaller one
 
 _ISLAND = 12  # pixels: a disc of diameter 4
-_TOLERANCE = 0.01  # by which the volume fraction may miss what was drawn
+_TOLERANCE = 0.01  # largest difference from the volume fraction that was drawn
 _DRAWS = 2000  # attempts at one cell
 _PATIENCE = 50  # attempts with the same parameters
 
@@ -43,14 +43,14 @@ class Cell:
 
 
 def draw(seed: int, index: int, *, size: int) -> Cell:
-    """Return cell `index` of the mixture; it depends on seed, index and size (pixels) only, not on how many there are.
+    """Return cell `index` of the mixture; it depends on seed, index and size (pixels) only, not on their number.
 
-    DatasetError in the unlikely case that no cell is found.
+    Raise DatasetError in the unlikely case that no cell is resolved.
     """
     morphology = MIXTURE[index % len(MIXTURE)]
     volume_fraction = _random(seed, index, 0).uniform(*VOLUME_FRACTION)
     for attempt in range(_DRAWS):
-        # The parameters stay over many attempts: fine structures fail more often, and must not become rare by that.
+        # The parameters stay the same for many attempts: fine structures fail more often, but must not become rare.
         fixed = _random(seed, index, 1, attempt // _PATIENCE)
         level = _DRAW[morphology](fixed, _random(seed, index, 2, attempt), volume_fraction, size)
         image = None if level is None else _cut(level, volume_fraction)
@@ -66,8 +66,8 @@ def _random(*key: int) -> RandomState:
     return RandomState(np.random.MT19937(np.random.SeedSequence(key)))
 
 
-# --- the four morphologies: each returns a level, or None when this draw does not fit ---
-# `fixed` is the same in each attempt at a cell, and gives its parameters; `random` is not.
+# --- the four morphologies: every function returns a level, or None if this draw does not fit ---
+# `fixed`, the same in many attempts, draws the parameters; `random` everything else.
 
 
 def _isotropic(fixed: RandomState, random: RandomState, volume_fraction: float, size: int) -> Level:
@@ -77,19 +77,23 @@ def _isotropic(fixed: RandomState, random: RandomState, volume_fraction: float, 
 
 def _anisotropic(fixed: RandomState, random: RandomState, volume_fraction: float, size: int) -> Level:
     aspect = fixed.uniform(*ASPECT)
-    shortest, longest = CORRELATION_LENGTH[0], 1.5 * CORRELATION_LENGTH[1]  # a longer one would see its own period
+    shortest, longest = (
+        CORRELATION_LENGTH[0],
+        1.5 * CORRELATION_LENGTH[1],
+    )  # a longer one would overlap its own periodic image
     minor = fixed.uniform(shortest, max(shortest, longest / aspect))
     return _field(random, (minor * aspect, minor), fixed.uniform(0, np.pi), size)
 
 
 def _field(random: RandomState, lengths: tuple[float, float], angle: float, size: int) -> Level:
-    """Gaussian field with the correlation exp(-r^2), r the distance over the lengths along and across the angle."""
+    """Return a Gaussian field of correlation exp(-r^2), r the distance over the lengths along and across the angle."""
     noise = random.standard_normal((size, size))
     wave = 2 * np.pi * np.fft.fftfreq(size)
     along = wave * np.cos(angle) + wave[:, None] * np.sin(angle)
     across = wave[:, None] * np.cos(angle) - wave * np.sin(angle)
     amplitude = np.exp(-((along * lengths[0]) ** 2 + (across * lengths[1]) ** 2) / 8)  # root of the spectral density
-    return np.fft.ifft2(np.fft.fft2(noise) * amplitude).real
+    field: np.ndarray = np.fft.ifft2(np.fft.fft2(noise) * amplitude).real
+    return field
 
 
 def _particles(fixed: RandomState, random: RandomState, volume_fraction: float, size: int) -> Level | None:
@@ -100,7 +104,7 @@ def _particles(fixed: RandomState, random: RandomState, volume_fraction: float, 
     radius = fixed.uniform(*RADIUS)  # of the disc of the same area
     spread = fixed.uniform(0, 0.3)  # of the radii within a cell
     covered = 1 - volume_fraction if inverted else volume_fraction
-    apart = apart and covered <= 0.3  # more than that cannot be placed one after the other
+    apart = apart and covered <= 0.3  # more cannot be placed one after the other
     level = np.full((size, size), np.inf)  # 1 on the edge of the nearest particle, 0 in its middle
     misplaced = 0
     while misplaced < 60:
@@ -120,7 +124,7 @@ def _particles(fixed: RandomState, random: RandomState, volume_fraction: float, 
 
 
 def _ellipse(centre: np.ndarray, angle: float, axes: tuple[float, float], size: int) -> Level:
-    """Distance of each pixel from the centre's nearest periodic image, over the ellipse's radius in that direction."""
+    """Return every pixel's distance from the centre's nearest image, over the ellipse's radius in that direction."""
     level = np.full((size, size), np.inf)
     middle = np.arange(size) + 0.5
     for shift_x in (-size, 0, size):
@@ -147,7 +151,8 @@ def _bands(fixed: RandomState, random: RandomState, volume_fraction: float, size
     middle = (np.arange(size) + 0.5) / size
     x, y = middle, middle[:, None]
     wave = amplitude / period * np.sin(2 * np.pi * (along[0] * x + along[1] * y + random.uniform()))
-    return np.cos(2 * np.pi * (across[0] * x + across[1] * y + wave + random.uniform()))
+    level: Level = np.cos(2 * np.pi * (across[0] * x + across[1] * y + wave + random.uniform()))
+    return level
 
 
 _DRAW: dict[str, Callable[[RandomState, RandomState, float, int], Level | None]] = {
@@ -162,11 +167,11 @@ _DRAW: dict[str, Callable[[RandomState, RandomState, float, int], Level | None]]
 
 
 def _cut(level: Level, volume_fraction: float) -> np.ndarray | None:
-    """The level's lowest pixels, voted smooth, of that volume fraction within 0.01; None when no cut gives it."""
+    """Return the level's lowest pixels, smoothed, of that volume fraction within 0.01; None if no cut gives it."""
     ranks = np.empty(level.size, dtype=np.int64)
     ranks[np.argsort(level, axis=None, kind="stable")] = np.arange(level.size)
     rank = ranks.reshape(level.shape)
-    low, high = 0, level.size  # the vote changes the volume fraction: bisect for the cut that ends with the right one
+    low, high = 0, level.size  # the vote changes the volume fraction: bisect for the cut that gives the right one
     while low < high:
         middle = (low + high) // 2
         image = _voted(rank < middle)
@@ -180,9 +185,9 @@ def _cut(level: Level, volume_fraction: float) -> np.ndarray | None:
 
 
 def _voted(image: np.ndarray) -> np.ndarray | None:
-    """The image once each pixel has the phase of most of the 21 around it (5 x 5, no corners) and no piece is small.
+    """Return the image when every pixel has the phase of most of the 21 around it (5 x 5, no corners).
 
-    None if the vote never ends.
+    Small pieces change their phase, too. None if the vote does not end.
     """
     around = np.ones((5, 5), dtype=np.int64)
     around[[0, 0, 4, 4], [0, 4, 0, 4]] = 0
@@ -197,8 +202,8 @@ def _voted(image: np.ndarray) -> np.ndarray | None:
 
 
 def _islands(phase: np.ndarray) -> np.ndarray:
-    """The pixels of all pieces of a phase that have fewer than 12."""
-    # In four copies each piece is whole somewhere; one that the outer edge cuts is left to its other copy.
+    """Return the pixels of all pieces of a phase with fewer than 12 pixels."""
+    # In four copies every piece is whole somewhere; one that the outer edge cuts is counted in its other copy.
     labels, count = ndimage.label(np.tile(phase, (2, 2)))
     small = np.bincount(labels.ravel(), minlength=count + 1) < _ISLAND
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
@@ -206,11 +211,12 @@ def _islands(phase: np.ndarray) -> np.ndarray:
     small[0] = False  # the other phase
     rows, columns = phase.shape
     four = small[labels].reshape(2, rows, 2, columns)
-    return four.any(axis=(0, 2))
+    islands: np.ndarray = four.any(axis=(0, 2))
+    return islands
 
 
 def _touches_at_a_corner(image: np.ndarray) -> bool:
-    """Whether somewhere four pixels around a corner look like a chess board."""
+    """Return whether four pixels around some corner look like a chess board."""
     right, below = np.roll(image, -1, axis=1), np.roll(image, -1, axis=0)
     diagonal = np.roll(right, -1, axis=0)
     return bool(np.any((image == diagonal) & (right == below) & (image != right)))

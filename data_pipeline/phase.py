@@ -8,15 +8,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Phase:
-    """An isotropic elastic material. ValueError when no stable material has these constants."""
+    """An isotropic elastic material. Raise ValueError if no stable material has these constants."""
 
-    young_modulus: float  # GPa, or any unit: the stiffness comes out in the same
+    young_modulus: float  # in any unit, which is then that of the stiffness
     poisson_ratio: float
 
     def __post_init__(self) -> None:
         for name, value in (("young_modulus", self.young_modulus), ("poisson_ratio", self.poisson_ratio)):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not abs(value) <= sys.float_info.max:  # neither nan nor a whole number beyond floats
+            if not number or not abs(value) <= sys.float_info.max:  # false for NaN, and for whole numbers beyond floats
                 raise ValueError(f"{name}: expected a finite number, found {value!r:.60}.")
         if self.young_modulus <= 0:
             raise ValueError(f"young_modulus: expected a positive number, found {self.young_modulus}.")
@@ -25,7 +25,7 @@ class Phase:
 
     @classmethod
     def of_lame(cls, lame_lambda: float, lame_mu: float) -> "Phase":
-        """The material of these Lame constants. ValueError as above."""
+        """Return the material of these Lame constants. Raise ValueError as above."""
         return cls(
             lame_mu * (3 * lame_lambda + 2 * lame_mu) / (lame_lambda + lame_mu),
             lame_lambda / (2 * (lame_lambda + lame_mu)),

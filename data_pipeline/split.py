@@ -10,14 +10,14 @@ from data_pipeline.dataset import Dataset, DatasetError
 
 SEED = 42  # of the source study
 SMALLEST = 4  # cells: below that one of the three parts is empty
-LEAST_SPREAD = 1e-5  # of a component, relative to its largest value; 32-bit networks cannot tell apart much less
-SMALLEST_LABEL = 1e-30  # of a component's largest; networks reckon in single precision, which ends at 1e-38
-ENOUGH = 20  # cells; fewer leave a validation split that says nothing
+LEAST_SPREAD = 1e-5  # of a component, relative to its largest value; 32-bit networks cannot resolve much less
+SMALLEST_LABEL = 1e-30  # of a component's largest; networks compute in single precision, which ends at 1e-38
+ENOUGH = 20  # cells; with fewer the validation split is too small for a comparison
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Three arrays of int64 indices that have no index in common, in the order in which the source study gets them."""
+    """Three arrays of int64 indices without a common index, in the order of the source study."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -36,7 +36,7 @@ def split(n: int, *, seed: int = SEED) -> Split:
     """Return 70 % / 15 % / 15 % of the indices 0..n-1.
 
     These are the indices of scikit-learn's `train_test_split(test_size=0.30, random_state=seed)`, then of the same with
-    `test_size=0.50` on the 30 %. DatasetError when n is below four.
+    `test_size=0.50` on the 30 %. Raise DatasetError if n is below four.
     """
     if n < SMALLEST:
         raise DatasetError(f"A data set needs at least {SMALLEST} cells to be split 70/15/15; found {n}. Add cells.")
@@ -46,7 +46,7 @@ def split(n: int, *, seed: int = SEED) -> Split:
 
 
 def lacks(dataset: Dataset) -> str | None:
-    """What a data set lacks for networks to be trained and compared on it; None if nothing."""
+    """Return why networks cannot be trained and compared on a data set; None if they can."""
     if len(dataset.images) < ENOUGH:
         return f"expected at least {ENOUGH} images, found {len(dataset.images)}"
     learned = dataset.targets[split(len(dataset.images)).train]
@@ -60,19 +60,19 @@ def lacks(dataset: Dataset) -> str | None:
 
 
 def unscored(dataset: Dataset) -> list[str]:
-    """Which scores of the validation and the test split do not exist, as sentences: they are left out of the means."""
+    """Return one sentence for every score of the validation and test split that does not exist for some targets."""
     parts = split(len(dataset.images))
-    found = []
+    sentences = []
     for name, part in (("validation", parts.validation), ("test", parts.test)):
         targets = dataset.targets[part]
-        for score, none, why in (
+        for score, undefined, why in (
             ("R²", targets.max(axis=0) == targets.min(axis=0), "its labels do not vary there"),
             ("MAPE", (targets == 0).any(axis=0), "one of its labels there is zero"),
         ):
-            if none.any():
-                names = ", ".join(target for target, each in zip(dataset.target_names, none, strict=True) if each)
-                found.append(f"{names}: no {score} in the {name} split, for {why}.")
-    return found
+            if undefined.any():
+                names = ", ".join(target for target, no in zip(dataset.target_names, undefined, strict=True) if no)
+                sentences.append(f"{names}: no {score} in the {name} split, for {why}.")
+    return sentences
 
 
 def _two_parts(indices: np.ndarray, test_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,33 +10,33 @@ A folder is unfinished until its table is there. Finished cells are kept in `cel
 
 import fcntl
 import io
-import json
 import logging
 import os
 import re
 import signal
 import threading
-import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from data_pipeline import description
 from data_pipeline.components import COMPONENTS, COUPLINGS, vector
-from data_pipeline.dataset import LARGEST_TOTAL, DatasetError, plain_name, write_atomically
+from data_pipeline.dataset import LARGEST_TOTAL, DatasetError
+from data_pipeline.description import Description
+from data_pipeline.files import write_atomically
 from data_pipeline.homogenize import homogenize
 from data_pipeline.images import LARGEST_SIDE, ImageProblem, read_png
 from data_pipeline.morphology import SMALLEST_SIDE, draw
 from data_pipeline.phase import Phase
 
-RECIPE = 1  # to be raised whenever the same seed gives other pixels or labels
+RECIPE = 1  # raise it whenever the same seed gives other pixels or labels
 UNIT = "GPa"
 MATRIX = Phase(3.5, 0.35)  # epoxy
 INCLUSION = Phase(70.0, 0.22)  # glass
@@ -44,10 +44,28 @@ LARGEST_CONTRAST = 50  # of Young's moduli: beyond it no pixel grid resolves the
 
 _COLUMNS = ("row", "image", "morphology", "volume_fraction", *COMPONENTS, *COUPLINGS, "label_uncertainty")
 _PARTIAL = "cells.partial.csv"
-_FACTS = "dataset.toml"
-_HALF = re.compile(r"\.(dataset\.toml|cells\.csv|1-\d+_Cij_pbc\.csv|\d+_[a-z]+\.png)\.[0-9a-f]+\.tmp")
+_UNFINISHED = re.compile(r"\.(dataset\.toml|cells\.csv|1-\d+_Cij_pbc\.csv|\d+_[a-z]+\.png)\.[0-9a-f]+\.tmp")
 
 _log = logging.getLogger("data_pipeline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What determines the cells of a data set."""
+
+    count: int  # cells
+    size: int  # pixels a side
+    seed: int
+    phases: dict[str, Phase]  # "matrix" and "inclusion"
+
+    def to_dict(self) -> dict[str, int]:
+        """Return what dataset.toml says of it besides the phases."""
+        return {"recipe": RECIPE, "seed": self.seed, "count": self.count, "size": self.size}
+
+    @property
+    def table(self) -> str:
+        """The name of the label table."""
+        return f"1-{self.count}_Cij_pbc.csv"
 
 
 def make(
@@ -60,13 +78,12 @@ def make(
     inclusion: Phase = INCLUSION,
     processes: int | None = None,
 ) -> Iterator[int]:
-    """Write a labelled data set into a folder; yield how many of its cells are finished, first those found finished.
+    """Write a labelled data set into a folder; yield how many of its cells are finished, also before the first new one.
 
-    Cell r depends on seed, r, size (pixels) and phases only; pixels are the same everywhere, labels to rounding. Uses
-    `processes` processes (all cores by default). After an interruption the same call goes on. DatasetError when the
-    folder holds something else, cannot be written, or another process is making it.
+    Cell r depends on seed, r, size (pixels) and phases only; pixels are the same on every machine, labels except for
+    rounding. Use `processes` processes (default: all cores). After an interruption the same call goes on. Raise
+    DatasetError if the folder holds something else, cannot be written, or another process is making it.
     """
-    folder = Path(folder)
     for what, value, low, high in (
         ("count", count, 1, 100_000),
         ("size", size, SMALLEST_SIDE, LARGEST_SIDE // 2),
@@ -89,33 +106,27 @@ def make(
         _log.warning(
             "Both phases have the Poisson's ratio 0, so C13 and C23 are 0 in every cell: no study can be trained on it"
         )
-    recipe = {
-        "phases": {"matrix": asdict(matrix), "inclusion": asdict(inclusion)},
-        "made": {"recipe": RECIPE, "seed": seed, "count": count, "size": size},
-    }
-    return _make(folder, recipe, matrix, inclusion, processes or _cores())
+    recipe = Recipe(count=count, size=size, seed=seed, phases={"matrix": matrix, "inclusion": inclusion})
+    return _make(Path(folder), recipe, processes or _cores())
 
 
-def _make(folder: Path, recipe: dict[str, Any], matrix: Phase, inclusion: Phase, processes: int) -> Iterator[int]:
-    seed, count, size = (recipe["made"][key] for key in ("seed", "count", "size"))
-    table = folder / f"1-{count}_Cij_pbc.csv"
+def _make(folder: Path, recipe: Recipe, processes: int) -> Iterator[int]:
     try:
         with _claimed(folder, recipe):
-            rows = _finished(folder, table, count, size)
+            rows = _finished(folder, recipe)
             yield len(rows)
-            todo = [index for index in range(count) if index not in rows]
-            if todo:
-                jobs = [(folder, seed, index, size, matrix, inclusion) for index in todo]
+            missing = [index for index in range(recipe.count) if index not in rows]
+            if missing:
                 with (folder / _PARTIAL).open("w", encoding="utf-8") as partial:
                     partial.writelines(rows.values())
                     partial.flush()
-                    for index, row in _computed(jobs, min(processes, len(jobs))):
+                    for index, row in _computed(folder, recipe, missing, min(processes, len(missing))):
                         rows[index] = row
-                        partial.write(row)  # after the image is there
+                        partial.write(row)  # after the image is written
                         partial.flush()
                         yield len(rows)
-            if todo or not table.exists():
-                _finish(folder, table, [rows[index] for index in range(count)])
+            if missing or not (folder / recipe.table).exists():
+                _finish(folder, recipe, [rows[index] for index in range(recipe.count)])
     except OSError as error:
         raise DatasetError(
             f"{error.filename or folder}: cannot be written ({error.strerror}). "
@@ -132,104 +143,88 @@ def _make(folder: Path, recipe: dict[str, Any], matrix: Phase, inclusion: Phase,
 
 
 @contextmanager
-def _claimed(folder: Path, recipe: dict[str, Any]) -> Iterator[None]:
+def _claimed(folder: Path, recipe: Recipe) -> Iterator[None]:
     """Hold the folder for this process, and make sure that it is empty or of this recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends in any way
         except BlockingIOError:
             raise DatasetError(f"{folder}: another process is making this data set. Wait for it, or end it.") from None
-        path = folder / _FACTS
-        # of a process that was killed while it wrote
-        half = {each for each in folder.iterdir() if _HALF.fullmatch(each.name) and not each.is_dir()}
+        path = folder / description.FILE
+        # left by a process that was killed while it wrote
+        unfinished = {entry for entry in folder.iterdir() if _UNFINISHED.fullmatch(entry.name) and not entry.is_dir()}
         if path.exists():
-            found = _recipe(path)
-            if found != recipe:
-                raise DatasetError(
-                    f"{folder}: expected an empty folder or one made with {_told(recipe)}, "
-                    f"found one made with {_told(found)}. Choose another folder."
-                )
-        elif set(folder.iterdir()) - {each for each in half if each.name.startswith(f".{_FACTS}.")}:
+            _check_recipe(folder, recipe)
+        elif set(folder.iterdir()) - {entry for entry in unfinished if entry.name.startswith(f".{path.name}.")}:
             raise DatasetError(f"{folder}: expected an empty folder, found other files in it. Choose another folder.")
         else:
-            write_atomically(path, _toml(plain_name(folder), recipe).encode())
-        for each in half:
-            each.unlink()
+            name = description.name_of(folder)
+            content = Description(name=name, unit=UNIT, phases=recipe.phases, recipe=recipe.to_dict()).to_toml()
+            write_atomically(path, content.encode())
+        for entry in unfinished:
+            entry.unlink()
         yield
     finally:
         os.close(descriptor)
 
 
-def _toml(name: str, recipe: dict[str, Any]) -> str:
-    lines = [f"name = {json.dumps(name, ensure_ascii=False)}", f'unit = "{UNIT}"']
-    tables = {f"phases.{phase}": values for phase, values in recipe["phases"].items()} | {"made": recipe["made"]}
-    for title, values in tables.items():
-        lines += ["", f"[{title}]", *(f"{key} = {value!r}" for key, value in values.items())]
-    return "\n".join(lines) + "\n"
+def _check_recipe(folder: Path, recipe: Recipe) -> None:
+    stored = description.read(folder, [])
+    if (stored.recipe, stored.phases) != (recipe.to_dict(), recipe.phases):
+        other = f"one made with {stored.recipe}, phases {stored.phases}" if stored.recipe else "something else"
+        raise DatasetError(
+            f"{folder}: expected an empty folder or one made with {recipe.to_dict()}, phases {recipe.phases}, "
+            f"found {other}. Choose another folder."
+        )
 
 
-def _recipe(path: Path) -> dict[str, Any]:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        content = {}
-    return {key: content.get(key) for key in ("phases", "made")}
-
-
-def _told(recipe: dict[str, Any]) -> str:
-    made = recipe["made"]
-    if not isinstance(made, dict):
-        return "something else"
-    return f"{made}, phases {recipe['phases']}"
-
-
-def _finished(folder: Path, table: Path, count: int, size: int) -> dict[int, str]:
-    """The rows, as lines, of the cells that are in the folder with their image."""
+def _finished(folder: Path, recipe: Recipe) -> dict[int, str]:
+    """Return the rows, as lines, of the cells that are in the folder with their image."""
     rows: dict[int, str] = {}
     for name in (_PARTIAL, "cells.csv"):
         path = folder / name
-        # A line without its end was being written when the process was killed.
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         for line in lines:
             fields = line.split(",")
+            # A line without its end was being written when the process was killed.
             if line.endswith("\n") and len(fields) == len(_COLUMNS) and fields[0].isdigit():
                 index = int(fields[0])
-                name = f"{index}_{fields[2]}.png"
-                if index < count and fields[1] == name and _is_image(folder / name, fields[3], size):
+                image = f"{index}_{fields[2]}.png"
+                if index < recipe.count and fields[1] == image and _is_image(folder / image, fields[3], recipe.size):
                     rows[index] = line
-    if len(rows) < count:
-        table.unlink(missing_ok=True)  # the table is what says that a folder is finished
+    if len(rows) < recipe.count:
+        (folder / recipe.table).unlink(missing_ok=True)  # the table says that a folder is finished
     return rows
 
 
 def _is_image(path: Path, fraction: str, size: int) -> bool:
-    """Whether the file is an image of that size and volume fraction, not something of its name."""
+    """Return whether the file is an image of that size and volume fraction."""
     try:
-        pixels, mode, found = read_png(path)
-        return mode == "L" and found == (size, size) and repr(float((pixels == 255).mean())) == fraction
+        pixels, mode, actual = read_png(path)
+        return mode == "L" and actual == (size, size) and repr(float((pixels == 255).mean())) == fraction
     except (ImageProblem, OSError):
         return False
 
 
-def _finish(folder: Path, table: Path, rows: list[str]) -> None:
+def _finish(folder: Path, recipe: Recipe, rows: list[str]) -> None:
     write_atomically(folder / "cells.csv", (",".join(_COLUMNS) + "\n" + "".join(rows)).encode())
     first = _COLUMNS.index(COMPONENTS[0])
     labels = [row.split(",")[first : first + len(COMPONENTS)] for row in rows]
     lines = [",".join([str(number), *label]) + "\n" for number, label in enumerate(labels, start=1)]
-    write_atomically(table, "".join(lines).encode())
+    write_atomically(folder / recipe.table, "".join(lines).encode())
     (folder / _PARTIAL).unlink(missing_ok=True)
 
 
 # --- one cell, and the processes ---
 
 
-def _cell(folder: Path, seed: int, index: int, size: int, matrix: Phase, inclusion: Phase) -> tuple[int, str]:
+def _cell(folder: Path, recipe: Recipe, index: int) -> tuple[int, str]:
     """Write the image of a cell; return its index and its row of cells.csv."""
-    cell = draw(seed, index, size=size)
-    fine = homogenize(cell.image, matrix=matrix, inclusion=inclusion, subdivisions=2)
-    coarse = homogenize(cell.image, matrix=matrix, inclusion=inclusion, subdivisions=1)
+    cell = draw(recipe.seed, index, size=recipe.size)
+    fine = homogenize(cell.image, **recipe.phases, subdivisions=2)
+    coarse = homogenize(cell.image, **recipe.phases, subdivisions=1)
     label = vector(fine)
     difference = np.abs(vector(coarse) - label)
     uncertainty = np.max(np.divide(difference, np.abs(label), out=np.zeros_like(label), where=label != 0))
@@ -242,24 +237,23 @@ def _cell(folder: Path, seed: int, index: int, size: int, matrix: Phase, inclusi
     return index, ",".join(row) + "\n"
 
 
-def _computed(jobs: list[tuple[Any, ...]], processes: int) -> Iterator[tuple[int, str]]:
-    """The cells as they are finished, in any order."""
+def _computed(folder: Path, recipe: Recipe, indices: list[int], processes: int) -> Iterator[tuple[int, str]]:
+    """Yield the cells when they are finished, in any order."""
     if processes == 1:
-        for job in jobs:
-            yield _cell(*job)
+        yield from (_cell(folder, recipe, index) for index in indices)
         return
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_watch_parent)
     try:
-        # The terminal sends Ctrl-C to all processes; only this one acts on it. The others inherit the mask of now.
+        # The terminal sends Ctrl-C to all processes; only this one acts on it. The others inherit this mask.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            futures = [pool.submit(_cell, *job) for job in jobs]
+            futures = [pool.submit(_cell, folder, recipe, index) for index in indices]
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for future in as_completed(futures):
             yield future.result()
     finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C: waits for the cells under way, a second or two
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C: waits for the cells being computed, a second or two
 
 
 def _watch_parent() -> None:

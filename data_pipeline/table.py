@@ -1,4 +1,4 @@
-"""The label table: one strict grammar, and a message for each way to miss it.
+"""The label table: one strict grammar, and a message for every kind of violation.
 
 UTF-8 (a byte-order mark is allowed), no header, one row a line, ten plain decimal numbers separated by commas (an
 exponent is allowed: 6.9e-08): the row's index, then the nine components. The indices are 1..n or 0..n-1, in order.
@@ -15,7 +15,7 @@ from data_pipeline.components import COMPONENTS
 COLUMNS = 1 + len(COMPONENTS)
 LARGEST = 64 * 2**20  # bytes; 520 rows have about 100 kB
 MOST_ROWS = 100_000  # a row costs 20 µs and, if all its numbers are kept, 500 bytes
-LARGEST_LABEL = 1e30  # networks reckon in single precision, which ends at 3.4e38
+LARGEST_LABEL = 1e30  # networks compute in single precision, which ends at 3.4e38
 LONGEST_LINE = 4096  # characters; ten numbers have some 200
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -24,7 +24,7 @@ _SHAPE = f"expected {COLUMNS} numbers separated by commas (row index and nine co
 
 
 def read_table(path: Path) -> tuple[np.ndarray, list[str]]:
-    """Return the components (rows, 9) as float64 and all problems of the file; the rows are good if there are none."""
+    """Return the components (rows, 9) as float64 and all problems of the file; the rows are valid if there are none."""
     name = path.name
     nothing = np.empty((0, len(COMPONENTS)))
     try:
@@ -66,15 +66,17 @@ def read_table(path: Path) -> tuple[np.ndarray, list[str]]:
             previous = values[0]
             rows.append(values[1:])
         else:
-            previous = None  # what follows a broken row cannot be judged by it
-            rows.append([0.0] * len(COMPONENTS))  # the row still counts, or each later image would be a problem too
+            previous = None  # the next index cannot be compared with it
+            rows.append(
+                [0.0] * len(COMPONENTS)
+            )  # the row still counts, otherwise every later image would be a problem as well
         if problem:
             problems.append(f"{name} line {number}: {problem}")
     return np.array(rows, dtype=np.float64), problems
 
 
 def _is_header(line: str) -> bool:
-    """Whether most fields are words: neither numbers nor what programs write for missing ones."""
+    """Return whether most fields are words: neither numbers nor marks of missing numbers."""
     fields = [field.strip(" \t\"'") for field in re.split("[,;\t]", line)]
     words = [field for field in fields if re.match("[^0-9+.-]", field) and not _NOT_FINITE.fullmatch(field)]
     return 2 * len(words) > len(fields)
@@ -102,7 +104,7 @@ def _row(line: str) -> tuple[list[float] | None, str]:
         if _NOT_FINITE.fullmatch(field):
             return (
                 None,
-                f"column {column} ({what}): expected a finite number, found {_shown(field)}. Compute the label anew.",
+                f"column {column} ({what}): expected a finite number, found {_shown(field)}. Compute the label again.",
             )
         if not _NUMBER.fullmatch(field):
             return (
@@ -114,8 +116,8 @@ def _row(line: str) -> tuple[list[float] | None, str]:
             return None, f"column {column} ({what}): expected a finite number, found {_shown(field)}, which overflows."
         if abs(value) > LARGEST_LABEL and column > 1:
             return None, (
-                f"column {column} ({what}): expected a number of at most {LARGEST_LABEL:.0e}, for networks reckon in "
-                f"single precision, found {_shown(field)}. Use a larger unit."
+                f"column {column} ({what}): expected a number of at most {LARGEST_LABEL:.0e}, because networks compute "
+                f"in single precision, found {_shown(field)}. Use a larger unit."
             )
         values.append(value)
     return values, ""
@@ -137,5 +139,5 @@ def _index_problem(index: float, previous: float | None, seen: dict[float, int],
 
 
 def _shown(text: str) -> str:
-    """The text for a message: quoted, escaped, and short."""
+    """Return the text for a message: quoted, escaped, and short."""
     return repr(text if len(text) <= 40 else text[:37] + "...")

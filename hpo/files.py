@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from data_pipeline.dataset import write_atomically
+from data_pipeline.files import write_atomically
 
 
 def sha256_of(path: Path) -> str:

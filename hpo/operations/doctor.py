@@ -15,7 +15,7 @@ from typing import Any
 
 from mlflow.entities import Experiment, LoggedModel, LoggedModelStatus
 
-from data_pipeline.dataset import load_npz
+from data_pipeline.npz import load_npz
 from data_pipeline.split import split
 from hpo.closing import promotion
 from hpo.errors import ServiceError, StudyConflict

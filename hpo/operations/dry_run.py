@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_pipeline.dataset import save_npz
+from data_pipeline.npz import save_npz
 from data_pipeline.split import unscored
 from hpo.errors import ServiceError
 from hpo.planning.plans import START, Plan

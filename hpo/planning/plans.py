@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline import dataset as data_sets
+from data_pipeline import npz
 from data_pipeline.dataset import Dataset
 from data_pipeline.split import Split, lacks, split
 from hpo import study
@@ -58,7 +59,7 @@ class Plan:
             description=self.study.description,
             claims=self.study.claims or None,
             data=DataFacts(
-                name=data.metadata["name"],
+                name=data.name,
                 digest=data.digest,
                 split=self.split.digest,
                 unit=data.unit,
@@ -336,7 +337,7 @@ def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings,
         tracker.log_dataset(run, name=data.name, digest=data.digest, source=data.source, profile=data.profile)
     return replace(
         facts,
-        data=replace(data, sha256=data_sets.sha256_in(file)),
+        data=replace(data, sha256=npz.sha256_in(file)),
         experiment_id=experiment_id,
         study_run_id=run_id,
         predictor_run_ids=ids,
@@ -367,7 +368,7 @@ def _check_physics(data: Dataset, folder: Path) -> None:
     """Raise StudyError unless two phases are known, and can have made the labels."""
     from hpo.scores import analysis
 
-    other = "other pixels" if "phases" in data.metadata else "no phases"
+    other = "other pixels" if data.description.phases else "no phases"
     leave = 'Or set model.physics = "none".'
     if data.phases is None:
         raise StudyError(
@@ -408,7 +409,7 @@ def _check_physics(data: Dataset, folder: Path) -> None:
 def model_name(data: Dataset, parts: Split) -> str:
     """The registered model all studies on this data, split and these targets compete for: `<data set>-<8 hex>`."""
     text = json.dumps([data.digest, parts.digest, data.target_names])
-    slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in data.metadata["name"]).strip("-") or "data"
+    slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in data.name).strip("-") or "data"
     digits = f"-{study.digest({'model': text})[:8]}"
     # Part of a database's id may follow (hpo.scores.champion.claim_model).
     return slug[: foreign.LONGEST_MODEL_NAME - len(digits) - 9] + digits

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.dataset import write_atomically
+from data_pipeline.files import write_atomically
 from hpo import files as sums
 from hpo.errors import ReportError
 from hpo.report import tables

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pandas
 
-from data_pipeline.dataset import Dataset, load_npz
+from data_pipeline.dataset import Dataset
+from data_pipeline.npz import load_npz
 from data_pipeline.phase import Phase
 from data_pipeline.split import Split, split
 from hpo import study

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline import dataset as data_sets
-from data_pipeline.dataset import Dataset, DatasetError, load_npz, save_npz
+from data_pipeline.dataset import Dataset, DatasetError
+from data_pipeline.npz import load_npz, save_npz
 from hpo.errors import NotFound, ServiceError
 from hpo.files import sha256_of
 from hpo.queue import Queue, StudyRow

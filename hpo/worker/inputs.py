@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.dataset import Dataset, load_npz, sha256_in
+from data_pipeline.dataset import Dataset
+from data_pipeline.npz import load_npz, sha256_in
 from data_pipeline.split import Split, split
 from hpo.study.records import TrialSpec
 from models import bundle, weights

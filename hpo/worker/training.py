@@ -143,7 +143,7 @@ def _package(
             "trial": request.spec.to_json(),
             "validation": best_scores.to_dict(),
             "best_epoch": run.best_epoch,
-            "data": {"name": dataset.metadata["name"], "digest": dataset.digest},
+            "data": {"name": dataset.name, "digest": dataset.digest},
         },
     )
     gpu = inputs.gpu_name(run.device)

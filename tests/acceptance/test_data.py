@@ -9,7 +9,9 @@ from mlflow import MlflowClient
 from shell import Shell, trainers
 
 from data_pipeline import dataset as data_sets
-from data_pipeline.dataset import DatasetError, load_npz, sha256_in
+from data_pipeline.dataset import DatasetError
+from data_pipeline.npz import load_npz, sha256_in
+from data_pipeline.phase import Phase
 from hpo.tracking import data_sets as data_files
 
 RATES = "[1e-2]"  # two points
@@ -18,18 +20,18 @@ RATES = "[1e-2]"  # two points
 def test_a_data_set_of_other_names_or_phases_is_another_file_of_the_cache(data, tmp_path):
     first = data_sets.load(data)
     other = tuple(f"0_mine{name}" for name in first.names)
-    phases = {name: {"young_modulus": 1.0, "poisson_ratio": 0.3} for name in ("matrix", "inclusion")}
+    phases = {name: Phase(1.0, 0.3) for name in ("matrix", "inclusion")}
     sets = [
         first,
         dataclasses.replace(first, names=other),
-        dataclasses.replace(first, metadata=first.metadata | {"phases": phases}),
+        dataclasses.replace(first, description=dataclasses.replace(first.description, phases=phases)),
     ]
     assert {each.digest for each in sets} == {first.digest}
     files = [data_files.keep(tmp_path, each) for each in sets]
     assert len(set(files)) == 3
     for file, each in zip(files, sets, strict=True):
         found = load_npz(file, sha256=sha256_in(file))
-        assert (found.names, found.metadata) == (each.names, each.metadata)
+        assert (found.names, found.description) == (each.names, each.description)
 
 
 def test_a_damaged_file_of_the_cache_is_written_again(data, tmp_path):

@@ -114,7 +114,9 @@ import torch
 from PIL import Image
 
 from data_pipeline.components import COMPONENTS
-from data_pipeline.dataset import Dataset, load_npz, save_npz
+from data_pipeline.dataset import Dataset
+from data_pipeline.description import Description
+from data_pipeline.npz import load_npz, save_npz
 from hpo.cli.main import main
 from hpo.files import sha256_of_files
 from hpo.tracking.foreign import PT2
@@ -137,8 +139,8 @@ network = Regressor(build(spec, shape, 9), torch.zeros(9), torch.ones(9))
 package(good, network, spec=to_dict(spec), image_shape=shape, target_names=COMPONENTS, unit="GPa",
         example_images=images[:2])
 names = tuple(f"{row}_x.png" for row in range(20))
-save_npz(Dataset(images=images, targets=targets, target_names=COMPONENTS, unit="GPa", names=names,
-                 metadata={"name": "x"}, symmetries={}), work / "set.npz")
+save_npz(Dataset(images=images, targets=targets, target_names=COMPONENTS, names=names,
+                 description=Description(name="x", unit="GPa"), symmetries={}), work / "set.npz")
 save_state(Training(spec, TrainingSpec(epochs=1), train=(images, targets), validation=(images, targets)).state(),
            work / "state.safetensors")
 Image.new("L", (16, 16)).save(work / "0_x.png")

@@ -9,6 +9,7 @@ import pytest
 import records
 
 from data_pipeline.dataset import Dataset
+from data_pipeline.description import Description
 from data_pipeline.split import split
 from hpo.report import claims, sections
 from hpo.report.answers import Answer
@@ -24,9 +25,8 @@ DATA = Dataset(
     images=IMAGES,
     targets=TARGETS,
     target_names=("C11", "C22"),
-    unit="GPa",
     names=tuple(f"{index}_x.png" for index in range(CELLS)),
-    metadata={"name": "made"},
+    description=Description(name="made", unit="GPa"),
     symmetries={},
 )
 PARTS = split(CELLS)

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.components import COMPONENTS
-from data_pipeline.dataset import DEFAULT, DatasetError, check, load, load_npz, save_npz, write_atomically
+from data_pipeline.dataset import DEFAULT, DatasetError, check, load
+from data_pipeline.files import write_atomically
+from data_pipeline.npz import load_npz, save_npz
 from data_pipeline.table import read_table
 
 N, SIZE = 5, 8
@@ -58,7 +60,7 @@ def test_images_and_labels_come_out_in_the_tables_order(folder):
     assert np.array_equal(dataset.targets, LABELS)
     assert dataset.target_names == COMPONENTS and dataset.unit == "label unit"
     assert dataset.names == tuple(f"{row}_cell.png" for row in range(N))
-    assert dataset.metadata == {"name": "plates"}
+    assert dataset.description.to_dict() == {"name": "plates"}
     assert check(folder) == []
 
 
@@ -126,7 +128,7 @@ def test_dataset_toml_gives_name_unit_and_phases(folder):
     )
     dataset = load(folder)
     assert dataset.unit == "MPa"
-    assert dataset.metadata == {
+    assert dataset.description.to_dict() == {
         "name": "plates 2",
         "phases": {
             "matrix": {"young_modulus": 3500.0, "poisson_ratio": 0.35},
@@ -145,7 +147,7 @@ def test_the_default_set_has_520_cells_of_64_pixels_and_no_problem():
     dataset = load(DEFAULT)
     assert dataset.images.shape == (520, 1, 64, 64)
     assert set(np.unique(dataset.images)) == {0.0, 1.0}
-    assert dataset.unit == "GPa" and dataset.metadata["name"] == "default"
+    assert dataset.unit == "GPa" and dataset.name == "default"
     assert dataset.targets.min() > 0
 
 
@@ -188,7 +190,7 @@ def test_an_npz_gives_back_the_same_data_set(folder, tmp_path):
     for field in ("images", "targets"):
         assert np.array_equal(getattr(again, field), getattr(dataset, field))
         assert getattr(again, field).dtype == getattr(dataset, field).dtype
-    for field in ("target_names", "unit", "names", "metadata", "symmetries"):
+    for field in ("target_names", "unit", "names", "description", "symmetries"):
         assert getattr(again, field) == getattr(dataset, field)
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
 
@@ -261,7 +263,7 @@ def test_an_npz_that_would_take_gigabytes_is_refused_before_it_takes_them(tmp_pa
     big = npz(tmp_path / "big.npz", pixels=np.broadcast_to(np.uint8(0), (3, 1, 4096, 4096)))  # of 50 kB
     lies = lying(tmp_path / "lying.npz", (1, 1, 2**20, 2**20))
     tracemalloc.start()
-    monkeypatch.setattr("data_pipeline.dataset.LARGEST_TOTAL", 2**25)
+    monkeypatch.setattr("data_pipeline.npz.LARGEST_TOTAL", 2**25)
     with pytest.raises(DatasetError, match="at most 33,554,432 are read"):
         load_npz(big)
     with pytest.raises(DatasetError, match="of 144 bytes for the shape"):

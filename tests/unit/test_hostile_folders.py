@@ -15,7 +15,8 @@ import pytest
 import watched
 from PIL import Image
 
-from data_pipeline.dataset import DatasetError, load, load_npz, save_npz
+from data_pipeline.dataset import DatasetError, load
+from data_pipeline.npz import load_npz, save_npz
 
 MEMORY = 2**30  # bytes; without anything hostile it takes 40 MB
 SIZE = 8  # pixels a side

@@ -131,8 +131,8 @@ def test_what_is_made_can_be_loaded_and_holds_what_was_computed(made):
     assert check(made) == []
     dataset = load(made)
     assert dataset.unit == "GPa"
-    assert dataset.metadata["name"] == "small"
-    assert dataset.metadata["made"] == {"recipe": 1, "seed": 7, "count": 4, "size": 48}
+    assert dataset.name == "small"
+    assert dataset.description.recipe == {"recipe": 1, "seed": 7, "count": 4, "size": 48}
     image = dataset.images[3, 0] == 1
     assert np.array_equal(dataset.targets[3], vector(homogenize(image, matrix=MATRIX, inclusion=INCLUSION)))
     coarse = vector(homogenize(image, matrix=MATRIX, inclusion=INCLUSION, subdivisions=1))

@@ -6,7 +6,7 @@ import pytest
 import records
 import torch
 
-from data_pipeline import dataset
+from data_pipeline import dataset, npz
 from hpo.worker import probing, protocol, training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_a_trial_is_trained_and_measured_with_the_threads_it_asks_for(tmp_path, data):
     path = tmp_path / "data.npz"
-    dataset.save_npz(dataset.load(data), path)
+    npz.save_npz(dataset.load(data), path)
     seen = {}
 
     def send(message):

@@ -44,8 +44,8 @@ WORD[re.compile(r"(?:^|[.:;]\s+)Who(?=\s)(?![^.?]*\?)")] = "a sentence with a su
 NAMES = {"found", "each", "shown", "read", "known", "made", "it", "added"}  # no nouns: not for variables
 
 # Findings that are left in each package. Lower them whenever you can; a package that is clean leaves the table.
-WORDS_LEFT = {"hpo": 158, "data_pipeline": 4}
-NAMES_LEFT = {"hpo": 420, "data_pipeline": 14}
+WORDS_LEFT = {"hpo": 158}
+NAMES_LEFT = {"hpo": 420}
 
 LONGEST_SENTENCE = 25  # words
 

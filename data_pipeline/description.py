@@ -1,0 +1,143 @@
+"""dataset.toml: what a folder of images says about itself. The file, and every key of it, is optional.
+
+`name`; `unit` (of the components); `[phases.matrix]` (pixel 0) and `[phases.inclusion]` (pixel 255) with
+`young_modulus` (in that unit) and `poisson_ratio`; `[made]`, with which `data_pipeline.synthesize` finds its own folder
+again.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.files import not_a_file, printable
+from data_pipeline.phase import Phase
+
+FILE = "dataset.toml"
+UNKNOWN_UNIT = "label unit"
+LARGEST_TOML = 2**14  # bytes; reading a key of n parts takes n² time and memory: 1 s and 300 MB at this size
+
+_PHASES = ("matrix", "inclusion")
+_CONSTANTS = ("young_modulus", "poisson_ratio")
+_NOT_IN_NAMES = re.compile(r"[^\w .+-]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What is known of a data set besides its images and labels."""
+
+    name: str
+    unit: str = UNKNOWN_UNIT  # of the labels
+    phases: dict[str, Phase] | None = None  # "matrix" and "inclusion"
+    recipe: Mapping[str, int] | None = None  # of a synthetic data set; "made" in files
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form, without the unit."""
+        phases = {"phases": {name: asdict(phase) for name, phase in self.phases.items()}} if self.phases else {}
+        return {"name": self.name} | phases | ({"made": dict(self.recipe)} if self.recipe else {})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, unit: str) -> "Description":
+        """Return the description in JSON form. Raise ValueError, TypeError or AttributeError if it has another form."""
+        if not isinstance(values.get("name"), str):
+            raise ValueError("metadata without a name")
+        phases = {name: Phase(**constants) for name, constants in values.get("phases", {}).items()}
+        return cls(name=values["name"], unit=unit, phases=phases or None, recipe=values.get("made"))
+
+    def to_toml(self) -> str:
+        """Return the content of dataset.toml."""
+        lines = [f"name = {json.dumps(self.name, ensure_ascii=False)}", f'unit = "{self.unit}"']
+        tables: dict[str, Mapping[str, float]] = {}
+        tables |= {f"phases.{name}": asdict(phase) for name, phase in (self.phases or {}).items()}
+        tables |= {"made": self.recipe} if self.recipe else {}
+        for title, values in tables.items():
+            lines += ["", f"[{title}]", *(f"{key} = {value!r}" for key, value in values.items())]
+        return "\n".join(lines) + "\n"
+
+
+def name_of(folder: Path) -> str:
+    """Return the name of a data set that has none of its own: its folder's, with - for characters that are invalid."""
+    return _NOT_IN_NAMES.sub("-", folder.resolve().name).strip()[:60] or "data"
+
+
+def read(folder: Path, problems: list[str]) -> Description:
+    """Return the description in a folder, without its invalid parts. Add what is wrong with them to `problems`."""
+    unnamed = Description(name=name_of(folder))
+    path = folder / FILE
+    if not path.exists() and not path.is_symlink():
+        return unnamed
+    if reason := not_a_file(path):
+        problems.append(f"{FILE}: {reason}")
+        return unnamed
+    file = f"{FILE}: expected a TOML file in UTF-8, but it"
+    try:
+        with path.open("rb") as opened:
+            text = opened.read(LARGEST_TOML + 1)
+        if len(text) > LARGEST_TOML:
+            problems.append(f"{file} is larger than {LARGEST_TOML // 2**10} KiB. Keep name, unit and phases.")
+            return unnamed
+        return _parse(tomllib.loads(text.decode("utf-8-sig")), unnamed.name, problems)
+    except RecursionError:  # in parsing a value, or in printing it
+        problems.append(f"{file} is nested too deeply. Keep name, unit and phases.")
+    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        problems.append(f"{file} cannot be read: {error}")
+    return unnamed
+
+
+def _parse(content: dict[str, Any], folder_name: str, problems: list[str]) -> Description:
+    _check_keys(content, ("name", "unit", "phases", "made"), "", problems)
+    texts = {"name": folder_name, "unit": UNKNOWN_UNIT}
+    for key in texts:
+        value = content.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, str) or not 1 <= len(value.strip()) <= 60 or not value.isprintable():
+            problems.append(f"{FILE}: {key}: expected a text of 1 to 60 characters, found {value!r:.60}.")
+        elif key == "name" and _NOT_IN_NAMES.search(value):
+            problems.append(f"{FILE}: name: expected letters, digits, spaces and . _ + -, found {value!r}.")
+        else:
+            texts[key] = value.strip()
+    phases = _parse_phases(content["phases"], problems) if "phases" in content else None
+    recipe = content.get("made", {})
+    if not isinstance(recipe, dict) or not all(type(n) is int and 0 <= n < 2**63 for n in recipe.values()):
+        problems.append(f"{FILE}: made: expected the table that `make` wrote. Remove the key.")
+        recipe = {}
+    return Description(**texts, phases=phases, recipe=recipe or None)
+
+
+def _parse_phases(content: Any, problems: list[str]) -> dict[str, Phase] | None:
+    if not isinstance(content, dict) or set(content) != set(_PHASES):
+        keys = ", ".join(map(printable, content)) if isinstance(content, dict) else repr(content)
+        problems.append(f"{FILE}: phases: expected the tables matrix and inclusion, found {keys or 'none'}.")
+        return None
+    phases = {}
+    for name in _PHASES:
+        phase, where = content[name], f"{FILE}: phases.{name}"
+        if not isinstance(phase, dict):
+            problems.append(f"{where}: expected a table with {' and '.join(_CONSTANTS)}, found {phase!r}.")
+            continue
+        _check_keys(phase, _CONSTANTS, f"phases.{name}.", problems)
+        if missing := [key for key in _CONSTANTS if key not in phase]:
+            problems.append(f"{where}: {' and '.join(missing)} missing.")
+            continue
+        try:
+            valid = Phase(phase["young_modulus"], phase["poisson_ratio"])
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+            continue
+        phases[name] = Phase(float(valid.young_modulus), float(valid.poisson_ratio))
+    return phases if len(phases) == len(_PHASES) else None
+
+
+def _check_keys(table: dict[str, Any], valid: tuple[str, ...], prefix: str, problems: list[str]) -> None:
+    for key in table:
+        if key not in valid:
+            near = get_close_matches(key, valid, 1)
+            guess = f" Did you mean {near[0]}?" if near else ""
+            problems.append(
+                f"{FILE}: no key is called {printable(prefix + key)}. There are: {', '.join(valid)}.{guess}"
+            )

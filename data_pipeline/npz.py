@@ -1,0 +1,122 @@
+"""A data set as one NPZ file: the form in which it is cached, stored and handed to the trainer processes."""
+
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import struct
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from data_pipeline.dataset import LARGEST_TOTAL, Dataset, DatasetError, scaled
+from data_pipeline.description import Description
+from data_pipeline.files import write_atomically
+
+_MEMBERS = {"pixels.npy": r"\|u1", "targets.npy": r"<f8", "facts.npy": r"<U\d+"}  # of the file: their types
+_ZIP_END = struct.Struct("<4s4H2IH")  # of a zip file without a comment
+
+
+def save_npz(dataset: Dataset, path: Path) -> None:
+    """Write the data set as one file (pixels as uint8, no pickle), whole or not at all."""
+    facts = {
+        "target_names": dataset.target_names,
+        "unit": dataset.unit,
+        "names": dataset.names,
+        "metadata": dataset.description.to_dict(),
+        "symmetries": dataset.symmetries,
+    }
+    content = io.BytesIO()
+    np.savez_compressed(
+        content, pixels=dataset.pixels(), targets=dataset.targets.astype("<f8"), facts=np.array(json.dumps(facts))
+    )
+    write_atomically(Path(path), content.getvalue())
+
+
+def load_npz(path: Path, *, sha256: str | None = None) -> Dataset:
+    """Return the data set that `save_npz` wrote, with the same digest.
+
+    Raise DatasetError if the file is another one, is damaged, or does not have the SHA-256 (hex), if one is given. The
+    limits of a folder hold here as well, such as 2^29 pixels, and are checked before memory is taken for them.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+            if sha256 is not None and actual != sha256:
+                raise DatasetError(f"{path}: expected SHA-256 {sha256:.8}, found {actual:.8}: the file was damaged.")
+            _check_members(file)
+            with np.load(file, allow_pickle=False) as content:
+                return _dataset(content["pixels"], content["targets"], str(content["facts"]))
+    except FileNotFoundError:
+        raise DatasetError(f"There is no file {path}; expected a data set written by save_npz.") from None
+    except (DatasetError, MemoryError):
+        raise
+    except Exception as error:  # zipfile, zlib, numpy and json raise a dozen kinds when a file is damaged
+        raise DatasetError(
+            f"{path}: expected a data set written by save_npz, found something else ({error})."
+        ) from None
+
+
+def sha256_in(path: Path) -> str | None:
+    """Return the SHA-256 (hex) at the end of a file's name, as in `NAME-SHA256.npz`; None for another name."""
+    match = re.search("-([0-9a-f]{64})$", path.stem)
+    return match[1] if match else None
+
+
+def _check_members(file: BinaryIO) -> None:
+    """Raise ValueError unless this is a zip of the three arrays, of the types and below the sizes of `save_npz`."""
+    start = file.seek(-_ZIP_END.size - 20, os.SEEK_END)
+    tail = file.read()
+    mark, _, _, count, total, size, _, comment = _ZIP_END.unpack(tail[20:])
+    # Check the size of the list of members before it is read: a long one could take any amount of memory.
+    if mark != b"PK\5\6" or count != len(_MEMBERS) or total != count or size > 4096 or comment or tail[:4] == b"PK\6\7":
+        raise ValueError(f"no list of {len(_MEMBERS)} members at {start}")
+    with zipfile.ZipFile(file) as archive:
+        if sorted(member.filename for member in archive.infolist()) != sorted(_MEMBERS):
+            raise ValueError(f"the members {archive.namelist()!r:.80}")
+        for member in archive.infolist():
+            if member.file_size > LARGEST_TOTAL + 2**16:
+                raise ValueError(f"{member.filename} of {member.file_size:,} bytes, at most {LARGEST_TOTAL:,} are read")
+            with archive.open(member) as content:
+                if np.lib.format.read_magic(content) != (1, 0):
+                    raise ValueError(f"{member.filename} in another format")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+                header = content.tell()
+            # numpy takes memory for the shape in the header, so the member must be as large.
+            if not re.fullmatch(_MEMBERS[member.filename], dtype.str) or any(side < 0 for side in shape):
+                raise ValueError(f"{member.filename} of the type {dtype.str}")
+            if header + math.prod(shape) * dtype.itemsize != member.file_size:
+                raise ValueError(f"{member.filename} of {member.file_size:,} bytes for the shape {shape}")
+    file.seek(0)
+
+
+def _dataset(pixels: np.ndarray, targets: np.ndarray, text: str) -> Dataset:
+    """Return the data set; `text` is the JSON beside the arrays. Raise ValueError if it has another form."""
+    facts = json.loads(text)
+    target_names, names = facts["target_names"], facts["names"]
+    if not all(
+        isinstance(words, list) and all(isinstance(word, str) for word in words) for words in (target_names, names)
+    ):
+        raise ValueError("names that are no lists of texts")
+    if not isinstance(facts["unit"], str) or not isinstance(facts["metadata"], dict):
+        raise ValueError("a unit that is no text, or metadata that are no object")
+    for order in facts["symmetries"].values():
+        if not isinstance(order, list) or sorted(order) != list(range(len(target_names))):
+            raise ValueError("a symmetry that does not permute the targets")
+    n, k = len(names), len(target_names)
+    if pixels.ndim != 4 or len(pixels) != n or 0 in pixels.shape or targets.shape != (n, k) or not n * k:
+        raise ValueError(f"{n} images and ({n}, {k}) targets stated, found {pixels.shape} and {targets.shape}")
+    if not np.isfinite(targets).all():
+        raise ValueError("targets that are not finite")
+    return Dataset(
+        images=scaled(pixels),
+        targets=targets,
+        target_names=tuple(target_names),
+        names=tuple(names),
+        description=Description.from_dict(facts["metadata"], unit=facts["unit"]),
+        symmetries={name: tuple(order) for name, order in facts["symmetries"].items()},
+    )
