@@ -453,8 +453,8 @@ def _work(
                 console.quiet = True
 
         closed = worker.run(limits=limits or NO_LIMITS, on_tick=tick)
-        ended = worker.stopping not in (None, OUT_OF_TIME) and not closed
-        return (None if ended else closed), worker.asked
+        ended = worker.ending.reason not in (None, OUT_OF_TIME) and not closed
+        return (None if ended else closed), worker.ending.asked
 
 
 def _slurm_request(options: argparse.Namespace, read: "Settings", *, threads: int) -> "Request | None":

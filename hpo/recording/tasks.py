@@ -118,8 +118,8 @@ class Tasks:
 
         A verdict of the pruner counts instead, though it came too late to spare the rest of the training.
         """
-        if self.pruning.settle(job):
-            return self.end(job, "pruned", epoch=trained.epochs, reason="")
+        if verdict := self.pruning.settle(job):
+            return self.end(job, "pruned", epoch=trained.epochs, reason=verdict)
         queue, tracker, study = self.reconciler.queue, self.reconciler.tracker, self.reconciler.study
         queue.cut(job, trained.epochs)  # an earlier attempt on another kind of machine may have had more patience
         run_id = self.reconciler.ensure_run(queue.require(job))

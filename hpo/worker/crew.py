@@ -81,7 +81,10 @@ class Crew:
         if isinstance(message, protocol.Ready):
             trainer.ready, self._stillborn = True, 0
             return
-        answer, job = self._answers[type(message)], trainer.job
+        answer, job = self._answers.get(type(message)), trainer.job
+        if answer is None:
+            trainer.process.kill(f"a trainer sent {type(message).__name__}")
+            return
         if isinstance(message, LAST):
             trainer.release()
         if job is not None and job in self._leases:

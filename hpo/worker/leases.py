@@ -4,7 +4,7 @@ Owned by the supervisor's thread. A job given back and claimed again is another 
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
@@ -122,21 +122,20 @@ class Leases:
         """Whether nothing waits for the database any more."""
         return not self._returning and not any(held.backlog for held in self._held.values())
 
-    def give_back(self) -> list[Job]:
-        """Return jobs to the queue; return those that went. The others wait for the next turn. Raise DatabaseLost."""
-        returned = []
+    def give_back(self) -> Iterator[Job]:
+        """Return jobs to the queue; yield those that went. The others wait for the next turn. Raise DatabaseLost."""
         while self._returning:
             job, reason, counts = self._returning[0]
             held = self._held.get((job.id, job.fence))
             if held is not None:
                 if not self._flush(held, BATCH):
-                    break
+                    return
                 with suppress(LeaseLost):
                     self._queue.give_back(job, reason=reason, counts=counts)
                 self.drop(job)
-                returned.append(job)
             self._returning.popleft()
-        return returned
+            if held is not None:
+                yield job
 
     def give_all_back(self, reason: str) -> None:
         """Return everything that is still held to the queue; no attempt is counted. Raise DatabaseLost."""

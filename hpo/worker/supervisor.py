@@ -44,9 +44,11 @@ NO_LIMITS = Limits()
 class Supervisor:
     """One worker of one study. `run` returns when the study is closed, when stopped, or at a limit."""
 
-    def __init__(self, study: StudyRow, worker: str, parts: Collaborators, *, limits: Limits = NO_LIMITS) -> None:
+    def __init__(
+        self, study: StudyRow, worker: str, parts: Collaborators, ending: Ending, *, limits: Limits = NO_LIMITS
+    ) -> None:
         """`worker`: its name in the queue."""
-        self.limits, self.ending = limits, Ending(parts.clock)
+        self.limits, self.ending = limits, ending
         self.claimed = 0  # trials
         self._study, self._worker, self._settings, self._folder = study, worker, parts.settings, parts.folder
         self._queue, self._recorder, self._tasks, self._pruning = (

@@ -172,10 +172,12 @@ class Trials:
 
     def on_point(self, message: protocol.Message) -> None:
         """Begin the trial whose point was chosen, or return its job."""
+        assert self.suggester is not None
         if isinstance(message, protocol.Ready):
             return
-        if not isinstance(message, protocol.Answer) or self.suggester is None:
-            raise protocol.ProtocolError(f"expected an answer of the suggester, found {type(message).__name__}")
+        if not isinstance(message, protocol.Answer):
+            self.suggester.process.kill(f"a suggester sent {type(message).__name__}")
+            return
         waiting = self.suggester.take(message.job, message.fence)
         if waiting is None:
             return

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from hpo.closing.steps import Closing
-from hpo.queue import Job, Queue, Stop, require_whole
+from hpo.queue import Job, Queue, require_whole
 from hpo.recording.outage import Outage
 from hpo.recording.outcomes import Inbox
 from hpo.recording.reconciler import Reconciler
@@ -69,35 +69,24 @@ class Worker:
         self._log_name, self._name = f"worker-{process}", f"{socket.gethostname()}:{process}"
         self._folder = WorkFolder(settings.home, process)
         self._reconciler = Reconciler(self.queue, self.tracker, self._store, self.row, worker=self._name)
-        self.supervisor: Supervisor | None = None
-
-    @property
-    def stopping(self) -> str | None:
-        """Why the work was stopped; None if it was not."""
-        return self.supervisor.ending.reason if self.supervisor else None
-
-    @property
-    def asked(self) -> Stop | None:
-        """Who asked for it, if `hpo stop` ended the work."""
-        return self.supervisor.ending.asked if self.supervisor else None
+        self.ending = ending.Ending(time)
 
     def run(self, *, limits: Limits = NO_LIMITS, on_tick: Callable[[Supervisor], None] = lambda _: None) -> bool:
         """Work until the study is closed; return whether it is. Raise ServiceError if nothing can be done here."""
-        with _for_us_alone(), self._folder.lock():
+        limit = ending.STOP_LIMIT + 0.5
+        with _for_us_alone(), self._folder.lock(), stopped_by_signals(self.ending.stop, limit=limit):
             for file in (self.row.facts.weights or {}).values():
                 weights.find(file.name)  # before a trial is claimed that this machine cannot train
             data = DataFile(data_sets.fetch(self.settings.home, self.tracker, self.row))
             with open_log(self.settings.home, self._log_name) as log:
                 parts = self._parts(log, data)
-                self.supervisor = Supervisor(self.row, self._name, parts, limits=limits)
-                with stopped_by_signals(self.supervisor.ending.stop, limit=ending.STOP_LIMIT + 0.5):
-                    parts.recorder.start()
-                    if parts.pruning.active:
-                        parts.pruning.start()
-                    try:
-                        return self.supervisor.run(on_tick)
-                    finally:
-                        self.close()
+                parts.recorder.start()
+                if parts.pruning.active:
+                    parts.pruning.start()
+                try:
+                    return Supervisor(self.row, self._name, parts, self.ending, limits=limits).run(on_tick)
+                finally:
+                    self.close()
 
     def close(self) -> None:
         """Close the connections to the database."""

@@ -64,11 +64,11 @@ def test_a_process_that_dies_there_loses_nothing_and_changes_no_bit(shell, data,
             assert "worker lost, attempt 2 of 3" in output
     check_recorded_once(shell, name, points=1, epochs=EPOCHS)
     for job in shell.trials(name):
-        calm = undisturbed[json.dumps(job.spec["point"])]
+        calm = undisturbed[json.dumps(job.spec.point)]
         assert {key: job.result[key] for key in ("best_val_nmse", "best_epoch", "last_val_mse", "validation")} == {
             key: calm[key] for key in ("best_val_nmse", "best_epoch", "last_val_mse", "validation")
         }
-        assert job.result["files"]["weights.safetensors"] == calm["files"]["weights.safetensors"]
+        assert job.result.files["weights.safetensors"] == calm.files["weights.safetensors"]
     client = MlflowClient(shell.tracking_uri)
     experiment = client.get_experiment_by_name(name).experiment_id
     runs = client.search_runs([experiment], run_view_type=ViewType.ALL)
@@ -121,6 +121,6 @@ def undisturbed(services, tmp_path_factory, data) -> dict:
         shell = Shell(folder / "home", url, services.tracking_uri)
         try:
             shell.hpo("run", "--study", study(folder, "calm-crash", data), "--trainers", 1)
-            return {json.dumps(job.spec["point"]): job.result for job in shell.trials("calm-crash")}
+            return {json.dumps(job.spec.point): job.result for job in shell.trials("calm-crash")}
         finally:
             shell.close()

@@ -59,7 +59,7 @@ def test_a_worker_whose_time_is_over_hands_back(shell, data, tmp_path, monkeypat
             supervisor.ending.stop("SIGTERM")  # SLURM's, which sends two
 
     assert worker.run(limits=Limits(seconds=600), on_tick=when_training) is False
-    assert worker.stopping == OUT_OF_TIME and not worker.supervisor.ending.hurry
+    assert worker.ending.reason == OUT_OF_TIME and not worker.ending.hurry
     (begun,) = [job for job in shell.trials("long") if job.epochs]
     assert (begun.state, begun.attempt, begun.reason) == ("waiting", 0, "handed back")
     assert begun.checkpoint.epoch == begun.epochs

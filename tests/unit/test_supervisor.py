@@ -18,7 +18,7 @@ from hpo.worker import protocol
 from hpo.worker.children import Suggester, Trainers
 from hpo.worker.collaborators import Collaborators
 from hpo.worker.data_file import FETCH_ATTEMPTS, DataFile
-from hpo.worker.ending import STOP_GRACE, STOP_LIMIT
+from hpo.worker.ending import STOP_GRACE, STOP_LIMIT, Ending
 from hpo.worker.folders import WorkFolder
 from hpo.worker.supervisor import OUT_OF_TIME, Limits, Supervisor
 
@@ -239,7 +239,7 @@ class Bench:
             clock=self.clock,
         )
         study = records.study_row("s")
-        self.supervisor = Supervisor(study, "w", parts, limits=limits or Limits())
+        self.supervisor = Supervisor(study, "w", parts, Ending(self.clock), limits=limits or Limits())
 
     def _start(self, gpu):
         self.processes.append(FakeProcess())
@@ -594,8 +594,8 @@ def test_a_trainer_that_dies_costs_its_trial_an_attempt(bench, caplog):
 def test_a_message_that_no_trainer_sends_is_an_error(bench):
     bench.training()
     bench.says(protocol.ClaimLost(job=1, fence=1))
-    with pytest.raises(KeyError):
-        bench.step()
+    bench.steps(1)
+    assert bench.of("give back") == [("give back", 1, "a trainer sent ClaimLost", True)]
 
 
 def test_a_slot_is_filled_by_the_suggester_and_trained(bench):
