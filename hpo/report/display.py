@@ -3,6 +3,7 @@
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -20,7 +21,7 @@ RATE_WINDOW = 30.0  # seconds over which epochs a second are measured
 
 
 class Progress:
-    """A study's progress as the database knows it, over all workers."""
+    """The progress of a study over all workers, from the database."""
 
     def __init__(self, queue: Queue, study: StudyRow) -> None:
         self.queue, self.study = queue, study
@@ -32,6 +33,7 @@ class Progress:
         self.epochs = 0
 
     def refresh(self) -> None:
+        """Read the database. Raise DatabaseLost."""
         jobs = self.queue.jobs(self.study.name)
         self.jobs = [job for job in jobs if job.kind == "trial"]
         self.closing = next((job for job in jobs if job.kind == "closing"), None)
@@ -50,15 +52,15 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Epochs a second over the last half minute, all trials together."""
+        """Epochs per second of all trials together, over RATE_WINDOW."""
         (first, before), (last, now) = self._history[0], self._history[-1]
         return (now - before) / (last - first) if last > first else 0.0
 
     @property
     def best(self) -> tuple[float, Job] | None:
         """The lowest validation NMSE so far, of running trials too, and its trial."""
-        found = [(self.measured[job.id][1], job) for job in self.jobs if job.id in self.measured]
-        return min(found, key=lambda pair: pair[0], default=None)
+        scored = [(self.measured[job.id][1], job) for job in self.jobs if job.id in self.measured]
+        return min(scored, key=lambda pair: pair[0], default=None)
 
     def epochs_planned(self, job: Job) -> int:
         training = job.spec.training if job.spec else dict(self.study.spec["training"])
@@ -66,40 +68,41 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """From the seconds an epoch took: of the trial itself, else of like ones, else in proportion to cost; where the
-        sampler has not chosen the point yet, of all. Trials that have not begun are taken to end as early as others."""
-        known = [(job.cost, self.measured[job.id][0]) for job in self.jobs if job.id in self.measured]
-        if not known or not self.running:
-            return None
+        """Seconds until the last trial ends, None if unknown. Trials that have not begun are taken to end as early
+        as those that have ended."""
         by_cost: dict[float, list[float]] = {}
-        for cost, seconds in known:
-            by_cost.setdefault(cost, []).append(seconds)
+        for job in self.jobs:
+            if job.id in self.measured:
+                by_cost.setdefault(job.cost, []).append(self.measured[job.id][0])
+        if not by_cost or not self.running:
+            return None
         ended = [job.epochs / self.epochs_planned(job) for job in self.jobs if job.state in ("done", "pruned")]
         share = statistics.fmean(ended or [1.0])
         total = 0.0
         for job in self.jobs:
-            if job.state not in ("waiting", "running"):
-                continue
-            if job.id in self.measured:
-                seconds = self.measured[job.id][0]
-            elif job.spec is None:
-                seconds = statistics.fmean(seconds for _, seconds in known)
-            elif job.cost in by_cost:
-                seconds = statistics.fmean(by_cost[job.cost])
-            else:
-                near, times = min(by_cost.items(), key=lambda item: abs(item[0] - job.cost))
-                seconds = statistics.fmean(times) * (job.cost / near if near else 1.0)
-            planned = self.epochs_planned(job)
-            total += seconds * (max(0, planned - job.epochs) if job.epochs else share * planned)
+            if job.state in ("waiting", "running"):
+                planned = self.epochs_planned(job)
+                epochs = max(0, planned - job.epochs) if job.epochs else share * planned
+                total += epochs * self._epoch_seconds(job, by_cost)
         return total / len(self.running)
 
+    def _epoch_seconds(self, job: Job, by_cost: Mapping[float, list[float]]) -> float:
+        """Return the seconds of an epoch: of the trial itself, else of trials of the same cost, else in proportion to
+        the cost; the mean of all if the sampler has not chosen the configuration yet."""
+        if job.id in self.measured:
+            return self.measured[job.id][0]
+        if job.spec is None:
+            return statistics.fmean(seconds for times in by_cost.values() for seconds in times)
+        near = min(by_cost, key=lambda cost: abs(cost - job.cost))
+        return statistics.fmean(by_cost[near]) * (job.cost / near if near else 1.0)
+
     def speed(self, job: Job) -> float | None:
-        """Epochs a second of a running trial; None if nothing is known, or nobody trains it."""
+        """Return the epochs per second of a running trial; None if they are unknown or no worker trains it."""
         seconds = self.measured.get(job.id, (0.0, 0.0))[0]
         return 1 / seconds if job.alive and seconds > 0 else None
 
     def by_worker(self) -> list[tuple[str, Present | None, list[Job]]]:
-        """Every worker with its trials; at the end those that are unknown but hold a trial, as a dead one may."""
+        """Return every worker with its trials; those that hold a trial but have ended come last, without a record."""
         present = {worker.name: worker for worker in self.workers}
         held: dict[str, list[Job]] = {name: [] for name in present}
         for job in self.running:
@@ -107,32 +110,31 @@ class Progress:
         return [(name, present.get(name), jobs) for name, jobs in held.items()]
 
     def line(self) -> str:
-        """The progress in one plain line."""
-        words = [
-            f"{self.study.name}: {self.count('done')} of {len(self.jobs)} trials done",
-            f"{len(self.running)} running",
-            f"{self.count('waiting')} waiting",
-            f"{self.count('dead', 'diverged')} failed",
-            *self._ended_early(),
-            f"{self.rate:.1f} epochs/s",
-        ]
+        """Return the progress in one plain line."""
+        done, *others = self._counts()
+        words = [f"{self.study.name}: {done}", f"{len(self.running)} running", *others, f"{self.rate:.1f} epochs/s"]
         if self.best is not None:
             words.append(f"best val NMSE {self.best[0]:.4g} ({_point(self.best[1])})")
-        words.append(f"{duration(self.seconds_left)} left" if self.seconds_left is not None else "time left: measuring")
-        return ", ".join(words)
+        return ", ".join([*words, self._time_left()])
 
-    def _ended_early(self) -> list[str]:
-        return [f"{self.count(state)} {state}" for state in ("pruned", "cancelled") if self.count(state)]
+    def _counts(self) -> list[str]:
+        early = [f"{self.count(state)} {state}" for state in ("pruned", "cancelled") if self.count(state)]
+        done = f"{self.count('done')} of {len(self.jobs)} trials done"
+        return [done, f"{self.count('waiting')} waiting", f"{self.count('dead', 'diverged')} failed", *early]
+
+    def _time_left(self) -> str:
+        left = self.seconds_left
+        return "time left: measuring" if left is None else f"{duration(left)} left"
 
     def as_dict(self) -> dict[str, Any]:
-        """The progress for programs."""
+        """Return the progress for programs."""
         return {
             "study": self.study.name,
             **{state: self.count(state) for state in ("waiting", "running", *ENDED)},
             "epochs": self.epochs,
             "seconds_left": self.seconds_left,
             "best_val_nmse": self.best[0] if self.best else None,
-            "workers": [self._worker(*each) for each in self.by_worker()],
+            "workers": [self._worker(*entry) for entry in self.by_worker()],
         }
 
     def _worker(self, name: str, worker: Present | None, jobs: list[Job]) -> dict[str, Any]:
@@ -164,27 +166,20 @@ class Progress:
         }
 
     def _left(self, job: Job) -> float | None:
-        """Seconds of training that a running trial has left."""
+        """Return the seconds of training that a running trial has left; None if they are unknown."""
         speed = self.speed(job)
         return max(0, self.epochs_planned(job) - job.epochs) / speed if speed else None
 
     def render(self, trouble: str | None = None) -> RenderableType:
-        """The progress as a small panel of lines."""
+        """Return the progress as a few lines, with `trouble` as the last one."""
         planned = sum(self.epochs_planned(job) for job in self.jobs) or 1
         head = Table.grid(padding=(0, 2))
         head.add_row(
             Text(self.study.name, style="bold"),
             ProgressBar(total=planned, completed=min(planned, self.epochs), width=32),
-            ", ".join(
-                [
-                    f"{self.count('done')} of {len(self.jobs)} trials done",
-                    f"{self.count('waiting')} waiting",
-                    f"{self.count('dead', 'diverged')} failed",
-                    *self._ended_early(),
-                ]
-            ),
+            ", ".join(self._counts()),
             f"{self.rate:.1f} epochs/s",
-            f"{duration(self.seconds_left)} left" if self.seconds_left is not None else "time left: measuring",
+            self._time_left(),
         )
         parts: list[RenderableType] = [head, *self._workers()]
         if self.closing is not None and self.closing.state == "running":
@@ -196,7 +191,7 @@ class Progress:
         return Group(*parts)
 
     def _workers(self) -> list[Text]:
-        """A line for each worker, and below it one for each of its trials; a narrow terminal cuts lines short."""
+        """Return a line for each worker, and below it one for each of its trials; a narrow terminal cuts them."""
         closing = self.closing.worker if self.closing is not None and self.closing.alive else None
         rows = {job.id: self._about(job) for job in self.running}
         widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
@@ -227,7 +222,7 @@ class Progress:
 
 
 class Display:
-    """Call `tick` as often as you like; use as a context manager."""
+    """A live display on a terminal, lines in a pipe: a context manager whose `tick` may be called at any rate."""
 
     def __init__(self, progress: Progress, console: Console) -> None:
         self.progress, self.console = progress, console
@@ -244,6 +239,7 @@ class Display:
             self._live.stop()
 
     def tick(self, trouble: str | None = None) -> None:
+        """Show the progress again, if the last time was long enough ago."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -259,7 +255,7 @@ class Display:
 
 
 def duration(seconds: float) -> str:
-    """Such as `1 h 05 min`, `12 min`, `40 s`."""
+    """Return such as `1 h 05 min`, `12 min`, `40 s`."""
     whole = round(seconds)
     if whole < 90:
         return f"{whole} s"
@@ -268,7 +264,7 @@ def duration(seconds: float) -> str:
 
 
 def _about(worker: Present | None) -> str:
-    """Of a worker: how many trainers, and since when it is here, or silent."""
+    """Return how many trainers a worker has, and since when it is here, or silent."""
     if worker is None:
         return "ended"
     since = f"here for {duration(worker.here)}" if worker.alive else f"SILENT for {duration(worker.silent)}"
@@ -280,6 +276,6 @@ def _point(job: Job) -> str:
 
 
 def progress_line(text: str) -> None:
-    """A line on standard error that replaces itself; nothing in a pipe."""
+    """Print a line on standard error in place of the one before; nothing in a pipe."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=getattr(sys.stderr, "plain", sys.stderr), flush=True)

@@ -24,19 +24,18 @@ SPLITS = {"train": "training", "val": "validation"}
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an SVG element, the same text for the same figure."""
+    """Return the figure as an SVG element, the same text for the same figure."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hpo"}):
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    found = text.getvalue()
-    return found[found.index("<svg") :]
+    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def loss_curves(curves: Mapping[str, Curve], keys: Sequence[str] = ("train/nmse", "val/nmse")) -> Figure:
-    """The metrics `keys`, such as `val/nmse`, of each labelled curve over the epochs, on a logarithmic axis.
+    """Return the metrics `keys`, such as `val/nmse`, of each labelled curve over the epochs, on a logarithmic axis.
 
-    NMSE (MSE / variance of the training split) has no unit. One curve is told by the colour of its splits, several
-    by one colour each, with the training split dashed.
+    NMSE (MSE / variance of the training split) has no unit. A single curve has a colour for each split, several curves
+    have one colour each, with the training split dashed.
     """
     figure = Figure(figsize=(7, 4.2), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -63,7 +62,7 @@ def loss_curves(curves: Mapping[str, Curve], keys: Sequence[str] = ("train/nmse"
 
 
 def parity(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], unit: str) -> Figure:
-    """Predicted over true values, both (n, k) in `unit`: a panel a target, with the diagonal and R² of these n."""
+    """Return predicted over true values, (n, k) in `unit`: a panel a target, with the diagonal and R² of these n."""
     truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
     r2 = metrics.scores(predicted, truth, train_variance=truth.var(axis=0)).per_target["r2"]
     columns = math.ceil(math.sqrt(len(names)))
@@ -88,12 +87,12 @@ def parity(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], unit:
 
 
 def main_effects(effects: Sequence[tuple[str, Any, float, int]], text: Callable[[Any], str]) -> Figure:
-    """Mean score of all points with each value of each parameter; `text` writes a value."""
+    """Return a panel for each parameter: mean score of all configurations with each value, which `text` writes."""
     names = list(dict.fromkeys(name for name, *_ in effects))
     figure, panels = _figure(len(names), columns=min(4, len(names)), height=2.4, sharey=True)
     for index, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        found = [(text(value), mean) for parameter, value, mean, _ in effects if parameter == name]
-        axes.plot([value for value, _ in found], [mean for _, mean in found], "o-", color=_colour(0), ms=4)
+        means = {text(value): mean for parameter, value, mean, _ in effects if parameter == name}
+        axes.plot(list(means), list(means.values()), "o-", color=_colour(0), ms=4)
         axes.set(xlabel=name, ylabel="mean validation NMSE" if index == 0 else "", yscale="log")
         axes.margins(x=0.2)
         _small(axes)
@@ -101,7 +100,7 @@ def main_effects(effects: Sequence[tuple[str, Any, float, int]], text: Callable[
 
 
 def capacity(sizes: Sequence[int], scores: Sequence[float], lines: Mapping[str, float]) -> Figure:
-    """Validation NMSE of all points over their number of parameters, with `lines` of the trivial predictors."""
+    """Return the validation NMSE of all configurations over their number of parameters, and horizontal `lines`."""
     figure, (axes,) = _figure(1, height=3.0)
     axes.plot(sizes, scores, "o", ms=4, color=_colour(0), alpha=0.7)
     for index, (name, value) in enumerate(lines.items()):
@@ -111,13 +110,13 @@ def capacity(sizes: Sequence[int], scores: Sequence[float], lines: Mapping[str, 
     return figure
 
 
-def errors(fractions: np.ndarray, found: np.ndarray, kinds: Sequence[str] | None) -> Figure:
-    """Error of each cell over its volume fraction, one colour a kind of microstructure."""
+def errors(fractions: np.ndarray, nrmse: np.ndarray, kinds: Sequence[str] | None) -> Figure:
+    """Return the NRMSE (n,) of each cell over its volume fraction (n,), a colour for each kind of microstructure."""
     figure, (axes,) = _figure(1, height=3.0)
-    kind = np.array(kinds if kinds is not None else [""] * len(found))
+    kind = np.array(kinds if kinds is not None else [""] * len(nrmse))
     for index, name in enumerate(sorted(set(kind))):
         axes.plot(
-            fractions[kind == name], found[kind == name], "o", ms=3.5, color=_colour(index), label=_words(name) or None
+            fractions[kind == name], nrmse[kind == name], "o", ms=3.5, color=_colour(index), label=_words(name) or None
         )
     axes.set(xlabel="volume fraction (mean grey value)", ylabel="NRMSE of the cell", ylim=(0, None))
     if kinds is not None:
@@ -126,7 +125,7 @@ def errors(fractions: np.ndarray, found: np.ndarray, kinds: Sequence[str] | None
 
 
 def cells(images: np.ndarray, titles: Sequence[str]) -> Figure:
-    """Images (n, h, w) in 0..1 side by side."""
+    """Return images (n, h, w) in 0..1 side by side, with a title above each."""
     figure, panels = _figure(len(images), columns=min(5, len(images)), height=1.75)
     for axes, image, title in zip(panels, images, titles, strict=True):
         axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -154,7 +153,7 @@ def _small(axes: Any) -> None:
 
 
 def _colour(index: int) -> str:
-    """Colours that a colour-blind reader tells apart (Okabe and Ito 2008)."""
+    """Return a colour that a colour-blind reader can tell from the others (Okabe and Ito 2008)."""
     palette = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B7500")
     return palette[index % len(palette)]
 

@@ -280,10 +280,10 @@ def rows(jobs: list[Job]) -> list[dict[str, Any]]:
     return listed
 
 
-def log_study(shown: Mirror, ended: dict[str, Any]) -> None:
+def log_study(reconciler: Mirror, ended: dict[str, Any]) -> None:
     """Attach the tables to the study's run, set its summary and end it. Idempotent."""
-    study, now = shown.study, now_ms()
-    jobs, run_id = shown.queue.jobs(study.name), study.facts.study_run_id
+    study, now = reconciler.study, now_ms()
+    jobs, run_id = reconciler.queue.jobs(study.name), study.facts.study_run_id
     with tempfile.TemporaryDirectory() as folder:
         table, raw, text = Path(folder, "trials.csv"), Path(folder, "result.json"), Path(folder, "result.txt")
         table.write_text(tables.csv(pandas.DataFrame(rows(jobs))), encoding="utf-8")
@@ -292,17 +292,17 @@ def log_study(shown: Mirror, ended: dict[str, Any]) -> None:
             for result in _result_tables(study, jobs, ended):
                 tables.print_table(tables.console(file=file), result)
         for path in (table, raw, text):
-            shown.tracker.upload(run_id, path, "tables")
+            reconciler.tracker.upload(run_id, path, "tables")
     winner = ended.get("winner")
     if winner is not None:
         scores = {f"test_{name}": winner["test"][name] for name in SCORES}
         best = {f"best_val_{name}": winner["validation"][name] for name in SCORES}
-        shown.tracker.log_summary(run_id, scores | best, timestamp_ms=now)
+        reconciler.tracker.log_summary(run_id, scores | best, timestamp_ms=now)
         tags = {
             "hpo.winner": winner["number"],
             "hpo.verdict": winner["verdict"],
             "hpo.point": point_text(winner["point"]),
             "hpo.alarms": " ".join(ended["alarms"]),
         }
-        shown.tracker.set_tags(run_id, tags)
-    shown.tracker.set_status(run_id, "FINISHED", end_ms=now)
+        reconciler.tracker.set_tags(run_id, tags)
+    reconciler.tracker.set_status(run_id, "FINISHED", end_ms=now)

@@ -248,8 +248,8 @@ def frame(table: Table) -> pandas.DataFrame:
     ]
     full = pandas.DataFrame([row.values for row in table.rows], columns=names)
     for name in names:
-        known = full[name].dropna()
-        if known.dtype.kind == "f" and len(known) < len(full) and (known == known.round()).all():
+        present = full[name].dropna()
+        if present.dtype.kind == "f" and len(present) < len(full) and (present == present.round()).all():
             full[name] = full[name].astype("Int64")
     return full
 

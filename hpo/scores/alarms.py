@@ -16,30 +16,30 @@ ALIKE = 3  # so many unlike models near the mean are no coincidence
 
 
 def alarms(ranked: list[Job], predictors: Mapping[str, Any], predictions: Path | None) -> list[str]:
-    """Sentences, none if all is well.
+    """Return the alarms as sentences, none if all is well.
 
-    `ranked`: the finished trials of a study, best first; `predictors`: validation scores of the trivial predictors;
+    `ranked`: the finished trials of a study, best first; `predictors`: validation scores of the baseline predictors;
     `predictions`: the CSV of the best model, as hpo.worker.trainer.score writes it.
     """
-    found: list[str] = []
+    sentences: list[str] = []
     if not ranked:
-        return found
+        return sentences
     best = ranked[0].result
     assert best is not None
-    known = [value for value in best["validation"]["per_target"]["r2"] if value is not None]  # it may not vary there
-    r2 = statistics.fmean(known) if known else 1.0
+    defined = [r2 for r2 in best["validation"]["per_target"]["r2"] if r2 is not None]  # a target may not vary there
+    r2 = statistics.fmean(defined) if defined else 1.0
     if r2 < LOWEST_R2:
-        found.append(f"R² of the best model is {r2:.3f} on the validation split: it explains next to nothing.")
+        sentences.append(f"R² of the best model is {r2:.3f} on the validation split: it explains next to nothing.")
     if predictions is not None and (ratio := spread(predictions)) < SMALLEST_SPREAD:
-        found.append(
+        sentences.append(
             f"The best model's predictions have hardly any spread: {100 * ratio:.2g} % of the labels' standard "
             "deviation."
         )
-    return found + at_the_mean(ranked, predictors)
+    return sentences + at_the_mean(ranked, predictors)
 
 
 def at_the_mean(ranked: list[Job], predictors: Mapping[str, Any]) -> list[str]:
-    """The alarm that models which differ do no better than the mean; of one study's trials, or of several studies'."""
+    """Return the alarm that unlike models are no better than the mean, for the trials of one study or of several."""
     mean = predictors["mean"]["validation"]["nmse"]
     near = [job for job in ranked if job.result and abs(job.result["best_val_nmse"] / mean - 1) <= NEAR_MEAN]
     if len(near) < ALIKE:
@@ -51,7 +51,8 @@ def at_the_mean(ranked: list[Job], predictors: Mapping[str, Any]) -> list[str]:
 
 
 def spread(predictions: Path) -> float:
-    """Predictions' over labels' standard deviation on the validation split: the median of the targets that vary."""
+    """Return the predictions' over the labels' standard deviation on the validation split: the median of the targets
+    that vary."""
     table = pandas.read_csv(predictions)
     table = table[table["split"] == "validation"]
     names = [column.removesuffix(" true") for column in table.columns if column.endswith(" true")]

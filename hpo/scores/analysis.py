@@ -19,6 +19,8 @@ NEAR = 0.05  # of the best: from the first epoch so near to it on, a network cou
 END = 0.05  # of the epochs: a curve that is lowest in so many of its last ones may go on falling
 ROUNDING = 1e-6  # of the largest component: what single precision may violate a bound by
 
+PHYSICS = ("not_positive_definite", "above_voigt", "below_reuss", "hill")
+
 Interval = tuple[float, float]  # of 95 %, lower and upper end
 
 
@@ -26,15 +28,16 @@ Interval = tuple[float, float]  # of 95 %, lower and upper end
 
 
 def resamples(n: int, *, seed: int = 0) -> np.ndarray:
-    """How often each of n cells is drawn, (RESAMPLES, n): the bootstrap's samples of n cells with replacement."""
+    """Return how often each of n cells is drawn, (RESAMPLES, n): bootstrap samples of n cells with replacement."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
 
 
 def score_samples(
     truth: np.ndarray, predicted: np.ndarray, *, train_variance: np.ndarray, drawn: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The scores of models.metrics ("nmse", "mse", "r2", "nrmse", "mape"; means over the targets that have them in the
-    whole split) of every resample, (count,); NaN where one does not exist.
+    """Return the scores of every resample, (count,), by their names in models.metrics; NaN where one does not exist.
+
+    "nmse", "mse", "r2", "nrmse" and "mape" are means over the targets that have them in the whole split.
 
     `truth` and `predicted` (n, k) in the label's unit; `drawn` as `resamples` gives it, the same for models that are
     compared.
@@ -60,14 +63,14 @@ def _mean(samples: np.ndarray) -> np.ndarray:
 
 
 def interval(samples: np.ndarray, *, among: int = 1) -> Interval:
-    """The percentile interval of resampled scores; (NaN, NaN) if more of them are undefined than it leaves out.
+    """Return the percentile interval of resampled scores; (NaN, NaN) if more of them are undefined than it leaves out.
 
     Where `among` intervals are looked at together, all of them hold with 95 % confidence (Bonferroni).
     """
-    known, confidence = samples[np.isfinite(samples)], 1 - (1 - CONFIDENCE) / among
-    if len(known) < confidence * len(samples):
+    defined, confidence = samples[np.isfinite(samples)], 1 - (1 - CONFIDENCE) / among
+    if len(defined) < confidence * len(samples):
         return float("nan"), float("nan")
-    low, high = np.percentile(known, [50 * (1 - confidence), 50 * (1 + confidence)])
+    low, high = np.percentile(defined, [50 * (1 - confidence), 50 * (1 + confidence)])
     return float(low), float(high)
 
 
@@ -76,7 +79,7 @@ def interval(samples: np.ndarray, *, among: int = 1) -> Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """Two values of a parameter compared over all pairs of points that differ in nothing else."""
+    """Two values of a parameter compared over all pairs of configurations that differ in nothing else."""
 
     parameter: str
     low: Any
@@ -94,22 +97,18 @@ class Contrast:
 
 
 def main_effects(points: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> list[tuple[str, Any, float, int]]:
-    """(parameter, value, mean score of the points with it, how many), in the order the values appear."""
-    found: dict[tuple[str, Any], list[float]] = {}
+    """Return (parameter, value, mean score of the configurations with it, how many), in the order of appearance."""
+    by_value: dict[str, dict[Any, list[float]]] = {}
     for point, score in zip(points, scores, strict=True):
         for name, value in point.items():
-            found.setdefault((name, value), []).append(score)
-    names = list(dict.fromkeys(name for name, _ in found))
+            by_value.setdefault(name, {}).setdefault(value, []).append(score)
     return [
-        (name, value, float(np.mean(each)), len(each))
-        for wanted in names
-        for (name, value), each in found.items()
-        if name == wanted
+        (name, value, float(np.mean(own)), len(own)) for name, axis in by_value.items() for value, own in axis.items()
     ]
 
 
 def is_factorial(points: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the points are all combinations of their values, each once: then main effects are exact."""
+    """Whether the configurations are all combinations of their values, once each: then main effects are exact."""
     if not points or len({tuple(point) for point in points}) > 1:
         return False
     axes = [list(dict.fromkeys(point[name] for point in points)) for name in points[0]]
@@ -118,28 +117,30 @@ def is_factorial(points: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def contrasts(points: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> list[Contrast]:
-    """Neighbouring values of each parameter, in ascending order, compared where nothing else differs."""
-    found = []
+    """Return the comparisons of neighbouring values of each parameter, in ascending order, all else equal."""
+    pairs = []
     for name in points[0] if points else ():
         values = sorted({point[name] for point in points}, key=lambda value: (isinstance(value, str), value))
-        found += [contrast(points, scores, name, low, high) for low, high in itertools.pairwise(values)]
-    return [each for each in found if each is not None]
+        pairs += [contrast(points, scores, name, low, high) for low, high in itertools.pairwise(values)]
+    return [pair for pair in pairs if pair is not None]
 
 
 def apart(point: Mapping[str, Any], name: str) -> tuple[tuple[str, Any], ...]:
-    """A point without its parameter `name`: two that are the same here are a pair."""
+    """Return a configuration without its parameter `name`: two that are the same here are a pair."""
     return tuple((key, value) for key, value in point.items() if key != name)
 
 
 def contrast(
     points: Sequence[Mapping[str, Any]], scores: Sequence[float], name: str, low: Any, high: Any
 ) -> Contrast | None:
-    """Two values of the parameter `name`; None if no pair of points has them and nothing else that differs."""
-    found = {
+    """Return two values of the parameter `name` compared; None if no pair of configurations differs in them alone."""
+    by_rest = {
         (apart(point, name), point[name]): score for point, score in zip(points, scores, strict=True) if name in point
     }
     ratios = [
-        found[rest, high] / score for (rest, value), score in found.items() if value == low and (rest, high) in found
+        by_rest[rest, high] / score
+        for (rest, value), score in by_rest.items()
+        if value == low and (rest, high) in by_rest
     ]
     if not ratios:
         return None
@@ -153,7 +154,7 @@ def contrast(
 
 
 def converged(curve: Mapping[int, float]) -> int:
-    """The first epoch whose score is within 5 % of the lowest of the curve {epoch: score}."""
+    """Return the first epoch whose score is within 5 % of the lowest of the curve {epoch: score}."""
     limit = min(curve.values()) * (1 + NEAR)
     return next(epoch for epoch, value in sorted(curve.items()) if value <= limit)
 
@@ -167,7 +168,7 @@ def falling(curve: Mapping[int, float]) -> bool:
 
 
 def hill_residuals(targets: np.ndarray, names: Sequence[str], fractions: np.ndarray, phases: Mapping[str, Phase]):
-    """What C13, C23 and C33 miss of Hill's relations (models.hill), (n, 3), label's unit; NaN of phases whose
+    """Return what C13, C23 and C33 miss of Hill's relations (models.hill), (n, 3), label's unit; NaN of phases whose
     plane-strain bulk moduli nearly agree. `fractions` (n,) of the inclusion."""
     lambdas, mus = (
         (getattr(phases["matrix"], name), getattr(phases["inclusion"], name)) for name in ("lame_lambda", "lame_mu")
@@ -183,7 +184,7 @@ def hill_residuals(targets: np.ndarray, names: Sequence[str], fractions: np.ndar
 def physics(
     targets: np.ndarray, names: Sequence[str], fractions: np.ndarray, phases: Mapping[str, Phase] | None
 ) -> dict[str, float | None]:
-    """How far tensors (n, k) in the label's unit are from what an elastic two-phase cell can have.
+    """Return how far tensors (n, k) in the label's unit are from what an elastic two-phase cell can have.
 
     "not_positive_definite", "above_voigt", "below_reuss": shares of cells, in the matrix sense (the entries that are no
     targets count as zero: leaving couplings out keeps a semi-definite matrix so); "hill": root mean square of
@@ -191,30 +192,25 @@ def physics(
     the nine components.
     """
     if set(names) != set(COMPONENTS):
-        return dict.fromkeys(("not_positive_definite", "above_voigt", "below_reuss", "hill"))
+        return dict.fromkeys(PHYSICS)
     full = tensor(targets, tuple(names))
-    found: dict[str, float | None] = {
-        "not_positive_definite": float((np.linalg.eigvalsh(full)[:, 0] <= 0).mean()),
-        "above_voigt": None,
-        "below_reuss": None,
-        "hill": None,
-    }
-    if phases is None:
-        return found
-    beyond = beyond_bounds(targets, names, fractions, phases)
-    residuals = hill_residuals(targets, names, fractions, phases)
-    return (
-        found
-        | {name: float((each > ROUNDING).mean()) for name, each in beyond.items()}
-        | {"hill": float(np.sqrt((residuals**2).mean()))}
-    )
+    shares: dict[str, float | None] = dict.fromkeys(PHYSICS)
+    shares["not_positive_definite"] = float((np.linalg.eigvalsh(full)[:, 0] <= 0).mean())
+    if phases is not None:
+        for name, excess in beyond_bounds(targets, names, fractions, phases).items():
+            shares[name] = float((excess > ROUNDING).mean())
+        residuals = hill_residuals(targets, names, fractions, phases)
+        shares["hill"] = float(np.sqrt((residuals**2).mean()))
+    return shares
 
 
 def beyond_bounds(
     targets: np.ndarray, names: Sequence[str], fractions: np.ndarray, phases: Mapping[str, Phase]
 ) -> dict[str, np.ndarray]:
-    """How far each tensor lies "above_voigt" and "below_reuss", (n,), as a share of its largest component: the least
-    eigenvalue of bound - tensor and of tensor - bound, with the other sign. Negative or 0 within."""
+    """Return how far each tensor lies "above_voigt" and "below_reuss", (n,), as a share of its largest component.
+
+    That is the least eigenvalue of bound - tensor and of tensor - bound, with the other sign: at most 0 within.
+    """
     full, size = tensor(targets, tuple(names)), np.abs(targets).max(axis=1)
     size[size == 0] = 1.0  # of an empty cell
     upper, lower = (np.stack([bound(float(f), **phases) for f in fractions]) for bound in (voigt, reuss))

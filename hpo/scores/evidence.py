@@ -55,9 +55,9 @@ class Winner:
     @property
     def curve(self) -> list[tuple[int, dict[str, float]]]:
         """(epoch, scores), by epoch."""
-        epochs = sorted({epoch for found in self.curves.values() for epoch in found})
+        epochs = sorted({epoch for curve in self.curves.values() for epoch in curve})
         return [
-            (epoch, {score: found[epoch] for score, found in self.curves.items() if epoch in found}) for epoch in epochs
+            (epoch, {score: curve[epoch] for score, curve in self.curves.items() if epoch in curve}) for epoch in epochs
         ]
 
     @property
@@ -96,8 +96,8 @@ class Closed:
 
     @cached_property
     def points(self) -> list[tuple[Job, float]]:
-        """The best finished trial of each point with the point's validation NMSE (the mean over its repeats), best
-        first."""
+        """The best finished trial of each configuration, with the configuration's validation NMSE (the mean over its
+        repeats), best first."""
         return ranking.points(self.jobs)
 
     @cached_property
@@ -108,13 +108,13 @@ class Closed:
 
     @cached_property
     def lost(self) -> list[Job]:
-        """Of each point with a trial that has no score, that trial: its state says why. What is left of such a point
-        was selected by how it went."""
+        """A trial without a score of each configuration that has such trials; its state says why. The other trials of
+        such a configuration were selected by how they went."""
         order = ("pruned", "diverged", "dead", "cancelled")
-        found: dict[int, Job] = {}
+        first: dict[int, Job] = {}
         for job in sorted((job for job in self.jobs if job.state in order), key=lambda job: order.index(job.state)):
-            found.setdefault(job.number, job)
-        return list(found.values())
+            first.setdefault(job.number, job)
+        return list(first.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +143,14 @@ class Evidence:
         return float(((validation - train.mean(axis=0)) ** 2 / self.train_variance).mean())
 
     def converged(self, curve: Mapping[int, float]) -> int | None:
-        """Epochs until within 5 % of the curve's lowest; None of a network that has not learned more than the mean."""
+        """Return the epochs until within 5 % of the curve's lowest; None if it has not learned more than the mean."""
         if min(curve.values()) > (1 - alarms.NEAR_MEAN) * self.mean_nmse:
             return None
         return analysis.converged(curve)
 
     @cached_property
     def predictors(self) -> dict[str, np.ndarray]:
-        """What each trivial predictor, fitted on the training split, says of the test split, (n, k)."""
+        """What each baseline predictor, fitted on the training split, predicts for the test split, (n, k)."""
         learned = (self.dataset.images[self.split.train], self.dataset.targets[self.split.train])
         return {name: fit(*learned)(self.dataset.images[self.split.test]) for name, fit in metrics.PREDICTORS.items()}
 
@@ -173,10 +173,10 @@ class Evidence:
         """The kind of microstructure of each test cell, by the word behind the number in its file's name; None if the
         names are no kinds."""
         names = [_KIND.fullmatch(self.dataset.names[index]) for index in self.split.test]
-        found = [utf8(match[1]) for match in names if match]
-        if len(found) < len(names) or not 1 < len(set(found)) <= min(KINDS, len(found) // 2):
+        kinds = [utf8(match[1]) for match in names if match]
+        if len(kinds) < len(names) or not 1 < len(set(kinds)) <= min(KINDS, len(kinds) // 2):
             return None
-        return found
+        return kinds
 
     @cached_property
     def drawn(self) -> np.ndarray:
@@ -184,14 +184,14 @@ class Evidence:
         return analysis.resamples(len(self.truth))
 
     def samples(self, predicted: np.ndarray) -> dict[str, np.ndarray]:
-        """Resampled test scores of predictions (n, k)."""
+        """Return resampled test scores of predictions (n, k), by the name of the score."""
         return analysis.score_samples(self.truth, predicted, train_variance=self.train_variance, drawn=self.drawn)
 
 
 def gather(queue: Queue, tracker: Tracker, names: Sequence[str] = ()) -> Evidence:
-    """Read the named studies, or all closed ones on the data of the newest that is closed.
+    """Return the evidence of the named studies, or of all closed ones on the data of the newest that is closed.
 
-    Raises NotFound if one is not closed, StudyConflict if they are on different data or if what is tracked of them is
+    Raise NotFound if one is not closed, StudyConflict if they are on different data or if what is tracked of them is
     not what was recorded.
     """
     rows = [queue.study(name) for name in dict.fromkeys(names)] or _comparable(queue)
@@ -201,13 +201,15 @@ def gather(queue: Queue, tracker: Tracker, names: Sequence[str] = ()) -> Evidenc
             f"A report compares studies on one data set and split; {' and '.join(keys.values())} are on different "
             "ones. Make a report of each."
         )
-    closed = [_closed(queue, row) for row in rows]
+    studies = [_closed(queue, row) for row in rows]
     dataset = _dataset(tracker, rows[0])
     parts = split(len(dataset.images))
-    winners = [_winner(tracker, each, entry, dataset, parts) for each in closed for entry in each.ended["groups"]]
-    unstable = {each.row.name: ranking.diverged(each.jobs) for each in closed}
+    winners = [
+        _winner(tracker, closed, entry, dataset, parts) for closed in studies for entry in closed.ended["groups"]
+    ]
+    unstable = {closed.row.name: ranking.diverged(closed.jobs) for closed in studies}
     winners.sort(key=lambda winner: (winner.job.number in unstable[winner.study], winner.nmse))
-    return Evidence(closed=closed, winners=winners, dataset=dataset, split=parts)
+    return Evidence(closed=studies, winners=winners, dataset=dataset, split=parts)
 
 
 def _comparable(queue: Queue) -> list[StudyRow]:
@@ -219,7 +221,8 @@ def _comparable(queue: Queue) -> list[StudyRow]:
 
 
 def _dataset(tracker: Tracker, row: StudyRow) -> Dataset:
-    """As it lies at the study's run: its names, which a digest does not cover, are the same for every reader."""
+    """Return the data set of the study's run: the names of its images, which no digest covers, are the same for
+    everybody."""
     with tempfile.TemporaryDirectory() as folder:
         return load_npz(data_sets.download(tracker, row, Path(folder)))
 
@@ -252,8 +255,10 @@ def _winner(tracker: Tracker, closed: Closed, entry: dict[str, Any], dataset: Da
 
 
 def predictions(tracker: Tracker, row: StudyRow, number: int, dataset: Dataset, parts: Split) -> np.ndarray:
-    """What a closed study's winner said of the test split, (n, k), as it lies at the study's run. StudyConflict, naming
-    the run and what helps, if the file is not there, damaged, or of other labels."""
+    """Return what a closed study's winner predicted for the test split, (n, k), from the study's run.
+
+    Raise StudyConflict, naming the run and what helps, if the file is not there, damaged, or of other labels.
+    """
     run_id, file = row.facts.study_run_id, f"predictions/trial-{number}.csv"
     try:
         with tempfile.TemporaryDirectory() as folder:
