@@ -18,6 +18,18 @@ class UserError(Exception):
     """Base of every error that `hpo` prints as one message, with exit code 1 and no traceback."""
 
 
+class Unreachable(Exception):
+    """A service cannot be reached, or takes nothing, at the moment: the caller tries again later."""
+
+
+class DatabaseUnreachable(Unreachable):
+    """The database cannot be reached, or takes nothing, at the moment."""
+
+
+class TrackingUnreachable(Unreachable):
+    """The MLflow server cannot be reached, or takes nothing, at the moment."""
+
+
 class SettingsError(UserError):
     """An environment variable or option does not make sense."""
 

@@ -93,6 +93,15 @@ def score_text(value: float | None, places: str = ".4g") -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:{places}}"
 
 
+def duration(seconds: float) -> str:
+    """Return seconds as people say them, such as `1 h 05 min`, `12 min`, `40 s`."""
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or the name of its class."""
     return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

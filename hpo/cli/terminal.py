@@ -86,3 +86,9 @@ def exactly(text: str) -> None:
 def gone() -> bool:
     """Whether the reader of standard output has gone."""
     return getattr(sys.stdout, "gone", False)
+
+
+def progress(text: str) -> None:
+    """Print a line on standard error that replaces itself; nothing in a pipe."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=getattr(sys.stderr, "plain", sys.stderr), flush=True)

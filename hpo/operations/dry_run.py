@@ -1,125 +1,120 @@
-"""`hpo run --dry-run`: what a run would train, and how long it would take here, from a measured probe."""
+"""What a run would train, and how long it would take here, from a measured probe."""
 
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from data_pipeline.npz import save_npz
-from data_pipeline.split import unscored
 from hpo.errors import ServiceError
 from hpo.planning.plans import START, Plan
 from hpo.queue import ENDED, Job, Queue
-from hpo.report import tables
-from hpo.report.display import duration, progress_line
 from hpo.services import serving
 from hpo.settings import Settings
 from hpo.study import conflict
 from hpo.study.records import TrialSpec
-from hpo.text import number_text
 from hpo.worker import protocol
 from hpo.worker.processes import Process, next_gpu, visible_gpus
 
-LONG = 3600.0  # seconds of fine-tuning that deserve a word
 CPU = "the CPU"
 
 
-def show(chosen: Sequence[tuple[Plan, int]], read: Settings, *, device: str) -> None:
-    """Print the plans, each of so many trainers: points, parameters, time measured on `device` ("cpu", "auto" or
-    "cuda"), what is done. Writes nothing but a temporary file."""
-    console = tables.console()
-    plans, counts = [plan for plan, _ in chosen], dict.fromkeys(str(trainers) for _, trainers in chosen)
-    total, memory, where = 0.0, 0.0, ""
-    for plan, trainers in chosen:
-        left, needed, where = _show_plan(plan, read, console, device)
-        places = trainers if where == CPU else min(trainers, len(visible_gpus()) or 1)  # who share a GPU take turns
-        total += max(sum(left) / places, max(left, default=0.0))  # a trial has one trainer
-        memory = max(memory, needed)
-    missing = [file["name"] for plan in plans for file in plan.weights.values() if not file["sha256"]]
-    for name in dict.fromkeys(missing):
-        console.print(f"The pretrained weights {name} are not on this machine yet: `hpo weights` fetches them.")
-    with_trainers = f"{' and '.join(counts)} trainer{'' if [*counts] == ['1'] else 's'}"
-    console.print(
-        f"About {duration(total)} with {with_trainers}, from a few batches of each network in one of them, on {where}; "
-        f"up to {memory:.1f} GB of {'memory' if where == CPU else 'main memory'} a trainer."
-    )
-    if total > LONG and where == CPU and any(plan.study.model.get("trainable") == "all" for plan in plans):
-        console.print(
-            "Fine-tuning takes hours on a CPU: `--device auto` trains on a GPU if there is one, and Ctrl-C keeps "
-            "everything."
-        )
-    console.print("Nothing was started or written.")
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One configuration of a plan, measured in a trainer."""
+
+    label: str  # number in the grid; of a search: start, smallest or largest
+    spec: TrialSpec
+    epoch_seconds: float
+    seconds: float  # of one trial, all epochs
+    states: Sequence[str]  # of a grid: of its repeats in the database, or `to do`
 
 
-def _show_plan(plan: Plan, read: Settings, console: Console, device: str) -> tuple[list[float], float, str]:
-    """Print one plan; seconds of training that are left of each trial, GB of memory a trainer needs, and where it was
-    measured."""
-    jobs = _planned(plan, read)
-    study, repeats = plan.study, plan.study.repeats
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a plan would train, and how long that takes on this machine."""
+
+    plan: Plan
+    trainers: int
+    configurations: list[Measured]
+    left: list[float]  # seconds of training that each unfinished trial has left
+    memory: float  # GB that a trainer needs
+    where: str  # the GPU's name, or CPU
+
+    @property
+    def is_grid(self) -> bool:
+        return self.plan.study.sampler == "grid"
+
+    @property
+    def is_on_cpu(self) -> bool:
+        return self.where == CPU
+
+    @property
+    def seconds(self) -> float:
+        """Seconds until the plan is trained; a trial has one trainer, and trainers that share a GPU take turns."""
+        places = self.trainers if self.is_on_cpu else min(self.trainers, len(visible_gpus()) or 1)
+        return max(sum(self.left) / places, max(self.left, default=0.0))
+
+
+def estimate(plan: Plan, settings: Settings, *, trainers: int, device: str, say: Callable[[str], object]) -> Estimate:
+    """Measure a few batches of each network on `device` ("cpu", "auto" or "cuda"). Writes nothing but temporary files.
+
+    `say` gets a line for each network, an empty one at the end.
+
+    Raise ServiceError if the device cannot train, StudyConflict if the plan's name is another study's.
+    """
+    jobs, repeats = _planned(plan, settings), plan.study.repeats
     grid = [spec for spec, _ in plan.specs()]
-    rows = [(str(config), spec) for config, spec in enumerate(grid[: len(grid) // repeats])]  # a seed costs the same
-    rows = rows or plan.examples()
-    probed = _probe(plan, [spec for _, spec in rows], device)
-    each = f", each {repeats} times" if repeats > 1 else ""
-    chosen = f"the best {study.trials} points of {study.best_of.name}" if study.best_of else f"{study.trials} trials"
-    chosen += each + (", NOT PRETRAINED" if study.at_random else "")
-    if not grid:
-        by = "" if study.best_of else f", chosen by the sampler '{study.sampler}'"
-        chosen += f"{by}; measured where the search starts and at the ends of its space"
-    names = list(study.space) if grid else []
-    heads = ["config" if grid else "point", *names, "parameters", "trainable", "seconds an epoch", "time"]
-    lines: list[list[str]] = []
-    times: list[float] = []
+    # another repeat of a configuration costs the same
+    specs = [(str(config), spec) for config, spec in enumerate(grid[: len(grid) // repeats])] or plan.examples()
+    probed = _probe(plan, [spec for _, spec in specs], device, say)
+    configurations: list[Measured] = []
     left: list[float] = []
-    for index, (label, spec) in enumerate(rows):
-        seconds, once, epochs = probed[index].seconds, probed[index].once, spec["training"]["epochs"]
-        times.append(once + seconds * epochs)
-        state = []
-        if grid:
-            known = {job.repeat: job for job in jobs if job.config == index}
-            left += [
-                times[-1] - seconds * (known[repeat].epochs if repeat in known else 0)
-                for repeat in range(repeats)
-                if repeat not in known or known[repeat].state not in ENDED
-            ]
-            states = [known[repeat].state if repeat in known else "to do" for repeat in range(repeats)]
-            state = [", ".join(dict.fromkeys(states))]
-        point = [number_text(spec["point"][name]) for name in names]
-        sizes = [f"{spec['parameters']:,}", f"{spec['trainable_parameters']:,}"]
-        time = duration((repeats if grid else 1) * times[-1])
-        lines.append([label, *point, *sizes, f"{seconds:.3f}", time, *state])
+    for index, (label, spec) in enumerate(specs):
+        epoch_seconds = probed[index].seconds
+        seconds = probed[index].once + epoch_seconds * spec.training["epochs"]
+        trained = {job.repeat: job for job in jobs if job.config == index} if grid else {}
+        states = [trained[repeat].state if repeat in trained else "to do" for repeat in range(repeats if grid else 0)]
+        left += [
+            seconds - epoch_seconds * (trained[repeat].epochs if repeat in trained else 0)
+            for repeat, state in enumerate(states)
+            if state not in ENDED
+        ]
+        configurations.append(
+            Measured(label=label, spec=spec, epoch_seconds=epoch_seconds, seconds=seconds, states=states)
+        )
     if not grid:
-        ended = sum(job.state in ENDED for job in jobs)
-        at_start = [taken for taken, (label, _) in zip(times, rows, strict=True) if label == START]
-        left = [statistics.fmean(at_start or times)] * (study.trials * repeats - ended)
-    title = f"Plan of {plan.name}: {chosen}"
-    tables.print_table(console, tables.of_lines(title, [*heads, *(["state"] if grid else [])], lines))
-    for note in unscored(plan.dataset):
-        console.print(f"Note: {note}")
-    if study.pruner["name"] != "none":
-        console.print("The pruner ends some of them earlier; the time below takes each to its end.")
-    where = next(probe.device for probe in probed.values())
-    return left, max(probe.memory for probe in probed.values()), where or CPU
+        at_start = [measured.seconds for measured in configurations if measured.label == START]
+        mean = statistics.fmean(at_start or [measured.seconds for measured in configurations])
+        left = [mean] * (plan.study.trials * repeats - sum(job.state in ENDED for job in jobs))
+    return Estimate(
+        plan=plan,
+        trainers=trainers,
+        configurations=configurations,
+        left=left,
+        memory=max(measured.memory for measured in probed.values()),
+        where=next(measured.device for measured in probed.values()) or CPU,
+    )
 
 
-def _planned(plan: Plan, read: Settings) -> list[Job]:
-    """The trials of this study that the database has already. StudyError if its name is another study's there."""
-    found = serving.running(read, mlflow=False)
-    if found is None or not all(file["sha256"] for file in plan.weights.values()):
+def _planned(plan: Plan, settings: Settings) -> list[Job]:
+    """Return the trials of this study that the database has already. Raise StudyConflict if the name is taken."""
+    services = serving.running(settings, mlflow=False)
+    if services is None or not all(file["sha256"] for file in plan.weights.values()):
         return []
-    queue = Queue(found.database_url)
-    row = next((row for row in queue.studies() if row.name == plan.name), None) if queue.installed() else None
-    if row is None:
-        return []
-    if row.identity != plan.identity:
-        raise conflict(plan.name, row.spec, plan.canonical)
-    return [job for job in queue.jobs(plan.name) if job.kind == "trial"]
+    with closing(Queue(services.database_url)) as queue:
+        row = next((row for row in queue.studies() if row.name == plan.name), None) if queue.installed() else None
+        if row is None:
+            return []
+        if row.identity != plan.identity:
+            raise conflict(plan.name, row.spec, plan.canonical)
+        return [job for job in queue.jobs(plan.name) if job.kind == "trial"]
 
 
-def _probe(plan: Plan, specs: list[TrialSpec], device: str) -> dict[int, protocol.Probed]:
+def _probe(plan: Plan, specs: list[TrialSpec], device: str, say: Callable[[str], object]) -> dict[int, protocol.Probed]:
     """What a trainer measures of each specification. Raises ServiceError."""
     probed: dict[int, protocol.Probed] = {}
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("wb") as log:
@@ -133,14 +128,14 @@ def _probe(plan: Plan, specs: list[TrialSpec], device: str) -> dict[int, protoco
                 for message in trainer.messages():
                     if isinstance(message, protocol.Probed):
                         probed[message.index] = message
-                        progress_line(f"measuring {len(probed)} of {len(specs)}")
+                        say(f"measuring {len(probed)} of {len(specs)}")
                     reason = getattr(message, "reason", reason)
                     finished = finished or not isinstance(message, protocol.Ready | protocol.Probed)
                 time.sleep(0.05)
         finally:
             trainer.kill()
             trainer.close()
-        progress_line("")
+        say("")
         if len(probed) < len(specs):
             reason = reason or Path(folder, "log").read_text(encoding="utf-8", errors="replace")[-2000:]
             hint = "" if device == "cpu" else " `--device auto` takes the CPU where there is no GPU."

@@ -11,7 +11,7 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from hpo.errors import ServiceError
+from hpo.errors import DatabaseUnreachable, ServiceError
 from hpo.queue.schema import FIRST_VERSION, MIGRATIONS, SCHEMA, SCHEMA_VERSION
 
 log = logging.getLogger("hpo")
@@ -39,7 +39,7 @@ class LeaseLost(Exception):
     """Somebody else holds this job now (or it ended): stop, and write nothing."""
 
 
-class DatabaseLost(Exception):
+class DatabaseLost(DatabaseUnreachable):
     """The database cannot be reached, or takes nothing, at the moment: the caller tries again."""
 
 

@@ -1,7 +1,6 @@
 """What `hpo run` and `hpo status` show of a study in progress: one live display, or plain lines in a pipe."""
 
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.queue import ENDED, DatabaseLost, Job, Present, Queue, StudyRow
-from hpo.text import point_text
+from hpo.text import duration, point_text
 
 REFRESH = 1.0  # seconds between two looks at the database
 LINE_INTERVAL = 15.0  # seconds between two plain lines
@@ -254,15 +253,6 @@ class Display:
             self.console.print(self.progress.line() + (f" ({trouble})" if trouble else ""), soft_wrap=True)
 
 
-def duration(seconds: float) -> str:
-    """Return such as `1 h 05 min`, `12 min`, `40 s`."""
-    whole = round(seconds)
-    if whole < 90:
-        return f"{whole} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def _about(worker: Present | None) -> str:
     """Return how many trainers a worker has, and since when it is here, or silent."""
     if worker is None:
@@ -273,9 +263,3 @@ def _about(worker: Present | None) -> str:
 
 def _point(job: Job) -> str:
     return point_text(job.spec.point) if job.spec else "no point yet"
-
-
-def progress_line(text: str) -> None:
-    """Print a line on standard error in place of the one before; nothing in a pipe."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=getattr(sys.stderr, "plain", sys.stderr), flush=True)

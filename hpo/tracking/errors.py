@@ -9,6 +9,7 @@ import psycopg
 import requests
 from mlflow.exceptions import MlflowException
 
+from hpo.errors import TrackingUnreachable
 from hpo.text import cut
 from hpo.tracking import foreign
 
@@ -17,7 +18,7 @@ QUOTED = 120  # characters quoted of an answer that is not MLflow's
 _NOT_ADMITTED = ("PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED", "ENDPOINT_NOT_FOUND")
 
 
-class TrackingUnavailable(Exception):
+class TrackingUnavailable(TrackingUnreachable):
     """The MLflow server cannot be reached, is too slow, or in trouble itself: try again later."""
 
 

@@ -98,7 +98,9 @@ def test_what_a_study_needs_is_missed_by_doctor_and_put_back(shell, tmp_path):
     found = shell.hpo("doctor", "--study", "needs", code=1)
     assert f"The data set of needs, data/{digest}.npz of its MLflow run {run}, cannot be used" in found
     assert "put it there again from this machine" in found
-    assert "Mended: 1" in shell.hpo("doctor", "--study", "needs", "--fix", code=1), "without it no predictions are read"
+    assert "Repaired: 1" in shell.hpo("doctor", "--study", "needs", "--fix", code=1), (
+        "without it no predictions are read"
+    )
     said = shell.hpo("report", "--study", "needs", "-o", tmp_path / "report", code=1)
     assert f"in predictions/trial-{best.number}.csv of the MLflow run {run}, found a damaged file" in said
     assert "Healthy" in shell.hpo("doctor", "--study", "needs", "--fix")

@@ -74,9 +74,9 @@ def test_what_somebody_did_in_mlflow_and_optuna_is_found_and_mended(closed):
     assert f"trial 1 of {name(closed)}: expected COMPLETE in Optuna, found RUNNING" in found
     assert f"the MLflow run {ghost} ({name(closed)}/0/0) belongs to no trial" in found
     assert "is no trial's result" in found
-    assert "`hpo doctor --fix` mends what it can." in found
+    assert "`hpo doctor --fix` repairs what it can." in found
 
-    assert "Mended: " in closed.hpo("doctor", "--fix")
+    assert "Repaired: " in closed.hpo("doctor", "--fix")
     assert "Healthy" in closed.hpo("doctor")
     assert client.get_logged_model(own).model_id == own
     client.delete_logged_model(own)
@@ -169,7 +169,7 @@ def test_it_harms_nothing_on_a_running_study_and_shows_a_dead_workers_trial_as_w
     left.mkdir()
     time.sleep(5.5)  # its lease
     found = shell.start("doctor", "--fix").communicate(timeout=PATIENCE)[0]
-    assert "Mended" in found, found
+    assert "Repaired" in found, found
     assert {job.state for job in shell.trials("busy")} == {"waiting"}
     with mirrored(shell, "busy") as shown:
         assert invariants.check(shown) == []

@@ -8,7 +8,8 @@ import pytest
 import records
 
 from hpo import settings, study
-from hpo.cli import main
+from hpo.api import work
+from hpo.cli import main, studies
 from hpo.errors import ServiceError, SettingsError
 from hpo.files import sha256_of
 from hpo.planning import plans
@@ -140,11 +141,13 @@ def test_a_study_whose_planner_died_is_waited_for_within_the_limits_and_can_be_d
 )
 def test_a_limit_that_makes_no_sense_is_refused(words, message):
     with pytest.raises(SettingsError, match=message):
-        main._limits(main.parser().parse_args(["worker", "--study", "grid", *words]))
+        options = main.parser().parse_args(["worker", "--study", "grid", *words])
+        work.limits_of(max_trials=options.max_trials, max_hours=options.max_hours, idle_exit=options.idle_exit)
 
 
 def trainers(*words: str, threads: int = 1) -> int:
-    return main._trainers(main.parser().parse_args(["worker", "--study", "grid", *words]), settings.read({}), threads)
+    options = main.parser().parse_args(["worker", "--study", "grid", *words])
+    return studies.compute(options).count(settings.read({}), threads)
 
 
 def test_trainers_of_several_threads_are_as_many_as_the_cores_have_room_for(monkeypatch):

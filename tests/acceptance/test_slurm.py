@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from shell import PATIENCE, mirrored
 
 from hpo import settings
-from hpo.cli import main
+from hpo.cli import main, studies
 from hpo.errors import ServiceError, SettingsError
 from hpo.launch import slurm
 from hpo.launch.slurm import Request, Task
@@ -295,15 +295,15 @@ def test_options_for_slurm_are_refused_without_it():
     for words in (["--workers", "2"], ["--slurm", "partition=gpu"]):
         options = main.parser().parse_args(["run", "--study", "grid", *words])
         with pytest.raises(SettingsError, match="expected --on slurm beside them"):
-            main._slurm_request(options, settings.read({}), threads=1)
+            studies.slurm(options)
 
 
 def test_a_worker_has_as_many_trainers_as_it_has_cores_or_one_on_each_gpu():
     def words(*options: str, threads: int = 1) -> list[str]:
         parsed = main.parser().parse_args(["run", "--study", "grid", "--on", "slurm", *options])
-        request = main._slurm_request(parsed, settings.read({}), threads=threads)
-        assert request is not None
-        return list(request.words)
+        array = studies.slurm(parsed)
+        assert array is not None
+        return list(array.request(studies.compute(parsed), settings.read({}), threads).words)
 
     assert words() == ["--device", "cpu", "--trainers", "1"]
     assert words("--slurm", "cpus_per_task=4") == ["--device", "cpu", "--trainers", "4"]

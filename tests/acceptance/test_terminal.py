@@ -105,7 +105,7 @@ def test_a_log_line_is_text_beside_a_live_display_too():
     console = Plain(file=shown, force_terminal=True, width=60)
     record = logging.LogRecord("hpo", logging.WARNING, "", 0, "\x1b[31mred", None, None)
     with Live(console=console, auto_refresh=False):
-        main._Messages().emit(record)
+        main.Messages().emit(record)
     assert "\\x1b[31mred" in shown.getvalue() and "\x1b[31m" not in shown.getvalue()
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from hpo import study
-from hpo.cli import main
+from hpo.cli import main, studies
 from hpo.errors import StudyError
 from models import sizes, specs
 
@@ -156,7 +156,7 @@ def test_the_digest_of_the_weights_is_part_of_the_identity_of_whatever_descends_
 
 def test_an_override_of_one_study_goes_before_an_option_for_all_of_a_sequence():
     words = ["run", "--study", "protocol", "--epochs", "2", "--set", "grid:training.epochs=3", "--seed", "5"]
-    chosen = main._studies(main.parser().parse_args([*words, "--set", "baseline:seed=9"]))
+    chosen = studies.load(main.parser().parse_args([*words, "--set", "baseline:seed=9"]))
     assert [each.training["epochs"] for each in chosen] == [2, 3, 2, 2]
     assert [each.seed for each in chosen] == [9, 5, 5, 5]
 

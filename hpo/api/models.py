@@ -1,0 +1,87 @@
+"""Registered models and pretrained weights."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpo.api.connection import connect
+from hpo.errors import NotFound
+from hpo.scores import champion
+from hpo.tracking import registry
+from hpo.tracking.registry import Version
+from models import weights as pretrained
+from models.specs import SpecError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """A registered model that was downloaded."""
+
+    name: str  # in MLflow's registry
+    version: Version
+    folder: Path
+    files: int  # each as recorded in the database
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedWeights:
+    """One file of pretrained weights on this machine."""
+
+    backbone: str
+    name: str  # of the file
+    state: str
+    problem: str | None  # a message, if it is missing or damaged
+
+
+def download(folder: Path, *, alias: str = "champion", model: str | None = None) -> Download:
+    """Download a registered model into a new folder, and check every file against its hash in the database.
+
+    `alias` may be a version number. Without `model` it is the newest study's model that has such a version. Raise
+    NotFound if there is none, ModelError if a file is not as recorded.
+    """
+    with connect() as connection:
+        queue, tracker = connection.queue, connection.tracker
+        candidates = [model] if model else champion.downloadable(queue, tracker)
+        if not candidates:
+            done = "closed" if queue.studies() else "planned"
+            raise NotFound(f"No study has been {done} here, so there is no model. `hpo run --study grid` makes one.")
+        with_alias = (name for name in candidates if registry.get_alias(tracker, name, alias) is not None)
+        name = next(with_alias, candidates[0])
+        version = registry.find(tracker, name, alias)
+        job = queue.by_run(version.run_id)
+        if job is None or job.result is None:
+            raise NotFound(
+                f"{name} version {version.number} was not made by a study of this database: its hashes are unknown."
+            )
+        hashes = job.result.files
+        path = registry.download(
+            tracker, model_name=name, version=version.number, folder=folder, expected_sha256=hashes
+        )
+        return Download(name=name, version=version, folder=path, files=len(hashes))
+
+
+def adopt_weights(file: Path) -> Path:
+    """Copy torchvision's file of pretrained weights to its place; return that. Raise SpecError if it is damaged."""
+    return pretrained.adopt(file)
+
+
+def weights_folder() -> Path:
+    """Return the folder of torchvision's files."""
+    return pretrained.folder()
+
+
+def weights(*, fetch: bool = True) -> Iterator[PretrainedWeights]:
+    """Yield the state of each file of pretrained weights; with `fetch` download those that are missing."""
+    for backbone, name in pretrained.FILES.items():
+        state, problem = "here, its hash is right", None
+        try:
+            if not pretrained.absent(name):
+                pretrained.find(name)
+            elif fetch:
+                pretrained.fetch(backbone)
+                state = "fetched, its hash is right"
+            else:
+                state = "missing"
+        except SpecError as error:  # the other files are checked all the same
+            state, problem = "missing or damaged", str(error)
+        yield PretrainedWeights(backbone=backbone, name=name, state=state, problem=problem)

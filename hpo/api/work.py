@@ -1,0 +1,342 @@
+"""Plan, train and close studies."""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hpo import settings
+from hpo.api.connection import Connection, connect, opened
+from hpo.errors import ServiceError, SettingsError
+from hpo.launch import slurm as arrays
+from hpo.operations.dry_run import Estimate, estimate
+from hpo.planning import plans
+from hpo.planning.plans import Plan
+from hpo.queue import ENDED, Job, Queue, Stop, StudyRow
+from hpo.report import winners
+from hpo.services import serving
+from hpo.services.serving import Services
+from hpo.settings import Settings
+from hpo.study import Study, load_all, restore
+from hpo.tracking import experiments
+from hpo.worker.processes import visible_gpus
+from hpo.worker.supervisor import OUT_OF_TIME, Limits
+from hpo.worker.worker import Worker
+from models import weights
+
+POLL = 2.0  # seconds between two looks for the plan of a study
+
+log = logging.getLogger("hpo.api")
+
+
+def at_least(option: str, value: float | None, minimum: int) -> None:
+    """Raise SettingsError naming the option if the value is too small, or no number."""
+    if value is not None and not minimum <= value < float("inf"):
+        raise SettingsError(f"{option}: expected at least {minimum}, found {value:g}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where to train, and in how many trainer processes."""
+
+    device: str = "cpu"  # cpu, auto (the visible GPUs, if any) or cuda
+    trainers: int | None = None  # None: HPO_TRAINERS, or one for every training.threads cores, or one on each GPU
+    trainers_per_gpu: int | None = None  # instead of trainers
+
+    def __post_init__(self) -> None:
+        at_least("--trainers-per-gpu", self.trainers_per_gpu, 1)
+        at_least("--trainers", self.trainers, 1)
+        if self.trainers_per_gpu is not None and self.device == "cpu":
+            raise SettingsError("--trainers-per-gpu: expected --device auto or --device cuda beside it.")
+
+    def count(self, chosen: Settings, threads: int) -> int:
+        """Return the number of trainer processes, each of so many threads, on this machine."""
+        gpus = 0 if self.device == "cpu" else len(visible_gpus())
+        given = self.trainers or (self.trainers_per_gpu or 0) * gpus or chosen.trainers
+        count = given or gpus or max(1, settings.cores() // threads)
+        if threads > 1 and not gpus and count * threads > settings.cores():
+            cores = settings.cores()
+            log.warning(f"Note: {count} x training.threads = {count * threads} threads on {cores} cores are slow.")
+        return count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slurm:
+    """Workers as an array job of SLURM."""
+
+    workers: int = 1  # tasks of the array
+    options: Sequence[str] = ()  # of sbatch: KEY=VALUE, such as partition=gpu
+
+    def __post_init__(self) -> None:
+        at_least("--workers", self.workers, 1)
+
+    def request(self, compute: Compute, chosen: Settings, threads: int) -> arrays.Request:
+        """Return what SLURM is asked for. Raise SettingsError."""
+        wanted = arrays.parse(self.options)
+        trainers = compute.trainers or chosen.trainers
+        if threads > 1 and compute.device == "cpu":
+            needed = threads * (trainers or 1)
+            if wanted.setdefault("cpus-per-task", needed) < needed:
+                raise SettingsError(
+                    f"--slurm: cpus-per-task: expected at least {needed} for {trainers or 1} x training.threads = "
+                    f"{threads}, found {wanted['cpus-per-task']}."
+                )
+        words = ["--device", compute.device]
+        if compute.trainers_per_gpu is not None:
+            words += ["--trainers-per-gpu", str(compute.trainers_per_gpu)]
+        elif trainers or compute.device == "cpu":
+            # a node has more cores than the task may use, and only some clusters hide the others
+            words += ["--trainers", str(trainers or max(1, wanted.get("cpus-per-task", 1) // threads))]
+        return arrays.Request(workers=self.workers, options=wanted, words=tuple(words))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A study whose work begins."""
+
+    row: StudyRow
+    study: Study
+    queue: Queue
+    links: Mapping[str, str]  # name and URL of MLflow's pages about it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How the work on a study ended."""
+
+    row: StudyRow
+    closed: bool  # all its trials have ended, and its best model is registered
+    stopped: bool = False  # by a signal or `hpo stop`; else it is closed, or the worker left at a limit
+    stop: Stop | None = None  # the request, if it was `hpo stop`
+    jobs: Sequence[Job] = field(default=(), repr=False)  # of a closed study
+    links: Mapping[str, str] = field(default_factory=dict)  # name and URL of MLflow's pages about it
+    image: Path | None = None  # one of the data set
+
+    @property
+    def closing(self) -> Job | None:
+        return next((job for job in self.jobs if job.kind == "closing"), None)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the study is closed with a finished trial."""
+        done = any(job.state == "done" for job in self.jobs if job.kind == "trial")
+        return done and (self.closing is None or self.closing.state != "dead")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What `run` came to."""
+
+    outcomes: list[Outcome]  # one for each study, in their order
+    comparisons: list[tuple[list[tuple[StudyRow, dict[str, Any]]], str]]  # of several studies, and MLflow's page of it
+    services: Services
+    are_services_started: bool  # by this call; they keep running
+
+
+class Watch:
+    """What `run` and `worker` tell their caller while they work; this one logs steps and is silent otherwise."""
+
+    def say(self, line: str) -> None:
+        """A step that takes time."""
+        log.info(line)
+
+    def begin(self, begun: Begun) -> None:
+        """Work on a study begins."""
+
+    def tick(self, trouble: str | None) -> None:
+        """Work goes on; called several times a second. `trouble` says what is wrong, if anything."""
+
+    def end(self, outcome: Outcome) -> None:
+        """Work on a study has ended."""
+
+
+def load(
+    study: str,
+    *,
+    data: str | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+    prerequisites: bool = False,
+) -> list[Study]:
+    """Return the studies that a name or file stands for, with overrides (`KEY=VALUE` or `STUDY:KEY=VALUE`).
+
+    `prerequisites`: with the studies that they start from. Raise StudyError if a file or an override is wrong.
+    """
+    short = {"training.epochs": epochs, "seed": seed, "data.path": data and os.fspath(data)}
+    given = [f"{key}={json.dumps(value)}" for key, value in reversed(short.items()) if value is not None]
+    # an override of one study (STUDY:KEY=VALUE) comes behind those of all studies, and wins
+    return load_all(study, [*given, *overrides], prerequisites=prerequisites)
+
+
+def dry_run(
+    study: str | Sequence[Study], *, compute: Compute | None = None, say: Callable[[str], object] = log.debug
+) -> Iterator[Estimate]:
+    """Yield for each study what `run` would train and how long it would take here. Leaves nothing behind.
+
+    `say` gets a line for each network that is measured. Raise StudyError or DatasetError if the studies cannot be run,
+    ServiceError if the device cannot train.
+    """
+    chosen, compute = settings.read(), compute or Compute()
+    for plan in [plans.prepare(part, trial_run=True) for part in _studies(study)]:
+        count = compute.count(chosen, plan.study.threads)
+        yield estimate(plan, chosen, trainers=count, device=compute.device, say=say)
+
+
+def run(
+    study: str | Sequence[Study],
+    *,
+    compute: Compute | None = None,
+    slurm: Slurm | None = None,
+    retry: bool = False,
+    watch: Watch | None = None,
+) -> Run:
+    """Plan studies, train them to their end and promote their best models; continue what was interrupted.
+
+    `study`: a name, the path of a study file, or what `load` returned. `slurm`: let workers of an array job train.
+    `retry`: train dead trials again. Starts the embedded services if none run. After Ctrl-C or `hpo stop` the last
+    outcome is `stopped`. Raise UserError for what is wrong with studies, data, options or services.
+    """
+    chosen, compute, watch = settings.read(), compute or Compute(), watch or Watch()
+    studies = _studies(study)
+    requests = [slurm.request(compute, chosen, part.threads) if slurm else None for part in studies]
+    if requests[0]:
+        requests[0].check(chosen)
+    _fetch_weights(studies, watch)
+    prepared = [plans.prepare(each) for each in studies]
+    services, started = serving.up(chosen, report=watch.say)
+    outcomes: list[Outcome] = []
+    with opened(chosen, services) as connection:
+        for plan, request in zip(prepared, requests, strict=True):
+            outcomes.append(_run(plan, connection, compute, request, retry, watch))
+            watch.end(outcomes[-1])
+            if outcomes[-1].stopped:
+                break
+        tracker = connection.tracker
+        closed = [(outcome.row, (outcome.closing and outcome.closing.closing) or {}) for outcome in outcomes]
+        are_compared = len(prepared) > 1 and all(outcome.succeeded for outcome in outcomes)
+        groups = winners.comparable(closed) if are_compared else []
+        comparisons = [(alike, winners.log_winners(tracker, alike)) for alike in groups]
+    return Run(outcomes=outcomes, comparisons=comparisons, services=services, are_services_started=started)
+
+
+def _studies(study: str | Sequence[Study]) -> list[Study]:
+    return load(study) if isinstance(study, str) else list(study)
+
+
+def _fetch_weights(studies: Sequence[Study], watch: Watch) -> None:
+    """Fetch the pretrained weights that studies need and this machine lacks."""
+    for backbone in dict.fromkeys(backbone for study in studies for backbone in study.pretrained()):
+        if weights.absent(weights.FILES[backbone]):
+            watch.say(f"Fetching {weights.SOURCE}{weights.FILES[backbone]} …")
+            weights.fetch(backbone)
+
+
+def _run(
+    plan: Plan, connection: Connection, compute: Compute, request: arrays.Request | None, retry: bool, watch: Watch
+) -> Outcome:
+    """Plan one study, and work on it or let an array job do so."""
+    queue, tracker, chosen = connection.queue, connection.tracker, connection.settings
+    row = plans.plan(plan, queue, tracker, chosen, connection.services.database_url)
+    queue.revive(row.name, trials=retry)
+    experiment = row.facts.experiment_id
+    links = {"list": experiments.link(tracker, experiment), "charts": experiments.chart_link(tracker, experiment)}
+    watch.begin(Begun(row=row, study=plan.study, queue=queue, links=links))
+    if request is None:
+        outcome = _work(connection, row, compute, Limits(), None, watch)
+    else:
+        outcome = _on_slurm(request, connection, row, watch)
+    if not outcome.closed:  # the database may be away: it is not asked again
+        return replace(outcome, stopped=True)
+    image = plan.folder / plan.dataset.names[0]
+    return replace(outcome, jobs=queue.jobs(row.name), links=links, image=image)
+
+
+def _work(
+    connection: Connection, row: StudyRow, compute: Compute, limits: Limits, stops: int | None, watch: Watch
+) -> Outcome:
+    """Be a worker of a planned study until it is closed, the worker is stopped, or it reaches a limit."""
+    chosen, services = connection.settings, connection.services
+    count = compute.count(chosen, restore(row.name, row.spec).threads)
+    worker = Worker(
+        chosen,
+        services.database_url,
+        services.tracking_uri,
+        row.name,
+        trainers=count,
+        device=compute.device,
+        stops=stops,
+    )
+
+    closed = worker.run(limits=limits, on_tick=lambda supervisor: watch.tick(supervisor.concern))
+    stopped = not closed and worker.ending.reason not in (None, OUT_OF_TIME)
+    return Outcome(row=row, closed=closed, stopped=stopped, stop=worker.ending.asked)
+
+
+def _on_slurm(request: arrays.Request, connection: Connection, row: StudyRow, watch: Watch) -> Outcome:
+    """Let an array job work on a planned study until it is closed or stopped."""
+    queue = connection.queue
+    if queue.closing_state(row.name) in ENDED:
+        return Outcome(row=row, closed=True)
+    with arrays.collect_interrupts() as interrupts:
+        array = arrays.hand_in(request, connection.settings, queue, row, report=watch.say)
+        closed, asked = arrays.watch(array, queue, row, interrupts=interrupts, tick=watch.tick)
+        return Outcome(row=row, closed=bool(closed), stop=asked)
+
+
+def worker(
+    study: str,
+    *,
+    compute: Compute | None = None,
+    max_trials: int | None = None,
+    max_hours: float | None = None,
+    idle_exit: float | None = None,
+    stops: int | None = None,
+    watch: Watch | None = None,
+) -> Outcome:
+    """Train trials of a planned study, beside other workers, until it is closed, stopped, or a limit is reached.
+
+    Limits: number of trials, hours, and seconds without a job to claim. `stops`: leave once the study has been stopped
+    more often. Waits while the study is being planned. Raise NotFound if there is no such study, ServiceError if the
+    services do not run or closing the study failed.
+    """
+    limits = limits_of(max_trials=max_trials, max_hours=max_hours, idle_exit=idle_exit)
+    at_least("--stops", stops, 0)
+    watch, begin = watch or Watch(), time.monotonic()
+    with connect() as connection:
+        row = _wait_until_planned(connection.queue, study, limits, watch)
+        if not row.facts.planned:
+            return Outcome(row=row, closed=False)
+        if limits.seconds is not None:
+            limits = replace(limits, seconds=max(0.0, limits.seconds - (time.monotonic() - begin)))
+        watch.begin(Begun(row=row, study=restore(row.name, row.spec), queue=connection.queue, links={}))
+        outcome = _work(connection, row, compute or Compute(), limits, stops, watch)
+        if outcome.closed and connection.queue.closing_state(study) == "dead":
+            raise ServiceError(f"Closing {study} failed; `hpo run` tries it again, `hpo promote` says why it failed.")
+        watch.end(outcome)
+        return outcome
+
+
+def limits_of(*, max_trials: int | None, max_hours: float | None, idle_exit: float | None) -> Limits:
+    """Return when a worker leaves. Raise SettingsError if a limit makes no sense."""
+    at_least("--max-trials", max_trials, 1)
+    at_least("--max-hours", max_hours, 0)
+    at_least("--idle-exit", idle_exit, 0)
+    return Limits(trials=max_trials, seconds=None if max_hours is None else 3600 * max_hours, idle=idle_exit)
+
+
+def _wait_until_planned(queue: Queue, study: str, limits: Limits, watch: Watch) -> StudyRow:
+    """Return the study when it is planned, or as it is when a limit is reached."""
+    patience = min((limit for limit in (limits.idle, limits.seconds) if limit is not None), default=math.inf)
+    begin, is_told = time.monotonic(), False
+    while not (row := queue.study(study)).facts.planned and time.monotonic() - begin < patience:
+        if not is_told:
+            watch.say(f"Waiting until {row.name} is planned; `hpo run` with the same options goes on with that.")
+        is_told = True
+        time.sleep(min(POLL, patience))
+    return row

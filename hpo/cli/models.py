@@ -1,0 +1,69 @@
+"""`hpo download`, `predict`, `weights`: registered models and pretrained weights."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from hpo import api
+from hpo.cli import terminal
+from hpo.cli.options import Commands, add_json, command
+from hpo.text import for_csv
+
+
+def add(commands: Commands) -> None:
+    """Add these commands to the parser."""
+    parser = command(
+        commands, "download", download, "Download a registered model, checked against the hashes in the database."
+    )
+    parser.add_argument("--alias", default="champion", metavar="NAME", help="alias or version (default: champion)")
+    parser.add_argument(
+        "--model", metavar="NAME", help="registered model (default: the only one, or the newest study's)"
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder to make")
+
+    text = "Predict the components of images with a downloaded model; CSV on standard output."
+    parser = command(commands, "predict", predict, text)
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder that `hpo download` made")
+    text = "image file, grey, of the size trained on (periodic networks: any)"
+    parser.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help=text)
+    add_json(parser)
+
+    text = "List pretrained weights; fetch those that are missing, or take files from hand."
+    parser = command(commands, "weights", weights, text)
+    parser.add_argument("files", metavar="FILE", type=Path, nargs="*", help="torchvision's file, brought by hand")
+
+
+def download(options: argparse.Namespace) -> int:
+    model = api.download(options.folder, alias=options.alias, model=options.model)
+    aliases = ", ".join(f"@{alias}" for alias in model.version.aliases) or "no alias"
+    print(f"{model.name} version {model.version.number} ({aliases}) is in {model.folder}.")
+    print(f"{model.files} files, each as recorded in the database. Its README.md shows how to use it.")
+    if model.version.tags.get("hpo.verdict") == "below volume fraction":
+        print("Note: a cubic polynomial in the volume fraction predicts better than this model.")
+    return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    frame = api.predict(options.folder, options.images)
+    unit = frame.attrs["unit"]
+    if options.json:
+        print(json.dumps({"unit": unit, "predictions": frame.to_dict("records")}, indent=2))
+        return 0
+    frame = frame.rename(columns={name: f"{name} [{unit}]" for name in frame.columns[1:]})
+    terminal.exactly(for_csv(frame).to_csv(index=False))
+    return 0
+
+
+def weights(options: argparse.Namespace) -> int:
+    """List, fetch, or copy files of pretrained weights; exit code 1 if one is missing in the end."""
+    for file in options.files:
+        print(f"{file}: good, now {api.adopt_weights(file)}.")
+    print(f"Pretrained weights in {api.weights_folder()}:")
+    problems = []
+    for file in api.weights(fetch=not options.files):  # a user who brings files has no connection
+        print(f"  {file.backbone:12} {file.name:26} {file.state}")
+        problems += [file.problem] if file.problem else []
+    for problem in problems:
+        print(f"hpo: {problem}", file=sys.stderr)
+    return 1 if problems else 0

@@ -1,0 +1,74 @@
+"""The tables of `hpo run --dry-run`."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+
+from data_pipeline.split import unscored
+from hpo.api import Estimate
+from hpo.report import tables
+from hpo.text import duration, number_text
+
+LONG = 3600.0  # seconds of fine-tuning that deserve a word
+
+
+def show(estimates: Iterable[Estimate], console: Console) -> None:
+    """Print each plan as soon as it is measured: configurations, parameters, times, what is done; then the total."""
+    plans = []
+    for estimate in estimates:
+        plans.append(estimate)
+        _show_plan(estimate, console)
+    total, on_cpu = sum(estimate.seconds for estimate in plans), plans[-1].is_on_cpu
+    missing = [file["name"] for each in plans for file in each.plan.weights.values() if not file["sha256"]]
+    for name in dict.fromkeys(missing):
+        console.print(f"The pretrained weights {name} are not on this machine yet: `hpo weights` fetches them.")
+    counts = list(dict.fromkeys(str(estimate.trainers) for estimate in plans))
+    console.print(
+        f"About {duration(total)} with {' and '.join(counts)} trainer{'' if counts == ['1'] else 's'}, from a few "
+        f"batches of each network in one of them, on {plans[-1].where}; up to "
+        f"{max(estimate.memory for estimate in plans):.1f} GB of {'memory' if on_cpu else 'main memory'} a trainer."
+    )
+    tuned = any(estimate.plan.study.model.get("trainable") == "all" for estimate in plans)
+    if total > LONG and on_cpu and tuned:
+        console.print(
+            "Fine-tuning takes hours on a CPU: `--device auto` trains on a GPU if there is one, and Ctrl-C keeps "
+            "everything."
+        )
+    console.print("Nothing was started or written.")
+
+
+def _show_plan(estimate: Estimate, console: Console) -> None:
+    plan, study, is_grid = estimate.plan, estimate.plan.study, estimate.is_grid
+    names = list(study.space) if is_grid else []
+    columns = ["config" if is_grid else "point", *names, "parameters", "trainable", "seconds an epoch", "time"]
+    lines = []
+    for measured in estimate.configurations:
+        spec = measured.spec
+        cells = [
+            measured.label,
+            *(number_text(spec.point[name]) for name in names),
+            f"{spec.parameters:,}",
+            f"{spec.trainable_parameters:,}",
+            f"{measured.epoch_seconds:.3f}",
+            duration((study.repeats if is_grid else 1) * measured.seconds),
+            *([", ".join(dict.fromkeys(measured.states))] if is_grid else []),
+        ]
+        lines.append(cells)
+    title = f"Plan of {plan.name}: {_title(estimate)}"
+    tables.print_table(console, tables.of_lines(title, columns + (["state"] if is_grid else []), lines))
+    for note in unscored(plan.dataset):
+        console.print(f"Note: {note}")
+    if study.pruner["name"] != "none":
+        console.print("The pruner ends some of them earlier; the time below takes each to its end.")
+
+
+def _title(estimate: Estimate) -> str:
+    """Return which configurations the plan trains."""
+    study = estimate.plan.study
+    text = f"the best {study.trials} points of {study.best_of.name}" if study.best_of else f"{study.trials} trials"
+    text += f", each {study.repeats} times" if study.repeats > 1 else ""
+    text += ", NOT PRETRAINED" if study.at_random else ""
+    if estimate.is_grid:
+        return text
+    by = "" if study.best_of else f", chosen by the sampler '{study.sampler}'"
+    return f"{text}{by}; measured where the search starts and at the ends of its space"

@@ -1,0 +1,158 @@
+"""`hpo status`, `studies`, `trials`, `compare`, `report`, `promote`: what was trained, and what it gave."""
+
+import argparse
+import json
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpo import api, settings
+from hpo.cli import terminal
+from hpo.cli.options import Commands, add_json, add_study, command, exclusive
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+WATCH_INTERVAL = 2.0  # seconds
+
+
+def add(commands: Commands) -> None:
+    """Add these commands to the parser."""
+    parser = command(commands, "status", status, "Show services, studies and running trials.")
+    parser.add_argument("--watch", action="store_true", help="refresh until Ctrl-C")
+    add_json(parser)
+
+    add_json(command(commands, "studies", studies, "List the studies that were planned here."))
+
+    parser = command(commands, "trials", trials, "List all trials of a study.")
+    add_study(parser)
+    add_json(parser)
+
+    text = "Show studies, trials, runs and registered versions side by side."
+    parser = command(commands, "compare", compare, text)
+    text = "study (its best trial), trial (grid/22), MLflow run id, or version"
+    parser.add_argument("first", metavar="A", help=text)
+    text = "the same; a version is MODEL@ALIAS, MODEL/NUMBER or @ALIAS"
+    parser.add_argument("others", metavar="B", nargs="+", help=text)
+    parser.add_argument("--differences", action="store_true", help="only what is not the same for all")
+    add_json(parser)
+
+    text = "Write the report of closed studies: one HTML page, Markdown, CSV and JSON tables."
+    parser = command(commands, "report", report, text)
+    parser.add_argument(
+        "--study",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name as `hpo studies` lists it; repeatable (default: all closed studies on the newest one's data)",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", type=Path, help="folder to write")
+
+    text = "Show what a closed study promoted, and set missing aliases again."
+    add_study(command(commands, "promote", promote, text))
+
+
+def status(options: argparse.Namespace) -> int:
+    if options.json:
+        exclusive("--json", "prints once", {"--watch": options.watch})
+    state = api.status()
+    if options.json:
+        print(json.dumps(state.as_dict(), indent=2) if state else json.dumps({"services": None, "studies": []}))
+    elif state is None:
+        print(f"The services of {settings.read().home} are not running. `hpo up` or `hpo run` starts them.")
+    else:
+        _show_status(state, watch=options.watch)
+    return 0
+
+
+def _show_status(state: "api.Status", *, watch: bool) -> None:
+    from rich.live import Live
+
+    from hpo.report import tables
+
+    console = tables.console()
+    if not watch:
+        console.print(_render(state))
+        return
+    with suppress(KeyboardInterrupt):
+        if not console.is_terminal:
+            while not terminal.gone():
+                console.print(_render(state))
+                time.sleep(WATCH_INTERVAL)
+                state.refresh()
+            return
+        with Live(_render(state), console=console, auto_refresh=False) as live:
+            while not terminal.gone():
+                time.sleep(WATCH_INTERVAL)
+                state.refresh()
+                live.update(_render(state), refresh=True)
+
+
+def _render(state: "api.Status") -> "Group":
+    from rich.console import Group
+
+    head = f"MLflow: {state.tracking_uri or 'does not answer'}"
+    trouble = [state.trouble] if state.trouble else []
+    counts = f"studies: {state.closed} closed, {len(state.open)} open"
+    return Group(f"{head}    {counts}", *trouble, *(progress.render() for progress in state.open))
+
+
+def studies(options: argparse.Namespace) -> int:
+    from hpo.report import results, tables
+
+    summaries = [asdict(summary) for summary in api.studies()]
+    if options.json:
+        print(json.dumps(summaries, indent=2))
+    else:
+        tables.print_table(tables.console(), results.studies_table(summaries))
+    return 0
+
+
+def trials(options: argparse.Namespace) -> int:
+    from hpo.report import results, tables
+
+    if options.json:
+        print(json.dumps([asdict(trial) for trial in api.trials(options.study)], indent=2))
+    else:
+        tables.print_table(tables.console(), results.trials_table(*api.jobs(options.study)))
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from hpo.report import comparison, tables
+
+    if options.json:
+        exclusive("--json", "names the differences and prints all values", {"--differences": options.differences})
+    compared = api.compare(options.first, *options.others)
+    if options.json:
+        print(json.dumps(compared.as_dict(), indent=2))
+        return 0
+    console = tables.console()
+    if options.differences and not compared.differences:
+        console.print("No difference: they are the same trial, or equal in everything that is known of them.")
+        return 0
+    tables.print_table(console, comparison.table(compared, only_differences=options.differences))
+    if compared.warning:
+        console.print(compared.warning, style="bold red", soft_wrap=True)
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    written = api.report(options.output, options.study)
+    for line in written.summary + [f"ALARM: {alarm}" for alarm in written.alarms]:
+        print(line)
+    tables = len(written.others) - 1
+    print(f"{written.page}: open it in a browser. Beside it: report.md, {tables} files in tables/ and figures/.")
+    return 0
+
+
+def promote(options: argparse.Namespace) -> int:
+    from hpo.report import results
+
+    promoted = api.promote(options.study)
+    if promoted.is_alias_set:
+        print(f"Set the alias @{promoted.alias} again.")
+    print("\n".join(results.promotion(promoted.row, promoted.result, promoted.closing)))
+    return 0

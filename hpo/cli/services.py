@@ -1,0 +1,102 @@
+"""`hpo up`, `down`, `backup`, `restore`, `doctor`: the services and what they store."""
+
+import argparse
+import json
+import shlex
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpo import api, settings
+from hpo.cli import terminal
+from hpo.cli.options import Commands, add_json, command, say
+
+if TYPE_CHECKING:
+    from hpo.api.upkeep import Backup
+
+
+def add(commands: Commands) -> None:
+    """Add these commands to the parser."""
+    parser = command(commands, "up", up, "Start the embedded Postgres and MLflow server, or say where they are.")
+    parser.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        help="serve other machines at this address of this one, with access control; 127.0.0.1 serves none (default: "
+        "as it was, at first 127.0.0.1)",
+    )
+    command(commands, "down", down, "Stop the embedded Postgres and MLflow server.")
+    parser = command(
+        commands, "backup", backup, "Save the databases and all artifacts in one file, while workers go on."
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="file to make, such as hpo.tar")
+    parser = command(
+        commands, "restore", restore, "Fill an empty HPO_HOME, or empty databases given by URL, from a backup."
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="file that `hpo backup` made")
+    parser = command(
+        commands, "doctor", doctor, "Check services, versions, every study's invariants, orphans and caches."
+    )
+    parser.add_argument("--study", metavar="NAME", help="only this study (default: all)")
+    parser.add_argument("--fix", action="store_true", help="repair what can be repaired; safe on a running study")
+    add_json(parser)
+
+
+def up(options: argparse.Namespace) -> int:
+    services, started = api.up(listen=options.listen, say=say)
+    print(f"{'Started' if started else 'Already running'}. MLflow: {services.tracking_uri}")
+    if services.credentials:
+        print(
+            f"User and password are in {services.credentials}. A worker on another machine needs a copy of this file:"
+        )
+        file = shlex.quote(f"{socket.gethostname()}:{services.credentials}")
+        terminal.exactly(f"scp {file} ~/hpo-credentials.toml\nexport HPO_CREDENTIALS=~/hpo-credentials.toml\n")
+    elif settings.read().embedded:
+        terminal.exactly(f"{api.export_lines(services)}\n")
+    return 0
+
+
+def down(options: argparse.Namespace) -> int:
+    print("Stopped." if api.down() else f"The services of {settings.read().home} were not running.")
+    return 0
+
+
+def backup(options: argparse.Namespace) -> int:
+    contents = api.backup(options.file, say=say)
+    for fault in contents.faults:
+        print(f"Note: {fault}.", file=sys.stderr)
+    size = options.file.stat().st_size / 1e6
+    print(f"{options.file}: {_text(contents)}, {size:.1f} MB. `hpo restore` reads it.")
+    return 0
+
+
+def restore(options: argparse.Namespace) -> int:
+    contents, tracking_uri = api.restore(options.file, say=say)
+    print(f"Restored {_text(contents)}. MLflow: {tracking_uri}")
+    print("`hpo doctor` checks it; `hpo run` with a study's options, or `hpo worker --study NAME`, goes on.")
+    return 0
+
+
+def _text(contents: "Backup") -> str:
+    studies = [f"{name} ({done} of {trials} trials done)" for name, (done, trials) in contents.studies.items()]
+    return f"{', '.join(studies) or 'no study'} as of {contents.at}, {contents.artifacts} artifacts"
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Exit code 1 if something is left that is not as it should be."""
+    checkup = api.doctor(options.study, fix=options.fix)
+    for failure in checkup.failures:
+        print(failure, file=sys.stderr)
+    if options.json:
+        findings = [{"kind": item.kind, "what": item.what, "todo": item.todo} for item in checkup.findings]
+        print(json.dumps({"mended": checkup.repaired, "findings": findings}, indent=2))
+        return 0 if checkup.is_healthy else 1
+    for finding in checkup.findings:
+        print(f"{finding.kind}: {finding.what}. To do: {finding.todo}.")
+    if checkup.repaired:
+        print(f"Repaired: {checkup.repaired}.")
+    if checkup.is_healthy:
+        print("Healthy: services, versions, studies, aliases, files and caches are as they should be.")
+    elif not options.fix and any(finding.remedy is not None for finding in checkup.findings):
+        print("`hpo doctor --fix` repairs what it can.")
+    return 0 if checkup.is_healthy else 1

@@ -1,0 +1,99 @@
+"""What a terminal shows of studies while `hpo run` or `hpo worker` works on them."""
+
+import logging
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from hpo.api import Begun, Outcome, Watch
+from hpo.cli.options import say
+from hpo.queue import Stop
+from hpo.report import results
+from hpo.report.display import Display, Progress
+
+
+class Terminal(Watch):
+    """A live display, or plain lines in a pipe; use as a context manager."""
+
+    def __init__(self, console: Console, *, is_run: bool) -> None:
+        """`is_run`: print what the studies are and what they came to."""
+        self.console, self.is_run = console, is_run
+        self._display: Display | None = None
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def say(self, line: str) -> None:
+        say(line)
+
+    def begin(self, begun: Begun) -> None:
+        if self.is_run:
+            self._head(begun)
+        if self.console.is_terminal:
+            logging.getLogger("hpo").setLevel(logging.WARNING)  # the display shows the events
+        self._display = Display(Progress(begun.queue, begun.row), self.console)
+        self._display.__enter__()
+
+    def tick(self, trouble: str | None) -> None:
+        try:
+            if self._display is not None:
+                self._display.tick(trouble)
+        except OSError:  # a full disk under a log file ends no work
+            self.console.quiet = True
+
+    def end(self, outcome: Outcome) -> None:
+        self.close()
+        if not self.is_run:
+            return
+        if outcome.closed:
+            self._result(outcome)
+        else:
+            text = f"Stopped{by(outcome.stop)}: what is done is kept. The same command goes on."
+            self.console.print(text, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._display is not None:
+            self._display.__exit__(None, None, None)
+            self._display = None
+
+    def _head(self, begun: Begun) -> None:
+        row, study = begun.row, begun.study
+        bare = ", NOT PRETRAINED" if study.at_random else ""
+        data = row.facts.data.name
+        self.console.print(f"Study {row.name}: {study.trials} trials, data set {data}, seed {study.seed}{bare}.")
+        for name, link in begun.links.items():
+            self.console.print(f"  {name}: {link}", soft_wrap=True)
+
+    def _result(self, outcome: Outcome) -> None:
+        image = "" if outcome.image is None else _near(outcome.image)
+        results.show_result(
+            self.console, outcome.row, list(outcome.jobs), dict(outcome.links), program=_program(), image=image
+        )
+
+
+def by(request: Stop | None) -> str:
+    """Return who stopped a study when, for a message; nothing if that was a signal."""
+    return f" by {request.by} at {time.strftime('%H:%M:%S', time.localtime(request.at))} (hpo stop)" if request else ""
+
+
+def _program() -> str:
+    """Return how this shell would call hpo: `hpo`, or the path of the environment's own."""
+    called = Path(sys.argv[0])
+    if called.name != "hpo" or shutil.which("hpo") == str(called.absolute()):
+        return "hpo"
+    return shlex.quote(_near(called.absolute()))
+
+
+def _near(path: Path) -> str:
+    """Return the path as one would type it here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
