@@ -74,7 +74,7 @@ def promote(
     }
     if not chosen:
         return result
-    result["alarms"] = alarms.alarms(ranking.ranked(jobs), facts["predictors"], predictions[chosen[0].number])
+    result["alarms"] = alarms.alarms(ranking.ranked(jobs), facts.predictors, predictions[chosen[0].number])
     with champion.lock(queue, study):
         queue.require(closing)
         result["model_name"] = champion.claim_model(queue, tracker, study, description=_model_description(study))

@@ -25,7 +25,6 @@ class Picture:
     name: str
     title: str
     svg: str
-    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

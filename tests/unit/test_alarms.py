@@ -1,19 +1,22 @@
 """Networks that predict a constant are called so."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas
 import pytest
+import records
 
 from hpo.scores import alarms
+from hpo.study.records import SplitScores
 
-PREDICTORS = {"mean": {"validation": {"nmse": 1.02}}}
+PREDICTORS = {"mean": SplitScores(validation=records.result(1.02).validation)}
 
 
 def trials(*nmse: float, r2: float = 0.9) -> list:
-    validation = {"r2": None, "per_target": {"r2": [r2, None]}}  # the other target does not vary there
-    return [SimpleNamespace(result={"best_val_nmse": value, "validation": validation}) for value in nmse]
+    scores = replace(records.result(0).validation, r2=None, per_target={"r2": [r2, None]})  # one does not vary there
+    return [SimpleNamespace(result=records.result(value, validation=scores)) for value in nmse]
 
 
 def predictions(folder, spread: float):
