@@ -28,7 +28,7 @@ import sqlalchemy
 
 from hpo.errors import BackupError, NotFound, ServiceError, disk_is_full
 from hpo.files import sha256_of
-from hpo.queue import SCHEMA_VERSION, Queue, postgres_url
+from hpo.queue import SCHEMA_VERSION, Queue, State, postgres_url
 from hpo.services import daemon, postgres
 from hpo.services import home as homes
 from hpo.services.serving import Services
@@ -249,7 +249,7 @@ def _needed(hpo: psycopg.Connection, mlflow: psycopg.Connection) -> Needed:
         found.folders.append(folder)
     jobs = "SELECT state, checkpoint, result FROM hpo.job WHERE checkpoint IS NOT NULL OR result IS NOT NULL"
     for state, checkpoint, result in hpo.execute(jobs):
-        if state == "done" and result is not None and result.get("model_id") in models:
+        if state == State.DONE and result is not None and result.get("model_id") in models:
             folder = models[result["model_id"]]
             found.recorded |= {f"{folder}/{path}": sha256 for path, sha256 in result["files"].items()}
         if checkpoint is not None and state not in KEPT and checkpoint["run_id"] in runs:

@@ -10,7 +10,7 @@ from hpo.errors import NotFound, StudyConflict
 from hpo.machine import who
 from hpo.operations.backup import LOCK, WAITS
 from hpo.planning.plans import lock_plan
-from hpo.queue import Queue, StudyRow
+from hpo.queue import Queue, State, StudyRow
 from hpo.scores import champion, standings
 from hpo.search import sampling
 from hpo.tracking import experiments, registry
@@ -21,16 +21,16 @@ def check(queue: Queue, tracker: Tracker, row: StudyRow, *, lease: float, in_mlf
     """Raise NotFound or StudyConflict if the study cannot be deleted now. `lease` in seconds; without `in_mlflow` the
     server need not have its experiment."""
     lost = queue.expired(row.name, lease=lease)
-    if any(job.state == "running" and job.id not in lost for job in queue.jobs(row.name)):
+    if any(job.state == State.RUNNING and job.id not in lost for job in queue.jobs(row.name)):
         raise _busy(row)
     if others := dependents(queue, row):
         raise StudyConflict(
             f"{row.name} is not deleted: {' and '.join(others)} {'begin' if len(others) > 1 else 'begins'} with its "
             f"networks or points. Delete {'those' if len(others) > 1 else 'that'} first."
         )
-    if in_mlflow and not experiments.exists(tracker, row.facts["experiment_id"]):
+    if in_mlflow and not experiments.exists(tracker, row.facts.experiment_id):
         raise NotFound(
-            f"The MLflow server at {tracker.uri} has no experiment {row.facts['experiment_id']}, which is "
+            f"The MLflow server at {tracker.uri} has no experiment {row.facts.experiment_id}, which is "
             f"{row.name}'s: is it the server you mean? If it has lost it, --not-in-mlflow deletes what is left."
         )
 
@@ -65,7 +65,7 @@ def delete(
                     registry.delete_version(tracker, name, version.number)
         crash.at("versions deleted")
         champion.settle(queue, tracker, row, leaving=row.name)
-        experiments.delete(tracker, row.facts["experiment_id"])
+        experiments.delete(tracker, row.facts.experiment_id)
         crash.at("experiment deleted")
         sampling.delete(store, row.name)
         queue.delete_study(row.name)

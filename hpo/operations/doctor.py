@@ -21,7 +21,7 @@ from hpo.closing import promotion
 from hpo.errors import ServiceError, StudyConflict
 from hpo.operations import invariants
 from hpo.planning.plans import lock_plan
-from hpo.queue import ENDED, Job, Queue, StudyRow
+from hpo.queue import ENDED, Job, Queue, State, StudyRow
 from hpo.recording.reconciler import Mirror
 from hpo.scores import champion, evidence, ranking
 from hpo.search import sampling
@@ -57,13 +57,13 @@ def examine(settings: Settings, services: Services, *, study: str | None = None)
         owned = {experiment.experiment_id for experiment in experiments.owned(tracker, queue.database_id())}
         for row in rows if study is None else [queue.study(study)]:
             shown = Mirror(queue, tracker, store, row)
-            if not row.facts.get("planned"):
+            if not row.facts.planned:
                 continue  # it is being planned, or its planner died: the next `hpo run` goes on
             if row.deleting:
                 todo = f"`hpo delete --study {row.name}` deletes the rest"
                 yield Finding(kind="orphan", what=f"the study {row.name} is half deleted", todo=todo)
                 continue
-            if row.facts.get("experiment_id") in owned:
+            if row.facts.experiment_id in owned:
                 yield from _study(shown, settings)
             else:
                 yield _experiment_gone(row)
@@ -92,7 +92,7 @@ def _versions(queue: Queue, tracker: Tracker) -> Iterator[Finding]:
 
 
 def _experiment_gone(row: StudyRow) -> Finding:
-    number = row.facts.get("experiment_id")
+    number = row.facts.experiment_id
     return Finding(
         kind="orphan",
         what=f"{row.name}: its MLflow experiment (id {number}) is deleted or gone",
@@ -150,7 +150,7 @@ def _runs(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
 def _models(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
     """Models that are no trial's result. A trial that is not over may be uploading one right now, and those of earlier
     attempts go before the mirror of one that is over is done."""
-    results = {job.result["model_id"] for job in jobs.values() if job.state == "done" and job.result}
+    results = {job.result.model_id for job in jobs.values() if job.state == State.DONE and job.result}
     for model in logged_models.of_experiment(shown.tracker, _experiment(shown)):
         key = str(model.tags.get(KEY, ""))
         job = jobs.get(key.rpartition("/")[0])
@@ -169,7 +169,7 @@ def _models(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
 
 def _checkpoints(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
     for job in jobs:
-        if job.state not in ("done", "diverged", "pruned") or job.run_id is None or not job.mirrored:
+        if job.state not in (State.DONE, State.DIVERGED, State.PRUNED) or job.run_id is None or not job.mirrored:
             continue  # a dead one may be tried again from there; of others they go before its mirror is done
         if left := shown.tracker.files(job.run_id, "checkpoints"):
             yield Finding(
@@ -189,13 +189,13 @@ def _files(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
     }
     for job in jobs:
         name, version = versions.get(str(job.run_id), ("", None))
-        if job.state != "done" or job.result is None or (version is not None and version.aliases):
+        if job.state != State.DONE or job.result is None or (version is not None and version.aliases):
             continue
-        if missing := sorted(job.result["files"].keys() - registry.stored_files(shown.tracker, job.result["model_id"])):
+        if missing := sorted(job.result.files.keys() - registry.stored_files(shown.tracker, job.result.model_id)):
             registered = f"{name} version {version.number}, " if version is not None else ""
             yield Finding(
                 kind="files",
-                what=f"{registered}the model {job.result['model_id']} of {job.title} lacks "
+                what=f"{registered}the model {job.result.model_id} of {job.title} lacks "
                 f"{', '.join(missing)} in the artifact store",
                 todo="restore the files from a backup" + (", or delete the version in MLflow" if registered else ""),
             )
@@ -218,7 +218,7 @@ def _data_set(shown: Mirror, settings: Settings) -> Iterator[Finding]:
             return
     parts = split(len(dataset.images))
     for close in shown.queue.jobs(row.name):
-        if close.kind != "closing" or close.state != "done" or close.closing is None:
+        if close.kind != "closing" or close.state != State.DONE or close.closing is None:
             continue
         for entry in close.closing.get("groups", []):
             try:
@@ -244,11 +244,11 @@ def _predict_again(shown: Mirror, number: int, settings: Settings) -> None:
         request = protocol.Score(folder=model, data=data, predictions=table)
         scored = scoring.score(request, lambda message: None, threading.Event())
         promotion.check_same(vars(scored), job)
-        shown.tracker.upload(shown.study.facts["study_run_id"], table, "predictions")
+        shown.tracker.upload(shown.study.facts.study_run_id, table, "predictions")
 
 
 def _experiments_without_study(queue: Queue, tracker: Tracker, rows: list[StudyRow]) -> Iterator[Finding]:
-    known = {row.facts.get("experiment_id") for row in rows} | {row.name for row in rows}
+    known = {row.facts.experiment_id for row in rows} | {row.name for row in rows}
     for experiment in experiments.owned(tracker, queue.database_id()):
         if experiment.experiment_id in known or experiment.name in known:  # by name: it is being planned
             continue
@@ -272,7 +272,7 @@ def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
                 todo="remove it",
                 remedy=partial(sweep, folder),
             )
-    used = {data_sets.cached(home, row.facts["data"]).name for row in rows if "data" in row.facts}
+    used = {data_sets.cached(home, row.facts.data).name for row in rows}
     for file in sorted([*(home / "cache" / "data").glob("*"), *(home / "cache" / "features").glob("*")]):
         try:
             status = file.stat()
@@ -304,4 +304,4 @@ def _delete_experiment(queue: Queue, tracker: Tracker, experiment: Experiment) -
 
 
 def _experiment(shown: Mirror) -> Any:
-    return shown.study.facts["experiment_id"]
+    return shown.study.facts.experiment_id

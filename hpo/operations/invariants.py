@@ -17,7 +17,7 @@ import optuna
 from mlflow.entities import LoggedModelStatus
 from optuna.trial import TrialState
 
-from hpo.queue import ATTEMPTS, ENDED, Job
+from hpo.queue import ATTEMPTS, ENDED, Job, State
 from hpo.recording import reconciler
 from hpo.recording.reconciler import Mirror
 from hpo.scores import champion
@@ -77,7 +77,7 @@ class _Seen:
         self.repeats: dict[int, list[Job]] = {}  # by number
         for job in jobs:
             self.repeats.setdefault(job.number, []).append(job)
-        experiment = shown.study.facts["experiment_id"]
+        experiment = shown.study.facts.experiment_id
         study_id = shown.store.get_study_id_from_name(shown.study.name)
         self.trials = {trial.number: trial for trial in shown.store.get_all_trials(study_id, deepcopy=False)}
         self.runs: dict[str, list[Any]] = {}
@@ -108,15 +108,15 @@ def _planned(shown: Mirror, jobs: list[Job], seen: _Seen) -> Iterator[str]:
         yield f"expected {len(numbers)} trials in Optuna, found {len(seen.trials)}"
     if sum(job.kind == "closing" for job in jobs) != 1:
         yield "expected one closing in the queue"
-    points = [repr(job.spec["point"]) for job in jobs if job.spec is not None and job.config is not None]
+    points = [repr(job.spec.point) for job in jobs if job.spec is not None and job.config is not None]
     if len(set(points)) != len({job.number for job in jobs if job.config is not None}):
         yield "a point of the grid is planned twice"
 
 
 def _closed_early(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
-    left = [job for job in jobs if job.kind == "trial" and job.state in ("waiting", "running")]
+    left = [job for job in jobs if job.kind == "trial" and job.state in (State.WAITING, State.RUNNING)]
     for closing in jobs:
-        if closing.kind == "closing" and closing.state != "waiting" and left:
+        if closing.kind == "closing" and closing.state != State.WAITING and left:
             yield closing, f"is {closing.state}, but {left[0].title} is {left[0].state}"
 
 
@@ -134,15 +134,15 @@ def _trial(shown: Mirror, job: Job, seen: _Seen) -> Iterator[Violation]:
 
 
 def _result(job: Job) -> Iterator[str]:
-    if job.state == "done":
+    if job.state == State.DONE:
         value = job.result.best_val_nmse if job.result else None
         if value is None or not math.isfinite(value):
             yield f"is done, but its result is {value}"
     elif job.state in ENDED and not job.reason:
         yield f"is {job.state} without a reason"
-    elif job.state == "cancelled" and job.result is not None:
+    elif job.state == State.CANCELLED and job.result is not None:
         yield "is cancelled, but has a result"
-    if job.state == "dead" and job.attempt < ATTEMPTS:
+    if job.state == State.DEAD and job.attempt < ATTEMPTS:
         yield f"is dead after {job.attempt} of {ATTEMPTS} attempts"
 
 
@@ -155,14 +155,14 @@ def _optuna(repeats: list[Job], trial: optuna.trial.FrozenTrial | None) -> Itera
     if trial.state != expected:
         rule = "I3" if trial.state == TrialState.RUNNING else "I1"
         yield rule, f"expected {expected.name} in Optuna, found {trial.state.name}"
-    elif state == "done" and trial.value != value:
+    elif state == State.DONE and trial.value != value:
         yield "I1", f"expected the value {value} in Optuna, found {trial.value}"
 
 
 def _mlflow(job: Job, seen: _Seen) -> Iterator[tuple[str, str]]:
     runs = seen.runs.get(job.key, [])
     if job.run_id is None:
-        if job.state == "done":
+        if job.state == State.DONE:
             yield "I1", "is done without an MLflow run"
         return
     if [run.info.run_id for run in runs] != [job.run_id]:
@@ -171,29 +171,29 @@ def _mlflow(job: Job, seen: _Seen) -> Iterator[tuple[str, str]]:
     status, expected = runs[0].info.status, reconciler.RUN_STATUS[job.state]
     if status != expected:
         yield ("I3" if status == "RUNNING" else "I1"), f"expected {expected} in MLflow, found {status}"
-    if job.state == "done" and job.result:
-        if seen.models.get(job.run_id, []) != [job.result["model_id"]]:
-            yield "I1", f"expected the one model {job.result['model_id']}, found {seen.models.get(job.run_id, [])}"
+    if job.state == State.DONE and job.result:
+        if seen.models.get(job.run_id, []) != [job.result.model_id]:
+            yield "I1", f"expected the one model {job.result.model_id}, found {seen.models.get(job.run_id, [])}"
         found = runs[0].data.metrics.get("best_val_nmse")
-        if found != job.result["best_val_nmse"]:
-            yield "I1", f"expected best_val_nmse {job.result['best_val_nmse']} in MLflow, found {found}"
+        if found != job.result.best_val_nmse:
+            yield "I1", f"expected best_val_nmse {job.result.best_val_nmse} in MLflow, found {found}"
 
 
 def _curve(job: Job, curve: Curve) -> Iterator[str]:
     numbers = [number for number, _ in curve]
     if numbers != list(range(1, len(numbers) + 1)):
         yield f"expected epochs 1 to {len(numbers)} without a gap, found {numbers}"
-    if job.state == "done" and job.result:
-        if len(numbers) != job.result["epochs"]:
-            yield f"expected {job.result['epochs']} epochs, found {len(numbers)}"
-        elif min(values["val/nmse"] for _, values in curve) != job.result["best_val_nmse"]:
+    if job.state == State.DONE and job.result:
+        if len(numbers) != job.result.epochs:
+            yield f"expected {job.result.epochs} epochs, found {len(numbers)}"
+        elif min(values["val/nmse"] for _, values in curve) != job.result.best_val_nmse:
             yield "its result is not the lowest value of its curve"
-    if job.checkpoint is not None and job.checkpoint["epoch"] > len(numbers):
-        yield f"its checkpoint is of epoch {job.checkpoint['epoch']}, its curve ends at {len(numbers)}"
+    if job.checkpoint is not None and job.checkpoint.epoch > len(numbers):
+        yield f"its checkpoint is of epoch {job.checkpoint.epoch}, its curve ends at {len(numbers)}"
 
 
 def _shown_curve(shown: Mirror, job: Job, curve: Curve) -> Iterator[str]:
-    if job.state != "running" and job.run_id is not None and curve:
+    if job.state != State.RUNNING and job.run_id is not None and curve:
         for metric in ("train/nmse", "val/nmse"):
             expected = [(number, values[metric]) for number, values in curve if values[metric] is not None]
             if shown.tracker.curve(job.run_id, metric) != expected:

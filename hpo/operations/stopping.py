@@ -7,7 +7,7 @@ import optuna
 
 from hpo.errors import NotFound
 from hpo.machine import who
-from hpo.queue import DatabaseLost, Job, Queue, StudyRow
+from hpo.queue import DatabaseLost, Job, Queue, State, StudyRow
 from hpo.recording.reconciler import Mirror
 from hpo.report import names
 from hpo.tracking.client import Tracker
@@ -69,6 +69,6 @@ def _left(queue: Queue, study: str, stops: int, lease: float) -> list[str]:
     }
     for job in queue.jobs(study):
         newer = job.worker in present and present[job.worker].stops >= stops
-        if job.state == "running" and job.id not in lapsed and not newer:
+        if job.state == State.RUNNING and job.id not in lapsed and not newer:
             held.setdefault(str(job.worker), []).append("closing" if job.kind == "closing" else f"trial {job.number}")
     return [f"{name} ({', '.join(jobs) or 'idle'})" for name, jobs in held.items()]

@@ -19,7 +19,7 @@ from data_pipeline.split import Split, lacks, split
 from hpo import study
 from hpo.errors import StudyConflict, StudyError
 from hpo.machine import now_ms
-from hpo.queue import Job, NewJob, Queue, StudyRow, require_whole
+from hpo.queue import Job, NewJob, Queue, State, StudyRow, require_whole
 from hpo.scores import ranking
 from hpo.search import sampling
 from hpo.settings import Settings
@@ -262,7 +262,7 @@ def _ranked(ready: Plan, queue: Queue, key: str, what: str) -> list[Job]:
     if name in rows and rows[name].identity != study.digest(first["spec"]):
         raise study.conflict(name, rows[name].spec, first["spec"])
     jobs = [job for job in queue.jobs(name) if job.kind == "trial"] if name in rows else []
-    left = sum(job.state in ("waiting", "running") for job in jobs)
+    left = sum(job.state in (State.WAITING, State.RUNNING) for job in jobs)
     if left or not jobs:
         state = f"{left} of its {len(jobs)} trials are still to be trained" if jobs else "it has not been run"
         raise StudyError(
@@ -416,7 +416,7 @@ def model_name(data: Dataset, parts: Split) -> str:
 
 
 def _note(ready: Plan) -> str:
-    data, chosen = ready.facts["data"], ready.study
+    data, chosen = ready.facts.data, ready.study
     bare = f"**{chosen.at_random}.**\n\n" if chosen.at_random else ""
     best = f" best points of {_earlier(ready, 'best_of')}" if chosen.best_of else " trials"
     repeats = f", each {chosen.repeats} times with another seed" if chosen.repeats > 1 else ""
