@@ -27,7 +27,7 @@ from data_pipeline.homogenize import homogenize
 from data_pipeline.split import split
 from data_pipeline.synthesize import draw
 from hpo import study
-from hpo.planning import plans
+from hpo.planning.physics import constants
 from models import metrics, specs
 from models.regressor import Regressor, predict
 from models.training import Training
@@ -78,7 +78,7 @@ def train(
         validation=(data.images[checked], data.targets[checked]),
         seed=seed,
         symmetries=data.symmetries,
-        phases=plans.constants(data),
+        phases=constants(data),
         target_names=data.target_names,
     )
     for epoch in run.epochs():

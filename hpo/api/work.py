@@ -16,7 +16,7 @@ from hpo.errors import ServiceError, SettingsError
 from hpo.launch import slurm as arrays
 from hpo.operations.dry_run import Estimate, estimate
 from hpo.planning import plans
-from hpo.planning.plans import Plan
+from hpo.planning.preparation import Plan, prepare
 from hpo.queue import ENDED, Job, Queue, Stop, StudyRow
 from hpo.report import winners
 from hpo.services import serving
@@ -183,7 +183,7 @@ def dry_run(
     ServiceError if the device cannot train.
     """
     chosen, compute = settings.read(), compute or Compute()
-    for plan in [plans.prepare(part, trial_run=True) for part in _studies(study)]:
+    for plan in [prepare(part, trial_run=True) for part in _studies(study)]:
         count = compute.count(chosen, plan.study.threads)
         yield estimate(plan, chosen, trainers=count, device=compute.device, say=say)
 
@@ -208,7 +208,7 @@ def run(
     if requests[0]:
         requests[0].check(chosen)
     _fetch_weights(studies, watch)
-    prepared = [plans.prepare(each) for each in studies]
+    prepared = [prepare(each) for each in studies]
     services, started = serving.up(chosen, report=watch.say)
     outcomes: list[Outcome] = []
     with opened(chosen, services) as connection:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_pipeline.npz import save_npz
 from hpo.errors import ServiceError
-from hpo.planning.plans import START, Plan
+from hpo.planning.preparation import START, Plan
 from hpo.queue import ENDED, Job, Queue
 from hpo.services import serving
 from hpo.settings import Settings

@@ -10,6 +10,7 @@ from shell import PATIENCE, Shell, check_recorded_once, read_only
 from hpo import settings, study
 from hpo.cli import away
 from hpo.planning import plans
+from hpo.planning.preparation import prepare
 from hpo.queue import DatabaseLost
 from hpo.services import home as homes
 from hpo.services import postgres, serving
@@ -130,7 +131,7 @@ def test_with_mlflow_alone_away_commands_show_what_the_database_has(data, tmp_pa
     path = (tmp_path / "home").resolve()
     read = settings.read({"HPO_HOME": str(path)})
     homes.folder(path, "services")
-    plan = plans.prepare(study.load(str(cells.study(tmp_path, "left-alone", data=data, epochs=3))))
+    plan = prepare(study.load(str(cells.study(tmp_path, "left-alone", data=data, epochs=3))))
     try:
         home, _ = postgres.start(homes.settle(path, print, postgres.stop), print)
         shell = Shell(path, postgres.url(home, "hpo"), "")

@@ -10,6 +10,7 @@ from shell import Shell, fresh_database
 from hpo import settings, study
 from hpo.errors import NotFound
 from hpo.planning import plans
+from hpo.planning.preparation import prepare
 from hpo.queue import ATTEMPTS
 from hpo.report import comparison
 from hpo.tracking.client import Tracker
@@ -209,7 +210,7 @@ def test_a_mistyped_name_ends_the_command_with_exit_code_1(here):
 
 def test_trials_that_are_not_done_show_what_they_have(here, tmp_path, data):
     path = cells.study(tmp_path, "open", data=data, epochs=50)
-    ready = plans.prepare(study.load(str(path)))
+    ready = prepare(study.load(str(path)))
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
     plans.plan(ready, here.queue, Tracker(here.tracking_uri), read, here.database_url)
     for _ in range(ATTEMPTS):

@@ -15,6 +15,7 @@ from shell import Shell, fresh_database
 from hpo import settings, study
 from hpo.errors import StudyConflict
 from hpo.planning import plans as planning
+from hpo.planning.preparation import prepare
 from hpo.queue import Job, Queue, State
 from hpo.scores import ranking
 from hpo.scores.standings import Rival, Standing, standings
@@ -266,7 +267,7 @@ def test_a_study_that_begins_with_one_of_its_own_alias_is_refused(database_url, 
     queue, read = Queue(database_url), settings.read({"HPO_HOME": str(tmp_path / "home")})
     queue.install()
     with pytest.raises(StudyConflict, match=r"one-of begins with a study of the same name or alias, one\.of"):
-        ready = planning.prepare(study.load(str(tmp_path / "one-of.toml")))
+        ready = prepare(study.load(str(tmp_path / "one-of.toml")))
         planning.plan(ready, queue, Tracker(tracking_uri), read, database_url)
     queue.close()
 
@@ -277,9 +278,7 @@ def test_studies_whose_aliases_would_be_the_same_are_not_planned_side_by_side(da
     queue, tracker = Queue(database_url), Tracker(tracking_uri)
     queue.install()
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
-    plans = [
-        planning.prepare(study.load(str(small(tmp_path, name, data=data)))) for name in ("alike.here", "alike-here")
-    ]
+    plans = [prepare(study.load(str(small(tmp_path, name, data=data)))) for name in ("alike.here", "alike-here")]
     planning.plan(plans[0], queue, tracker, read, database_url)
     with pytest.raises(
         StudyConflict, match=r"alike-here cannot be planned beside alike\.here.*both are called alike-here"

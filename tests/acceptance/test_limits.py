@@ -13,6 +13,7 @@ from hpo.cli import main, studies
 from hpo.errors import ServiceError, SettingsError
 from hpo.files import sha256_of
 from hpo.planning import plans
+from hpo.planning.preparation import prepare
 from hpo.recording.outcomes import DataFetched, NothingRecorded
 from hpo.recording.tasks import Tasks
 from hpo.tracking import data_sets
@@ -24,7 +25,7 @@ from hpo.worker.worker import Worker
 
 
 def plan(shell, folder, name, *, data, epochs):
-    ready = plans.prepare(study.load(str(cells.study(folder, name, data=data, epochs=epochs))))
+    ready = prepare(study.load(str(cells.study(folder, name, data=data, epochs=epochs))))
     shell.queue.install()
     read = settings.read(shell.environment)
     plans.plan(ready, shell.queue, Tracker(shell.tracking_uri), read, shell.database_url)

@@ -24,6 +24,7 @@ from shell import PATIENCE
 
 from hpo import settings, study
 from hpo.planning import plans
+from hpo.planning.preparation import prepare
 from hpo.queue import Queue
 from hpo.services import home as homes
 from hpo.services import postgres, serving
@@ -89,7 +90,7 @@ class Lab:
         """Plan the study on loopback, where the services start for it."""
         read = settings.read({"HPO_HOME": str(self.path)})
         found, _ = serving.up(read)
-        queue, ready = Queue(found.database_url), plans.prepare(study.load(str(self.study(name))))
+        queue, ready = Queue(found.database_url), prepare(study.load(str(self.study(name))))
         queue.install()
         plans.plan(ready, queue, Tracker(found.tracking_uri), read, found.database_url)
         queue.close()

@@ -20,6 +20,7 @@ from shell import clock, until_ended
 
 from hpo import settings, study
 from hpo.planning import plans
+from hpo.planning.preparation import prepare
 from hpo.queue import Judged, LeaseLost, Queue
 from hpo.recording.reconciler import Reconciler
 from hpo.report import results, tables
@@ -43,7 +44,7 @@ def planned(database_url, tracking_uri, data, tmp_path):
         file = cells.study(tmp_path, f"p-{tmp_path.name[-12:].replace('_', '-')}", data=data, epochs=EPOCHS)
         chosen = study.load(str(file), overrides)
         home = settings.read({"HPO_HOME": str(tmp_path / "home")})
-        row = plans.plan(plans.prepare(chosen), queue, tracker, home, database_url)
+        row = plans.plan(prepare(chosen), queue, tracker, home, database_url)
         stores.append(sampling.storage(database_url))
         return Reconciler(queue, tracker, stores[-1], row), study.restore(row.name, row.spec)
 

@@ -9,6 +9,7 @@ from shell import PATIENCE, check_recorded_once, clock
 
 from hpo import settings, study
 from hpo.planning import plans
+from hpo.planning.preparation import prepare
 from hpo.queue import LeaseLost, Queue
 from hpo.search import sampling
 from hpo.tracking.client import Tracker
@@ -65,7 +66,7 @@ def test_a_chooser_that_froze_gives_its_repeat_the_point_another_one_has(
     file.write_text(text + '[sampler]\nname = "tpe"\ntrials = 1\n')
     queue, home = Queue(database_url), settings.read({"HPO_HOME": str(tmp_path / "home")})
     queue.install()
-    plans.plan(plans.prepare(study.load(str(file))), queue, Tracker(tracking_uri), home, database_url)
+    plans.plan(prepare(study.load(str(file))), queue, Tracker(tracking_uri), home, database_url)
     store = sampling.storage(database_url)
     first, second = (queue.claim("repeated", worker="w", lease=60) for _ in range(2))
     choose = sampling.suggest

@@ -15,7 +15,7 @@ from shell import PATIENCE, Shell, mirrored
 
 from hpo import settings, study
 from hpo.operations import invariants
-from hpo.planning import plans
+from hpo.planning.preparation import prepare
 from hpo.queue import SCHEMA_VERSION, Job
 from hpo.services import serving
 from hpo.study.records import StudyFacts
@@ -60,7 +60,7 @@ def test_a_stored_canonical_spec_has_the_identity_it_had(name):
 def test_a_stored_study_file_and_its_data_have_the_identity_they_had(name, monkeypatch):
     monkeypatch.chdir(STORED)  # the files name their data so
     file, *overrides = FILE_OF.get(name, (name,))
-    plan = plans.prepare(study.load(f"{file}.toml", overrides))
+    plan = prepare(study.load(f"{file}.toml", overrides))
     assert (plan.name, plan.identity) == (name, STUDIES[name]["identity"])
     assert plan.canonical == STUDIES[name]["spec"]
 

@@ -12,7 +12,8 @@ from shell import at_once, fresh_database
 from hpo import settings, study
 from hpo.errors import StudyError
 from hpo.operations import invariants
-from hpo.planning import plans
+from hpo.planning import plans, preparation
+from hpo.planning.preparation import prepare
 from hpo.queue import NewJob, Queue
 from hpo.recording import reconciler
 from hpo.search import sampling
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.service
 
 def test_planners_at_once_write_every_point_down_once(database_url, tracking_uri, data, tmp_path):
     name = f"planned-{tmp_path.name[-8:].replace('_', '-')}"
-    ready = plans.prepare(study.load(str(cells.study(tmp_path, name, data=data, epochs=1))))
+    ready = prepare(study.load(str(cells.study(tmp_path, name, data=data, epochs=1))))
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
     first = Queue(database_url)
     first.install()
@@ -54,7 +55,7 @@ def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_die
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
 
     def plan(file, queue):
-        ready = plans.prepare(study.load(str(tmp_path / f"{file}.toml")))
+        ready = prepare(study.load(str(tmp_path / f"{file}.toml")))
         return plans.plan(ready, queue, Tracker(tracking_uri), read, database_url)
 
     for file, wanted in ((again := f"{name}-again", 3), (other := f"{name}-other", 4)):
@@ -154,12 +155,14 @@ def filling(url: str, store, chosen: study.Study, name: str):
 
 
 def test_targets_that_move_in_unknown_ways_are_refused_where_it_must_be_known(data, tmp_path, monkeypatch):
-    load = plans.data_sets.load
-    monkeypatch.setattr(plans.data_sets, "load", lambda *words, **more: replace(load(*words, **more), symmetries={}))
+    load = preparation.data_sets.load
+    monkeypatch.setattr(
+        preparation.data_sets, "load", lambda *words, **more: replace(load(*words, **more), symmetries={})
+    )
     file = str(cells.study(tmp_path, "unknown", data=data, epochs=1))
-    plans.prepare(study.load(file))
+    prepare(study.load(file))
     with pytest.raises(StudyError, match=r"tiny: nothing is known of how the targets move .* model.symmetric = false"):
-        plans.prepare(study.load(file, ["training.augmentation=symmetry"]))
+        prepare(study.load(file, ["training.augmentation=symmetry"]))
 
 
 def test_physics_is_planned_only_with_phases_that_can_have_made_the_labels_and_they_are_part_of_the_study(
@@ -190,23 +193,23 @@ def test_physics_is_planned_only_with_phases_that_can_have_made_the_labels_and_t
         (folder / "dataset.toml").write_text(facts + known)
         if message is not None:
             with pytest.raises(StudyError, match=message):
-                plans.prepare(study.load(str(file)))
+                prepare(study.load(str(file)))
             continue
-        ready = plans.prepare(study.load(str(file)))
+        ready = prepare(study.load(str(file)))
         assert ready.canonical["phases"]["inclusion"]["lame_mu"] == pytest.approx(70 / 2.44)
         specs = [spec for spec, _ in ready.specs()]
         assert all(spec["phases"] == ready.canonical["phases"] for spec in specs) and len(specs) == 4
-    assert "phases" not in plans.prepare(study.load(str(file), ["model.physics=none"])).canonical
+    assert "phases" not in prepare(study.load(str(file), ["model.physics=none"])).canonical
     table = next(folder.glob("*.csv"))
     rows = [line.split(",") for line in table.read_text().split()]
     for digits, message in ((3, None), (1, r"[1-9]\d? of 60 lie outside")):
         rounded = [",".join([row[0], *(f"{float(number):.{digits}g}" for number in row[1:])]) for row in rows]
         table.write_text("\n".join(rounded) + "\n")
         if message is None:
-            plans.prepare(study.load(str(file)))
+            prepare(study.load(str(file)))
             continue
         with pytest.raises(StudyError, match=message):
-            plans.prepare(study.load(str(file)))
+            prepare(study.load(str(file)))
 
 
 @pytest.mark.parametrize(
@@ -221,8 +224,8 @@ def test_a_space_with_a_network_that_does_not_fit_the_images_is_refused(data, tm
     with pytest.raises(
         StudyError, match=r"tiny: .* do not fit deep at depth=4 lr1e-3: periodic: .* at least 17x17 pixels"
     ):
-        plans.prepare(study.load(str(file)))
-    plans.prepare(study.load(str(file), ["space.depth=[2, 3]"]))
+        prepare(study.load(str(file)))
+    prepare(study.load(str(file), ["space.depth=[2, 3]"]))
 
 
 @pytest.mark.parametrize("kind", ["random", "tpe"])
@@ -272,17 +275,17 @@ trials = 2
 
 
 def test_a_batch_that_no_batch_norm_can_be_trained_on_is_refused_at_planning(data, tmp_path):
-    def prepare(space, fixed=""):
+    def plan_for(space, fixed=""):
         (tmp_path / "fine.toml").write_text(FINE.format(data=data, space=space, fixed=fixed))
-        return plans.prepare(study.load(str(tmp_path / "fine.toml")))
+        return prepare(study.load(str(tmp_path / "fine.toml")))
 
     wide = 'backbone = ["vgg16", "resnet50"]\ntrainable = ["head", "all"]\n'
     with pytest.raises(
         StudyError, match=r"fine at resnet50 .*batch_size = 1: .* expected at least 2 images in a batch"
     ):
-        prepare(wide + "batch_size = {low = 1, high = 32}")
-    assert prepare(wide + "batch_size = {low = 2, high = 32}").study.trials == 2
-    assert prepare("batch_size = [32, 1]", 'backbone = "resnet50"\ntrainable = "head"').study.trials == 2
+        plan_for(wide + "batch_size = {low = 1, high = 32}")
+    assert plan_for(wide + "batch_size = {low = 2, high = 32}").study.trials == 2
+    assert plan_for("batch_size = [32, 1]", 'backbone = "resnet50"\ntrainable = "head"').study.trials == 2
 
 
 def test_phases_beyond_what_a_model_file_may_hold_are_refused_at_planning(tmp_path):
@@ -291,4 +294,4 @@ def test_phases_beyond_what_a_model_file_may_hold_are_refused_at_planning(tmp_pa
     text = '[data]\npath = "stiff"\n[model]\nfamily = "periodic"\nphysics = "hill"\nwidth = 1\n[space]\ndepth = [1]\n'
     (tmp_path / "stiff.toml").write_text(text)
     with pytest.raises(StudyError, match=r"Lame constants are at most 1e\+15, found .*larger unit"):
-        plans.prepare(study.load(str(tmp_path / "stiff.toml")))
+        prepare(study.load(str(tmp_path / "stiff.toml")))

@@ -24,6 +24,7 @@ from hpo.closing import pictures, promotion
 from hpo.files import sha256_of
 from hpo.operations import doctor, invariants
 from hpo.planning import plans
+from hpo.planning.preparation import prepare
 from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, Queue
 from hpo.recording import recorder as recorder_module
 from hpo.recording.outage import Outage
@@ -54,7 +55,7 @@ def shown(database_url, tracking_uri, data, tmp_path):
     queue.install()
     file = cells.study(tmp_path, f"recording-{tmp_path.name[-12:].replace('_', '-')}", data=data, epochs=EPOCHS)
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
-    row = plans.plan(plans.prepare(study.load(str(file))), queue, tracker, read, database_url)
+    row = plans.plan(prepare(study.load(str(file))), queue, tracker, read, database_url)
     store = sampling.storage(database_url)
     yield Reconciler(queue, tracker, store, row)
     store.remove_session()

@@ -1,0 +1,74 @@
+"""What an earlier study gives a plan: best configurations, or networks to start from."""
+
+import json
+from dataclasses import replace
+
+from hpo import study
+from hpo.errors import StudyError
+from hpo.planning.preparation import Plan
+from hpo.queue import Job, Queue, State
+from hpo.scores import ranking
+from hpo.study.records import Network, SourceTrial, StudyFacts
+
+
+def follow(ready: Plan, queue: Queue) -> StudyFacts:
+    """Return the plan's facts with what an earlier study gives it: best configurations, or networks to start from."""
+    if ready.study.follows is None:
+        return ready.facts
+    if ready.study.best_of is None:
+        best = _ranked(ready, queue, "starts_from", "starts from the best networks of")
+        return replace(ready.facts, starts_from=_start(ready, best))
+    best = _ranked(ready, queue, "best_of", "trains the best points of")
+    if not best:
+        raise StudyError(f"{ready.name} trains the best points of {ready.study.best_of.name}, which has none.")
+    sources: dict[str, SourceTrial] = {}
+    for job in best:
+        assert job.spec is not None and job.run_id is not None
+        source = SourceTrial(study=job.study, trial=job.number, run_id=job.run_id, point=job.spec.point)
+        sources.setdefault(json.dumps(job.spec.point), source)
+    return replace(ready.facts, best_of=tuple(sources.values())[: ready.study.trials])
+
+
+def earlier_name(ready: Plan, key: str) -> str:
+    """The full name of the study that this one starts from ("starts_from") or whose points it takes ("best_of")."""
+    return study.full_name(getattr(ready.study, key), study.digest(ready.canonical[key]["spec"]))
+
+
+def _ranked(ready: Plan, queue: Queue, key: str, what: str) -> list[Job]:
+    """The finished trials of the earlier study, best first. Raises StudyError unless all have ended."""
+    first, name = ready.canonical[key], earlier_name(ready, key)
+    rows = {row.name: row for row in queue.studies()}
+    if name in rows and rows[name].identity != study.digest(first["spec"]):
+        raise study.conflict(name, rows[name].spec, first["spec"])
+    jobs = [job for job in queue.jobs(name) if job.kind == "trial"] if name in rows else []
+    left = sum(job.state in (State.WAITING, State.RUNNING) for job in jobs)
+    if left or not jobs:
+        state = f"{left} of its {len(jobs)} trials are still to be trained" if jobs else "it has not been run"
+        raise StudyError(
+            f"{ready.name} {what} {name}, and {state}. Run `hpo run --study {study.file_name(name)}` "
+            "with the same options first; or add --with-prerequisites to this command."
+        )
+    return ranking.ranked(jobs)
+
+
+def _start(ready: Plan, best: list[Job]) -> dict[str, Network]:
+    """The networks to start from: for each origin the best of the earlier study's finished trials."""
+    name = earlier_name(ready, "starts_from")
+    networks: dict[str, Network] = {}
+    for job in best:
+        assert job.spec is not None and job.result is not None and job.run_id is not None
+        network = Network(
+            study=name,
+            trial=job.number,
+            run_id=job.run_id,
+            model_id=job.result.model_id,
+            files=job.result.files,
+        )
+        networks.setdefault(study.origin(job.spec.model), network)
+    models = [ready.study.trial(point)[0] for point in ready.study.corners()]
+    if missing := sorted({study.origin(model) for model in models} - set(networks)):
+        raise StudyError(
+            f"{ready.name} starts from the best networks of {name}, which has none of {', '.join(missing)}: "
+            f"`hpo trials --study {name}` says why."
+        )
+    return networks

@@ -1,0 +1,62 @@
+"""Models with physics: what their data must be like."""
+
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.dataset import Dataset
+from hpo.errors import StudyError
+from models import hill
+
+# What labels that were rounded to three digits may miss: of the bounds, as a share of the cell's largest component; of
+# Hill's relations, as a share of the smallest standard deviation of a component.
+BOUND_SLACK, HILL_SLACK = 0.01, 0.01
+
+
+def constants(data: Dataset) -> dict[str, dict[str, float]] | None:
+    """What models with physics need to know of the phases; None where there are no two known ones."""
+    if data.phases is None:
+        return None
+    return {name: {"lame_lambda": phase.lame_lambda, "lame_mu": phase.lame_mu} for name, phase in data.phases.items()}
+
+
+def check_physics(data: Dataset, folder: Path) -> None:
+    """Raise StudyError unless two phases are known, and can have made the labels."""
+    from hpo.scores import analysis
+
+    other = "other pixels" if data.description.phases else "no phases"
+    leave = 'Or set model.physics = "none".'
+    if data.phases is None:
+        raise StudyError(
+            f"{folder}: model.physics needs two known phases: expected [phases.matrix] and [phases.inclusion] in "
+            f"dataset.toml, and pixels of 0 and 255 alone, found {other}. {leave}"
+        )
+    lambdas, mus = ([getattr(phase, name) for phase in data.phases.values()] for name in ("lame_lambda", "lame_mu"))
+    if (largest := max(map(abs, (*lambdas, *mus)))) > hill.LARGEST:
+        raise StudyError(
+            f"{folder}: model.physics reckons in single precision: expected phases whose Lame constants are at most "
+            f"{hill.LARGEST:.0e}, found {largest:.3g} {data.unit}. Give labels and phases in a larger unit, or a "
+            f"poisson_ratio further from 0.5. {leave}"
+        )
+    ks = lambdas[0] + mus[0], lambdas[1] + mus[1]
+    if not hill.apart(ks):
+        raise StudyError(
+            f"{folder}: model.physics needs phases whose lambda + mu = E / (2 (1 + nu) (1 - 2 nu)) differ by more than "
+            f"{hill.SMALLEST:.1%}: between others Hill's relations say nothing. Found {ks[0]:.6g} and {ks[1]:.6g} "
+            f"{data.unit}. {leave}"
+        )
+    fractions = data.images.mean(axis=(1, 2, 3), dtype=np.float64)
+    given = (data.targets, data.target_names, fractions, data.phases)
+    beyond = np.maximum(*analysis.beyond_bounds(*given).values())
+    outside, worst = int((beyond > BOUND_SLACK).sum()), int(beyond.argmax())
+    residual = float(np.sqrt((analysis.hill_residuals(*given) ** 2).mean()))
+    # A label's error comes out of the relations so many times as large.
+    allowed = HILL_SLACK * data.targets.std(axis=0).min() * max(1.0, abs((lambdas[1] - lambdas[0]) / (ks[1] - ks[0])))
+    if outside or residual > allowed:
+        raise StudyError(
+            f"{folder}: model.physics needs labels that the phases of dataset.toml can have made: {outside} of "
+            f"{len(beyond)} lie outside the bounds of Voigt and Reuss by more than {BOUND_SLACK:.0%} of their largest "
+            f"component (the worst, {data.names[worst]}, by {max(beyond[worst], 0):.2%}), and Hill's relations are "
+            f"missed by {residual:.3g} {data.unit} (at most {allowed:.3g}). Are young_modulus and poisson_ratio those "
+            f"of the labels, in their unit, and is the matrix the phase of the black pixels? {leave}"
+        )

@@ -1,0 +1,164 @@
+"""A study together with its data and its identity: what is found out before anything is written."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data_pipeline import dataset as data_sets
+from data_pipeline.dataset import Dataset
+from data_pipeline.split import Split, lacks, split
+from hpo import study
+from hpo.errors import StudyError
+from hpo.planning.baselines import predictors
+from hpo.planning.physics import check_physics, constants
+from hpo.study import Study
+from hpo.study.records import DataFacts, StudyFacts, TrialSpec, WeightsFile
+from hpo.text import point_text
+from hpo.tracking import experiments, foreign
+from models import sizes, specs
+from models import weights as pretrained
+
+START = "start"  # a point that a search begins with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A study together with its data and its identity; nothing of it is written anywhere yet."""
+
+    study: Study
+    name: str
+    folder: Path
+    dataset: Dataset
+    split: Split
+    canonical: dict[str, Any]
+    identity: str
+    weights: dict[str, WeightsFile]  # name and SHA-256 of the file, for each backbone that begins pretrained
+
+    @cached_property
+    def facts(self) -> StudyFacts:
+        """What the database and every worker need to know of the data."""
+        data = self.dataset
+        return StudyFacts(
+            description=self.study.description,
+            claims=self.study.claims or None,
+            data=DataFacts(
+                name=data.name,
+                digest=data.digest,
+                split=self.split.digest,
+                unit=data.unit,
+                target_names=data.target_names,
+                image_shape=data.images.shape[1:],
+                phases=constants(data),
+                sizes=(len(self.split.train), len(self.split.validation), len(self.split.test)),
+                source=json.dumps({"uri": self.study.data_path}),
+                profile=json.dumps({"num_rows": len(data.images), "num_elements": int(data.images.size)}),
+            ),
+            model_name=model_name(data, self.split),
+            predictors=predictors(data, self.split),
+            # only where a trainer reads the files: not when it starts from another study's networks
+            weights=None if self.study.starts_from is not None or not self.weights else self.weights,
+        )
+
+    def specs(self, facts: StudyFacts | None = None) -> list[tuple[TrialSpec, float]]:
+        """Specification and cost of each point of a grid, repeat after repeat; empty if a sampler chooses them later.
+
+        Without `facts` the networks to start from are left open.
+        """
+        if self.study.sampler != "grid":
+            return []
+        return [
+            study.trial_spec(self.study, self.identity, facts or self.facts, point, config=config, repeat=repeat)
+            for repeat in range(self.study.repeats)
+            for config, point in enumerate(self.study.grid())
+        ]
+
+    def examples(self) -> list[tuple[str, TrialSpec]]:
+        """Where a sampler chooses the points: those it starts from, and the ends of the space, with what they are."""
+        points = [(START, point) for point in (self.study.best_of or self.study).start]
+        points += [("smallest", self.study.corners()[0]), *(("largest", point) for point in self.study.largest())]
+        return [
+            (what, study.trial_spec(self.study, self.identity, self.facts, point, config=None)[0])
+            for what, point in points
+        ]
+
+
+def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
+    """Load the data and find the identity. Raises DatasetError, StudyError, SpecError (no pretrained weights).
+
+    For a trial run files of weights that are not there yet do without a digest.
+    """
+    folder = data_sets.DEFAULT if chosen.data_path == study.DEFAULT_DATA else Path(chosen.data_path)
+    data = data_sets.load(folder, image_size=chosen.image_size)
+    if lacking := lacks(data):
+        raise StudyError(f"{folder}: {lacking}.")
+    parts = split(len(data.images))
+    if chosen.needs_symmetries() and not data.symmetries:
+        raise StudyError(
+            f"{folder}: nothing is known of how the targets move when an image is flipped or transposed, which "
+            'training.augmentation and model.symmetric need: set training.augmentation = "none" and, for a periodic '
+            "network, model.symmetric = false."
+        )
+    if chosen.needs_phases():
+        check_physics(data, folder)
+    _check_sizes(chosen, folder, data)
+    files = {backbone: pretrained.FILES[backbone] for backbone in chosen.pretrained()}
+    weights = {
+        backbone: WeightsFile(
+            name=name, sha256="" if trial_run and pretrained.absent(name) else pretrained.find(name)[1]
+        )
+        for backbone, name in files.items()
+    }
+    canonical = chosen.canonical(
+        data_digest=data.digest,
+        split_digest=parts.digest,
+        weights={backbone: file.sha256 for backbone, file in weights.items()},
+        phases=constants(data) if chosen.needs_phases() else None,
+    )
+    identity = study.digest(canonical)
+    name = study.full_name(chosen, identity)
+    if len(name) > experiments.LONGEST_STUDY_NAME:
+        raise StudyError(
+            f"The study's name is too long: expected at most {experiments.LONGEST_STUDY_NAME} characters, with what "
+            f"hpo puts behind the file's name, found {len(name)}: '{name}'. Nothing was made. "
+            "Give the file a shorter name."
+        )
+    return Plan(
+        study=chosen,
+        name=name,
+        folder=folder,
+        dataset=data,
+        split=parts,
+        canonical=canonical,
+        identity=identity,
+        weights=weights,
+    )
+
+
+def _check_sizes(chosen: Study, folder: Path, data: Dataset) -> None:
+    """Raise StudyError if the study can reach a network or a batch that does not fit the images."""
+    shape = data.images.shape[1:]
+    for point in chosen.combinations("backbone", "trainable", "batch_size"):
+        model, training = chosen.trial(point)
+        try:
+            sizes.check_batches(specs.from_dict(model), specs.training_from_dict(training), shape)
+        except specs.SpecError as error:
+            raise StudyError(f"{folder}: {chosen.name} at {point_text(point) or 'its one point'}: {error}") from None
+    for point in chosen.largest():
+        try:
+            sizes.size(specs.from_dict(chosen.trial(point)[0]), shape, len(data.target_names))
+        except specs.SpecError as error:
+            raise StudyError(
+                f"{folder}: its images do not fit {chosen.name} at {point_text(point) or 'its one point'}: "
+                f"{error} Plan other networks, or other images (data.image_size)."
+            ) from None
+
+
+def model_name(data: Dataset, parts: Split) -> str:
+    """The registered model all studies on this data, split and these targets compete for: `<data set>-<8 hex>`."""
+    text = json.dumps([data.digest, parts.digest, data.target_names])
+    slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in data.name).strip("-") or "data"
+    digits = f"-{study.digest({'model': text})[:8]}"
+    # Part of a database's id may follow (hpo.scores.champion.claim_model).
+    return slug[: foreign.LONGEST_MODEL_NAME - len(digits) - 9] + digits
