@@ -22,6 +22,6 @@ def answers(evidence: Evidence) -> list[Answer]:
 
 
 def asked(evidence: Evidence) -> list[Claim]:
-    """Return the claims of the studies' files, each once; a study without claims is asked those of the source study."""
-    own = [closed.row.facts.claims for closed in evidence.closed] or [None]
-    return list(dict.fromkeys(chain.from_iterable(claims or shipped() for claims in own)))
+    """Return the claims of the studies' files, each once; if none has any, those of the source study."""
+    own = [closed.row.facts.claims or () for closed in evidence.closed]
+    return list(dict.fromkeys(chain.from_iterable(own)) or shipped())
