@@ -90,11 +90,11 @@ def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings,
 
     Return the facts with their ids.
     """
-    data, now = facts.data, now_ms()
+    data, note, now = facts.data, _note(ready), now_ms()
     experiment_id = experiments.ensure(
         tracker,
         ready.name,
-        description=_note(ready),
+        description=note,
         params=[*(["config"] if ready.study.sampler == "grid" else []), *ready.study.space],
         owner=owner,
     )
@@ -104,7 +104,7 @@ def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings,
         name=f"{ready.name} (study)",
         kind="study",
         params={"identity": ready.identity, "seed": ready.study.seed, "data": data.digest, "split": data.split},
-        tags={"mlflow.note.content": _note(ready)},
+        tags={"mlflow.note.content": note},
         start_ms=now,
     )
     file = data_files.keep(settings.home, ready.dataset)

@@ -75,12 +75,7 @@ def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *
         claims=claims.parse(label, table.get("claims", [])),
     )
     if again and earlier is not None:
-        seeds = range(study.seed, study.seed + study.repeats)
-        if taken := [each for each in range(earlier.seed, earlier.seed + earlier.repeats) if each in seeds]:
-            raise StudyError(
-                f"{label}: seed: best points are trained with other seeds than in {earlier.name}: expected others than "
-                f"{taken[0]}, found {study.seed}{f' to {seeds[-1]}' if study.repeats > 1 else ''}."
-            )
+        _check_seeds(label, study, earlier)
     if "points" in table and not again:
         raise StudyError(f"{label}: points: they are those of the study that best_of names, and there is none.")
     if not 1 <= study.repeats <= 1000:
@@ -103,6 +98,16 @@ def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *
     if study.starts_from is not None:
         _check_start(label, completed, study.starts_from)
     return completed
+
+
+def _check_seeds(label: str, study: Study, earlier: Study) -> None:
+    """Raise StudyError if a seed of the earlier study would be used again."""
+    seeds = range(study.seed, study.seed + study.repeats)
+    if taken := [seed for seed in range(earlier.seed, earlier.seed + earlier.repeats) if seed in seeds]:
+        raise StudyError(
+            f"{label}: seed: best points are trained with other seeds than in {earlier.name}: expected others than "
+            f"{taken[0]}, found {study.seed}{f' to {seeds[-1]}' if study.repeats > 1 else ''}."
+        )
 
 
 def _check_start(label: str, study: Study, earlier: Study) -> None:
