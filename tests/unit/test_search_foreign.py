@@ -4,8 +4,7 @@ import inspect
 
 import optuna
 import pytest
-from sqlalchemy import create_engine
-from sqlalchemy import inspect as inspect_engine
+import sqlalchemy
 
 VERSION = "5.0"
 
@@ -29,8 +28,8 @@ def columns(tmp_path):
     """The columns of Optuna's tables, made by itself."""
     url = f"sqlite:///{tmp_path}/optuna.db"
     optuna.storages.RDBStorage(url).engine.dispose()
-    engine = create_engine(url)
-    tables = inspect_engine(engine)
+    engine = sqlalchemy.create_engine(url)
+    tables = sqlalchemy.inspect(engine)
     yield {name: {column["name"] for column in tables.get_columns(name)} for name in tables.get_table_names()}
     engine.dispose()
 
