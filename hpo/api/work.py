@@ -208,7 +208,7 @@ def run(
     if requests[0]:
         requests[0].check(chosen)
     _fetch_weights(studies, watch)
-    prepared = [prepare(each) for each in studies]
+    prepared = [prepare(part) for part in studies]
     services, started = serving.up(chosen, report=watch.say)
     outcomes: list[Outcome] = []
     with opened(chosen, services) as connection:

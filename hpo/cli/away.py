@@ -1,4 +1,4 @@
-"""A service's error as one message to whoever gave a command: what was met, where, the likely cause, what to do."""
+"""Errors of a service as one message each: what was found, where, the likely cause, and what to do."""
 
 from hpo import settings
 from hpo.errors import UserError
@@ -8,7 +8,7 @@ CONNECTIONS = 5  # that one worker may hold at a time
 
 
 def database(error: Exception) -> str:
-    """Of a database that cannot be reached, or takes nothing (DatabaseLost)."""
+    """Return the message for a database that cannot be reached, or takes nothing."""
     text = str(error).rstrip(".")
     if any(words in text for words in FULL):
         return (
@@ -24,12 +24,12 @@ def database(error: Exception) -> str:
         return f"The database cannot be reached: {text}. Is HPO_DATABASE_URL right, and is it up?"
     return (
         f"The Postgres of {home} (HPO_HOME) does not answer as it should: {text}. Its log: {home}/logs/postgres.log. "
-        "`hpo down` and then `hpo up` start it anew; the same command goes on."
+        "`hpo down` and then `hpo up` start it again; the same command goes on."
     )
 
 
 def database_refuses(error: Exception) -> str:
-    """Of what the database says to a statement and will say again."""
+    """Return the message for a statement that the database refuses, now and later."""
     text = str(error).splitlines()[0]
     if (home := _embedded()) is None:
         return f"The database refused: {text}. Does HPO_DATABASE_URL's user own the database?"
@@ -37,7 +37,7 @@ def database_refuses(error: Exception) -> str:
 
 
 def tracking(error: Exception) -> str:
-    """Of an MLflow server that cannot be reached, or in whose place something else answers (TrackingUnavailable)."""
+    """Return the message for an MLflow server that cannot be reached, or in whose place another program answers."""
     text = str(error).rstrip(".")
     if hasattr(error, "answer"):  # tracking.Refused
         return f"The MLflow server at {_address()} does not let us in: {text}. Nothing was changed by this."
@@ -50,12 +50,12 @@ def tracking(error: Exception) -> str:
         return f"The MLflow server cannot be reached: {text}. Is MLFLOW_TRACKING_URI right, and is it up?"
     return (
         f"The MLflow server of {home} (HPO_HOME) does not answer as it should: {text}. Its log: "
-        f"{home}/logs/mlflow.log. `hpo down` and then `hpo up` start it anew; the same command goes on."
+        f"{home}/logs/mlflow.log. `hpo down` and then `hpo up` start it again; the same command goes on."
     )
 
 
 def tracking_refuses(error: Exception) -> str:
-    """Of what MLflow answers to a request and will answer again."""
+    """Return the message for a request that the MLflow server refuses, now and later."""
     text = " ".join(str(error).split())
     if (home := _embedded()) is None:
         return f"The MLflow server refused: {text}. Is MLFLOW_TRACKING_URI the server you mean?"
@@ -63,12 +63,12 @@ def tracking_refuses(error: Exception) -> str:
 
 
 def _embedded() -> object:
-    """HPO_HOME, if its services are meant."""
+    """Return HPO_HOME if its services are meant, else None."""
     try:
-        read = settings.read()
+        chosen = settings.read()
     except UserError:
         return None
-    return read.home if read.embedded else None
+    return chosen.home if chosen.embedded else None
 
 
 def _address() -> str:

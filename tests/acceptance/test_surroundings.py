@@ -68,7 +68,7 @@ def test_a_current_folder_that_was_removed_is_named(tmp_path: Path):
     command = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", *HPO, "status"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "hpo: The current folder was removed, perhaps made anew: change into one (cd).\n"
+    assert done.stderr == "hpo: The current folder was removed, perhaps made again: change into one (cd).\n"
 
 
 @pytest.mark.service
