@@ -137,7 +137,7 @@ def test_no_score_stands_alone_and_the_test_split_is_shown_only_where_it_was_ope
     found = here.json("compare", "one", f"one/{other.number}")
     winner, loser = found["things"]
     mean, cubic = found["predictors"]
-    closing = next(each.result for each in here.queue.jobs("one") if each.kind == "closing")
+    closing = next(each.closing for each in here.queue.jobs("one") if each.kind == "closing")
     assert winner["test_nmse"] == closing["winner"]["test"]["nmse"]
     assert not [key for key in loser if key.startswith("test")]
     facts = here.queue.study("one").facts["predictors"]

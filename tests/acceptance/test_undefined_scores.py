@@ -78,7 +78,7 @@ def test_networks_are_trained_recorded_closed_and_reported_without_them(folder, 
     raw = client.download_artifacts(row.facts["study_run_id"], "tables/result.json", str(tmp_path))
     with open(raw) as file:
         test = strict(file.read())["winner"]["test"]
-    assert test == closing.result["winner"]["test"]
+    assert test == closing.closing["winner"]["test"]
     assert test["per_target"]["r2"][8] is None and test["r2"] is not None and test["mape"] is not None
     metrics = client.get_run(jobs[0].run_id).data.metrics
     assert "best_val_r2" in metrics and "best_val_r2/C44" not in metrics and "best_val_r2/C11" in metrics
