@@ -1,7 +1,7 @@
 """What was planned, trained and promoted, as records and frames."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from hpo import settings
 from hpo.api.connection import connect, mlflow_away
 from hpo.errors import ModelError, NotFound
 from hpo.queue import Job, Queue, StudyRow
+from hpo.queue.closing_result import ClosingResult
 from hpo.report import comparison, document, sections
 from hpo.report.comparison import Comparison
 from hpo.report.display import Progress
@@ -107,7 +108,7 @@ class Promotion:
 
     row: StudyRow
     closing: Job
-    result: dict[str, Any]  # of the closing, with the champion of now
+    result: ClosingResult  # of the closing, with the champion of now
     alias: str  # of the study's best version
     is_alias_set: bool  # by this call: it was missing
 
@@ -221,12 +222,12 @@ def promote(study: str) -> Promotion:
         row = connection.queue.study(study)
         closing = _closed(row, connection.queue.jobs(row.name))
         outcome = champion.settle(connection.queue, connection.tracker, row)
-    name, result = alias(row.name), closing.closing or {}
+    name, result = alias(row.name), closing.closing or ClosingResult()
     if fault := outcome.refused.get(name):
-        raise ModelError(f"{result['model_name']} version {result['winner']['version']} is not promoted again: {fault}")
-    return Promotion(
-        row=row, closing=closing, result=result | outcome.elected, alias=name, is_alias_set=name in outcome.moved
-    )
+        version = result.winner.version if result.winner is not None else None
+        raise ModelError(f"{result.model_name} version {version} is not promoted again: {fault}")
+    elected = replace(result, election=outcome.elected)
+    return Promotion(row=row, closing=closing, result=elected, alias=name, is_alias_set=name in outcome.moved)
 
 
 def _closed(row: StudyRow, jobs: list[Job]) -> Job:

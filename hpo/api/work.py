@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from hpo import settings
 from hpo.api.connection import Connection, connect, opened
@@ -133,7 +132,7 @@ class Run:
     """What `run` came to."""
 
     outcomes: list[Outcome]  # one for each study, in their order
-    comparisons: list[tuple[list[tuple[StudyRow, dict[str, Any]]], str]]  # of several studies, and MLflow's page of it
+    comparisons: list[tuple[list[winners.Closed], str]]  # of several studies, and MLflow's page of it
     services: Services
     are_services_started: bool  # by this call; they keep running
 
@@ -218,7 +217,8 @@ def run(
             if outcomes[-1].stopped:
                 break
         tracker = connection.tracker
-        closed = [(outcome.row, (outcome.closing and outcome.closing.closing) or {}) for outcome in outcomes]
+        results = [(outcome.row, outcome.closing and outcome.closing.closing) for outcome in outcomes]
+        closed = [(row, result) for row, result in results if result is not None]
         are_compared = len(prepared) > 1 and all(outcome.succeeded for outcome in outcomes)
         groups = winners.comparable(closed) if are_compared else []
         comparisons = [(alike, winners.log_winners(tracker, alike)) for alike in groups]

@@ -154,5 +154,5 @@ def promote(options: argparse.Namespace) -> int:
     promoted = api.promote(options.study)
     if promoted.is_alias_set:
         print(f"Set the alias @{promoted.alias} again.")
-    print("\n".join(results.promotion(promoted.row, promoted.result, promoted.closing)))
+    print("\n".join(results.promotion(promoted.result, promoted.closing)))
     return 0

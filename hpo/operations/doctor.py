@@ -220,15 +220,15 @@ def _data_set(shown: Mirror, settings: Settings) -> Iterator[Finding]:
     for close in shown.queue.jobs(row.name):
         if close.kind != "closing" or close.state != State.DONE or close.closing is None:
             continue
-        for entry in close.closing.get("groups", []):
+        for entry in close.closing.groups:
             try:
-                evidence.predictions(shown.tracker, row, entry["number"], dataset, parts)
+                evidence.predictions(shown.tracker, row, entry.number, dataset, parts)
             except StudyConflict as error:
                 yield Finding(
                     kind="files",
                     what=str(error).partition(" `hpo doctor")[0].rstrip("."),
                     todo="let the recorded model predict it again",
-                    remedy=partial(_predict_again, shown, entry["number"], settings),
+                    remedy=partial(_predict_again, shown, entry.number, settings),
                 )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from sqlalchemy import RowMapping
 
+from hpo.queue.closing_result import ClosingResult
 from hpo.records import Record
 from hpo.study.records import StudyFacts, TrialSpec
 from hpo.text import point_text
@@ -113,7 +114,7 @@ class Job:
     run_id: str | None
     checkpoint: Checkpoint | None
     result: TrialResult | None  # of a trial that is done
-    closing: dict[str, Any] | None = None  # what the closing of a study decided
+    closing: ClosingResult | None = None  # what the closing of a study decided
     reason: str | None
     mirrored: bool
     alive: bool  # running, and its lease has not expired
@@ -135,7 +136,7 @@ class Job:
                 "checkpoint": None if row["checkpoint"] is None else Checkpoint.from_json(row["checkpoint"]),
                 "judged": None if row["judged"] is None else Judged.from_json(row["judged"]),
                 "result": TrialResult.from_json(result) if is_trained else None,
-                "closing": result if row["kind"] == "closing" else None,
+                "closing": ClosingResult.from_json(result) if row["kind"] == "closing" and result is not None else None,
             }
         )
 

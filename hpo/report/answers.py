@@ -27,7 +27,7 @@ class Answer:
 
 
 def is_pretrained(winner: Winner) -> bool:
-    return winner.entry.get("weights") == "ImageNet"
+    return winner.entry.weights == "ImageNet"
 
 
 def is_of(winner: Winner, words: Sequence[str]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from hpo.queue import Job, Queue, StudyRow
+from hpo.queue.closing_result import ClosingResult
 from hpo.recording import reconciler
 from hpo.report import names, tables
 from hpo.report.words import BASELINES
@@ -227,12 +228,14 @@ def _tested(job: Job, jobs: list[Job]) -> dict[str, Any] | None:
     """Return the trial's scores on the test split, as the study's closing stored them; None if it did not score it."""
     if job.id not in (best.id for best in ranking.ranked(jobs)):  # of a configuration's repeats only the best
         return None
-    return next((group["test"] for group in _ended(jobs).get("groups", []) if group["number"] == job.number), None)
+    ended = _ended(jobs)
+    groups = ended.groups if ended is not None else ()
+    return next((group.test.to_dict() for group in groups if group.number == job.number), None)
 
 
-def _ended(jobs: list[Job]) -> dict[str, Any]:
-    """Return the result of the closing; empty until the study is closed."""
-    return next((job.closing or {} for job in jobs if job.kind == "closing" and job.state == "done"), {})
+def _ended(jobs: list[Job]) -> ClosingResult | None:
+    """Return the result of the closing; None until the study is closed."""
+    return next((job.closing for job in jobs if job.kind == "closing" and job.state == "done"), None)
 
 
 def _predictors(
@@ -244,9 +247,10 @@ def _predictors(
     for study in studies:
         data, targets = _data(study), study.facts.data.target_names
         opened = any(thing.sections[TEST] for thing in things if thing.data == data)
-        ended = _ended(jobs[study.name]).get("predictors", {}) if opened else {}
+        ended = _ended(jobs[study.name]) if opened else None
+        tested = ended.predictors if ended is not None else None
         for name, scores in study.facts.predictors.items():
-            test = ended[name]["test"] if ended else None
+            test = tested[name]["test"] if tested else None
             validation = scores.validation.to_dict()
             sections = _score_sections(_means("best_val", validation), validation, test, targets)
             title = BASELINES[name] + (f" ({data[0][:8]})" if several else "")

@@ -81,10 +81,10 @@ def _best(evidence: Evidence, claim: Claim) -> Answer:
         because = missing(evidence, claim.models) if claim.models else "No trial was finished."
         return Answer(question=claim.text, answer=OPEN, because=because)
     first, *others = winners
-    r2, ends = first.entry["test"]["r2"], analysis.interval(evidence.samples(first.predicted)["r2"])
+    r2, ends = first.entry.test.r2, analysis.interval(evidence.samples(first.predicted)["r2"])
     sentences = [
         f"It has the lowest validation NMSE ({first.nmse:.4g}) of {len(winners)} "
-        f"selected models, with {first.entry['parameters']:,} parameters.",
+        f"selected models, with {first.entry.parameters:,} parameters.",
         f"On the test split: R² {score_text(r2, '.4f')} {interval_text(ends)}, NMSE {_nmse(first)}; it is "
         f"{against_volume_fraction(evidence, first)}.",
         _against(evidence, first, others) + unequal(winners),
@@ -115,4 +115,4 @@ def _against(evidence: Evidence, first: Winner, others: Sequence[Winner]) -> str
 
 
 def _nmse(winner: Winner) -> str:
-    return f"{winner.entry['test']['nmse']:.4g}"
+    return score_text(winner.entry.test.nmse)

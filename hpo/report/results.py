@@ -15,6 +15,7 @@ from rich.console import Console
 
 from hpo.machine import now_ms
 from hpo.queue import Job, StudyRow, finite
+from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election
 from hpo.recording.reconciler import Mirror
 from hpo.report import tables
 from hpo.report.tables import Column, Row, Table
@@ -41,23 +42,21 @@ def show_result(
     """Print the result of a study whose trials have ended: the ten best configurations, the winner by component, what
     was promoted and why, and the next commands."""
     close = next((job for job in jobs if job.kind == "closing"), None)
-    ended = close.closing if close is not None and close.closing is not None else {}
+    ended = close.closing if close is not None else None
     for table in _result_tables(study, jobs, ended):
         tables.print_table(console, table)
-    lines = [f"ALARM: {alarm}" for alarm in ended.get("alarms", [])] + promotion(study, ended, close)
-    if ended and ended.get("winner") is None:
+    lines = [f"ALARM: {alarm}" for alarm in (ended.alarms or () if ended else ())] + promotion(ended, close)
+    if ended is not None and ended.winner is None:
         lines += fruitless(jobs)
-    else:
-        if ended.get("pruned"):
-            lines.append(f"{ended['pruned']} trials were ended early by the pruner; their curves are kept.")
-        lines += [
-            f"Trial {failed['number']} is {failed['state']}: {failed['reason']}." for failed in ended.get("failed", [])
-        ]
+    elif ended is not None:
+        if ended.pruned:
+            lines.append(f"{ended.pruned} trials were ended early by the pruner; their curves are kept.")
+        lines += [f"Trial {failed.number} is {failed.state}: {failed.reason}." for failed in ended.failed]
     console.print("\n".join(["", *lines, "", *next_steps(study, ended, links, program, image)]), soft_wrap=True)
 
 
-def _result_tables(study: StudyRow, jobs: list[Job], ended: dict[str, Any]) -> list[Table]:
-    winner = [winner_table(study, ended)] if ended.get("winner") is not None else []
+def _result_tables(study: StudyRow, jobs: list[Job], ended: ClosingResult | None) -> list[Table]:
+    winner = [winner_table(study, ended)] if ended is not None and ended.winner is not None else []
     return [top_table(study, jobs), *winner]
 
 
@@ -113,11 +112,12 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
     return Table(title=title, columns=columns, rows=[row for *_, row in sorted(entries, key=lambda entry: entry[:2])])
 
 
-def winner_table(study: StudyRow, ended: dict[str, Any]) -> Table:
+def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
     """Return the winner's scores on the test split, by component, beside the baseline predictors."""
-    winner, names = ended["winner"], study.facts.data.target_names
-    bare = ", not pretrained" if winner.get("weights") == "not pretrained" else ""
-    test = winner["test"]
+    winner, names = ended.winner, study.facts.data.target_names
+    assert winner is not None and ended.predictors is not None
+    bare = ", not pretrained" if winner.weights == "not pretrained" else ""
+    test = winner.test.to_dict()
     rmse = [mse**0.5 for mse in test["per_target"]["mse"]]
     columns: dict[str, tuple[list[float | None], float | None]] = {  # by component, and the mean
         f"RMSE {study.facts.data.unit}": (rmse, sum(rmse) / len(rmse)),
@@ -125,14 +125,14 @@ def winner_table(study: StudyRow, ended: dict[str, Any]) -> Table:
         "R²": (test["per_target"]["r2"], test["r2"]),
     }
     for name, head in (("volume fraction", "R² volume fraction"), ("mean", "R² mean predictor")):
-        scores = ended["predictors"][name]["test"]
+        scores = ended.predictors[name]["test"]
         columns[head] = scores["per_target"]["r2"], scores["r2"]
     rows = [
         Row(values={"component": name} | {head: values[index] for head, (values, _) in columns.items()})
         for index, name in enumerate(names)
     ]
     return Table(
-        title=f"config {_number(winner)} ({point_text(winner['point'])}{bare}) on the test split, opened once, "
+        title=f"config {_number(winner)} ({point_text(winner.point)}{bare}) on the test split, opened once, "
         f"{study.facts.data.sizes[2]} cells",
         columns=[
             Column(name="component", left=True),
@@ -145,8 +145,8 @@ def winner_table(study: StudyRow, ended: dict[str, Any]) -> Table:
     )
 
 
-def _number(winner: dict[str, Any]) -> int:
-    return int(winner["number"] if winner["config"] is None else winner["config"])
+def _number(winner: ClosingEntry) -> int:
+    return winner.number if winner.config is None else winner.config
 
 
 def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
@@ -197,57 +197,59 @@ def studies_table(summaries: list[dict[str, Any]]) -> Table:
     return Table(title="Studies", columns=columns, rows=rows)
 
 
-def promotion(study: StudyRow, ended: dict[str, Any], close: Job | None) -> list[str]:
+def promotion(ended: ClosingResult | None, close: Job | None) -> list[str]:
     """Return sentences on what was promoted and why."""
-    if not ended:
+    if ended is None:
         state = "not closed yet" if close is None or close.state != "dead" else f"closing failed: {close.reason}"
         return [f"Nothing promoted: {state}."]
-    winner, name = ended.get("winner"), ended.get("model_name", "")
+    winner, election = ended.winner, ended.election
     if winner is None:
-        return [f"Nothing promoted: {ended['reason']}."]
-    if winner["version"] is None:
-        return [f"Nothing promoted: config {_number(winner)} is the best, but {ended['reason']}."]
-    what = f"config {_number(winner)} as {name} version {winner['version']}"
-    lines = [f"Promoted: {what}; {ended['reason']} (validation NMSE)."]
-    if ended["champion"] is None:
+        return [f"Nothing promoted: {ended.reason}."]
+    if winner.version is None:
+        return [f"Nothing promoted: config {_number(winner)} is the best, but {ended.reason}."]
+    what = f"config {_number(winner)} as {ended.model_name} version {winner.version}"
+    lines = [f"Promoted: {what}; {ended.reason} (validation NMSE)."]
+    if election is None or election.champion is None:
         return [
             *lines,
             "No version stands for election as @champion: were they deleted in MLflow, or are they damaged?",
         ]
-    lines.append(_champion(winner, name, ended))
-    if winner.get("weights") == "not pretrained":
+    lines.append(_champion(winner, str(ended.model_name), election))
+    if winner.weights == "not pretrained":
         lines.append("Note: its backbone is not pretrained; the version is tagged so.")
-    if winner["verdict"] == "below volume fraction":
+    if winner.verdict == "below volume fraction":
         lines.append("Note: the volume fraction alone predicts better than this model; the version is tagged so.")
     return lines
 
 
-def _champion(winner: dict[str, Any], name: str, ended: dict[str, Any]) -> str:
+def _champion(winner: ClosingEntry, name: str, election: Election) -> str:
     """Return a sentence on which version is @champion, and by which score."""
-    own = ended["champion_nmse"]
-    mean = ended.get("champion_point_nmse", own)
-    where = f"{ended['champion_model']} " if ended.get("champion_model", name) != name else ""
-    if ended["champion"] == winner["version"] and not where:
+    own = election.champion_nmse
+    mean = own if election.champion_point_nmse is None else election.champion_point_nmse
+    where = f"{election.champion_model} " if election.champion_model not in (None, name) else ""
+    if election.champion == winner.version and not where:
         repeats = "" if mean == own else ", the mean of its point's repeats"
         return (
             f"@champion is this version: the lowest validation NMSE ({mean:.4g}{repeats}) of all studies on this data."
         )
-    stays = f"@champion stays {where}version {ended['champion']}, of the study {ended['champion_study']}:"
-    if mean == winner.get("point_nmse"):
+    stays = f"@champion stays {where}version {election.champion}, of the study {election.champion_study}:"
+    if mean == winner.point_nmse:
         return f"{stays} it is of the same point, and its own validation NMSE {own:.4g} is lower."
     return f"{stays} its validation NMSE {mean:.4g} is lower."
 
 
-def next_steps(study: StudyRow, ended: dict[str, Any], links: dict[str, str], program: str, image: str) -> list[str]:
+def next_steps(
+    study: StudyRow, ended: ClosingResult | None, links: dict[str, str], program: str, image: str
+) -> list[str]:
     """Return commands that run as they stand; `image` is one of the data set's."""
     lines = ["Go on with:"]
     lines += [f"  {name + ':':10}{link}" for name, link in links.items()]
-    if ended.get("champion"):
+    if ended is not None and ended.election is not None and ended.election.champion:
         lines += [
             f"  {program} download --alias champion champion/",
             f"  {program} predict champion/ {shlex.quote(image)}",
         ]
-    lines += [f"  {program} report --study {study.name} -o report/"] if ended else []
+    lines += [f"  {program} report --study {study.name} -o report/"] if ended is not None else []
     return [*lines, f"  {program} down"]
 
 
@@ -280,7 +282,7 @@ def rows(jobs: list[Job]) -> list[dict[str, Any]]:
     return listed
 
 
-def log_study(reconciler: Mirror, ended: dict[str, Any]) -> None:
+def log_study(reconciler: Mirror, ended: ClosingResult) -> None:
     """Attach the tables to the study's run, set its summary and end it. Idempotent."""
     study, now = reconciler.study, now_ms()
     jobs, run_id = reconciler.queue.jobs(study.name), study.facts.study_run_id
@@ -293,16 +295,16 @@ def log_study(reconciler: Mirror, ended: dict[str, Any]) -> None:
                 tables.print_table(tables.console(file=file), result)
         for path in (table, raw, text):
             reconciler.tracker.upload(run_id, path, "tables")
-    winner = ended.get("winner")
+    winner = ended.winner
     if winner is not None:
-        scores = {f"test_{name}": winner["test"][name] for name in SCORES}
-        best = {f"best_val_{name}": winner["validation"][name] for name in SCORES}
+        scores = {f"test_{name}": getattr(winner.test, name) for name in SCORES}
+        best = {f"best_val_{name}": getattr(winner.validation, name) for name in SCORES}
         reconciler.tracker.log_summary(run_id, scores | best, timestamp_ms=now)
         tags = {
-            "hpo.winner": winner["number"],
-            "hpo.verdict": winner["verdict"],
-            "hpo.point": point_text(winner["point"]),
-            "hpo.alarms": " ".join(ended["alarms"]),
+            "hpo.winner": winner.number,
+            "hpo.verdict": winner.verdict,
+            "hpo.point": point_text(winner.point),
+            "hpo.alarms": " ".join(ended.alarms or ()),
         }
         reconciler.tracker.set_tags(run_id, tags)
     reconciler.tracker.set_status(run_id, "FINISHED", end_ms=now)

@@ -59,7 +59,7 @@ def _summary(evidence: Evidence) -> list[str]:
         return [head, "No trial was finished, so no model was selected."]
     first = evidence.winners[0]
     low, high = analysis.interval(evidence.samples(first.predicted)["r2"])
-    test = first.entry["test"]
+    test = first.entry.test.to_dict()
     cubic, mean = (_predictor(evidence, name)["r2"] for name in ("volume fraction", "mean"))
     per_target = [
         (value, name)
@@ -71,7 +71,7 @@ def _summary(evidence: Evidence) -> list[str]:
     over = f"{len(per_target)} components" if all_vary else f"the {len(per_target)} components that vary there"
     return [
         head,
-        f"Selected: {first.title}, with {first.entry['parameters']:,} parameters. It explains {percent(test['r2'])} "
+        f"Selected: {first.title}, with {first.entry.parameters:,} parameters. It explains {percent(test['r2'])} "
         f"of the variance of the labels (R² {four_places(test['r2'])}, 95 % interval {four_places(low)} to "
         f"{four_places(high)}, mean over {over}; least {component}: "
         f"{four_places(worst)}). A cubic polynomial in the volume fraction alone explains {percent(cubic)}, the "
@@ -94,7 +94,7 @@ def _alarms(evidence: Evidence) -> list[str]:
     sentences = []
     for closed in evidence.closed:
         ranked, predictors = [job for job, _ in closed.points], closed.row.facts.predictors
-        recorded = closed.ended.get("alarms")
+        recorded = closed.ended.alarms
         own = alarms.alarms(ranked, predictors, None) if recorded is None else recorded
         sentences += [f"{closed.row.name}: {alarm}" for alarm in own]
     everything = [job for closed in evidence.closed for job, _ in closed.points]
@@ -108,21 +108,21 @@ def _models(evidence: Evidence) -> Section:
     for winner in evidence.winners:
         job, entry = winner.job, winner.entry
         assert job.spec is not None and job.result is not None
-        words = {"weights": entry.get("weights") or "from scratch", "verdict": entry["verdict"]}
-        scores = _scores(evidence, winner.predicted, entry["test"])
+        words = {"weights": entry.weights or "from scratch", "verdict": entry.verdict}
+        scores = _scores(evidence, winner.predicted, entry.test.to_dict())
         on_test.append({"model": winner.title, **words, "validation NMSE": winner.nmse, **scores})
         training.append(
             {
                 "model": winner.title,
-                "parameters": entry["parameters"],
-                "trainable": job.spec.trainable_parameters or entry["parameters"],
+                "parameters": entry.parameters,
+                "trainable": job.spec.trainable_parameters or entry.parameters,
                 "validation NMSE": winner.nmse,
                 "best epoch": job.result.best_epoch,
                 "last epoch NMSE": job.result.last_val_nmse,
                 f"last epoch MSE {unit}²": job.result.last_val_mse,
                 "epochs to 5 %": evidence.converged(winner.curves["val/nmse"]),
                 "training s": job.result.seconds,
-                "version": entry["version"],
+                "version": entry.version,
             }
         )
     for name, predicted in evidence.predictors.items():
@@ -160,14 +160,14 @@ def _scores(evidence: Evidence, predicted: np.ndarray, test: Mapping[str, Any]) 
 def _predictor(evidence: Evidence, name: str) -> Record:
     """Return the test scores of a baseline predictor, as a closing recorded them."""
     for closed in evidence.closed:
-        if "predictors" in closed.ended:
-            return dict(closed.ended["predictors"][name]["test"])
+        if closed.ended.predictors is not None and (test := closed.ended.predictors[name].test) is not None:
+            return test.to_dict()
     return metrics.scores(evidence.predictors[name], evidence.truth, train_variance=evidence.train_variance).to_dict()
 
 
 def _by_component(evidence: Evidence) -> Iterator[Table]:
     """Yield a table for each score: models and baseline predictors by component, and the mean."""
-    tested = [(winner.title, winner.entry["test"]) for winner in evidence.winners]
+    tested = [(winner.title, winner.entry.test.to_dict()) for winner in evidence.winners]
     tested += [(BASELINES[name], _predictor(evidence, name)) for name in evidence.predictors]
     titles = {"r2": "R²", "nrmse": "NRMSE", "rmse": f"RMSE in {evidence.dataset.unit}", "mape": "MAPE"}
     for score, title in titles.items():

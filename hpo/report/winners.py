@@ -7,6 +7,7 @@ from typing import Any
 import pandas
 
 from hpo.queue import StudyRow
+from hpo.queue.closing_result import ClosingResult
 from hpo.report import tables
 from hpo.report.tables import Column, Row, Table
 from hpo.report.words import BASELINES, SCORES, score_columns, score_values, spread_text
@@ -14,7 +15,7 @@ from hpo.text import point_text
 from hpo.tracking import experiments
 from hpo.tracking.client import Tracker
 
-Closed = tuple[StudyRow, dict[str, Any]]  # a study and the result of its closing
+Closed = tuple[StudyRow, ClosingResult]  # a study and the result of its closing
 
 
 def comparable(closed: list[Closed]) -> list[list[Closed]]:
@@ -71,15 +72,14 @@ def records(closed: list[Closed]) -> list[dict[str, Any]]:
 def _ranked(closed: list[Closed]) -> list[tuple[str, str, dict[str, Any]]]:
     """Return study, configuration and scores of each winner, and of each baseline predictor, which has no study; best
     first, and those of which a repeat diverged last."""
-    predictors: dict[str, Any] = next((ended["predictors"] for _, ended in closed if "predictors" in ended), {})
-    entries = [
-        (row.name, point_text(group["point"]), group) for row, ended in closed for group in ended.get("groups", [])
-    ]
-    entries += [("", BASELINES[name], scores) for name, scores in predictors.items()]
+    predictors = next((ended.predictors for _, ended in closed if ended.predictors is not None), {})
+    entries = [(row.name, point_text(group.point), group.to_json()) for row, ended in closed for group in ended.groups]
+    entries += [("", BASELINES[name], scores.to_json()) for name, scores in predictors.items()]
 
     def order(entry: tuple[str, str, dict[str, Any]]) -> tuple[bool, float]:
         scores = entry[2]
-        return scores.get("unstable", False), scores.get("point_nmse", scores["validation"]["nmse"])
+        mean = scores.get("point_nmse")
+        return scores.get("unstable", False), scores["validation"]["nmse"] if mean is None else mean
 
     return sorted(entries, key=order)
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hpo import crash
 from hpo.errors import ModelError, NotFound
 from hpo.queue import DatabaseLost, Job, Queue, StudyRow
+from hpo.queue.closing_result import Election
 from hpo.scores import ranking
 from hpo.scores.standings import Rival, Standing, problem, rivals, standings
 from hpo.study import alias
@@ -61,7 +61,7 @@ class Candidate:
 class Outcome:
     """What setting the aliases led to."""
 
-    elected: dict[str, Any]  # the champion, as a closing's result states it
+    elected: Election
     moved: list[str]  # aliases of studies that were set
     refused: dict[str, str]  # aliases of studies that were not set, and the reason
 
@@ -188,7 +188,7 @@ class Contest:
             crash.at("alias set")
         return moved, refused
 
-    def _elect(self, candidates: Sequence[Candidate], hold: Callable[[], None]) -> dict[str, Any]:
+    def _elect(self, candidates: Sequence[Candidate], hold: Callable[[], None]) -> Election:
         """Move @champion to the first candidate that is sound, if it is better than the present champion."""
         present = champion(candidates)
         holder = present
@@ -205,16 +205,16 @@ class Contest:
             if holder is None or name != holder.model:
                 registry.delete_alias(self.tracker, name, CHAMPION)
         if holder is None:
-            return {"champion": None, "champion_moved": False}
+            return Election(champion=None, champion_moved=False)
         standing = holder.standing
-        return {
-            "champion": holder.version.number,
-            "champion_model": holder.model,
-            "champion_moved": holder is not present,
-            "champion_study": holder.job.study,
-            "champion_nmse": standing.own,
-            "champion_point_nmse": standing.point if math.isfinite(standing.point) else standing.own,
-        }
+        return Election(
+            champion=holder.version.number,
+            champion_model=holder.model,
+            champion_moved=holder is not present,
+            champion_study=holder.job.study,
+            champion_nmse=standing.own,
+            champion_point_nmse=standing.point if math.isfinite(standing.point) else standing.own,
+        )
 
     def faults(self) -> Iterator[str]:
         """Say where aliases and tags are not what `settle` would set."""

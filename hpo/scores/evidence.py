@@ -21,6 +21,7 @@ from data_pipeline.split import Split, split
 from hpo import study
 from hpo.errors import NotFound, StudyConflict
 from hpo.queue import Job, Queue, StudyRow
+from hpo.queue.closing_result import ClosingEntry, ClosingResult
 from hpo.scores import alarms, analysis, ranking
 from hpo.text import point_text, utf8
 from hpo.tracking import data_sets
@@ -39,7 +40,7 @@ class Winner:
 
     study: str
     job: Job
-    entry: dict[str, Any]  # the closing's: point, parameters, weights, verdict, validation, test, version
+    entry: ClosingEntry  # of the closing's result
     nmse: float  # of the validation split, the mean over the repeats of its point: what selected it
     points: int  # of its study: one of a single point was not tuned
     curves: dict[str, dict[int, float]]  # name of the score -> epoch -> value
@@ -49,8 +50,8 @@ class Winner:
     @property
     def title(self) -> str:
         """Such as `grid f8 k5 d0.2 lr1e-3`."""
-        bare = ", not pretrained" if self.entry.get("weights") == "not pretrained" else ""
-        return f"{self.study} {point_text(self.entry['point'])}".strip() + bare + MARKS.get(self.entry["verdict"], "")
+        bare = ", not pretrained" if self.entry.weights == "not pretrained" else ""
+        return f"{self.study} {point_text(self.entry.point)}".strip() + bare + MARKS.get(self.entry.verdict, "")
 
     @property
     def curve(self) -> list[tuple[int, dict[str, float]]]:
@@ -87,7 +88,7 @@ class Closed:
 
     row: StudyRow
     jobs: list[Job]  # its trials
-    ended: dict[str, Any]  # the closing's result
+    ended: ClosingResult
     curves: dict[int, dict[str, dict[int, float]]]  # job id -> name of the score -> epoch -> value
 
     @cached_property
@@ -204,9 +205,7 @@ def gather(queue: Queue, tracker: Tracker, names: Sequence[str] = ()) -> Evidenc
     studies = [_closed(queue, row) for row in rows]
     dataset = _dataset(tracker, rows[0])
     parts = split(len(dataset.images))
-    winners = [
-        _winner(tracker, closed, entry, dataset, parts) for closed in studies for entry in closed.ended["groups"]
-    ]
+    winners = [_winner(tracker, closed, entry, dataset, parts) for closed in studies for entry in closed.ended.groups]
     unstable = {closed.row.name: ranking.diverged(closed.jobs) for closed in studies}
     winners.sort(key=lambda winner: (winner.job.number in unstable[winner.study], winner.nmse))
     return Evidence(closed=studies, winners=winners, dataset=dataset, split=parts)
@@ -240,8 +239,8 @@ def _closed(queue: Queue, row: StudyRow) -> Closed:
     return Closed(row=row, jobs=trials, ended=ended, curves=queue.curves(row.name, CURVES))
 
 
-def _winner(tracker: Tracker, closed: Closed, entry: dict[str, Any], dataset: Dataset, parts: Split) -> Winner:
-    job, nmse = next((job, nmse) for job, nmse in closed.points if job.number == entry["number"])
+def _winner(tracker: Tracker, closed: Closed, entry: ClosingEntry, dataset: Dataset, parts: Split) -> Winner:
+    job, nmse = next((job, nmse) for job, nmse in closed.points if job.number == entry.number)
     return Winner(
         study=closed.row.name,
         job=job,

@@ -51,13 +51,13 @@ def ran(services, tmp_path_factory) -> Iterator[Ran]:
         output = shell.hpo("run", "--study", folder / "both.toml", "--trainers", 1)
         (close,) = [job for job in shell.queue.jobs("pages") if job.kind == "closing"]
         jobs = shell.trials("pages")
-        (best,) = [job for job in jobs if job.number == close.result["winner"]["number"]]
+        (best,) = [job for job in jobs if job.number == close.closing.winner.number]
         yield Ran(
             links={page: re.findall(rf"{page}:\s+(\S+)", output)[-1] for page in PAGES},
             trials=sorted(shell.json("trials", "--study", "pages"), key=lambda trial: trial["value"]),
             curves={job.run_id: dict(shell.queue.curve(job.id)) for job in jobs},
             facts=shell.queue.study("pages").facts,
-            result=close.result,
+            result=close.closing,
             model=best.result["model_id"],
             uri=services.tracking_uri,
         )

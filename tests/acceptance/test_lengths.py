@@ -161,7 +161,7 @@ def test_a_study_with_many_parameters_and_a_long_description_closes_with_a_champ
     assert (job.state, job.attempt) == ("done", 1)
     name = Tracker(shell.tracking_uri).client.get_run(job.run_id).info.run_name
     assert len(name) == 250 and name.endswith("…")
-    assert shell.queue.jobs(study.stem)[0].result["champion_moved"]
+    assert shell.queue.jobs(study.stem)[0].closing.election.champion_moved
 
 
 def test_a_study_name_too_long_for_mlflow_is_refused_before_anything_is_made(shell, data, tmp_path):

@@ -317,9 +317,13 @@ def test_who_shows_a_trial_cancelled_that_was_brought_back_deletes_nothing_of_it
     late = Reconciler(
         Queue(shown.queue.engine.url.render_as_string(False)), Tracker(shown.tracker.uri), shown.store, shown.study
     )
-    delete, look = late.tracker.delete_other_models, late.queue.job
+    delete, look = logged_models.delete_others, late.queue.job
     if stalls == "before it lists the models":
-        monkeypatch.setattr(late.tracker, "delete_other_models", lambda *a, **k: (meanwhile(), delete(*a, **k)))
+        monkeypatch.setattr(
+            logged_models,
+            "delete_others",
+            lambda tracker, *a, **k: (tracker is late.tracker and meanwhile(), delete(tracker, *a, **k)),
+        )
     else:
         looked = []
 

@@ -11,6 +11,7 @@ import records
 from data_pipeline.dataset import Dataset
 from data_pipeline.description import Description
 from data_pipeline.split import split
+from hpo.queue.closing_result import ClosingResult
 from hpo.report import claims, sections
 from hpo.report.answers import Answer
 from hpo.report.model_claims import against_volume_fraction
@@ -81,17 +82,18 @@ def winner(
     job, curves = trial({}, error**2, converged=converged, model=model, length=length)
     predicted = TRUTH + np.random.default_rng([SEED, job.id]).normal(0, error, TRUTH.shape)
     nmse = float(((predicted - TRUTH) ** 2 / TARGETS[PARTS.train].var(axis=0)).mean())
-    entry = {
-        "point": {"backbone": backbone} if backbone else {},
-        "weights": weights if backbone else "",
-        "parameters": 1000,
-        "test": {"nmse": nmse, "r2": 1 - nmse},
-    }
+    entry = SimpleNamespace(
+        point={"backbone": backbone} if backbone else {},
+        weights=weights if backbone else "",
+        parameters=1000,
+        test=SimpleNamespace(nmse=nmse, r2=1 - nmse),
+        verdict="good",
+    )
     points = 1 if role == "baseline" else 24
     return Winner(
         study=role,
         job=job,  # type: ignore[arg-type]
-        entry=entry | {"verdict": "good"},
+        entry=entry,  # type: ignore[arg-type]
         nmse=error**2 if selected is None else selected,
         points=points,
         curves=curves,
@@ -106,7 +108,7 @@ def evidence(*winners: Winner, **trials: list) -> Evidence:
         Closed(
             row=SimpleNamespace(name=name, facts=SimpleNamespace(claims=None)),  # type: ignore[arg-type]
             jobs=[job for job, _ in found],
-            ended={},
+            ended=ClosingResult(winner=None, reason=""),
             curves={job.id: curves for job, curves in found},
         )
         for name, found in trials.items()

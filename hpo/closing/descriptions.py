@@ -1,0 +1,80 @@
+"""The texts of a registered model and its versions on MLflow's pages."""
+
+from collections.abc import Mapping, Sequence
+
+from hpo.queue import Job, StudyRow
+from hpo.queue.closing_result import ClosingEntry
+from hpo.scores import champion
+from hpo.study.records import SplitScores
+from hpo.text import for_markdown, number_text, score_text
+
+NAME_SHOWN = 20  # letters of a study's name that leave room for its trial where 32 are shown
+VERDICTS = {
+    "below mean": "it does not beat predicting the mean of the training labels, so it is not promoted",
+    "below volume fraction": "it does NOT beat a cubic polynomial in the volume fraction",
+    "good": "it beats the mean and a cubic polynomial in the volume fraction",
+}
+WEIGHTS = {"ImageNet": "Backbone pretrained on ImageNet. ", "not pretrained": "**Not pretrained.** "}
+
+
+def of_model(study: StudyRow) -> str:
+    """Return the description of the registered model that the study's winners are versions of."""
+    data = study.facts.data
+    return (
+        f"Models trained on {data.name} (digest {data.digest[:8]}), targets {', '.join(data.target_names)} in "
+        f"{for_markdown(data.unit)}. All studies of one database on this data and split compete for @champion; the "
+        "point with the lowest validation NMSE, the mean over its seeds, wins."
+    )
+
+
+def of_version(
+    study: StudyRow,
+    job: Job,
+    entry: ClosingEntry,
+    predictors: Mapping[str, SplitScores],
+    *,
+    alarms: Sequence[str],
+) -> str:
+    """Return the description of a winner's version, with its scores on the test split beside the predictors'."""
+    assert job.spec is not None
+    unit = for_markdown(study.facts.data.unit)
+    point = ", ".join(f"{name} = {number_text(value)}" for name, value in job.spec.point.items())
+    title = job.run_name
+    if len(study.name) > NAME_SHOWN:
+        title = f"…{title.removeprefix(study.name)}"
+    rows = (
+        ("this model", entry.test),
+        ("volume fraction, cubic", predictors["volume fraction"].test),
+        ("mean of the training labels", predictors["mean"].test),
+    )
+    table = [f"| predictor | test NMSE | test MSE ({unit}²) | test R² | test NRMSE |", "|---|---|---|---|---|"]
+    for name, scores in rows:
+        assert scores is not None
+        values = (scores.nmse, scores.mse, scores.r2, scores.nrmse)
+        table.append(f"| {name} | {' | '.join(score_text(value) for value in values)} |")
+    return (
+        f"{title}\n\n"  # the model's page shows of each version the first 32 letters
+        f"Trial {job.number} of the study {study.name} ({point}); {VERDICTS[entry.verdict]}.\n\n"
+        + "".join(f"**Alarm:** {alarm}\n\n" for alarm in alarms)
+        + _choice(study, job)
+        + f"{WEIGHTS.get(str(entry.weights), '')}{job.spec.parameters:,} parameters.\n\n"
+        + "\n".join(table)
+        + "\n\nNMSE: mean over the targets of MSE / variance of the training split. Selected on validation alone."
+    )
+
+
+def _choice(study: StudyRow, job: Job) -> str:
+    """Say how a configuration that is trained several times, and this network of it, are chosen.
+
+    Without scores: repeats that come back change them.
+    """
+    assert job.spec is not None
+    text = ""
+    if (origin := job.spec.best_of) is not None:
+        text = f"The point is that of trial {origin.trial} of {origin.study}. "
+    if study.spec.get("repeats", 1) > 1:
+        text += (
+            f"It is trained with {study.spec['repeats']} seeds: of points the mean of their validation NMSE decides "
+            f"(tag {champion.POINT}), of the point's networks the lowest (tag {champion.OWN})."
+        )
+    return f"{text.strip()}\n\n" if text else ""

@@ -1,0 +1,79 @@
+"""What the closing of a study decided, as its job stores it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from hpo.records import Record
+from hpo.study.records import Point, SplitScores
+from models.metrics import Scores
+
+
+def _nullable() -> Any:
+    """Return a field that stands in the JSON as null if it has no value, and that an earlier version did not store."""
+    return field(default_factory=lambda: None)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FailedTrial(Record):
+    """A trial of the study that ended without a network."""
+
+    number: int
+    state: str
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClosingEntry(Record):
+    """The best trial of a group, whose network was scored on the test split."""
+
+    number: int
+    config: int | None
+    point: Point
+    parameters: int
+    weights: str | None = _nullable()  # where the backbone's came from; None without one
+    verdict: str  # "below mean", "below volume fraction" or "good"
+    validation: Scores
+    test: Scores
+    version: int | None  # of the registered model; None if it was not registered
+    point_nmse: float | None = _nullable()  # validation NMSE, the mean over the repeats of the configuration
+    point_deviation: float | None = _nullable()  # its standard deviation; None of a single repeat
+    incomplete: str = ""  # which repeats the mean lacks, in words
+    unstable: bool = False  # a repeat diverged
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Election(Record):
+    """The champion after the closing, among all studies on the problem."""
+
+    champion: int | None  # number of its version; None if there is none
+    champion_model: str | None = None  # registered model
+    champion_moved: bool  # by this closing
+    champion_study: str | None = None
+    champion_nmse: float | None = None  # validation NMSE of its network
+    champion_point_nmse: float | None = None  # mean over the repeats of its configuration
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClosingResult(Record):
+    """The result of a closing."""
+
+    winner: ClosingEntry | None  # the first of the groups; None if no trial was finished
+    failed: tuple[FailedTrial, ...] = ()
+    pruned: int = 0  # trials
+    reason: str  # why the winner was promoted, or was not
+    groups: tuple[ClosingEntry, ...] = ()  # the best first
+    alarms: tuple[str, ...] | None = None  # None of a study that was closed before there were any
+    model_name: str | None = None  # registered model
+    predictors: dict[str, SplitScores] | None = None  # scores of the baseline predictors, by name
+    election: Election | None = None  # its fields stand among the others in the JSON
+
+    def to_json(self) -> dict[str, Any]:
+        values = super().to_json()
+        election: dict[str, Any] = values.pop("election", {})
+        return values | election
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        election = Election.from_json(values) if "champion" in values else None
+        return replace(super().from_json(values), election=election)
