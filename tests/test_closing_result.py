@@ -55,3 +55,7 @@ def test_keys_that_an_earlier_hpo_did_not_store_are_absent():
     assert result.alarms is None and result.groups == ()
     assert (result.winner.weights, result.winner.point_nmse, result.winner.unstable) == (None, None, False)
     assert result.election.champion_point_nmse is None
+
+
+def test_an_empty_result_is_read():
+    assert ClosingResult.from_json({}).winner is None

@@ -58,10 +58,10 @@ class Election(Record):
 class ClosingResult(Record):
     """The result of a closing."""
 
-    winner: ClosingEntry | None  # the first of the groups; None if no trial was finished
+    winner: ClosingEntry | None = _nullable()  # the first of the groups; None if no trial was finished
     failed: tuple[FailedTrial, ...] = ()
     pruned: int = 0  # trials
-    reason: str  # why the winner was promoted, or was not
+    reason: str = ""  # why the winner was promoted, or was not
     groups: tuple[ClosingEntry, ...] = ()  # the best first
     alarms: tuple[str, ...] | None = None  # None of a study that was closed before there were any
     model_name: str | None = None  # registered model
