@@ -217,8 +217,8 @@ def run(
             if outcomes[-1].stopped:
                 break
         tracker = connection.tracker
-        results = [(outcome.row, outcome.closing and outcome.closing.closing) for outcome in outcomes]
-        closed = [(row, result) for row, result in results if result is not None]
+        closings = [(outcome.row, outcome.closing.closing) for outcome in outcomes if outcome.closing is not None]
+        closed = [(row, result) for row, result in closings if result is not None]
         are_compared = len(prepared) > 1 and all(outcome.succeeded for outcome in outcomes)
         groups = winners.comparable(closed) if are_compared else []
         comparisons = [(alike, winners.log_winners(tracker, alike)) for alike in groups]
