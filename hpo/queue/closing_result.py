@@ -9,9 +9,9 @@ from hpo.study.records import Point, SplitScores
 from models.metrics import Scores
 
 
-def _nullable() -> Any:
-    """Return a field that stands in the JSON as null if it has no value, and that an earlier version did not store."""
-    return field(default_factory=lambda: None)
+def null() -> Any:
+    """Return None, as the default of a field that stands in the JSON as null; an earlier version did not store it."""
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,13 +31,15 @@ class ClosingEntry(Record):
     config: int | None
     point: Point
     parameters: int
-    weights: str | None = _nullable()  # where the backbone's came from; None without one
+    weights: str | None = field(default_factory=null)  # where the backbone's came from; None without one
     verdict: str  # "below mean", "below volume fraction" or "good"
     validation: Scores
     test: Scores
     version: int | None  # of the registered model; None if it was not registered
-    point_nmse: float | None = _nullable()  # validation NMSE, the mean over the repeats of the configuration
-    point_deviation: float | None = _nullable()  # its standard deviation; None of a single repeat
+    point_nmse: float | None = field(
+        default_factory=null
+    )  # validation NMSE, the mean over the repeats of the configuration
+    point_deviation: float | None = field(default_factory=null)  # its standard deviation; None of a single repeat
     incomplete: str = ""  # which repeats the mean lacks, in words
     unstable: bool = False  # a repeat diverged
 
@@ -58,7 +60,7 @@ class Election(Record):
 class ClosingResult(Record):
     """The result of a closing."""
 
-    winner: ClosingEntry | None = _nullable()  # the first of the groups; None if no trial was finished
+    winner: ClosingEntry | None = field(default_factory=null)  # the first of the groups; None if no trial was finished
     failed: tuple[FailedTrial, ...] = ()
     pruned: int = 0  # trials
     reason: str = ""  # why the winner was promoted, or was not

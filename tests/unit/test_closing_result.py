@@ -8,7 +8,7 @@ import pytest
 
 from hpo.queue.closing_result import ClosingResult, Election
 
-ROWS = json.loads((Path(__file__).parent / "fixtures/d43d043/plain/queue.json").read_text())["job"]
+ROWS = json.loads((Path(__file__).parent.parent / "fixtures/d43d043/plain/queue.json").read_text())["job"]
 STORED = {row["study"]: row["result"] for row in ROWS if row["kind"] == "closing" and row["result"]}
 
 
