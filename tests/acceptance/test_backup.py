@@ -32,7 +32,7 @@ from hpo.services.serving import Services
 RESTORE = """
 import json, sys
 from pathlib import Path
-from hpo import backup, restore
+from hpo.operations import backup, restore
 place, file = backup.Place(**json.loads(sys.argv[1])), Path(sys.argv[2])
 restore.restore(place, file, restore.check(file), print)
 """
