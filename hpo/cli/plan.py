@@ -19,7 +19,7 @@ def show(estimates: Iterable[Estimate], console: Console) -> None:
         plans.append(estimate)
         _show_plan(estimate, console)
     total, on_cpu = sum(estimate.seconds for estimate in plans), plans[-1].is_on_cpu
-    missing = [file["name"] for estimate in plans for file in estimate.plan.weights.values() if not file["sha256"]]
+    missing = [file.name for estimate in plans for file in estimate.plan.weights.values() if not file.sha256]
     for name in dict.fromkeys(missing):
         console.print(f"The pretrained weights {name} are not on this machine yet: `hpo weights` fetches them.")
     counts = list(dict.fromkeys(str(estimate.trainers) for estimate in plans))

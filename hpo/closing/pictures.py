@@ -74,8 +74,8 @@ def _validation(shown: Mirror, job: Job, folder: Path) -> Figure:
 def _parity(shown: Mirror, table: Path, split: str) -> Figure:
     from hpo.report import figures
 
-    data, names = pandas.read_csv(table), shown.study.facts["data"]["target_names"]
+    data, names = pandas.read_csv(table), shown.study.facts.data.target_names
     if "split" in data:
         data = data[data["split"] == split]
     truth, predicted = (data[[f"{name} {which}" for name in names]].to_numpy() for which in ("true", "predicted"))
-    return figures.parity(truth, predicted, names, shown.study.facts["data"]["unit"])
+    return figures.parity(truth, predicted, names, shown.study.facts.data.unit)

@@ -1,7 +1,6 @@
 """Deleting a study: everything of it, nothing of another one, and in steps that may be repeated until all are done."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import optuna
 
@@ -79,10 +78,10 @@ def dependents(queue: Queue, row: StudyRow) -> list[str]:
     ]
 
 
-def _taken(row: StudyRow) -> Iterator[Any]:
+def _taken(row: StudyRow) -> Iterator[str]:
     """Runs of another study that this one has taken networks or points from."""
-    for link in (*row.facts.get("starts_from", {}).values(), *row.facts.get("best_of", ())):
-        yield link["run_id"]
+    yield from (network.run_id for network in (row.facts.starts_from or {}).values())
+    yield from (source.run_id for source in row.facts.best_of or ())
 
 
 def _busy(row: StudyRow) -> NotFound:

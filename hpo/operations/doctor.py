@@ -272,7 +272,7 @@ def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
                 todo="remove it",
                 remedy=partial(sweep, folder),
             )
-    used = {data_sets.cached(home, row.facts.data).name for row in rows}
+    used = {data_sets.cached(home, row.facts.data.digest, row.facts.data.sha256).name for row in rows}
     for file in sorted([*(home / "cache" / "data").glob("*"), *(home / "cache" / "features").glob("*")]):
         try:
             status = file.stat()

@@ -103,7 +103,7 @@ def estimate(plan: Plan, settings: Settings, *, trainers: int, device: str, say:
 def _planned(plan: Plan, settings: Settings) -> list[Job]:
     """Return the trials of this study that the database has already. Raise StudyConflict if the name is taken."""
     services = serving.running(settings, mlflow=False)
-    if services is None or not all(file["sha256"] for file in plan.weights.values()):
+    if services is None or not all(file.sha256 for file in plan.weights.values()):
         return []
     with closing(Queue(services.database_url)) as queue:
         row = next((row for row in queue.studies() if row.name == plan.name), None) if queue.installed() else None

@@ -99,7 +99,7 @@ def _same(job: Job, later: Job) -> bool:
 
 
 def _planned(shown: Mirror, jobs: list[Job], seen: _Seen) -> Iterator[str]:
-    best = shown.study.facts.get("best_of")  # of fewer points than were asked for, if no more were trained to their end
+    best = shown.study.facts.best_of  # of fewer points than were asked for, if no more were trained to their end
     planned = shown.study.spec["sampler"]["trials"] if best is None else len(best)
     numbers = sorted({job.number for job in jobs if job.kind == "trial"})
     if numbers != list(range(planned)):

@@ -9,6 +9,7 @@ from sqlalchemy import text
 from hpo.queue.database import Database, LeaseLost, as_json, limit_idle
 from hpo.queue.records import Checkpoint, Job, Judged, State
 from hpo.queue.rows import ATTEMPTS, JOB, REASON, TRIAL, all_ended, change, hold, lock_study, reopen_closing
+from hpo.records import Record
 from hpo.study.records import Point, TrialSpec
 from hpo.text import utf8
 
@@ -74,7 +75,7 @@ class Outcomes(Database):
             if changed.rowcount == 0:
                 raise LeaseLost(f"trial {job.number} of {job.study}")
 
-    def end(self, job: Job, state: State, *, result: Mapping[str, Any], reason: str | None = None) -> None:
+    def end(self, job: Job, state: State, *, result: Record | Mapping[str, Any], reason: str | None = None) -> None:
         """Record the one result of a job ('done', 'diverged' or 'pruned'). Raises LeaseLost: of a closing also while a
         trial of its study is still to be trained."""
         with self._transaction() as connection:
@@ -87,7 +88,7 @@ class Outcomes(Database):
                 job,
                 "state = :state, result = :result, reason = :reason, lease_until = NULL, mirrored = false",
                 state=state,
-                result=as_json(result),
+                result=as_json(result.to_json() if isinstance(result, Record) else result),
                 reason=reason and utf8(reason)[:REASON],
             )
 

@@ -60,7 +60,7 @@ class Reconciler:
             if same:
                 if job.spec is not None and job.config is None:  # the worker whose sampler chose it may have died since
                     planned = restore(self.study.name, self.study.spec)
-                    sampling.tell(self.store, planned, job, job.spec["point"])
+                    sampling.tell(self.store, planned, job, job.spec.point)
                 sampling.update_trial(self.store, self.study.name, job, self._repeats(job))
         if same and run_id is not None and job.state in ("done", "diverged", "pruned", "cancelled"):
             self._remove_leftovers(job, run_id)  # before the row is reconciled, or doctor would report what is left
@@ -130,7 +130,7 @@ class Reconciler:
         if job.run_id is not None:
             return job.run_id
         assert job.spec is not None
-        experiment = self.study.facts["experiment_id"]
+        experiment = self.study.facts.experiment_id
         try:
             run_id = self.tracker.ensure_run(
                 experiment,
@@ -153,10 +153,8 @@ class Reconciler:
             return run_id  # the study was deleted meanwhile, or the run discarded
         self.tracker.delete_other_runs(experiment, job.key, keep=kept)
         run_id = kept
-        data = self.study.facts["data"]
-        self.tracker.log_dataset(
-            run_id, name=data["name"], digest=data["digest"], source=data["source"], profile=data["profile"]
-        )
+        data = self.study.facts.data
+        self.tracker.log_dataset(run_id, name=data.name, digest=data.digest, source=data.source, profile=data.profile)
         return run_id
 
     def send_epochs(self, job: Job, run_id: str) -> int:
@@ -179,13 +177,13 @@ class Reconciler:
     def answers(self) -> bool:
         """Return True if database and tracking server answer; raise otherwise."""
         self.queue.closing_state(self.study.name)
-        self.tracker.ping(self.study.facts["experiment_id"])
+        self.tracker.ping(self.study.facts.experiment_id)
         return True
 
     def takes(self) -> bool:
         """Return whether the tracking server takes something harmless that we write at the study's own run."""
         try:
-            self.tracker.set_tags(self.study.facts["study_run_id"], {"hpo.kind": "study"})
+            self.tracker.set_tags(self.study.facts.study_run_id, {"hpo.kind": "study"})
         except MlflowException as error:
             log.warning("MLflow refuses what is written at the run of %s: %s", self.study.name, first_line(error))
             return False

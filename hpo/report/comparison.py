@@ -13,7 +13,7 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from hpo.queue import Job, Queue, StudyRow
+from hpo.queue import Job, Queue, State, StudyRow
 from hpo.queue.closing_result import ClosingResult
 from hpo.recording import reconciler
 from hpo.report import names, tables
@@ -135,7 +135,7 @@ def compare(queue: Queue, tracker: Tracker | None, wanted: Sequence[str]) -> Com
             "what determines it": _settings(study, job),
             "where it ran": {"attempt": job.attempt} | machine,
         }
-        by_component = job.result.validation.to_dict() if job.state == "done" and job.result else None
+        by_component = job.result.validation.to_dict() if job.state == State.DONE and job.result else None
         targets = study.facts.data.target_names
         sections |= _score_sections(_validation(queue, job, of_study), by_component, _tested(job, of_study), targets)
         things.append(Compared(name=name, data=_data(study), sections=sections))
@@ -210,7 +210,7 @@ def _machine(tracker: Tracker, run_id: str) -> dict[str, str]:
 def _validation(queue: Queue, job: Job, jobs: list[Job]) -> Values:
     """Return the scores of the best epoch and of the last; those so far of a trial that is not done."""
     values: Values = {}
-    if job.state == "done" and job.result:
+    if job.state == State.DONE and job.result:
         values = _means("best_val", job.result.validation.to_dict()) | job.result.to_json()
     elif curve := [(number, epoch) for number, epoch in queue.curve(job.id) if epoch.get("val/nmse") is not None]:
         number, best = min(curve, key=lambda epoch: epoch[1]["val/nmse"])
@@ -235,7 +235,7 @@ def _tested(job: Job, jobs: list[Job]) -> dict[str, Any] | None:
 
 def _ended(jobs: list[Job]) -> ClosingResult | None:
     """Return the result of the closing; None until the study is closed."""
-    return next((job.closing for job in jobs if job.kind == "closing" and job.state == "done"), None)
+    return next((job.closing for job in jobs if job.kind == "closing" and job.state == State.DONE), None)
 
 
 def _predictors(
@@ -246,11 +246,12 @@ def _predictors(
     several = len({thing.data for thing in things}) > 1
     for study in studies:
         data, targets = _data(study), study.facts.data.target_names
-        opened = any(thing.sections[TEST] for thing in things if thing.data == data)
-        ended = _ended(jobs[study.name]) if opened else None
+        is_opened = any(thing.sections[TEST] for thing in things if thing.data == data)
+        ended = _ended(jobs[study.name]) if is_opened else None
         tested = ended.predictors if ended is not None else None
         for name, scores in study.facts.predictors.items():
-            test = tested[name]["test"] if tested else None
+            opened = tested[name].test if tested else None
+            test = opened.to_dict() if opened else None
             validation = scores.validation.to_dict()
             sections = _score_sections(_means("best_val", validation), validation, test, targets)
             title = BASELINES[name] + (f" ({data[0][:8]})" if several else "")

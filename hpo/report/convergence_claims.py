@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hpo.queue import State
 from hpo.report.answers import OPEN, SAME, Answer, best_of_each, missing, of_best, unequal
 from hpo.scores import analysis
 from hpo.scores.evidence import Closed, Evidence
@@ -54,7 +55,7 @@ def _within(evidence: Evidence, claim: Claim, low: int, high: int) -> Answer:
     is_limit = [max(curve) < low or analysis.falling(curve) for _, curve in learned]
     most = [NEVER if limit else count for count, limit in zip(counts, is_limit, strict=True)]
     states = _without_a_score(closed)
-    unknown = sum(number for state, number in states.items() if state != "diverged")
+    unknown = sum(number for state, number in states.items() if state != State.DIVERGED)
     first, _, last = zip(_quartiles(counts + unknown * [1]), _quartiles(most + unknown * [NEVER]), strict=True)
     quarter, middle, three = _quartiles(counts)
     because = (

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpo.queue import ENDED, DatabaseLost, Job, Present, Queue, StudyRow
+from hpo.queue import ENDED, DatabaseLost, Job, Present, Queue, State, StudyRow
 from hpo.text import duration, point_text
 
 REFRESH = 1.0  # seconds between two looks at the database
@@ -47,7 +47,7 @@ class Progress:
 
     @property
     def running(self) -> list[Job]:
-        return [job for job in self.jobs if job.state == "running"]
+        return [job for job in self.jobs if job.state == State.RUNNING]
 
     @property
     def rate(self) -> float:
@@ -75,11 +75,11 @@ class Progress:
                 by_cost.setdefault(job.cost, []).append(self.measured[job.id][0])
         if not by_cost or not self.running:
             return None
-        ended = [job.epochs / self.epochs_planned(job) for job in self.jobs if job.state in ("done", "pruned")]
+        ended = [job.epochs / self.epochs_planned(job) for job in self.jobs if job.state in (State.DONE, State.PRUNED)]
         share = statistics.fmean(ended or [1.0])
         total = 0.0
         for job in self.jobs:
-            if job.state in ("waiting", "running"):
+            if job.state in (State.WAITING, State.RUNNING):
                 planned = self.epochs_planned(job)
                 epochs = max(0, planned - job.epochs) if job.epochs else share * planned
                 total += epochs * self._epoch_seconds(job, by_cost)
@@ -181,7 +181,7 @@ class Progress:
             self._time_left(),
         )
         parts: list[RenderableType] = [head, *self._workers()]
-        if self.closing is not None and self.closing.state == "running":
+        if self.closing is not None and self.closing.state == State.RUNNING:
             parts.append(Text("  closing: scoring the winner on the test split, registering it"))
         if self.best is not None:
             parts.append(Text(f"  best so far: val NMSE {self.best[0]:.4g} ({_point(self.best[1])})"))

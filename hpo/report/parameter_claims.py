@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from hpo.queue import Job
+from hpo.queue import Job, State
 from hpo.report.answers import OPEN, SAME, Answer, interval_text
 from hpo.scores import analysis
 from hpo.scores.evidence import Closed, Evidence
@@ -147,7 +147,7 @@ def _filled(
     """
     worst, least = max(evidence.mean_nmse, *scores), min(scores, default=0.0)
     filled = [(job, worst if is_favoured(job) else least) for job in lost]
-    return [(job, score) for job, score in filled if is_favoured(job) or job.state != "diverged"]
+    return [(job, score) for job, score in filled if is_favoured(job) or job.state != State.DIVERGED]
 
 
 def _despite(answer: str, lost: Sequence[str], count: int, what: str, *, stands: bool) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import pandas
 from rich.console import Console
 
 from hpo.machine import now_ms
-from hpo.queue import Job, StudyRow, finite
+from hpo.queue import Job, State, StudyRow, finite
 from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election
 from hpo.recording.reconciler import Mirror
 from hpo.report import tables
@@ -125,8 +125,9 @@ def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
         "R²": (test["per_target"]["r2"], test["r2"]),
     }
     for name, head in (("volume fraction", "R² volume fraction"), ("mean", "R² mean predictor")):
-        scores = ended.predictors[name]["test"]
-        columns[head] = scores["per_target"]["r2"], scores["r2"]
+        scores = ended.predictors[name].test
+        assert scores is not None
+        columns[head] = list(scores.per_target["r2"]), scores.r2
     rows = [
         Row(values={"component": name} | {head: values[index] for head, (values, _) in columns.items()})
         for index, name in enumerate(names)
@@ -163,7 +164,7 @@ def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
                 "state": job.state,
                 "attempt": job.attempt,
                 "epochs": job.epochs,
-                "best val NMSE": f"{job.result.best_val_nmse:.5g}" if job.state == "done" and job.result else "",
+                "best val NMSE": f"{job.result.best_val_nmse:.5g}" if job.state == State.DONE and job.result else "",
                 "reason": job.reason or "",
             }
         )
@@ -200,7 +201,7 @@ def studies_table(summaries: list[dict[str, Any]]) -> Table:
 def promotion(ended: ClosingResult | None, close: Job | None) -> list[str]:
     """Return sentences on what was promoted and why."""
     if ended is None:
-        state = "not closed yet" if close is None or close.state != "dead" else f"closing failed: {close.reason}"
+        state = "not closed yet" if close is None or close.state != State.DEAD else f"closing failed: {close.reason}"
         return [f"Nothing promoted: {state}."]
     winner, election = ended.winner, ended.election
     if winner is None:

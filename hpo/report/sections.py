@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hpo.queue import State
 from hpo.report import claims, error_section, figures, study_section, tables
 from hpo.report.document import Document, Picture, Section
 from hpo.report.model_claims import against_volume_fraction
@@ -49,7 +50,7 @@ def build(evidence: Evidence) -> Document:
 
 
 def _summary(evidence: Evidence) -> list[str]:
-    trials = sum(job.state == "done" for closed in evidence.closed for job in closed.jobs)
+    trials = sum(job.state == State.DONE for closed in evidence.closed for job in closed.jobs)
     sizes = evidence.closed[0].row.facts.data.sizes
     head = (
         f"{trials} networks were trained on {sizes[0]} cells and selected on {sizes[1]} others. The scores below are "
@@ -230,7 +231,7 @@ def _origin(evidence: Evidence) -> Section:
 def _origin_of(evidence: Evidence, closed: Closed) -> Record:
     facts, plan = closed.row.facts.data, closed.study
     tags = next((winner.tags for winner in evidence.winners if winner.study == closed.row.name), {})
-    done = [job for job in closed.jobs if job.result and job.state == "done"]
+    done = [job for job in closed.jobs if job.result and job.state == State.DONE]
     begin, end = closed.row.created_at, max((job.changed_at for job in closed.jobs), default=closed.row.created_at)
     space = {name: map(number_text, _values(parameter)) for name, parameter in plan.space.items()}
     packages = ("hpo", "torch", "optuna", "mlflow", "numpy")

@@ -4,6 +4,7 @@ from typing import Any
 
 import optuna
 
+from hpo.queue import State
 from hpo.report import figures, tables
 from hpo.report.answers import SAME
 from hpo.report.document import Picture, Section
@@ -25,7 +26,7 @@ Record = dict[str, Any]
 def section(evidence: Evidence, closed: Closed) -> Section:
     """Return the tables of a study (1 and 2 of the source study), its effects and its figures."""
     title, name = f"Study {closed.row.name}", closed.row.name
-    ended = [job for job in closed.jobs if job.state in ("dead", "diverged", "pruned", "cancelled")]
+    ended = [job for job in closed.jobs if job.state in (State.DEAD, State.DIVERGED, State.PRUNED, State.CANCELLED)]
     text = [closed.row.facts.description]
     text += [f"{closed.study.at_random}."] if closed.study.at_random else []
     text += [f"{len(ended)} of {len(closed.jobs)} trials have no score: see the table of trials."] if ended else []
@@ -151,7 +152,7 @@ def _unscored(closed: Closed) -> list[Record]:
             "state": f"{job.state}, repeat {job.repeat}" if again else job.state,
         }
         for job in closed.jobs
-        if job.state != "done"
+        if job.state != State.DONE
     ]
 
 

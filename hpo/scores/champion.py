@@ -285,8 +285,8 @@ def claim_model(queue: Queue, tracker: Tracker, row: StudyRow, *, description: s
     Its name is the planned one, unless a study on the same problem uses another one already, or the planned one belongs
     to another database: then part of this database's id follows. Raise ModelError if both belong to other databases.
     """
-    owner, planned = queue.database_id(), row.facts["model_name"]
-    tags = {"hpo.data": row.facts["data"]["digest"], "hpo.split": row.facts["data"]["split"]}
+    owner, planned = queue.database_id(), row.facts.model_name
+    tags = {"hpo.data": row.facts.data.digest, "hpo.split": row.facts.data.split}
     used = own_models(queue, tracker, rivals(queue, row))
     for name in dict.fromkeys([*used, planned, f"{planned}-{owner[:8]}"]):
         if registry.ensure_registered_model(tracker, name, description=description, tags=tags, owner=owner):
@@ -301,8 +301,7 @@ def claim_model(queue: Queue, tracker: Tracker, row: StudyRow, *, description: s
 
 def names(row: StudyRow) -> list[str]:
     """Return the names of the registered models that may hold versions of a study, the present one first."""
-    planned = [row.facts["model_name"]] if "model_name" in row.facts else []
-    return list(dict.fromkeys([*planned, *row.facts.get("models", ())]))
+    return list(dict.fromkeys([row.facts.model_name, *(row.facts.models or ())]))
 
 
 def own_models(queue: Queue, tracker: Tracker, rivals: Sequence[Rival]) -> list[str]:
@@ -367,7 +366,7 @@ def unsound(queue: Queue, tracker: Tracker, model_name: str, version: Version) -
                 model_name=model_name,
                 version=version.number,
                 folder=folder,
-                expected_sha256=job.result["files"],
+                expected_sha256=job.result.files,
             )
             model, spec = bundle.load(folder)
         except (ModelError, NotFound, SpecError) as error:

@@ -20,7 +20,7 @@ from data_pipeline.phase import Phase
 from data_pipeline.split import Split, split
 from hpo import study
 from hpo.errors import NotFound, StudyConflict
-from hpo.queue import Job, Queue, StudyRow
+from hpo.queue import Job, Queue, State, StudyRow
 from hpo.queue.closing_result import ClosingEntry, ClosingResult
 from hpo.scores import alarms, analysis, ranking
 from hpo.text import point_text, utf8
@@ -228,9 +228,9 @@ def _dataset(tracker: Tracker, row: StudyRow) -> Dataset:
 
 def _closed(queue: Queue, row: StudyRow) -> Closed:
     jobs = queue.jobs(row.name)
-    ended = next((job.closing for job in jobs if job.kind == "closing" and job.state == "done"), None)
+    ended = next((job.closing for job in jobs if job.kind == "closing" and job.state == State.DONE), None)
     if ended is None:
-        left = sum(job.state in ("waiting", "running") for job in jobs if job.kind == "trial")
+        left = sum(job.state in (State.WAITING, State.RUNNING) for job in jobs if job.kind == "trial")
         raise NotFound(
             f"The study {row.name} is not closed: {left} trials are still to be trained. `hpo run` with the same "
             f"options, or `hpo worker --study {row.name}`, finishes it; then report it."

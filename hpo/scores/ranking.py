@@ -7,20 +7,20 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from hpo.queue import Job
+from hpo.queue import Job, State
 
 
 def nmse(job: Job) -> float:
     """Return the validation NMSE of a finished trial."""
     assert job.result is not None
-    return float(job.result["best_val_nmse"])
+    return float(job.result.best_val_nmse)
 
 
 def repeats(jobs: Sequence[Job]) -> dict[int, list[Job]]:
     """Return the finished trials of each configuration, by its number."""
     by_number: dict[int, list[Job]] = {}
     for job in jobs:
-        if job.kind == "trial" and job.state == "done" and job.result:
+        if job.kind == "trial" and job.state == State.DONE and job.result:
             by_number.setdefault(job.number, []).append(job)
     return by_number
 
@@ -33,7 +33,7 @@ def spread(repeats: Sequence[Job]) -> tuple[float, float | None]:
 
 def diverged(jobs: Sequence[Job]) -> set[int]:
     """Return the numbers of the configurations of which a repeat diverged."""
-    return {job.number for job in jobs if job.kind == "trial" and job.state == "diverged"}
+    return {job.number for job in jobs if job.kind == "trial" and job.state == State.DIVERGED}
 
 
 def points(jobs: Sequence[Job]) -> list[tuple[Job, float]]:
@@ -57,7 +57,7 @@ def winners(jobs: Sequence[Job], report_by: Sequence[str]) -> list[Job]:
     best: dict[tuple[str, ...], Job] = {}
     for job in ranked(jobs):
         assert job.spec is not None
-        best.setdefault(tuple(repr(job.spec["point"].get(name)) for name in report_by), job)
+        best.setdefault(tuple(repr(job.spec.point.get(name)) for name in report_by), job)
     return list(best.values())
 
 
@@ -66,6 +66,6 @@ def incomplete(repeats: Sequence[Job]) -> str:
 
     `repeats` are all of them, in any state. Return an empty text if all are finished.
     """
-    others = Counter(job.state for job in repeats if job.state != "done")
+    others = Counter(job.state for job in repeats if job.state != State.DONE)
     words = ", ".join(f"{count} {state}" for state, count in sorted(others.items()))
     return f"{len(repeats) - others.total()} of {len(repeats)} repeats, {words}" if words else ""

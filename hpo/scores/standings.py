@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hpo.queue import Job, Queue, StudyRow
+from hpo.queue import Job, Queue, State, StudyRow
 from hpo.scores import ranking
 
 
@@ -38,12 +38,12 @@ class Rival:
 
     @property
     def is_closed(self) -> bool:
-        return self.closing is not None and self.closing.state == "done"
+        return self.closing is not None and self.closing.state == State.DONE
 
     @property
     def is_answering(self) -> bool:
         """Whether the study has been closed at least once: also while trials that came back are trained."""
-        return self.is_closed or bool(self.row.facts.get("closed"))
+        return self.is_closed or bool(self.row.facts.closed)
 
     def answers(self) -> dict[str, float]:
         """Return the mean validation NMSE that this study's repeats give to configurations of another study.
@@ -62,9 +62,9 @@ class Rival:
 
 
 def problem(row: StudyRow) -> tuple[str, ...]:
-    """Return what must be the same for two studies' scores to be compared; empty if the planner died at once."""
-    data = row.facts.get("data")
-    return (data["digest"], data["split"], *data["target_names"]) if data else ()
+    """Return what must be the same for two studies' scores to be compared."""
+    data = row.facts.data
+    return (data.digest, data.split, *data.target_names)
 
 
 def rivals(queue: Queue, row: StudyRow) -> list[Rival]:

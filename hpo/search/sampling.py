@@ -180,7 +180,7 @@ def together(repeats: Sequence[Job]) -> tuple[str, float | None]:
     if "running" in states or "waiting" in states:
         has_begun = any(state != "waiting" for state in states)
         return ("running" if has_begun else "waiting"), None
-    values = [job.result["best_val_nmse"] for job in repeats if job.state == "done" and job.result]
+    values = [job.result.best_val_nmse for job in repeats if job.state == "done" and job.result]
     return ("done", sum(values) / len(values)) if values else (states[0], None)
 
 

@@ -9,11 +9,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from data_pipeline import dataset as data_sets
 from data_pipeline.dataset import Dataset, DatasetError
@@ -23,18 +21,19 @@ from hpo.files import sha256_of
 from hpo.queue import Queue, StudyRow
 from hpo.services.home import folder
 from hpo.study import DEFAULT_DATA
+from hpo.study.records import DataFacts
 from hpo.tracking.client import Tracker
 
 log = logging.getLogger("hpo")
 
 
-def cached(home: Path, data: Mapping[str, Any]) -> Path:
-    """Where the data set lies that a study's facts tell of, if it does.
+def cached(home: Path, digest: str, sha256: str | None) -> Path:
+    """Return where the data set of a study lies on this machine, if it does.
 
     The name is the digest, of pixels and labels, and the SHA-256 of the file, which covers the names, phases and
     symmetries, too; studies that were planned before that was recorded have the digest alone.
     """
-    return home / "cache" / "data" / f"{'-'.join(filter(None, (data['digest'], data.get('sha256'))))}.npz"
+    return home / "cache" / "data" / f"{'-'.join(filter(None, (digest, sha256)))}.npz"
 
 
 def keep(home: Path, dataset: Dataset) -> Path:
@@ -43,7 +42,7 @@ def keep(home: Path, dataset: Dataset) -> Path:
         file = Path(temporary, "data.npz")
         save_npz(dataset, file)
         file.chmod(0o600)
-        return file.replace(cached(home, {"digest": dataset.digest, "sha256": sha256_of(file)}))
+        return file.replace(cached(home, dataset.digest, sha256_of(file)))
 
 
 def upload(tracker: Tracker, run_id: str, path: Path) -> None:
@@ -66,8 +65,8 @@ def discard(path: Path, *, unused: float) -> None:
 
 def fetch(home: Path, tracker: Tracker, row: StudyRow) -> Path:
     """The study's data set as a local file, checked. ServiceError if there is no sound one here nor at its run."""
-    path = cached(home, row.facts["data"])
-    wrong = _wrong(path, row.facts["data"])
+    path = cached(home, row.facts.data.digest, row.facts.data.sha256)
+    wrong = _wrong(path, row.facts.data)
     if wrong is None:
         with suppress(OSError):
             os.utime(path)  # when it was last used
@@ -80,13 +79,13 @@ def fetch(home: Path, tracker: Tracker, row: StudyRow) -> Path:
 
 def download(tracker: Tracker, row: StudyRow, to: Path) -> Path:
     """The data set as it lies at the study's run. ServiceError, naming the run and what helps, if it is not sound."""
-    run_id, file = row.facts["study_run_id"], f"data/{row.facts['data']['digest']}.npz"
+    run_id, file = row.facts.study_run_id, f"data/{row.facts.data.digest}.npz"
     try:
         arrived = tracker.download_artifact(run_id, file, to)
     except NotFound:
         wrong: str | None = "it is not there"
     else:
-        wrong = _wrong(arrived, row.facts["data"])
+        wrong = _wrong(arrived, row.facts.data)
         if wrong is None:
             return arrived
     raise ServiceError(
@@ -101,30 +100,30 @@ def mend(home: Path, queue: Queue, tracker: Tracker, row: StudyRow) -> None:
     path = copy_here(home, row)
     if path is None:
         raise ServiceError(f"There is no sound copy of the data set of {row.name} on this machine")
-    upload(tracker, row.facts["study_run_id"], path)
+    upload(tracker, row.facts.study_run_id, path)
     queue.amend_facts(row.name, {"data": replace(row.facts.data, sha256=sha256_of(path)).to_json()})
 
 
 def copy_here(home: Path, row: StudyRow) -> Path | None:
     """A sound copy of the study's data set on this machine: in its cache, or put there from the study's folder."""
-    data = row.facts["data"]
-    if _wrong(cached(home, data), data) is None:
-        return cached(home, data)
+    data = row.facts.data
+    if _wrong(cached(home, data.digest, data.sha256), data) is None:
+        return cached(home, data.digest, data.sha256)
     with suppress(DatasetError, OSError, ValueError, KeyError):
-        source = json.loads(data["source"])["uri"]
+        source = json.loads(data.source)["uri"]
         made_of = data_sets.DEFAULT if source == DEFAULT_DATA else Path(source)
         found = data_sets.load(made_of, image_size=row.spec["data"]["image_size"])
-        if found.digest == data["digest"]:
+        if found.digest == data.digest:
             return keep(home, found)
     return None
 
 
-def _wrong(path: Path, data: Mapping[str, Any]) -> str | None:
+def _wrong(path: Path, data: DataFacts) -> str | None:
     """What is wrong with a file that should be the data set of a study's facts, as a sentence; None if nothing is."""
-    expected = data.get("sha256")
+    expected = data.sha256
     try:
-        if expected is None and (found := load_npz(path).digest) != data["digest"]:
-            return f"{path}: expected the digest {data['digest']:.8}, found {found:.8}."
+        if expected is None and (found := load_npz(path).digest) != data.digest:
+            return f"{path}: expected the digest {data.digest:.8}, found {found:.8}."
         if expected is not None and (found := sha256_of(path)) != expected:
             return f"{path}: expected the SHA-256 {expected:.8}, found {found:.8}: the file was damaged or replaced."
     except (DatasetError, OSError) as error:
