@@ -319,11 +319,13 @@ def test_who_shows_a_trial_cancelled_that_was_brought_back_deletes_nothing_of_it
     )
     delete, look = logged_models.delete_others, late.queue.job
     if stalls == "before it lists the models":
-        monkeypatch.setattr(
-            logged_models,
-            "delete_others",
-            lambda tracker, *a, **k: (tracker is late.tracker and meanwhile(), delete(tracker, *a, **k)),
-        )
+
+        def stall_and_delete(*arguments, **options):
+            monkeypatch.setattr(logged_models, "delete_others", delete)
+            meanwhile()
+            return delete(*arguments, **options)
+
+        monkeypatch.setattr(logged_models, "delete_others", stall_and_delete)
     else:
         looked = []
 
