@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import IO
+from typing import IO, NoReturn
 
 from hpo.worker import protocol
 
@@ -47,7 +47,20 @@ class Channel:
         os._exit(0)
 
 
-def connect() -> Channel:
+def serve(answer_requests: Callable[[Channel], None]) -> NoReturn:
+    """Let a function answer the supervisor's requests; an error ends the process with exit code 1 and its traceback.
+
+    Python must not end in the usual way: it aborts (SIGABRT) if the thread that reads is waiting for input just then.
+    """
+    try:
+        answer_requests(_connect())
+    except BaseException:
+        traceback.print_exc()
+        sys.stdout.flush()
+    os._exit(1)
+
+
+def _connect() -> Channel:
     """Return the channel to the supervisor of this process; a thread reads its requests from now on."""
     os.umask(0o077)  # what we write lies in HPO_HOME
     # Ctrl-C and the signals of a batch system reach the whole process group; only the supervisor acts on them.

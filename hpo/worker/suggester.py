@@ -12,11 +12,11 @@ from hpo import study
 from hpo.queue import DatabaseLost, Job, LeaseLost, Queue
 from hpo.search import sampling
 from hpo.worker import protocol
-from hpo.worker.channel import connect
+from hpo.worker.channel import Channel, serve
 
 
-def main() -> None:
-    channel = connect()
+def answer_requests(channel: Channel) -> None:
+    """Choose configurations as the supervisor asks."""
     channel.send(protocol.Ready())
     while True:
         request = channel.requests.get()
@@ -65,4 +65,4 @@ def _services(database_url: str) -> tuple[Queue, optuna.storages.RDBStorage]:
 
 
 if __name__ == "__main__":
-    main()
+    serve(answer_requests)

@@ -10,12 +10,11 @@ from typing import Any
 from data_pipeline.dataset import DatasetError
 from hpo.errors import disk_is_full
 from hpo.worker import protocol
-from hpo.worker.channel import connect
+from hpo.worker.channel import Channel, serve
 
 
-def main() -> None:
-    channel = connect()
-
+def answer_requests(channel: Channel) -> None:
+    """Train, score and probe as the supervisor asks."""
     import torch
 
     from hpo.worker import probing, scoring, training
@@ -48,4 +47,4 @@ def failure(error: Exception) -> protocol.Message:
 
 
 if __name__ == "__main__":
-    main()
+    serve(answer_requests)

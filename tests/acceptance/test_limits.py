@@ -89,19 +89,20 @@ def test_a_worker_that_ends_for_an_error_asks_its_trainers_for_their_state_first
 def test_a_running_worker_takes_a_data_file_that_doctor_wrote_anew(shell, data, tmp_path):
     read = plan(shell, tmp_path, "renewed", data=data, epochs=3)
     worker = Worker(read, shell.database_url, shell.tracking_uri, "renewed", trainers=1)
-    old = data_sets.cached(read.home, worker.row.facts.data)
+    old = data_sets.cached(read.home, worker.row.facts.data.digest, worker.row.facts.data.sha256)
     with zipfile.ZipFile(old) as packed, zipfile.ZipFile(tmp_path / "other.npz", "w", zipfile.ZIP_STORED) as stored:
         for name in packed.namelist():  # the same arrays in other bytes, as another zlib writes them
             stored.writestr(name, packed.read(name))
     other = replace(worker.row.facts.data, sha256=sha256_of(tmp_path / "other.npz"))
-    (tmp_path / "other.npz").replace(data_sets.cached(read.home, other))
-    data_sets.upload(worker.tracker, worker.row.facts.study_run_id, data_sets.cached(read.home, other))
+    new = data_sets.cached(read.home, other.digest, other.sha256)
+    (tmp_path / "other.npz").replace(new)
+    data_sets.upload(worker.tracker, worker.row.facts.study_run_id, new)
     worker.queue.amend_facts("renewed", {"data": other.to_json()})
-    data_sets.cached(read.home, other).unlink()
+    new.unlink()
     old.write_bytes(b"damaged")
     outcome = Tasks(worker._reconciler, None, read.home).fetch_data()
     assert isinstance(outcome, DataFetched)
-    assert outcome.path == data_sets.cached(read.home, other) and sha256_of(outcome.path) == other["sha256"]
+    assert outcome.path == new and sha256_of(new) == other.sha256
     worker.close()
 
 

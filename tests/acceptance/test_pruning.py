@@ -411,7 +411,7 @@ def test_repeats_have_seeds_of_their_own_and_their_mean_decides(planned):
     assert ["≈" in line for line in lines] == [False, True, True]
     assert "0.21 ± 0.014" in lines[0] and "0.3 ± 0.28" in lines[2]
     long = {f"a_parameter_{number}": 0.123456 for number in range(7)}
-    wordy = [replace(job, spec=job.spec and job.spec | {"point": long}) for job in ended]
+    wordy = [replace(job, spec=job.spec and replace(job.spec, point=long)) for job in ended]
     with io.StringIO() as file:
         tables.print_table(Console(file=file, width=100, force_terminal=True), results.top_table(shown.study, wordy))
         assert "0.21 ± 0.014" in file.getvalue() and "…" not in file.getvalue(), "a long point leaves the scores whole"

@@ -53,7 +53,9 @@ def checkpoint(epoch: int, **changes: Any) -> Checkpoint:
 
 def result(best_val_nmse: float, **changes: Any) -> TrialResult:
     """The result of a finished trial."""
-    scores = Scores(nmse=best_val_nmse, mse=1.0, r2=0.0, nrmse=1.0, mae=1.0, mape=1.0, per_target={})
+    names = changes.get("target_names", DATA.target_names)
+    means = {"nmse": best_val_nmse, "mse": 1.0, "r2": 0.0, "nrmse": 1.0, "mae": 1.0, "mape": 1.0}
+    scores = Scores(**means, per_target={score: [mean] * len(names) for score, mean in means.items()})
     values = {
         "best_val_nmse": best_val_nmse,
         "best_val_mse": 1.0,
