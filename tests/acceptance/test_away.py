@@ -117,7 +117,7 @@ def test_workers_wait_for_a_database_that_is_read_only_for_longer_than_their_lea
     shell.training("standing", epochs=20)
     second = shell.start("worker", "--study", "standing", "--trainers", 1)
     shell.until(lambda: all(job.epochs for job in shell.trials("standing")), "both trials are trained")
-    with read_only(serving, shell.database_url):
+    with read_only(services, shell.database_url):
         time.sleep(8)
     outputs = output_of(first), output_of(second)
     assert all("database lost, retrying (cannot execute" in output for output in outputs), outputs

@@ -124,7 +124,7 @@ def test_what_a_worker_keeps_in_folders_of_others_is_refused_with_services_elsew
 
 @pytest.fixture
 def data_set(data) -> dataset.Dataset:
-    return dataset.load(data_sets)
+    return dataset.load(data)
 
 
 @pytest.mark.root
