@@ -11,6 +11,7 @@ from pathlib import Path
 from data_pipeline.files import write_atomically
 from hpo import files as sums
 from hpo.errors import ReportError
+from hpo.files import sha256_of
 from hpo.report import tables
 from hpo.report.answers import Answer
 from hpo.report.tables import Column, Row, Table
@@ -127,4 +128,4 @@ def _is_of_report(folder: Path, name: str, listed: Mapping[str, set[str]]) -> bo
         return False
     if name == SUMS:
         return "report.html" in listed
-    return hashlib.sha256(file.read_bytes()).hexdigest() in listed.get(name, ())
+    return sha256_of(file) in listed.get(name, ())

@@ -1,13 +1,13 @@
 """Claims of a study file: questions that the report decides. They are no part of a study's identity."""
 
-import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from typing import Any, Self
 
 from hpo.errors import StudyError
+from hpo.text import near_miss
 
 KINDS = {  # kind -> its terms; those with a star are required
     "parameter effect": ("parameter*", "better", "worse", "family", "yes", "no"),
@@ -63,12 +63,14 @@ def shipped() -> tuple[Claim, ...]:
 def _claim(where: str, table: Mapping[str, Any]) -> Claim:
     kind = table.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise StudyError(f"{where}: kind: expected one of {', '.join(KINDS)}, found {kind!r}.{_hint(kind, KINDS)}")
+        raise StudyError(
+            f"{where}: kind: expected one of {', '.join(KINDS)}, found {kind!r}.{near_miss(str(kind), KINDS)}"
+        )
     terms = ["text*", "kind", *KINDS[kind]]
     valid = [term.removesuffix("*") for term in terms]
     for key in table:
         if key not in valid:
-            hint = _hint(key, valid)
+            hint = near_miss(key, valid)
             raise StudyError(f"{where}: unknown key '{key}'.{hint} Valid keys of a {kind}: {', '.join(valid)}.")
     for term in terms:
         if term.endswith("*") and term[:-1] not in table:
@@ -100,8 +102,3 @@ def _value(where: str, key: str, value: Any) -> Any:
     if not isinstance(value, str) or not value.strip():
         raise StudyError(f"{where}: expected text in quotes, found {value!r}.")
     return value
-
-
-def _hint(word: Any, valid: Sequence[str] | Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(str(word), valid, n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""

@@ -18,12 +18,12 @@ from hpo.study.parsing import (
     TABLES,
     check_keys,
     checked_value,
-    hint,
     parse,
     subtable,
 )
 from hpo.study.space import as_json
 from hpo.study.specification import DEFAULT_DATA, Study
+from hpo.text import near_miss
 from models import specs
 
 
@@ -181,8 +181,8 @@ def _file(name: str) -> tuple[str, str, dict[str, Any], Path | None]:
             )
     else:
         raise StudyError(
-            f"No study is called '{name}'.{hint(name, shipped())} There are: {', '.join(shipped())}; or give the path "
-            "of a .toml file."
+            f"No study is called '{name}'.{near_miss(name, shipped())} There are: {', '.join(shipped())}; "
+            "or give the path of a .toml file."
         )
     try:
         table = tomllib.loads(text)

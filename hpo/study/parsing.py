@@ -1,6 +1,5 @@
 """From the tables of a study file to a specification; everything wrong is said with what was expected."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ from hpo.errors import StudyError
 from hpo.study import claims
 from hpo.study.space import Choices, Interval, is_number, second_values
 from hpo.study.specification import BEST, DEFAULT_DATA, SAMPLERS, Study
+from hpo.text import near_miss
 from models import specs
 
 # By pruner, its settings and their defaults: all whole numbers of at least 1.
@@ -152,7 +152,7 @@ def check_keys(label: str, where: str, table: Mapping[str, Any], valid: Sequence
         if key not in valid:
             full = f"{where}.{key}" if where else key
             raise StudyError(
-                f"{label}: unknown key '{full}'.{hint(key, valid)} Valid keys here: {', '.join(valid) or 'none'}."
+                f"{label}: unknown key '{full}'.{near_miss(key, valid)} Valid keys here: {', '.join(valid) or 'none'}."
             )
 
 
@@ -275,14 +275,9 @@ def subtable(label: str, table: Mapping[str, Any], key: str) -> dict[str, Any]:
 def _one_of(label: str, key: str, value: Any, valid: Sequence[str]) -> str:
     found = str(checked_value(label, key, value, str))
     if found not in valid:
-        near = hint(found, valid)
+        near = near_miss(found, valid)
         raise StudyError(f"{label}: {key}: expected one of {', '.join(valid)}, found '{found}'.{near}")
     return found
-
-
-def hint(word: str, valid: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, valid, n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def checked_value(label: str, key: str, value: Any, kind: type) -> Any:

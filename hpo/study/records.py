@@ -1,6 +1,5 @@
 """What planning finds out of a study, and the frozen description of each of its trials."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,8 +105,3 @@ class StudyFacts(Record):
     registered: bool | None = None
     closed: bool | None = None  # it has been closed once
     planned: bool | None = None  # to the end
-
-
-def merged(facts: Mapping[str, Any], changes: Mapping[str, Any]) -> StudyFacts:
-    """Return facts with some replaced."""
-    return StudyFacts.from_json({**facts, **changes})

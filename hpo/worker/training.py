@@ -1,6 +1,5 @@
 """The training of one trial in a trainer process: epochs, checkpoints, and the packaged model."""
 
-import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 from data_pipeline.dataset import Dataset
 from data_pipeline.split import Split
 from hpo import crash
+from hpo.files import sha256_of
 from hpo.recording.trained import Trained
 from hpo.worker import inputs, protocol
 from hpo.worker.channel import Send, signs_of_life
@@ -110,7 +110,7 @@ class _Checkpoints:
         self.newest = self._run.epoch
         path = self._folder / f"checkpoint-{self.newest:06d}.safetensors"
         checkpoint.save_state(self._run.state(), path)
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        sha256 = sha256_of(path)
         self._send(protocol.CheckpointWritten(path=path, epoch=self.newest, sha256=sha256))
 
 
