@@ -10,7 +10,7 @@ import pandas
 from hpo import settings
 from hpo.api.connection import connect, mlflow_away
 from hpo.errors import ModelError, NotFound
-from hpo.queue import Job, Queue, StudyRow
+from hpo.queue import Job, Queue, State, StudyRow
 from hpo.queue.closing_result import ClosingResult
 from hpo.report import comparison, document, sections
 from hpo.report.comparison import Comparison
@@ -76,7 +76,7 @@ class Status:
                 progress.refresh()
                 closing = [progress.closing] if progress.closing else []
                 self.studies.append(_summary(row, [*progress.jobs, *closing]))
-                if not closing or closing[0].state in ("waiting", "running"):
+                if not closing or closing[0].state in (State.WAITING, State.RUNNING):
                     self.open.append(progress)
         finally:
             self._queue.close()  # until the next look
@@ -144,20 +144,20 @@ def _summary(row: StudyRow, jobs: list[Job]) -> StudySummary:
     state = "planned"
     if row.deleting:
         state = "half deleted"
-    elif closing is not None and closing.state == "done":
+    elif closing is not None and closing.state == State.DONE:
         state = "closed"
     elif any(job.alive for job in jobs):
         state = "running"
-    elif any(job.state != "waiting" or job.epochs for job in trials):
+    elif any(job.state != State.WAITING or job.epochs for job in trials):
         state = "interrupted"
     return StudySummary(
         name=row.name,
         state=state,
         trials=len(trials),
-        done=sum(job.state == "done" for job in trials),
-        failed=sum(job.state in ("dead", "diverged") for job in trials),
-        pruned=sum(job.state == "pruned" for job in trials),
-        cancelled=sum(job.state == "cancelled" for job in trials),
+        done=sum(job.state == State.DONE for job in trials),
+        failed=sum(job.state in (State.DEAD, State.DIVERGED) for job in trials),
+        pruned=sum(job.state == State.PRUNED for job in trials),
+        cancelled=sum(job.state == State.CANCELLED for job in trials),
         best_val_nmse=best[0].result.best_val_nmse if best and best[0].result else None,
         data=row.facts.data.name,
         identity=row.identity,
@@ -182,7 +182,7 @@ def trials(study: str) -> list[TrialSummary]:
             config=job.config,
             state=job.state,
             params=job.spec.point if job.spec else {},
-            value=job.result.best_val_nmse if job.state == "done" and job.result else None,
+            value=job.result.best_val_nmse if job.state == State.DONE and job.result else None,
             run_id=job.run_id,
             attempt=job.attempt,
             epochs=job.epochs,
@@ -235,10 +235,10 @@ def _closed(row: StudyRow, jobs: list[Job]) -> Job:
     closing = next((job for job in jobs if job.kind == "closing"), None)
     if closing is None:
         raise NotFound(f"{row.name} is not planned to its end: `hpo run` with the same options goes on with it.")
-    if closing.state == "dead":
+    if closing.state == State.DEAD:
         raise NotFound(f"Closing {row.name} failed: {closing.reason}. `hpo run` with the same options tries it again.")
     if closing.closing is None:
-        left = sum(job.state in ("waiting", "running") for job in jobs if job.kind == "trial")
+        left = sum(job.state in (State.WAITING, State.RUNNING) for job in jobs if job.kind == "trial")
         raise NotFound(
             f"The study {row.name} is not closed: {left} trials are still to be trained. Closing promotes its best "
             f"model; `hpo run` or `hpo worker --study {row.name}` finishes it."

@@ -13,7 +13,7 @@ from hpo.api.connection import Connection, connect, opened
 from hpo.operations import deletion, stopping
 from hpo.operations.backup import place
 from hpo.operations.doctor import Finding, examine
-from hpo.queue import Job, StudyRow
+from hpo.queue import Job, State, StudyRow
 from hpo.services import serving
 
 log = logging.getLogger("hpo.api")
@@ -77,7 +77,7 @@ def stop(study: str, *, wait: bool = True, say: Callable[[str], object] = log.in
             if not wait:
                 break
         trials = [job for job in connection.queue.jobs(row.name) if job.kind == "trial"]
-        done = sum(job.state == "done" for job in trials)
+        done = sum(job.state == State.DONE for job in trials)
         recorded = wait and _record(connection, row)
         return Stopped(study=row.name, left=left, done=done, trials=len(trials), is_recorded=recorded)
 
@@ -119,7 +119,7 @@ def delete(
         row = queue.study(study)
         deletion.check(queue, tracker, row, lease=lease, in_mlflow=in_mlflow)
         if confirm is not None:
-            confirm(row, sum(job.state == "done" for job in queue.jobs(row.name) if job.kind == "trial"))
+            confirm(row, sum(job.state == State.DONE for job in queue.jobs(row.name) if job.kind == "trial"))
         deletion.delete(queue, tracker, connection.store, row, lease=lease, in_mlflow=in_mlflow, report=say)
 
 

@@ -16,7 +16,7 @@ from hpo.launch import slurm as arrays
 from hpo.operations.dry_run import Estimate, estimate
 from hpo.planning import plans
 from hpo.planning.preparation import Plan, prepare
-from hpo.queue import ENDED, Job, Queue, Stop, StudyRow
+from hpo.queue import ENDED, Job, Queue, State, Stop, StudyRow
 from hpo.report import winners
 from hpo.services import serving
 from hpo.services.serving import Services
@@ -123,8 +123,8 @@ class Outcome:
     @property
     def succeeded(self) -> bool:
         """Whether the study is closed with a finished trial."""
-        done = any(job.state == "done" for job in self.jobs if job.kind == "trial")
-        return done and (self.closing is None or self.closing.state != "dead")
+        done = any(job.state == State.DONE for job in self.jobs if job.kind == "trial")
+        return done and (self.closing is None or self.closing.state != State.DEAD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +316,7 @@ def worker(
             limits = replace(limits, seconds=max(0.0, limits.seconds - (time.monotonic() - begin)))
         watch.begin(Begun(row=row, study=restore(row.name, row.spec), queue=connection.queue, links={}))
         outcome = _work(connection, row, compute or Compute(), limits, stops, watch)
-        if outcome.closed and connection.queue.closing_state(study) == "dead":
+        if outcome.closed and connection.queue.closing_state(study) == State.DEAD:
             raise ServiceError(f"Closing {study} failed; `hpo run` tries it again, `hpo promote` says why it failed.")
         watch.end(outcome)
         return outcome

@@ -16,7 +16,7 @@ import pandas
 
 from hpo.errors import NotFound
 from hpo.queue import DatabaseLost, Job, LeaseLost
-from hpo.recording.reconciler import Mirror
+from hpo.recording.reconciler import Reconciler
 from hpo.scores import ranking
 from hpo.text import first_line
 from hpo.tracking.errors import TrackingUnavailable
@@ -31,27 +31,27 @@ PREDICTIONS = "predictions/validation.csv"  # of a trial's run
 log = logging.getLogger("hpo")
 
 
-def log_plots(shown: Mirror, closing: Job, predictions: Mapping[int, Path]) -> None:
+def log_plots(reconciler: Reconciler, closing: Job, predictions: Mapping[int, Path]) -> None:
     """Draw and upload. `predictions` holds each winner's table of validation and test split, by its trial's number.
 
     May be repeated. What cannot be drawn costs a warning: no picture keeps a study from closing. Raises what asks for
     another try, and LeaseLost.
     """
-    best = ranking.ranked(shown.queue.jobs(shown.study.name))
+    best = ranking.ranked(reconciler.queue.jobs(reconciler.study.name))
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent)
         wanted: list[tuple[Job, str, Callable[[], Figure]]] = []
         for job in best[:TOP]:
-            wanted.append((job, "loss.png", partial(_loss, shown, job)))
-            wanted.append((job, "parity.png", partial(_validation, shown, job, folder)))
+            wanted.append((job, "loss.png", partial(_loss, reconciler, job)))
+            wanted.append((job, "parity.png", partial(_validation, reconciler, job, folder)))
         for job in best:
             if (table := predictions.get(job.number)) is not None:
-                wanted.append((job, "parity-test.png", partial(_parity, shown, table, "test")))
+                wanted.append((job, "parity-test.png", partial(_parity, reconciler, table, "test")))
         for job, name, draw in wanted:
-            shown.queue.require(closing)
+            reconciler.queue.require(closing)
             try:
                 draw().savefig(folder / name)
-                shown.tracker.upload(str(job.run_id), folder / name, FOLDER)
+                reconciler.tracker.upload(str(job.run_id), folder / name, FOLDER)
             except (TrackingUnavailable, DatabaseLost, LeaseLost):
                 raise
             except NotFound as error:  # a trial that was recorded before predictions were kept
@@ -61,21 +61,21 @@ def log_plots(shown: Mirror, closing: Job, predictions: Mapping[int, Path]) -> N
                 log.debug("", exc_info=True)
 
 
-def _loss(shown: Mirror, job: Job) -> Figure:
+def _loss(reconciler: Reconciler, job: Job) -> Figure:
     from hpo.report import figures
 
-    return figures.loss_curves({job.run_name: shown.queue.curve(job.id)})
+    return figures.loss_curves({job.run_name: reconciler.queue.curve(job.id)})
 
 
-def _validation(shown: Mirror, job: Job, folder: Path) -> Figure:
-    return _parity(shown, shown.tracker.download_artifact(str(job.run_id), PREDICTIONS, folder), "validation")
+def _validation(reconciler: Reconciler, job: Job, folder: Path) -> Figure:
+    return _parity(reconciler, reconciler.tracker.download_artifact(str(job.run_id), PREDICTIONS, folder), "validation")
 
 
-def _parity(shown: Mirror, table: Path, split: str) -> Figure:
+def _parity(reconciler: Reconciler, table: Path, split: str) -> Figure:
     from hpo.report import figures
 
-    data, names = pandas.read_csv(table), shown.study.facts.data.target_names
+    data, names = pandas.read_csv(table), reconciler.study.facts.data.target_names
     if "split" in data:
         data = data[data["split"] == split]
     truth, predicted = (data[[f"{name} {which}" for name in names]].to_numpy() for which in ("true", "predicted"))
-    return figures.parity(truth, predicted, names, shown.study.facts.data.unit)
+    return figures.parity(truth, predicted, names, reconciler.study.facts.data.unit)

@@ -42,7 +42,7 @@ LOCK = "backup"  # held while a backup is made or restored, and by whatever remo
 WAITS = "Waiting for a backup, a restore or a deletion that is under way on this database."
 PATIENCE = "5s"  # that writers of the queue may take to end a transaction
 INSTANTS = 5  # tries to catch an instant whose checkpoints are all still there
-KEPT = ("done", "diverged", "pruned")  # states whose checkpoints are removed
+KEPT = (State.DONE, State.DIVERGED, State.PRUNED)  # states whose checkpoints are removed
 MARK = "public.hpo_restore"  # table in both databases while a restore is under way
 
 Report = Callable[[str], object]

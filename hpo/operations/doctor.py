@@ -22,7 +22,7 @@ from hpo.errors import ServiceError, StudyConflict
 from hpo.operations import invariants
 from hpo.planning.plans import lock_plan
 from hpo.queue import ENDED, Job, Queue, State, StudyRow
-from hpo.recording.reconciler import Mirror
+from hpo.recording.reconciler import Reconciler
 from hpo.scores import champion, evidence, ranking
 from hpo.search import sampling
 from hpo.services.serving import Services
@@ -56,7 +56,7 @@ def examine(settings: Settings, services: Services, *, study: str | None = None)
         rows = queue.studies()
         owned = {experiment.experiment_id for experiment in experiments.owned(tracker, queue.database_id())}
         for row in rows if study is None else [queue.study(study)]:
-            shown = Mirror(queue, tracker, store, row)
+            reconciler = Reconciler(queue, tracker, store, row)
             if not row.facts.planned:
                 continue  # it is being planned, or its planner died: the next `hpo run` goes on
             if row.deleting:
@@ -64,7 +64,7 @@ def examine(settings: Settings, services: Services, *, study: str | None = None)
                 yield Finding(kind="orphan", what=f"the study {row.name} is half deleted", todo=todo)
                 continue
             if row.facts.experiment_id in owned:
-                yield from _study(shown, settings)
+                yield from _study(reconciler, settings)
             else:
                 yield _experiment_gone(row)
         if study is None:
@@ -100,98 +100,102 @@ def _experiment_gone(row: StudyRow) -> Finding:
     )
 
 
-def _study(shown: Mirror, settings: Settings) -> Iterator[Finding]:
+def _study(reconciler: Reconciler, settings: Settings) -> Iterator[Finding]:
     """Violated invariants, and what belongs to no job."""
-    deleted = {run.info.run_id for run in shown.tracker.runs(_experiment(shown), kind="trial", deleted=True)}
-    for violation in invariants.check(shown, grace=settings.lease):
+    deleted = {run.info.run_id for run in reconciler.tracker.runs(_experiment(reconciler), kind="trial", deleted=True)}
+    for violation in invariants.check(reconciler, grace=settings.lease):
         remedy: Callable[[], object] | None = None
         todo = "see docs/explanation/reliability.md; `hpo delete` removes the study"
         if violation.job is not None and violation.job.kind == "closing":
             todo = "let the study close again when all its trials have ended; `hpo run` trains them"
-            remedy = partial(shown.queue.close_again, shown.study.name)
+            remedy = partial(reconciler.queue.close_again, reconciler.study.name)
         elif violation.job is not None:
-            todo, remedy = "show it again in Optuna and MLflow", partial(_show, shown, violation.job, deleted, settings)
+            todo, remedy = (
+                "show it again in Optuna and MLflow",
+                partial(_show, reconciler, violation.job, deleted, settings),
+            )
         elif violation.election:
             todo = "set aliases and tags as the database says"
-            remedy = partial(champion.settle, shown.queue, shown.tracker, shown.study)
+            remedy = partial(champion.settle, reconciler.queue, reconciler.tracker, reconciler.study)
         elif violation.rule == "I4":
             todo = "do not use these files; take the alias off in MLflow, then `hpo promote` elects the next sound one"
         yield Finding(kind=violation.rule, what=f"{violation.study}: {violation.what}", todo=todo, remedy=remedy)
-    jobs = {job.key: job for job in shown.queue.jobs(shown.study.name) if job.kind == "trial"}
+    jobs = {job.key: job for job in reconciler.queue.jobs(reconciler.study.name) if job.kind == "trial"}
     if not jobs:
         return  # the study was deleted meanwhile
-    yield from _runs(shown, jobs)
-    yield from _models(shown, jobs)
-    yield from _checkpoints(shown, list(jobs.values()))
-    yield from _files(shown, list(jobs.values()))
-    yield from _data_set(shown, settings)
+    yield from _runs(reconciler, jobs)
+    yield from _models(reconciler, jobs)
+    yield from _checkpoints(reconciler, list(jobs.values()))
+    yield from _files(reconciler, list(jobs.values()))
+    yield from _data_set(reconciler, settings)
 
 
-def _show(shown: Mirror, job: Job, deleted: set[str], settings: Settings) -> None:
+def _show(reconciler: Reconciler, job: Job, deleted: set[str], settings: Settings) -> None:
     if job.run_id in deleted:
-        shown.tracker.restore_run(str(job.run_id))
-    shown.queue.show_again(job)
-    shown.reconcile(lease=settings.lease, older_than=0)
+        reconciler.tracker.restore_run(str(job.run_id))
+    reconciler.queue.show_again(job)
+    reconciler.reconcile(lease=settings.lease, older_than=0)
 
 
-def _runs(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
-    for run in shown.tracker.runs(_experiment(shown), kind="trial"):
+def _runs(reconciler: Reconciler, jobs: dict[str, Job]) -> Iterator[Finding]:
+    study = reconciler.study.name
+    for run in reconciler.tracker.runs(_experiment(reconciler), kind="trial"):
         key, job = run.data.tags.get(KEY, ""), jobs.get(run.data.tags.get(KEY, ""))
-        # Of two that were made at once for a trial one goes before its mirror is done.
+        # Of two that were made at once for a trial one goes before its job is reconciled.
         if job is None or (job.run_id is not None and job.run_id != run.info.run_id and job.mirrored):
             yield Finding(
                 kind="orphan",
-                what=f"{shown.study.name}: the MLflow run {run.info.run_id} ({key or 'no key'}) belongs to no trial",
+                what=f"{study}: the MLflow run {run.info.run_id} ({key or 'no key'}) belongs to no trial",
                 todo="delete the run",
-                remedy=partial(shown.tracker.delete_run, run.info.run_id),
+                remedy=partial(reconciler.tracker.delete_run, run.info.run_id),
             )
 
 
-def _models(shown: Mirror, jobs: dict[str, Job]) -> Iterator[Finding]:
+def _models(reconciler: Reconciler, jobs: dict[str, Job]) -> Iterator[Finding]:
     """Models that are no trial's result. A trial that is not over may be uploading one right now, and those of earlier
     attempts go before the mirror of one that is over is done."""
     results = {job.result.model_id for job in jobs.values() if job.state == State.DONE and job.result}
-    for model in logged_models.of_experiment(shown.tracker, _experiment(shown)):
+    for model in logged_models.of_experiment(reconciler.tracker, _experiment(reconciler)):
         key = str(model.tags.get(KEY, ""))
         job = jobs.get(key.rpartition("/")[0])
-        if not key.startswith(f"{shown.study.name}/"):
+        if not key.startswith(f"{reconciler.study.name}/"):
             continue  # somebody's own
         if model.model_id in results or (job is not None and not (job.state in ENDED and job.mirrored)):
             continue
         state = "" if model.status == LoggedModelStatus.READY else "unfinished "
         yield Finding(
             kind="orphan",
-            what=f"{shown.study.name}: the {state}model {model.model_id} is no trial's result",
+            what=f"{reconciler.study.name}: the {state}model {model.model_id} is no trial's result",
             todo="delete the model and its files",
-            remedy=partial(_delete_model, shown, model, job),
+            remedy=partial(_delete_model, reconciler, model, job),
         )
 
 
-def _checkpoints(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
+def _checkpoints(reconciler: Reconciler, jobs: list[Job]) -> Iterator[Finding]:
     for job in jobs:
         if job.state not in (State.DONE, State.DIVERGED, State.PRUNED) or job.run_id is None or not job.mirrored:
-            continue  # a dead one may be tried again from there; of others they go before its mirror is done
-        if left := shown.tracker.files(job.run_id, "checkpoints"):
+            continue  # a dead one may be tried again from there; of others they go before its job is reconciled
+        if left := reconciler.tracker.files(job.run_id, "checkpoints"):
             yield Finding(
                 kind="orphan",
                 what=f"{job.title} is {job.state}, but keeps {len(left)} checkpoints",
                 todo="delete them",
-                remedy=partial(shown.tracker.delete_artifact, job.run_id, "checkpoints"),
+                remedy=partial(reconciler.tracker.delete_artifact, job.run_id, "checkpoints"),
             )
 
 
-def _files(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
+def _files(reconciler: Reconciler, jobs: list[Job]) -> Iterator[Finding]:
     """Recorded models whose files are not all there; those with an alias were checked to the last byte already."""
     versions = {
         version.run_id: (name, version)
-        for name in champion.names(shown.study)
-        for version in registry.versions(shown.tracker, name)
+        for name in champion.names(reconciler.study)
+        for version in registry.versions(reconciler.tracker, name)
     }
     for job in jobs:
         name, version = versions.get(str(job.run_id), ("", None))
         if job.state != State.DONE or job.result is None or (version is not None and version.aliases):
             continue
-        if missing := sorted(job.result.files.keys() - registry.stored_files(shown.tracker, job.result.model_id)):
+        if missing := sorted(job.result.files.keys() - registry.stored_files(reconciler.tracker, job.result.model_id)):
             registered = f"{name} version {version.number}, " if version is not None else ""
             yield Finding(
                 kind="files",
@@ -201,50 +205,52 @@ def _files(shown: Mirror, jobs: list[Job]) -> Iterator[Finding]:
             )
 
 
-def _data_set(shown: Mirror, settings: Settings) -> Iterator[Finding]:
+def _data_set(reconciler: Reconciler, settings: Settings) -> Iterator[Finding]:
     """The data set at the study's run, without which other machines cannot train, and what its winners predicted."""
-    row = shown.study
+    row = reconciler.study
     with tempfile.TemporaryDirectory() as folder:
         try:
-            dataset = load_npz(data_sets.download(shown.tracker, row, Path(folder)))
+            dataset = load_npz(data_sets.download(reconciler.tracker, row, Path(folder)))
         except ServiceError as error:
             here = data_sets.copy_here(settings.home, row) is not None
             yield Finding(
                 kind="files",
                 what=str(error).partition(" `hpo doctor")[0].rstrip("."),
                 todo="put it there again from this machine" if here else "restore it from a backup",
-                remedy=partial(data_sets.mend, settings.home, shown.queue, shown.tracker, row) if here else None,
+                remedy=partial(data_sets.mend, settings.home, reconciler.queue, reconciler.tracker, row)
+                if here
+                else None,
             )
             return
     parts = split(len(dataset.images))
-    for close in shown.queue.jobs(row.name):
+    for close in reconciler.queue.jobs(row.name):
         if close.kind != "closing" or close.state != State.DONE or close.closing is None:
             continue
         for entry in close.closing.groups:
             try:
-                evidence.predictions(shown.tracker, row, entry.number, dataset, parts)
+                evidence.predictions(reconciler.tracker, row, entry.number, dataset, parts)
             except StudyConflict as error:
                 yield Finding(
                     kind="files",
                     what=str(error).partition(" `hpo doctor")[0].rstrip("."),
                     todo="let the recorded model predict it again",
-                    remedy=partial(_predict_again, shown, entry.number, settings),
+                    remedy=partial(_predict_again, reconciler, entry.number, settings),
                 )
 
 
-def _predict_again(shown: Mirror, number: int, settings: Settings) -> None:
+def _predict_again(reconciler: Reconciler, number: int, settings: Settings) -> None:
     """Score a winner's recorded model as its closing did, and put what it predicts at the study's run."""
     from hpo.worker import protocol, scoring
 
-    job = next(job for job in ranking.ranked(shown.queue.jobs(shown.study.name)) if job.number == number)
-    data = data_sets.fetch(settings.home, shown.tracker, shown.study)
+    job = next(job for job in ranking.ranked(reconciler.queue.jobs(reconciler.study.name)) if job.number == number)
+    data = data_sets.fetch(settings.home, reconciler.tracker, reconciler.study)
     with tempfile.TemporaryDirectory() as folder:
         model, table = Path(folder, "model"), Path(folder, f"trial-{number}.csv")
-        promotion.fetch(shown.tracker, job, model)
+        promotion.fetch(reconciler.tracker, job, model)
         request = protocol.Score(folder=model, data=data, predictions=table)
         scored = scoring.score(request, lambda message: None, threading.Event())
         promotion.check_same(vars(scored), job)
-        shown.tracker.upload(shown.study.facts.study_run_id, table, "predictions")
+        reconciler.tracker.upload(reconciler.study.facts.study_run_id, table, "predictions")
 
 
 def _experiments_without_study(queue: Queue, tracker: Tracker, rows: list[StudyRow]) -> Iterator[Finding]:
@@ -289,11 +295,11 @@ def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
             )
 
 
-def _delete_model(shown: Mirror, model: LoggedModel, seen: Job | None) -> None:
+def _delete_model(reconciler: Reconciler, model: LoggedModel, seen: Job | None) -> None:
     """Delete the model unless its trial is tried again, or has taken it as its result, since we looked."""
-    job = shown.queue.job(seen.id) if seen is not None else None
+    job = reconciler.queue.job(seen.id) if seen is not None else None
     if job is None or (job.state in ENDED and (job.result is None or job.result.model_id != model.model_id)):
-        logged_models.delete(shown.tracker, model)
+        logged_models.delete(reconciler.tracker, model)
 
 
 def _delete_experiment(queue: Queue, tracker: Tracker, experiment: Experiment) -> None:
@@ -303,5 +309,5 @@ def _delete_experiment(queue: Queue, tracker: Tracker, experiment: Experiment) -
             experiments.delete(tracker, experiment.experiment_id)
 
 
-def _experiment(shown: Mirror) -> Any:
-    return shown.study.facts.experiment_id
+def _experiment(reconciler: Reconciler) -> Any:
+    return reconciler.study.facts.experiment_id

@@ -18,8 +18,7 @@ from mlflow.entities import LoggedModelStatus
 from optuna.trial import TrialState
 
 from hpo.queue import ATTEMPTS, ENDED, Job, State
-from hpo.recording import reconciler
-from hpo.recording.reconciler import Mirror
+from hpo.recording.reconciler import RUN_STATUS, Reconciler
 from hpo.scores import champion
 from hpo.search import sampling
 from hpo.tracking import logged_models, registry
@@ -39,68 +38,68 @@ class Violation:
     election: bool = False  # whether aliases or tags are not what the rows say
 
 
-def check(shown: Mirror, *, grace: float = 0.0, models: bool = True) -> list[Violation]:
+def check(reconciler: Reconciler, *, grace: float = 0.0, models: bool = True) -> list[Violation]:
     """All violations of one study. With `models` every aliased version is downloaded, loaded and made to predict.
 
     On a running study give a `grace` in seconds: what changed more recently, or while we looked, is not judged.
     """
-    before = shown.queue.jobs(shown.study.name)
-    late = {job.id for job in shown.queue.unmirrored(shown.study.name, older_than=grace)}
-    abandoned = set(shown.queue.expired(shown.study.name, lease=grace))
+    before = reconciler.queue.jobs(reconciler.study.name)
+    late = {job.id for job in reconciler.queue.unmirrored(reconciler.study.name, older_than=grace)}
+    abandoned = set(reconciler.queue.expired(reconciler.study.name, lease=grace))
     try:
-        seen = _Seen(shown, before)
+        seen = _Seen(reconciler, before)
     except KeyError:
-        return [_violation(shown, "I1", "Optuna has no such study: somebody deleted it there")]
-    after = {job.id: job for job in shown.queue.jobs(shown.study.name)}
+        return [_violation(reconciler, "I1", "Optuna has no such study: somebody deleted it there")]
+    after = {job.id: job for job in reconciler.queue.jobs(reconciler.study.name)}
     if any(job.id not in after for job in before):
         return []  # the study was deleted meanwhile
-    found = [_violation(shown, "I1", what) for what in _planned(shown, before, seen)]
-    found += [_violation(shown, "I1", what, job) for job, what in _closed_early(before)]
+    found = [_violation(reconciler, "I1", what) for what in _planned(reconciler, before, seen)]
+    found += [_violation(reconciler, "I1", what, job) for job, what in _closed_early(before)]
     for job in before:
         if job.id in abandoned and _same(job, after[job.id]):
-            found.append(_violation(shown, "I3", "is running, but its worker's lease ran out", job))
+            found.append(_violation(reconciler, "I3", "is running, but its worker's lease ran out", job))
         elif job.id in late and job.state == after[job.id].state:
-            found.append(_violation(shown, "I1", "Optuna and MLflow do not show its state or its curve yet", job))
+            found.append(_violation(reconciler, "I1", "Optuna and MLflow do not show its state or its curve yet", job))
         elif job.kind == "trial" and job.mirrored and _same(job, after[job.id]):
-            found += _trial(shown, job, seen)
+            found += _trial(reconciler, job, seen)
     if models:
-        found += [_violation(shown, "I4", what) for what in _aliases(shown)]
-        faults = champion.faults(shown.queue, shown.tracker, shown.study)
-        found += [replace(_violation(shown, "I4", what), election=True) for what in faults]
+        found += [_violation(reconciler, "I4", what) for what in _aliases(reconciler)]
+        faults = champion.faults(reconciler.queue, reconciler.tracker, reconciler.study)
+        found += [replace(_violation(reconciler, "I4", what), election=True) for what in faults]
     return found
 
 
 class _Seen:
     """A study as Optuna and MLflow show it, read once."""
 
-    def __init__(self, shown: Mirror, jobs: list[Job]) -> None:
+    def __init__(self, reconciler: Reconciler, jobs: list[Job]) -> None:
         self.repeats: dict[int, list[Job]] = {}  # by number
         for job in jobs:
             self.repeats.setdefault(job.number, []).append(job)
-        experiment = shown.study.facts.experiment_id
-        study_id = shown.store.get_study_id_from_name(shown.study.name)
-        self.trials = {trial.number: trial for trial in shown.store.get_all_trials(study_id, deepcopy=False)}
+        experiment = reconciler.study.facts.experiment_id
+        study_id = reconciler.store.get_study_id_from_name(reconciler.study.name)
+        self.trials = {trial.number: trial for trial in reconciler.store.get_all_trials(study_id, deepcopy=False)}
         self.runs: dict[str, list[Any]] = {}
-        for run in shown.tracker.runs(experiment, kind="trial"):
+        for run in reconciler.tracker.runs(experiment, kind="trial"):
             self.runs.setdefault(run.data.tags.get(KEY, ""), []).append(run)
         self.models: dict[str, list[str]] = {}  # by run: ids of finished models
-        for model in logged_models.of_experiment(shown.tracker, experiment):
+        for model in logged_models.of_experiment(reconciler.tracker, experiment):
             if model.status == LoggedModelStatus.READY:
                 self.models.setdefault(model.source_run_id or "", []).append(model.model_id)
 
 
-def _violation(shown: Mirror, rule: str, what: str, job: Job | None = None) -> Violation:
+def _violation(reconciler: Reconciler, rule: str, what: str, job: Job | None = None) -> Violation:
     where = f"{job.title}: " if job is not None else ""
-    return Violation(rule=rule, study=shown.study.name, what=where + what, job=job)
+    return Violation(rule=rule, study=reconciler.study.name, what=where + what, job=job)
 
 
 def _same(job: Job, later: Job) -> bool:
     return (job.state, job.fence, job.mirrored, job.run_id) == (later.state, later.fence, later.mirrored, later.run_id)
 
 
-def _planned(shown: Mirror, jobs: list[Job], seen: _Seen) -> Iterator[str]:
-    best = shown.study.facts.best_of  # of fewer points than were asked for, if no more were trained to their end
-    planned = shown.study.spec["sampler"]["trials"] if best is None else len(best)
+def _planned(reconciler: Reconciler, jobs: list[Job], seen: _Seen) -> Iterator[str]:
+    best = reconciler.study.facts.best_of  # of fewer points than were asked for, if no more were trained to their end
+    planned = reconciler.study.spec["sampler"]["trials"] if best is None else len(best)
     numbers = sorted({job.number for job in jobs if job.kind == "trial"})
     if numbers != list(range(planned)):
         yield f"expected the {planned} planned points in the queue, found {len(numbers)}"
@@ -120,17 +119,17 @@ def _closed_early(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
             yield closing, f"is {closing.state}, but {left[0].title} is {left[0].state}"
 
 
-def _trial(shown: Mirror, job: Job, seen: _Seen) -> Iterator[Violation]:
-    curve = shown.queue.curve(job.id)
+def _trial(reconciler: Reconciler, job: Job, seen: _Seen) -> Iterator[Violation]:
+    curve = reconciler.queue.curve(job.id)
     for rule, what in (
         *(("I1", what) for what in _result(job)),
         *_optuna(seen.repeats[job.number], seen.trials.get(job.number)),
         *_mlflow(job, seen),
-        *(("I2", what) for what in _shown_curve(shown, job, curve)),
+        *(("I2", what) for what in _shown_curve(reconciler, job, curve)),
     ):
-        yield _violation(shown, rule, what, job)
+        yield _violation(reconciler, rule, what, job)
     for what in _curve(job, curve):  # showing it again mends none of this
-        yield _violation(shown, "I2", f"{job.title}: {what}")
+        yield _violation(reconciler, "I2", f"{job.title}: {what}")
 
 
 def _result(job: Job) -> Iterator[str]:
@@ -168,7 +167,7 @@ def _mlflow(job: Job, seen: _Seen) -> Iterator[tuple[str, str]]:
     if [run.info.run_id for run in runs] != [job.run_id]:
         yield "I1", f"expected the one MLflow run {job.run_id}, found {[run.info.run_id for run in runs] or 'none'}"
         return
-    status, expected = runs[0].info.status, reconciler.RUN_STATUS[job.state]
+    status, expected = runs[0].info.status, RUN_STATUS[job.state]
     if status != expected:
         yield ("I3" if status == "RUNNING" else "I1"), f"expected {expected} in MLflow, found {status}"
     if job.state == State.DONE and job.result:
@@ -192,21 +191,21 @@ def _curve(job: Job, curve: Curve) -> Iterator[str]:
         yield f"its checkpoint is of epoch {job.checkpoint.epoch}, its curve ends at {len(numbers)}"
 
 
-def _shown_curve(shown: Mirror, job: Job, curve: Curve) -> Iterator[str]:
+def _shown_curve(reconciler: Reconciler, job: Job, curve: Curve) -> Iterator[str]:
     if job.state != State.RUNNING and job.run_id is not None and curve:
         for metric in ("train/nmse", "val/nmse"):
             expected = [(number, values[metric]) for number, values in curve if values[metric] is not None]
-            if shown.tracker.curve(job.run_id, metric) != expected:
+            if reconciler.tracker.curve(job.run_id, metric) != expected:
                 yield f"its curve {metric} in MLflow differs from the recorded one"
 
 
-def _aliases(shown: Mirror) -> Iterator[str]:
+def _aliases(reconciler: Reconciler) -> Iterator[str]:
     """The study's versions with an alias that nobody should use."""
-    owner = shown.queue.database_id()
-    for name in champion.names(shown.study):
-        for version in registry.versions(shown.tracker, name):
-            job = shown.queue.by_run(version.run_id)
-            if version.tags.get(OWNER) != owner or (job is not None and job.study != shown.study.name):
+    owner = reconciler.queue.database_id()
+    for name in champion.names(reconciler.study):
+        for version in registry.versions(reconciler.tracker, name):
+            job = reconciler.queue.by_run(version.run_id)
+            if version.tags.get(OWNER) != owner or (job is not None and job.study != reconciler.study.name):
                 continue  # of another database on this server, or looked at with its own study
-            if version.aliases and (fault := champion.unsound(shown.queue, shown.tracker, name, version)):
+            if version.aliases and (fault := champion.unsound(reconciler.queue, reconciler.tracker, name, version)):
                 yield f"{name} version {version.number} (@{', @'.join(version.aliases)}): {fault}"

@@ -8,7 +8,7 @@ import optuna
 from hpo.errors import NotFound
 from hpo.machine import who
 from hpo.queue import DatabaseLost, Job, Queue, State, StudyRow
-from hpo.recording.reconciler import Mirror
+from hpo.recording.reconciler import Reconciler
 from hpo.report import names
 from hpo.tracking.client import Tracker
 from hpo.tracking.errors import TrackingUnavailable
@@ -54,7 +54,7 @@ def cancel(queue: Queue, study: StudyRow, trial: str, *, undo: bool = False) -> 
 def show(queue: Queue, tracker: Tracker, store: optuna.storages.RDBStorage, study: StudyRow, *, lease: float) -> bool:
     """Let Optuna and MLflow show at once what has changed; false if they are away: a worker does it later."""
     try:
-        Mirror(queue, tracker, store, study).reconcile(lease=lease, older_than=0, expire=False)
+        Reconciler(queue, tracker, store, study).reconcile(lease=lease, older_than=0, expire=False)
     except (TrackingUnavailable, DatabaseLost):
         return False
     return True

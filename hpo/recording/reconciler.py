@@ -13,25 +13,25 @@ from mlflow.exceptions import MlflowException
 
 from hpo import crash
 from hpo.machine import environment
-from hpo.queue import FREEZE_LIMIT, DatabaseLost, Job, Queue, StudyRow, TrialResult
+from hpo.queue import FREEZE_LIMIT, DatabaseLost, Job, Queue, State, StudyRow, TrialResult
 from hpo.search import sampling
 from hpo.study import provenance, restore
 from hpo.study.records import TrialSpec
 from hpo.text import first_line
 from hpo.tracking import logged_models
-from hpo.tracking.client import Tracker
+from hpo.tracking.client import Status, Tracker
 from hpo.tracking.errors import TrackingUnavailable
 
 log = logging.getLogger("hpo")
 
-RUN_STATUS = {
-    "waiting": "SCHEDULED",  # between attempts: a run that was KILLED would keep its old end time
-    "running": "RUNNING",
-    "done": "FINISHED",
-    "diverged": "FAILED",
-    "pruned": "KILLED",
-    "dead": "FAILED",
-    "cancelled": "KILLED",
+RUN_STATUS: dict[State, Status] = {
+    State.WAITING: "SCHEDULED",  # between attempts: a run that was KILLED would keep its old end time
+    State.RUNNING: "RUNNING",
+    State.DONE: "FINISHED",
+    State.DIVERGED: "FAILED",
+    State.PRUNED: "KILLED",
+    State.DEAD: "FAILED",
+    State.CANCELLED: "KILLED",
 }
 
 
@@ -62,7 +62,7 @@ class Reconciler:
                     planned = restore(self.study.name, self.study.spec)
                     sampling.tell(self.store, planned, job, job.spec.point)
                 sampling.update_trial(self.store, self.study.name, job, self._repeats(job))
-        if same and run_id is not None and job.state in ("done", "diverged", "pruned", "cancelled"):
+        if same and run_id is not None and job.state in (State.DONE, State.DIVERGED, State.PRUNED, State.CANCELLED):
             self._remove_leftovers(job, run_id)  # before the row is reconciled, or doctor would report what is left
         self.queue.set_mirrored(job, run_id)
         # It may have gone on meanwhile, and what we wrote in MLflow is old.
@@ -75,16 +75,15 @@ class Reconciler:
         self.send_epochs(job, run_id)
         now = round(job.changed_at * 1000)
         tags: dict[str, Any] = {"hpo.attempt": job.attempt, "hpo.state": job.state, "hpo.reason": job.reason or ""}
-        if job.state == "running":
+        if job.state == State.RUNNING:
             tags |= environment() | {"hpo.worker": job.worker or ""}
         self.tracker.set_tags(run_id, tags)
-        if job.state == "done" and job.result:
+        if job.state == State.DONE and job.result:
             self.tracker.log_summary(run_id, summary(job.result), timestamp_ms=now, step=job.result.best_epoch)
             if job.result.device:
                 self.tracker.set_tags(run_id, {"hpo.device": job.result.device})
-        status = RUN_STATUS[job.state]
-        self.tracker.set_status(run_id, status, end_ms=now if job.state not in ("waiting", "running") else None)  # type: ignore[arg-type]
-        if job.state == "done":
+        self.tracker.set_status(run_id, RUN_STATUS[job.state], end_ms=now if job.state.ended else None)
+        if job.state == State.DONE:
             crash.at("run ended")
         return run_id
 
@@ -103,9 +102,9 @@ class Reconciler:
         experiment, kept = self.study.facts.experiment_id, job.result.model_id if job.result else None
         try:
             for run in (run_id, *job.discarded):
-                if (job.checkpoint is not None or job.discarded) and job.state != "cancelled":
+                if (job.checkpoint is not None or job.discarded) and job.state != State.CANCELLED:
                     self.tracker.delete_artifact(run, "checkpoints")
-                if job.state == "cancelled" or (job.state == "done" and job.result):
+                if job.state == State.CANCELLED or (job.state == State.DONE and job.result):
                     logged_models.delete_others(self.tracker, run, experiment, keep=kept, still=still)
         except DatabaseLost:
             raise
@@ -259,6 +258,3 @@ def summary(result: TrialResult) -> dict[str, float | None]:
         for name, value in zip(result.target_names, result.validation.per_target[score], strict=True):
             flat[f"best_val_{score}/{name}"] = value
     return flat
-
-
-Mirror = Reconciler  # until every package has the new name

@@ -119,7 +119,7 @@ class Tasks:
         A verdict of the pruner counts instead, though it came too late to spare the rest of the training.
         """
         if verdict := self.pruning.settle(job):
-            return self.end(job, "pruned", epoch=trained.epochs, reason=verdict)
+            return self.end(job, State.PRUNED, epoch=trained.epochs, reason=verdict)
         queue, tracker, study = self.reconciler.queue, self.reconciler.tracker, self.reconciler.study
         queue.cut(job, trained.epochs)  # an earlier attempt on another kind of machine may have had more patience
         run_id = self.reconciler.ensure_run(queue.require(job))
@@ -155,14 +155,14 @@ class Tasks:
         log.info("%s done: val nmse %.4g at epoch %d, %.0f s", job.title, nmse, epoch, seconds)
         return Ended(job=job, logged=True)
 
-    def end(self, job: Job, state: str, *, epoch: int, reason: str) -> Ended:
+    def end(self, job: Job, state: State, *, epoch: int, reason: str) -> Ended:
         """Record that a trial has diverged or was pruned at an epoch; a verdict of the pruner counts first."""
         queue = self.reconciler.queue
-        if state == "diverged":
+        if state == State.DIVERGED:
             queue.cut(job, epoch - 1)  # an attempt on another kind of machine may have come further
         if verdict := self.pruning.settle(job):
-            state, reason = "pruned", verdict
-        queue.end(job, State(state), result={"epoch": epoch}, reason=reason)
+            state, reason = State.PRUNED, verdict
+        queue.end(job, state, result={"epoch": epoch}, reason=reason)
         return Ended(job=job, logged=False)
 
     def bury(self, job: Job, reason: str) -> Ended:

@@ -42,7 +42,7 @@ class Progress:
         now = time.monotonic()
         self._history = [(at, n) for at, n in self._history if now - at <= RATE_WINDOW] + [(now, self.epochs)]
 
-    def count(self, *states: str) -> int:
+    def count(self, *states: State) -> int:
         return sum(job.state in states for job in self.jobs)
 
     @property
@@ -117,9 +117,14 @@ class Progress:
         return ", ".join([*words, self._time_left()])
 
     def _counts(self) -> list[str]:
-        early = [f"{self.count(state)} {state}" for state in ("pruned", "cancelled") if self.count(state)]
-        done = f"{self.count('done')} of {len(self.jobs)} trials done"
-        return [done, f"{self.count('waiting')} waiting", f"{self.count('dead', 'diverged')} failed", *early]
+        early = [f"{self.count(state)} {state}" for state in (State.PRUNED, State.CANCELLED) if self.count(state)]
+        done = f"{self.count(State.DONE)} of {len(self.jobs)} trials done"
+        return [
+            done,
+            f"{self.count(State.WAITING)} waiting",
+            f"{self.count(State.DEAD, State.DIVERGED)} failed",
+            *early,
+        ]
 
     def _time_left(self) -> str:
         left = self.seconds_left
@@ -129,7 +134,7 @@ class Progress:
         """Return the progress for programs."""
         return {
             "study": self.study.name,
-            **{state: self.count(state) for state in ("waiting", "running", *ENDED)},
+            **{state: self.count(state) for state in (State.WAITING, State.RUNNING, *ENDED)},
             "epochs": self.epochs,
             "seconds_left": self.seconds_left,
             "best_val_nmse": self.best[0] if self.best else None,

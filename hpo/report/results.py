@@ -16,7 +16,7 @@ from rich.console import Console
 from hpo.machine import now_ms
 from hpo.queue import Job, State, StudyRow, finite
 from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election
-from hpo.recording.reconciler import Mirror
+from hpo.recording.reconciler import Reconciler
 from hpo.report import tables
 from hpo.report.tables import Column, Row, Table
 from hpo.report.words import (
@@ -67,9 +67,9 @@ def fruitless(jobs: list[Job]) -> list[str]:
     lines = [f"{count} of {len(trials)} {state}: {reason}." for (state, reason), count in counts.most_common(TOP)]
     lines += [f"… and {len(counts) - TOP} other reasons: `hpo trials` lists them."] if len(counts) > TOP else []
     remedies = {
-        "dead": "Once that is put right, the same command with --retry trains the dead ones again.",
-        "diverged": "Those that diverged would do so again: change the study, for example to a lower learning rate.",
-        "cancelled": "`hpo cancel --undo` brings a cancelled one back.",
+        State.DEAD: "Once that is put right, the same command with --retry trains the dead ones again.",
+        State.DIVERGED: "Those that diverged would do so again: change the study, perhaps to a lower learning rate.",
+        State.CANCELLED: "`hpo cancel --undo` brings a cancelled one back.",
     }
     return lines + [remedy for state, remedy in remedies.items() if any(job.state == state for job in trials)]
 
@@ -283,7 +283,7 @@ def rows(jobs: list[Job]) -> list[dict[str, Any]]:
     return listed
 
 
-def log_study(reconciler: Mirror, ended: ClosingResult) -> None:
+def log_study(reconciler: Reconciler, ended: ClosingResult) -> None:
     """Attach the tables to the study's run, set its summary and end it. Idempotent."""
     study, now = reconciler.study, now_ms()
     jobs, run_id = reconciler.queue.jobs(study.name), study.facts.study_run_id

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hpo import crash
 from hpo.errors import ModelError, NotFound
-from hpo.queue import DatabaseLost, Job, Queue, StudyRow
+from hpo.queue import DatabaseLost, Job, Queue, State, StudyRow
 from hpo.queue.closing_result import Election
 from hpo.scores import ranking
 from hpo.scores.standings import Rival, Standing, problem, rivals, standings
@@ -98,7 +98,7 @@ def faults(queue: Queue, tracker: Tracker, row: StudyRow) -> Iterator[str]:
     """Say where aliases and tags in the registry contradict the rows; nothing while a study on the problem closes."""
     contest = Contest(queue, tracker, row)
     closings = [rival.closing_attempt for rival in contest.rivals]
-    if any(attempt is not None and attempt[0] == "running" for attempt in closings):
+    if any(attempt is not None and attempt[0] == State.RUNNING for attempt in closings):
         return
     messages = list(contest.faults())
     if closings == [rival.closing_attempt for rival in rivals(queue, row)]:

@@ -111,7 +111,7 @@ class Closed:
     def lost(self) -> list[Job]:
         """A trial without a score of each configuration that has such trials; its state says why. The other trials of
         such a configuration were selected by how they went."""
-        order = ("pruned", "diverged", "dead", "cancelled")
+        order = (State.PRUNED, State.DIVERGED, State.DEAD, State.CANCELLED)
         first: dict[int, Job] = {}
         for job in sorted((job for job in self.jobs if job.state in order), key=lambda job: order.index(job.state)):
             first.setdefault(job.number, job)
@@ -212,7 +212,7 @@ def gather(queue: Queue, tracker: Tracker, names: Sequence[str] = ()) -> Evidenc
 
 
 def _comparable(queue: Queue) -> list[StudyRow]:
-    rows = [row for row in queue.studies() if queue.closing_state(row.name) == "done"]
+    rows = [row for row in queue.studies() if queue.closing_state(row.name) == State.DONE]
     if not rows:
         raise NotFound("No study is closed yet, so there is nothing to report. `hpo run --study grid` makes one.")
     newest = rows[-1].facts.data

@@ -32,7 +32,7 @@ class Rival:
         return next((job for job in self.jobs if job.kind == "closing"), None)
 
     @property
-    def closing_attempt(self) -> tuple[str, int] | None:
+    def closing_attempt(self) -> tuple[State, int] | None:
         """State and fence of the closing: they change when a worker begins or ends it."""
         return (self.closing.state, self.closing.fence) if self.closing is not None else None
 

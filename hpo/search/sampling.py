@@ -18,18 +18,18 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from hpo.errors import ServiceError
-from hpo.queue import CONNECT, Job, lost, postgres_url
+from hpo.queue import CONNECT, Job, State, lost, postgres_url
 from hpo.search import foreign
 from hpo.study import BEST, Choices, Interval, Study
 
 STATES = {
-    "waiting": TrialState.WAITING,
-    "running": TrialState.RUNNING,
-    "done": TrialState.COMPLETE,
-    "diverged": TrialState.FAIL,
-    "pruned": TrialState.PRUNED,
-    "dead": TrialState.FAIL,
-    "cancelled": TrialState.FAIL,
+    State.WAITING: TrialState.WAITING,
+    State.RUNNING: TrialState.RUNNING,
+    State.DONE: TrialState.COMPLETE,
+    State.DIVERGED: TrialState.FAIL,
+    State.PRUNED: TrialState.PRUNED,
+    State.DEAD: TrialState.FAIL,
+    State.CANCELLED: TrialState.FAIL,
 }
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -174,14 +174,14 @@ def update_judged(store: optuna.storages.RDBStorage, name: str, job: Job) -> Non
         foreign.update_judged(store, store.get_trial_id_from_study_id_trial_number(study_id, job.number), job)
 
 
-def together(repeats: Sequence[Job]) -> tuple[str, float | None]:
+def together(repeats: Sequence[Job]) -> tuple[State, float | None]:
     """Return the state and value of a configuration, from those of its repeats."""
     states = [job.state for job in repeats]
-    if "running" in states or "waiting" in states:
-        has_begun = any(state != "waiting" for state in states)
-        return ("running" if has_begun else "waiting"), None
-    values = [job.result.best_val_nmse for job in repeats if job.state == "done" and job.result]
-    return ("done", sum(values) / len(values)) if values else (states[0], None)
+    if State.RUNNING in states or State.WAITING in states:
+        has_begun = any(state != State.WAITING for state in states)
+        return (State.RUNNING if has_begun else State.WAITING), None
+    values = [job.result.best_val_nmse for job in repeats if job.state == State.DONE and job.result]
+    return (State.DONE, sum(values) / len(values)) if values else (states[0], None)
 
 
 @database()

@@ -9,7 +9,7 @@ from functools import lru_cache
 import optuna
 
 from hpo import study
-from hpo.queue import DatabaseLost, Job, LeaseLost, Queue
+from hpo.queue import DatabaseLost, Job, LeaseLost, Queue, State
 from hpo.search import sampling
 from hpo.worker import protocol
 from hpo.worker.channel import Channel, serve
@@ -43,7 +43,7 @@ def answer(request: protocol.Fill) -> protocol.Answer:
 def fill(queue: Queue, store: optuna.storages.RDBStorage, name: str, job_id: int, fence: int) -> Job:
     """Let the sampler choose the point of a claimed slot; all repeats of a slot get the same. Raises LeaseLost."""
     job = queue.job(job_id)
-    if job is None or job.fence != fence or job.state != "running":
+    if job is None or job.fence != fence or job.state != State.RUNNING:
         raise LeaseLost(name)
     row = queue.study(name)
     planned = study.restore(name, row.spec)

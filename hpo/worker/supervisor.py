@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from hpo.errors import NotFound, ServiceError
-from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, StudyRow
+from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, State, StudyRow
 from hpo.recording import outcomes
 from hpo.worker.collaborators import Collaborators
 from hpo.worker.crew import Crew
@@ -213,10 +213,10 @@ class Supervisor:
         if job not in self.leases:
             return
         current = self._queue.job(job.id)
-        is_cancelled = current is not None and current.state == "cancelled"
+        is_cancelled = current is not None and current.state == State.CANCELLED
         if is_cancelled:  # shown after what is being recorded of it right now
             self._recorder.put(job, partial(self._tasks.reconcile, job))
-        own_end = current and current.fence == job.fence and current.state in ("done", "diverged", "pruned")
+        own_end = current and current.fence == job.fence and current.state in (State.DONE, State.DIVERGED, State.PRUNED)
         if own_end or self.leases.is_returning(job):  # it went by our own hand, and only the answer was lost
             self.leases.drop(job)
             return

@@ -12,7 +12,7 @@ from typing import Any
 
 from hpo import crash
 from hpo.errors import ServiceError
-from hpo.queue import ATTEMPTS, Job
+from hpo.queue import ATTEMPTS, Job, State
 from hpo.recording import outcomes
 from hpo.recording.trained import Trained
 from hpo.worker import protocol
@@ -59,7 +59,7 @@ class Trials:
         """Begin a claimed trial on a free trainer."""
         if job.verdict is not None:
             log.info("%s was %s", job.title, job.verdict)
-            self._recorder.put(job, partial(self._tasks.end, job, "pruned", epoch=job.epochs, reason=job.verdict))
+            self._recorder.put(job, partial(self._tasks.end, job, State.PRUNED, epoch=job.epochs, reason=job.verdict))
             return
         trainer.reserve(job, fetches=self._data.fetches)
         if job.spec is None:  # a slot: choosing its point takes longer with every trial, so another process does it
@@ -113,16 +113,16 @@ class Trials:
     def _on_returned(self, trainer: Trainer, job: Job, message: protocol.Returned) -> None:
         if reason := self._pruning.reason(job):
             log.info("%s pruned after epoch %d", job.title, message.epoch)
-            self._end(job, "pruned", message.epoch, reason)
+            self._end(job, State.PRUNED, message.epoch, reason)
         else:
             log.info("giving %s back after epoch %d", job.title, message.epoch)
             self._leases.put_task(job, partial(self._tasks.hand_back, job, "handed back"))
 
     def _on_diverged(self, trainer: Trainer, job: Job, message: protocol.Diverged) -> None:
         log.warning("%s diverged at epoch %d", job.title, message.epoch)
-        self._end(job, "diverged", message.epoch, f"diverged at epoch {message.epoch}")
+        self._end(job, State.DIVERGED, message.epoch, f"diverged at epoch {message.epoch}")
 
-    def _end(self, job: Job, state: str, epoch: int, reason: str) -> None:
+    def _end(self, job: Job, state: State, epoch: int, reason: str) -> None:
         self._leases.put_task(job, partial(self._tasks.end, job, state, epoch=epoch, reason=reason))
 
     def _on_failed(self, trainer: Trainer, job: Job, message: protocol.Failed) -> None:

@@ -31,7 +31,7 @@ from shell import create_database, mlflow_processes, postgres_processes, resume
 from hpo import settings
 from hpo.operations import invariants
 from hpo.queue import ENDED, DatabaseLost, Job, Queue
-from hpo.recording.reconciler import Mirror
+from hpo.recording.reconciler import Reconciler
 from hpo.search import sampling
 from hpo.services import serving
 from hpo.tracking import experiments, registry
@@ -376,10 +376,10 @@ class Chaos:
         )
 
     @contextmanager
-    def shown(self, study: Study) -> Iterator[Mirror]:
+    def shown(self, study: Study) -> Iterator[Reconciler]:
         store = sampling.storage(study.lab.url)
         try:
-            yield Mirror(study.lab.queue, Tracker(self.up().tracking_uri), store, study.lab.queue.study(study.name))
+            yield Reconciler(study.lab.queue, Tracker(self.up().tracking_uri), store, study.lab.queue.study(study.name))
         finally:
             store.remove_session()
             store.engine.dispose()

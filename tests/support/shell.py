@@ -21,7 +21,7 @@ from psycopg import sql
 
 from hpo.operations import invariants
 from hpo.queue import Queue
-from hpo.recording.reconciler import Mirror
+from hpo.recording.reconciler import Reconciler
 from hpo.search.sampling import storage
 from hpo.services import home as homes
 from hpo.services import mlflow_server
@@ -229,11 +229,11 @@ def tmpfs(folder: Path, size: str) -> Iterator[Path]:
 
 
 @contextmanager
-def mirrored(shell: Shell, study: str) -> Iterator[Mirror]:
+def mirrored(shell: Shell, study: str) -> Iterator[Reconciler]:
     """The study as this process sees it in the database, Optuna and MLflow."""
     store = storage(shell.database_url)
     try:
-        yield Mirror(shell.queue, Tracker(shell.tracking_uri), store, shell.queue.study(study))
+        yield Reconciler(shell.queue, Tracker(shell.tracking_uri), store, shell.queue.study(study))
     finally:
         store.remove_session()
         store.engine.dispose()
