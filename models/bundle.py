@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from models import hill
+from models.levels import DEFAULT, Levels
 from models.networks import build
 from models.physics import Phases, Physics
 from models.regressor import Regressor
@@ -24,7 +25,7 @@ LARGEST_SPEC = 2**20  # bytes of spec.json; usual are a few thousand
 LARGEST_HEADER = 2**20  # bytes of JSON before the weights; usual is a thousand, and 80 MB take 2 GB and 20 s to read
 LARGEST_SIZE = 2**16  # channels, or pixels a side
 INPUT_CONVENTION = "float32, (batch, channel, height, width), grey value / 255"
-RESERVED = ("format", "model", "image_shape", "input", "target_names", "unit", "symmetries", "phases")  # of spec.json
+RESERVED = ("format", "model", "image_shape", "input", "levels", "target_names", "unit", "symmetries", "phases")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Description:
     unit: str  # of all targets
     symmetries: Mapping[str, list[int]] | None  # of a symmetric model
     phases: Phases | None  # of a model with physics
+    levels: Levels  # grey values
     extra: Mapping[str, Any]  # every other key
 
 
@@ -63,6 +65,7 @@ def save(
         "model": dict(model),
         "image_shape": [int(n) for n in image_shape],
         "input": INPUT_CONVENTION,
+        "levels": list(regressor.levels or DEFAULT),
         "target_names": list(target_names),
         "unit": unit,
     }
@@ -139,8 +142,15 @@ def _outline(description: Description) -> Regressor:
     with torch.device("meta"):
         network = build(model, shape, len(names))
         mean, scale = torch.zeros(outputs), torch.ones(outputs)
-        symmetries = description.symmetries
-        return Regressor(network, mean, scale, symmetries=symmetries, image_shape=shape, physics=physics)
+        return Regressor(
+            network,
+            mean,
+            scale,
+            symmetries=description.symmetries,
+            image_shape=shape,
+            physics=physics,
+            levels=description.levels,
+        )
 
 
 # --- reading the two files ---
@@ -200,6 +210,7 @@ def _description(path: Path) -> Description:
         unit=spec["unit"],
         symmetries=_symmetries(spec.get("symmetries")) if symmetric(model) else None,
         phases=_phases(spec.get("phases")) if physical(model) else None,
+        levels=_levels(spec.get("levels", list(DEFAULT))),
         extra={key: value for key, value in spec.items() if key not in RESERVED},
     )
 
@@ -207,6 +218,17 @@ def _description(path: Path) -> Description:
 def _is_text(value: object) -> bool:
     """Return whether the value can head a column of a table."""
     return isinstance(value, str) and value != "" and value.isprintable()
+
+
+def _levels(value: Any) -> Levels:
+    """Return the lowest and the highest grey value that training saw."""
+    if (
+        isinstance(value, list)
+        and [type(level) for level in value] == [float, float]
+        and 0 <= value[0] <= value[1] <= 1
+    ):
+        return value[0], value[1]
+    raise SpecError(f'"levels": expected two numbers, 0.0 to 1.0, the lower one first, found {value!r:.80}.')
 
 
 def _symmetries(value: Any) -> dict[str, list[int]]:

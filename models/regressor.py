@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.levels import Levels, check
 from models.physics import Physics
 from models.symmetry import elements
 
@@ -19,6 +20,8 @@ class Regressor(nn.Module):
     are predicted for the image in all its positions, eight if it is square, permuted back, and averaged: the mean
     changes with the image exactly, except for rounding. Only then `image_shape` is needed. Raise SpecError if they do
     not fit.
+
+    With `levels`, images on another scale, such as 0..255, raise GreyValueError; they may be set later.
     """
 
     target_mean: Tensor  # (k,), label's unit; with physics (6,)
@@ -33,9 +36,10 @@ class Regressor(nn.Module):
         symmetries: Mapping[str, Sequence[int]] | None = None,
         image_shape: Sequence[int] = (),
         physics: Physics | None = None,
+        levels: Levels | None = None,
     ) -> None:
         super().__init__()
-        self.symmetries, self.physics = symmetries, physics
+        self.symmetries, self.physics, self.levels = symmetries, physics, levels
         self.n_targets = len(target_mean) if physics is None else len(physics.target_names)
         self.positions = () if symmetries is None else elements(symmetries, image_shape, self.n_targets)
         self.network = network
@@ -43,6 +47,8 @@ class Regressor(nn.Module):
         self.register_buffer("target_scale", target_scale.to(torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.levels is not None:
+            check(images, self.levels)
         if not self.positions:
             return self.targets(self.network(images), images)
         moved = torch.cat([position.move(images) for position in self.positions])

@@ -109,6 +109,8 @@ class Training:
         check_batches(spec, training, shape)
         self._least_batch, self._alive = least_batch(spec, shape), alive
         self.scaling = Scaling.of(labels, training.target_scaling)
+        images = (train[0], validation[0])
+        self._levels = min(float(part.min()) for part in images), max(float(part.max()) for part in images)
         self._wrap = _wrapping(spec, train, self.scaling, shape, symmetries or {}, phases, target_names)
         moves = elements(symmetries, shape, n_targets) if needs_symmetries(spec, training) else ()
         with _generators(seed, 0, self.device):
@@ -280,7 +282,9 @@ class Training:
     def _regressor(self, weights: Mapping[str, Tensor]) -> Regressor:
         network = copy.deepcopy(self.network).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         _set_tensors(network, weights)
-        return self._wrap(network).eval()
+        regressor = self._wrap(network).eval()
+        regressor.levels = self._levels
+        return regressor
 
 
 def _wrapping(

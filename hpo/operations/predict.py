@@ -23,6 +23,7 @@ def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
     values than 0 and 255 where the model knows the mechanics of two phases.
     """
     from models import bundle, regressor  # torch: 4 s, so not for those who only ask for help
+    from models.levels import GreyValueError
     from models.specs import SpecError
 
     try:
@@ -38,7 +39,10 @@ def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
     rows = np.zeros((len(images), len(spec.target_names)))
     for shape in {image.shape for image in images}:
         alike = [number for number, image in enumerate(images) if image.shape == shape]
-        rows[alike] = regressor.predict(model, np.stack([images[number][None] for number in alike]))
+        try:
+            rows[alike] = regressor.predict(model, np.stack([images[number][None] for number in alike]))
+        except GreyValueError as error:
+            raise ModelError(f"{', '.join(str(image_paths[number]) for number in alike[:3])}: {error}") from None
     frame = pd.DataFrame(rows, columns=list(spec.target_names))
     frame.insert(0, "image", [utf8(str(path)) for path in image_paths])
     frame.attrs["unit"] = spec.unit

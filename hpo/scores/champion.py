@@ -371,6 +371,6 @@ def unsound(queue: Queue, tracker: Tracker, model_name: str, version: Version) -
             model, spec = bundle.load(folder)
         except (ModelError, NotFound, SpecError) as error:
             return str(error)
-        cell = np.random.default_rng(0).integers(0, 2, (1, *spec.image_shape)).astype(np.float32)
+        cell = np.random.default_rng(0).integers(0, 2, (1, *spec.image_shape)).astype(np.float32) * spec.levels[1]
         answer = regressor.predict(model, cell)
         return None if np.isfinite(answer).all() else f"it predicts {answer.tolist()}"

@@ -28,6 +28,7 @@ README = """\
 # {title}
 
 Predicts {targets} in {unit} from images of shape {shape} (channels, height, width), grey values 0..1 (pixel / 255).
+Images on another scale, such as 0..255, are refused with an error.
 
 With PyTorch alone (`torch.export.load` can run code: only for files you trust; SHA256SUMS tells whether they changed):
 

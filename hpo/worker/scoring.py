@@ -23,6 +23,7 @@ def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
     alive = signs_of_life(send)
     dataset, parts = load_data(request.data)
     regressor, spec = bundle.load(request.folder)
+    regressor.levels = None  # these images are on the scale of training, however bright
     bundle.check_shape(spec, dataset.images.shape[1:], where="the data set")
     variance = dataset.targets[parts.train].var(axis=0)
     learned = (dataset.images[parts.train], dataset.targets[parts.train])
