@@ -23,8 +23,9 @@ import numpy as np
 from data_pipeline import description
 from data_pipeline.components import COMPONENTS, SYMMETRIES
 from data_pipeline.description import Description
-from data_pipeline.files import not_a_file, printable
+from data_pipeline.files import not_a_file
 from data_pipeline.images import LARGEST_SIDE, ImageProblem, png_size, read_png
+from data_pipeline.messages import printable
 from data_pipeline.phase import Phase
 from data_pipeline.table import read_table
 

@@ -10,11 +10,11 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.files import not_a_file, printable
+from data_pipeline.files import not_a_file
+from data_pipeline.messages import near_miss, printable
 from data_pipeline.phase import Phase
 
 FILE = "dataset.toml"
@@ -136,8 +136,5 @@ def _parse_phases(content: Any, problems: list[str]) -> dict[str, Phase] | None:
 def _check_keys(table: dict[str, Any], valid: tuple[str, ...], prefix: str, problems: list[str]) -> None:
     for key in table:
         if key not in valid:
-            near = get_close_matches(key, valid, 1)
-            guess = f" Did you mean {near[0]}?" if near else ""
-            problems.append(
-                f"{FILE}: no key is called {printable(prefix + key)}. There are: {', '.join(valid)}.{guess}"
-            )
+            near = near_miss(key, valid)
+            problems.append(f"{FILE}: no key is called {printable(prefix + key)}. There are: {', '.join(valid)}.{near}")

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, checked before they are read, named in messages."""
+"""Files: written whole or not at all, checked before they are read."""
 
 import os
 import secrets
@@ -27,8 +27,3 @@ def not_a_file(path: Path) -> str:
     except OSError as error:
         return f"cannot be read ({error.strerror})."
     return "" if stat.S_ISREG(mode) else "expected a regular file, found a folder, pipe or device."
-
-
-def printable(name: str) -> str:
-    """Return the name for a message: on one line, without characters that a terminal obeys or hides."""
-    return name if name.isprintable() else repr(name)

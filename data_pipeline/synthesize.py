@@ -28,6 +28,7 @@ from PIL import Image
 
 from data_pipeline import description
 from data_pipeline.components import COMPONENTS, COUPLINGS, vector
+from data_pipeline.cores import cores
 from data_pipeline.dataset import LARGEST_TOTAL, DatasetError
 from data_pipeline.description import Description
 from data_pipeline.files import write_atomically
@@ -107,7 +108,7 @@ def make(
             "Both phases have the Poisson's ratio 0, so C13 and C23 are 0 in every cell: no study can be trained on it"
         )
     recipe = Recipe(count=count, size=size, seed=seed, phases={"matrix": matrix, "inclusion": inclusion})
-    return _make(Path(folder), recipe, processes or _cores())
+    return _make(Path(folder), recipe, processes or cores())
 
 
 def _make(folder: Path, recipe: Recipe, processes: int) -> Iterator[int]:
@@ -265,7 +266,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -33,11 +33,6 @@ class Settings:
         return self.database_url is None
 
 
-def cores() -> int:
-    """How many cores this process may use (macOS: how many there are)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 VARIABLES = {
     "home": ("HPO_HOME", "mlruns"),
     "credentials": ("HPO_CREDENTIALS", None),

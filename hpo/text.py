@@ -1,10 +1,9 @@
 """Numbers, names and messages as people read them, safe for terminal, Markdown, CSV and database."""
 
-import difflib
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -101,12 +100,6 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def near_miss(word: str, valid: Iterable[str]) -> str:
-    """Return " Did you mean '…'?" with the valid word that is nearest; empty if none is near."""
-    near = difflib.get_close_matches(word, list(valid), n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def first_line(error: Exception) -> str:

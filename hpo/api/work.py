@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from data_pipeline.cores import cores
 from hpo import settings
 from hpo.api.connection import Connection, connect, opened
 from hpo.errors import ServiceError, SettingsError
@@ -57,10 +58,9 @@ class Compute:
         """Return the number of trainer processes, each of so many threads, on this machine."""
         gpus = 0 if self.device == "cpu" else len(visible_gpus())
         given = self.trainers or (self.trainers_per_gpu or 0) * gpus or chosen.trainers
-        count = given or gpus or max(1, settings.cores() // threads)
-        if threads > 1 and not gpus and count * threads > settings.cores():
-            cores = settings.cores()
-            log.warning(f"Note: {count} x training.threads = {count * threads} threads on {cores} cores are slow.")
+        count = given or gpus or max(1, cores() // threads)
+        if threads > 1 and not gpus and count * threads > cores():
+            log.warning(f"Note: {count} x training.threads = {count * threads} threads on {cores()} cores are slow.")
         return count
 
 

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.messages import near_miss
 from hpo.errors import StudyError
 from hpo.study import claims
 from hpo.study.names import BARE, LONGEST_NAME, RESERVED
@@ -23,7 +24,6 @@ from hpo.study.parsing import (
 )
 from hpo.study.space import as_json
 from hpo.study.specification import DEFAULT_DATA, Study
-from hpo.text import near_miss
 from models import specs
 
 

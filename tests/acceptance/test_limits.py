@@ -7,6 +7,7 @@ import cells
 import pytest
 import records
 
+from data_pipeline.cores import cores
 from hpo import settings, study
 from hpo.api import work
 from hpo.cli import main, studies
@@ -153,7 +154,7 @@ def trainers(*words: str, threads: int = 1) -> int:
 
 
 def test_trainers_of_several_threads_are_as_many_as_the_cores_have_room_for(monkeypatch):
-    monkeypatch.setattr(settings, "cores", lambda: 8)
+    monkeypatch.setattr(work, "cores", lambda: 8)
     assert [trainers(threads=threads) for threads in (1, 2, 3, 8, 16)] == [8, 4, 2, 1, 1]
     assert trainers("--trainers", "5", threads=4) == 5
 
@@ -164,7 +165,7 @@ def test_there_is_one_trainer_on_each_gpu_unless_told_otherwise(monkeypatch):
     assert trainers("--device", "cuda", "--trainers-per-gpu", "2") == 6
     assert trainers("--device", "cuda", "--trainers", "4") == 4
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert trainers("--device", "auto", "--trainers-per-gpu", "2") == settings.cores()
+    assert trainers("--device", "auto", "--trainers-per-gpu", "2") == cores()
     with pytest.raises(SettingsError, match="expected --device auto"):
         trainers("--trainers-per-gpu", "2")
 

@@ -501,7 +501,7 @@ def test_all_problems_come_at_once_and_an_error_spells_out_twenty_and_the_count(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('nmae = "x"', "no key is called nmae. There are: name, unit, phases, made. Did you mean name?"),
+        ('nmae = "x"', "no key is called nmae. There are: name, unit, phases, made. Did you mean 'name'?"),
         ("unit = 3", "unit: expected a text of 1 to 60 characters, found 3."),
         ('name = ""', "name: expected a text of 1 to 60 characters, found ''."),
         ('name = "a/b"', "name: expected letters, digits, spaces and . _ + -, found 'a/b'."),
