@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from data_pipeline.split import unscored
 from hpo.api import Estimate
 from hpo.report import tables
 from hpo.text import duration, number_text
@@ -56,7 +55,7 @@ def _show_plan(estimate: Estimate, console: Console) -> None:
         lines.append(cells)
     title = f"Plan of {plan.name}: {_title(estimate)}"
     tables.print_table(console, tables.of_lines(title, columns + (["state"] if is_grid else []), lines))
-    for note in unscored(plan.dataset):
+    for note in estimate.notes:
         console.print(f"Note: {note}")
     if study.pruner["name"] != "none":
         console.print("The pruner ends some of them earlier; the time below takes each to its end.")

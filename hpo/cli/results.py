@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpo import api, settings
 from hpo.cli import terminal
@@ -14,6 +14,8 @@ from hpo.cli.options import Commands, add_json, add_study, command, exclusive
 
 if TYPE_CHECKING:
     from rich.console import Group
+
+    from hpo.api import Job
 
 WATCH_INTERVAL = 2.0  # seconds
 
@@ -114,10 +116,24 @@ def trials(options: argparse.Namespace) -> int:
     from hpo.report import results, tables
 
     if options.json:
-        print(json.dumps([asdict(trial) for trial in api.trials(options.study)], indent=2))
+        print(json.dumps([_trial(job) for job in api.trials(options.study)], indent=2))
     else:
         tables.print_table(tables.console(), results.trials_table(*api.jobs(options.study)))
     return 0
+
+
+def _trial(job: "Job") -> dict[str, Any]:
+    """Return a trial as `hpo trials --json` prints it."""
+    names = ("number", "repeat", "config", "state")
+    return {name: getattr(job, name) for name in names} | {
+        "params": job.spec.point if job.spec else {},
+        "value": job.result.best_val_nmse if job.result else None,
+        "run_id": job.run_id,
+        "attempt": job.attempt,
+        "epochs": job.epochs,
+        "worker": job.worker if job.alive else None,
+        "reason": job.reason,
+    }
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -154,5 +170,5 @@ def promote(options: argparse.Namespace) -> int:
     promoted = api.promote(options.study)
     if promoted.is_alias_set:
         print(f"Set the alias @{promoted.alias} again.")
-    print("\n".join(results.promotion(promoted.result, promoted.closing)))
+    print("\n".join(results.promotion(promoted.result, None)))
     return 0

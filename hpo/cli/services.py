@@ -13,7 +13,7 @@ from hpo.cli import terminal
 from hpo.cli.options import Commands, add_json, command, say
 
 if TYPE_CHECKING:
-    from hpo.api.upkeep import Backup
+    from hpo.api import Backup
 
 
 def add(commands: Commands) -> None:

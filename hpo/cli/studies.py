@@ -9,8 +9,7 @@ from hpo.cli.options import Commands, add_study, command, exclusive, say
 from hpo.errors import NotFound, SettingsError
 
 if TYPE_CHECKING:
-    from hpo.queue import StudyRow
-    from hpo.study import Study
+    from hpo.api import Study, StudyRow
 
 STOPPED = 130  # exit code
 

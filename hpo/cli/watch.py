@@ -9,9 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hpo.api import Begun, Outcome, Watch
+from hpo.api import Begun, Outcome, Stop, Watch
 from hpo.cli.options import say
-from hpo.queue import Stop
 from hpo.report import results
 from hpo.report.display import Display, Progress
 

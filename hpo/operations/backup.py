@@ -8,26 +8,28 @@ removed are treated apart: checkpoints, which are fetched first, and what `hpo d
 
 import glob
 import json
+import logging
 import os
 import shutil
 import stat
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import psycopg
 import sqlalchemy
 
 from hpo.errors import BackupError, NotFound, ServiceError, disk_is_full
 from hpo.files import sha256_of
+from hpo.operations.connection import connect
 from hpo.queue import SCHEMA_VERSION, Queue, State, postgres_url
 from hpo.services import daemon, postgres
 from hpo.services import home as homes
@@ -46,6 +48,28 @@ KEPT = (State.DONE, State.DIVERGED, State.PRUNED)  # states whose checkpoints ar
 MARK = "public.hpo_restore"  # table in both databases while a restore is under way
 
 Report = Callable[[str], object]
+
+log = logging.getLogger("hpo.api")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backup:
+    """What is in a backup file."""
+
+    at: str  # time of the snapshot
+    studies: Mapping[str, tuple[int, int]]  # finished and planned trials, by the study's name
+    artifacts: int  # files
+    faults: list[str]  # what was missing or damaged already
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> Self:
+        """Return the contents that a manifest lists."""
+        return cls(
+            at=manifest["at"],
+            studies={name: (study["done"], study["trials"]) for name, study in manifest["studies"].items()},
+            artifacts=sum(name.startswith("artifacts/") for name in manifest["files"]),
+            faults=manifest.get("faults", []),
+        )
 
 
 @dataclass(frozen=True)
@@ -66,8 +90,17 @@ class Needed:
     elsewhere: int = 0  # runs and models whose files are not behind the MLflow server
 
 
+def backup(file: Path, *, say: Report = log.info) -> Backup:
+    """Save the databases and all artifacts in a new file, while workers continue.
+
+    `say` gets a line for each step. Raise BackupError if the file exists or cannot be written.
+    """
+    with connect() as connection:
+        return Backup.of(write(place(connection.settings, connection.services), file.absolute(), say))
+
+
 def place(settings: Settings, services: Services) -> Place:
-    """The databases and the server of these settings. Raises BackupError if MLflow's database is not known."""
+    """Return the databases and the server of these settings. Raise BackupError if MLflow's database is not known."""
     if settings.embedded:
         home = homes.read(homes.resolved(settings.home))
         assert home is not None, "its services run"
@@ -83,8 +116,8 @@ def place(settings: Settings, services: Services) -> Place:
     return Place({"hpo": services.database_url, "mlflow": mlflow}, services.tracking_uri)
 
 
-def backup(of: Place, target: Path, report: Report) -> dict[str, Any]:
-    """Write the file `target`, whole or not at all; return its manifest. Raises BackupError."""
+def write(of: Place, target: Path, report: Report) -> dict[str, Any]:
+    """Write the file `target`, whole or not at all; return its manifest. Raise BackupError."""
     _require_absent(target)
     if not target.parent.is_dir():
         raise BackupError(f"There is no folder {target.parent} to write {target.name} into.")
@@ -216,8 +249,8 @@ def _instant(of: Place) -> Iterator[dict[str, tuple[psycopg.Connection, str]]]:
     """A read-only transaction on each database, all of one instant, and the names of their snapshots."""
     with ExitStack() as stack:
         snapshots = {}
-        writers = stack.enter_context(connect(of.databases["hpo"]))
-        connections = {name: stack.enter_context(connect(url)) for name, url in of.databases.items()}
+        writers = stack.enter_context(open_database(of.databases["hpo"]))
+        connections = {name: stack.enter_context(open_database(url)) for name, url in of.databases.items()}
         for connection in connections.values():
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         try:
@@ -307,8 +340,8 @@ def _url(url: str) -> sqlalchemy.URL:
     return postgres_url(url).set(drivername="postgresql")
 
 
-def connect(url: str) -> psycopg.Connection:
-    """In autocommit mode. Raises BackupError."""
+def open_database(url: str) -> psycopg.Connection:
+    """Return a connection to one database, in autocommit mode. Raise BackupError."""
     try:
         return psycopg.connect(
             _url(url).render_as_string(hide_password=False),
@@ -321,6 +354,7 @@ def connect(url: str) -> psycopg.Connection:
 
 
 def schema(mlflow: psycopg.Connection) -> str | None:
+    """Return the version of the tables that alembic keeps in a database, None if there are none."""
     if mlflow.execute("SELECT to_regclass('public.alembic_version')").fetchone() == (None,):
         return None
     (found,) = mlflow.execute("SELECT version_num FROM public.alembic_version").fetchone() or (None,)

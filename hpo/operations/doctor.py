@@ -1,4 +1,4 @@
-"""`hpo doctor`: services, versions, invariants, orphans and stale caches; what it finds it can mend.
+"""`hpo doctor`: services, versions, invariants, orphans and stale caches; what it finds it can repair.
 
 Safe on a running study: what changed within the last lease is not judged, and every remedy is one that workers use.
 """
@@ -20,12 +20,11 @@ from data_pipeline.split import split
 from hpo.closing import promotion
 from hpo.errors import ServiceError, StudyConflict
 from hpo.operations import invariants
+from hpo.operations.connection import Connection, connect
 from hpo.planning.plans import lock_plan
 from hpo.queue import ENDED, Job, Queue, State, StudyRow
 from hpo.recording.reconciler import Reconciler
 from hpo.scores import champion, evidence, ranking
-from hpo.search import sampling
-from hpo.services.serving import Services
 from hpo.settings import Settings
 from hpo.tracking import data_sets, experiments, logged_models, registry
 from hpo.tracking.client import KEY, Tracker
@@ -46,34 +45,56 @@ class Finding:
     remedy: Callable[[], object] | None = None  # what --fix calls
 
 
-def examine(settings: Settings, services: Services, *, study: str | None = None) -> Iterator[Finding]:
-    """Look at everything, or at one study. Raises ServiceError, DatabaseLost or TrackingUnavailable."""
-    queue, tracker = Queue(services.database_url), Tracker(services.tracking_uri)
-    try:
-        yield from _versions(queue, tracker)
-        queue.install()  # raises ServiceError for another schema
-        store = sampling.storage(services.database_url)  # likewise
-        rows = queue.studies()
-        owned = {experiment.experiment_id for experiment in experiments.owned(tracker, queue.database_id())}
-        for row in rows if study is None else [queue.study(study)]:
-            reconciler = Reconciler(queue, tracker, store, row)
-            if not row.facts.planned:
-                continue  # it is being planned, or its planner died: the next `hpo run` goes on
-            if row.deleting:
-                todo = f"`hpo delete --study {row.name}` deletes the rest"
-                yield Finding(kind="orphan", what=f"the study {row.name} is half deleted", todo=todo)
-                continue
-            if row.facts.experiment_id in owned:
-                yield from _study(reconciler, settings)
-            else:
-                yield _experiment_gone(row)
-        if study is None:
-            yield from _experiments_without_study(queue, tracker, rows)
-            yield from _caches(settings.home, rows)
-        store.remove_session()
-        store.engine.dispose()
-    finally:
-        queue.close()
+@dataclass(frozen=True, kw_only=True)
+class Checkup:
+    """What `doctor` came to."""
+
+    findings: list[Finding]  # what is not as it should be, after the repairs
+    repaired: int
+    failures: list[str]  # one message for each repair that failed
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing is left that is not as it should be."""
+        return not self.findings
+
+
+def doctor(study: str | None = None, *, fix: bool = False) -> Checkup:
+    """Check services, versions and one study or everything; with `fix` repair what can be repaired."""
+    repaired, failures = 0, []
+    with connect() as connection:
+        findings = list(examine(connection, study=study))
+        if fix:
+            for finding in findings:
+                try:
+                    if finding.remedy is not None:
+                        finding.remedy()
+                        repaired += 1
+                except Exception as error:  # the other findings can still be repaired; this one is found again below
+                    failures.append(f"{finding.kind}: {finding.what}: could not be repaired: {error}")
+            findings = list(examine(connection, study=study))
+    return Checkup(findings=findings, repaired=repaired, failures=failures)
+
+
+def examine(connection: Connection, *, study: str | None = None) -> Iterator[Finding]:
+    """Look at everything, or at one study. Raise ServiceError, DatabaseLost or TrackingUnavailable."""
+    queue, tracker, settings = connection.queue, connection.tracker, connection.settings
+    yield from _versions(queue, tracker)
+    rows = queue.studies()
+    owned = {experiment.experiment_id for experiment in experiments.owned(tracker, queue.database_id())}
+    for row in rows if study is None else [queue.study(study)]:
+        if not row.facts.planned:
+            continue  # it is being planned, or its planner died: the next `hpo run` goes on
+        if row.deleting:
+            todo = f"`hpo delete --study {row.name}` deletes the rest"
+            yield Finding(kind="orphan", what=f"the study {row.name} is half deleted", todo=todo)
+        elif row.facts.experiment_id in owned:
+            yield from _study(connection.reconciler(row), settings)
+        else:
+            yield _experiment_gone(row)
+    if study is None:
+        yield from _experiments_without_study(queue, tracker, rows)
+        yield from _caches(settings.home, rows)
 
 
 def _versions(queue: Queue, tracker: Tracker) -> Iterator[Finding]:

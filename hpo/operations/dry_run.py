@@ -1,25 +1,32 @@
 """What a run would train, and how long it would take here, from a measured probe."""
 
+import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.npz import save_npz
+from data_pipeline.split import unscored
+from hpo import settings
 from hpo.errors import ServiceError
-from hpo.planning.preparation import START, Plan
+from hpo.operations.compute import Compute
+from hpo.operations.work import as_studies
+from hpo.planning.preparation import START, Plan, prepare
 from hpo.queue import ENDED, Job, Queue
 from hpo.services import serving
 from hpo.settings import Settings
-from hpo.study import conflict
+from hpo.study import Study, conflict
 from hpo.study.records import TrialSpec
 from hpo.worker import protocol
 from hpo.worker.processes import Process, next_gpu, visible_gpus
 
 CPU = "the CPU"
+
+log = logging.getLogger("hpo.api")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +53,18 @@ class Estimate:
 
     @property
     def is_grid(self) -> bool:
+        """Whether the study trains every configuration of its space."""
         return self.plan.study.sampler == "grid"
 
     @property
     def is_on_cpu(self) -> bool:
+        """Whether the networks were measured on the CPU."""
         return self.where == CPU
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what the labels lack."""
+        return unscored(self.plan.dataset)
 
     @property
     def seconds(self) -> float:
@@ -59,14 +73,28 @@ class Estimate:
         return max(sum(self.left) / places, max(self.left, default=0.0))
 
 
-def estimate(plan: Plan, settings: Settings, *, trainers: int, device: str, say: Callable[[str], object]) -> Estimate:
+def dry_run(
+    study: str | Sequence[Study], *, compute: Compute | None = None, say: Callable[[str], object] = log.debug
+) -> Iterator[Estimate]:
+    """Yield for each study what `run` would train and how long it would take here. Leaves nothing behind.
+
+    `say` gets a line for each network that is measured. Raise StudyError or DatasetError if the studies cannot be run,
+    ServiceError if the device cannot train.
+    """
+    chosen, compute = settings.read(), compute or Compute()
+    for plan in [prepare(part, trial_run=True) for part in as_studies(study)]:
+        count = compute.count(chosen, plan.study.threads)
+        yield estimate(plan, chosen, trainers=count, device=compute.device, say=say)
+
+
+def estimate(plan: Plan, chosen: Settings, *, trainers: int, device: str, say: Callable[[str], object]) -> Estimate:
     """Measure a few batches of each network on `device` ("cpu", "auto" or "cuda"). Writes nothing but temporary files.
 
     `say` gets a line for each network, an empty one at the end.
 
     Raise ServiceError if the device cannot train, StudyConflict if the plan's name is another study's.
     """
-    jobs, repeats = _planned(plan, settings), plan.study.repeats
+    jobs, repeats = _planned(plan, chosen), plan.study.repeats
     grid = [spec for spec, _ in plan.specs()]
     # another repeat of a configuration costs the same
     specs = [(str(config), spec) for config, spec in enumerate(grid[: len(grid) // repeats])] or plan.examples()
@@ -100,9 +128,9 @@ def estimate(plan: Plan, settings: Settings, *, trainers: int, device: str, say:
     )
 
 
-def _planned(plan: Plan, settings: Settings) -> list[Job]:
+def _planned(plan: Plan, chosen: Settings) -> list[Job]:
     """Return the trials of this study that the database has already. Raise StudyConflict if the name is taken."""
-    services = serving.running(settings, mlflow=False)
+    services = serving.running(chosen, mlflow=False)
     if services is None or not all(file.sha256 for file in plan.weights.values()):
         return []
     with closing(Queue(services.database_url)) as queue:

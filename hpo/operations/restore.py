@@ -12,18 +12,51 @@ from typing import IO, Any
 
 import psycopg
 
+from hpo import settings
 from hpo.errors import BackupError, disk_is_full
-from hpo.operations.backup import FORMAT, LOCK, MANIFEST, MARK, Place, Report, connect, run, schema
+from hpo.operations.backup import (
+    FORMAT,
+    LOCK,
+    MANIFEST,
+    MARK,
+    Backup,
+    Place,
+    Report,
+    log,
+    open_database,
+    place,
+    run,
+    schema,
+)
+from hpo.operations.connection import opened
 from hpo.queue import GIVE_ALL_BACK, SCHEMA_VERSION, Queue
 from hpo.search import sampling
+from hpo.services import serving
 from hpo.tracking.artifacts import Store
 from hpo.tracking.errors import TrackingUnavailable
 
 LOAD_PATIENCE = "30s"  # that others may hold tables which a restore replaces
 
 
+def restore(file: Path, *, say: Report = log.info) -> tuple[Backup, str]:
+    """Fill an empty home, or empty databases, from a backup; return its contents and the URL of the MLflow server.
+
+    Raise BackupError if the file is damaged, or something is there already.
+    """
+    say(f"Checking {file}.")
+    manifest = check(file)
+    chosen = settings.read()
+    services, _ = serving.up(chosen, report=say)
+    load(place(chosen, services), file, manifest, say)
+    with opened(chosen, services) as connection:
+        for row in connection.queue.studies():
+            if row.facts.planned:
+                connection.record(row)
+    return Backup.of(manifest), services.tracking_uri
+
+
 def check(source: Path) -> dict[str, Any]:
-    """The manifest of a backup after every byte of it was compared with it. Raises BackupError."""
+    """Return the manifest of a backup after every byte of it was compared with it. Raise BackupError."""
     found: dict[str, dict[str, Any]] = {}
     manifest: dict[str, Any] | None = None
     try:
@@ -49,14 +82,14 @@ def check(source: Path) -> dict[str, Any]:
     return manifest
 
 
-def restore(into: Place, source: Path, manifest: dict[str, Any], report: Report) -> None:
+def load(into: Place, source: Path, manifest: dict[str, Any], report: Report) -> None:
     """Fill empty databases and the artifact store from a checked backup. Goes on with a restore of the same file that
     was interrupted. Raises BackupError if something is there already.
 
     First the files, then MLflow's database, then the queue's; a database is loaded in one transaction, which finds it
     empty or does nothing. What was there before, or came meanwhile, is never replaced.
     """
-    with connect(into.databases["hpo"]) as hpo, connect(into.databases["mlflow"]) as mlflow:
+    with open_database(into.databases["hpo"]) as hpo, open_database(into.databases["mlflow"]) as mlflow:
         if hpo.execute("SELECT pg_try_advisory_lock(hashtext(%s))", (f"hpo.{LOCK}",)).fetchone() != (True,):
             raise BackupError("Another backup, restore or `hpo delete` is under way on this database: try again later.")
         backup = hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()

@@ -1,22 +1,82 @@
 """Ending work from anywhere, through the queue: all workers of a study, or one trial. Workers look once a second."""
 
+import logging
 import time
-from collections.abc import Iterator
-
-import optuna
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from hpo.errors import NotFound
 from hpo.machine import who
-from hpo.queue import DatabaseLost, Job, Queue, State, StudyRow
-from hpo.recording.reconciler import Reconciler
+from hpo.operations.connection import connect
+from hpo.queue import Job, Queue, State
 from hpo.report import names
-from hpo.tracking.client import Tracker
-from hpo.tracking.errors import TrackingUnavailable
 
 INTERVAL = 1.0  # seconds between two looks
 
+log = logging.getLogger("hpo.api")
 
-def stop(queue: Queue, study: str, *, lease: float) -> Iterator[list[str]]:
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """What `stop` came to."""
+
+    study: str
+    left: list[str]  # workers that have not left yet, with what they hold
+    done: int  # finished trials
+    trials: int
+    is_recorded: bool  # in Optuna and MLflow; else a worker does it later
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cancelled:
+    """What `cancel` changed."""
+
+    jobs: list[Job]  # as they are now
+    is_recorded: bool  # in Optuna and MLflow; else a worker does it later
+
+
+def stop(study: str, *, wait: bool = True, say: Callable[[str], object] = log.info) -> Stopped:
+    """Ask all workers of a study, on every machine, to hand back their trials and leave.
+
+    With `wait` return when they have left. Raise NotFound if there is no such study.
+    """
+    with connect(mlflow=False) as connection:
+        row = connection.queue.study(study)
+        left: list[str] = []
+        before: list[str] | None = None
+        for left in _leaving(connection.queue, row.name, lease=connection.settings.lease):
+            if left and left != before:
+                say(f"Asked to stop: {', '.join(left)}.")
+            before = left
+            if not wait:
+                break
+        trials = [job for job in connection.queue.jobs(row.name) if job.kind == "trial"]
+        done = sum(job.state == State.DONE for job in trials)
+        is_recorded = wait and connection.record(row)
+        return Stopped(study=row.name, left=left, done=done, trials=len(trials), is_recorded=is_recorded)
+
+
+def cancel(study: str, trial: str, *, undo: bool = False) -> Cancelled:
+    """End a trial for good, or with `undo` bring a cancelled one back.
+
+    `trial` is its number (`"3"`), or number and repeat (`"3/1"`). Raise NotFound if it does not exist or has ended.
+    """
+    with connect(mlflow=False) as connection:
+        queue, row = connection.queue, connection.queue.study(study)
+        job = names.trial(queue, row, trial)
+        repeat = job.repeat if "/" in trial else None
+        if undo:
+            changed = queue.undo_cancel(row.name, job.number, repeat)
+        else:
+            changed = queue.cancel(row.name, job.number, repeat, by=who())
+        if not changed:
+            state, which = (queue.job(job.id) or job).state, "one that has not ended can be cancelled"
+            which = "a cancelled trial can be brought back" if undo else which
+            raise NotFound(f"Nothing was changed: {job.title} is {state}. Only {which}.")
+        return Cancelled(jobs=changed, is_recorded=connection.record(row))
+
+
+def _leaving(queue: Queue, study: str, *, lease: float) -> Iterator[list[str]]:
     """Ask all workers of a study to leave, then yield who has not yet, until nobody is left; then let wait what frozen
     or dead workers held. `lease` in seconds."""
     stops = queue.stop(study, by=who())
@@ -27,37 +87,6 @@ def stop(queue: Queue, study: str, *, lease: float) -> Iterator[list[str]]:
         quiet = 0 if left else quiet + 1
         time.sleep(INTERVAL)
     queue.expire(study, lease=lease)
-
-
-def cancel(queue: Queue, study: StudyRow, trial: str, *, undo: bool = False) -> list[Job]:
-    """End a trial (`3`, or `3/1` for one repeat of it) for good, or bring a cancelled one back; return its jobs as they
-    are now. Raises NotFound if there is none, or if it has ended otherwise."""
-    found = names.trial(queue, study, trial)
-    repeat = found.repeat if "/" in trial else None
-    if undo:
-        changed = queue.undo_cancel(study.name, found.number, repeat)
-    else:
-        changed = queue.cancel(study.name, found.number, repeat, by=who())
-    if not changed:
-        state = (queue.job(found.id) or found).state
-        raise NotFound(
-            f"Nothing was changed: {found.title} is {state}. "
-            + (
-                "Only a cancelled trial can be brought back."
-                if undo
-                else "Only one that has not ended can be cancelled."
-            )
-        )
-    return changed
-
-
-def show(queue: Queue, tracker: Tracker, store: optuna.storages.RDBStorage, study: StudyRow, *, lease: float) -> bool:
-    """Let Optuna and MLflow show at once what has changed; false if they are away: a worker does it later."""
-    try:
-        Reconciler(queue, tracker, store, study).reconcile(lease=lease, older_than=0, expire=False)
-    except (TrackingUnavailable, DatabaseLost):
-        return False
-    return True
 
 
 def _left(queue: Queue, study: str, stops: int, lease: float) -> list[str]:

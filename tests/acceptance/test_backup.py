@@ -34,7 +34,7 @@ import json, sys
 from pathlib import Path
 from hpo.operations import backup, restore
 place, file = backup.Place(**json.loads(sys.argv[1])), Path(sys.argv[2])
-restore.restore(place, file, restore.check(file), print)
+restore.load(place, file, restore.check(file), print)
 """
 
 
@@ -135,7 +135,7 @@ def source(services) -> Iterator[Place]:
 @pytest.fixture(scope="module")
 def saved(source, tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("backups") / "saved.tar"
-    assert backup.backup(source, file, print)["faults"] == []
+    assert backup.write(source, file, print)["faults"] == []
     return file
 
 
@@ -182,7 +182,7 @@ def test_a_backup_fills_empty_databases_and_its_running_trials_wait_there_at_onc
     with pytest.raises(BackupError, match=r"found rows in hpo.job \(1\), hpo.study \(1\) of the queue's"):
         fill(empty, saved)
     with pytest.raises(BackupError, match="exists already"):
-        backup.backup(source, saved, print)
+        backup.write(source, saved, print)
 
 
 @pytest.mark.service
@@ -231,7 +231,7 @@ def test_a_backup_of_another_schema_is_refused_before_anything_is_done(empty, sa
     for program, schema in (("queue", 99), ("optuna", "newer"), ("mlflow", "newer")):
         manifest = restore.check(saved) | {f"{program}_schema": schema}
         with pytest.raises(BackupError, match=rf"schema {schema}\).* Nothing was restored. Restore it with"):
-            restore.restore(empty, saved, manifest, print)
+            restore.load(empty, saved, manifest, print)
     with psycopg.connect(empty.databases["hpo"]) as connection:
         assert connection.execute("SELECT to_regclass(%s), to_regclass('hpo.job')", (MARK,)).fetchone() == (None, None)
 
@@ -244,7 +244,7 @@ def test_a_checkpoint_that_is_not_what_was_recorded_is_said(source, saved, tmp_p
     path = file.relative_to(file.parents[4])
     file.write_bytes(b"weightz")
     for what in ("damaged", "missing"):
-        manifest = backup.backup(source, tmp_path / what, print)
+        manifest = backup.write(source, tmp_path / what, print)
         assert manifest["faults"] == [f"the checkpoint {path} is {what}: its trial will start again from its beginning"]
         file.unlink(missing_ok=True)
     file.write_bytes(b"weights")
@@ -262,7 +262,7 @@ def test_a_backup_waits_for_whoever_removes_files_and_replaces_nothing(source, t
 
     def save() -> None:
         try:
-            backup.backup(source, target, said.append)
+            backup.write(source, target, said.append)
         except BackupError as error:
             said.append(str(error))
 
@@ -293,7 +293,7 @@ def test_what_another_backup_to_the_same_name_writes_stays_and_nothing_that_came
     target.unlink()
     target.symlink_to("nowhere")
     with pytest.raises(BackupError, match="exists already"):
-        backup.backup(backup.Place({}, ""), target, print)
+        backup.write(backup.Place({}, ""), target, print)
     assert target.is_symlink()
 
 
@@ -302,7 +302,7 @@ def test_what_another_backup_to_the_same_name_writes_stays_and_nothing_that_came
 def test_a_full_disk_leaves_nothing_of_a_backup(source, tmp_path):
     with tmpfs(tmp_path / "small", "16k") as folder:
         with pytest.raises(BackupError, match="cannot be written: the disk is full"):
-            backup.backup(source, folder / "saved.tar", print)
+            backup.write(source, folder / "saved.tar", print)
         assert list(folder.iterdir()) == []
 
 
@@ -345,7 +345,7 @@ def rows(url: str) -> dict[str, tuple[int, str]]:
 
 
 def fill(into: Place, saved: Path) -> None:
-    restore.restore(into, saved, restore.check(saved), print)
+    restore.load(into, saved, restore.check(saved), print)
 
 
 @contextmanager

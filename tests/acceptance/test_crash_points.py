@@ -13,6 +13,7 @@ from shell import Shell, check_recorded_once, fresh_database
 
 from hpo import crash, settings
 from hpo.operations import doctor
+from hpo.operations.connection import opened
 from hpo.search import sampling
 from hpo.services.serving import Services
 
@@ -74,7 +75,8 @@ def test_a_process_that_dies_there_loses_nothing_and_changes_no_bit(shell, data,
     runs = client.search_runs([experiment], run_view_type=ViewType.ALL)
     assert len(runs) == 1 + 2 + 1, "trial, predictors, the study: no ghost run, not even a deleted one"
     ours = Services(database_url=shell.database_url, tracking_uri=shell.tracking_uri)
-    assert list(doctor.examine(settings.read(shell.environment), ours, study=name)) == []
+    with opened(settings.read(shell.environment), ours) as connection:
+        assert list(doctor.examine(connection, study=name)) == []
 
 
 @pytest.mark.slow
@@ -102,7 +104,8 @@ def test_a_verdict_outlives_the_worker_that_dies_of_it(shell, data, tmp_path):
     store.remove_session()
     store.engine.dispose()
     ours = Services(database_url=shell.database_url, tracking_uri=shell.tracking_uri)
-    assert list(doctor.examine(settings.read(shell.environment), ours, study="crash-verdict")) == []
+    with opened(settings.read(shell.environment), ours) as connection:
+        assert list(doctor.examine(connection, study="crash-verdict")) == []
 
 
 RUNGS = """

@@ -15,6 +15,7 @@ from sqlalchemy import text
 from hpo import settings
 from hpo.closing import promotion
 from hpo.operations import doctor, invariants
+from hpo.operations.connection import opened
 from hpo.services.serving import Services
 from hpo.tracking.client import Tracker
 
@@ -149,9 +150,10 @@ def test_it_raises_no_false_alarm_while_a_study_runs(shell, data, tmp_path):
     found, looks = [], 0
     read = settings.read(shell.environment)
     services = Services(shell.database_url, shell.tracking_uri)
-    while process.poll() is None:
-        found += [each.what for each in doctor.examine(read, services, study="many")]
-        looks += 1
+    with opened(read, services) as connection:
+        while process.poll() is None:
+            found += [each.what for each in doctor.examine(connection, study="many")]
+            looks += 1
     assert found == [] and looks > 5
     assert process.wait() == 0 and {job.state for job in shell.trials("many")} == {"done"}
 

@@ -9,10 +9,10 @@ import records
 
 from data_pipeline.cores import cores
 from hpo import settings, study
-from hpo.api import work
 from hpo.cli import main, studies
 from hpo.errors import ServiceError, SettingsError
 from hpo.files import sha256_of
+from hpo.operations import work
 from hpo.planning import plans
 from hpo.planning.preparation import prepare
 from hpo.recording.outcomes import DataFetched, NothingRecorded

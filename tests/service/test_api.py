@@ -61,7 +61,7 @@ def test_a_notebook_runs_a_study_reads_its_trials_and_predicts_with_its_champion
     model = api.download(tmp_path / "champion")
     predicted = api.predict(model.folder, [data / "3_cell.png", data / "4_cell.png"])
     assert predicted.shape == (2, 10) and predicted.attrs["unit"] == "GPa"
-    assert api.promote("noted").result["winner"]["version"] == int(model.version.number)
+    assert api.promote("noted").result.winner.version == int(model.version.number)
     assert api.compare("noted", "noted/0").things[0].values["best_val_nmse"] == frame["best_val_nmse"].min()
     assert api.worker("noted").closed, "a worker of a closed study has nothing to do"
     assert api.doctor("noted").is_healthy

@@ -8,8 +8,8 @@ from typing import Any
 import pandas
 
 from hpo import settings
-from hpo.api.connection import connect, mlflow_away
 from hpo.errors import ModelError, NotFound
+from hpo.operations.connection import connect, mlflow_away
 from hpo.queue import Job, Queue, State, StudyRow
 from hpo.queue.closing_result import ClosingResult
 from hpo.report import comparison, document, sections
@@ -38,23 +38,6 @@ class StudySummary:
     data: str  # name of the data set
     identity: str
     experiment_id: str  # in MLflow
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialSummary:
-    """A trial in short."""
-
-    number: int  # in Optuna
-    repeat: int
-    config: int | None  # position in the grid of the study
-    state: str  # waiting, running, done, diverged, pruned, dead or cancelled
-    params: dict[str, Any]
-    value: float | None  # lowest validation NMSE of a finished trial
-    run_id: str | None  # in MLflow
-    attempt: int
-    epochs: int  # completed and stored
-    worker: str | None  # that trains it now
-    reason: str | None
 
 
 class Status:
@@ -106,8 +89,6 @@ class Status:
 class Promotion:
     """What a closed study promoted."""
 
-    row: StudyRow
-    closing: Job
     result: ClosingResult  # of the closing, with the champion of now
     alias: str  # of the study's best version
     is_alias_set: bool  # by this call: it was missing
@@ -173,25 +154,9 @@ def jobs(study: str) -> tuple[StudyRow, list[Job]]:
         return row, queue.jobs(row.name)
 
 
-def trials(study: str) -> list[TrialSummary]:
+def trials(study: str) -> list[Job]:
     """Return all trials of a study, in the order of their numbers. Raise NotFound if there is no such study."""
-    return [
-        TrialSummary(
-            number=job.number,
-            repeat=job.repeat,
-            config=job.config,
-            state=job.state,
-            params=job.spec.point if job.spec else {},
-            value=job.result.best_val_nmse if job.state == State.DONE and job.result else None,
-            run_id=job.run_id,
-            attempt=job.attempt,
-            epochs=job.epochs,
-            worker=job.worker if job.alive else None,
-            reason=job.reason,
-        )
-        for job in jobs(study)[1]
-        if job.kind == "trial"
-    ]
+    return [job for job in jobs(study)[1] if job.kind == "trial"]
 
 
 def results(study: str) -> pandas.DataFrame:
@@ -227,7 +192,7 @@ def promote(study: str) -> Promotion:
         version = result.winner.version if result.winner is not None else None
         raise ModelError(f"{result.model_name} version {version} is not promoted again: {fault}")
     elected = replace(result, election=outcome.elected)
-    return Promotion(row=row, closing=closing, result=elected, alias=name, is_alias_set=name in outcome.moved)
+    return Promotion(result=elected, alias=name, is_alias_set=name in outcome.moved)
 
 
 def _closed(row: StudyRow, jobs: list[Job]) -> Job:

@@ -4,13 +4,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpo.api.connection import connect
 from hpo.errors import NotFound
+from hpo.operations.connection import connect
 from hpo.scores import champion
 from hpo.tracking import registry
 from hpo.tracking.registry import Version
 from models import weights as pretrained
 from models.specs import SpecError
+from models.weights import adopt as adopt_weights
+from models.weights import folder as weights_folder
+
+__all__ = ["Download", "PretrainedWeights", "adopt_weights", "download", "weights", "weights_folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +62,6 @@ def download(folder: Path, *, alias: str = "champion", model: str | None = None)
             tracker, model_name=name, version=version.number, folder=folder, expected_sha256=hashes
         )
         return Download(name=name, version=version, folder=path, files=len(hashes))
-
-
-def adopt_weights(file: Path) -> Path:
-    """Copy torchvision's file of pretrained weights to its place; return that. Raise SpecError if it is damaged."""
-    return pretrained.adopt(file)
-
-
-def weights_folder() -> Path:
-    """Return the folder of torchvision's files."""
-    return pretrained.folder()
 
 
 def weights(*, fetch: bool = True) -> Iterator[PretrainedWeights]:

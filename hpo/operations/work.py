@@ -5,26 +5,23 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_pipeline.cores import cores
 from hpo import settings
-from hpo.api.connection import Connection, connect, opened
-from hpo.errors import ServiceError, SettingsError
+from hpo.errors import ServiceError
 from hpo.launch import slurm as arrays
-from hpo.operations.dry_run import Estimate, estimate
+from hpo.operations.compute import Compute, Slurm, at_least
+from hpo.operations.connection import Connection, connect, opened
 from hpo.planning import plans
 from hpo.planning.preparation import Plan, prepare
 from hpo.queue import ENDED, Job, Queue, State, Stop, StudyRow
 from hpo.report import winners
 from hpo.services import serving
 from hpo.services.serving import Services
-from hpo.settings import Settings
 from hpo.study import Study, load_all, restore
 from hpo.tracking import experiments
-from hpo.worker.processes import visible_gpus
 from hpo.worker.supervisor import OUT_OF_TIME, Limits
 from hpo.worker.worker import Worker
 from models import weights
@@ -32,66 +29,6 @@ from models import weights
 POLL = 2.0  # seconds between two looks for the plan of a study
 
 log = logging.getLogger("hpo.api")
-
-
-def at_least(option: str, value: float | None, minimum: int) -> None:
-    """Raise SettingsError naming the option if the value is too small, or no number."""
-    if value is not None and not minimum <= value < float("inf"):
-        raise SettingsError(f"{option}: expected at least {minimum}, found {value:g}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compute:
-    """Where to train, and in how many trainer processes."""
-
-    device: str = "cpu"  # cpu, auto (the visible GPUs, if any) or cuda
-    trainers: int | None = None  # None: HPO_TRAINERS, or one for every training.threads cores, or one on each GPU
-    trainers_per_gpu: int | None = None  # instead of trainers
-
-    def __post_init__(self) -> None:
-        at_least("--trainers-per-gpu", self.trainers_per_gpu, 1)
-        at_least("--trainers", self.trainers, 1)
-        if self.trainers_per_gpu is not None and self.device == "cpu":
-            raise SettingsError("--trainers-per-gpu: expected --device auto or --device cuda beside it.")
-
-    def count(self, chosen: Settings, threads: int) -> int:
-        """Return the number of trainer processes, each of so many threads, on this machine."""
-        gpus = 0 if self.device == "cpu" else len(visible_gpus())
-        given = self.trainers or (self.trainers_per_gpu or 0) * gpus or chosen.trainers
-        count = given or gpus or max(1, cores() // threads)
-        if threads > 1 and not gpus and count * threads > cores():
-            log.warning(f"Note: {count} x training.threads = {count * threads} threads on {cores()} cores are slow.")
-        return count
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slurm:
-    """Workers as an array job of SLURM."""
-
-    workers: int = 1  # tasks of the array
-    options: Sequence[str] = ()  # of sbatch: KEY=VALUE, such as partition=gpu
-
-    def __post_init__(self) -> None:
-        at_least("--workers", self.workers, 1)
-
-    def request(self, compute: Compute, chosen: Settings, threads: int) -> arrays.Request:
-        """Return what SLURM is asked for. Raise SettingsError."""
-        wanted = arrays.parse(self.options)
-        trainers = compute.trainers or chosen.trainers
-        if threads > 1 and compute.device == "cpu":
-            needed = threads * (trainers or 1)
-            if wanted.setdefault("cpus-per-task", needed) < needed:
-                raise SettingsError(
-                    f"--slurm: cpus-per-task: expected at least {needed} for {trainers or 1} x training.threads = "
-                    f"{threads}, found {wanted['cpus-per-task']}."
-                )
-        words = ["--device", compute.device]
-        if compute.trainers_per_gpu is not None:
-            words += ["--trainers-per-gpu", str(compute.trainers_per_gpu)]
-        elif trainers or compute.device == "cpu":
-            # a node has more cores than the task may use, and only some clusters hide the others
-            words += ["--trainers", str(trainers or max(1, wanted.get("cpus-per-task", 1) // threads))]
-        return arrays.Request(workers=self.workers, options=wanted, words=tuple(words))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +55,7 @@ class Outcome:
 
     @property
     def closing(self) -> Job | None:
+        """The closing of a closed study."""
         return next((job for job in self.jobs if job.kind == "closing"), None)
 
     @property
@@ -173,20 +111,6 @@ def load(
     return load_all(study, [*given, *overrides], prerequisites=prerequisites)
 
 
-def dry_run(
-    study: str | Sequence[Study], *, compute: Compute | None = None, say: Callable[[str], object] = log.debug
-) -> Iterator[Estimate]:
-    """Yield for each study what `run` would train and how long it would take here. Leaves nothing behind.
-
-    `say` gets a line for each network that is measured. Raise StudyError or DatasetError if the studies cannot be run,
-    ServiceError if the device cannot train.
-    """
-    chosen, compute = settings.read(), compute or Compute()
-    for plan in [prepare(part, trial_run=True) for part in _studies(study)]:
-        count = compute.count(chosen, plan.study.threads)
-        yield estimate(plan, chosen, trainers=count, device=compute.device, say=say)
-
-
 def run(
     study: str | Sequence[Study],
     *,
@@ -202,7 +126,7 @@ def run(
     outcome is `stopped`. Raise UserError for what is wrong with studies, data, options or services.
     """
     chosen, compute, watch = settings.read(), compute or Compute(), watch or Watch()
-    studies = _studies(study)
+    studies = as_studies(study)
     requests = [slurm.request(compute, chosen, part.threads) if slurm else None for part in studies]
     if requests[0]:
         requests[0].check(chosen)
@@ -225,7 +149,8 @@ def run(
     return Run(outcomes=outcomes, comparisons=comparisons, services=services, are_services_started=started)
 
 
-def _studies(study: str | Sequence[Study]) -> list[Study]:
+def as_studies(study: str | Sequence[Study]) -> list[Study]:
+    """Return the studies of a name or file, or those that were loaded."""
     return load(study) if isinstance(study, str) else list(study)
 
 

@@ -1,6 +1,7 @@
-"""The services that the settings name, while they run."""
+"""The services that the settings name: start them, stop them, and connect to them while they run."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,12 +10,32 @@ import optuna
 
 from hpo import settings
 from hpo.errors import ServiceError
-from hpo.queue import Queue
+from hpo.queue import DatabaseLost, Queue, StudyRow
+from hpo.recording.reconciler import Reconciler
 from hpo.search import sampling
 from hpo.services import serving
-from hpo.services.serving import Services
+from hpo.services.serving import Services, export_lines
 from hpo.settings import Settings
 from hpo.tracking.client import Tracker
+from hpo.tracking.errors import TrackingUnavailable
+
+__all__ = ["Connection", "connect", "down", "export_lines", "mlflow_away", "opened", "up"]
+
+log = logging.getLogger("hpo.api")
+
+
+def up(*, listen: str | None = None, say: Callable[[str], object] = log.info) -> tuple[Services, bool]:
+    """Start the embedded services unless they run; return where they are, and whether something was started.
+
+    `listen` is the IPv4 address of this machine to serve other machines at; None leaves it as it is. `say` gets a line
+    for each step that takes time. Raise ServiceError if a service cannot be started.
+    """
+    return serving.up(settings.read(), listen=listen, report=say)
+
+
+def down() -> bool:
+    """Stop the embedded services; return whether any ran."""
+    return serving.down(settings.read())
 
 
 @dataclass(frozen=True)
@@ -27,16 +48,32 @@ class Connection:
 
     @cached_property
     def tracker(self) -> Tracker:
+        """Client of the MLflow server."""
         return Tracker(self.services.tracking_uri)
 
     @cached_property
     def store(self) -> optuna.storages.RDBStorage:
+        """Optuna's tables."""
         return sampling.storage(self.services.database_url)
 
     @property
     def tracker_if_up(self) -> Tracker | None:
         """MLflow, or None if the embedded server does not answer: another program may listen at its port."""
         return self.tracker if serving.running(self.settings) else None
+
+    def reconciler(self, row: StudyRow) -> Reconciler:
+        """Return what brings Optuna and MLflow in line with a study's rows."""
+        return Reconciler(self.queue, self.tracker, self.store, row)
+
+    def record(self, row: StudyRow) -> bool:
+        """Record a study's changes in Optuna and MLflow at once; false if they are away: a worker does it later."""
+        if self.tracker_if_up is None:
+            return False
+        try:
+            self.reconciler(row).reconcile(lease=self.settings.lease, older_than=0, expire=False)
+        except (TrackingUnavailable, DatabaseLost):
+            return False
+        return True
 
 
 @contextmanager

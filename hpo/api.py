@@ -1,0 +1,76 @@
+"""hpo as Python functions: what the commands do, for a notebook or a program.
+
+    from hpo import api
+
+    api.run("grid", compute=api.Compute(trainers=2))
+    api.results("grid")  # a pandas frame
+    api.download(Path("champion"))
+
+Every function reads its settings from the environment, as the commands do. It prints nothing and ends no process. It
+raises a `UserError` (hpo.errors) for what the caller can correct, and `Unreachable` while a service is away.
+
+Each name is imported at its first use, with what it needs: MLflow alone takes three seconds. Here and in `hpo.cli` are
+the only imports that are put off for that reason.
+"""
+
+# ruff: noqa: F401 (the names of __all__ are imported for type checkers)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpo.operations.backup import Backup, backup
+    from hpo.operations.compute import Compute, Slurm
+    from hpo.operations.connection import Connection, Services, connect, down, export_lines, up
+    from hpo.operations.data import Phase, check_data, make_data
+    from hpo.operations.deletion import delete
+    from hpo.operations.doctor import Checkup, doctor
+    from hpo.operations.dry_run import Estimate, dry_run
+    from hpo.operations.models import Download, PretrainedWeights, adopt_weights, download, weights, weights_folder
+    from hpo.operations.overview import (
+        Promotion,
+        Report,
+        Status,
+        StudySummary,
+        compare,
+        jobs,
+        promote,
+        report,
+        results,
+        status,
+        studies,
+        trials,
+    )
+    from hpo.operations.predict import predict
+    from hpo.operations.restore import restore
+    from hpo.operations.stopping import Cancelled, Stopped, cancel, stop
+    from hpo.operations.work import Begun, Job, Outcome, Run, Stop, Study, StudyRow, Watch, load, run, worker
+
+_NAMES = {  # by the module of hpo.operations
+    "backup": "Backup backup",
+    "compute": "Compute Slurm",
+    "connection": "Connection Services connect down export_lines up",
+    "data": "Phase check_data make_data",
+    "deletion": "delete",
+    "doctor": "Checkup doctor",
+    "dry_run": "Estimate dry_run",
+    "models": "Download PretrainedWeights adopt_weights download weights weights_folder",
+    "overview": "Promotion Report Status StudySummary compare jobs promote report results status studies trials",
+    "predict": "predict",
+    "restore": "restore",
+    "stopping": "Cancelled Stopped cancel stop",
+    "work": "Begun Job Outcome Run Stop Study StudyRow Watch load run worker",
+}
+_MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'hpo.api' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"hpo.operations.{_MODULE[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
