@@ -2,45 +2,29 @@
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 from hpo import api
 from hpo.cli import terminal
-from hpo.cli.options import Commands
+from hpo.cli.options import command, option
 from hpo.errors import SettingsError
 from hpo.text import duration
 
 PHASES = ("matrix", "inclusion")
 
 
-def add(commands: Commands) -> None:
-    """Add these commands to the parser."""
-    text = "Make a labelled data set, or check a folder."
-    below = commands.add_parser("data", help=text, description=text).add_subparsers(
-        dest="data_command", metavar="COMMAND", required=True
-    )
-    parser = below.add_parser("make", help="draw microstructures and compute their stiffness; resumes")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="folder to write")
-    parser.add_argument("--count", type=int, default=520, metavar="N", help="cells (default: 520)")
-    parser.add_argument("--size", type=int, default=64, metavar="N", help="pixels along an edge (default: 64)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the cells (default: 0)")
-    for phase in PHASES:
-        parser.add_argument(
-            f"--{phase}",
-            type=float,
-            nargs=2,
-            metavar=("E", "NU"),
-            help=f"Young's modulus in GPa and Poisson's ratio of the {phase} (default: that of the shipped set)",
-        )
-    parser.set_defaults(function=make)
-    parser = below.add_parser("check", help="list everything that is wrong with a folder")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="folder of images and label table")
-    parser.add_argument("--image-size", type=int, metavar="N", help="resize to N x N pixels")
-    parser.set_defaults(function=check)
+CONSTANTS = "Young's modulus in GPa and Poisson's ratio of the {} (default: that of the shipped set)"
 
 
+@command(
+    option("folder", "DIR", "folder to write"),
+    option("--count", "N", "cells (default: 520)", default=520),
+    option("--size", "N", "pixels along an edge (default: 64)", default=64),
+    option("--seed", "N", "seed of the cells (default: 0)", default=0),
+    *(option(f"--{name}", ("E", "NU"), CONSTANTS.format(name), type=float, nargs=2) for name in PHASES),
+)
 def make(options: argparse.Namespace) -> int:
+    """Draw microstructures and compute their stiffness. Goes on where it stopped."""
     begin, first = time.monotonic(), None
     cells: dict[str, Any] = {"count": options.count, "size": options.size, "seed": options.seed}
     for done in api.make_data(options.folder, **cells, **_phases(options)):
@@ -64,7 +48,12 @@ def _phases(options: argparse.Namespace) -> dict[str, Any]:
     return phases
 
 
+@command(
+    option("folder", "DIR", "folder of images and label table"),
+    option("--image-size", "N", "resize to N x N pixels"),
+)
 def check(options: argparse.Namespace) -> int:
+    """List everything that is wrong with a folder."""
     data, lack, notes = api.check_data(options.folder, image_size=options.image_size)
     height, width = data.images.shape[2:]
     print(
@@ -77,3 +66,6 @@ def check(options: argparse.Namespace) -> int:
     for note in notes:
         print(f"Note: {note}")
     return 0
+
+
+COMMANDS = (make, check)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 
-from hpo.cli import away, completion, data, models, results, services, studies, terminal
+from hpo.cli import away, completion, data, models, options, results, services, studies, terminal
 from hpo.errors import DatabaseUnreachable, SettingsError, TrackingUnreachable, UserError
 from hpo.text import visible
 
@@ -74,8 +74,14 @@ def parser() -> argparse.ArgumentParser:
         "--print-completion", choices=completion.SHELLS, help="print a script that completes hpo's commands on Tab"
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
-    for group in (studies, results, models, services, data):
-        group.add(commands)
+    for group in (studies, results, models, services):
+        for function in group.COMMANDS:
+            options.add(commands, function)
+    text = "Make a labelled data set, or check a folder."
+    parser = commands.add_parser("data", help=text, description=text)
+    below = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
+    for function in data.COMMANDS:
+        options.add(below, function)
     return top
 
 

@@ -3,38 +3,20 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from hpo import api
 from hpo.cli import terminal
-from hpo.cli.options import Commands, add_json, command
+from hpo.cli.options import JSON, command, option
 from hpo.text import for_csv
 
 
-def add(commands: Commands) -> None:
-    """Add these commands to the parser."""
-    parser = command(
-        commands, "download", download, "Download a registered model, checked against the hashes in the database."
-    )
-    parser.add_argument("--alias", default="champion", metavar="NAME", help="alias or version (default: champion)")
-    parser.add_argument(
-        "--model", metavar="NAME", help="registered model (default: the only one, or the newest study's)"
-    )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="folder to make")
-
-    text = "Predict the components of images with a downloaded model; CSV on standard output."
-    parser = command(commands, "predict", predict, text)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="folder that `hpo download` made")
-    text = "image file, grey, of the size trained on (periodic networks: any)"
-    parser.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help=text)
-    add_json(parser)
-
-    text = "List pretrained weights; fetch those that are missing, or take files from hand."
-    parser = command(commands, "weights", weights, text)
-    parser.add_argument("files", metavar="FILE", type=Path, nargs="*", help="torchvision's file, brought by hand")
-
-
+@command(
+    option("--alias", "NAME", "alias or version (default: champion)", default="champion"),
+    option("--model", "NAME", "registered model (default: the only one, or the newest study's)"),
+    option("folder", "DIR", "folder to make"),
+)
 def download(options: argparse.Namespace) -> int:
+    """Download a registered model, checked against the hashes in the database."""
     model = api.download(options.folder, alias=options.alias, model=options.model)
     aliases = ", ".join(f"@{alias}" for alias in model.version.aliases) or "no alias"
     print(f"{model.name} version {model.version.number} ({aliases}) is in {model.folder}.")
@@ -44,7 +26,13 @@ def download(options: argparse.Namespace) -> int:
     return 0
 
 
+@command(
+    option("folder", "DIR", "folder that `hpo download` made"),
+    option("images", "IMAGE", "image file, grey, of the size trained on (periodic networks: any)", nargs="+"),
+    JSON,
+)
 def predict(options: argparse.Namespace) -> int:
+    """Predict the components of images with a downloaded model; CSV on standard output."""
     frame = api.predict(options.folder, options.images)
     unit = frame.attrs["unit"]
     if options.json:
@@ -55,8 +43,9 @@ def predict(options: argparse.Namespace) -> int:
     return 0
 
 
+@command(option("files", "FILE", "torchvision's file, brought by hand", nargs="*"))
 def weights(options: argparse.Namespace) -> int:
-    """List, fetch, or copy files of pretrained weights; exit code 1 if one is missing in the end."""
+    """List pretrained weights; fetch those that are missing, or take files from hand."""
     for file in options.files:
         print(f"{file}: good, now {api.adopt_weights(file)}.")
     print(f"Pretrained weights in {api.weights_folder()}:")
@@ -67,3 +56,6 @@ def weights(options: argparse.Namespace) -> int:
     for problem in problems:
         print(f"hpo: {problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+COMMANDS = (download, predict, weights)

@@ -1,39 +1,82 @@
-"""Options that several commands have, and messages about them."""
+"""How commands and their options are declared, and messages about options."""
 
 import argparse
+import inspect
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from hpo.errors import SettingsError
 
 Commands = Any  # what argparse's add_subparsers returns has no public name
+Function = Callable[[argparse.Namespace], int]  # carries out a command; returns its exit code
+Option = Callable[[Any], object]  # adds itself to a parser, or to a group of options
+
+TYPES = {"N": int, "H": float, "SECONDS": float, "DIR": Path, "FILE": Path, "IMAGE": Path}  # of values, by metavar
+OPTIONS: dict[Function, tuple[Option, ...]] = {}  # of each command
 
 
-def command(
-    commands: Commands, name: str, function: Callable[[argparse.Namespace], int], text: str
-) -> argparse.ArgumentParser:
-    """Return the parser of a new command, which `function` carries out and whose exit code it returns."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+def option(name: str, metavar: str | tuple[str, ...], text: str, **settings: Any) -> Option:
+    """Return an option or argument with a value; further settings are those of argparse."""
+    settings = {"type": TYPES.get(str(metavar), str), "metavar": metavar, "help": text} | settings
+    return lambda parser: parser.add_argument(name, **settings)
+
+
+def many(name: str, metavar: str, text: str) -> Option:
+    """Return an option that may be given several times."""
+    return option(name, metavar, text, action="append", default=[])
+
+
+def flag(name: str, text: str) -> Option:
+    """Return an option without a value."""
+    return lambda parser: parser.add_argument(name, action="store_true", help=text)
+
+
+def choice(name: str, choices: tuple[str, ...], text: str, default: str | None = None) -> Option:
+    """Return an option with one of a few values."""
+    return lambda parser: parser.add_argument(name, choices=choices, default=default, help=text)
+
+
+def one_of(*options: Option) -> Option:
+    """Return options of which at most one may be given."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        group = parser.add_mutually_exclusive_group()
+        for part in options:
+            part(group)
+
+    return add
+
+
+STUDY = option("--study", "NAME", "name as `hpo studies` lists it", required=True)
+JSON = flag("--json", "print JSON for programs")
+
+
+def command(*options: Option) -> Callable[[Function], Function]:
+    """Declare the options of the command that the decorated function carries out."""
+
+    def declare(function: Function) -> Function:
+        OPTIONS[function] = options
+        return function
+
+    return declare
+
+
+def add(commands: Commands, function: Function) -> None:
+    """Add a command to the parser: it has the function's name, and the docstring's first paragraph describes it."""
+    text = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
+    parser = commands.add_parser(function.__name__, help=text, description=text)
     parser.set_defaults(function=function)
-    return parser
+    for part in OPTIONS[function]:
+        part(parser)
 
 
-def add_study(parser: argparse.ArgumentParser, text: str = "name as `hpo studies` lists it") -> None:
-    parser.add_argument("--study", required=True, metavar="NAME", help=text)
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON for programs")
-
-
-def exclusive(option: str, why: str, others: Mapping[str, Any]) -> None:
+def exclusive(name: str, why: str, others: Mapping[str, Any]) -> None:
     """Raise SettingsError if one of the other options, by their names, was given: beside this one it does nothing."""
     for other, value in others.items():
         if value not in (None, False, []):
-            raise SettingsError(
-                f"{option} and {other}: expected one of them, found both. Leave one out: {option} {why}."
-            )
+            raise SettingsError(f"{name} and {other}: expected one of them, found both. Leave one out: {name} {why}.")
 
 
 def say(line: str) -> None:

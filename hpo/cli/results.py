@@ -5,12 +5,11 @@ import json
 import time
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo import api, settings
 from hpo.cli import terminal
-from hpo.cli.options import Commands, add_json, add_study, command, exclusive
+from hpo.cli.options import JSON, STUDY, command, exclusive, flag, many, option
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -20,43 +19,9 @@ if TYPE_CHECKING:
 WATCH_INTERVAL = 2.0  # seconds
 
 
-def add(commands: Commands) -> None:
-    """Add these commands to the parser."""
-    parser = command(commands, "status", status, "Show services, studies and running trials.")
-    parser.add_argument("--watch", action="store_true", help="refresh until Ctrl-C")
-    add_json(parser)
-
-    add_json(command(commands, "studies", studies, "List the studies that were planned here."))
-
-    parser = command(commands, "trials", trials, "List all trials of a study.")
-    add_study(parser)
-    add_json(parser)
-
-    text = "Show studies, trials, runs and registered versions side by side."
-    parser = command(commands, "compare", compare, text)
-    text = "study (its best trial), trial (grid/22), MLflow run id, or version"
-    parser.add_argument("first", metavar="A", help=text)
-    text = "the same; a version is MODEL@ALIAS, MODEL/NUMBER or @ALIAS"
-    parser.add_argument("others", metavar="B", nargs="+", help=text)
-    parser.add_argument("--differences", action="store_true", help="only what is not the same for all")
-    add_json(parser)
-
-    text = "Write the report of closed studies: one HTML page, Markdown, CSV and JSON tables."
-    parser = command(commands, "report", report, text)
-    parser.add_argument(
-        "--study",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="name as `hpo studies` lists it; repeatable (default: all closed studies on the newest one's data)",
-    )
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", type=Path, help="folder to write")
-
-    text = "Show what a closed study promoted, and set missing aliases again."
-    add_study(command(commands, "promote", promote, text))
-
-
+@command(flag("--watch", "refresh until Ctrl-C"), JSON)
 def status(options: argparse.Namespace) -> int:
+    """Show services, studies and running trials."""
     if options.json:
         exclusive("--json", "prints once", {"--watch": options.watch})
     state = api.status()
@@ -101,7 +66,9 @@ def _render(state: "api.Status") -> "Group":
     return Group(f"{head}    {counts}", *trouble, *(progress.render() for progress in state.open))
 
 
+@command(JSON)
 def studies(options: argparse.Namespace) -> int:
+    """List the studies that were planned here."""
     from hpo.report import results, tables
 
     summaries = [asdict(summary) for summary in api.studies()]
@@ -112,7 +79,9 @@ def studies(options: argparse.Namespace) -> int:
     return 0
 
 
+@command(STUDY, JSON)
 def trials(options: argparse.Namespace) -> int:
+    """List all trials of a study."""
     from hpo.report import results, tables
 
     if options.json:
@@ -136,7 +105,14 @@ def _trial(job: "Job") -> dict[str, Any]:
     }
 
 
+@command(
+    option("first", "A", "study (its best trial), trial (grid/22), MLflow run id, or version"),
+    option("others", "B", "the same; a version is MODEL@ALIAS, MODEL/NUMBER or @ALIAS", nargs="+"),
+    flag("--differences", "only what is not the same for all"),
+    JSON,
+)
 def compare(options: argparse.Namespace) -> int:
+    """Show studies, trials, runs and registered versions side by side."""
     from hpo.report import comparison, tables
 
     if options.json:
@@ -155,7 +131,16 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
+@command(
+    many(
+        "--study",
+        "NAME",
+        "name as `hpo studies` lists it; repeatable (default: all closed ones on the newest one's data)",
+    ),
+    option("--output", "DIR", "folder to write", required=True),
+)
 def report(options: argparse.Namespace) -> int:
+    """Write the report of closed studies: one HTML page, Markdown, CSV and JSON tables."""
     written = api.report(options.output, options.study)
     for line in written.summary + [f"ALARM: {alarm}" for alarm in written.alarms]:
         print(line)
@@ -164,7 +149,9 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
+@command(STUDY)
 def promote(options: argparse.Namespace) -> int:
+    """Show what a closed study promoted, and set missing aliases again."""
     from hpo.report import results
 
     promoted = api.promote(options.study)
@@ -172,3 +159,6 @@ def promote(options: argparse.Namespace) -> int:
         print(f"Set the alias @{promoted.alias} again.")
     print("\n".join(results.promotion(promoted.result, None)))
     return 0
+
+
+COMMANDS = (status, studies, trials, compare, report, promote)

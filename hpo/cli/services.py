@@ -5,44 +5,26 @@ import json
 import shlex
 import socket
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpo import api, settings
 from hpo.cli import terminal
-from hpo.cli.options import Commands, add_json, command, say
+from hpo.cli.options import JSON, command, flag, option, say
 
 if TYPE_CHECKING:
     from hpo.api import Backup
 
 
-def add(commands: Commands) -> None:
-    """Add these commands to the parser."""
-    parser = command(commands, "up", up, "Start the embedded Postgres and MLflow server, or say where they are.")
-    parser.add_argument(
+@command(
+    option(
         "--listen",
-        metavar="ADDRESS",
-        help="serve other machines at this address of this one, with access control; 127.0.0.1 serves none (default: "
-        "as it was, at first 127.0.0.1)",
+        "ADDRESS",
+        "serve other machines at this address of this one, with access control; 127.0.0.1 serves none (default: as it "
+        "was, at first 127.0.0.1)",
     )
-    command(commands, "down", down, "Stop the embedded Postgres and MLflow server.")
-    parser = command(
-        commands, "backup", backup, "Save the databases and all artifacts in one file, while workers go on."
-    )
-    parser.add_argument("file", metavar="FILE", type=Path, help="file to make, such as hpo.tar")
-    parser = command(
-        commands, "restore", restore, "Fill an empty HPO_HOME, or empty databases given by URL, from a backup."
-    )
-    parser.add_argument("file", metavar="FILE", type=Path, help="file that `hpo backup` made")
-    parser = command(
-        commands, "doctor", doctor, "Check services, versions, every study's invariants, orphans and caches."
-    )
-    parser.add_argument("--study", metavar="NAME", help="only this study (default: all)")
-    parser.add_argument("--fix", action="store_true", help="repair what can be repaired; safe on a running study")
-    add_json(parser)
-
-
+)
 def up(options: argparse.Namespace) -> int:
+    """Start the embedded Postgres and MLflow server, or say where they are."""
     services, started = api.up(listen=options.listen, say=say)
     print(f"{'Started' if started else 'Already running'}. MLflow: {services.tracking_uri}")
     if services.credentials:
@@ -56,12 +38,16 @@ def up(options: argparse.Namespace) -> int:
     return 0
 
 
+@command()
 def down(options: argparse.Namespace) -> int:
+    """Stop the embedded Postgres and MLflow server."""
     print("Stopped." if api.down() else f"The services of {settings.read().home} were not running.")
     return 0
 
 
+@command(option("file", "FILE", "file to make, such as hpo.tar"))
 def backup(options: argparse.Namespace) -> int:
+    """Save the databases and all artifacts in one file, while workers go on."""
     contents = api.backup(options.file, say=say)
     for fault in contents.faults:
         print(f"Note: {fault}.", file=sys.stderr)
@@ -70,7 +56,9 @@ def backup(options: argparse.Namespace) -> int:
     return 0
 
 
+@command(option("file", "FILE", "file that `hpo backup` made"))
 def restore(options: argparse.Namespace) -> int:
+    """Fill an empty HPO_HOME, or empty databases given by URL, from a backup."""
     contents, tracking_uri = api.restore(options.file, say=say)
     print(f"Restored {_text(contents)}. MLflow: {tracking_uri}")
     print("`hpo doctor` checks it; `hpo run` with a study's options, or `hpo worker --study NAME`, goes on.")
@@ -82,8 +70,13 @@ def _text(contents: "Backup") -> str:
     return f"{', '.join(studies) or 'no study'} as of {contents.at}, {contents.artifacts} artifacts"
 
 
+@command(
+    option("--study", "NAME", "only this study (default: all)"),
+    flag("--fix", "repair what can be repaired; safe on a running study"),
+    JSON,
+)
 def doctor(options: argparse.Namespace) -> int:
-    """Exit code 1 if something is left that is not as it should be."""
+    """Check services, versions, every study's invariants, orphans and caches."""
     checkup = api.doctor(options.study, fix=options.fix)
     for failure in checkup.failures:
         print(failure, file=sys.stderr)
@@ -100,3 +93,6 @@ def doctor(options: argparse.Namespace) -> int:
     elif not options.fix and any(finding.remedy is not None for finding in checkup.findings):
         print("`hpo doctor --fix` repairs what it can.")
     return 0 if checkup.is_healthy else 1
+
+
+COMMANDS = (up, down, backup, restore, doctor)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from hpo import api
 from hpo.cli import terminal
-from hpo.cli.options import Commands, add_study, command, exclusive, say
+from hpo.cli.options import STUDY, choice, command, exclusive, flag, many, one_of, option, say
 from hpo.errors import NotFound, SettingsError
 
 if TYPE_CHECKING:
@@ -14,110 +14,50 @@ if TYPE_CHECKING:
 STOPPED = 130  # exit code
 
 
-def add(commands: Commands) -> None:
-    """Add these commands to the parser."""
-    text = "Plan a study, train it to its end, promote its best model. Goes on where it stopped."
-    _add_run(command(commands, "run", run, text))
-    text = "Train trials of a planned study, beside other workers, until it is closed."
-    _add_worker(command(commands, "worker", worker, text))
-
-    text = "Let all workers of a study, on whatever host, give their trials back and leave."
-    parser = command(commands, "stop", stop, text)
-    add_study(parser)
-    parser.add_argument("--no-wait", action="store_true", help="do not wait until they have left")
-
-    text = "End one trial for good: it is not retried, and its study closes without it."
-    parser = command(commands, "cancel", cancel, text)
-    add_study(parser)
-    text = "number as `hpo trials` lists it; N/R its repeat R alone"
-    parser.add_argument("--trial", required=True, metavar="N", help=text)
-    parser.add_argument("--undo", action="store_true", help="bring a cancelled trial back; it goes on where it was")
-
-    parser = command(commands, "delete", delete, "Delete a study: trials, runs, models, versions. Asks first.")
-    add_study(parser)
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    text = "although the MLflow server has lost (or never had) its experiment"
-    parser.add_argument("--not-in-mlflow", action="store_true", help=text)
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    add_study(parser, "a shipped study, or the path of a .toml file")
-    parser.add_argument("--data", metavar="DIR", help="folder of images and label table (default: the study's)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="short for --set training.epochs=N")
-    parser.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N; never moves the split")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override any key of the study file; STUDY:KEY=VALUE one study of a sequence; repeatable",
-    )
-    _add_compute(parser)
-    parser.add_argument(
-        "--with-prerequisites", action="store_true", help="first run the study that this one starts from, if need be"
-    )
-    parser.add_argument("--retry", action="store_true", help="train trials that are dead again, and close again")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the plan and a time estimate; leave nothing behind"
-    )
-    parser.add_argument(
-        "--on", choices=("slurm",), help="hand the workers to SLURM as an array job (default: work here)"
-    )
-    parser.add_argument("--workers", type=int, metavar="N", help="with --on slurm: tasks of the array (default: 1)")
-    parser.add_argument(
-        "--slurm",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="with --on slurm: an option of sbatch, such as partition=gpu, time=240 or gres=gpu:1; repeatable",
-    )
-
-
-def _add_worker(parser: argparse.ArgumentParser) -> None:
-    add_study(parser, "name of a planned study, as `hpo studies` lists it")
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--max-trials", type=int, metavar="N", help="leave after N trials")
-    either.add_argument("--once", dest="max_trials", action="store_const", const=1, help="short for --max-trials 1")
-    parser.add_argument(
-        "--max-hours", type=float, metavar="H", help="after H hours hand back what is training, and leave"
-    )
-    parser.add_argument(
-        "--idle-exit", type=float, metavar="SECONDS", help="leave when there was nothing to train for so long"
-    )
-    parser.add_argument(
-        "--stops",
-        type=int,
-        metavar="N",
-        help="leave once the study has been stopped more than N times, even before this starts (default: as often as "
-        "when it starts)",
-    )
-    _add_compute(parser)
-
-
-def _add_compute(parser: argparse.ArgumentParser) -> None:
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument(
-        "--trainers",
-        type=int,
-        metavar="N",
-        help="training processes (default: HPO_TRAINERS, or one for every training.threads cores; one on each GPU)",
-    )
-    either.add_argument(
-        "--trainers-per-gpu",
-        type=int,
-        metavar="N",
-        help="training processes on each visible GPU; with --device auto or cuda (default: 1)",
-    )
-    parser.add_argument(
+COMPUTE = (
+    one_of(
+        option(
+            "--trainers",
+            "N",
+            "training processes (default: HPO_TRAINERS, or one for every training.threads cores; one on each GPU)",
+        ),
+        option(
+            "--trainers-per-gpu",
+            "N",
+            "training processes on each visible GPU; with --device auto or cuda (default: 1)",
+        ),
+    ),
+    choice(
         "--device",
-        choices=("cpu", "auto", "cuda"),
+        ("cpu", "auto", "cuda"),
+        "where to train: auto takes the GPUs that are visible, if any, cuda insists (default: cpu)",
         default="cpu",
-        help="where to train: auto takes the GPUs that are visible, if any, cuda insists (default: cpu)",
-    )
+    ),
+)
 
 
+@command(
+    option("--study", "NAME", "a shipped study, or the path of a .toml file", required=True),
+    option("--data", "DIR", "folder of images and label table (default: the study's)", type=str),
+    option("--epochs", "N", "short for --set training.epochs=N"),
+    option("--seed", "N", "short for --set seed=N; never moves the split"),
+    many(
+        "--set", "KEY=VALUE", "override any key of the study file; STUDY:KEY=VALUE one study of a sequence; repeatable"
+    ),
+    *COMPUTE,
+    flag("--with-prerequisites", "first run the study that this one starts from, if need be"),
+    flag("--retry", "train trials that are dead again, and close again"),
+    flag("--dry-run", "print the plan and a time estimate; leave nothing behind"),
+    choice("--on", ("slurm",), "hand the workers to SLURM as an array job (default: work here)"),
+    option("--workers", "N", "with --on slurm: tasks of the array (default: 1)"),
+    many(
+        "--slurm",
+        "KEY=VALUE",
+        "with --on slurm: an option of sbatch, such as partition=gpu, time=240 or gres=gpu:1; repeatable",
+    ),
+)
 def run(options: argparse.Namespace) -> int:
-    """Plan, train, close and show one study after the other."""
+    """Plan a study, train it to its end, promote its best model. Goes on where it stopped."""
     from hpo.cli.watch import Terminal
     from hpo.report import tables, winners
 
@@ -180,7 +120,24 @@ def slurm(options: argparse.Namespace) -> "api.Slurm | None":
     return None
 
 
+@command(
+    option("--study", "NAME", "name of a planned study, as `hpo studies` lists it", required=True),
+    one_of(
+        option("--max-trials", "N", "leave after N trials"),
+        flag("--once", "short for --max-trials 1"),
+    ),
+    option("--max-hours", "H", "after H hours hand back what is training, and leave"),
+    option("--idle-exit", "SECONDS", "leave when there was nothing to train for so long"),
+    option(
+        "--stops",
+        "N",
+        "leave once the study has been stopped more than N times, even before this starts (default: as often as when "
+        "it starts)",
+    ),
+    *COMPUTE,
+)
 def worker(options: argparse.Namespace) -> int:
+    """Train trials of a planned study, beside other workers, until it is closed."""
     from hpo.cli.watch import Terminal, by
     from hpo.report import tables
 
@@ -188,7 +145,7 @@ def worker(options: argparse.Namespace) -> int:
         outcome = api.worker(
             options.study,
             compute=compute(options),
-            max_trials=options.max_trials,
+            max_trials=1 if options.once else options.max_trials,
             max_hours=options.max_hours,
             idle_exit=options.idle_exit,
             stops=options.stops,
@@ -206,7 +163,10 @@ def worker(options: argparse.Namespace) -> int:
     return STOPPED if outcome.stopped else 0
 
 
+@command(STUDY, flag("--no-wait", "do not wait until they have left"))
 def stop(options: argparse.Namespace) -> int:
+    """Let all workers of a study, on whatever host, give their trials back and leave."""
+
     def tell(line: str) -> None:
         print(line, flush=True)
 
@@ -222,7 +182,13 @@ def stop(options: argparse.Namespace) -> int:
     return 0
 
 
+@command(
+    STUDY,
+    option("--trial", "N", "number as `hpo trials` lists it; N/R its repeat R alone", type=str, required=True),
+    flag("--undo", "bring a cancelled trial back; it goes on where it was"),
+)
 def cancel(options: argparse.Namespace) -> int:
+    """End one trial for good: it is not retried, and its study closes without it."""
     cancelled = api.cancel(options.study, options.trial, undo=options.undo)
     for job in cancelled.jobs:
         where = f" after epoch {job.epochs}" if job.epochs else ""
@@ -242,7 +208,14 @@ def _tell_if_not_recorded(is_recorded: bool) -> None:
         say("MLflow is away: a worker shows it there later.")
 
 
+@command(
+    STUDY,
+    flag("--yes", "do not ask"),
+    flag("--not-in-mlflow", "although the MLflow server has lost (or never had) its experiment"),
+)
 def delete(options: argparse.Namespace) -> int:
+    """Delete a study: trials, runs, models, versions. Asks first."""
+
     def confirm(row: "StudyRow", done: int) -> None:
         print(f"This deletes the study {row.name} for good: {done} finished trials, their runs, models and versions.")
         try:
@@ -255,3 +228,6 @@ def delete(options: argparse.Namespace) -> int:
     api.delete(options.study, in_mlflow=not options.not_in_mlflow, confirm=None if options.yes else confirm, say=say)
     print(f"Deleted the study {options.study}.")
     return 0
+
+
+COMMANDS = (run, worker, stop, cancel, delete)
