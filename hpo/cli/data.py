@@ -66,6 +66,3 @@ def check(options: argparse.Namespace) -> int:
     for note in notes:
         print(f"Note: {note}")
     return 0
-
-
-COMMANDS = (make, check)

@@ -74,14 +74,11 @@ def parser() -> argparse.ArgumentParser:
         "--print-completion", choices=completion.SHELLS, help="print a script that completes hpo's commands on Tab"
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
-    for group in (studies, results, models, services):
-        for function in group.COMMANDS:
-            options.add(commands, function)
+    for module in (studies, results, models, services):
+        options.add(commands, module)
     text = "Make a labelled data set, or check a folder."
     parser = commands.add_parser("data", help=text, description=text)
-    below = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
-    for function in data.COMMANDS:
-        options.add(below, function)
+    options.add(parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True), data)
     return top
 
 

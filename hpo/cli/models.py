@@ -56,6 +56,3 @@ def weights(options: argparse.Namespace) -> int:
     for problem in problems:
         print(f"hpo: {problem}", file=sys.stderr)
     return 1 if problems else 0
-
-
-COMMANDS = (download, predict, weights)

@@ -5,6 +5,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hpo.errors import SettingsError
@@ -18,9 +19,9 @@ OPTIONS: dict[Function, tuple[Option, ...]] = {}  # of each command
 
 
 def option(name: str, metavar: str | tuple[str, ...], text: str, **settings: Any) -> Option:
-    """Return an option or argument with a value; further settings are those of argparse."""
+    """Return an option, by one or two names, or an argument; further settings are those of argparse."""
     settings = {"type": TYPES.get(str(metavar), str), "metavar": metavar, "help": text} | settings
-    return lambda parser: parser.add_argument(name, **settings)
+    return lambda parser: parser.add_argument(*name.split(), **settings)
 
 
 def many(name: str, metavar: str, text: str) -> Option:
@@ -63,13 +64,15 @@ def command(*options: Option) -> Callable[[Function], Function]:
     return declare
 
 
-def add(commands: Commands, function: Function) -> None:
-    """Add a command to the parser: it has the function's name, and the docstring's first paragraph describes it."""
-    text = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
-    parser = commands.add_parser(function.__name__, help=text, description=text)
-    parser.set_defaults(function=function)
-    for part in OPTIONS[function]:
-        part(parser)
+def add(commands: Commands, module: ModuleType) -> None:
+    """Add the commands of a module to the parser, each named as its function and described by that one's docstring."""
+    for function, options in OPTIONS.items():
+        if function.__module__ == module.__name__:
+            text = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
+            parser = commands.add_parser(function.__name__, help=text, description=text)
+            parser.set_defaults(function=function)
+            for part in options:
+                part(parser)
 
 
 def exclusive(name: str, why: str, others: Mapping[str, Any]) -> None:

@@ -137,7 +137,7 @@ def compare(options: argparse.Namespace) -> int:
         "NAME",
         "name as `hpo studies` lists it; repeatable (default: all closed ones on the newest one's data)",
     ),
-    option("--output", "DIR", "folder to write", required=True),
+    option("-o --output", "DIR", "folder to write", required=True),
 )
 def report(options: argparse.Namespace) -> int:
     """Write the report of closed studies: one HTML page, Markdown, CSV and JSON tables."""
@@ -159,6 +159,3 @@ def promote(options: argparse.Namespace) -> int:
         print(f"Set the alias @{promoted.alias} again.")
     print("\n".join(results.promotion(promoted.result, None)))
     return 0
-
-
-COMMANDS = (status, studies, trials, compare, report, promote)

@@ -93,6 +93,3 @@ def doctor(options: argparse.Namespace) -> int:
     elif not options.fix and any(finding.remedy is not None for finding in checkup.findings):
         print("`hpo doctor --fix` repairs what it can.")
     return 0 if checkup.is_healthy else 1
-
-
-COMMANDS = (up, down, backup, restore, doctor)

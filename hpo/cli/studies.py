@@ -228,6 +228,3 @@ def delete(options: argparse.Namespace) -> int:
     api.delete(options.study, in_mlflow=not options.not_in_mlflow, confirm=None if options.yes else confirm, say=say)
     print(f"Deleted the study {options.study}.")
     return 0
-
-
-COMMANDS = (run, worker, stop, cancel, delete)
