@@ -12,11 +12,9 @@ from hpo.queue.closing_result import ClosingEntry, ClosingResult, FailedTrial
 from hpo.recording.reconciler import Reconciler
 from hpo.scores import alarms, champion, ranking
 from hpo.study import provenance
-from hpo.study.records import SplitScores
-from hpo.text import score_text
+from hpo.study.records import Scores, SplitScores
 from hpo.tracking import registry
 from hpo.tracking.client import Tracker
-from models.metrics import Scores
 
 SCORES = ("nmse", "mse", "r2", "nrmse")  # of the test split, shown at a winner's run
 
@@ -27,17 +25,6 @@ def fetch(tracker: Tracker, job: Job, folder: Path) -> Path:
     return registry.download_model(
         tracker, model_id=job.result.model_id, folder=folder, expected_sha256=job.result.files
     )
-
-
-def check_same(scored: Mapping[str, Any], job: Job) -> None:
-    """Raise ValueError unless the downloaded model gives the validation score its trial was recorded with."""
-    assert job.result is not None
-    recorded, computed = job.result.validation.nmse, scored["validation"]["nmse"]
-    if computed is None or recorded is None or not abs(computed - recorded) <= 1e-4 * recorded:
-        raise ValueError(
-            f"trial {job.number}: its downloaded model has a validation NMSE of {score_text(computed, '.6g')}, "
-            f"recorded is {score_text(recorded, '.6g')}"
-        )
 
 
 def verdict(validation: Scores, predictors: Mapping[str, SplitScores]) -> str:

@@ -45,7 +45,7 @@ class Closing:
     def put(self, scored: dict[str, Any]) -> None:
         """Take the answer to the last request. Raises ValueError if the model is not the one that was recorded."""
         winner = next(job for job in self._winners if job.number not in self._scored)
-        promotion.check_same(scored, winner)
+        ranking.check_same(scored, winner)
         self._scored[winner.number] = scored
         crash.at("winner scored")
 
@@ -56,7 +56,7 @@ class Closing:
         result = promotion.promote(self.reconciler, self.job, self._scored, predictions)
         queue.require(self.job)
         pictures.log_plots(self.reconciler, self.job, predictions)
-        results.log_study(self.reconciler, result)
+        results.log_study(self.reconciler.queue, self.reconciler.tracker, self.reconciler.study, result)
         crash.at("study shown")
         queue.end(self.job, State.DONE, result=result)
         crash.at("closing recorded")

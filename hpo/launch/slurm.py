@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from hpo import ownership
 from hpo.errors import ServiceError, SettingsError
 from hpo.queue import ENDED, DatabaseLost, Queue, Stop, StudyRow
-from hpo.services import home
 from hpo.settings import Settings
 
 IDLE_EXIT = 120  # seconds; a node that trains nothing belongs to others
@@ -154,7 +154,7 @@ def hand_in(
     """Have workers of this study in SLURM's queue, unless there are some already that nobody has asked to stop. Raises
     ServiceError."""
     array = Array(
-        f"hpo-{row.name}-{queue.database_id()[:8]}-{row.stops}", home.folder(settings.home, "slurm", row.name)
+        f"hpo-{row.name}-{queue.database_id()[:8]}-{row.stops}", ownership.folder(settings.home, "slurm", row.name)
     )
     with queue.lock(f"slurm.{row.name}"):  # two runs at once hand in one array
         tasks = array.tasks()

@@ -17,7 +17,6 @@ from mlflow.entities import Experiment, LoggedModel, LoggedModelStatus
 
 from data_pipeline.npz import load_npz
 from data_pipeline.split import split
-from hpo.closing import promotion
 from hpo.errors import ServiceError, StudyConflict
 from hpo.operations import invariants
 from hpo.operations.connection import Connection, connect
@@ -267,10 +266,13 @@ def _predict_again(reconciler: Reconciler, number: int, settings: Settings) -> N
     data = data_sets.fetch(settings.home, reconciler.tracker, reconciler.study)
     with tempfile.TemporaryDirectory() as folder:
         model, table = Path(folder, "model"), Path(folder, f"trial-{number}.csv")
-        promotion.fetch(reconciler.tracker, job, model)
+        assert job.result is not None
+        registry.download_model(
+            reconciler.tracker, model_id=job.result.model_id, folder=model, expected_sha256=job.result.files
+        )
         request = protocol.Score(folder=model, data=data, predictions=table)
         scored = scoring.score(request, lambda message: None, threading.Event())
-        promotion.check_same(vars(scored), job)
+        ranking.check_same(vars(scored), job)
         reconciler.tracker.upload(reconciler.study.facts.study_run_id, table, "predictions")
 
 

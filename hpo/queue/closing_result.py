@@ -5,8 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from hpo.records import Record
-from hpo.study.records import Point, SplitScores
-from models.metrics import Scores
+from hpo.study.records import Point, Scores, SplitScores
 
 
 def null() -> Any:

@@ -9,9 +9,8 @@ from sqlalchemy import RowMapping
 
 from hpo.queue.closing_result import ClosingResult
 from hpo.records import Record
-from hpo.study.records import StudyFacts, TrialSpec
+from hpo.study.records import Scores, StudyFacts, TrialSpec
 from hpo.text import point_text
-from models.metrics import Scores
 
 
 class State(StrEnum):

@@ -16,7 +16,6 @@ from hpo.machine import environment
 from hpo.queue import FREEZE_LIMIT, DatabaseLost, Job, Queue, State, StudyRow, TrialResult
 from hpo.search import sampling
 from hpo.study import provenance, restore
-from hpo.study.records import TrialSpec
 from hpo.text import first_line
 from hpo.tracking import logged_models
 from hpo.tracking.client import Status, Tracker
@@ -136,7 +135,7 @@ class Reconciler:
                 key=job.key,
                 name=job.run_name,
                 kind="trial",
-                params=params(job.spec),
+                params=job.spec.params(),
                 tags=tags(job),
                 start_ms=round(job.changed_at * 1000),
                 without=job.discarded,
@@ -207,24 +206,6 @@ class Reconciler:
             log.warning("%s cannot be shown in MLflow or Optuna: %s", job.title, first_line(error))
             return False
         return True
-
-
-def params(spec: TrialSpec) -> dict[str, Any]:
-    """Return what determines the result of a trial, flat, as MLflow params. The point comes first, by its own names."""
-    flat = dict(spec.point)
-    flat |= {"config": spec.config} if spec.config is not None else {}
-    flat |= {f"model.{name}": value for name, value in spec.model.items()}
-    flat |= {f"training.{name}": value for name, value in spec.training.items()}
-    # The file or trial that it begins with, and the trial of the same configuration.
-    origins = {"weights": spec.weights, "starts_from": spec.starts_from, "best_of": spec.best_of}
-    for name, origin in origins.items():
-        if origin is not None:
-            flat |= {f"{name}.{key}": value for key, value in origin.to_json().items() if key != "files"}
-    if spec.starts_from is not None:
-        flat["starts_from.sha256"] = spec.starts_from.files["weights.safetensors"]
-    flat |= {"seed": spec.seed, "parameters": spec.parameters}
-    flat |= {} if spec.trainable_parameters is None else {"trainable_parameters": spec.trainable_parameters}
-    return flat | {"data": spec.data, "split": spec.split, "identity": spec.identity, "numerics": spec.numerics}
 
 
 def tags(job: Job) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.metrics import Scores
+from hpo.study.records import Scores
 
 
 @dataclass(frozen=True, kw_only=True)

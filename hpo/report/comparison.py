@@ -15,7 +15,6 @@ from mlflow.exceptions import MlflowException
 
 from hpo.queue import Job, Queue, State, StudyRow
 from hpo.queue.closing_result import ClosingResult
-from hpo.recording import reconciler
 from hpo.report import names, tables
 from hpo.report.words import BASELINES
 from hpo.scores import ranking
@@ -168,7 +167,7 @@ def _settings(study: StudyRow, job: Job) -> Values:
     if job.spec is None:  # no sampler has filled the slot
         return {"data": _data(study)[0], "split": _data(study)[1], "identity": study.identity}
     own = (*job.spec.point, "config")
-    return {key: value for key, value in reconciler.params(job.spec).items() if key not in own}
+    return {key: value for key, value in job.spec.params().items() if key not in own}
 
 
 def _tracked(

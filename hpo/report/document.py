@@ -8,10 +8,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.files import write_atomically
 from hpo import files as sums
 from hpo.errors import ReportError
-from hpo.files import sha256_of
+from hpo.files import sha256_of, write_atomically
 from hpo.report import tables
 from hpo.report.answers import Answer
 from hpo.report.tables import Column, Row, Table

@@ -14,9 +14,8 @@ import pandas
 from rich.console import Console
 
 from hpo.machine import now_ms
-from hpo.queue import Job, State, StudyRow, finite
+from hpo.queue import Job, Queue, State, StudyRow, finite
 from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election
-from hpo.recording.reconciler import Reconciler
 from hpo.report import tables
 from hpo.report.tables import Column, Row, Table
 from hpo.report.words import (
@@ -32,6 +31,7 @@ from hpo.report.words import (
 from hpo.scores import ranking
 from hpo.study import provenance
 from hpo.text import number_text, point_text, score_text
+from hpo.tracking.client import Tracker
 
 TOP = 10  # rows of the table of the best configurations
 
@@ -283,10 +283,9 @@ def rows(jobs: list[Job]) -> list[dict[str, Any]]:
     return listed
 
 
-def log_study(reconciler: Reconciler, ended: ClosingResult) -> None:
+def log_study(queue: Queue, tracker: Tracker, study: StudyRow, ended: ClosingResult) -> None:
     """Attach the tables to the study's run, set its summary and end it. Idempotent."""
-    study, now = reconciler.study, now_ms()
-    jobs, run_id = reconciler.queue.jobs(study.name), study.facts.study_run_id
+    jobs, run_id, now = queue.jobs(study.name), study.facts.study_run_id, now_ms()
     with tempfile.TemporaryDirectory() as folder:
         table, raw, text = Path(folder, "trials.csv"), Path(folder, "result.json"), Path(folder, "result.txt")
         table.write_text(tables.csv(pandas.DataFrame(rows(jobs))), encoding="utf-8")
@@ -295,17 +294,17 @@ def log_study(reconciler: Reconciler, ended: ClosingResult) -> None:
             for result in _result_tables(study, jobs, ended):
                 tables.print_table(tables.console(file=file), result)
         for path in (table, raw, text):
-            reconciler.tracker.upload(run_id, path, "tables")
+            tracker.upload(run_id, path, "tables")
     winner = ended.winner
     if winner is not None:
         scores = {f"test_{name}": getattr(winner.test, name) for name in SCORES}
         best = {f"best_val_{name}": getattr(winner.validation, name) for name in SCORES}
-        reconciler.tracker.log_summary(run_id, scores | best, timestamp_ms=now)
+        tracker.log_summary(run_id, scores | best, timestamp_ms=now)
         tags = {
             "hpo.winner": winner.number,
             "hpo.verdict": winner.verdict,
             "hpo.point": point_text(winner.point),
             "hpo.alarms": " ".join(ended.alarms or ()),
         }
-        reconciler.tracker.set_tags(run_id, tags)
-    reconciler.tracker.set_status(run_id, "FINISHED", end_ms=now)
+        tracker.set_tags(run_id, tags)
+    tracker.set_status(run_id, "FINISHED", end_ms=now)

@@ -5,9 +5,11 @@ A configuration that is trained with several seeds has one finished trial a seed
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hpo.queue import Job, State
+from hpo.text import score_text
 
 
 def nmse(job: Job) -> float:
@@ -69,3 +71,14 @@ def incomplete(repeats: Sequence[Job]) -> str:
     others = Counter(job.state for job in repeats if job.state != State.DONE)
     words = ", ".join(f"{count} {state}" for state, count in sorted(others.items()))
     return f"{len(repeats) - others.total()} of {len(repeats)} repeats, {words}" if words else ""
+
+
+def check_same(scored: Mapping[str, Any], job: Job) -> None:
+    """Raise ValueError unless the downloaded model gives the validation score its trial was recorded with."""
+    assert job.result is not None
+    recorded, computed = job.result.validation.nmse, scored["validation"]["nmse"]
+    if computed is None or recorded is None or not abs(computed - recorded) <= 1e-4 * recorded:
+        raise ValueError(
+            f"trial {job.number}: its downloaded model has a validation NMSE of {score_text(computed, '.6g')}, "
+            f"recorded is {score_text(recorded, '.6g')}"
+        )

@@ -1,11 +1,8 @@
 """HPO_HOME: whose it is, what is remembered of its services, and what happened to the folder meanwhile."""
 
-import grp
 import json
 import os
-import pwd
 import secrets
-import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +11,7 @@ from typing import Any
 
 from hpo import credentials
 from hpo.errors import ServiceError
+from hpo.ownership import other_user, require_ours
 
 LOOPBACK = "127.0.0.1"
 GUARDED = ("artifacts", "cache", "logs", "slurm", "work")  # folders of a home beside `services`
@@ -61,19 +59,8 @@ def resolved(path: Path) -> Path:
     """HPO_HOME without symbolic links. ServiceError if it is a link of another user, who may lead it anywhere."""
     if path.is_symlink():
         with suppress(FileNotFoundError):  # what it leads to is made
-            _require_ours(path)
+            require_ours(path)
     return path.resolve()
-
-
-def folder(path: Path, *names: str) -> Path:
-    """The folder `names` in the home at `path`; each that is missing is made, for us alone. ServiceError if one of them
-    is not ours to use."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for found in (path, *(path.joinpath(*names[: count + 1]) for count in range(len(names)))):
-        with suppress(FileExistsError):
-            found.mkdir(mode=0o700)
-        _require_ours(found)
-    return path.joinpath(*names)
 
 
 def read(path: Path) -> Home | None:
@@ -81,12 +68,12 @@ def read(path: Path) -> Home | None:
     file = path / "services" / "state.json"
     try:
         for found in (path, file.parent, file):
-            _require_ours(found)
+            require_ours(found)
         home = _home(json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError:
-        raise ServiceError(_other_user(path, path.stat().st_uid)) from None
+        raise ServiceError(other_user(path, path.stat().st_uid)) from None
     except _NOT_OURS:
         raise ServiceError(
             f"{file}: expected what hpo writes there, found something else. Restore the file, or move {file.parent} "
@@ -204,49 +191,3 @@ def _left_behind(path: Path) -> list[Home]:
         with suppress(FileNotFoundError):  # another home was erased meanwhile
             states.append(json.loads(file.read_text(encoding="utf-8")))
     return [_home(state) for state in states if state["path"] == str(path)]
-
-
-def is_ours(path: Path) -> bool:
-    """Whether what lies there, a link itself, belongs to this process's user."""
-    return path.lstat().st_uid == os.geteuid()
-
-
-def _require_ours(path: Path) -> None:
-    """ServiceError if what is at `path`, or a link there, is another user's, or may be written by others."""
-    link = path.lstat()
-    if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.geteuid()):  # root may lead us
-        raise ServiceError(_other_user(path, link.st_uid))
-    found = path.stat()
-    if found.st_uid != os.geteuid():
-        raise ServiceError(_other_user(path, found.st_uid))
-    if _others_write(found):
-        shared = found.st_mode & stat.S_ISVTX or path.resolve() in (Path.home(), Path("/"))  # not hpo's to close
-        raise ServiceError(
-            f"Others may write {path} (mode {stat.S_IMODE(found.st_mode):04o}), so what hpo reads and runs there might "
-            "be theirs. "
-            + (
-                f"Set HPO_HOME to a folder of its own in it, such as {path / 'hpo'}."
-                if shared
-                else f"If it is yours: chmod go-w {path} (some file systems ignore that); else set HPO_HOME to a "
-                "folder of your own."
-            )
-        )
-
-
-def _others_write(found: os.stat_result) -> bool:
-    """Whether anybody but the owner and root may; a group that bears its only member's name is nobody else."""
-    if not found.st_mode & stat.S_IWGRP:
-        return bool(found.st_mode & stat.S_IWOTH)
-    try:
-        group, owner = grp.getgrgid(found.st_gid), pwd.getpwuid(found.st_uid).pw_name
-    except KeyError:
-        return True
-    return bool(found.st_mode & stat.S_IWOTH) or group.gr_name != owner or bool({*group.gr_mem} - {owner})
-
-
-def _other_user(path: Path, uid: int) -> str:
-    try:
-        name = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        name = f"number {uid}"
-    return f"{path} belongs to the user {name}: run hpo as that user, or set HPO_HOME to a folder of your own."

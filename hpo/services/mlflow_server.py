@@ -18,10 +18,10 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from hpo import credentials
+from hpo import credentials, ownership
 from hpo.errors import ServiceError
 from hpo.services import daemon, postgres
-from hpo.services.home import Home, folder, write
+from hpo.services.home import Home, write
 
 ADMIN = "admin"  # user of the server that may add users
 USER = "hpo"  # that all of ours log in as: may do everything but manage users
@@ -120,8 +120,8 @@ def start(home: Home, report: Callable[[str], object]) -> tuple[Home, bool]:
         stop(home)  # processes whose parent was killed would keep the port
         _check_schema(home)
         report("Starting the MLflow server.")
-        temporary = folder(home.path, "services", "tmp")
-        folder(home.path, "artifacts")
+        temporary = ownership.folder(home.path, "services", "tmp")
+        ownership.folder(home.path, "artifacts")
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | ENVIRONMENT
         environment |= {MARK: home.identity, "TZ": "UTC"}
         environment["TMPDIR"] = str(temporary)  # MLflow's lock files there would stand in another user's way

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import psycopg
 
-from hpo import credentials
+from hpo import credentials, ownership
 from hpo.errors import ServiceError
 from hpo.services import daemon, mlflow_server, postgres
 from hpo.services import home as homes
@@ -66,7 +66,7 @@ def up(
         return found, False
     try:
         for name in ("services", "logs", "artifacts"):
-            homes.folder(path, name)
+            ownership.folder(path, name)
         with _locked(path, report):
             home = homes.settle(path, report, _stop)
             if wanted is None and home.listen:
@@ -190,7 +190,7 @@ def _open(path: Path) -> list[Path]:
     """Folders of the home that others may enter: neither made by this hpo nor tightened to their end. Only those that
     lie there: a link leads to what may be meant for more than hpo."""
     tops = [path / name for name in homes.GUARDED if not (path / name).is_symlink() and (path / name).is_dir()]
-    return [top for top in tops if homes.is_ours(top) and top.stat().st_mode & 0o077]
+    return [top for top in tops if ownership.is_ours(top) and top.stat().st_mode & 0o077]
 
 
 def _tighten(path: Path, report: Callable[[str], object]) -> None:
@@ -201,7 +201,7 @@ def _tighten(path: Path, report: Callable[[str], object]) -> None:
             for part, mode in [*((each, 0o700) for each in folders[:]), *((each, 0o600) for each in files)]:
                 file = Path(folder, part)
                 with suppress(FileNotFoundError):  # a worker is busy here
-                    if not homes.is_ours(file):
+                    if not ownership.is_ours(file):
                         others.append(str(file))
                         if part in folders:
                             folders.remove(part)  # they may put anything in it

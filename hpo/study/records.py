@@ -5,7 +5,7 @@ from typing import Any
 
 from hpo.records import Record
 from hpo.study.claims import Claim
-from models.metrics import Scores
+from models.metrics import Scores as Scores
 
 Point = dict[str, Any]  # the values of a configuration, by parameter, in the order of the study file
 Phases = dict[str, dict[str, float]]  # Lamé constants in the label's unit, of the matrix and of the inclusion
@@ -59,6 +59,23 @@ class TrialSpec(Record):
     split: str  # digest of the split
     identity: str  # of the study
     numerics: int
+
+    def params(self) -> dict[str, Any]:
+        """Return what determines the result, flat, as MLflow params. The point comes first, by its own names."""
+        flat = dict(self.point)
+        flat |= {"config": self.config} if self.config is not None else {}
+        flat |= {f"model.{name}": value for name, value in self.model.items()}
+        flat |= {f"training.{name}": value for name, value in self.training.items()}
+        # The file or trial that it begins with, and the trial of the same configuration.
+        origins = {"weights": self.weights, "starts_from": self.starts_from, "best_of": self.best_of}
+        for name, origin in origins.items():
+            if origin is not None:
+                flat |= {f"{name}.{key}": value for key, value in origin.to_json().items() if key != "files"}
+        if self.starts_from is not None:
+            flat["starts_from.sha256"] = self.starts_from.files["weights.safetensors"]
+        flat |= {"seed": self.seed, "parameters": self.parameters}
+        flat |= {} if self.trainable_parameters is None else {"trainable_parameters": self.trainable_parameters}
+        return flat | {"data": self.data, "split": self.split, "identity": self.identity, "numerics": self.numerics}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -18,8 +18,8 @@ from data_pipeline.dataset import Dataset, DatasetError
 from data_pipeline.npz import load_npz, save_npz
 from hpo.errors import NotFound, ServiceError
 from hpo.files import sha256_of
+from hpo.ownership import folder
 from hpo.queue import Queue, StudyRow
-from hpo.services.home import folder
 from hpo.study import DEFAULT_DATA
 from hpo.study.records import DataFacts
 from hpo.tracking.client import Tracker

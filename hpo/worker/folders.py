@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from hpo import ownership
 from hpo.queue import Job
-from hpo.services import home as homes
 
 ROOM = 64 * 2**20  # bytes that must be free under HPO_HOME before a trial is claimed after the disk was full
 SILENT_HOST = 7 * 86400.0  # seconds another host's worker is not heard of until its folder counts as left
@@ -29,8 +29,8 @@ class WorkFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Make the folder and keep it locked; remove those of dead workers, and this one in the end."""
-        homes.folder(self._home, "cache", "features")
-        parent = homes.folder(self._home, "work")
+        ownership.folder(self._home, "cache", "features")
+        parent = ownership.folder(self._home, "work")
         with own_folder(self.path):
             for other in parent.iterdir():
                 if other != self.path:

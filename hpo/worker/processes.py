@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from hpo.services import home as homes
+from hpo import ownership
 from hpo.worker import protocol
 
 # One thread each, unless the study says otherwise: one such trainer per core gets more done than one with many threads.
@@ -127,5 +127,5 @@ def next_gpu(visible: Sequence[str], taken: Sequence[str | None]) -> str | None:
 
 def open_log(home: Path, name: str) -> IO[bytes]:
     """Open the worker's log file for what trainers print, appended to."""
-    file = homes.folder(home, "logs") / f"{name}.log"
+    file = ownership.folder(home, "logs") / f"{name}.log"
     return open(file, "ab", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o600))

@@ -7,7 +7,7 @@ import pytest
 from proxy import proxy
 from shell import PATIENCE, Shell, check_recorded_once, read_only
 
-from hpo import settings, study
+from hpo import ownership, settings, study
 from hpo.cli import away
 from hpo.planning import plans
 from hpo.planning.preparation import prepare
@@ -130,7 +130,7 @@ def test_workers_wait_for_a_database_that_is_read_only_for_longer_than_their_lea
 def test_with_mlflow_alone_away_commands_show_what_the_database_has(data, tmp_path, tracking_uri):
     path = (tmp_path / "home").resolve()
     read = settings.read({"HPO_HOME": str(path)})
-    homes.folder(path, "services")
+    ownership.folder(path, "services")
     plan = prepare(study.load(str(cells.study(tmp_path, "left-alone", data=data, epochs=3))))
     try:
         home, _ = postgres.start(homes.settle(path, print, postgres.stop), print)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import dataset
+from hpo import ownership
 from hpo.errors import ServiceError
 from hpo.services import daemon, mlflow_server, postgres, serving
 from hpo.services import home as homes
@@ -53,7 +54,7 @@ def shared(tmp_path: Path) -> Path:
 def home(tmp_path: Path) -> Iterator[Home]:
     """A home with a Postgres that runs, without MLflow."""
     path = (tmp_path / "home").resolve()
-    homes.folder(path, "services")
+    ownership.folder(path, "services")
     try:
         yield postgres.start(homes.settle(path, silent, postgres.stop), silent)[0]
     finally:
@@ -83,7 +84,7 @@ def test_a_folder_that_another_user_made_first_is_refused_and_nothing_in_it_is_r
 
 
 def test_the_state_that_an_earlier_hpo_wrote_is_read_and_the_number_of_a_user_in_it_means_nothing(tmp_path):
-    home = Home(path=tmp_path, identity="1", data=homes.folder(tmp_path, "services") / "postgres", password="p")
+    home = Home(path=tmp_path, identity="1", data=ownership.folder(tmp_path, "services") / "postgres", password="p")
     homes.write(home)
     state = tmp_path / "services" / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"uid": os.geteuid() + 1}))
@@ -94,7 +95,7 @@ def test_the_state_that_an_earlier_hpo_wrote_is_read_and_the_number_of_a_user_in
 @pytest.mark.parametrize("part", ["services", "services/state.json", "services/tmp", "logs", "artifacts"])
 def test_each_part_of_the_home_that_is_another_users_is_refused_by_name(tmp_path, part):
     path = tmp_path / "home"
-    homes.folder(path, "services")
+    ownership.folder(path, "services")
     homes.write(Home(path=path, identity="1", data=path / "services" / "postgres", password="p"))
     target = path / part
     if part != "services/state.json":
@@ -103,7 +104,7 @@ def test_each_part_of_the_home_that_is_another_users_is_refused_by_name(tmp_path
     home = Home(path=path, identity="1", data=tmp_path / "none", password="p", postgres_port=daemon.choose_port(None))
     with pytest.raises(ServiceError, match=f"{part} belongs to the user {OTHER}"):
         if part == "services/tmp":
-            homes.folder(home.path, "services", "tmp")
+            ownership.folder(home.path, "services", "tmp")
         else:
             serving.up(settings_of(path))
 
@@ -141,7 +142,7 @@ def test_a_link_of_another_user_leads_nowhere_and_one_of_ours_does(shared, tmp_p
 
 def test_a_folder_that_others_may_write_is_refused_with_the_cure(tmp_path):
     path = tmp_path / "home"
-    homes.folder(path, "services")
+    ownership.folder(path, "services")
     for part, mode in ((path, 0o777), (path / "services", 0o707)):
         part.chmod(mode)
         with pytest.raises(ServiceError, match=f"Others may write {part} .mode {mode:04o}.*chmod go-w {part} "):
@@ -158,7 +159,7 @@ def test_a_folder_that_is_for_more_than_hpo_is_not_to_be_closed(tmp_path, monkey
     if shared == "home":
         monkeypatch.setenv("HOME", str(path))
     with pytest.raises(ServiceError, match=f"Set HPO_HOME to a folder of its own in it, such as {path}/hpo") as caught:
-        homes.folder(path)
+        ownership.folder(path)
     assert "chmod" not in str(caught.value)
 
 
@@ -166,7 +167,7 @@ def test_a_folder_that_is_for_more_than_hpo_is_not_to_be_closed(tmp_path, monkey
 def test_a_state_file_that_hpo_did_not_write_is_no_home(tmp_path, content):
     home = Home(path=tmp_path / "other", identity="1", data=tmp_path / "none", password="p")
     for path in (tmp_path / "mine", home.path):
-        homes.folder(path, "services")
+        ownership.folder(path, "services")
     homes.write(replace(home, path=tmp_path / "mine"))
     state = tmp_path / "mine" / "services" / "state.json"
     state.write_text(state.read_text().replace(f"{tmp_path}/mine", f"{home.path}"))
@@ -213,16 +214,16 @@ def test_only_a_group_that_is_its_owners_alone_may_write(tmp_path):
     path = tmp_path / "home"
     path.mkdir()
     path.chmod(0o775)
-    homes.folder(path)
+    ownership.folder(path)
     shutil.chown(path, group="daemon")
     with pytest.raises(ServiceError, match="Others may write"):
-        homes.folder(path)
+        ownership.folder(path)
 
 
 def test_a_new_home_and_all_that_is_made_in_it_is_for_its_user_alone(tmp_path):
     before = os.umask(0)
     try:
-        assert homes.folder(tmp_path / "project" / "home", "cache", "data").is_dir()
+        assert ownership.folder(tmp_path / "project" / "home", "cache", "data").is_dir()
     finally:
         os.umask(before)
     for made in (tmp_path / "project" / "home").rglob("*"):
