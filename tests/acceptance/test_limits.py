@@ -12,7 +12,7 @@ from hpo import settings, study
 from hpo.cli import main, studies
 from hpo.errors import ServiceError, SettingsError
 from hpo.files import sha256_of
-from hpo.operations import work
+from hpo.operations import compute, work
 from hpo.planning import plans
 from hpo.planning.preparation import prepare
 from hpo.recording.outcomes import DataFetched, NothingRecorded
@@ -154,7 +154,7 @@ def trainers(*words: str, threads: int = 1) -> int:
 
 
 def test_trainers_of_several_threads_are_as_many_as_the_cores_have_room_for(monkeypatch):
-    monkeypatch.setattr(work, "cores", lambda: 8)
+    monkeypatch.setattr(compute, "cores", lambda: 8)
     assert [trainers(threads=threads) for threads in (1, 2, 3, 8, 16)] == [8, 4, 2, 1, 1]
     assert trainers("--trainers", "5", threads=4) == 5
 
