@@ -19,7 +19,7 @@ class Record(Mapping[str, Any]):
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Return the record of a JSON object. Raise TypeError, naming the keys, if one that is needed is missing."""
         hints = _hints(cls)
-        return cls(**{name: _decoded(hints[name], value) for name, value in values.items() if name in hints})
+        return cls(**{name: decoded(hints[name], value) for name, value in values.items() if name in hints})
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object: dictionaries, lists, numbers, texts and None."""
@@ -53,17 +53,17 @@ def _hints(kind: type[Record]) -> dict[str, Any]:
     return {name: hint for name, hint in get_type_hints(kind).items() if name in {field.name for field in fields(kind)}}
 
 
-def _decoded(hint: Any, value: Any) -> Any:
+def decoded(hint: Any, value: Any) -> Any:
     """Return a JSON value as what the type hint of its field says."""
     if value is None:
         return None
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return _decoded(arguments[0], value)
+        return decoded(arguments[0], value)
     if origin is tuple:
-        return tuple(_decoded(arguments[0], item) for item in value)
+        return tuple(decoded(arguments[0], item) for item in value)
     if origin in (dict, Mapping):
-        return {key: _decoded(arguments[1], item) for key, item in value.items()}
+        return {key: decoded(arguments[1], item) for key, item in value.items()}
     if isinstance(hint, type) and issubclass(hint, Record):
         return hint.from_json(value)
     return hint.from_dict(value) if hasattr(hint, "from_dict") else value

@@ -1,12 +1,12 @@
 """What closing a study decides: its winners are registered and compared with the champion of all studies."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hpo import crash
 from hpo.closing import descriptions
+from hpo.closing.scored import Scored
 from hpo.queue import Job, State
 from hpo.queue.closing_result import ClosingEntry, ClosingResult, FailedTrial
 from hpo.recording.reconciler import Reconciler
@@ -17,6 +17,15 @@ from hpo.tracking import registry
 from hpo.tracking.client import Tracker
 
 SCORES = ("nmse", "mse", "r2", "nrmse")  # of the test split, shown at a winner's run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """The best trial of a group, scored on the test split."""
+
+    job: Job
+    scored: Scored
+    predictions: Path  # CSV of the validation and the test split
 
 
 def fetch(tracker: Tracker, job: Job, folder: Path) -> Path:
@@ -36,13 +45,10 @@ def verdict(validation: Scores, predictors: Mapping[str, SplitScores]) -> str:
     return "good"
 
 
-def promote(
-    reconciler: Reconciler, closing: Job, scored: Mapping[int, Mapping[str, Any]], predictions: Mapping[int, Path]
-) -> ClosingResult:
-    """Register the winners and move the aliases; return the closing's result. Idempotent.
+def promote(reconciler: Reconciler, closing: Job, winners: Sequence[Winner]) -> ClosingResult:
+    """Register the winners, the best first, and move the aliases; return the closing's result. Idempotent.
 
-    `scored`: by each winner's number the trainer's answer, hpo.worker.protocol.Scored as a dictionary. `predictions`:
-    by the same its table of the validation and test split. Raise LeaseLost if another worker closes the study now.
+    Raise LeaseLost if another worker closes the study now.
     """
     queue, tracker, study = reconciler.queue, reconciler.tracker, reconciler.study
     jobs = queue.jobs(study.name)
@@ -50,31 +56,28 @@ def promote(
     failed = tuple(
         FailedTrial(number=job.number, state=job.state, reason=job.reason)
         for job in trials
-        if job.state in (State.DEAD, State.DIVERGED, State.CANCELLED)
+        if job.state.failed or job.state == State.CANCELLED
     )
-    pruned = sum(job.state == State.PRUNED for job in jobs)
-    ranked = ranking.ranked(jobs)
-    chosen = [job for job in ranked if job.number in scored]
-    if not chosen:
-        reason = "no trial was finished"
-        return ClosingResult(winner=None, failed=failed, pruned=pruned, reason=reason, alarms=())
-    warnings = alarms.alarms(ranked, study.facts.predictors, predictions[chosen[0].number])
+    pruned = sum(job.state == State.PRUNED for job in trials)
+    if not winners:
+        return ClosingResult(failed=failed, pruned=pruned, reason="no trial was finished", alarms=())
+    warnings = alarms.alarms(ranking.ranked(jobs), study.facts.predictors, winners[0].predictions)
     with champion.lock(queue, study):
         queue.require(closing)
         model_name = champion.claim_model(queue, tracker, study, description=descriptions.of_model(study))
     groups = []
-    for job in chosen:
-        entry, predictors = _entry(job, trials, scored[job.number]), _predictors(scored[job.number])
+    for winner in winners:
+        entry = _entry(winner, trials)
         if entry.verdict != "below mean":
             queue.require(closing)
-            text = descriptions.of_version(study, job, entry, predictors, alarms=warnings)
-            version = _register(reconciler, job, entry, model_name=model_name, description=text)
+            text = descriptions.of_version(study, winner.job, entry, winner.scored.predictors, alarms=warnings)
+            version = _register(tracker, winner.job, entry, model_name, owner=queue.database_id(), description=text)
             entry = replace(entry, version=version)
             crash.at("version registered")
         groups.append(entry)
-        tracker.upload(study.facts.study_run_id, predictions[job.number], "predictions")
-        _log_test_scores(tracker, job, entry)
-    sound = {str(job.run_id) for job in chosen}
+        tracker.upload(study.facts.study_run_id, winner.predictions, "predictions")
+        _log_test_scores(tracker, winner.job, entry)
+    sound = {str(winner.job.run_id) for winner in winners}
     election = champion.settle(queue, tracker, study, closing=closing, sound=sound).elected
     crash.at("champion elected")
     return ClosingResult(
@@ -85,30 +88,26 @@ def promote(
         groups=tuple(groups),
         alarms=tuple(warnings),
         model_name=model_name,
-        predictors=_predictors(scored[chosen[0].number]),
+        predictors=winners[0].scored.predictors,
         election=election,
     )
 
 
-def _predictors(scored: Mapping[str, Any]) -> dict[str, SplitScores]:
-    return {name: SplitScores.from_json(scores) for name, scores in scored["predictors"].items()}
-
-
-def _entry(job: Job, trials: Sequence[Job], scored: Mapping[str, Any]) -> ClosingEntry:
+def _entry(winner: Winner, trials: Sequence[Job]) -> ClosingEntry:
     """Return what the result says of a winner before it is registered; of `trials` those of its configuration count."""
-    assert job.spec is not None
+    job, scores = winner.job, winner.scored.model
+    assert job.spec is not None and scores.test is not None
     repeats = [trial for trial in trials if trial.number == job.number]
     mean, deviation = ranking.spread(ranking.repeats(repeats)[job.number])
-    validation = Scores.from_dict(scored["validation"])
     return ClosingEntry(
         number=job.number,
         config=job.config,
         point=job.spec.point,
         parameters=job.spec.parameters,
         weights=provenance(job.spec.model),
-        verdict=verdict(validation, _predictors(scored)),
-        validation=validation,
-        test=Scores.from_dict(scored["test"]),
+        verdict=verdict(scores.validation, winner.scored.predictors),
+        validation=scores.validation,
+        test=scores.test,
         version=None,
         point_nmse=mean,
         point_deviation=deviation,
@@ -117,7 +116,7 @@ def _entry(job: Job, trials: Sequence[Job], scored: Mapping[str, Any]) -> Closin
     )
 
 
-def _register(reconciler: Reconciler, job: Job, entry: ClosingEntry, *, model_name: str, description: str) -> int:
+def _register(tracker: Tracker, job: Job, entry: ClosingEntry, model_name: str, *, owner: str, description: str) -> int:
     """Return the number of the winner's version, created or brought up to date."""
     assert job.result is not None and job.spec is not None
     tags = {
@@ -130,9 +129,9 @@ def _register(reconciler: Reconciler, job: Job, entry: ClosingEntry, *, model_na
     if (origin := job.spec.best_of) is not None:  # the trial of another study that has this configuration
         tags["hpo.best_of"] = f"{origin.study}/{origin.trial}"
     return registry.register(
-        reconciler.tracker,
+        tracker,
         model_name=model_name,
-        owner=reconciler.queue.database_id(),
+        owner=owner,
         key=job.key,
         model_id=job.result.model_id,
         run_id=str(job.run_id),

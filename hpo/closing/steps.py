@@ -5,10 +5,11 @@ dies.
 """
 
 from pathlib import Path
-from typing import Any
 
 from hpo import crash
 from hpo.closing import pictures, promotion
+from hpo.closing.promotion import Winner
+from hpo.closing.scored import Score, Scored
 from hpo.queue import Job, State
 from hpo.recording.reconciler import Reconciler
 from hpo.report import results
@@ -23,46 +24,39 @@ class Closing:
     ) -> None:
         self.reconciler, self.job, self.folder, self.data, self.report_by = reconciler, job, folder, data, report_by
         self.lease = lease  # seconds
-        self._winners: list[Job] = []
-        self._scored: dict[int, dict[str, Any]] = {}
+        self._requests: list[tuple[Job, Score]] = []  # not answered yet
+        self._winners: list[Winner] = []
 
     def fetch(self) -> None:
         """Reconcile what is half done, download the winners' models, every file checked. Repeatable."""
         self.reconciler.reconcile(lease=self.lease, older_than=0)
-        self._winners = ranking.winners(self.reconciler.queue.jobs(self.job.study), self.report_by)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for winner in self._winners:
-            promotion.fetch(self.reconciler.tracker, winner, self._model(winner))
+        self._requests = []
+        for job in ranking.winners(self.reconciler.queue.jobs(self.job.study), self.report_by):
+            model = promotion.fetch(self.reconciler.tracker, job, self.folder / f"model-{job.number}")
+            table = self.folder / f"trial-{job.number}.csv"
+            self._requests.append((job, Score(folder=model, data=self.data, predictions=table)))
 
-    def next_request(self) -> dict[str, Any] | None:
-        """What to ask the trainer's `score` for next; None when all winners are scored."""
-        for winner in self._winners:
-            if winner.number not in self._scored:
-                predictions = self._predictions(winner.number)
-                return {"folder": self._model(winner), "data": self.data, "predictions": predictions}
-        return None
+    def next_request(self) -> Score | None:
+        """Return what to ask the trainer next; None when all winners are scored."""
+        return self._requests[0][1] if self._requests else None
 
-    def put(self, scored: dict[str, Any]) -> None:
-        """Take the answer to the last request. Raises ValueError if the model is not the one that was recorded."""
-        winner = next(job for job in self._winners if job.number not in self._scored)
-        ranking.check_same(scored, winner)
-        self._scored[winner.number] = scored
+    def put(self, scored: Scored) -> None:
+        """Take the answer to the last request. Raise ValueError if the model is not the one that was recorded."""
+        job, request = self._requests[0]
+        ranking.check_same(scored.model, job)
+        self._winners.append(Winner(job=job, scored=scored, predictions=request.predictions))
+        del self._requests[0]
         crash.at("winner scored")
 
     def finish(self) -> None:
         """Register, move aliases, log pictures and tables, record the closing. Repeatable; raises LeaseLost."""
         queue = self.reconciler.queue
-        predictions = {number: self._predictions(number) for number in self._scored}
-        result = promotion.promote(self.reconciler, self.job, self._scored, predictions)
+        result = promotion.promote(self.reconciler, self.job, self._winners)
         queue.require(self.job)
-        pictures.log_plots(self.reconciler, self.job, predictions)
-        results.log_study(self.reconciler.queue, self.reconciler.tracker, self.reconciler.study, result)
+        tables = {winner.job.number: winner.predictions for winner in self._winners}
+        pictures.log_plots(self.reconciler, self.job, tables)
+        results.log_study(queue, self.reconciler.tracker, self.reconciler.study, result)
         crash.at("study shown")
         queue.end(self.job, State.DONE, result=result)
         crash.at("closing recorded")
-
-    def _model(self, winner: Job) -> Path:
-        return self.folder / f"model-{winner.number}"
-
-    def _predictions(self, number: int) -> Path:
-        return self.folder / f"trial-{number}.csv"

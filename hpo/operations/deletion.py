@@ -10,7 +10,7 @@ from hpo.operations.backup import LOCK, WAITS
 from hpo.operations.connection import Connection, connect
 from hpo.planning.plans import lock_plan
 from hpo.queue import State, StudyRow
-from hpo.scores import champion, standings
+from hpo.scores import champion
 from hpo.search import sampling
 from hpo.tracking import experiments, registry
 from hpo.tracking.client import OWNER
@@ -80,7 +80,7 @@ def _taken(row: StudyRow) -> Iterator[str]:
 def _delete_versions(connection: Connection, row: StudyRow) -> None:
     queue, tracker = connection.queue, connection.tracker
     owner, runs = queue.database_id(), {job.run_id for job in queue.jobs(row.name)}
-    for name in champion.own_models(queue, tracker, standings.rivals(queue, row)):
+    for name in champion.own_models(queue, tracker, champion.competing(queue, row)):
         for version in registry.versions(tracker, name):
             # The run of one whose run the database never noted is known by its name alone.
             ours = version.run_id in runs or version.tags.get("hpo.study") == row.name

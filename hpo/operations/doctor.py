@@ -272,7 +272,7 @@ def _predict_again(reconciler: Reconciler, number: int, settings: Settings) -> N
         )
         request = protocol.Score(folder=model, data=data, predictions=table)
         scored = scoring.score(request, lambda message: None, threading.Event())
-        ranking.check_same(vars(scored), job)
+        ranking.check_same(scored.model, job)
         reconciler.tracker.upload(reconciler.study.facts.study_run_id, table, "predictions")
 
 

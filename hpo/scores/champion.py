@@ -8,7 +8,7 @@ import logging
 import math
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from hpo.errors import ModelError, NotFound
 from hpo.queue import DatabaseLost, Job, Queue, State, StudyRow
 from hpo.queue.closing_result import Election
 from hpo.scores import ranking
-from hpo.scores.standings import Rival, Standing, problem, rivals, standings
+from hpo.scores.standings import Rival, Standing, problem, standings
 from hpo.study import alias
 from hpo.text import for_markdown, score_text
 from hpo.tracking import registry
@@ -105,6 +105,20 @@ def faults(queue: Queue, tracker: Tracker, row: StudyRow) -> Iterator[str]:
         yield from messages
 
 
+def competing(queue: Queue, row: StudyRow) -> list[StudyRow]:
+    """Return all studies of this database on the problem of `row`, itself among them, the oldest first.
+
+    A study that is half deleted competes no more.
+    """
+    studies = [other for other in queue.studies() if problem(other) == problem(row)]
+    return [other for other in studies if other.name == row.name or not other.deleting]
+
+
+def rivals(queue: Queue, row: StudyRow) -> list[Rival]:
+    """Return the studies of `competing` with their jobs."""
+    return [Rival(row=other, jobs=queue.jobs(other.name)) for other in competing(queue, row)]
+
+
 class Contest:
     """The studies on the problem of `row`, and the registered models that hold their versions."""
 
@@ -120,7 +134,7 @@ class Contest:
     ) -> None:
         self.queue, self.tracker, self.closing, self.sound = queue, tracker, closing, sound
         self.rivals = [rival for rival in rivals(queue, row) if rival.row.name != leaving]
-        self.models = own_models(queue, tracker, self.rivals)
+        self.models = own_models(queue, tracker, [rival.row for rival in self.rivals])
 
     def candidates(self) -> list[Candidate]:
         """Return every version that may be elected, with the aliases it has now, the best first."""
@@ -287,7 +301,7 @@ def claim_model(queue: Queue, tracker: Tracker, row: StudyRow, *, description: s
     """
     owner, planned = queue.database_id(), row.facts.model_name
     tags = {"hpo.data": row.facts.data.digest, "hpo.split": row.facts.data.split}
-    used = own_models(queue, tracker, rivals(queue, row))
+    used = own_models(queue, tracker, competing(queue, row))
     for name in dict.fromkeys([*used, planned, f"{planned}-{owner[:8]}"]):
         if registry.ensure_registered_model(tracker, name, description=description, tags=tags, owner=owner):
             if name != planned:
@@ -304,24 +318,19 @@ def names(row: StudyRow) -> list[str]:
     return list(dict.fromkeys([row.facts.model_name, *(row.facts.models or ())]))
 
 
-def own_models(queue: Queue, tracker: Tracker, rivals: Sequence[Rival]) -> list[str]:
-    """Return the registered models of this database that may hold versions of these studies, the oldest study's first.
+def own_models(queue: Queue, tracker: Tracker, rows: Iterable[StudyRow]) -> list[str]:
+    """Return the registered models of this database that may hold versions of these studies, in their order.
 
     There are several where studies of an earlier hpo used names of their own; it let databases share a model, too.
     """
-    return _belonging(queue, tracker, [rival.row for rival in rivals])
+    owner = queue.database_id()
+    candidates = dict.fromkeys(name for row in rows for name in names(row))
+    return [name for name in candidates if registry.belongs(tracker, name, owner)]
 
 
 def downloadable(queue: Queue, tracker: Tracker) -> list[str]:
     """Return the names of this database's registered models, the newest study's first."""
-    return _belonging(queue, tracker, list(reversed(queue.studies())))
-
-
-def _belonging(queue: Queue, tracker: Tracker, rows: Sequence[StudyRow]) -> list[str]:
-    owner = queue.database_id()
-    return [
-        name for name in dict.fromkeys(n for row in rows for n in names(row)) if registry.belongs(tracker, name, owner)
-    ]
+    return own_models(queue, tracker, reversed(queue.studies()))
 
 
 def table(candidates: Sequence[Candidate]) -> str:
@@ -361,13 +370,7 @@ def unsound(queue: Queue, tracker: Tracker, model_name: str, version: Version) -
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "model")
         try:
-            registry.download(
-                tracker,
-                model_name=model_name,
-                version=version.number,
-                folder=folder,
-                expected_sha256=job.result.files,
-            )
+            registry.download_model(tracker, model_id=version.model_id, folder=folder, expected_sha256=job.result.files)
             model, spec = bundle.load(folder)
         except (ModelError, NotFound, SpecError) as error:
             return str(error)

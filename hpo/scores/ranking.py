@@ -5,10 +5,10 @@ A configuration that is trained with several seeds has one finished trial a seed
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from hpo.queue import Job, State
+from hpo.study.records import SplitScores
 from hpo.text import score_text
 
 
@@ -73,10 +73,10 @@ def incomplete(repeats: Sequence[Job]) -> str:
     return f"{len(repeats) - others.total()} of {len(repeats)} repeats, {words}" if words else ""
 
 
-def check_same(scored: Mapping[str, Any], job: Job) -> None:
+def check_same(scores: SplitScores, job: Job) -> None:
     """Raise ValueError unless the downloaded model gives the validation score its trial was recorded with."""
     assert job.result is not None
-    recorded, computed = job.result.validation.nmse, scored["validation"]["nmse"]
+    recorded, computed = job.result.validation.nmse, scores.validation.nmse
     if computed is None or recorded is None or not abs(computed - recorded) <= 1e-4 * recorded:
         raise ValueError(
             f"trial {job.number}: its downloaded model has a validation NMSE of {score_text(computed, '.6g')}, "

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hpo.queue import Job, Queue, State, StudyRow
+from hpo.queue import Job, State, StudyRow
 from hpo.scores import ranking
 
 
@@ -65,18 +65,6 @@ def problem(row: StudyRow) -> tuple[str, ...]:
     """Return what must be the same for two studies' scores to be compared."""
     data = row.facts.data
     return (data.digest, data.split, *data.target_names)
-
-
-def rivals(queue: Queue, row: StudyRow) -> list[Rival]:
-    """Return all studies of this database on the problem of `row`, itself among them, the oldest first.
-
-    A study that is half deleted competes no more.
-    """
-    return [
-        Rival(row=other, jobs=queue.jobs(other.name))
-        for other in queue.studies()
-        if problem(other) == problem(row) and (other.name == row.name or not other.deleting)
-    ]
 
 
 def standings(rivals: Sequence[Rival], *, closing: str | None = None) -> dict[str, Standing]:

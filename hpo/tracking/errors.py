@@ -13,6 +13,7 @@ from hpo.errors import TrackingUnreachable
 from hpo.text import cut
 from hpo.tracking import foreign
 
+ABSENT, EXISTS = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"  # MLflow's codes
 QUOTED = 120  # characters quoted of an answer that is not MLflow's
 # MLflow's codes for answers about whether we may ask at all, not about what was asked for.
 _NOT_ADMITTED = ("PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED", "ENDPOINT_NOT_FOUND")
@@ -54,6 +55,16 @@ def server() -> Iterator[None]:
         if (unavailable := meaning(error)) is None:
             raise
         raise unavailable from error
+
+
+@contextmanager
+def passing(code: str) -> Iterator[None]:
+    """Leave the block without an error where MLflow answers with this code."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != code:
+            raise
 
 
 def meaning(error: Exception) -> TrackingUnavailable | None:

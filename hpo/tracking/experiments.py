@@ -4,13 +4,12 @@ import hashlib
 from collections.abc import Sequence
 
 from mlflow.entities import Experiment
-from mlflow.exceptions import MlflowException
 
 from hpo.errors import StudyConflict
 from hpo.text import cut
 from hpo.tracking import artifacts, foreign
 from hpo.tracking.client import OWNER, Tracker, pages, quoted
-from hpo.tracking.errors import server
+from hpo.tracking.errors import ABSENT, EXISTS, passing, server
 
 # Of a study with all that stands behind its name. It is the name of an experiment, which gets " (deleted 123)" behind
 # it, an alias, and the beginning of each run's name, where a trial's number and some parameters must fit as well.
@@ -33,11 +32,8 @@ def ensure(tracker: Tracker, study: str, *, description: str, params: Sequence[s
     }
     experiment = tracker.client.get_experiment_by_name(study)
     if experiment is None:
-        try:
+        with passing(EXISTS):  # another process was quicker
             tracker.client.create_experiment(study, tags=tags)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise  # otherwise another process was quicker
         experiment = tracker.client.get_experiment_by_name(study)
     if experiment is None or experiment.lifecycle_stage != "active":
         number = experiment.experiment_id if experiment else "?"
@@ -61,13 +57,10 @@ def ensure(tracker: Tracker, study: str, *, description: str, params: Sequence[s
 @server()
 def exists(tracker: Tracker, experiment_id: str) -> bool:
     """Whether the server has this experiment, deleted or not."""
-    try:
+    with passing(ABSENT):
         tracker.client.get_experiment(experiment_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
-    return True
+        return True
+    return False
 
 
 @server()

@@ -73,11 +73,6 @@ def package(
     """
     import torch
 
-    with _quiet():
-        from mlflow.models import ModelSignature
-        from mlflow.pytorch import save_model
-        from mlflow.types import Schema, TensorSpec
-
     from hpo.tracking.foreign import PT2
     from models import bundle
 
@@ -87,22 +82,7 @@ def package(
         raise ValueError(f"example_images: expected (2 or more, {', '.join(map(str, shape))}), found {example.shape}")
     network = copy.deepcopy(regressor).cpu().eval().requires_grad_(False)
     network = network.to(memory_format=torch.contiguous_format)  # else the file keeps the training's strides
-    real = np.dtype(np.float32)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(real, (-1, *shape))]),
-        outputs=Schema([TensorSpec(real, (-1, len(target_names)))]),
-    )
-    with _quiet():
-        save_model(
-            network,
-            str(folder),
-            serialization_format="pt2",
-            input_example=example[:2],
-            signature=signature,
-            # Without the "+cpu" of a local build, which the package index does not know. Inferring them takes 13 s.
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
-            metadata={"unit": unit, "target_names": list(target_names)},
-        )
+    _save_for_mlflow(folder, network, example[:2], unit=unit, target_names=target_names)
     bundle.save(
         folder,
         network,
@@ -117,6 +97,30 @@ def package(
         title=title, targets=", ".join(target_names), unit=unit, shape=f"({sizes})", sizes=sizes, pt2=PT2
     )
     (folder / "README.md").write_text(readme, encoding="utf-8")
+
+
+def _save_for_mlflow(
+    folder: Path, network: Regressor, example: np.ndarray, *, unit: str, target_names: Sequence[str]
+) -> None:
+    """Write the network in MLflow's pt2 flavour, with its signature."""
+    with _quiet():
+        from mlflow.models import ModelSignature
+        from mlflow.pytorch import save_model
+        from mlflow.types import Schema, TensorSpec
+
+        def schema(*shape: int) -> Schema:
+            return Schema([TensorSpec(np.dtype(np.float32), (-1, *shape))])
+
+        save_model(
+            network,
+            str(folder),
+            serialization_format="pt2",
+            input_example=example,
+            signature=ModelSignature(inputs=schema(*example.shape[1:]), outputs=schema(len(target_names))),
+            # Without the "+cpu" of a local build, which the package index does not know. Inferring them takes 13 s.
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+            metadata={"unit": unit, "target_names": list(target_names)},
+        )
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 from hpo import files
 from hpo.errors import ModelError, NotFound
@@ -16,7 +16,7 @@ from hpo.files import sha256_of, sha256_of_files
 from hpo.text import cut, cut_table
 from hpo.tracking import artifacts, foreign
 from hpo.tracking.client import KEY, OWNER, Tracker, pages, quoted
-from hpo.tracking.errors import server
+from hpo.tracking.errors import ABSENT, EXISTS, passing, server
 
 SUMS = "SHA256SUMS"  # marks a folder as a download
 TABLE = "\n\n| version |"
@@ -45,19 +45,14 @@ def ensure_registered_model(
     A table of versions at the end of the description stays.
     """
     words = {tag: cut(str(value), foreign.LONGEST_MODEL_TAG) for tag, value in tags.items()} | {OWNER: owner}
-    try:
+    with passing(EXISTS):
         tracker.client.create_registered_model(name, tags=words, description=_page(description))
         return True
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
     if not belongs(tracker, name, owner):
         return False
     model = tracker.client.get_registered_model(name)
-    found = model.description or ""
-    _, mark, table = found.partition(TABLE)
-    if (wanted := _page(description, mark + table)) != found:
-        tracker.client.update_registered_model(name, wanted)
+    _, mark, table = (model.description or "").partition(TABLE)
+    _describe(tracker, model, _page(description, mark + table))
     for tag, value in words.items():
         if model.tags.get(tag) != value:
             tracker.client.set_registered_model_tag(name, tag, value)
@@ -66,18 +61,15 @@ def ensure_registered_model(
 
 @server()
 def belongs(tracker: Tracker, name: str, owner: str) -> bool:
-    """Whether there is a registered model of this name that is of this queue's database: as it says itself or, of one
-    that an earlier hpo made, as its versions do; one with no version of another's is anybody's."""
-    try:
-        found = tracker.client.get_registered_model(name).tags.get(OWNER)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
-    if found is not None:
-        return bool(found == owner)
-    owners = {version.tags[OWNER] for version in _versions(tracker, name) if OWNER in version.tags}
-    return not owners or owner in owners
+    """Whether there is a registered model of this name that belongs to this queue's database.
+
+    One that an earlier hpo made does not say so; then its versions do. With no version of another's it is anybody's.
+    """
+    with passing(ABSENT):
+        owners = {tracker.client.get_registered_model(name).tags.get(OWNER)} - {None}
+        owners = owners or {version.tags[OWNER] for version in _versions(tracker, name) if OWNER in version.tags}
+        return not owners or owner in owners
+    return False
 
 
 @server()
@@ -86,14 +78,17 @@ def describe_versions(tracker: Tracker, name: str, table: str) -> None:
 
     MLflow's page cuts the versions' own descriptions off after 32 letters. Of many versions the first rows are shown.
     """
-    found = tracker.client.get_registered_model(name).description or ""
-    wanted = _page(found.partition(TABLE)[0], f"\n\n{table}" if table else "")
-    if wanted != found:
-        tracker.client.update_registered_model(name, wanted)
+    model = tracker.client.get_registered_model(name)
+    _describe(tracker, model, _page((model.description or "").partition(TABLE)[0], table))
+
+
+def _describe(tracker: Tracker, model: RegisteredModel, text: str) -> None:
+    if text != (model.description or ""):
+        tracker.client.update_registered_model(model.name, text)
 
 
 def _page(text: str, table: str = "") -> str:
-    """The description of a registered model, as much of it as MLflow takes: the text first, then rows of the table."""
+    """Return as much of a registered model's description as MLflow takes: the text first, then rows of the table."""
     text = cut(text, foreign.LONGEST_DESCRIPTION // 2)
     return text + (f"\n\n{cut_table(table.strip(), foreign.LONGEST_DESCRIPTION - len(text) - 2)}" if table else "")
 
@@ -110,8 +105,9 @@ def register(
     description: str,
     tags: Mapping[str, Any],
 ) -> int:
-    """The number of the one version of this run with this key of the queue's database `owner`, made of the finished
-    model if need be.
+    """Return the number of the one version of this run with this key of the queue's database `owner`.
+
+    It is made of the finished model if need be.
 
     Two at once agree on the lower number and delete the other, as they do with one that a deleted study left under the
     key. Description and tags are brought up to date. A version of an earlier hpo has the key alone, and is adopted.
@@ -121,8 +117,9 @@ def register(
     words |= {KEY: f"{owner}/{key}", OWNER: owner}
 
     def ours() -> list[ModelVersion]:
-        known = [version for version in _versions(tracker, model_name) if version.tags.get(OWNER) == owner]
-        return [version for version in known if version.tags.get(KEY) in (words[KEY], key)]
+        same = {OWNER: (owner,), KEY: (words[KEY], key)}
+        versions = _versions(tracker, model_name)
+        return [one for one in versions if all(one.tags.get(tag) in values for tag, values in same.items())]
 
     if not any(version.run_id == run_id for version in ours()):
         tracker.client.create_model_version(
@@ -134,46 +131,41 @@ def register(
             description=description,
             await_creation_for=0,
         )
-    found = ours()
-    kept = next((version for version in found if version.run_id == run_id), None)
+    versions = ours()
+    kept = next((version for version in versions if version.run_id == run_id), None)
     if kept is None:
         raise NotFound(f"The version of {model_name} that was just registered is gone: somebody deleted it.")
-    for version in found:
+    for version in versions:
         if version is not kept:
             tracker.client.delete_model_version(model_name, version.version)
     if kept.description != description:
         tracker.client.update_model_version(model_name, kept.version, description)
-    _set_tags(tracker, model_name, kept, words)
+    set_tags(tracker, model_name, _version(kept, {}), words)
     return int(kept.version)
 
 
 @server()
 def set_tags(tracker: Tracker, model_name: str, version: Version, tags: Mapping[str, Any]) -> None:
     """Set those tags of a version that it does not have like this yet."""
-    _set_tags(tracker, model_name, version, tags)
-
-
-def _set_tags(tracker: Tracker, model_name: str, version: "ModelVersion | Version", tags: Mapping[str, Any]) -> None:
-    number = str(version.version if isinstance(version, ModelVersion) else version.number)
     for tag, value in tags.items():
         word = cut(str(value), foreign.LONGEST_VERSION_TAG)
         if version.tags.get(tag) != word:
-            tracker.client.set_model_version_tag(model_name, number, tag, word)
+            tracker.client.set_model_version_tag(model_name, str(version.number), tag, word)
 
 
 @server()
 def versions(tracker: Tracker, model_name: str) -> list[Version]:
-    """All versions, the oldest first; empty if no such model is registered."""
-    if not (found := _versions(tracker, model_name)):
-        return []
-    aliases = tracker.client.get_registered_model(model_name).aliases  # the versions of a search come without theirs
-    return [_version(version, aliases) for version in found]
+    """Return all versions, the oldest first; none if no such model is registered."""
+    with passing(ABSENT):
+        aliases = tracker.client.get_registered_model(model_name).aliases  # the versions of a search come without
+        return [_version(version, aliases) for version in _versions(tracker, model_name)]
+    return []
 
 
 def _versions(tracker: Tracker, model_name: str) -> list[ModelVersion]:
     condition = f"name = {quoted(model_name)}"
-    found = pages(lambda token: tracker.client.search_model_versions(condition, page_token=token))
-    return sorted(found, key=lambda version: int(version.version))
+    versions = pages(lambda token: tracker.client.search_model_versions(condition, page_token=token))
+    return sorted(versions, key=lambda version: int(version.version))
 
 
 def _version(version: ModelVersion, aliases: Mapping[str, str]) -> Version:
@@ -190,25 +182,18 @@ def _version(version: ModelVersion, aliases: Mapping[str, str]) -> Version:
 
 @server()
 def get_alias(tracker: Tracker, model_name: str, alias: str) -> Version | None:
-    """The version the alias points at; None if there is no such alias or model."""
-    try:
-        aliases = tracker.client.get_registered_model(model_name).aliases
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    if alias not in aliases:
-        return None
-    return _version(tracker.client.get_model_version(model_name, str(aliases[alias])), aliases)
+    """Return the version the alias points at; None if there is no such alias or model."""
+    return next((version for version in versions(tracker, model_name) if alias in version.aliases), None)
 
 
 def find(tracker: Tracker, model_name: str, alias: str) -> Version:
-    """A version by alias or number. Raises NotFound, naming what there is."""
-    known = versions(tracker, model_name)
-    for version in known:
+    """Return a version by alias or number. Raise NotFound, naming what there is."""
+    registered = versions(tracker, model_name)
+    for version in registered:
         if alias in version.aliases or alias == str(version.number):
             return version
-    names = [f"@{name}" for version in known for name in version.aliases] + [str(version.number) for version in known]
+    names = [f"@{name}" for version in registered for name in version.aliases]
+    names += [str(version.number) for version in registered]
     raise NotFound(f"{model_name} has no version '{alias}'. There are: {', '.join(names) or 'none yet'}.")
 
 
@@ -226,32 +211,26 @@ def delete_alias(tracker: Tracker, model_name: str, alias: str) -> None:
 @server()
 def delete_version(tracker: Tracker, model_name: str, version: int) -> None:
     """Delete one version and its aliases; one that is not there is no error."""
-    try:
+    with passing(ABSENT):
         tracker.client.delete_model_version(model_name, str(version))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
 
 
 def download(
     tracker: Tracker, *, model_name: str, version: int | str, folder: Path, expected_sha256: Mapping[str, str]
 ) -> Path:
-    """Download a version (number or alias) to `folder`; raises NotFound (no such version), otherwise as below."""
-    uri = _version_uri(tracker, model_name, str(version))
-    return _download(tracker, uri, f"{model_name}@{version}", folder, expected_sha256)
+    """Download a version (number or alias) to `folder`, as `download_model` does. Raise NotFound."""
+    model_id = find(tracker, model_name, str(version)).model_id
+    return download_model(tracker, model_id=model_id, folder=folder, expected_sha256=expected_sha256)
 
 
 def download_model(tracker: Tracker, *, model_id: str, folder: Path, expected_sha256: Mapping[str, str]) -> Path:
-    """Download a finished model, registered or not, to `folder`; raises NotFound (no such), otherwise as below."""
-    return _download(tracker, _model_uri(tracker, model_id), f"model {model_id}", folder, expected_sha256)
+    """Download a finished model, registered or not: every file of `expected_sha256`, checked, and no other.
 
-
-def _download(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha256: Mapping[str, str]) -> Path:
-    """Every file of `expected_sha256`, checked, and nothing else; nothing is at `folder` until all is well.
-
-    What is there already must be empty or an earlier, untouched download, and is replaced.
-    Raises ModelError: files missing, changed or unexpected; folder taken.
+    Nothing is at `folder` until all is well. What is there already must be empty or an earlier, untouched download, and
+    is replaced. Raise NotFound if there is no such model, ModelError if files are missing, changed or unexpected, or
+    the folder is taken.
     """
+    uri = _model_uri(tracker, model_id)
     folder = Path(os.path.abspath(folder))  # not resolved: a link is refused below
     for path in expected_sha256:
         _check_path(path)
@@ -260,7 +239,7 @@ def _download(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha2
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:40]}-") as temporary:
         new = Path(temporary, "new")
         new.mkdir()
-        _fetch(tracker, uri, what, new, expected_sha256)
+        _fetch(tracker, uri, f"model {model_id}", new, expected_sha256)
         _verify(new, expected_sha256)
         files.write(new / SUMS, expected_sha256)
         _check_target(folder)  # it may have changed during the download
@@ -291,29 +270,11 @@ def _check_target(folder: Path) -> None:
 
 
 @server()
-def _version_uri(tracker: Tracker, model_name: str, version: str) -> str:
-    try:
-        if not version.isdecimal():
-            version = tracker.client.get_model_version_by_alias(model_name, version).version
-        uri = tracker.client.get_model_version_download_uri(model_name, version)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        raise NotFound(f"The registry has no {model_name}@{version}: {error.message}") from error
-    if not uri.startswith("models:/"):
-        return uri
-    return _model_uri(tracker, uri.removeprefix("models:/"))
-
-
-@server()
 def _model_uri(tracker: Tracker, model_id: str) -> str:
-    """Where the files of a finished model lie."""
-    try:
+    """Return where the files of a finished model lie. Raise NotFound."""
+    with passing(ABSENT):
         return tracker.client.get_logged_model(model_id).artifact_location
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        raise NotFound(f"MLflow has no model {model_id}: {error.message}") from error
+    raise NotFound(f"MLflow has no model {model_id}.")
 
 
 @server()
@@ -331,12 +292,11 @@ def _fetch(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha256:
 
 @server()
 def stored_files(tracker: Tracker, model_id: str) -> set[str]:
-    """Paths of the files of a model that lie in the artifact store; empty if there is no such model."""
-    try:
+    """Return the paths of the files of a model that lie in the artifact store; empty if there is no such model."""
+    with suppress(NotFound):
         repository = tracker.repository(_model_uri(tracker, model_id))
         return {info.path for info in artifacts.stored_files(repository)}
-    except NotFound:
-        return set()
+    return set()
 
 
 def _verify(folder: Path, expected_sha256: Mapping[str, str]) -> None:

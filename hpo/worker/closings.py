@@ -38,7 +38,7 @@ class Closings:
     def on_scored(self, trainer: Trainer, job: Job, message: protocol.Scored) -> None:
         assert self._closing is not None
         try:
-            self._closing.put(vars(message))
+            self._closing.put(message)
         except ValueError as error:
             trainer.release()
             self._leases.return_soon(job, str(error), counts=True)
@@ -50,7 +50,7 @@ class Closings:
         assert self._closing is not None
         request = self._closing.next_request()
         if request is not None:
-            trainer.send(protocol.Score(**request))
+            trainer.send(request)
             return
         trainer.release()
         self._recorder.put(job, partial(_finish, self._closing))

@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from hpo.closing.scored import Score, Scored
 from hpo.recording.trained import Trained
-from hpo.records import Record
+from hpo.records import Record, decoded
 from hpo.study.records import TrialSpec
 from models.metrics import Scores
 
@@ -30,15 +31,6 @@ class Train:
     cache: Path  # of the features of frozen backbones
     device: str  # "cpu", "auto" or "cuda"
     checkpoint_interval: float  # seconds, at least
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """Predict the validation and the test split with a downloaded model. Answer: Scored."""
-
-    folder: Path  # of the model
-    data: Path
-    predictions: Path  # CSV to be written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,15 +123,6 @@ class DataDamaged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
-    """Scores of a split in JSON form, of the model and of each baseline predictor."""
-
-    validation: dict[str, Any]
-    test: dict[str, Any]
-    predictors: dict[str, dict[str, Any]]  # {name: {"validation": …, "test": …}}
-
-
-@dataclass(frozen=True, kw_only=True)
 class Probed:
     index: int  # in the request
     parameters: int
@@ -223,15 +206,9 @@ def _fields(kind: type) -> dict[str, Any]:
 
 def _restored(hint: Any, value: Any) -> Any:
     """Return a JSON value as what its field holds."""
-    if value is None:
-        return None
-    if hint == tuple[TrialSpec, ...]:
-        return tuple(TrialSpec.from_json(item) for item in value)
-    if hint is TrialSpec:
-        return TrialSpec.from_json(value)
-    if hint is Scores:
-        return Scores.from_dict(value)
-    return Path(value) if hint in (Path, Path | None) else value
+    if hint in (Path, Path | None):
+        return None if value is None else Path(value)
+    return decoded(hint, value)
 
 
 def _plain(value: Path | Record | Scores) -> Any:

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import numpy as np
 import pandas
 
 from data_pipeline.dataset import Dataset
 from hpo import crash
+from hpo.study.records import SplitScores
 from hpo.text import for_csv, utf8
 from hpo.worker import protocol
 from hpo.worker.channel import Send, signs_of_life
@@ -29,18 +29,19 @@ def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
     learned = (dataset.images[parts.train], dataset.targets[parts.train])
     predictors = {name: fit(*learned) for name, fit in metrics.PREDICTORS.items()}
     predictors["model"] = lambda images: predict(regressor, images, alive=alive)
-    scores: dict[str, dict[str, Any]] = {name: {} for name in predictors}
+    scores: dict[str, dict[str, metrics.Scores]] = {name: {} for name in predictors}
     tables = []
     for part, indices in (("validation", parts.validation), ("test", parts.test)):
         truth = dataset.targets[indices]
         for name, predictor in predictors.items():
             predicted = predictor(dataset.images[indices])
-            scores[name][part] = metrics.scores(predicted, truth, train_variance=variance).to_dict()
+            scores[name][part] = metrics.scores(predicted, truth, train_variance=variance)
             if name == "model":
                 tables.append(prediction_table(dataset, indices, predicted))
                 tables[-1].insert(1, "split", part)
     write_table(pandas.concat(tables), request.predictions)
-    return protocol.Scored(**scores.pop("model"), predictors=scores)
+    both = {name: SplitScores(**by_part) for name, by_part in scores.items()}
+    return protocol.Scored(model=both.pop("model"), predictors=both)
 
 
 def prediction_table(dataset: Dataset, indices: np.ndarray, predicted: np.ndarray) -> pandas.DataFrame:

@@ -154,7 +154,7 @@ def test_a_model_can_be_downloaded_before_it_is_registered(tracker: Tracker, mod
 
 def test_a_version_that_does_not_exist_is_named(download: Callable[..., Path], tmp_path: Path) -> None:
     for version in (99, "nobody"):
-        with pytest.raises(NotFound, match=f"@{version}"):
+        with pytest.raises(NotFound, match=f"no version '{version}'"):
             download(tmp_path / "m", version=version)
     assert not (tmp_path / "m").exists()
 

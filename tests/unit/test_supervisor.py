@@ -13,6 +13,7 @@ from hpo.errors import NotFound, ServiceError
 from hpo.queue import DatabaseLost, Job, Judged, LeaseLost, State, Stop
 from hpo.recording import outcomes
 from hpo.recording.trained import Trained
+from hpo.study.records import SplitScores
 from hpo.worker import leases as leases_module
 from hpo.worker import protocol
 from hpo.worker.children import Suggester, Trainers
@@ -649,19 +650,19 @@ class FakeClosing:
         self.events.append(("fetch winners",))
 
     def next_request(self):
-        return {"folder": Path("m"), "data": Path("d"), "predictions": Path("p")} if self.left else None
+        return protocol.Score(folder=Path("m"), data=Path("d"), predictions=Path("p")) if self.left else None
 
-    def put(self, scores) -> None:
+    def put(self, scored) -> None:
         if self.wrong:
             raise ValueError("another model")
         self.left -= 1
-        self.events.append(("scored", scores["test"]))
+        self.events.append(("scored", scored))
 
     def finish(self) -> None:
         self.events.append(("finish",))
 
 
-SCORED = protocol.Scored(validation={}, test={"nmse": 1.0}, predictors={})
+SCORED = protocol.Scored(model=SplitScores(validation=SCORES, test=SCORES), predictors={})
 
 
 def test_a_closing_fetches_the_winners_scores_each_and_is_finished(bench):
@@ -672,7 +673,7 @@ def test_a_closing_fetches_the_winners_scores_each_and_is_finished(bench):
         assert len(bench.requests(protocol.Score)) == count
         bench.says(SCORED)
         bench.steps(1)
-    scored = ("scored", {"nmse": 1.0})
+    scored = ("scored", SCORED)
     assert bench.of("fetch winners", "scored", "finish") == [("fetch winners",), scored, scored, ("finish",)]
     assert bench.supervisor.leases.jobs == [] and bench.supervisor.claimed == 0
 
