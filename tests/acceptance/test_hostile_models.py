@@ -266,7 +266,7 @@ PLANTS = ("pickle", "torch zip", "pt2", "code zip")
 PLACES = {  # -> what is said
     "beside the weights, predict": r"^0 image,C11 \[GPa\]",
     "beside the weights, load": "^GPa$",
-    "beside the weights, score": "'predictors', 'test', 'validation'",
+    "beside the weights, score": "'model', 'predictors'",
     "as the weights, predict": r"^1 hpo: .*weights\.safetensors: not a readable safetensors file",
     "as the weights, load": r"^SpecError: .*weights\.safetensors: not a readable safetensors file",
     "as the weights, score": r"^SpecError: .*weights\.safetensors: not a readable safetensors file",
