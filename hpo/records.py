@@ -1,14 +1,14 @@
 """Records: frozen values that are stored as JSON, and read again though an earlier version stored them."""
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, Self, Union, cast, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Record(Mapping[str, Any]):
+class Record:
     """A frozen record with a JSON form.
 
     A field that defaults to None stands in the JSON only when it has a value, so that what an earlier version stored
@@ -18,7 +18,7 @@ class Record(Mapping[str, Any]):
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Return the record of a JSON object. Raise TypeError, naming the keys, if one that is needed is missing."""
-        hints = _hints(cls)
+        hints = _hints(cast(type, cls))  # as Hashable, which it is
         return cls(**{name: decoded(hints[name], value) for name, value in values.items() if name in hints})
 
     def to_json(self) -> dict[str, Any]:
@@ -30,26 +30,9 @@ class Record(Mapping[str, Any]):
             if value is not None or default is MISSING
         }
 
-    # Reading by key, as long as there are callers that do.
-
-    def __getitem__(self, key: str) -> Any:
-        return self.to_json()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.to_json())
-
-    def __len__(self) -> int:
-        return len(self.to_json())
-
-    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
-        return {**self, **other}
-
-    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
-        return {**other, **self}
-
 
 @cache
-def _hints(kind: type[Record]) -> dict[str, Any]:
+def _hints(kind: type) -> dict[str, Any]:
     return {name: hint for name, hint in get_type_hints(kind).items() if name in {field.name for field in fields(kind)}}
 
 

@@ -13,7 +13,7 @@ def null() -> Any:
     return None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class FailedTrial(Record):
     """A trial of the study that ended without a network."""
 
@@ -22,7 +22,7 @@ class FailedTrial(Record):
     reason: str | None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class ClosingEntry(Record):
     """The best trial of a group, whose network was scored on the test split."""
 
@@ -43,7 +43,7 @@ class ClosingEntry(Record):
     unstable: bool = False  # a repeat diverged
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Election(Record):
     """The champion after the closing, among all studies on the problem."""
 
@@ -55,7 +55,7 @@ class Election(Record):
     champion_point_nmse: float | None = None  # mean over the repeats of its configuration
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class ClosingResult(Record):
     """The result of a closing."""
 

@@ -43,7 +43,7 @@ class State(StrEnum):
 ENDED = tuple(state for state in State if state.ended)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint(Record):
     """A checkpoint of a trial, as an artifact of its run."""
 
@@ -53,7 +53,7 @@ class Checkpoint(Record):
     run_id: str
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class TrialResult(Record):
     """The one result of a trial that was trained to its end. Scores are of the validation split."""
 
@@ -72,7 +72,7 @@ class TrialResult(Record):
     device: str | None = None  # if not the CPU
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Judged(Record):
     """What the pruner has made of a trial so far."""
 

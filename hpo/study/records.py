@@ -11,7 +11,7 @@ Point = dict[str, Any]  # the values of a configuration, by parameter, in the or
 Phases = dict[str, dict[str, float]]  # Lamé constants in the label's unit, of the matrix and of the inclusion
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class WeightsFile(Record):
     """A file of pretrained weights."""
 
@@ -19,7 +19,7 @@ class WeightsFile(Record):
     sha256: str
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Network(Record):
     """A finished trial of an earlier study, whose network a trial starts from."""
 
@@ -30,7 +30,7 @@ class Network(Record):
     files: dict[str, str]  # SHA-256 by relative path
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class SourceTrial(Record):
     """A trial of an earlier study, whose configuration a trial has."""
 
@@ -40,7 +40,7 @@ class SourceTrial(Record):
     point: Point | None = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class TrialSpec(Record):
     """Everything that determines the result of one trial."""
 
@@ -78,7 +78,7 @@ class TrialSpec(Record):
         return flat | {"data": self.data, "split": self.split, "identity": self.identity, "numerics": self.numerics}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class DataFacts(Record):
     """The data set of a study."""
 
@@ -95,7 +95,7 @@ class DataFacts(Record):
     sha256: str | None = None  # of the file at the study's run
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class SplitScores(Record):
     """Scores on the validation split, and on the test split where that was opened."""
 
@@ -103,7 +103,7 @@ class SplitScores(Record):
     test: Scores | None = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class StudyFacts(Record):
     """What planning found out: ids in MLflow, data, scores of the baseline predictors, networks to start from."""
 

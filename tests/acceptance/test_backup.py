@@ -96,7 +96,7 @@ def test_a_study_that_is_saved_while_a_worker_trains_goes_on_elsewhere_to_the_sa
     output = elsewhere.hpo("run", "--study", study, "--trainers", 1)
     assert " of moved goes on after epoch " in output, "from its checkpoint"
     again = [job for job in queue.jobs("moved") if job.kind == "trial"]
-    assert [job.result["best_val_nmse"] for job in again] == [job.result["best_val_nmse"] for job in undisturbed]
+    assert [job.result.best_val_nmse for job in again] == [job.result.best_val_nmse for job in undisturbed]
     assert [job.run_id for job in again] == [job.run_id for job in undisturbed], "in the same runs"
     assert "each as recorded in the database" in elsewhere.hpo("download", tmp_path / "champion")
     assert "Healthy" in elsewhere.hpo("doctor")

@@ -15,6 +15,9 @@ from places import ROOT
 from selenium.webdriver.common.by import By
 from shell import Shell, fresh_database
 
+from hpo.queue.closing_result import ClosingResult
+from hpo.study.records import StudyFacts
+
 pytestmark = [pytest.mark.apt, pytest.mark.acceptance]
 
 PAGES = ("list", "charts", "compare")
@@ -30,13 +33,13 @@ class Ran:
     links: dict[str, str]  # of pages, and of the comparison
     trials: list[dict]  # of pages, best first
     curves: dict[str, dict]  # by run
-    facts: dict  # of pages
-    result: dict  # of its closing
+    facts: StudyFacts
+    result: ClosingResult  # of its closing
     model: str  # id of the best trial's
     uri: str
 
     def run(self, run_id: str, path: str = "") -> str:
-        return f"{self.uri}/#/experiments/{self.facts['experiment_id']}/runs/{run_id}{path}"
+        return f"{self.uri}/#/experiments/{self.facts.experiment_id}/runs/{run_id}{path}"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def ran(services, tmp_path_factory) -> Iterator[Ran]:
             curves={job.run_id: dict(shell.queue.curve(job.id)) for job in jobs},
             facts=shell.queue.study("pages").facts,
             result=close.closing,
-            model=best.result["model_id"],
+            model=best.result.model_id,
             uri=services.tracking_uri,
         )
 
@@ -112,10 +115,10 @@ def test_a_link_compares_the_studies_of_a_sequence(driver, ran):
 
 
 def test_a_trials_page_shows_data_set_model_registered_version_and_plots(driver, ran):
-    best, winner = ran.trials[0], ran.result["winner"]
-    data = f"{ran.facts['data']['name']} ({ran.facts['data']['digest'][:36]})"
-    text = shows(driver, ran.run(best["run_id"]), "Logged models (1)", data, f"v{winner['version']}")
-    assert ran.facts["model_name"] in text[text.index("Logged models (1)") :]
+    best, winner = ran.trials[0], ran.result.winner
+    data = f"{ran.facts.data.name} ({ran.facts.data.digest[:36]})"
+    text = shows(driver, ran.run(best["run_id"]), "Logged models (1)", data, f"v{winner.version}")
+    assert ran.facts.model_name in text[text.index("Logged models (1)") :]
     for trial in ran.trials:
         for name in ("loss", "parity"):
             shows(driver, ran.run(trial["run_id"], f"/artifacts/plots/{name}.png"), f"plots/{name}.png")
@@ -125,7 +128,7 @@ def test_a_trials_page_shows_data_set_model_registered_version_and_plots(driver,
 
 
 def test_a_model_shows_its_signature(driver, ran):
-    experiment, model = ran.facts["experiment_id"], ran.model
+    experiment, model = ran.facts.experiment_id, ran.model
     shows(driver, f"{ran.uri}/#/experiments/{experiment}/models/{model}/artifacts", "MLmodel")
     driver.find_element(By.XPATH, "//*[text()='MLmodel']").click()
     text = browser.until(driver, lambda: "signature:" in (found := browser.text(driver)) and found, "the signature")
@@ -133,21 +136,21 @@ def test_a_model_shows_its_signature(driver, ran):
 
 
 def test_the_studys_run_carries_its_description_and_tables(driver, ran):
-    run = ran.facts["study_run_id"]
+    run = ran.facts.study_run_id
     shows(driver, ran.run(run), "Four points for a test.", "data set tiny (60 cells, 42/9/9")
     shows(driver, ran.run(run, "/artifacts/tables/result.txt"), "pages: best 4 of 4 trials", "volume fraction, cubic")
     shows(driver, ran.run(run, "/artifacts/tables/comparison.txt"), "Comparison: the best of each", "single f2")
 
 
 def test_the_registered_models_page_explains_each_version(driver, ran):
-    name, winner = ran.facts["model_name"], ran.result["winner"]
+    name, winner = ran.facts.model_name, ran.result.winner
     text = shows(driver, f"{ran.uri}/#/models/{name}", "Models trained on tiny", "validation NMSE")
     table = text[text.index("validation NMSE verdict aliases") :]
     for study in ("single", "pages"):
         assert re.search(rf"\d {study}/\d f\d lr(0\.01|1e-3) 0\.\d+ (good|below volume fraction) .*@{study}", table), (
             table
         )
-    version = f"{ran.uri}/#/models/{name}/versions/{winner['version']}"
+    version = f"{ran.uri}/#/models/{name}/versions/{winner.version}"
     text = shows(driver, version, "this model", "mean of the training labels", "Inputs (1)")
     assert "of the study pages (filters = " in text
 

@@ -56,7 +56,7 @@ def test_every_plain_client_shows_the_trials(shell, closed, tmp_path):
     }
     assert scores == {trial["run_id"]: trial["value"] for trial in trials}
 
-    study_run = shell.queue.study(closed).facts["study_run_id"]
+    study_run = shell.queue.study(closed).facts.study_run_id
     folder = tmp_path / "tables"
     words = ("--run-id", study_run, "--artifact-path", "tables", "--dst-path", str(folder))
     mlflow(shell, "artifacts", "download", *words)

@@ -41,7 +41,7 @@ def compared(shell: Shell, *names: str) -> comparison.Comparison:
 
 
 def best(shell: Shell, name: str):
-    return min(shell.trials(name), key=lambda job: job.result["best_val_nmse"])
+    return min(shell.trials(name), key=lambda job: job.result.best_val_nmse)
 
 
 def rows(output: str) -> list[tuple[str, str, list[str]]]:
@@ -55,7 +55,7 @@ def rows(output: str) -> list[tuple[str, str, list[str]]]:
 
 
 def test_a_study_a_trial_a_run_and_a_version_are_names_of_the_same_trial(here):
-    job, model = best(here, "one"), here.queue.study("one").facts["model_name"]
+    job, model = best(here, "one"), here.queue.study("one").facts.model_name
     names = ["one", f"one/{job.number}", f"one/{job.number}/0", job.run_id]
     names += [f"{model}/1", f"{model}@champion", f"{model}@one", "@one"]
     found = here.json("compare", *names)
@@ -68,12 +68,12 @@ def test_a_study_a_trial_a_run_and_a_version_are_names_of_the_same_trial(here):
 
 def test_a_point_trained_twice_stands_for_its_better_repeat(here):
     first, second = (job for job in here.trials("other") if job.number == 1)
-    best_of_both = min(first, second, key=lambda job: job.result["best_val_nmse"])
+    best_of_both = min(first, second, key=lambda job: job.result.best_val_nmse)
     whole, *repeats = (thing.values for thing in compared(here, "other/1", "other/1/0", "other/1/1").things)
     assert whole["run_id"] == best_of_both.run_id
     assert [each["run_id"] for each in repeats] == [first.run_id, second.run_id]
     assert [each["repeat"] for each in repeats] == [0, 1]
-    mean = (first.result["best_val_nmse"] + second.result["best_val_nmse"]) / 2
+    mean = (first.result.best_val_nmse + second.result.best_val_nmse) / 2
     assert [each["repeats_nmse_mean"] for each in repeats] == pytest.approx([mean, mean])
 
 
@@ -109,26 +109,26 @@ def test_the_values_are_those_of_the_database(here):
     found = here.json("compare", "one/0", "one/1")
     assert found["warning"] is None
     for thing, job in zip(found["things"], here.trials("one"), strict=False):
-        result, validation = job.result, job.result["validation"]
+        result, validation = job.result, job.result.validation
         assert (thing["trial"], thing["config"], thing["state"], thing["attempt"]) == (
             job.number,
             job.config,
             "done",
             1,
         )
-        assert {key: thing[f"model.{key}"] for key in job.spec["model"]} == job.spec["model"]
-        assert {key: thing[f"training.{key}"] for key in job.spec["training"]} == job.spec["training"]
+        assert {key: thing[f"model.{key}"] for key in job.spec.model} == job.spec.model
+        assert {key: thing[f"training.{key}"] for key in job.spec.training} == job.spec.training
         for key in ("seed", "parameters", "trainable_parameters", "data", "split", "identity", "numerics"):
-            assert thing[key] == job.spec[key], key
+            assert thing[key] == getattr(job.spec, key), key
         for key in ("best_val_nmse", "best_val_mse", "best_epoch", "last_val_nmse", "last_val_mse", "epochs"):
-            assert thing[key] == result[key], key
-        assert thing["train_seconds"] == result["seconds"]
+            assert thing[key] == getattr(result, key), key
+        assert thing["train_seconds"] == result.seconds
         assert [thing[f"best_val_{key}"] for key in ("r2", "nrmse", "mape")] == [
-            validation[key] for key in ("r2", "nrmse", "mape")
+            getattr(validation, key) for key in ("r2", "nrmse", "mape")
         ]
         for score in ("nmse", "r2"):
-            listed = [thing[f"best_val_{score}/{name}"] for name in result["target_names"]]
-            assert listed == validation["per_target"][score]
+            listed = [thing[f"best_val_{score}/{name}"] for name in result.target_names]
+            assert listed == validation.per_target[score]
 
 
 def test_no_score_stands_alone_and_the_test_split_is_shown_only_where_it_was_opened(here):
@@ -138,12 +138,12 @@ def test_no_score_stands_alone_and_the_test_split_is_shown_only_where_it_was_ope
     winner, loser = found["things"]
     mean, cubic = found["predictors"]
     closing = next(each.closing for each in here.queue.jobs("one") if each.kind == "closing")
-    assert winner["test_nmse"] == closing["winner"]["test"]["nmse"]
+    assert winner["test_nmse"] == closing.winner.test.nmse
     assert not [key for key in loser if key.startswith("test")]
-    facts = here.queue.study("one").facts["predictors"]
+    predictors = here.queue.study("one").facts.predictors
     for shown, name in ((mean, "mean"), (cubic, "volume fraction")):
-        assert shown["best_val_nmse"] == facts[name]["validation"]["nmse"]
-        assert shown["test_r2/C11"] == closing["predictors"][name]["test"]["per_target"]["r2"][0]
+        assert shown["best_val_nmse"] == predictors[name].validation.nmse
+        assert shown["test_r2/C11"] == closing.predictors[name].test.per_target["r2"][0]
     scores = {key for key in winner if re.match("best_val_|test_", key)}
     assert scores == {key for key in cubic if re.match("best_val_|test_", key)}, "each has a trivial one beside it"
     unopened = here.json("compare", f"one/{other.number}", f"one/{other.number}")
@@ -160,7 +160,7 @@ def test_the_best_of_each_score_is_marked_predictors_included(here):
 
 
 def test_scores_on_different_data_are_said_not_to_be_comparable(here):
-    digests = [here.queue.study(name).facts["data"]["digest"] for name in ("one", "other")]
+    digests = [here.queue.study(name).facts.data.digest for name in ("one", "other")]
     output = here.hpo("compare", "one", "other")
     assert "NOT COMPARABLE: the scores are of different data or splits" in output
     assert all(digest[:8] in output for digest in digests)
@@ -198,7 +198,7 @@ def test_without_mlflow_everything_is_shown_that_the_database_knows(here, tmp_pa
 )
 def test_a_name_that_stands_for_nothing_gets_one_message(here, name, message):
     facts = here.queue.study("one").facts
-    known = {"model": facts["model_name"], "study_run": facts["study_run_id"]}
+    known = {"model": facts.model_name, "study_run": facts.study_run_id}
     with pytest.raises(NotFound, match=re.escape(message.format(**known))):
         compared(here, "one", name.format(**known))
 

@@ -242,7 +242,7 @@ def test_the_services_run_as_the_file_says_until_a_model_is_promoted(compose, da
     runner = compose.start("worker", ["hpo", "run", "--study", str(study)])
     printed = Path(list(compose.running)[-1])
     end = time.monotonic() + PATIENCE
-    while not (queue.installed() and any(row.facts.get("planned") for row in queue.studies())):
+    while not (queue.installed() and any(row.facts.planned for row in queue.studies())):
         assert runner.poll() is None and time.monotonic() < end, printed.read_text()
         time.sleep(0.1)
     queue.close()

@@ -70,9 +70,9 @@ def test_a_damaged_cache_costs_no_trial_an_attempt_and_is_uploaded_nowhere(shell
     client = MlflowClient(shell.tracking_uri)
     for name in ("first", "second"):
         facts = shell.queue.study(name).facts
-        file = f"data/{facts['data']['digest']}.npz"
-        arrived = client.download_artifacts(facts["study_run_id"], file, str(tmp_path))
-        load_npz(arrived, sha256=facts["data"]["sha256"])
+        file = f"data/{facts.data.digest}.npz"
+        arrived = client.download_artifacts(facts.study_run_id, file, str(tmp_path))
+        load_npz(arrived, sha256=facts.data.sha256)
 
 
 @pytest.mark.slow
@@ -81,9 +81,9 @@ def test_what_a_study_needs_is_missed_by_doctor_and_put_back(shell, tmp_path):
     data = cells.make(tmp_path / "own", seed=77)
     shell.hpo("run", "--study", cells.study(tmp_path, "needs", data=data, epochs=20, rates=RATES))
     row = shell.queue.study("needs")
-    run, digest = row.facts["study_run_id"], row.facts["data"]["digest"]
+    run, digest = row.facts.study_run_id, row.facts.data.digest
     client = MlflowClient(shell.tracking_uri)
-    best, other = sorted(shell.trials("needs"), key=lambda job: job.result["best_val_nmse"])
+    best, other = sorted(shell.trials("needs"), key=lambda job: job.result.best_val_nmse)
 
     damaged = tmp_path / f"{digest}.npz"
     damaged.write_bytes(b"PK" * 500)
@@ -106,8 +106,8 @@ def test_what_a_study_needs_is_missed_by_doctor_and_put_back(shell, tmp_path):
     assert "Healthy" in shell.hpo("doctor", "--study", "needs", "--fix")
     shell.hpo("report", "--study", "needs", "-o", tmp_path / "report")
 
-    models = {model.model_id: model for model in client.search_logged_models([row.facts["experiment_id"]])}
-    client.delete_logged_model(models[other.result["model_id"]].model_id)
+    models = {model.model_id: model for model in client.search_logged_models([row.facts.experiment_id])}
+    client.delete_logged_model(models[other.result.model_id].model_id)
     found = shell.hpo("doctor", "--study", "needs", code=1)
-    assert f"the model {other.result['model_id']} of trial {other.number} of needs lacks" in found
+    assert f"the model {other.result.model_id} of trial {other.number} of needs lacks" in found
     assert "restore the files from a backup" in found

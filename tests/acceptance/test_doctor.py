@@ -88,15 +88,15 @@ def test_what_somebody_did_in_mlflow_and_optuna_is_found_and_mended(closed):
 @pytest.mark.parametrize("file", ["spec.json", "weights.safetensors"])
 def test_a_file_that_was_changed_in_the_store_is_found_and_said_not_to_be_used(closed, tmp_path, file):
     client = MlflowClient(closed.tracking_uri)
-    winner = min(closed.trials(name(closed)), key=lambda job: job.result["best_val_nmse"])
+    winner = min(closed.trials(name(closed)), key=lambda job: job.result.best_val_nmse)
     changed = promotion.fetch(Tracker(closed.tracking_uri), winner, tmp_path / "model") / file
     *all_but_one, last = changed.read_bytes()
     changed.write_bytes(bytes([*all_but_one, last ^ 1]))  # one bit: it may well load and predict
-    client.log_model_artifact(winner.result["model_id"], str(changed))
+    client.log_model_artifact(winner.result.model_id, str(changed))
     found = closed.hpo("doctor", "--fix", code=1)
     assert f"I4: {name(closed)}: " in found and f"@champion, @{name(closed)}" in found
     assert f"{file} is not the file that was logged" in found and "do not use these files" in found
-    model = closed.queue.study(name(closed)).facts["model_name"]
+    model = closed.queue.study(name(closed)).facts.model_name
     for alias in ("champion", name(closed)):
         client.delete_registered_model_alias(model, alias)
     assert f"is not promoted again: {file} is not the file" in closed.hpo("promote", "--study", name(closed), code=1)

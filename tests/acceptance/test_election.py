@@ -118,7 +118,7 @@ def small(folder, name, *, data, filters="[4]", epochs=12, lines=""):
 
 def versions(shell, study_name):
     """Of the study's registered model: (its name, by number (run, aliases, tags))."""
-    client, name = MlflowClient(shell.tracking_uri), shell.queue.study(study_name).facts["model_name"]
+    client, name = MlflowClient(shell.tracking_uri), shell.queue.study(study_name).facts.model_name
     aliases = client.get_registered_model(name).aliases
     found = {
         int(version.version): (
@@ -155,14 +155,14 @@ def test_a_repeat_that_comes_back_moves_the_champion_and_every_tag(shell, tmp_pa
     assert by_run[ranked[0].run_id][1] == {"champion", "luck"}
     stale = by_run[best.run_id]
     assert stale[1] == set() and float(stale[2]["hpo.point_val_nmse"]) == pytest.approx(
-        (9.5 + best.result["best_val_nmse"]) / 2
+        (9.5 + best.result.best_val_nmse) / 2
     ), "tags say what the rows say by now"
     client = MlflowClient(shell.tracking_uri)
     client.set_registered_model_alias(name, "champion", str(stale[0]))
     client.set_model_version_tag(name, str(stale[0]), "hpo.best_val_nmse", "0.0")
     said = shell.hpo("doctor", code=1)
     assert f"@champion is {name} version {stale[0]}, but {name} version {by_run[ranked[0].run_id][0]} is better" in said
-    assert f"expected the tag hpo.best_val_nmse {best.result['best_val_nmse']}, found 0.0" in said
+    assert f"expected the tag hpo.best_val_nmse {best.result.best_val_nmse}, found 0.0" in said
     shell.hpo("doctor", "--fix", code=1)  # the made-up score is no score of its curve
     assert versions(shell, "luck")[1][by_run[ranked[0].run_id][0]][1] == {"champion", "luck"}
 
@@ -205,8 +205,8 @@ def test_who_competes_is_decided_by_the_data_not_by_the_folders_name(shell, tmp_
     shell.hpo("run", "--study", small(tmp_path, "thorough", data=data, epochs=60))
     said = shell.hpo("run", "--study", small(tmp_path, "hasty", data=copy, epochs=2))
     assert "@champion stays version 1, of the study thorough" in said
-    name = shell.queue.study("hasty").facts["model_name"]
-    assert name == shell.queue.study("thorough").facts["model_name"]
+    name = shell.queue.study("hasty").facts.model_name
+    assert name == shell.queue.study("thorough").facts.model_name
     MlflowClient(shell.tracking_uri).delete_registered_model(name)  # on MLflow's page, say
     assert "No version stands for election" in shell.hpo("promote", "--study", "thorough")
     assert "Healthy" in shell.hpo("doctor")

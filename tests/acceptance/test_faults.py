@@ -201,7 +201,7 @@ def test_two_promoters_at_once_set_one_alias_on_one_version(shell, tmp_path):
     data = cells.make(tmp_path / "own", seed=9)  # its own: all studies on one data set compete for one champion
     study = cells.study(tmp_path, "promoted", data=data, epochs=60, rates="[1e-2]")
     shell.hpo("run", "--study", study)
-    client, name = MlflowClient(shell.tracking_uri), shell.queue.study("promoted").facts["model_name"]
+    client, name = MlflowClient(shell.tracking_uri), shell.queue.study("promoted").facts.model_name
     aliases = client.get_registered_model(name).aliases
     assert set(aliases) == {"promoted", "champion"}
     for alias in aliases:

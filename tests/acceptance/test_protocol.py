@@ -14,6 +14,7 @@ from shell import PATIENCE, Shell, check_recorded_once, trainers
 from hpo import study as study_files
 from hpo.closing import promotion
 from hpo.files import sha256_of
+from hpo.study.records import WeightsFile
 from hpo.tracking.client import Tracker
 
 TINY = ("--epochs", 1, "--set", "space.backbone=['densenet121']", "--set", "training.batch_size=16")
@@ -51,7 +52,7 @@ def test_fine_tuning_asks_for_its_heads_starts_from_them_and_says_that_nothing_w
     (run,) = runs(shell, finetune)
     params, tags = run.data.params, run.data.tags
     assert (params["starts_from.run_id"], params["starts_from.study"]) == (first.run_id, head)
-    assert params["starts_from.sha256"] == first.result["files"]["weights.safetensors"]
+    assert params["starts_from.sha256"] == first.result.files["weights.safetensors"]
     assert (params["parameters"], params["trainable_parameters"]) == ("6970409", "6970409")
     assert runs(shell, head)[0].data.params["trainable_parameters"] == "16553"
     assert tags["hpo.weights"] == "not pretrained" and "not pretrained" in tags["mlflow.note.content"]
@@ -151,7 +152,7 @@ def test_pretrained_weights_are_asked_for_brought_and_part_of_the_study(shell, i
     (row,) = shell.queue.studies()
     (job,) = shell.trials(row.name)
     assert row.spec["weights"] == {"densenet121": sha256_of(brought)}
-    assert job.spec["weights"] == {"name": brought.name, "sha256": sha256_of(brought)}
+    assert job.spec.weights == WeightsFile(name=brought.name, sha256=sha256_of(brought))
     (run,) = runs(shell, row.name)
     assert run.data.params["weights.sha256"] == sha256_of(brought) and run.data.tags["hpo.weights"] == "ImageNet"
 
@@ -174,7 +175,7 @@ def test_a_pruned_study_whose_trials_lose_patience_closes_and_is_reported(shell,
     assert {run.data.tags["hpo.state"] for run in runs(shell, study)} == {"pruned", "done"}
 
     impatient = [job for job in jobs if job.state == "done" and job.epochs < 800]
-    assert impatient and all(job.epochs == job.result["best_epoch"] + 20 for job in impatient)
+    assert impatient and all(job.epochs == job.result.best_epoch + 20 for job in impatient)
     shell.hpo("report", "--study", study, "-o", tmp_path / "report")
     tables = {name: pandas.read_csv(tmp_path / f"report/tables/{study}-{name}.csv") for name in ("trials", "top")}
     trials, top = (table[table["config"].notna()].set_index("config") for table in tables.values())
@@ -182,7 +183,7 @@ def test_a_pruned_study_whose_trials_lose_patience_closes_and_is_reported(shell,
     assert trials.loc[[job.config for job in pruned], "validation NMSE"].isna().all(), "no score of half a training"
     assert set(top.index) == {job.config for job in jobs} - {job.config for job in pruned}
     for job in impatient:
-        assert top.loc[job.config, "validation NMSE"] == job.result["best_val_nmse"]
+        assert top.loc[job.config, "validation NMSE"] == job.result.best_val_nmse
         assert top.loc[job.config, "last epoch NMSE"] == dict(shell.queue.curve(job.id))[job.epochs]["val/nmse"]
     text = (tmp_path / "report/report.md").read_text()
     assert f"{len(pruned)} of {len(jobs)} trials have no score" in text

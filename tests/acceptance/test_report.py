@@ -143,7 +143,7 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
         )
         assert row["NMSE"] == winner.data.metrics["test_nmse"] and row["R²"] == winner.data.metrics["test_r2"]
         assert row["validation NMSE"] == winner.data.metrics["best_val_nmse"]
-        name = shell.queue.study(study).facts["model_name"]
+        name = shell.queue.study(study).facts.model_name
         (version,) = client.search_model_versions(f"name = '{name}' and run_id = '{winner.info.run_id}'")
         size, curve = sizes.loc[title], client.get_metric_history(winner.info.run_id, "val/nmse")
         assert size["validation NMSE"] == min(point.value for point in curve)
@@ -251,7 +251,7 @@ def test_the_page_stands_alone_is_attached_and_answers_the_questions(reported, t
         assert (report / picture).read_text().startswith("<svg")
     client = MlflowClient(shell.tracking_uri)
     for study in (plain, grid):
-        run = shell.queue.study(study).facts["study_run_id"]
+        run = shell.queue.study(study).facts.study_run_id
         attached = client.download_artifacts(run, "report/report.html", tmp_path)
         assert Path(attached).read_text() == page
     asked = {row["question"]: row for row in json.loads((report / "tables/answers.json").read_text())}
@@ -298,7 +298,7 @@ def test_labels_of_a_tiny_unit_raise_the_alarm_on_the_terminal_in_the_run_and_in
     study.write_text(study.read_text() + 'target_scaling = "none"\n')
     output = shell.hpo("run", "--study", study)
     assert "ALARM: R² of the best model is" in output
-    run = shell.queue.study("collapsed").facts["study_run_id"]
+    run = shell.queue.study("collapsed").facts.study_run_id
     assert "explains next to nothing" in MlflowClient(shell.tracking_uri).get_run(run).data.tags["hpo.alarms"]
     assert "ALARM: collapsed: R² of the best model" in shell.hpo("report", "-o", tmp_path / "report")
     assert "explains next to nothing" in (tmp_path / "report/report.html").read_text()

@@ -15,6 +15,7 @@ from shell import PATIENCE, check_recorded_once
 
 from hpo.closing import promotion
 from hpo.operations.predict import predict
+from hpo.study.records import SourceTrial
 from hpo.tracking.client import Tracker
 
 pytestmark = pytest.mark.acceptance
@@ -53,7 +54,7 @@ def test_the_grid_runs_to_its_end_and_its_champion_can_be_used(shell, tmp_path):
     rows = json.loads(shell.hpo("predict", champion, image, "--json"))
     assert rows["unit"] == "GPa"
     ours = [value for name, value in rows["predictions"][0].items() if name != "image"]
-    registered = shell.queue.study(study).facts["model_name"]
+    registered = shell.queue.study(study).facts.model_name
     (model,) = [each for each in client.search_registered_models() if each.name == registered]
     version = client.get_model_version_by_alias(model.name, "champion")
     assert version.run_id == best["run_id"]
@@ -128,19 +129,19 @@ def test_the_periodic_study_closes_with_a_champion_of_its_best_point_that_moves_
     best, searched = sorted(row.name for row in shell.queue.studies())
     check_recorded_once(shell, searched, points=2, epochs=2)
     trials, again = shell.trials(searched), shell.trials(best)
-    first = trials[0].spec["point"]
+    first = trials[0].spec.point
     assert (first["width"], first["ema"]) == (24, 0.99), "the point the file starts from"
-    nmse = lambda job: job.result["best_val_nmse"]  # noqa: E731
+    nmse = lambda job: job.result.best_val_nmse  # noqa: E731
     chosen = min(trials, key=nmse)
-    origin = {"study": searched, "trial": chosen.number, "run_id": chosen.run_id}
-    assert [job.spec["point"] for job in again] == [chosen.spec["point"]] * 2
-    assert [(job.spec["seed"], job.spec["best_of"]) for job in again] == [(1, origin), (2, origin)]
+    origin = SourceTrial(study=searched, trial=chosen.number, run_id=chosen.run_id)
+    assert [job.spec.point for job in again] == [chosen.spec.point] * 2
+    assert [(job.spec.seed, job.spec.best_of) for job in again] == [(1, origin), (2, origin)]
 
     client = MlflowClient(shell.tracking_uri)
     run = client.get_run(again[0].run_id).data
     assert run.params["best_of.trial"] == str(chosen.number)
     assert run.tags["hpo.best_of"] == f"trial {chosen.number} of {searched}, run {chosen.run_id}"
-    model = shell.queue.study(best).facts["model_name"]
+    model = shell.queue.study(best).facts.model_name
     champion = min([chosen, *again], key=nmse)  # of all networks of the point that is best on average
     version = client.get_model_version_by_alias(model, "champion")
     assert version.run_id == champion.run_id

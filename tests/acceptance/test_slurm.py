@@ -184,7 +184,7 @@ def test_workers_on_slurm_that_are_preempted_run_out_of_time_are_cancelled_or_st
     assert [(job.state, job.attempt) for job in kept] == [("waiting", 0)] * 2
     for job in kept:
         if job.reason == "handed back":  # and not "stopped": its trainer was too slow on a busy machine
-            assert job.checkpoint["epoch"] == job.epochs > 20
+            assert job.checkpoint.epoch == job.epochs > 20
 
     second = shell.start(*run)
     both_training(after=[job.epochs for job in kept])

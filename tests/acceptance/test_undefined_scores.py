@@ -69,16 +69,16 @@ def test_networks_are_trained_recorded_closed_and_reported_without_them(folder, 
     assert [job.state for job in jobs] == ["done", "done"] and {job.attempt for job in jobs} == {1}
     closing = next(job for job in shell.queue.jobs("zeros") if job.kind == "closing")
     for job in jobs:
-        found = job.result["validation"]
+        found = job.result.validation.to_dict()
         assert found["per_target"]["r2"][6] is None and found["per_target"]["mape"][5] is None
         assert sum(value is None for values in found["per_target"].values() for value in values) == 2
         known = [value for value in found["per_target"]["r2"] if value is not None]
         assert found["r2"] == pytest.approx(math.fsum(known) / 8)
     client, row = MlflowClient(shell.tracking_uri), shell.queue.study("zeros")
-    raw = client.download_artifacts(row.facts["study_run_id"], "tables/result.json", str(tmp_path))
+    raw = client.download_artifacts(row.facts.study_run_id, "tables/result.json", str(tmp_path))
     with open(raw) as file:
         test = strict(file.read())["winner"]["test"]
-    assert test == closing.closing["winner"]["test"]
+    assert test == closing.closing.winner.test.to_dict()
     assert test["per_target"]["r2"][8] is None and test["r2"] is not None and test["mape"] is not None
     metrics = client.get_run(jobs[0].run_id).data.metrics
     assert "best_val_r2" in metrics and "best_val_r2/C44" not in metrics and "best_val_r2/C11" in metrics

@@ -17,6 +17,7 @@ from hpo import settings, study
 from hpo.operations import invariants
 from hpo.planning.preparation import prepare
 from hpo.queue import SCHEMA_VERSION, Job
+from hpo.records import Record
 from hpo.services import serving
 from hpo.study.records import StudyFacts
 from models import bundle, checkpoint, specs
@@ -176,6 +177,10 @@ def test_a_restored_home_of_then_is_healthy(restored):
     }
 
 
+def json_form(record: Record | str | int | None) -> Any:
+    return record.to_json() if isinstance(record, Record) else record
+
+
 @pytest.mark.service
 def test_restored_studies_have_the_specs_results_and_curves_that_were_stored(restored):
     curves: dict[int, list[tuple[int, dict[str, float]]]] = {}
@@ -188,8 +193,8 @@ def test_restored_studies_have_the_specs_results_and_curves_that_were_stored(res
         job = jobs(restored, row["study"])[row["number"], row["repeat"]]
         assert job.state == {"running": "waiting"}.get(row["state"], row["state"])
         for key in ("spec", "checkpoint", "run_id", "config"):
-            assert getattr(job, key) == row[key], key
-        assert job.result == (row["result"] if row["state"] == "done" else None)
+            assert json_form(getattr(job, key)) == row[key], key
+        assert json_form(job.result) == (row["result"] if row["state"] == "done" else None)
         assert restored.queue.curve(job.id) == curves.get(row["id"], [])
 
 
@@ -236,11 +241,11 @@ def test_the_interrupted_study_goes_on_from_its_checkpoints_to_its_end(restored,
     restored.hpo("cancel", "--study", "interrupted", "--trial", cancelled.number, "--undo")
     said = restored.hpo("run", "--study", file("interrupted", tmp_path))
     for job in (*begun, cancelled):
-        assert f"trial {job.number} of interrupted goes on after epoch {job.checkpoint['epoch']}" in said
+        assert f"trial {job.number} of interrupted goes on after epoch {job.checkpoint.epoch}" in said
     after = jobs(restored, "interrupted")
     for key, (job, curve) in before.items():
         found = restored.queue.curve(job.id)
-        assert after[key].state == ("diverged" if after[key].spec["point"]["learning_rate"] == 1e30 else "done")
+        assert after[key].state == ("diverged" if after[key].spec.point["learning_rate"] == 1e30 else "done")
         assert found[: len(curve)] == curve, "what was stored stays"
         if after[key].state == "done":
             assert [number for number, _ in found] == list(range(1, 41))

@@ -17,6 +17,7 @@ from hpo.planning.preparation import prepare
 from hpo.queue import NewJob, Queue
 from hpo.recording import reconciler
 from hpo.search import sampling
+from hpo.study.records import SourceTrial
 from hpo.tracking.client import Tracker
 
 pytestmark = pytest.mark.service
@@ -40,7 +41,7 @@ def test_planners_at_once_write_every_point_down_once(database_url, tracking_uri
     assert sorted(map(str, (trial.params for trial in trials))) == sorted(map(str, ready.study.grid()))
     facts = first.study(name).facts
     tracker = Tracker(tracking_uri)
-    kinds = {kind: len(tracker.runs(facts["experiment_id"], kind=kind)) for kind in ("study", "predictor", "trial")}
+    kinds = {kind: len(tracker.runs(facts.experiment_id, kind=kind)) for kind in ("study", "predictor", "trial")}
     assert kinds == {"study": 1, "predictor": 2, "trial": 0}
     store.remove_session()
     store.engine.dispose()
@@ -73,8 +74,8 @@ def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_die
             queue.set_run(job.id, f"run {job.number}")
             score = scores[job.number]
             queue.end(job, "diverged" if score is None else "done", result=records.result(score or 0.0))
-        points = {job.number: job.spec["point"] for job in queue.jobs(name) if job.kind == "trial"}
-        expected = [{"study": name, "trial": n, "run_id": f"run {n}", "point": points[n]} for n in (1, 2, 0)]
+        points = {job.number: job.spec.point for job in queue.jobs(name) if job.kind == "trial"}
+        expected = tuple(SourceTrial(study=name, trial=n, run_id=f"run {n}", point=points[n]) for n in (1, 2, 0))
 
         monkeypatch.setattr(plans.sampling, "storage", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -87,20 +88,20 @@ def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_die
             )
             connection.exec_driver_sql(better.format(name))
         row = plan(again, queue)
-        assert row.facts["best_of"] == expected and "planned" in row.facts
-        assert [best["trial"] for best in plan(other, queue).facts["best_of"]] == [0, 1, 2]
+        assert row.facts.best_of == expected and row.facts.planned
+        assert [best.trial for best in plan(other, queue).facts.best_of] == [0, 1, 2]
         store = sampling.storage(database_url)
         shown = reconciler.Reconciler(queue, Tracker(tracking_uri), store, queue.study(other))
         assert not [each for each in invariants.check(shown) if "planned points" in each.what], "as many as there are"
         trials = store.get_all_trials(store.get_study_id_from_name(again))
-        assert [trial.params for trial in trials] == [best["point"] for best in expected]
+        assert [trial.params for trial in trials] == [best.point for best in expected]
         store.remove_session()
         store.engine.dispose()
         jobs = [(job.number, job.repeat) for job in queue.jobs(again) if job.kind == "trial"]
         assert sorted(jobs) == [(number, repeat) for number in range(3) for repeat in range(2)]
         plain = study.restore(again, row.spec)
         spec, _ = study.trial_spec(plain, row.identity, row.facts, points[2], config=None, repeat=1)
-        assert spec["seed"] == 2 and spec["best_of"] == {"study": name, "trial": 2, "run_id": "run 2"}
+        assert spec.seed == 2 and spec.best_of == SourceTrial(study=name, trial=2, run_id="run 2")
         assert spec.params().items() >= {"best_of.study": name, "best_of.trial": 2, "best_of.run_id": "run 2"}.items()
         (tmp_path / f"{name}-none.toml").write_text(f'best_of = "{name}.toml"\npoints = 1\n')
         with queue.engine.begin() as connection:
@@ -195,7 +196,7 @@ def test_physics_is_planned_only_with_phases_that_can_have_made_the_labels_and_t
         ready = prepare(study.load(str(file)))
         assert ready.canonical["phases"]["inclusion"]["lame_mu"] == pytest.approx(70 / 2.44)
         specs = [spec for spec, _ in ready.specs()]
-        assert all(spec["phases"] == ready.canonical["phases"] for spec in specs) and len(specs) == 4
+        assert all(spec.phases == ready.canonical["phases"] for spec in specs) and len(specs) == 4
     assert "phases" not in prepare(study.load(str(file), ["model.physics=none"])).canonical
     table = next(folder.glob("*.csv"))
     rows = [line.split(",") for line in table.read_text().split()]

@@ -416,9 +416,9 @@ class Chaos:
         calm = self.expected[point(job)].result
         assert calm is not None and job.result is not None
         for key in ("best_val_nmse", "best_epoch", "last_val_nmse", "validation"):
-            if job.result[key] != calm[key]:
-                yield f"{key} is {job.result[key]}, undisturbed {calm[key]}"
-        if job.result["files"]["weights.safetensors"] != calm["files"]["weights.safetensors"]:
+            if getattr(job.result, key) != getattr(calm, key):
+                yield f"{key} is {getattr(job.result, key)}, undisturbed {getattr(calm, key)}"
+        if job.result.files["weights.safetensors"] != calm.files["weights.safetensors"]:
             yield "other weights than undisturbed"
 
     def check_all(self) -> None:
@@ -449,7 +449,7 @@ class Chaos:
 
 def point(job: Job) -> str:
     assert job.spec is not None
-    return json.dumps([job.spec["point"], job.spec["seed"]], sort_keys=True)
+    return json.dumps([job.spec.point, job.spec.seed], sort_keys=True)
 
 
 def kill(worker: subprocess.Popen) -> None:

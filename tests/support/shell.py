@@ -247,13 +247,13 @@ def check_recorded_once(shell: Shell, study: str, *, points: int, epochs: int) -
     jobs = shell.trials(study)
     assert [(job.state, job.reason) for job in jobs if job.state != "done"] == []
     assert len(jobs) == points
-    assert len({json.dumps(job.spec["point"]) for job in jobs}) == points
+    assert len({json.dumps(job.spec.point) for job in jobs}) == points
     store = storage(shell.database_url)
     loaded = optuna.load_study(study_name=study, storage=store)
     frame = loaded.trials_dataframe()
     assert list(frame.state) == ["COMPLETE"] * points
     assert len(frame.filter(like="params_").drop_duplicates()) == points
-    assert list(frame.value) == [job.result["best_val_nmse"] for job in jobs]
+    assert list(frame.value) == [job.result.best_val_nmse for job in jobs]
     store.remove_session()
     store.engine.dispose()
     client = MlflowClient(shell.tracking_uri)
@@ -266,7 +266,7 @@ def check_recorded_once(shell: Shell, study: str, *, points: int, epochs: int) -
         assert [metric.step for metric in curve] == list(range(1, epochs + 1)), "a gap or a doubled step"
         ours = dict(shell.queue.curve(job.id))
         assert [metric.value for metric in curve] == [ours[step]["val/nmse"] for step in range(1, epochs + 1)]
-        assert min(metric.value for metric in curve) == job.result["best_val_nmse"]
+        assert min(metric.value for metric in curve) == job.result.best_val_nmse
     everything = client.search_runs([experiment.experiment_id])
     assert {run.info.status for run in everything} == {"FINISHED"}
     assert len(client.search_logged_models([experiment.experiment_id])) == points

@@ -262,7 +262,7 @@ def test_of_repeats_the_mean_counts():
 
     jobs = [*repeated(8, 0.30, 0.31), *repeated(16, 0.10, 0.90)]
     closed = evidence(grid=jobs).closed[0]
-    assert [(job.spec["point"]["filters"], score) for job, score in closed.points] == [
+    assert [(job.spec.point["filters"], score) for job, score in closed.points] == [
         (8, pytest.approx(0.305)),
         (16, pytest.approx(0.5)),
     ]
