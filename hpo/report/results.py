@@ -289,7 +289,7 @@ def log_study(queue: Queue, tracker: Tracker, study: StudyRow, ended: ClosingRes
     with tempfile.TemporaryDirectory() as folder:
         table, raw, text = Path(folder, "trials.csv"), Path(folder, "result.json"), Path(folder, "result.txt")
         table.write_text(tables.csv(pandas.DataFrame(rows(jobs))), encoding="utf-8")
-        raw.write_text(json.dumps(finite(ended), indent=2, allow_nan=False), encoding="utf-8")
+        raw.write_text(json.dumps(finite(ended.to_json()), indent=2, allow_nan=False), encoding="utf-8")
         with text.open("w", encoding="utf-8") as file:
             for result in _result_tables(study, jobs, ended):
                 tables.print_table(tables.console(file=file), result)

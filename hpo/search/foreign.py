@@ -3,11 +3,13 @@
 `tests/service/test_search_foreign.py` holds it to the version of Optuna that is installed.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.trial import FrozenTrial
 from sqlalchemy import text
 
 from hpo.queue import Job
@@ -36,14 +38,65 @@ def draw(
     return {key: trial._suggest(key, distribution) for key, distribution in distributions.items()}
 
 
-def grid_attributes(sampler: optuna.samplers.BaseSampler, point: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the system attributes by which Optuna's GridSampler knows a trial of its grid; {} for other samplers."""
+def grid_attributes(sampler: optuna.samplers.BaseSampler) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Return what gives a point the system attributes by which Optuna's GridSampler knows a trial of its grid.
+
+    For other samplers these are {}.
+    """
     if not isinstance(sampler, optuna.samplers.GridSampler):
-        return {}
-    return {
-        "grid_id": sampler._all_grids.index(tuple(point[key] for key in sampler._param_names)),
-        "search_space": sampler._search_space,
-    }
+        return lambda point: {}
+    names, space = sampler._param_names, sampler._search_space
+    ids = {values: number for number, values in enumerate(sampler._all_grids)}
+    return lambda point: {"grid_id": ids[tuple(point[key] for key in names)], "search_space": space}
+
+
+def create_waiting(
+    store: optuna.storages.RDBStorage, study_id: int, trials: Sequence[FrozenTrial], *, first: int
+) -> None:
+    """Insert waiting trials under the numbers `first`, `first` + 1, ..., all or none.
+
+    The rows are those of Optuna's `create_new_trial`, which needs a transaction and some 10 ms for each. Nobody else
+    may create trials of the study meanwhile.
+    """
+    with store.engine.begin() as connection:
+        connection.execute(text("SELECT FROM studies WHERE study_id = :study FOR UPDATE"), {"study": study_id})
+        inserted = connection.execute(
+            text("""
+                INSERT INTO trials (number, study_id, state)
+                SELECT number, :study, 'WAITING'::trialstate
+                FROM generate_series(cast(:first AS int), cast(:last AS int)) AS number
+                ORDER BY number RETURNING trial_id
+            """),
+            {"study": study_id, "first": first, "last": first + len(trials) - 1},
+        )
+        numbered = list(zip(sorted(inserted.scalars()), trials, strict=True))
+        params = [
+            {
+                "trial": trial_id,
+                "name": name,
+                "value": trial.distributions[name].to_internal_repr(value),
+                "distribution": distribution_to_json(trial.distributions[name]),
+            }
+            for trial_id, trial in numbered
+            for name, value in trial.params.items()
+        ]
+        statement = """
+            INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)
+            VALUES (:trial, :name, :value, :distribution)
+        """
+        if params:
+            connection.execute(text(statement), params)
+        for table, attributes in (("user", "user_attrs"), ("system", "system_attrs")):
+            rows = [
+                {"trial": trial_id, "key": key, "value": json.dumps(value)}
+                for trial_id, trial in numbered
+                for key, value in getattr(trial, attributes).items()
+            ]
+            statement = (
+                f"INSERT INTO trial_{table}_attributes (trial_id, key, value_json) VALUES (:trial, :key, :value)"
+            )
+            if rows:
+                connection.execute(text(statement), rows)
 
 
 def set_running(store: optuna.storages.RDBStorage, trial_id: int, job: Job) -> None:

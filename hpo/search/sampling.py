@@ -5,6 +5,7 @@ configurations 27 times. The queue decides which worker trains what; this module
 up to date, so that plain Optuna and optuna-dashboard read the study like any other.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -31,6 +32,10 @@ STATES = {
     State.DEAD: TrialState.FAIL,
     State.CANCELLED: TrialState.FAIL,
 }
+
+BATCH = 1000  # trials that are planned in one transaction
+
+log = logging.getLogger("hpo")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -100,15 +105,22 @@ def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[Fro
     present = stored.get_trials(deepcopy=False)
     grid = study.sampler == "grid"
     points = study.grid() if grid else [*study.start, *[{}] * (study.trials - len(study.start))]
-    for config, point in enumerate(points[len(present) :], start=len(present)):
-        trial = create_trial(
-            state=TrialState.WAITING,
-            params=point,
-            distributions=distributions(study) if point else {},
-            user_attrs={"config": config} if grid else {},
-            system_attrs=foreign.grid_attributes(chosen, point),
-        )
-        store.create_new_trial(store.get_study_id_from_name(name), trial)
+    space, attributes = distributions(study), foreign.grid_attributes(chosen)
+    study_id = store.get_study_id_from_name(name)
+    for first in range(len(present), len(points), BATCH):
+        trials = [
+            create_trial(
+                state=TrialState.WAITING,
+                params=point,
+                distributions=space if point else {},
+                user_attrs={"config": config} if grid else {},
+                system_attrs=attributes(point),
+            )
+            for config, point in enumerate(points[first : first + BATCH], start=first)
+        ]
+        foreign.create_waiting(store, study_id, trials, first=first)
+        if len(points) > BATCH:
+            log.info(f"{name}: {first + len(trials):,} of {len(points):,} configurations are planned")
     return stored.get_trials(deepcopy=False)
 
 

@@ -81,7 +81,7 @@ def test_stored_trials_are_planned_again_as_they_were():
             config=stored["config"],
             repeat=row["repeat"],
         )
-        assert spec == stored and cost == row["cost"]
+        assert spec.to_json() == stored and cost == row["cost"]
 
 
 @pytest.mark.parametrize("path", sorted(FILES.rglob("weights.safetensors")), ids=lambda path: path.parent.parent.name)

@@ -133,6 +133,45 @@ def test_the_points_to_start_with_are_planned_first_and_the_sampler_chooses_the_
         store.engine.dispose()
 
 
+@pytest.mark.parametrize("kind", ["grid", "tpe"])
+def test_planned_trials_have_the_rows_of_optunas_own_calls(services, data, tmp_path, monkeypatch, kind):
+    file = cells.study(tmp_path, f"rows-{kind}", data=data, epochs=1)
+    if kind == "tpe":
+        rest = '[sampler]\nname = "tpe"\ntrials = 5\n[[start]]\nfilters = 4\nlearning_rate = 1e-3\n'
+        file.write_text(file.read_text() + rest)
+    chosen = study.load(str(file))
+    tables = {
+        "trials": "number, state, datetime_start, datetime_complete",
+        "trial_params": "number, param_name, param_value, distribution_json",
+        "trial_user_attributes": "number, key, value_json",
+        "trial_system_attributes": "number, key, value_json",
+    }
+    with fresh_database(services) as url:
+        store = sampling.storage(url)
+        monkeypatch.setattr(sampling, "BATCH", 2)  # several transactions
+        sampling.plan(store, "ours", chosen)
+
+        def one_by_one(store, study_id, trials, *, first):
+            for trial in trials:
+                store.create_new_trial(study_id, trial)
+
+        monkeypatch.setattr(sampling.foreign, "create_waiting", one_by_one)
+        sampling.plan(store, "theirs", chosen)
+        with store.engine.connect() as connection:
+            for table, columns in tables.items():
+                join = "" if table == "trials" else "JOIN trials USING (trial_id)"
+                ours, theirs = (
+                    connection.exec_driver_sql(
+                        f"SELECT {columns} FROM {table} {join} JOIN studies USING (study_id) "
+                        f"WHERE study_name = '{name}' ORDER BY {columns}"
+                    ).all()
+                    for name in ("ours", "theirs")
+                )
+                assert ours == theirs and (ours or kind == "tpe"), table
+        store.remove_session()
+        store.engine.dispose()
+
+
 def filling(url: str, store, chosen: study.Study, name: str):
     """A function that chooses the point of a trial, as for a running job, and shows it in Optuna."""
     queue = Queue(url)
