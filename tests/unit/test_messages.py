@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 import records
 
+from hpo.study.records import SplitScores
 from hpo.worker import crew, processes, protocol
 from hpo.worker.protocol import ProtocolError, decode, encode
 
@@ -22,6 +23,8 @@ VALUES = {
     "TrialSpec": records.spec(point={"filters": 8}),
     "tuple[hpo.study.records.TrialSpec, ...]": (records.spec(), records.spec(seed=1)),
     "Scores": records.result(0.5).validation,
+    "SplitScores": SplitScores(validation=records.result(0.5).validation),
+    "dict[str, hpo.study.records.SplitScores]": {"mean": SplitScores(validation=records.result(0.7).validation)},
 }
 
 
