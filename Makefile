@@ -3,8 +3,9 @@ PYTHON ?= python3
 STUDY ?= grid
 VENV := .venv
 BIN := $(VENV)/bin
+export TORCH
 
-.PHONY: run test test-unit test-full test-long lint bench clean
+.PHONY: run test test-unit test-full test-long lint bench clean FORCE
 
 run: $(VENV)/installed
 	@$(BIN)/hpo run --study $(STUDY) $(ARGS)
@@ -48,13 +49,16 @@ $(VENV)/ready:
 	  && $(PYTHON) -m venv --clear $(VENV); }
 	@touch $@
 
-$(VENV)/installed: pyproject.toml | $(VENV)/ready
-	$(BIN)/python -m pip install --quiet -e .
+# Which build of PyTorch that is, and TORCH=cpu, default or PATH: docs/how-to/install.md.
+$(VENV)/installed: pyproject.toml $(if $(TORCH),FORCE) | $(VENV)/ready
+	@$(BIN)/python hpo/launch/install.py
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml | $(VENV)/ready
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+$(VENV)/installed-dev: pyproject.toml $(if $(TORCH),FORCE) | $(VENV)/ready
+	@$(BIN)/python hpo/launch/install.py --extra dev
 	@touch $@ $(VENV)/installed
+
+FORCE:
 
 clean:
 	rm -rf $(VENV) *.egg-info

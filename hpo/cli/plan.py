@@ -1,6 +1,6 @@
 """The tables of `hpo run --dry-run`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
@@ -21,19 +21,25 @@ def show(estimates: Iterable[Estimate], console: Console) -> None:
     missing = [file.name for estimate in plans for file in estimate.plan.weights.values() if not file.sha256]
     for name in dict.fromkeys(missing):
         console.print(f"The pretrained weights {name} are not on this machine yet: `hpo weights` fetches them.")
-    counts = list(dict.fromkeys(str(estimate.trainers) for estimate in plans))
     console.print(
-        f"About {duration(total)} with {' and '.join(counts)} trainer{'' if counts == ['1'] else 's'}, from a few "
-        f"batches of each network in one of them, on {plans[-1].where}; up to "
-        f"{max(estimate.memory for estimate in plans):.1f} GB of {'memory' if on_cpu else 'main memory'} a trainer."
+        f"About {duration(total)} with {_trainers(plans)}, from a few batches of each network in one of them, on "
+        f"{plans[-1].where}; up to {max(estimate.memory for estimate in plans):.1f} GB of "
+        f"{'memory' if on_cpu else 'main memory'} a trainer."
     )
+    if slower := [estimate.on_cpu for estimate in plans if estimate.on_cpu]:
+        seconds = sum(estimate.seconds for estimate in slower)
+        console.print(f"On the CPU (`--device cpu`) about {duration(seconds)} with {_trainers(slower)}.")
+    if reason := plans[-1].place.reason:
+        console.print(f"`hpo run` trains {reason}.")
     tuned = any(estimate.plan.study.model.get("trainable") == "all" for estimate in plans)
     if total > LONG and on_cpu and tuned:
-        console.print(
-            "Fine-tuning takes hours on a CPU: `--device auto` trains on a GPU if there is one, and Ctrl-C keeps "
-            "everything."
-        )
+        console.print("Fine-tuning takes hours on a CPU. A GPU is faster, and Ctrl-C keeps everything.")
     console.print("Nothing was started or written.")
+
+
+def _trainers(plans: Sequence[Estimate]) -> str:
+    counts = list(dict.fromkeys(str(estimate.trainers) for estimate in plans))
+    return f"{' and '.join(counts)} trainer{'' if counts == ['1'] else 's'}"
 
 
 def _show_plan(estimate: Estimate, console: Console) -> None:

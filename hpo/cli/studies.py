@@ -24,14 +24,15 @@ COMPUTE = (
         option(
             "--trainers-per-gpu",
             "N",
-            "training processes on each visible GPU; with --device auto or cuda (default: 1)",
+            "training processes on each GPU; with --device auto or cuda (default: 1)",
         ),
     ),
     choice(
         "--device",
         ("cpu", "auto", "cuda"),
-        "where to train: auto takes the GPUs that are visible, if any, cuda insists (default: cpu)",
-        default="cpu",
+        "where to train: auto takes the GPUs that pass a test, else the CPU; cuda insists on GPUs; cpu gives the same "
+        "bits as other machines of this kind (default: auto)",
+        default="auto",
     ),
 )
 

@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from data_pipeline.cores import cores
 from hpo.errors import SettingsError
 from hpo.launch import slurm as arrays
 from hpo.settings import Settings
-from hpo.worker.processes import visible_gpus
+from hpo.worker import places
+from hpo.worker.places import Place
 
 log = logging.getLogger("hpo.api")
 
@@ -23,7 +25,7 @@ def at_least(option: str, value: float | None, minimum: int) -> None:
 class Compute:
     """Where to train, and in how many trainer processes."""
 
-    device: str = "cpu"  # cpu, auto (the visible GPUs, if any) or cuda
+    device: str = "auto"  # auto (the GPUs that pass a test, else the CPU), cpu, or cuda, which insists
     trainers: int | None = None  # None: HPO_TRAINERS, or one for every training.threads cores, or one on each GPU
     trainers_per_gpu: int | None = None  # instead of trainers
 
@@ -33,9 +35,14 @@ class Compute:
         if self.trainers_per_gpu is not None and self.device == "cpu":
             raise SettingsError("--trainers-per-gpu: expected --device auto or --device cuda beside it.")
 
-    def count(self, chosen: Settings, threads: int) -> int:
+    @cached_property
+    def place(self) -> Place:
+        """The device that trains on this machine. GPUs are tested once."""
+        return places.choose(self.device)
+
+    def count(self, chosen: Settings, threads: int, place: Place) -> int:
         """Return the number of trainer processes, each of so many threads, on this machine."""
-        gpus = 0 if self.device == "cpu" else len(visible_gpus())
+        gpus = len(place.gpus)
         given = self.trainers or (self.trainers_per_gpu or 0) * gpus or chosen.trainers
         count = given or gpus or max(1, cores() // threads)
         if threads > 1 and not gpus and count * threads > cores():
@@ -57,17 +64,20 @@ class Slurm:
         """Return what SLURM is asked for. Raise SettingsError."""
         wanted = arrays.parse(self.options)
         trainers = compute.trainers or chosen.trainers
-        if threads > 1 and compute.device == "cpu":
+        # `auto` is the CPU for a task that asks for no GPU. Clusters that give one unasked need `cuda`.
+        asks = any("gpu" in f"{key}={value}".lower() for key, value in wanted.items())
+        device = "cpu" if compute.device == "auto" and not asks else compute.device
+        if threads > 1 and device == "cpu":
             needed = threads * (trainers or 1)
             if wanted.setdefault("cpus-per-task", needed) < needed:
                 raise SettingsError(
                     f"--slurm: cpus-per-task: expected at least {needed} for {trainers or 1} x training.threads = "
                     f"{threads}, found {wanted['cpus-per-task']}."
                 )
-        words = ["--device", compute.device]
+        words = ["--device", device]
         if compute.trainers_per_gpu is not None:
             words += ["--trainers-per-gpu", str(compute.trainers_per_gpu)]
-        elif trainers or compute.device == "cpu":
+        elif trainers or device == "cpu":
             # a node has more cores than the task may use, and only some clusters hide the others
             words += ["--trainers", str(trainers or max(1, wanted.get("cpus-per-task", 1) // threads))]
         return arrays.Request(workers=self.workers, options=wanted, words=tuple(words))

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.npz import save_npz
@@ -22,9 +22,10 @@ from hpo.settings import Settings
 from hpo.study import Study, conflict
 from hpo.study.records import TrialSpec
 from hpo.worker import protocol
-from hpo.worker.processes import Process, next_gpu, visible_gpus
+from hpo.worker.places import CPU, Place
+from hpo.worker.processes import Process, next_gpu
 
-CPU = "the CPU"
+ON_CPU = "the CPU"
 
 log = logging.getLogger("hpo.api")
 
@@ -49,7 +50,9 @@ class Estimate:
     configurations: list[Measured]
     left: list[float]  # seconds of training that each unfinished trial has left
     memory: float  # GB that a trainer needs
-    where: str  # the GPU's name, or CPU
+    where: str  # the GPU's name, or ON_CPU
+    place: Place
+    on_cpu: "Estimate | None" = None  # where `auto` chose GPUs
 
     @property
     def is_grid(self) -> bool:
@@ -59,7 +62,7 @@ class Estimate:
     @property
     def is_on_cpu(self) -> bool:
         """Whether the networks were measured on the CPU."""
-        return self.where == CPU
+        return self.where == ON_CPU
 
     @property
     def notes(self) -> list[str]:
@@ -69,7 +72,7 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """Seconds until the plan is trained; a trial has one trainer, and trainers that share a GPU take turns."""
-        places = self.trainers if self.is_on_cpu else min(self.trainers, len(visible_gpus()) or 1)
+        places = self.trainers if self.is_on_cpu else min(self.trainers, len(self.place.gpus) or 1)
         return max(sum(self.left) / places, max(self.left, default=0.0))
 
 
@@ -83,12 +86,17 @@ def dry_run(
     """
     chosen, compute = settings.read(), compute or Compute()
     for plan in [prepare(part, trial_run=True) for part in as_studies(study)]:
-        count = compute.count(chosen, plan.study.threads)
-        yield estimate(plan, chosen, trainers=count, device=compute.device, say=say)
+        # Where `auto` has chosen GPUs, the time of the CPU is worth knowing, too.
+        choices = [compute.place, CPU] if compute.device == "auto" and compute.place.gpus else [compute.place]
+        here, *others = (
+            estimate(plan, chosen, trainers=compute.count(chosen, plan.study.threads, place), place=place, say=say)
+            for place in choices
+        )
+        yield replace(here, on_cpu=others[0] if others else None)
 
 
-def estimate(plan: Plan, chosen: Settings, *, trainers: int, device: str, say: Callable[[str], object]) -> Estimate:
-    """Measure a few batches of each network on `device` ("cpu", "auto" or "cuda"). Writes nothing but temporary files.
+def estimate(plan: Plan, chosen: Settings, *, trainers: int, place: Place, say: Callable[[str], object]) -> Estimate:
+    """Measure a few batches of each network on the first device of `place`. Writes nothing but temporary files.
 
     `say` gets a line for each network, an empty one at the end.
 
@@ -98,7 +106,7 @@ def estimate(plan: Plan, chosen: Settings, *, trainers: int, device: str, say: C
     grid = [spec for spec, _ in plan.specs()]
     # another repeat of a configuration costs the same
     specs = [(str(config), spec) for config, spec in enumerate(grid[: len(grid) // repeats])] or plan.examples()
-    probed = _probe(plan, [spec for _, spec in specs], device, say)
+    probed = _probe(plan, [spec for _, spec in specs], place, say)
     configurations: list[Measured] = []
     left: list[float] = []
     for index, (label, spec) in enumerate(specs):
@@ -124,7 +132,8 @@ def estimate(plan: Plan, chosen: Settings, *, trainers: int, device: str, say: C
         configurations=configurations,
         left=left,
         memory=max(measured.memory for measured in probed.values()),
-        where=next(measured.device for measured in probed.values()) or CPU,
+        where=next(measured.device for measured in probed.values()) or ON_CPU,
+        place=place,
     )
 
 
@@ -142,15 +151,17 @@ def _planned(plan: Plan, chosen: Settings) -> list[Job]:
         return [job for job in queue.jobs(plan.name) if job.kind == "trial"]
 
 
-def _probe(plan: Plan, specs: list[TrialSpec], device: str, say: Callable[[str], object]) -> dict[int, protocol.Probed]:
+def _probe(
+    plan: Plan, specs: list[TrialSpec], place: Place, say: Callable[[str], object]
+) -> dict[int, protocol.Probed]:
     """What a trainer measures of each specification. Raises ServiceError."""
     probed: dict[int, protocol.Probed] = {}
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("wb") as log:
         data = Path(folder, "data.npz")
         save_npz(plan.dataset, data)
-        trainer = Process("trainer", log, gpu=None if device == "cpu" else next_gpu(visible_gpus(), []))
+        trainer = Process("trainer", log, gpu=next_gpu(place.gpus, []))
         try:
-            trainer.send(protocol.Probe(specs=tuple(specs), data=data, device=device))
+            trainer.send(protocol.Probe(specs=tuple(specs), data=data, device=place.device))
             finished, reason = False, ""
             while not finished and not trainer.closed:
                 for message in trainer.messages():
@@ -166,6 +177,6 @@ def _probe(plan: Plan, specs: list[TrialSpec], device: str, say: Callable[[str],
         say("")
         if len(probed) < len(specs):
             reason = reason or Path(folder, "log").read_text(encoding="utf-8", errors="replace")[-2000:]
-            hint = "" if device == "cpu" else " `--device auto` takes the CPU where there is no GPU."
-            raise ServiceError(f"The probe failed on the device '{device}': {reason.rstrip('.')}.{hint}")
+            hint = "" if place.device == "cpu" else " `--device auto` takes the CPU where there is no GPU."
+            raise ServiceError(f"The probe failed on the device '{place.device}': {reason.rstrip('.')}.{hint}")
     return probed

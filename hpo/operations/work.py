@@ -22,6 +22,7 @@ from hpo.services import serving
 from hpo.services.serving import Services
 from hpo.study import Study, load_all, restore
 from hpo.tracking import experiments
+from hpo.worker.places import CPU, Place
 from hpo.worker.supervisor import OUT_OF_TIME, Limits
 from hpo.worker.worker import Worker
 from models import weights
@@ -171,9 +172,10 @@ def _run(
     queue.revive(row.name, trials=retry)
     experiment = row.facts.experiment_id
     links = {"list": experiments.link(tracker, experiment), "charts": experiments.chart_link(tracker, experiment)}
+    place = _place(queue, row, compute, watch) if request is None else CPU
     watch.begin(Begun(row=row, study=plan.study, queue=queue, links=links))
     if request is None:
-        outcome = _work(connection, row, compute, Limits(), None, watch)
+        outcome = _work(connection, row, compute, place, Limits(), None, watch)
     else:
         outcome = _on_slurm(request, connection, row, watch)
     if not outcome.closed:  # the database may be away: it is not asked again
@@ -182,19 +184,34 @@ def _run(
     return replace(outcome, jobs=queue.jobs(row.name), links=links, image=image)
 
 
+def _place(queue: Queue, row: StudyRow, compute: Compute, watch: Watch) -> Place:
+    """Return where a study is trained, and say it with the reason. Nothing of a closed study is trained."""
+    if queue.closing_state(row.name) in ENDED:
+        return CPU
+    if compute.place.reason:
+        watch.say(f"Training {compute.place.reason}.")
+    return compute.place
+
+
 def _work(
-    connection: Connection, row: StudyRow, compute: Compute, limits: Limits, stops: int | None, watch: Watch
+    connection: Connection,
+    row: StudyRow,
+    compute: Compute,
+    place: Place,
+    limits: Limits,
+    stops: int | None,
+    watch: Watch,
 ) -> Outcome:
     """Be a worker of a planned study until it is closed, the worker is stopped, or it reaches a limit."""
     chosen, services = connection.settings, connection.services
-    count = compute.count(chosen, restore(row.name, row.spec).threads)
+    count = compute.count(chosen, restore(row.name, row.spec).threads, place)
     worker = Worker(
         chosen,
         services.database_url,
         services.tracking_uri,
         row.name,
         trainers=count,
-        device=compute.device,
+        place=place,
         stops=stops,
     )
 
@@ -232,15 +249,16 @@ def worker(
     """
     limits = limits_of(max_trials=max_trials, max_hours=max_hours, idle_exit=idle_exit)
     at_least("--stops", stops, 0)
-    watch, begin = watch or Watch(), time.monotonic()
+    compute, watch, begin = compute or Compute(), watch or Watch(), time.monotonic()
     with connect() as connection:
         row = _wait_until_planned(connection.queue, study, limits, watch)
         if not row.facts.planned:
             return Outcome(row=row, closed=False)
         if limits.seconds is not None:
             limits = replace(limits, seconds=max(0.0, limits.seconds - (time.monotonic() - begin)))
+        place = _place(connection.queue, row, compute, watch)
         watch.begin(Begun(row=row, study=restore(row.name, row.spec), queue=connection.queue, links={}))
-        outcome = _work(connection, row, compute or Compute(), limits, stops, watch)
+        outcome = _work(connection, row, compute, place, limits, stops, watch)
         if outcome.closed and connection.queue.closing_state(study) == State.DEAD:
             raise ServiceError(f"Closing {study} failed; `hpo run` tries it again, `hpo promote` says why it failed.")
         watch.end(outcome)

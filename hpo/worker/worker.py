@@ -30,7 +30,8 @@ from hpo.worker.children import Suggester, Trainers
 from hpo.worker.collaborators import Collaborators
 from hpo.worker.data_file import DataFile
 from hpo.worker.folders import WorkFolder
-from hpo.worker.processes import Process, open_log, visible_gpus
+from hpo.worker.places import CPU, Place
+from hpo.worker.processes import Process, open_log
 from hpo.worker.signals import stopped_by_signals
 from hpo.worker.supervisor import NO_LIMITS, Limits, Supervisor
 from models import weights
@@ -49,11 +50,11 @@ class Worker:
         name: str,
         *,
         trainers: int,
-        device: str = "cpu",
+        place: Place = CPU,
         stops: int | None = None,
     ) -> None:
         """`stops`: how often the study had been stopped when this worker was asked for, if that was earlier."""
-        self.settings, self.count, self.device = settings, trainers, device
+        self.settings, self.count, self.place = settings, trainers, place
         self.queue = Queue(database_url)
         self.row = self.queue.study(name)
         require_whole(self.row)
@@ -97,7 +98,6 @@ class Worker:
     def _parts(self, log: IO[bytes], data: DataFile) -> Collaborators:
         settings, pruning, inbox = self.settings, Pruning(self.queue, self.row.name, self._study), Inbox()
         outage = Outage(self.queue, self.row.name, store=settings.home / "artifacts" if settings.embedded else None)
-        gpus = [] if self.device == "cpu" else visible_gpus()
 
         def start_suggester() -> Suggester:
             return Suggester(Process("suggester", log), time, database_url=self._database_url)
@@ -113,12 +113,14 @@ class Worker:
             inbox=inbox,
             tasks=Tasks(self._reconciler, pruning, settings.home),
             pruning=pruning,
-            trainers=Trainers(lambda gpu: Process("trainer", log, gpu=gpu), count=self.count, gpus=gpus, clock=time),
+            trainers=Trainers(
+                lambda gpu: Process("trainer", log, gpu=gpu), count=self.count, gpus=self.place.gpus, clock=time
+            ),
             start_suggester=start_suggester,
             start_closing=start_closing,
             folder=self._folder,
             data=data,
-            device=self.device,
+            device=self.place.device,
             log_file=Path(log.name),
             wait=connection.wait,
             clock=time,

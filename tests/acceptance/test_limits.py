@@ -20,6 +20,7 @@ from hpo.recording.tasks import Tasks
 from hpo.tracking import data_sets
 from hpo.tracking.client import Tracker
 from hpo.worker import ending
+from hpo.worker.places import Place
 from hpo.worker.processes import next_gpu, visible_gpus
 from hpo.worker.supervisor import OUT_OF_TIME, Limits, Supervisor
 from hpo.worker.worker import Worker
@@ -148,9 +149,9 @@ def test_a_limit_that_makes_no_sense_is_refused(words, message):
         work.limits_of(max_trials=options.max_trials, max_hours=options.max_hours, idle_exit=options.idle_exit)
 
 
-def trainers(*words: str, threads: int = 1) -> int:
+def trainers(*words: str, threads: int = 1, gpus: tuple[str, ...] = ()) -> int:
     options = main.parser().parse_args(["worker", "--study", "grid", *words])
-    return studies.compute(options).count(settings.read({}), threads)
+    return studies.compute(options).count(settings.read({}), threads, Place(device=options.device, gpus=gpus))
 
 
 def test_trainers_of_several_threads_are_as_many_as_the_cores_have_room_for(monkeypatch):
@@ -159,15 +160,14 @@ def test_trainers_of_several_threads_are_as_many_as_the_cores_have_room_for(monk
     assert trainers("--trainers", "5", threads=4) == 5
 
 
-def test_there_is_one_trainer_on_each_gpu_unless_told_otherwise(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    assert trainers("--device", "auto") == 3
-    assert trainers("--device", "cuda", "--trainers-per-gpu", "2") == 6
-    assert trainers("--device", "cuda", "--trainers", "4") == 4
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert trainers("--device", "auto", "--trainers-per-gpu", "2") == cores()
+def test_there_is_one_trainer_on_each_gpu_unless_told_otherwise():
+    three = ("0", "1", "2")
+    assert trainers(gpus=three) == 3
+    assert trainers("--device", "cuda", "--trainers-per-gpu", "2", gpus=three) == 6
+    assert trainers("--device", "cuda", "--trainers", "4", gpus=three) == 4
+    assert trainers("--trainers-per-gpu", "2") == cores()
     with pytest.raises(SettingsError, match="expected --device auto"):
-        trainers("--trainers-per-gpu", "2")
+        trainers("--device", "cpu", "--trainers-per-gpu", "2")
 
 
 def test_the_visible_gpus_are_those_of_the_environment_or_all_that_have_a_device(tmp_path):

@@ -313,6 +313,8 @@ def test_a_worker_has_as_many_trainers_as_it_has_cores_or_one_on_each_gpu():
     assert words("--trainers", "4", threads=2) == ["--device", "cpu", "--trainers", "4"]
     with pytest.raises(SettingsError, match=r"cpus-per-task: expected at least 5 for 1 x training\.threads = 5"):
         words("--slurm", "cpus_per_task=4", threads=5)
+    for option in ("gres=gpu:1", "gpus_per_task=2", "partition=GPU"):
+        assert words("--slurm", option) == ["--device", "auto"]
     assert words("--device", "cuda") == ["--device", "cuda"]
     assert words("--device", "cuda", "--trainers-per-gpu", "2") == ["--device", "cuda", "--trainers-per-gpu", "2"]
 

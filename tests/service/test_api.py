@@ -17,6 +17,10 @@ class Steps(api.Watch):
         self.begun: list[str] = []
         self.ended: list[str] = []
         self.ticks = 0
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
 
     def begin(self, begun: api.Begun) -> None:
         self.begun.append(begun.row.name)
@@ -70,6 +74,26 @@ def test_a_notebook_runs_a_study_reads_its_trials_and_predicts_with_its_champion
     api.delete("noted")
     assert api.studies() == []
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.service
+def test_where_no_gpu_passes_its_test_auto_trains_the_same_bits_on_the_cpu(shell, tmp_path, monkeypatch):
+    for name in ("HPO_HOME", "HPO_DATABASE_URL", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, str(shell.environment[name]))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "77")  # which is no GPU anywhere
+    chosen = cells.study(tmp_path, "automatic", data=cells.make(tmp_path / "tiny", seed=12), epochs=2)
+    results = []
+    for device in ("auto", "cpu"):
+        steps = Steps()
+        done = api.run(str(chosen), compute=api.Compute(trainers=1, device=device), watch=steps)
+        jobs = [job for job in done.outcomes[0].jobs if job.kind == "trial"]
+        assert {job.result.device for job in jobs} == {None}, "the CPU"
+        scores = {job.number: (job.result.best_val_nmse, job.result.last_val_mse) for job in jobs}
+        results.append((done.outcomes[0].row.identity, scores))
+        said = [line for line in steps.said if line.startswith("Training on the CPU: GPU 77 failed its test: ")]
+        assert len(said) == (device == "auto"), steps.said
+        api.delete("automatic")
+    assert results[0] == results[1]
 
 
 def test_numbers_that_make_no_sense_are_refused_where_they_are_given():
