@@ -59,7 +59,7 @@ def elsewhere(tmp_path: Path, monkeypatch) -> Iterator[Shell]:
 
 @pytest.mark.slow
 @pytest.mark.acceptance
-def test_a_study_that_is_saved_while_a_worker_trains_goes_on_elsewhere_to_the_same_numbers(
+def test_a_study_saved_while_a_worker_trains_continues_elsewhere_with_equal_numbers(
     shell, elsewhere, services, tmp_path
 ):
     up = elsewhere.start("up", "--listen", "127.0.0.2")
@@ -280,7 +280,7 @@ def test_a_backup_waits_for_whoever_removes_files_and_replaces_nothing(source, t
     assert all((each / "whole").exists() for each in theirs)
 
 
-def test_what_another_backup_to_the_same_name_writes_stays_and_nothing_that_came_meanwhile_is_replaced(tmp_path):
+def test_a_backup_replaces_nothing_that_another_one_wrote_to_the_same_name(tmp_path):
     target = tmp_path / "saved.tar"
     with backup._scratch(target) as one, backup._scratch(target) as other:
         assert one.is_dir() and other.is_dir() and one.stat().st_mode & 0o777 == 0o700

@@ -90,7 +90,7 @@ def test_the_links_show_the_trials_best_first_with_their_curves(ran):
         check_charts(driver, ran.links["charts"], expected)
 
 
-def test_the_parameters_are_seen_without_a_click_as_scatter_and_parallel_coordinates(driver, ran):
+def test_parameters_are_seen_without_a_click_as_scatter_and_parallel_coordinates(driver, ran):
     browser.resize(driver, (1500, 1155))
     driver.get(ran.links["charts"])
     titles = ("Parallel Coordinates", "best_epoch vs. best_val_nmse")

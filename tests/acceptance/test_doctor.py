@@ -113,7 +113,7 @@ LOST = (
 
 
 @pytest.mark.slow
-def test_a_healthy_study_is_called_so_and_what_the_database_lost_is_found_under_its_invariant(closed):
+def test_a_healthy_study_is_called_so_and_lost_rows_are_found_by_their_invariant(closed):
     assert closed.json("doctor") == {"mended": 0, "findings": []}
     damage(closed, "CREATE TABLE job AS TABLE hpo.job; CREATE TABLE epoch AS TABLE hpo.epoch")
     for statement, rule, words in LOST:
@@ -159,7 +159,7 @@ def test_it_raises_no_false_alarm_while_a_study_runs(shell, data, tmp_path):
 
 
 @pytest.mark.long
-def test_it_harms_nothing_on_a_running_study_and_shows_a_dead_workers_trial_as_waiting(shell, data, tmp_path):
+def test_it_harms_no_running_study_and_shows_a_dead_workers_trial_as_waiting(shell, data, tmp_path):
     shell.environment |= {"HPO_LEASE": "5"}
     study = cells.study(tmp_path, "busy", data=data, epochs=3000)
     process = shell.start("run", "--study", study, "--trainers", 2)

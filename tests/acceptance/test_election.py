@@ -85,7 +85,7 @@ def test_a_study_that_closes_again_goes_on_answering_meanwhile():
     assert first(SEARCH, again) == "search/4/0"
 
 
-def test_best_points_of_which_every_repeat_diverged_lose_no_less_than_those_of_which_one_did():
+def test_a_configuration_whose_repeats_all_diverged_ranks_below_one_with_some():
     one = rival("again", {(0, 0): 0.002, (0, 1): "diverged"}, best_of={0: "search/4/0"})
     both = rival("again", {(0, 0): "diverged", (0, 1): "diverged"}, best_of={0: "search/4/0"})
     assert standings([SEARCH, one])["search/4/0"].point == standings([SEARCH, both])["search/4/0"].point == math.inf

@@ -128,7 +128,7 @@ def test_ctrl_c_twice_ends_at_once_and_keeps_the_newest_checkpoint(shell, data, 
 
 
 @pytest.mark.slow
-def test_a_trial_that_kills_its_trainer_three_times_is_dead_and_the_study_closes_and_names_it(shell, data, tmp_path):
+def test_a_trial_that_kills_its_trainer_three_times_is_dead_and_named_at_closing(shell, data, tmp_path):
     study = cells.study(tmp_path, "deadly", data=data, epochs=200, rates="[1e-3]")
     process = shell.start("run", "--study", study, "--trainers", 1)
     for attempt, how in ((1, signal.SIGSEGV), (2, signal.SIGABRT), (3, signal.SIGKILL)):
@@ -157,7 +157,7 @@ def test_a_trial_that_kills_its_trainer_three_times_is_dead_and_the_study_closes
     check_recorded_once(shell, "deadly", points=2, epochs=200)
 
 
-def test_a_loss_that_is_not_finite_is_recorded_once_with_its_curve_and_never_promoted(shell, data, tmp_path):
+def test_a_loss_that_is_not_finite_is_recorded_once_and_never_promoted(shell, data, tmp_path):
     study = cells.study(tmp_path, "diverging", data=data, epochs=20, rates="[1e-3, 1e15]")
     study.write_text(study.read_text().replace("dropout = 0.2", "dropout = 0.0").replace("[2, 4]", "[4]"))
     output = shell.hpo("run", "--study", study)

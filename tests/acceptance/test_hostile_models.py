@@ -505,7 +505,7 @@ def test_a_listing_with_an_odd_path_leaves_nothing_anywhere(server, tmp_path, pa
 
 
 @pytest.mark.parametrize("path", ["x\0y", "x\ny", "C:x", "C:/x", "x/.", "a\\..\\x"])
-def test_an_odd_path_that_was_recorded_with_the_model_is_refused_before_anything_is_asked(server, tmp_path, path):
+def test_an_odd_path_recorded_with_a_model_is_refused_before_anything_is_asked(server, tmp_path, path):
     server.files[path] = b"harm"
     with pytest.raises(ModelError, match="has the odd path"):
         download(server, tmp_path / "model", sums(server.files))

@@ -125,7 +125,7 @@ def lab(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         serving.erase(settings.read({"HPO_HOME": str(home)}))
 
 
-def test_a_host_that_is_cut_off_in_mid_trial_and_comes_back_writes_nothing_more_of_it(network, lab, data, tmp_path):
+def test_a_host_cut_off_in_mid_trial_writes_nothing_more_of_it_when_it_returns(network, lab, data, tmp_path):
     study = cells.study(tmp_path, "hosts", data=data, epochs=400)
     study.write_text(study.read_text().replace("[1e-3, 1e-4]", "[1e-2]"))  # two points
     run = lab.start("run", "--study", study, "--trainers", 1, before=network.on("anna"))

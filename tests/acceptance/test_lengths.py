@@ -92,7 +92,7 @@ def test_studies_are_compared_however_many_they_are(tracker: Tracker, monkeypatc
         assert f"mlflow.sharedViewState.{key}" in tracker.client.get_experiment(experiment).tags
 
 
-def test_of_very_many_versions_the_champion_and_the_best_are_in_the_models_description(tracker: Tracker) -> None:
+def test_of_very_many_versions_the_description_names_the_champion_and_the_best(tracker: Tracker) -> None:
     name, job = unique(12), cast(Job, None)
     registry.ensure_registered_model(tracker, name, description="Models.", tags={}, owner="here")
     versions = [

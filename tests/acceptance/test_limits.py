@@ -121,7 +121,7 @@ def test_a_worker_asked_for_before_a_stop_leaves_at_once_though_it_starts_after_
 
 
 @pytest.mark.service
-def test_a_study_whose_planner_died_is_waited_for_within_the_limits_and_can_be_deleted(shell):
+def test_a_study_whose_planner_died_is_awaited_within_limits_and_can_be_deleted(shell):
     shell.queue.install()
     facts = records.facts(experiment_id=str(2**31 - 1), model_name="nothing-of-it")  # no server has it, nor ever had
     shell.queue.put_study(records.study_row("half", "0" * 64, facts=facts))

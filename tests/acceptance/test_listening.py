@@ -171,7 +171,7 @@ def test_every_file_of_the_home_is_its_users_alone(lab):
     assert {str(path): oct(mode) for path, mode in found.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
 
 
-def test_a_credentials_file_that_was_removed_while_the_services_run_is_written_again(lab):
+def test_a_credentials_file_removed_while_the_services_run_is_written_again(lab):
     before = lab.credentials
     (lab.path / "credentials.toml").unlink()
     assert "credentials.toml was missing: written again, with the passwords in use" in lab.hpo("up")

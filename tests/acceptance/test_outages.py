@@ -160,7 +160,7 @@ def test_sigterm_ends_the_worker_in_time_though_the_database_is_frozen(own, data
 
 
 @pytest.mark.root
-def test_a_full_or_read_only_store_is_said_and_nothing_is_claimed_until_it_takes_files(own, tmp_path):
+def test_nothing_is_claimed_while_the_store_is_full_or_read_only_and_that_is_said(own, tmp_path):
     shell, read = own
     data = cells.make(tmp_path / "cells", seed=4)  # its own: the file system that its models lie on goes away
     study = cells.study(tmp_path, "crowded", data=data, epochs=1000, rates="[1e-3]")  # long enough for a checkpoint

@@ -288,7 +288,7 @@ def test_what_cannot_be_reported_is_said(shell, data, tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-def test_labels_of_a_tiny_unit_raise_the_alarm_on_the_terminal_in_the_run_and_in_the_report(shell, tmp_path):
+def test_labels_of_a_tiny_unit_raise_the_alarm_on_terminal_run_and_report(shell, tmp_path):
     data = cells.make(tmp_path / "tiny")
     table = data / "1-60_Cij_pbc.csv"
     rows = np.loadtxt(table, delimiter=",")
@@ -304,7 +304,7 @@ def test_labels_of_a_tiny_unit_raise_the_alarm_on_the_terminal_in_the_run_and_in
     assert "explains next to nothing" in (tmp_path / "report/report.html").read_text()
 
 
-def test_without_a_finished_trial_the_reasons_are_counted_and_what_can_be_done_is_said():
+def test_without_a_finished_trial_reasons_are_counted_and_the_way_out_is_said():
     states = [("dead", "out of memory")] * 12 + [("dead", "DatasetError: x")] + [("cancelled", "cancelled by me")]
     jobs = [SimpleNamespace(kind="trial", state=state, reason=reason) for state, reason in states]
     lines = fruitless([*jobs, SimpleNamespace(kind="closing", state="done", reason=None)])

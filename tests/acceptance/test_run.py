@@ -118,7 +118,7 @@ def test_a_sampler_fills_its_slots_when_they_are_claimed_in_any_time_zone(shell,
         assert all(0 <= seconds < PATIENCE for seconds in connection.exec_driver_sql(age).scalars())
 
 
-def test_the_periodic_study_closes_with_a_champion_of_its_best_point_that_moves_with_the_image(shell, tmp_path):
+def test_the_periodic_studys_champion_moves_with_the_image(shell, tmp_path):
     # Its own: all studies on one data set compete for one champion. The smallest cells for the point to start from.
     data = cells.make(tmp_path / "cells", size=18, seed=2)
     with (data / "dataset.toml").open("a") as file:

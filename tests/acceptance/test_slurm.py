@@ -139,9 +139,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.mark.slow
 @pytest.mark.apt
 @pytest.mark.root
-def test_workers_on_slurm_that_are_preempted_run_out_of_time_are_cancelled_or_stopped_lose_nothing(
-    cluster, shell, data, tmp_path
-):
+def test_workers_on_slurm_lose_nothing_when_preempted_timed_out_or_cancelled(cluster, shell, data, tmp_path):
     study = cells.study(tmp_path, "array", data=data, epochs=3)
     # Two trials that no machine finishes while we look, claimed first; they are cancelled in the end.
     text = (

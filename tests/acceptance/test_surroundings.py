@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.acceptance
-def test_nothing_is_imported_from_the_current_folder_and_what_python_prints_first_does_no_harm(
+def test_nothing_comes_from_the_current_folder_and_what_python_prints_is_harmless(
     shell: Shell, folder: Path, data: Path
 ):
     study = cells.study(folder, "here", data=data, epochs=2, rates="[1e-3]")
@@ -73,7 +73,7 @@ def test_a_current_folder_that_was_removed_is_named(tmp_path: Path):
 
 @pytest.mark.service
 @pytest.mark.slow
-def test_services_that_were_started_with_all_descriptors_closed_are_found_and_stopped(tmp_path: Path):
+def test_services_started_with_all_descriptors_closed_are_found_and_stopped(tmp_path: Path):
     environment = os.environ | {"HPO_HOME": str(tmp_path / "home")}
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
     command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *HPO, "up"]

@@ -14,7 +14,7 @@ from hpo.report.display import Progress
 SPEC = records.spec(training={"epochs": 10})
 
 
-def test_the_time_left_counts_points_that_are_not_chosen_yet_and_those_that_end_early(database_url):
+def test_the_time_left_counts_trials_not_chosen_yet_and_those_that_end_early(database_url):
     with closing(Queue(database_url)) as queue:
         queue.install()
         spec = {"space": [], "training": {"epochs": 10}}

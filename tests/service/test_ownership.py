@@ -66,7 +66,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 @pytest.mark.root
 @pytest.mark.parametrize("other", [False, True], ids=["code", "state"])
-def test_a_folder_that_another_user_made_first_is_refused_and_nothing_in_it_is_run_or_believed(shared, tmp_path, other):
+def test_a_folder_that_another_user_made_first_is_refused_and_nothing_in_it_is_run(shared, tmp_path, other):
     path, mine = shared / "mlruns", tmp_path / "mine"
     for name in ("binaries", "postgres.new"):
         (mine / name).mkdir(parents=True)
@@ -83,7 +83,7 @@ def test_a_folder_that_another_user_made_first_is_refused_and_nothing_in_it_is_r
     assert sorted(each.name for each in mine.iterdir()) == ["binaries", "postgres.new"]
 
 
-def test_the_state_that_an_earlier_hpo_wrote_is_read_and_the_number_of_a_user_in_it_means_nothing(tmp_path):
+def test_the_state_of_an_earlier_hpo_is_read_and_its_user_number_means_nothing(tmp_path):
     home = Home(path=tmp_path, identity="1", data=ownership.folder(tmp_path, "services") / "postgres", password="p")
     homes.write(home)
     state = tmp_path / "services" / "state.json"
@@ -111,7 +111,7 @@ def test_each_part_of_the_home_that_is_another_users_is_refused_by_name(tmp_path
 
 @pytest.mark.root
 @pytest.mark.parametrize("part", ["", "cache", "cache/data", "logs"])
-def test_what_a_worker_keeps_in_folders_of_others_is_refused_with_services_elsewhere_too(tmp_path, part, data_set):
+def test_a_workers_files_in_folders_of_others_are_refused_with_any_services(tmp_path, part, data_set):
     path = tmp_path / "home"
     (path / "cache" / "data").mkdir(parents=True)
     (path / "logs").mkdir()
@@ -179,7 +179,7 @@ def test_a_state_file_that_hpo_did_not_write_is_no_home(tmp_path, content):
 
 
 @pytest.mark.root
-def test_what_an_earlier_hpo_left_open_is_closed_but_for_files_of_others_and_behind_links(tmp_path):
+def test_what_an_earlier_hpo_left_open_is_closed_except_links_and_others_files(tmp_path):
     path, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     for folder in (path / "artifacts" / "1", path / "cache", elsewhere):
         folder.mkdir(parents=True)

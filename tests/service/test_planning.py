@@ -48,7 +48,7 @@ def test_planners_at_once_write_every_point_down_once(database_url, tracking_uri
     first.close()
 
 
-def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_died_does_not_change_them(
+def test_the_best_configurations_are_those_of_finished_trials_also_after_a_crash(
     database_url, tracking_uri, data, tmp_path, monkeypatch
 ):
     name = f"searched-{tmp_path.name[-8:].replace('_', '-')}"
@@ -110,7 +110,7 @@ def test_the_best_points_are_those_of_the_finished_trials_and_a_planner_that_die
             plan(f"{name}-none", queue)
 
 
-def test_the_points_to_start_with_are_planned_first_and_the_sampler_chooses_the_others(services, data, tmp_path):
+def test_the_start_is_planned_first_and_the_sampler_chooses_the_others(services, data, tmp_path):
     file = cells.study(tmp_path, "started", data=data, epochs=1)
     first = {"filters": 4, "learning_rate": 1e-3}
     rest = '[sampler]\nname = "tpe"\ntrials = 14\nmultivariate = true\n[[start]]\nfilters = 4\nlearning_rate = 1e-3\n'
@@ -202,9 +202,7 @@ def test_targets_that_move_in_unknown_ways_are_refused_where_it_must_be_known(da
         prepare(study.load(file, ["training.augmentation=symmetry"]))
 
 
-def test_physics_is_planned_only_with_phases_that_can_have_made_the_labels_and_they_are_part_of_the_study(
-    data, tmp_path
-):
+def test_physics_needs_phases_that_fit_the_labels_and_they_belong_to_the_study(data, tmp_path):
     folder = tmp_path / "known"
     shutil.copytree(data, folder)
     file = cells.study(tmp_path, "physical", data=folder, epochs=1)

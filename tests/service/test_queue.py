@@ -85,7 +85,7 @@ def test_the_closing_waits_until_every_trial_has_ended(database_url):
     assert claim(queue).kind == "closing"
 
 
-def test_a_job_whose_lease_ran_out_is_taken_over_and_its_first_holder_can_write_nothing(database_url):
+def test_a_job_whose_lease_expired_is_claimed_again_and_its_first_holder_is_fenced(database_url):
     queue = planned(database_url, 1)
     old = claim(queue, "frozen", lease=0.2)
     queue.add_epochs(old, [(1, 1000, {"val/nmse": 1.0})])
@@ -252,7 +252,7 @@ def test_another_schema_version_is_refused_and_left_alone(database_url):
     assert len(queue.jobs("s")) == 2
 
 
-def test_a_database_of_the_first_version_takes_pruned_and_cancelled_trials_after_its_next_use(database_url):
+def test_a_database_of_the_first_version_takes_pruned_and_cancelled_trials(database_url):
     queue = planned(database_url, 2)
     with queue.engine.begin() as connection:
         connection.exec_driver_sql("""
@@ -332,7 +332,7 @@ def test_a_database_that_is_away_is_told_from_a_mistake():
         Queue("not a url")
 
 
-def test_a_database_that_takes_nothing_for_now_is_lost_and_one_that_refuses_our_role_is_not(services, database_url):
+def test_a_database_that_takes_nothing_is_lost_and_one_that_refuses_the_role_is_not(services, database_url):
     queue, store = planned(database_url, 1), sampling.storage(database_url)
     job = claim(queue)
     chosen = study.load("grid")

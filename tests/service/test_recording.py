@@ -175,9 +175,7 @@ def test_what_a_trial_predicts_is_stored_before_it_counts_as_done(shown, held, t
     assert shown.tracker.download_artifact(done.run_id, pictures.PREDICTIONS, tmp_path / "fetched").read_bytes() == text
 
 
-def test_a_study_closes_with_pictures_of_its_trials_or_without_those_that_cannot_be_drawn(
-    shown, held, tmp_path, caplog, monkeypatch
-):
+def test_a_study_closes_without_the_pictures_that_cannot_be_drawn(shown, held, tmp_path, caplog, monkeypatch):
     tasks, job = held
     found = model(shown, job, tmp_path / "model")
     tasks.record(job, found)
@@ -220,7 +218,7 @@ def test_a_run_that_somebody_deleted_keeps_nothing_else_from_being_mended(shown,
     assert status == "SCHEDULED"
 
 
-def test_two_workers_that_make_a_trials_run_at_once_agree_on_the_one_the_database_names(shown, held):
+def test_two_workers_that_make_a_run_at_once_agree_on_the_one_in_the_database(shown, held):
     _, job = held
     mirrors = [Reconciler(shown.queue, Tracker(shown.tracker.uri), shown.store, shown.study) for _ in range(4)]
 
@@ -374,7 +372,7 @@ def until(condition) -> None:
         time.sleep(0.01)
 
 
-def test_a_result_that_meets_an_error_nobody_foresaw_is_kept_and_recorded_when_that_is_over(shown, held, recorder):
+def test_a_result_that_meets_an_unforeseen_error_is_kept_and_recorded_later(shown, held, recorder):
     _, job = held
     errors, done = deque([ValueError("odd")] * 3), []
 
@@ -481,7 +479,7 @@ def test_a_checkpoint_that_cannot_be_stored_for_another_reason_does_no_harm(show
     assert shown.queue.job(job.id).checkpoint is None and "could not be stored: odd" in caplog.text
 
 
-def test_a_curve_that_another_kind_of_machine_goes_on_with_gets_a_run_without_what_was_cut(shown, held, tmp_path):
+def test_a_curve_that_another_kind_of_machine_continues_gets_a_run_of_its_own(shown, held, tmp_path):
     tasks, job = held
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"weights")

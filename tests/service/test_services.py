@@ -83,7 +83,7 @@ def saved(home: Home) -> list[int]:
 # --- Both services of the session
 
 
-def test_postgres_speaks_utc_syncs_to_disk_listens_on_loopback_only_and_wants_the_password(services):
+def test_postgres_speaks_utc_syncs_listens_on_loopback_and_wants_the_password(services):
     with psycopg.connect(services.database_url) as connection:
         shown = {
             name: connection.execute(f"SHOW {name}").fetchone()[0]
@@ -389,7 +389,7 @@ def test_a_frozen_postgres_is_not_started_a_second_time(home, stopped, monkeypat
 
 
 @pytest.mark.root
-def test_as_root_everything_works_in_a_folder_that_only_root_may_enter_and_no_parent_is_changed(tmp_path):
+def test_as_root_everything_works_in_a_private_folder_and_no_parent_is_changed(tmp_path):
     outer = tmp_path / "only root"
     outer.mkdir(mode=0o700)
     path = outer / "home"

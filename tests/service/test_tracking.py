@@ -443,7 +443,7 @@ def test_a_refusal_is_not_taken_for_an_outage(tracker: Tracker) -> None:
         tracker.set_tags("0" * 32, {"a": 1})
 
 
-def test_what_is_refused_as_if_somebody_else_wrote_it_is_tried_again_but_not_without_end(
+def test_what_is_refused_as_a_conflict_is_tried_again_but_not_without_end(
     tracker: Tracker, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:

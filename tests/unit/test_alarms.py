@@ -57,7 +57,7 @@ def test_a_target_that_does_not_vary_hides_no_constant_predictions(tmp_path):
     assert alarms.spread(path) == pytest.approx(0.05)
 
 
-def test_three_unlike_models_at_the_mean_predictor_are_told_to_look_at_the_scale_of_the_targets():
+def test_three_unlike_models_at_the_mean_predictor_raise_the_alarm_of_the_scale():
     assert alarms.alarms(trials(0.5, 1.01, 1.03), PREDICTORS, None) == []
     (alarm,) = alarms.alarms(trials(0.5, 1.01, 1.02, 1.03), PREDICTORS, None)
     assert "3 unlike models" in alarm and "predict a constant: look at the scale of your targets" in alarm

@@ -18,7 +18,7 @@ SEED = 11
 PHASES = {"matrix": Phase(3.5, 0.35), "inclusion": Phase(70.0, 0.22)}
 
 
-def test_the_resample_that_draws_every_cell_once_has_the_scores_of_the_models_metrics():
+def test_the_resample_that_draws_every_cell_once_has_the_scores_of_the_metrics():
     random = np.random.default_rng(SEED)
     truth = random.normal(50, 5, (40, 3)) * [1, 1e-3, 1e3]
     predicted = truth + random.normal(0, 1, (40, 3)) * [1, 1e-3, 1e3]

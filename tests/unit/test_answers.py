@@ -228,7 +228,7 @@ def test_networks_that_learned_no_more_than_the_mean_converged_never():
     assert found.answer == "confirmed" and "24 learned no more than the mean and are left out" in found.because
 
 
-def test_a_choice_of_the_validation_split_that_the_test_split_contradicts_is_said_so():
+def test_a_choice_that_the_test_split_contradicts_is_said_so():
     first = winner("head", 1.5, backbone="vgg16", selected=0.01)
     other = winner("head", 0.2, backbone="resnet50", selected=0.02)
     given = evidence(first, other)
@@ -286,7 +286,7 @@ def test_a_claim_on_convergence_needs_networks_trained_to_it(length, converged, 
 
 
 @pytest.mark.parametrize(("pruned", "expected"), [(3, "confirmed"), (12, "not measured")])
-def test_networks_that_were_not_trained_to_their_end_may_have_converged_at_any_epoch(pruned, expected):
+def test_networks_not_trained_to_their_end_may_have_converged_at_any_epoch(pruned, expected):
     lost = POINTS[:pruned]
     grid = full_grid(lambda p: 0.1, converged=120, state=lambda p: "pruned" if p in lost else "done")
     found = answer(evidence(winner("grid", 0.1), grid=grid), "Custom CNNs converge")
@@ -362,7 +362,7 @@ def test_networks_of_unequal_epochs_are_not_compared_in_silence():
     assert found.answer == "not measured" and "60 for head resnet50" in found.because
 
 
-def test_a_backbone_that_was_still_falling_is_not_called_fastest_but_may_be_called_slower():
+def test_a_backbone_still_improving_is_not_called_fastest_but_may_be_called_slower():
     still, flat = winner("head", 0.8, backbone="vgg16", converged=199), winner("head", 0.7, backbone="resnet50")
     found = answer(evidence(still, flat), "Which backbone converged")
     assert found.answer == "resnet50" and "vgg16 at least 199" in found.because

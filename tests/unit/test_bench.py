@@ -42,7 +42,7 @@ def test_what_a_script_takes_from_the_packages_is_there(script: Path):
     assert [f"{name}.{attribute}" for name, attribute in used if is_module(name) and not has(name, attribute)] == []
 
 
-def test_the_scripts_that_make_bench_runs_exist_and_the_page_has_a_row_for_every_script():
+def test_the_scripts_of_make_bench_exist_and_the_page_has_a_row_for_each():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     run = re.findall(r"\$\(BIN\)/python (bench/\w+\.py)", makefile)
     assert run and all((ROOT / name).exists() for name in run)

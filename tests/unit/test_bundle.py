@@ -130,7 +130,7 @@ def test_a_key_of_spec_json_cannot_be_overwritten(regressor, tmp_path):
         save(tmp_path, regressor, unit="MPa")
 
 
-def test_a_periodic_model_predicts_larger_cells_of_the_same_pixels_and_a_cell_repeated_as_the_cell(tmp_path):
+def test_a_periodic_model_predicts_larger_cells_and_a_repeated_cell_as_the_cell(tmp_path):
     torch.manual_seed(1)
     spec, shape = PeriodicSpec(width=3, depth=2, head=4), (1, 16, 16)
     model = Regressor(

@@ -35,7 +35,7 @@ def test_postgres_in_a_container_has_the_options_and_version_of_the_embedded_one
 
 
 @pytest.mark.parametrize("kind", ["configs", "secrets"])
-def test_what_a_service_is_given_is_a_file_since_nothing_can_be_copied_into_a_read_only_container(kind):
+def test_a_service_is_given_files_since_a_read_only_container_takes_no_copies(kind):
     # https://github.com/docker/compose/issues/12031: `content` and `environment` are copied, a `file` is mounted.
     assert all(list(definition) == ["file"] for definition in COMPOSE[kind].values())
 

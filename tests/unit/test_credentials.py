@@ -98,7 +98,7 @@ def test_one_that_is_not_there_is_named(tmp_path):
     assert "nowhere cannot be read: No such file" in refused({"HPO_CREDENTIALS": str(tmp_path / "nowhere")})
 
 
-def test_a_password_in_the_url_of_the_mlflow_server_is_refused_since_it_would_be_printed():
+def test_a_password_in_the_url_of_the_mlflow_server_is_refused_for_it_is_printed():
     text = refused({"HPO_DATABASE_URL": "postgresql://db/hpo", "MLFLOW_TRACKING_URI": "http://hpo:s3cret@mlflow:5000"})
     assert "MLFLOW_TRACKING_PASSWORD" in text
 

@@ -97,7 +97,7 @@ def test_any_8_bit_mode_is_converted_to_grey_with_a_notice(folder, mode, caplog)
     assert f"1 image(s) converted from mode {mode} to grey, such as 2_cell.png" in caplog.text
 
 
-def test_a_palette_image_with_transparency_is_converted_without_a_warning_of_the_library(folder):
+def test_a_palette_image_with_transparency_is_converted_without_a_warning(folder):
     palette = Image.fromarray(PIXELS[2]).convert("P")
     palette.save(folder / "2_cell.png", transparency=bytes([255] * 128 + [0] * 128))
     assert np.array_equal(load(folder).images[2, 0] * 255, PIXELS[2])

@@ -10,7 +10,7 @@ from hpo.report import figures
 CURVE = [(epoch, {"train/nmse": 1 / epoch, "val/nmse": 2 / epoch}) for epoch in range(1, 6)]
 
 
-def test_loss_curves_of_one_trial_show_both_splits_on_a_logarithmic_axis_with_the_recorded_values():
+def test_loss_curves_show_the_recorded_values_of_both_splits_on_a_logarithmic_axis():
     (axes,) = figures.loss_curves({"grid/6": CURVE}).axes
     assert axes.get_yscale() == "log" and axes.get_xlabel() == "epoch" and axes.get_title() == "grid/6"
     assert axes.get_ylabel() == "NMSE (MSE / variance of the training split)"

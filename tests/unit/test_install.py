@@ -135,7 +135,7 @@ def test_by_hand_and_with_a_gpu_no_index_is_asked(tmp_path):
         choose("cup", needs_cuda="", find=unasked)
 
 
-def test_a_gpu_is_noticed_by_its_device_and_login_nodes_and_other_systems_keep_the_default(tmp_path, monkeypatch):
+def test_gpus_login_nodes_and_other_systems_keep_the_default_build(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert install.why_cuda(tmp_path, "Linux") == ""
     assert install.why_cuda(tmp_path, "Darwin") == "on Darwin it contains no CUDA"

@@ -87,7 +87,7 @@ def test_images_on_another_scale_are_refused_by_the_model_itself(folder, way, na
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_valid_images_and_resampled_ones_have_the_numbers_of_a_model_without_the_check(folder, way):
+def test_valid_and_resampled_images_have_the_numbers_of_a_model_without_the_check(folder, way):
     for images in (cells(3), cells(3) * 0.5 + 0.1, cells(3) * 1.3 - 0.15, cells(1)):
         expected = model(None)(torch.from_numpy(images)).detach().numpy()
         assert np.array_equal(way(folder)(images), expected)

@@ -61,7 +61,7 @@ def test_a_log_that_cannot_be_put_away_goes_on_within_its_limit(kept):
         assert kept.path.stat().st_size <= 2 * LIMIT
 
 
-def test_lines_go_on_in_the_old_file_while_no_new_one_can_be_made_and_then_in_the_new_one(kept):
+def test_lines_go_on_in_the_old_file_until_a_new_one_can_be_made(kept):
     folder = kept.path.parent
     moved = folder.rename(folder.with_name("moved"))
     for letter in "abcdef":

@@ -1,9 +1,11 @@
-"""Tests share one MLflow server, in which an experiment is called as its study: each test has names of its own."""
+"""Names of tests and of their studies. Tests share one MLflow server, in which an experiment is called as its study."""
 
 import ast
 from collections import defaultdict
 
 from places import ROOT
+
+LONGEST_NAME = 79  # characters
 
 
 def studies(function: ast.FunctionDef) -> set[str]:
@@ -30,3 +32,14 @@ def test_no_two_tests_make_a_study_of_the_same_name():
                     tests[name].append(f"{path.name}: {function.name}")
     assert "thawed" in tests
     assert {name: where for name, where in tests.items() if len(where) > 1} == {}
+
+
+def test_the_name_of_a_test_is_a_sentence_of_less_than_80_characters():
+    names = [
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    assert len(names) > 500
+    assert [name for name in names if len(name) > LONGEST_NAME] == []

@@ -135,7 +135,7 @@ def test_the_default_network_has_the_parameters_and_multiply_adds_counted_by_han
 
 
 @pytest.mark.parametrize(("kernel_size", "side"), [(3, 5), (9, 13)])
-def test_an_image_too_small_for_the_last_convolution_is_refused_and_one_pixel_more_is_not(kernel_size, side):
+def test_an_image_one_pixel_too_small_for_the_last_convolution_is_refused(kernel_size, side):
     spec = PeriodicSpec(width=2, depth=2, kernel_size=kernel_size, stride=1)
     build(spec, (1, side, side), 1)(torch.rand(2, 1, side, side))
     with pytest.raises(SpecError, match=f"periodic: expected images of at least {side}x{side} pixels, found"):
@@ -202,7 +202,7 @@ def test_the_loaded_models_predictions_go_where_the_image_goes(folder, name):
     assert np.abs(predict(bare, moved) - predict(bare, images)[:, list(SYMMETRIES[name])]).max() > 1e-3 * before.max()
 
 
-def test_mlflow_pytorch_and_the_loaded_model_give_the_same_numbers_for_any_batch_size(folder):
+def test_mlflow_pytorch_and_the_loaded_model_agree_for_any_batch_size(folder):
     import mlflow.pyfunc
 
     model, served = bundle.load(folder)[0], mlflow.pyfunc.load_model(str(folder))

@@ -66,7 +66,7 @@ def said(scale, seed=7):
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 1000.0])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_whatever_the_network_says_the_tensor_lies_between_the_bounds_in_the_matrix_sense(pair, scale):
+def test_the_tensor_lies_between_the_bounds_whatever_the_network_says(pair, scale):
     images, six = said(scale)
     found = Physics("bounded", constants(*pair), NAMES)(six, torch.from_numpy(images).double()).numpy()
     phases = dict(zip(("matrix", "inclusion"), pair, strict=True))

@@ -69,7 +69,7 @@ def test_a_model_specification_survives_the_way_through_its_dict(spec):
     assert from_dict(to_dict(spec)) == spec
 
 
-def test_a_training_specification_survives_the_way_through_its_dict_and_defaults_to_the_protocol():
+def test_a_training_specification_survives_its_dict_and_defaults_to_the_protocol():
     spec = TrainingSpec(epochs=7, batch_size=3, learning_rate=0.5, target_scaling="none")
     assert training_from_dict(training_to_dict(spec)) == spec
     assert training_from_dict({}) == TrainingSpec(

@@ -142,7 +142,7 @@ def test_grid_fast_has_the_points_of_the_grid():
     assert study.load("grid-fast").pruner["name"] == "successive-halving"
 
 
-def test_the_digest_of_the_weights_is_part_of_the_identity_of_whatever_descends_from_them():
+def test_the_digest_of_pretrained_weights_is_in_the_identity_of_all_that_use_them():
     for name in ("tl-head", "tl-finetune"):
         each = study.load(name)
         assert study.digest(whole(each)) != study.digest(whole(each, vgg16="z"))
@@ -241,7 +241,7 @@ TPE = MINIMAL.replace("random", "tpe")
 START = "[[start]]\nlearning_rate = 3e-3\nfilters = 8\n"
 
 
-def test_where_a_search_starts_and_how_it_looks_is_part_of_the_identity_when_it_is_used(tmp_path):
+def test_start_and_multivariate_are_part_of_the_identity_when_they_are_used(tmp_path):
     plain, started = load(tmp_path, TPE), load(tmp_path, TPE + START)
     assert started.start == ({"filters": 8, "learning_rate": 3e-3},), "in the order of the space"
     together = load(tmp_path, TPE, "sampler.multivariate=true")
@@ -252,7 +252,7 @@ def test_where_a_search_starts_and_how_it_looks_is_part_of_the_identity_when_it_
         assert study.restore("mine", whole(each)).canonical(data_digest="d", split_digest="s") == whole(each)
 
 
-def test_a_study_of_the_best_points_is_the_other_studys_but_for_seeds_repeats_and_training(tmp_path):
+def test_a_study_of_the_best_has_seeds_repeats_and_training_of_its_own(tmp_path):
 
     def write(text, name):
         (tmp_path / name).write_text(text)
@@ -286,7 +286,7 @@ def seeds(*overrides):
     return [range(each.seed, each.seed + each.repeats) for each in study.load_all("periodic", overrides)]
 
 
-def test_best_points_are_trained_with_other_seeds_than_the_searchs_whatever_is_overridden(tmp_path):
+def test_the_best_are_trained_with_other_seeds_than_the_search_in_any_case(tmp_path):
     assert seeds() == [range(1), range(1, 4)]
     assert seeds("seed=5") == [range(5, 6), range(6, 9)]
     assert seeds("periodic-search:seed=2") == [range(2, 3), range(3, 6)], "as far from it as the files say"
@@ -327,7 +327,7 @@ def test_an_override_goes_past_studies_that_cannot_have_it():
 
 
 @pytest.mark.parametrize("key", ["data", "model", "sampler", "pruner", "space", "training"])
-def test_a_value_in_the_place_of_a_table_is_named_when_an_override_meets_it_in_a_sequence(tmp_path, key):
+def test_a_value_in_the_place_of_a_table_is_named_when_an_override_meets_it(tmp_path, key):
     (tmp_path / "all.toml").write_text('sequence = ["mine.toml"]')
     (tmp_path / "mine.toml").write_text(f"{key} = 3\n")
     for override in ("repeats=2", "training.epochs=3", "model.depth=3", "pruner.name=median", "sampler.trials=3"):

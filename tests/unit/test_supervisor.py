@@ -319,7 +319,7 @@ def test_leases_are_renewed_several_times_within_a_lease(bench):
     assert len(bench.of("renew")) >= 5 and bench.of("renew")[0] == ("renew", [1])
 
 
-def test_a_checkpoint_is_stored_after_the_epochs_before_it_and_before_the_job_goes_back(bench):
+def test_a_checkpoint_is_stored_after_its_epochs_and_before_the_job_goes_back(bench):
     bench.training()
     written = protocol.CheckpointWritten(path=Path("c"), epoch=2, sha256="0")
     bench.says(epoch(1), epoch(2), written, protocol.Returned(epoch=2))
@@ -418,7 +418,7 @@ def test_a_trial_that_the_pruner_ends_is_handed_back_and_recorded_as_pruned(benc
     assert bench.of("end", "give back") == [("end", 1, "pruned", "pruned by MedianPruner at epoch 1")]
 
 
-def test_a_trial_that_was_judged_before_its_worker_died_is_recorded_without_training(bench):
+def test_a_trial_judged_before_its_worker_died_is_recorded_without_training(bench):
     bench.queue.waiting.append(replace(JOB, attempt=2, judged=Judged(ends="pruned by MedianPruner at epoch 1")))
     bench.steps(2)
     assert bench.of("end") == [("end", 1, "pruned", "pruned by MedianPruner at epoch 1")]
@@ -573,7 +573,7 @@ def test_a_study_that_was_deleted_meanwhile_is_named(bench):
 # Children
 
 
-def test_three_trainers_that_never_become_ready_end_the_worker_with_the_end_of_their_log(bench, tmp_path):
+def test_three_trainers_that_never_become_ready_end_the_worker_with_their_log(bench, tmp_path):
     (tmp_path / "worker.log").write_text("Traceback\nImportError: torch\n")
     with pytest.raises(ServiceError, match=r"(?s)Trainers cannot be started: trainer ended with exit 1.*ImportError"):
         while bench.supervisor.ending.error is None:

@@ -136,7 +136,7 @@ def test_settings_at_their_defaults_are_not_named():
     assert len(training_to_dict(EVERYTHING)) == 4 + 5
 
 
-def test_the_state_in_mid_epoch_is_that_of_the_newest_completed_epoch_and_training_goes_on_from_it():
+def test_the_state_in_mid_epoch_is_that_of_the_newest_completed_epoch():
     one = training()
     running = one.epochs()
     next(running)
@@ -169,7 +169,7 @@ def test_stopping_before_the_first_batch_gives_the_initial_state_which_resumes_t
     assert [numbers(e) for e in resumed.epochs()] == [numbers(e) for e in training().epochs()], f"seed {SEED}"
 
 
-def test_equal_seeds_give_equal_trainings_and_other_seeds_others_whatever_was_drawn_before():
+def test_equal_seeds_give_equal_trainings_whatever_was_drawn_before():
     torch.manual_seed(1)
     first = [numbers(epoch) for epoch in training().epochs()]
     torch.manual_seed(2)
@@ -320,7 +320,7 @@ def stiff(n, *, seed):
 
 @pytest.mark.parametrize("kind", ["hill", "bounded"])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_a_model_with_physics_learns_and_its_reported_scores_are_those_of_the_model_handed_out(kind, symmetric):
+def test_a_model_with_physics_learns_and_has_the_scores_that_are_reported(kind, symmetric):
     short = TrainingSpec(epochs=8, batch_size=8, learning_rate=1e-2, augmentation="symmetry", ema=0.8)
     spec = PeriodicSpec(width=4, depth=2, stride=2, head=4, physics=kind, symmetric=symmetric)
     parts = {"train": stiff(37, seed=SEED), "validation": stiff(13, seed=SEED + 1)}
@@ -349,7 +349,7 @@ def test_schedules_have_their_closed_form():
         other.step()
 
 
-def test_the_learning_rate_follows_the_schedule_batch_by_batch_and_the_last_is_reported():
+def test_the_learning_rate_follows_the_schedule_and_the_last_one_is_reported():
     short = TrainingSpec(epochs=4, batch_size=8, learning_rate=0.1, schedule="cosine")
     found = [epoch.metrics["learning_rate"] for epoch in training(short=short).epochs()]
     last = [number * BATCHES - 1 for number in (1, 2, 3, 4)]
@@ -405,7 +405,7 @@ def test_unscaled_targets_of_tiny_scale_do_not_beat_the_mean_as_in_the_source_st
     assert one.scaling.mean.tolist() == [0, 0, 0]
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_with_the_state_of_the_epoch_before():
+def test_a_loss_that_is_not_finite_leaves_the_state_of_the_epoch_before():
     one = training(short=TrainingSpec(epochs=50, batch_size=8, learning_rate=1e15))
     done = []
     with pytest.raises(Diverged, match="smaller learning rate") as caught:

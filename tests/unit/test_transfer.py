@@ -74,7 +74,7 @@ HEADS = {"vgg16": 8_361, "resnet50": 32_937, "densenet121": 16_553}  # the proto
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_each_head_has_the_parameter_count_of_the_protocol_and_the_closed_form_that_of_the_network(backbone):
+def test_each_head_has_the_parameter_count_of_the_protocol_and_of_the_closed_form(backbone):
     head = build(spec(backbone), (1, 64, 64), 9)
     assert parameter_count(head, trainable=True) == HEADS[backbone]
     found = size(spec(backbone), (1, 64, 64), 9)
@@ -86,7 +86,7 @@ def test_each_head_has_the_parameter_count_of_the_protocol_and_the_closed_form_t
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_network_is_torchvisions_backbone_on_normalised_images_pooled_with_a_head(backbone):
+def test_the_network_is_torchvisions_backbone_pooled_with_a_head(backbone):
     from torchvision import models
     from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -131,7 +131,7 @@ def test_a_frozen_backbone_stays_in_inference_mode_and_keeps_every_number():
     assert not any("backbone" in name for name in one.state().tensors), "a checkpoint holds what changes"
 
 
-def test_fine_tuning_trains_every_parameter_and_moves_the_averages_of_every_batch_norm():
+def test_fine_tuning_trains_all_parameters_and_moves_all_averages_of_batch_norms():
     one = training(spec(trainable="all"), TrainingSpec(epochs=1, batch_size=8))
     before = {name: tensor.clone() for name, tensor in one.network.state_dict().items()}
     list(one.epochs())
@@ -250,7 +250,7 @@ def test_a_resumed_transfer_training_repeats_every_bit_batch_norms_included(tmp_
 
 
 @pytest.mark.parametrize("trainable", ["head", "all"])
-def test_the_regressor_handed_out_is_the_whole_network_of_the_best_epoch_and_survives_its_files(tmp_path, trainable):
+def test_the_regressor_is_the_whole_network_of_the_best_epoch_and_survives_files(tmp_path, trainable):
     which = spec(trainable=trainable)
     one = training(which, TrainingSpec(epochs=2, batch_size=8, learning_rate=1e-3))
     best = min(list(one.epochs()), key=lambda epoch: epoch.metrics["val/nmse"])
