@@ -64,7 +64,7 @@ def main() -> int:
     if present and not wish:
         return _install(["-e", target])
     try:
-        choice = choose(wish, needs_cuda=why_cuda(), find=find_cpu_build)
+        choice = choose(wish, why_default=why_cuda, find=find_cpu_build)
     except InstallError as error:
         print(f"TORCH={wish}: {error}", file=sys.stderr)
         return 1
@@ -78,18 +78,18 @@ def main() -> int:
     return code
 
 
-def choose(wish: str, *, needs_cuda: str, find: Callable[[str | None], Pair | None]) -> Choice:
+def choose(wish: str, *, why_default: Callable[[], str], find: Callable[[str | None], Pair | None]) -> Choice:
     """Return the build for TORCH=`wish` ("": nothing is wished). Raise InstallError.
 
-    `needs_cuda`: why the default build fits this machine, or "". `find`: return the newest CPU build of the configured
-    indexes, together with another one if its URL is given.
+    `why_default`: return why the default build fits this machine, or "". `find`: return the newest CPU build of the
+    configured indexes, together with another one if its URL is given.
     """
     if wish not in ("", "cpu", "default"):
         return _at_hand(Path(wish).expanduser())
     if wish == "default":
         return Choice("the default build, as TORCH=default says")
-    if needs_cuda and not wish:
-        return Choice(f"the default build: {needs_cuda}")
+    if not wish and (reason := why_default()):
+        return Choice(f"the default build: {reason}")
     why = "as TORCH=cpu says" if wish else "as there is no NVIDIA GPU here"
     if pair := find(None):
         return Choice(f"the CPU build {pair[0]} of pip's indexes, {why}", pair)
@@ -110,7 +110,16 @@ def why_cuda(devices: Path = Path("/dev"), system: str = platform.system()) -> s
         return f"on {system} it contains no CUDA"
     if any(devices.glob("nvidia[0-9]*")) or shutil.which("nvidia-smi"):
         return "there is an NVIDIA GPU here"
-    return "SLURM's nodes may have NVIDIA GPUs" if shutil.which("sbatch") else ""
+    return "SLURM's nodes have GPUs" if "gpu" in _slurm_resources() else ""
+
+
+def _slurm_resources() -> str:
+    """Return the generic resources of SLURM's nodes; "" without a SLURM that answers."""
+    try:
+        words = ["sinfo", "--noheader", "--format=%G"]
+        return subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def find_cpu_build(index: str | None) -> Pair | None:

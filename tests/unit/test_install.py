@@ -69,7 +69,7 @@ CPU = {"torch": ["2.13.0+cpu", "2.14.0+cpu", "3.0.0+cpu"], "torchvision": ["0.28
 def chosen(*wishes):
     """Return the choice for each wish; indexes are asked once."""
     find = cache(install.find_cpu_build)
-    return [choose(wish, needs_cuda="", find=find) for wish in wishes]
+    return [choose(wish, why_default=str, find=find) for wish in wishes]
 
 
 def test_without_a_gpu_the_cpu_build_of_pips_own_indexes_comes_first(indexes):
@@ -107,7 +107,7 @@ def test_if_nobody_gives_a_cpu_build_in_time_the_default_comes_and_the_line_says
         f"of torch and torchvision for this Python, and {public.url} gave none within 1 s"
     )
     with pytest.raises(InstallError, match=r"expected a CPU build, found none: pip's indexes .* Try TORCH=PATH"):
-        choose("cpu", needs_cuda="", find=lambda index: None)
+        choose("cpu", why_default=str, find=lambda index: None)
 
 
 def unasked(index):
@@ -116,8 +116,8 @@ def unasked(index):
 
 def test_by_hand_and_with_a_gpu_no_index_is_asked(tmp_path):
     gpu = "there is an NVIDIA GPU here"
-    assert choose("", needs_cuda=gpu, find=unasked) == Choice(f"the default build: {gpu}")
-    assert choose("default", needs_cuda="", find=unasked) == Choice("the default build, as TORCH=default says")
+    assert choose("", why_default=lambda: gpu, find=unasked) == Choice(f"the default build: {gpu}")
+    assert choose("default", why_default=str, find=unasked) == Choice("the default build, as TORCH=default says")
     for name in (
         "torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl",
         "torchvision-0.28.0+cpu-cp311-cp311-linux_x86_64.whl",
@@ -127,20 +127,22 @@ def test_by_hand_and_with_a_gpu_no_index_is_asked(tmp_path):
             with pytest.raises(
                 InstallError, match=r"wheels of torch and torchvision .*, found torch 2\.13\.0\+cpu in "
             ):
-                choose(str(tmp_path / name), needs_cuda=gpu, find=unasked)
+                choose(str(tmp_path / name), why_default=lambda: gpu, find=unasked)
     for path in (tmp_path, tmp_path / "torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl"):
-        words = choose(str(path), needs_cuda=gpu, find=unasked).words
+        words = choose(str(path), why_default=lambda: gpu, find=unasked).words
         assert words == ["--find-links", str(tmp_path), "torch==2.13.0+cpu", "torchvision==0.28.0+cpu"]
     with pytest.raises(InstallError, match=r"expected cpu, default, or a folder .*, found neither in cup"):
-        choose("cup", needs_cuda="", find=unasked)
+        choose("cup", why_default=str, find=unasked)
 
 
 def test_gpus_login_nodes_and_other_systems_keep_the_default_build(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert install.why_cuda(tmp_path, "Linux") == ""
     assert install.why_cuda(tmp_path, "Darwin") == "on Darwin it contains no CUDA"
-    (tmp_path / "sbatch").touch(0o755)
-    assert install.why_cuda(tmp_path, "Linux") == "SLURM's nodes may have NVIDIA GPUs"
+    for resources, why in (("(null)", ""), ("gpu:a100:4", "SLURM's nodes have GPUs")):
+        (tmp_path / "sinfo").write_text(f"#!/bin/sh\necho '{resources}'\n")
+        (tmp_path / "sinfo").chmod(0o755)
+        assert install.why_cuda(tmp_path, "Linux") == why
     (tmp_path / "nvidia0").touch()
     assert install.why_cuda(tmp_path, "Linux") == "there is an NVIDIA GPU here"
 
