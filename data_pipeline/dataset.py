@@ -1,52 +1,36 @@
-"""A folder of images and one label table -> Dataset.
+"""A folder of images and labels -> Dataset.
 
-The folder's form (of the source study's course):
-
-- The table is the one file named `*_Cij_pbc.csv`; if there is none, the one other `*.csv`. The side files `cells.csv`
-  and `cells.partial.csv` of `make`, and hidden files, are ignored.
-- Row r of the table, counted from 0, belongs to the one PNG whose name begins with `{r}_`.
-- `dataset.toml`, see `data_pipeline.description`.
+A folder of the source study's course is read by `data_pipeline.course`, every other one by
+`data_pipeline.understanding`. `dataset.toml` in it says what is not to be guessed, see `data_pipeline.description`.
 """
 
 import hashlib
 import json
-import logging
-import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data_pipeline import description
+from data_pipeline import course, description, understanding
 from data_pipeline.components import COMPONENTS, SYMMETRIES
 from data_pipeline.description import Description
-from data_pipeline.files import not_a_file
-from data_pipeline.images import LARGEST_SIDE, ImageProblem, png_size, read_png
-from data_pipeline.messages import printable
+from data_pipeline.errors import DatasetError
+from data_pipeline.images import LARGEST_SIDE
 from data_pipeline.phase import Phase
-from data_pipeline.table import read_table
+from data_pipeline.sources import Notes
+from data_pipeline.split import Split, split
 
 DEFAULT = Path(__file__).parent / "default"  # the data set that ships with this package
 MOST_PROBLEMS = 20  # of a folder, that an error lists
-LARGEST_TOTAL = 2**29  # pixels of all images together: 2 GiB as float32
-
-_IMAGE = re.compile(r"(0|[1-9][0-9]*)_.*\.png", re.IGNORECASE | re.DOTALL)
-_SIDE_FILES = ("cells.csv", "cells.partial.csv")
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python represents such bytes in the name of a file
-
-_log = logging.getLogger("data_pipeline")
-
-
-class DatasetError(ValueError):
-    """The data cannot be used as it is; the message says what was expected, what was found, where, and what to do."""
+MIXED_UNITS = "their own units"  # of targets that have several
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Images of microstructure cells and their stiffness components."""
+    """Images of microstructures and the numbers that belong to them, such as stiffness components."""
 
     images: np.ndarray  # (n, c, h, w) float32 in 0..1
     targets: np.ndarray  # (n, k) float64 in `unit`
@@ -54,6 +38,7 @@ class Dataset:
     names: tuple[str, ...]  # of the n image files
     description: Description
     symmetries: Mapping[str, tuple[int, ...]]  # transformation of the image -> permutation of the k targets
+    given_split: Split | None = None  # None: the source study's
 
     @property
     def name(self) -> str:
@@ -62,13 +47,20 @@ class Dataset:
 
     @property
     def unit(self) -> str:
-        """The unit of the targets; "label unit" if it is unknown."""
+        """The unit of the targets; "label unit" if it is unknown, "their own units" if there are several."""
         return self.description.unit
 
     @cached_property
+    def split(self) -> Split:
+        """Training, validation and test images. Raise DatasetError if there are fewer than four images."""
+        return self.given_split or split(len(self.images))
+
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over shape, target names, unit, pixels (0..255) and targets; not over file names and bytes."""
-        facts = {"shape": self.images.shape, "targets": self.target_names, "unit": self.unit}
+        """SHA-256 (hex) over shape, target names, unit, pixels and targets; not over file names and bytes."""
+        facts: dict[str, Any] = {"shape": self.images.shape, "targets": self.target_names, "unit": self.unit}
+        if self.unit == MIXED_UNITS:
+            facts["units"] = self.description.layout.units
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(self.pixels().tobytes())
         digest.update(np.ascontiguousarray(self.targets, dtype="<f8").tobytes())
@@ -81,53 +73,131 @@ class Dataset:
         return phases if phases and np.isin(self.pixels(), (0, 255)).all() else None
 
     def pixels(self) -> np.ndarray:
-        """Return the images (n, c, h, w) as uint8, 0..255, as they were in the files."""
-        return np.rint(self.images * np.float32(255)).astype(np.uint8)
+        """Return the images (n, c, h, w) as uint8, 0..255; as float32 in 0..1 if they have more levels than that."""
+        pixels = np.rint(self.images * np.float32(255)).astype(np.uint8)
+        return pixels if np.array_equal(scaled(pixels), self.images) else self.images
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Understanding:
+    """What hpo understands of a folder: the data, or the questions and errors that stand in the way."""
+
+    folder: Path
+    dataset: Dataset | None  # None if there are questions or errors
+    rows: tuple[str, ...] = ()  # where the labels of each image stand
+    greys: str = ""  # what the pixels are in the files
+    groups: tuple[str, ...] | None = None  # of each image
+    notes: Notes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        data = self.dataset
+        facts: dict[str, Any] = {"images": 0, "pairs": [], "targets": [], "units": {}, "channels": 0, "size": None}
+        facts |= {"groups": None, "split": None, "levels": None}
+        if data is not None:
+            layout = data.description.layout
+            facts = {
+                "name": data.name,
+                "images": len(data.images),
+                "pairs": [[image, row] for image, row in zip(data.names, self.rows, strict=True)],
+                "targets": list(data.target_names),
+                "units": {name: (layout.units or {}).get(name, data.unit) for name in data.target_names},
+                "channels": data.images.shape[1],
+                "size": list(data.images.shape[2:]),
+                "levels": self.greys,
+                "groups": None if self.groups is None else list(self.groups),
+                "split": {name: getattr(data.split, name).tolist() for name in ("train", "validation", "test")}
+                if len(data.images) >= 4
+                else None,
+                "digest": data.digest,
+            }
+        return facts | asdict(self.notes)
+
+
+def understand(folder: Path, *, image_size: int | None = None) -> Understanding:
+    """Return what hpo understands of a folder.
+
+    With `image_size` (pixels) images of another size are resized to that square, nearest pixel; without it all images
+    must have one size.
+    """
+    folder, notes = Path(folder), Notes()
+    described = description.read(folder, notes.errors)
+    if not described.layout.set() and course.is_course(folder):
+        return _of_course(folder, described, image_size, notes)
+    if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
+        notes.errors.append(f"image_size: expected 1 to {LARGEST_SIDE} pixels, found {image_size}.")
+    reading = None if notes.errors else understanding.read(folder, described.layout, notes, image_size=image_size)
+    if reading is None:
+        return Understanding(folder=folder, dataset=None, notes=notes)
+    columns, named = reading.columns, described.unit
+    units = {unit or named for unit in columns.units}
+    unit = units.pop() if len(units) == 1 else MIXED_UNITS
+    names, targets, symmetries = columns.names, columns.targets, reading.symmetries
+    if set(names) == set(COMPONENTS) and described.layout.targets is None:  # the course's under a header
+        targets, names = targets[:, [names.index(name) for name in COMPONENTS]], COMPONENTS
+        symmetries = SYMMETRIES
+    layout = replace(reading.layout, targets=names)
+    data = Dataset(
+        images=reading.images,
+        targets=targets,
+        target_names=names,
+        names=reading.names,
+        description=replace(described, unit=unit, layout=layout),
+        symmetries=_of_shape(symmetries, reading.images.shape),
+        given_split=reading.split,
+    )
+    return Understanding(
+        folder=folder, dataset=data, rows=reading.rows, greys=reading.greys, groups=columns.groups, notes=notes
+    )
+
+
+def _of_course(folder: Path, described: Description, image_size: int | None, notes: Notes) -> Understanding:
+    content = course.read(folder, image_size, notes.errors)
+    if content is None:
+        return Understanding(folder=folder, dataset=None, notes=notes)
+    pixels, targets, names = content
+    data = Dataset(
+        images=scaled(pixels),
+        targets=targets,
+        target_names=COMPONENTS,
+        names=names,
+        description=described,
+        symmetries=_of_shape(SYMMETRIES, pixels.shape),
+    )
+    rows = tuple(f"row {row}" for row in range(len(names)))
+    levels = np.unique(pixels)
+    greys = f"{len(levels)} values, {levels[0]} to {levels[-1]}"
+    notes.remarks.append("the form of the course: no header, row r belongs to the image r_*.png")
+    return Understanding(folder=folder, dataset=data, rows=rows, greys=greys, notes=notes)
+
+
+def _of_shape(symmetries: Mapping[str, tuple[int, ...]], shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    turns = ("transpose", "quarter_turn")  # these keep the shape of squares only
+    return {name: order for name, order in symmetries.items() if shape[-2] == shape[-1] or name not in turns}
 
 
 def load(folder: Path, *, image_size: int | None = None) -> Dataset:
     """Return the data set of a folder. Raise DatasetError with its first twenty problems and their count.
 
-    With `image_size` (pixels) images of another size are resized to that square, nearest pixel; without it all images
-    must have one size. Conversions to grey and resizing are logged as warnings.
+    `image_size` as in `understand`.
     """
-    dataset, problems = _read(Path(folder), image_size)
-    if dataset is None:
-        head = f"The data set in {folder} has {len(problems)} problem{'s' if len(problems) > 1 else ''}:"
-        more = [f"... and {len(problems) - MOST_PROBLEMS} more."] if len(problems) > MOST_PROBLEMS else []
-        raise DatasetError("\n  ".join([head, *problems[:MOST_PROBLEMS], *more]))
-    return dataset
+    return the_dataset(understand(folder, image_size=image_size))
+
+
+def the_dataset(understood: Understanding) -> Dataset:
+    """Return the data set of a folder. Raise DatasetError with its first twenty problems and their count."""
+    if understood.dataset is not None:
+        return understood.dataset
+    problems = [*understood.notes.questions, *understood.notes.errors]
+    head = f"The data set in {understood.folder} has {len(problems)} problem{'s' if len(problems) > 1 else ''}:"
+    more = [f"... and {len(problems) - MOST_PROBLEMS} more."] if len(problems) > MOST_PROBLEMS else []
+    raise DatasetError("\n  ".join([head, *problems[:MOST_PROBLEMS], *more]))
 
 
 def check(folder: Path, *, image_size: int | None = None) -> list[str]:
     """Return all problems of a folder, each with its file and line; an empty list if `load` would succeed."""
-    return _read(Path(folder), image_size)[1]
-
-
-def _read(folder: Path, image_size: int | None) -> tuple[Dataset | None, list[str]]:
-    if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
-        return None, [f"image_size: expected 1 to {LARGEST_SIDE} pixels, found {image_size}."]
-    try:
-        entries = sorted(os.listdir(folder))
-    except OSError as error:
-        return None, [f"{folder}: expected a folder with images and a table, but it cannot be read ({error.strerror})."]
-    problems: list[str] = []
-    described = description.read(folder, problems)
-    targets = _targets(folder, entries, problems)
-    files = _image_files(folder, entries, None if targets is None else len(targets), problems)
-    pixels = _pixels(files, image_size, problems)
-    if problems or targets is None or pixels is None:
-        return None, problems
-    height, width = pixels.shape[2:]
-    turns = ("transpose", "quarter_turn")  # these keep the shape of squares only
-    return Dataset(
-        images=scaled(pixels),
-        targets=targets,
-        target_names=COMPONENTS,
-        names=tuple(file.name for file in files),
-        description=described,
-        symmetries={name: order for name, order in SYMMETRIES.items() if height == width or name not in turns},
-    ), []
+    understood = understand(folder, image_size=image_size)
+    return [*understood.notes.questions, *understood.notes.errors]
 
 
 def scaled(pixels: np.ndarray) -> np.ndarray:
@@ -135,108 +205,3 @@ def scaled(pixels: np.ndarray) -> np.ndarray:
     images = pixels.astype(np.float32)
     images /= np.float32(255)  # in place: half the memory
     return images
-
-
-# --- the table ---
-
-
-def _targets(folder: Path, entries: list[str], problems: list[str]) -> np.ndarray | None:
-    """Return the components (rows, 9); None if there is no table, or nothing in it."""
-    tables = [
-        name
-        for name in entries
-        if name.lower().endswith(".csv") and not name.startswith(".") and name.lower() not in _SIDE_FILES
-    ]
-    tables = [name for name in tables if name.lower().endswith("_cij_pbc.csv")] or tables
-    if len(tables) != 1:
-        unfinished = " `make` was not finished here: run it again." if "cells.partial.csv" in entries else ""
-        problems.append(
-            f"{folder}: expected one label table (such as 1-520_Cij_pbc.csv), found "
-            + (f"{len(tables)}: {', '.join(tables[:5])}. Keep one." if tables else f"none.{unfinished}")
-        )
-        return None
-    path = folder / tables[0]
-    if reason := not_a_file(path):
-        problems.append(f"{path.name}: {reason}")
-        return None
-    targets, table_problems = read_table(path)
-    problems.extend(table_problems)
-    return targets if len(targets) else None
-
-
-# --- the images ---
-
-
-def _image_files(folder: Path, entries: list[str], rows: int | None, problems: list[str]) -> list[Path]:
-    """Return the image of every row; without a readable table, the image of every number."""
-    by_id: dict[int, list[str]] = {}
-    for name in entries:
-        if match := _IMAGE.fullmatch(name):
-            by_id.setdefault(int(match[1]), []).append(name)
-            if _NOT_UTF8.search(name):  # no table of predictions could hold it
-                problems.append(f"{printable(name)}: expected a file name in UTF-8. Rename the file.")
-    files = []
-    for row in range(rows) if rows is not None else sorted(by_id):
-        names = by_id.pop(row, [])
-        if len(names) == 1:
-            files.append(folder / names[0])
-        elif names:
-            problems.append(
-                f"row {row}: expected one image {row}_*.png, found {len(names)}: "
-                + f"{', '.join(map(printable, names[:5]))}. Keep one."
-            )
-        else:
-            problems.append(f"row {row}: expected one image {row}_*.png, found none. Add it, or remove the row.")
-    for number in sorted(by_id) if rows is not None else []:
-        for name in by_id[number]:
-            problems.append(
-                f"{printable(name)}: has no row in the table, which has {rows} (0 to {rows - 1 if rows else 0})."
-            )
-    return files
-
-
-def _pixels(files: list[Path], image_size: int | None, problems: list[str]) -> np.ndarray | None:
-    """Return the images (n, 1, h, w) as uint8, or None if there is none or one cannot be used."""
-    images: list[np.ndarray] = []
-    converted: dict[str, list[str]] = {}  # mode -> files
-    resized: list[str] = []
-    expected: tuple[int, int] | None = None if image_size is None else (image_size, image_size)
-    first = ""
-    for file in files:
-        try:
-            if reason := not_a_file(file):
-                raise ImageProblem(reason)
-            size = png_size(file)
-            if expected is None:
-                expected, first = size, file.name
-            if expected[0] * expected[1] * len(files) > LARGEST_TOTAL:
-                problems.append(
-                    f"{len(files)} images of {_size(expected)} pixels are too many to hold at once "
-                    f"(at most {LARGEST_TOTAL:,} pixels). Give a smaller image_size."
-                )
-                return None
-            if image_size is None and size != expected:
-                raise ImageProblem(
-                    f"expected {_size(expected)} pixels (height x width) as in {printable(first)}, "
-                    f"found {_size(size)}. Give an image_size to have all resized."
-                )
-            pixels, mode, size = read_png(file, image_size=image_size)
-        except ImageProblem as problem:
-            problems.append(f"{printable(file.name)}: {problem}")
-            continue
-        if mode != "L":
-            converted.setdefault(mode, []).append(file.name)
-        if size != expected:
-            resized.append(file.name)
-        images.append(pixels)
-    for mode, names in converted.items():
-        _log.warning("%d image(s) converted from mode %s to grey, such as %s", len(names), mode, printable(names[0]))
-    if resized and expected:
-        _log.warning(
-            "%d image(s) resized to %s pixels, such as %s", len(resized), _size(expected), printable(resized[0])
-        )
-    return np.stack(images)[:, np.newaxis] if images and len(images) == len(files) else None
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"

@@ -1,6 +1,7 @@
 """dataset.toml: what a folder of images says about itself. The file, and every key of it, is optional.
 
-`name`; `unit` (of the components); `[phases.matrix]` (pixel 0) and `[phases.inclusion]` (pixel 255) with
+`name`; `unit` (of all targets); the keys of `data_pipeline.layout`; `[phases.matrix]` (pixel 0) and
+`[phases.inclusion]` (pixel 255) with
 `young_modulus` (in that unit) and `poisson_ratio`; `[made]`, with which `data_pipeline.synthesize` finds its own folder
 again.
 """
@@ -13,7 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import layout
 from data_pipeline.files import not_a_file
+from data_pipeline.layout import UNSTATED, Layout
 from data_pipeline.messages import near_miss, printable
 from data_pipeline.phase import Phase
 
@@ -34,11 +37,13 @@ class Description:
     unit: str = UNKNOWN_UNIT  # of the labels
     phases: dict[str, Phase] | None = None  # "matrix" and "inclusion"
     recipe: Mapping[str, int] | None = None  # of a synthetic data set; "made" in files
+    layout: Layout = UNSTATED  # how images and labels lie in the folder
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, without the unit."""
         phases = {"phases": {name: asdict(phase) for name, phase in self.phases.items()}} if self.phases else {}
-        return {"name": self.name} | phases | ({"made": dict(self.recipe)} if self.recipe else {})
+        layout = {"layout": self.layout.to_dict()} if self.layout.set() else {}
+        return {"name": self.name} | phases | ({"made": dict(self.recipe)} if self.recipe else {}) | layout
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, unit: str) -> "Description":
@@ -46,11 +51,17 @@ class Description:
         if not isinstance(values.get("name"), str):
             raise ValueError("metadata without a name")
         phases = {name: Phase(**constants) for name, constants in values.get("phases", {}).items()}
-        return cls(name=values["name"], unit=unit, phases=phases or None, recipe=values.get("made"))
+        problems: list[str] = []
+        lies = layout.parse(values.get("layout", {}), "metadata", problems)
+        if problems:
+            raise ValueError(problems[0])
+        return cls(name=values["name"], unit=unit, phases=phases or None, recipe=values.get("made"), layout=lies)
 
     def to_toml(self) -> str:
         """Return the content of dataset.toml."""
-        lines = [f"name = {json.dumps(self.name, ensure_ascii=False)}", f'unit = "{self.unit}"']
+        lines = [f"name = {json.dumps(self.name, ensure_ascii=False)}"]
+        lines += [f"unit = {json.dumps(self.unit, ensure_ascii=False)}"] if not self.layout.units else []
+        lines += self.layout.to_toml()
         tables: dict[str, Mapping[str, float]] = {}
         tables |= {f"phases.{name}": asdict(phase) for name, phase in (self.phases or {}).items()}
         tables |= {"made": self.recipe} if self.recipe else {}
@@ -78,18 +89,18 @@ def read(folder: Path, problems: list[str]) -> Description:
         with path.open("rb") as opened:
             text = opened.read(LARGEST_TOML + 1)
         if len(text) > LARGEST_TOML:
-            problems.append(f"{file} is larger than {LARGEST_TOML // 2**10} KiB. Keep name, unit and phases.")
+            problems.append(f"{file} is larger than {LARGEST_TOML // 2**10} KiB. Keep what is needed.")
             return unnamed
         return _parse(tomllib.loads(text.decode("utf-8-sig")), unnamed.name, problems)
     except RecursionError:  # in parsing a value, or in printing it
-        problems.append(f"{file} is nested too deeply. Keep name, unit and phases.")
+        problems.append(f"{file} is nested too deeply. Keep what is needed.")
     except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         problems.append(f"{file} cannot be read: {error}")
     return unnamed
 
 
 def _parse(content: dict[str, Any], folder_name: str, problems: list[str]) -> Description:
-    _check_keys(content, ("name", "unit", "phases", "made"), "", problems)
+    _check_keys(content, ("name", "unit", *layout.KEYS, "phases", "made"), "", problems)
     texts = {"name": folder_name, "unit": UNKNOWN_UNIT}
     for key in texts:
         value = content.get(key)
@@ -106,7 +117,8 @@ def _parse(content: dict[str, Any], folder_name: str, problems: list[str]) -> De
     if not isinstance(recipe, dict) or not all(type(n) is int and 0 <= n < 2**63 for n in recipe.values()):
         problems.append(f"{FILE}: made: expected the table that `make` wrote. Remove the key.")
         recipe = {}
-    return Description(**texts, phases=phases, recipe=recipe or None)
+    lies = layout.parse(content, FILE, problems)
+    return Description(**texts, phases=phases, recipe=recipe or None, layout=lies)
 
 
 def _parse_phases(content: Any, problems: list[str]) -> dict[str, Phase] | None:

@@ -21,7 +21,7 @@ class ImageProblem(Exception):
     """A file is not an image of the kind expected; the message says why, without the file's name."""
 
 
-def png_size(path: Path) -> tuple[int, int]:
+def png_size(path: Path, *, most_bits: int = 8) -> tuple[int, int]:
     """Return height and width in pixels from the header alone. Raise ImageProblem if the image cannot be used."""
     try:
         size = path.stat().st_size
@@ -47,7 +47,7 @@ def png_size(path: Path) -> tuple[int, int]:
         raise ImageProblem(
             f"expected at most {LARGEST_FILE // 2**20} MiB, found {size / 2**20:.0f} MiB. It was not decoded."
         )
-    if bits > 8:
+    if bits > most_bits:
         raise ImageProblem(f"expected at most 8 bits a sample, found {bits}. Save it as an 8-bit grey image.")
     return height, width
 
@@ -61,7 +61,7 @@ def read_png(path: Path, *, image_size: int | None = None) -> tuple[np.ndarray, 
     size = png_size(path)
     try:
         content = path.read_bytes()
-        _check_whole(content)
+        check_whole(content)
         # Only PNG: no file reaches Pillow's other decoders. Its warnings are about unusual chunks.
         with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             warnings.simplefilter("ignore")
@@ -82,7 +82,7 @@ def read_png(path: Path, *, image_size: int | None = None) -> tuple[np.ndarray, 
         raise ImageProblem(f"is truncated or damaged ({error}). Write the image again.") from None
 
 
-def _check_whole(content: bytes) -> None:
+def check_whole(content: bytes) -> None:
     """Raise ValueError unless all chunks are there, undamaged, with as many bytes of pixels as the header says.
 
     Pillow itself leaves pixels black, without an error, when a small file ends early.

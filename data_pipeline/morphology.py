@@ -15,7 +15,7 @@ import numpy as np
 from numpy.random import RandomState
 from scipy import ndimage
 
-from data_pipeline.dataset import DatasetError
+from data_pipeline.errors import DatasetError
 
 # Of ten cells in a row: 40 % isotropic and 30 % anisotropic Gaussian fields, 20 % discs or ellipses, 10 % wavy bands.
 MIXTURE = ("isotropic",) * 4 + ("anisotropic",) * 3 + ("particles",) * 2 + ("bands",)

@@ -13,16 +13,20 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data_pipeline.dataset import LARGEST_TOTAL, Dataset, DatasetError, scaled
+from data_pipeline.dataset import Dataset, scaled
 from data_pipeline.description import Description
+from data_pipeline.errors import DatasetError
 from data_pipeline.files import write_atomically
+from data_pipeline.pixels import LARGEST_TOTAL
+from data_pipeline.split import Split
 
-_MEMBERS = {"pixels.npy": r"\|u1", "targets.npy": r"<f8", "facts.npy": r"<U\d+"}  # of the file: their types
+_MEMBERS = {"pixels.npy": r"\|u1|<f4", "targets.npy": r"<f8", "facts.npy": r"<U\d+"}  # of the file: their types
+_SIDES = ("train", "validation", "test")
 _ZIP_END = struct.Struct("<4s4H2IH")  # of a zip file without a comment
 
 
 def save_npz(dataset: Dataset, path: Path) -> None:
-    """Write the data set as one file (pixels as uint8, no pickle), whole or not at all."""
+    """Write the data set as one file (no pickle), whole or not at all."""
     facts = {
         "target_names": dataset.target_names,
         "unit": dataset.unit,
@@ -30,6 +34,8 @@ def save_npz(dataset: Dataset, path: Path) -> None:
         "metadata": dataset.description.to_dict(),
         "symmetries": dataset.symmetries,
     }
+    if dataset.given_split is not None:
+        facts["split"] = {name: getattr(dataset.given_split, name).tolist() for name in _SIDES}
     content = io.BytesIO()
     np.savez_compressed(
         content, pixels=dataset.pixels(), targets=dataset.targets.astype("<f8"), facts=np.array(json.dumps(facts))
@@ -79,8 +85,6 @@ def _check_members(file: BinaryIO) -> None:
         if sorted(member.filename for member in archive.infolist()) != sorted(_MEMBERS):
             raise ValueError(f"the members {archive.namelist()!r:.80}")
         for member in archive.infolist():
-            if member.file_size > LARGEST_TOTAL + 2**16:
-                raise ValueError(f"{member.filename} of {member.file_size:,} bytes, at most {LARGEST_TOTAL:,} are read")
             with archive.open(member) as content:
                 if np.lib.format.read_magic(content) != (1, 0):
                     raise ValueError(f"{member.filename} in another format")
@@ -91,6 +95,10 @@ def _check_members(file: BinaryIO) -> None:
                 raise ValueError(f"{member.filename} of the type {dtype.str}")
             if header + math.prod(shape) * dtype.itemsize != member.file_size:
                 raise ValueError(f"{member.filename} of {member.file_size:,} bytes for the shape {shape}")
+            if math.prod(shape) > LARGEST_TOTAL:
+                raise ValueError(
+                    f"{member.filename} of {math.prod(shape):,} numbers, at most {LARGEST_TOTAL:,} are read"
+                )
     file.seek(0)
 
 
@@ -113,10 +121,19 @@ def _dataset(pixels: np.ndarray, targets: np.ndarray, text: str) -> Dataset:
     if not np.isfinite(targets).all():
         raise ValueError("targets that are not finite")
     return Dataset(
-        images=scaled(pixels),
+        images=scaled(pixels) if pixels.dtype == np.uint8 else pixels,
         targets=targets,
         target_names=tuple(target_names),
         names=tuple(names),
         description=Description.from_dict(facts["metadata"], unit=facts["unit"]),
         symmetries={name: tuple(order) for name, order in facts["symmetries"].items()},
+        given_split=_split(facts["split"], n) if "split" in facts else None,
     )
+
+
+def _split(sides: dict[str, list[int]], n: int) -> Split:
+    """Return the stored split. Raise ValueError unless each image is in it at most once."""
+    indices = [index for name in _SIDES for index in sides[name]]
+    if any(type(index) is not int or not 0 <= index < n for index in indices) or len(set(indices)) < len(indices):
+        raise ValueError("a split that is none")
+    return Split(*(np.array(sides[name], dtype=np.int64) for name in _SIDES))

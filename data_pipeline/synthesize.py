@@ -29,13 +29,14 @@ from PIL import Image
 from data_pipeline import description
 from data_pipeline.components import COMPONENTS, COUPLINGS, vector
 from data_pipeline.cores import cores
-from data_pipeline.dataset import LARGEST_TOTAL, DatasetError
 from data_pipeline.description import Description
+from data_pipeline.errors import DatasetError
 from data_pipeline.files import write_atomically
 from data_pipeline.homogenize import homogenize
 from data_pipeline.images import LARGEST_SIDE, ImageProblem, read_png
 from data_pipeline.morphology import SMALLEST_SIDE, draw
 from data_pipeline.phase import Phase
+from data_pipeline.pixels import LARGEST_TOTAL
 
 RECIPE = 1  # raise it whenever the same seed gives other pixels or labels
 UNIT = "GPa"

@@ -56,7 +56,7 @@ def read_table(path: Path) -> tuple[np.ndarray, list[str]]:
         if not line.strip():
             problems.append(f"{name} line {number}: {_SHAPE}, found an empty line. Delete the line.")
             continue
-        if number == 1 and _is_header(line[:LONGEST_LINE]):
+        if number == 1 and is_header(line[:LONGEST_LINE]):
             problems.append(f"{name} line 1: {_SHAPE}, found a header ({_shown(line)}). Delete it; the table has none.")
             continue
         values, problem = _row(line)
@@ -75,7 +75,7 @@ def read_table(path: Path) -> tuple[np.ndarray, list[str]]:
     return np.array(rows, dtype=np.float64), problems
 
 
-def _is_header(line: str) -> bool:
+def is_header(line: str) -> bool:
     """Return whether most fields are words: neither numbers nor marks of missing numbers."""
     fields = [field.strip(" \t\"'") for field in re.split("[,;\t]", line)]
     words = [field for field in fields if re.match("[^0-9+.-]", field) and not _NOT_FINITE.fullmatch(field)]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hpo.operations.backup import Backup, backup
     from hpo.operations.compute import Compute, Slurm
     from hpo.operations.connection import Connection, Services, connect, down, export_lines, up
-    from hpo.operations.data import Phase, check_data, make_data
+    from hpo.operations.data import Phase, Understanding, check_data, describe_data, make_data
     from hpo.operations.deletion import delete
     from hpo.operations.doctor import Checkup, doctor
     from hpo.operations.dry_run import Estimate, dry_run
@@ -49,7 +49,7 @@ _NAMES = {  # by the module of hpo.operations
     "backup": "Backup backup",
     "compute": "Compute Slurm",
     "connection": "Connection Services connect down export_lines up",
-    "data": "Phase check_data make_data",
+    "data": "Phase Understanding check_data describe_data make_data",
     "deletion": "delete",
     "doctor": "Checkup doctor",
     "dry_run": "Estimate dry_run",

@@ -1,12 +1,13 @@
 """`hpo data make` and `hpo data check`: labelled data sets."""
 
 import argparse
+import json
 import time
 from typing import Any
 
 from hpo import api
 from hpo.cli import terminal
-from hpo.cli.options import command, option
+from hpo.cli.options import JSON, command, flag, option
 from hpo.errors import SettingsError
 from hpo.text import duration
 
@@ -49,20 +50,21 @@ def _phases(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @command(
-    option("folder", "DIR", "folder of images and label table"),
+    option("folder", "DIR", "folder of images and labels"),
     option("--image-size", "N", "resize to N x N pixels"),
+    JSON,
+    flag("--write", "write dataset.toml as it was understood, to be edited"),
 )
 def check(options: argparse.Namespace) -> int:
-    """List everything that is wrong with a folder."""
-    data, lack, notes = api.check_data(options.folder, image_size=options.image_size)
-    height, width = data.images.shape[2:]
-    print(
-        f"{options.folder}: good. {len(data.images)} images of {width} x {height} pixels, {len(data.target_names)} "
-        f"components in {data.unit}, digest {data.digest[:8]}."
-    )
-    if lack:
-        print(f"But no study can be trained on it: {lack}.")
-        return 1
-    for note in notes:
-        print(f"Note: {note}")
-    return 0
+    """Print what hpo understands of a folder, what is doubtful, and what is wrong."""
+    from hpo.cli.understanding import show  # numpy and pandas
+
+    understood = api.check_data(options.folder, image_size=options.image_size)
+    wrong = [*understood.notes.questions, *understood.notes.errors]
+    if options.json:
+        print(json.dumps(understood.to_dict(), indent=2, ensure_ascii=False))
+        return 1 if wrong else 0
+    show(understood)
+    if options.write or understood.dataset is None:
+        print(f"{api.describe_data(understood)} was written. Edit what is not so.")  # or raises what is wrong
+    return 1 if wrong else 0

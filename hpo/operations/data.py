@@ -3,19 +3,38 @@
 from pathlib import Path
 
 from data_pipeline import dataset
-from data_pipeline.dataset import Dataset
+from data_pipeline.checks import doubts, lacks
+from data_pipeline.dataset import Understanding
+from data_pipeline.description import FILE
+from data_pipeline.errors import DatasetError
+from data_pipeline.files import write_atomically
 from data_pipeline.phase import Phase
-from data_pipeline.split import lacks, unscored
 from data_pipeline.synthesize import make as make_data
 
-__all__ = ["Phase", "check_data", "make_data"]
+__all__ = ["Phase", "Understanding", "check_data", "describe_data", "make_data"]
 
 
-def check_data(folder: Path, *, image_size: int | None = None) -> tuple[Dataset, str | None, list[str]]:
-    """Return the data set, why no study can be trained on it (None if one can), and notes about its labels.
+def check_data(folder: Path, *, image_size: int | None = None) -> Understanding:
+    """Return what hpo understands of a folder, with everything that is doubtful, to be asked, or wrong.
 
-    Raise DatasetError with everything that is wrong with the folder.
+    The data set is None if it cannot be read. Errors beside a data set say why no study can be trained on it.
     """
-    data = dataset.load(folder, image_size=image_size)
-    lack = lacks(data)
-    return data, lack, [] if lack else unscored(data)  # a set of two cells has no splits
+    understood = dataset.understand(Path(folder), image_size=image_size)
+    if (data := understood.dataset) is not None:
+        if lack := lacks(data):
+            understood.notes.errors.append(f"No study can be trained on it: {lack}.")
+        else:
+            understood.notes.doubts.extend(doubts(data))  # a set of two cells has no splits
+    return understood
+
+
+def describe_data(understood: Understanding) -> Path:
+    """Write what was understood as the folder's dataset.toml, with comments; return the file.
+
+    Raise DatasetError if the data are not understood, or such a file is there.
+    """
+    data, path = dataset.the_dataset(understood), understood.folder / FILE
+    if path.exists():
+        raise DatasetError(f"{path} is there already. Rename it if another is to be written.")
+    write_atomically(path, data.description.to_toml().encode())
+    return path

@@ -16,7 +16,6 @@ from typing import Any
 from mlflow.entities import Experiment, LoggedModel, LoggedModelStatus
 
 from data_pipeline.npz import load_npz
-from data_pipeline.split import split
 from hpo.errors import ServiceError, StudyConflict
 from hpo.operations import invariants
 from hpo.operations.connection import Connection, connect
@@ -242,7 +241,7 @@ def _data_set(reconciler: Reconciler, settings: Settings) -> Iterator[Finding]:
                 else None,
             )
             return
-    parts = split(len(dataset.images))
+    parts = dataset.split
     for close in reconciler.queue.jobs(row.name):
         if close.kind != "closing" or close.state != State.DONE or close.closing is None:
             continue

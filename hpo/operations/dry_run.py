@@ -9,8 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data_pipeline.checks import doubts
 from data_pipeline.npz import save_npz
-from data_pipeline.split import unscored
 from hpo import settings
 from hpo.errors import ServiceError
 from hpo.operations.compute import Compute
@@ -67,7 +67,7 @@ class Estimate:
     @property
     def notes(self) -> list[str]:
         """Sentences on what the labels lack."""
-        return unscored(self.plan.dataset)
+        return doubts(self.plan.dataset)
 
     @property
     def seconds(self) -> float:

@@ -1,6 +1,6 @@
 """Predictions for image files by a downloaded model, from weights.safetensors and spec.json alone: no pickle."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from data_pipeline.formats.limits import FormatProblem
 from data_pipeline.images import LARGEST_FILE, ImageProblem, read_png
+from data_pipeline.layout import Layout, parse
+from data_pipeline.pixels import PixelProblem
+from data_pipeline.understanding import read_like
 from hpo.errors import ModelError
 from hpo.text import utf8
 
@@ -19,8 +23,9 @@ if TYPE_CHECKING:
 def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
     """One row an image: `image` (its path), then one column per target; the unit is in `frame.attrs["unit"]`.
 
-    Raises ModelError: the folder holds no usable model; an image cannot be read, has the wrong size, or has other grey
-    values than 0 and 255 where the model knows the mechanics of two phases.
+    The images are read as those in training: by the same range, levels and colours. A path may name an array of many
+    images, as `test.npz:images`. Raises ModelError: the folder holds no usable model; an image cannot be read, has the
+    wrong size, or has other grey values than 0 and 255 where the model knows the mechanics of two phases.
     """
     from models import bundle, regressor  # torch: 4 s, so not for those who only ask for help
     from models.levels import GreyValueError
@@ -30,28 +35,65 @@ def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
         model, spec = bundle.load(folder)
     except SpecError as error:
         raise ModelError(str(error)) from error
-    channels = spec.image_shape[0]
-    if channels != 1:
-        raise ModelError(f"{folder}: expected a model of images with one grey channel, found {channels} channels.")
     if "image" in spec.target_names:
         raise ModelError(f"{folder}: a target is called image, as the column of the images' paths. Train it anew.")
-    images = [_read(Path(path), spec) for path in image_paths]
+    layout = _layout(spec)
+    named = [pair for path in image_paths for pair in _images(Path(path), spec, layout)]
+    names, images = [name for name, _ in named], [image for _, image in named]
     rows = np.zeros((len(images), len(spec.target_names)))
     for shape in {image.shape for image in images}:
         alike = [number for number, image in enumerate(images) if image.shape == shape]
         try:
-            rows[alike] = regressor.predict(model, np.stack([images[number][None] for number in alike]))
+            rows[alike] = regressor.predict(model, np.stack([images[number] for number in alike]))
         except GreyValueError as error:
-            raise ModelError(f"{', '.join(str(image_paths[number]) for number in alike[:3])}: {error}") from None
+            raise ModelError(f"{', '.join(names[number] for number in alike[:3])}: {error}") from None
     frame = pd.DataFrame(rows, columns=list(spec.target_names))
-    frame.insert(0, "image", [utf8(str(path)) for path in image_paths])
-    frame.attrs["unit"] = spec.unit
+    frame.insert(0, "image", [utf8(name) for name in names])
+    units = (layout.units if layout else None) or {}
+    frame.attrs["unit"] = spec.unit if len(set(units.values())) < 2 else ", ".join(map(": ".join, units.items()))
     return frame
 
 
-def _read(path: Path, spec: "Description") -> np.ndarray:
-    """Grey values 0..1, (height, width). The size is checked before the pixels are decoded."""
+def _layout(spec: "Description") -> Layout | None:
+    """Return how the images that the model was trained on were read; None for PNGs of the course's form."""
+    facts = spec.extra.get("data")
+    content = facts.get("layout") if isinstance(facts, dict) else None
+    problems: list[str] = []
+    layout = parse(content, "spec.json", problems) if isinstance(content, dict) else None
+    if problems:
+        raise ModelError(problems[0])
+    return layout
+
+
+def _images(path: Path, spec: "Description", layout: Layout | None) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the images of a file, or of an array in it (FILE:KEY), as (channels, height, width), with their names."""
     from models import bundle, specs
+    from models.specs import SpecError
+
+    if layout is None:
+        named = [(str(path), _read_png(path, spec))]
+    else:
+        try:
+            named = read_like(path, layout)
+        except (FormatProblem, PixelProblem) as problem:
+            raise ModelError(f"{path}: {problem}") from None
+    for name, image in named:
+        try:
+            bundle.check_shape(spec, image.shape, where=name)
+        except SpecError as error:
+            raise ModelError(str(error)) from None
+        if specs.physical(spec.model) and (between := ~np.isin(image, (0, 1))).any():
+            raise ModelError(
+                f"{name}: expected pixels of 0 and 255 alone, found {between.sum()} of {image.size} in between. The "
+                "model's last layer takes the mean grey value for the volume fraction of two phases: threshold the "
+                "image first."
+            )
+        yield name, image
+
+
+def _read_png(path: Path, spec: "Description") -> np.ndarray:
+    """Grey values 0..1, (1, height, width). The size is checked before the pixels are decoded."""
+    from models import bundle
     from models.specs import SpecError
 
     if path.exists() and not path.is_file():  # a pipe would block, a device never end
@@ -72,9 +114,4 @@ def _read(path: Path, spec: "Description") -> np.ndarray:
         raise ModelError(f"{path}: {problem}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise ModelError(f"{path}: cannot be read as an image ({error}).") from error
-    if specs.physical(spec.model) and (between := ~np.isin(grey, (0, 255))).any():
-        raise ModelError(
-            f"{path}: expected pixels of 0 and 255 alone, found {between.sum()} of {grey.size} in between. The model's "
-            "last layer takes the mean grey value for the volume fraction of two phases: threshold the image first."
-        )
-    return grey.astype(np.float32) / 255
+    return grey.astype(np.float32)[None] / 255

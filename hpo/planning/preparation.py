@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline import dataset as data_sets
+from data_pipeline.checks import lacks
 from data_pipeline.dataset import Dataset
-from data_pipeline.split import Split, lacks, split
+from data_pipeline.split import Split
 from hpo import study
 from hpo.errors import StudyError
 from hpo.planning.baselines import predictors
@@ -93,7 +94,7 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
     data = data_sets.load(folder, image_size=chosen.image_size)
     if lacking := lacks(data):
         raise StudyError(f"{folder}: {lacking}.")
-    parts = split(len(data.images))
+    parts = data.split
     if chosen.needs_symmetries() and not data.symmetries:
         raise StudyError(
             f"{folder}: nothing is known of how the targets move when an image is flipped or transposed, which "

@@ -17,7 +17,7 @@ import pandas
 from data_pipeline.dataset import Dataset
 from data_pipeline.npz import load_npz
 from data_pipeline.phase import Phase
-from data_pipeline.split import Split, split
+from data_pipeline.split import Split
 from hpo import study
 from hpo.errors import NotFound, StudyConflict
 from hpo.queue import Job, Queue, State, StudyRow
@@ -204,7 +204,7 @@ def gather(queue: Queue, tracker: Tracker, names: Sequence[str] = ()) -> Evidenc
         )
     studies = [_closed(queue, row) for row in rows]
     dataset = _dataset(tracker, rows[0])
-    parts = split(len(dataset.images))
+    parts = dataset.split
     winners = [_winner(tracker, closed, entry, dataset, parts) for closed in studies for entry in closed.ended.groups]
     unstable = {closed.row.name: ranking.diverged(closed.jobs) for closed in studies}
     winners.sort(key=lambda winner: (winner.job.number in unstable[winner.study], winner.nmse))

@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline import dataset as data_sets
-from data_pipeline.dataset import Dataset, DatasetError
+from data_pipeline.dataset import Dataset
+from data_pipeline.errors import DatasetError
 from data_pipeline.npz import load_npz, save_npz
 from hpo.errors import NotFound, ServiceError
 from hpo.files import sha256_of

@@ -7,7 +7,7 @@ import torch
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.npz import load_npz, sha256_in
-from data_pipeline.split import Split, split
+from data_pipeline.split import Split
 from hpo.study.records import TrialSpec
 from models import bundle, weights
 from models.specs import SpecError
@@ -17,7 +17,7 @@ from models.specs import SpecError
 def load_data(path: Path) -> tuple[Dataset, Split]:
     """Return the data set of a file and its split. Raise DatasetError if the file is damaged."""
     dataset = load_npz(path, sha256=sha256_in(path))
-    return dataset, split(len(dataset.images))
+    return dataset, dataset.split
 
 
 def initial_tensors(spec: TrialSpec, start: Path | None) -> dict[str, torch.Tensor] | None:

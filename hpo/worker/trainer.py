@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from data_pipeline.dataset import DatasetError
+from data_pipeline.errors import DatasetError
 from hpo.errors import disk_is_full
 from hpo.worker import protocol
 from hpo.worker.channel import Channel, serve

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,6 +115,12 @@ class _Checkpoints:
         self._send(protocol.CheckpointWritten(path=path, epoch=self.newest, sha256=sha256))
 
 
+def _reading(dataset: Dataset) -> dict[str, Any]:
+    """Return how images are read for the model, if not in the form of the course."""
+    layout = dataset.description.layout.of_images()
+    return {"layout": layout.to_dict()} if layout.set() else {}
+
+
 def _package(
     request: protocol.Train, run: training.Training, dataset: Dataset, validation: np.ndarray, alive: Callable[[], None]
 ) -> Trained:
@@ -143,7 +150,7 @@ def _package(
             "trial": request.spec.to_json(),
             "validation": best_scores.to_dict(),
             "best_epoch": run.best_epoch,
-            "data": {"name": dataset.name, "digest": dataset.digest},
+            "data": {"name": dataset.name, "digest": dataset.digest} | _reading(dataset),
         },
     )
     gpu = inputs.gpu_name(run.device)

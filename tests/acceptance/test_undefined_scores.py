@@ -10,7 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from data_pipeline import dataset as data_sets
-from data_pipeline.split import split, unscored
+from data_pipeline.checks import doubts
+from data_pipeline.split import split
 
 STUDY = """
 [data]
@@ -43,7 +44,7 @@ def folder(tmp_path_factory):
 
 
 def test_which_scores_will_not_exist_is_said_before_anything_is_trained(folder):
-    assert unscored(data_sets.load(folder)) == [
+    assert doubts(data_sets.load(folder)) == [
         "C44: no R² in the validation split, for its labels do not vary there.",
         "C13: no MAPE in the validation split, for one of its labels there is zero.",
         "C66: no R² in the test split, for its labels do not vary there.",

@@ -15,7 +15,8 @@ import pytest
 import watched
 from PIL import Image
 
-from data_pipeline.dataset import DatasetError, load
+from data_pipeline.dataset import load
+from data_pipeline.errors import DatasetError
 from data_pipeline.npz import load_npz, save_npz
 
 MEMORY = 2**30  # bytes; without anything hostile it takes 40 MB
@@ -24,7 +25,8 @@ ROW = ",".join("1" * 10)
 
 JUDGE = """
 from pathlib import Path
-from data_pipeline.dataset import DatasetError, load
+from data_pipeline.dataset import load
+from data_pipeline.errors import DatasetError
 try:
     load(Path(sys.argv[1]))
     answer = "good"
@@ -140,9 +142,9 @@ TABLES: dict[str, tuple[Callable[[], str], str]] = {
     ),
     "20 million short lines": (lambda: "xy\n" * 20_000_000, "expected at most 100000 rows, found 20000000 lines"),
     "60 million empty lines": (lambda: "\n" * 60_000_000, "is empty"),
-    "60 MB of commas": (lambda: "," * 60_000_000, "line 1: expected 10 numbers .* found a line of 60000000 characters"),
-    "60 MB of words": (lambda: "a," * 30_000_000, "line 1: expected 10 numbers .* found a header"),
-    "60 MB of digits": (lambda: "1" * 60_000_000, "line 1: expected 10 numbers .* found a line of 60000000 characters"),
+    "60 MB of commas": (lambda: "," * 60_000_000, "line 1: expected at most 65536 characters, found 60000000"),
+    "60 MB of words": (lambda: "a," * 30_000_000, "line 1: expected at most 65536 characters, found 60000000"),
+    "60 MB of digits": (lambda: "1" * 60_000_000, "line 1: expected at most 65536 characters, found 60000000"),
     "60 MB in its second line": (
         lambda: ROW + "\n" + "," * 60_000_000,
         "line 2: expected 10 numbers .* found a line of 60000000 characters",

@@ -10,7 +10,7 @@ import pytest
 from places import ROOT
 
 ALLOWED = {
-    "data_pipeline": {"data_pipeline", "numpy", "pandas", "PIL", "scipy", "skfem"},
+    "data_pipeline": {"data_pipeline", "numpy", "pandas", "PIL", "pyarrow", "scipy", "skfem"},
     "models": {"models", "numpy", "torch", "torchvision", "safetensors"},
 }
 BINARY = ("os.open", "tarfile.open", "gzip.open", "Image.open", "archive.open")

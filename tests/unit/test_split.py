@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.model_selection import train_test_split
 
+from data_pipeline.checks import lacks
 from data_pipeline.dataset import DatasetError, load
-from data_pipeline.split import lacks, split
+from data_pipeline.split import split
 
 
 @pytest.mark.parametrize("n", [4, 5, 7, 10, 13, 100, 519, 520, 521, 1000])

@@ -2,12 +2,16 @@
 
 import threading
 
+import folders
+import numpy as np
 import pytest
 import records
 import torch
 
 from data_pipeline import dataset, npz
+from hpo.operations.predict import predict
 from hpo.worker import probing, protocol, training
+from models import bundle, regressor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,3 +44,45 @@ def test_a_trial_is_trained_and_measured_with_the_threads_it_asks_for(tmp_path, 
         trained[name] = training.train(request, send, threading.Event()).validation
         assert seen[protocol.EpochDone][0] == 3
     assert trained["one"] == trained["another"]
+
+
+PREDICTED = {  # case: what a user gives to `hpo predict`, and the first image of the data set that it is
+    "npy and names": ("images/cell0.npy", 0),
+    "ids": ("images/TRAIN_000003.png", 3),
+    "phases": ("micrographs/m5.png", 5),
+    "hdf5": ("data.h5:/val/images", 25),
+    "text": ("images.txt", 0),
+    "tiff and excel": ("scans/scan_4.tif", 4),
+    "numbered": ("0001_a.png", 0),
+    "course with header": ("7_cell.png", 7),
+    "simulations": ("steps/sim1_step0.png", 6),
+    "permeability": ("rock_2.bmp", 2),
+    "train and test": ("test.npz:images", 0),
+}
+
+
+@pytest.mark.parametrize("case", PREDICTED)
+def test_a_model_predicts_the_same_from_the_folder_as_from_the_data_set(tmp_path, case):
+    folders.CASES[case](tmp_path)
+    data = dataset.load(tmp_path)
+    npz.save_npz(data, tmp_path / "set.npz")
+    request = protocol.Train(
+        spec=records.spec(
+            model={"family": "cnn", "filters": 2, "kernel_size": 3, "dropout": 0.0},
+            training={"epochs": 1, "threads": 1},
+        ),
+        data=tmp_path / "set.npz",
+        checkpoint=None,
+        start=None,
+        folder=tmp_path / "trial",
+        cache=tmp_path / "cache",
+        device="cpu",
+        checkpoint_interval=60.0,
+    )
+    training.train(request, lambda message: None, threading.Event())
+    model, _ = bundle.load(tmp_path / "trial" / "model")
+    given, index = PREDICTED[case]
+    frame = predict(tmp_path / "trial" / "model", [tmp_path / given])
+    assert tuple(frame.columns) == ("image", *data.target_names)
+    expected = regressor.predict(model, data.images[index : index + 1])
+    assert np.allclose(frame[list(data.target_names)].to_numpy()[:1], expected, rtol=1e-5)

@@ -1,0 +1,62 @@
+"""The split of a data set whose folder says something about it: by group, as given, or as in the set it extends."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipeline.split import SEED, Split, split
+
+
+class SplitProblem(ValueError):
+    """The split that the data ask for does not exist; the message says why."""
+
+
+def by_group(groups: Sequence[str]) -> Split:
+    """Return the source's split of the groups, in the order in which they first occur, as images. No group is on two
+    sides. Raise SplitProblem for fewer than four groups."""
+    names = list(dict.fromkeys(groups))
+    if len(names) < 4:
+        raise SplitProblem(f"expected at least 4 groups, found {len(names)}: {', '.join(names[:3])}.")
+    parts = split(len(names))
+    place = {name: index for index, name in enumerate(names)}
+    numbers = np.array([place[group] for group in groups])
+    return Split(*(np.flatnonzero(np.isin(numbers, part)) for part in (parts.train, parts.validation, parts.test)))
+
+
+def given(parts: Sequence[str], groups: Sequence[str] | None) -> Split:
+    """Return the split of images that name their part; validation, if none does, is drawn from the training images,
+    whole groups if there are any. Raise SplitProblem if a part is missing, or a group is on two sides."""
+    words = np.array(parts)
+    train, validation, test = (np.flatnonzero(words == part) for part in ("training", "validation", "test"))
+    if not len(train) or not len(test):
+        raise SplitProblem("expected images for training and for test, found none of one of them.")
+    labels = np.array(groups if groups is not None else range(len(parts))).astype(str)
+    if not len(validation):
+        names = np.array(list(dict.fromkeys(labels[train])))
+        order = np.random.RandomState(SEED).permutation(len(names))
+        drawn = names[order[: max(1, round(0.15 / 0.85 * len(names)))]]
+        is_drawn = np.isin(labels[train], drawn)
+        train, validation = train[~is_drawn], train[is_drawn]
+        if not len(train):
+            raise SplitProblem("expected more than one group for training and validation.")
+    sides = [set(labels[part].tolist()) for part in (train, validation, test)]
+    if shared := sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]:
+        raise SplitProblem(f"the group {sorted(shared)[0]} is on two sides of the given split.")
+    return Split(train, validation, test)
+
+
+def extending(keys: Sequence[bytes], earlier: Sequence[bytes], parts: Split) -> Split:
+    """Return the split of images, each with a key of its pixels, of which those of an earlier data set stay on their
+    side, and the others are split among themselves. Raise SplitProblem if an earlier image is missing."""
+    place = {key: index for index, key in enumerate(keys)}
+    if missing := sum(key not in place for key in earlier):
+        raise SplitProblem(f"expected all {len(earlier)} images of the data set it extends, {missing} are missing.")
+    old = set(earlier)
+    new = np.array([index for index, key in enumerate(keys) if key not in old], dtype=np.int64)
+    more = split(len(new)) if len(new) >= 4 else Split(new, new[:0], new[:0])
+    sides = []
+    for before, after in ((parts.train, more.train), (parts.validation, more.validation), (parts.test, more.test)):
+        kept = {earlier[index] for index in before.tolist()}
+        stays = [index for index, key in enumerate(keys) if key in kept]
+        sides.append(np.sort(np.concatenate([np.array(stays, dtype=np.int64), new[after] if len(new) >= 4 else after])))
+    return Split(*sides)

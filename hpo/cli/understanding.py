@@ -1,0 +1,64 @@
+"""The text of `hpo data check`."""
+
+import textwrap
+
+from data_pipeline.dataset import Dataset, Understanding
+from data_pipeline.split import SMALLEST
+from hpo.text import utf8
+
+WIDTH = 80  # columns
+PAIRS = 5  # that are printed
+
+
+def show(understood: Understanding) -> None:
+    """Print what was understood, what is doubtful, and why nothing can be trained on it although it can be read."""
+    if understood.dataset is not None:
+        _show(understood, understood.dataset)
+    for note in understood.notes.doubts:
+        _print(f"Note: {note}")
+    for error in understood.notes.errors if understood.dataset is not None else []:
+        _print(error)
+
+
+def _show(understood: Understanding, data: Dataset) -> None:
+    height, width = data.images.shape[2:]
+    layout, count = data.description.layout, len(data.images)
+    _print(f"{understood.folder}: good. {count} images of {width} x {height} pixels, digest {data.digest[:8]}.")
+    pattern = ", ".join(layout.images or ("r_*.png",))
+    channels = f"{data.images.shape[1]} channel{'s' if data.images.shape[1] > 1 else ''}"
+    _line("images", f"{pattern}; {channels}, {layout.levels or 'grey'}; pixels: {understood.greys}")
+    if layout.table:
+        _line("table", ", ".join(layout.table))
+    for remark in understood.notes.remarks:
+        _line("", remark)
+    pairs = list(zip(data.names, understood.rows, strict=True))[:PAIRS]
+    for label, (image, row) in zip(["pairs"] + [""] * PAIRS, pairs, strict=False):
+        _line(label, f"{utf8(image)} - {row}")
+    print(f"  targets  {'':18} {'':10} {'mean':>9} {'spread':>9} {'lowest':>9} {'highest':>9}")
+    for name, column in zip(data.target_names, data.targets.T, strict=True):
+        unit = (layout.units or {}).get(name, data.unit)
+        numbers = [column.mean(), column.std(), column.min(), column.max()]
+        print(f"{'':10} {name:18.18} {unit:10.10}" + "".join(f" {number:9.4g}" for number in numbers))
+    if understood.groups:
+        _line("groups", f"{len(set(understood.groups))}, of which none is on two sides of the split")
+    if count >= SMALLEST:
+        parts = data.split
+        _line("split", f"{len(parts.train)} training, {len(parts.validation)} validation, {len(parts.test)} test")
+
+
+def _line(label: str, text: str) -> None:
+    _print(text, initial_indent=f"  {label:8} ", subsequent_indent=" " * 11)
+
+
+def _print(text: str, initial_indent: str = "", subsequent_indent: str = "") -> None:
+    """Print a text in lines of at most WIDTH columns; a word of its own that is longer stays whole."""
+    print(
+        textwrap.fill(
+            text,
+            WIDTH,
+            break_long_words=False,
+            break_on_hyphens=False,
+            initial_indent=initial_indent,
+            subsequent_indent=subsequent_indent,
+        )
+    )

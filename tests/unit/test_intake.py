@@ -1,0 +1,321 @@
+"""Folders as people have them are understood as a colleague would, or end in a question or an error with its remedy."""
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import folders
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.components import COMPONENTS, SYMMETRIES
+from data_pipeline.dataset import Understanding, load, understand
+from data_pipeline.npz import load_npz, save_npz
+from data_pipeline.split import split
+from hpo.cli.main import main
+
+
+def good(folder: Path) -> Understanding:
+    understood = understand(folder)
+    assert (understood.notes.questions, understood.notes.errors) == ([], [])
+    return understood
+
+
+def write(folder: Path, text: str) -> None:
+    (folder / "dataset.toml").write_text(text)
+
+
+# --- the forms in which people have their data ---
+
+SHAPES = {  # case: images, targets
+    "npy and names": ((24, 1, 65, 65), ("E_eff",)),
+    "ids": ((20, 1, 256, 256), ("hardness",)),
+    "phases": ((24, 5, 16, 16), ("YS",)),
+    "hdf5": ((30, 1, 16, 16), ("C11", "C12", "C13", "C22", "C23", "C33")),
+    "text": ((24, 1, 28, 28), tuple(f"column {number}" for number in range(2, 14))),
+    "tiff and excel": ((24, 1, 16, 16), ("porosity",)),
+    "numbered": ((24, 1, 16, 16), ("E",)),
+    "course with header": ((24, 1, 16, 16), COMPONENTS),
+    "simulations": ((36, 1, 16, 16), ("E",)),
+    "permeability": ((24, 1, 16, 16), ("k",)),
+    "train and test": ((30, 1, 16, 16), ("E",)),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_a_folder_is_understood_without_a_word_about_it(case, tmp_path, capsys, monkeypatch):
+    folders.CASES[case](tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "check", ".", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    shape, targets = SHAPES[case]
+    assert (facts["images"], facts["channels"], *facts["size"]) == shape
+    assert tuple(facts["targets"]) == targets and len(facts["pairs"]) == facts["images"]
+    assert main(["data", "check", ".", "--write"]) == 0
+    assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
+    assert good(tmp_path).to_dict()["digest"] == facts["digest"]  # under the description that was written
+
+
+def test_file_names_pair_images_with_rows_in_any_order(tmp_path):
+    folders.npy_and_names(tmp_path)
+    understood = good(tmp_path)
+    data = understood.dataset
+    expected = folders.stiffness(data.images[:, 0]) * 1e9
+    assert np.allclose(data.targets[:, 0], expected, rtol=1e-6) and data.unit == "Pa"
+    assert understood.rows[0] == "labels.csv line 25"  # the table is in the reverse order
+
+
+def test_colours_of_phases_become_a_channel_each(tmp_path):
+    folders.phases(tmp_path)
+    data = good(tmp_path).dataset
+    assert (data.images.sum(axis=1) == 1).all() and set(np.unique(data.images)) == {0, 1}
+    assert sorted(data.description.layout.colours) == sorted(map(tuple, folders.PALETTE.tolist()))
+    assert data.unit == "MPa"
+
+
+def test_groups_of_a_file_give_the_split(tmp_path):
+    folders.hdf5(tmp_path)
+    data = good(tmp_path).dataset
+    sides = [{data.names[index].partition("[")[0] for index in part} for part in (data.split.train, data.split.test)]
+    assert [len(part) for part in (data.split.train, data.split.validation, data.split.test)] == [20, 5, 5]
+    assert sides == [{"data.h5:/train/images"}, {"data.h5:/test/images"}] and data.split.digest != split(30).digest
+
+
+def test_a_missing_validation_part_is_drawn_from_the_training_part(tmp_path):
+    folders.train_and_test(tmp_path)
+    data = good(tmp_path).dataset
+    assert [len(part) for part in (data.split.train, data.split.validation, data.split.test)] == [20, 4, 6]
+    assert {data.names[index].partition(":")[0] for index in data.split.test} == {"test.npz"}
+
+
+def test_no_group_is_on_two_sides_of_the_split(tmp_path):
+    folders.simulations(tmp_path)
+    understood = good(tmp_path)
+    groups = np.array(understood.groups)
+    data = understood.dataset
+    sides = [set(groups[part]) for part in (data.split.train, data.split.validation, data.split.test)]
+    assert list(map(len, sides)) == [4, 1, 1] and len(set.union(*sides)) == 6
+
+
+def test_the_split_travels_with_the_data(tmp_path):
+    folders.simulations(tmp_path)
+    data = load(tmp_path)
+    save_npz(data, tmp_path / "set.npz")
+    assert load_npz(tmp_path / "set.npz").split.digest == data.split.digest != split(36).digest
+
+
+def test_sixteen_bits_survive_the_way_through_the_file(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (24, 8, 8)).astype(np.uint16)
+    folders.pictures(tmp_path, [f"{row}.tif" for row in range(24)], pixels)
+    (tmp_path / "t.csv").write_text("no,E\n" + "".join(f"{row},{row**2}\n" for row in range(24)))
+    data = good(tmp_path).dataset
+    low, high = data.description.layout.range
+    assert np.allclose(data.images[:, 0] * (high - low) + low, pixels, atol=0.01)
+    save_npz(data, tmp_path / "set.npz")
+    assert np.array_equal(load_npz(tmp_path / "set.npz").images, data.images)
+    assert load_npz(tmp_path / "set.npz").digest == data.digest
+
+
+@pytest.mark.parametrize("name", ["{:04d}_a.png", "{}.png", "cell_{}.png", "{}_x.tif"])
+def test_a_column_of_numbers_pairs_with_the_numbers_in_names(tmp_path, name):
+    folders.numbered(tmp_path, name)
+    understood = good(tmp_path)
+    assert "number in the image's name = Image no. +1" in understood.notes.remarks
+    assert [row.split()[-1] for row in understood.rows[:3]] == ["2", "3", "4"]
+    assert understood.dataset.names[:2] == (name.format(1), name.format(2))
+
+
+@pytest.mark.parametrize("form", folders.EXPORTS)
+def test_an_export_of_excel_is_read(tmp_path, form):
+    values = folders.export(tmp_path, form)
+    data = good(tmp_path).dataset
+    assert np.array_equal(data.targets[:, 0], values)
+    assert (data.target_names, data.unit) == (("Härte",), "MPa")
+
+
+def test_the_courses_columns_under_a_header_are_the_courses_data(tmp_path):
+    values = folders.course_with_header(tmp_path)
+    data = good(tmp_path).dataset
+    assert np.array_equal(data.targets, values[:, ::-1]) and data.symmetries == SYMMETRIES
+    rows = [",".join([str(row + 1), *map(repr, line[::-1])]) for row, line in enumerate(values.tolist())]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    assert load(tmp_path).digest == data.digest
+
+
+def test_units_may_differ_from_target_to_target(tmp_path):
+    folders.permeability(tmp_path)
+    digest = load(tmp_path).digest
+    write(tmp_path, 'units = {k = "mD"}')
+    assert (load(tmp_path).unit, load(tmp_path).digest == digest) == ("mD", False)
+    table = (tmp_path / "k.tsv").read_text().splitlines()
+    lines = [f"{line}\t{len(line) + row}" for row, line in enumerate(table[1:])]
+    (tmp_path / "k.tsv").write_text("\n".join([f"{table[0]}\tE [GPa]", *lines]))
+    assert load(tmp_path).unit == "their own units"
+    assert load(tmp_path).description.layout.units == {"k": "mD", "E": "GPa"}
+
+
+def test_the_description_that_is_written_says_what_was_understood(tmp_path, capsys):
+    folders.phases(tmp_path)
+    main(["data", "check", str(tmp_path), "--write"])
+    content = tomllib.loads((tmp_path / "dataset.toml").read_text())
+    assert content["match"] == {"column": "image"} and content["units"] == {"YS": "MPa"}
+    assert content["levels"] == "phases" and content["images"] == ["micrographs/*.png"]
+    assert main(["data", "check", str(tmp_path), "--write"]) == 1
+    assert "dataset.toml is there already" in capsys.readouterr().err
+
+
+# --- what is not clear is asked ---
+
+
+def question(folder: Path, text: str = "") -> str:
+    write(folder, text)
+    notes = understand(folder).notes
+    assert len(notes.questions) == 1 and not notes.errors, notes
+    return notes.questions[0]
+
+
+def test_missing_targets_are_named_and_left_out_on_request(tmp_path):
+    folders.missing(tmp_path)
+    asked = question(tmp_path)
+    assert asked.startswith("Targets are missing in 8 rows: targets.csv line 2,")
+    assert asked.endswith('Add to dataset.toml: missing = "drop"')
+    write(tmp_path, 'missing = "drop"')
+    assert good(tmp_path).dataset.targets.shape == (16, 40)
+
+
+def test_images_are_never_paired_by_their_order_unless_asked_for(tmp_path):
+    folders.pictures(tmp_path, [f"{letter}.png" for letter in "dbca"], folders.cells(4) * 255)
+    (tmp_path / "t.csv").write_text("E\n1.5\n2.5\n3.5\n9.5\n")
+    assert 'match = "row"' in question(tmp_path)
+    write(tmp_path, 'match = "row"')
+    assert good(tmp_path).dataset.names == ("a.png", "b.png", "c.png", "d.png")
+
+
+def test_columns_that_disagree_about_the_pairing_are_asked_about(tmp_path):
+    folders.pictures(tmp_path, [f"{row}.png" for row in range(4)], folders.cells(4) * 255)
+    (tmp_path / "t.csv").write_text("a,b,E\n0,3,1.5\n1,2,2.5\n2,1,3.5\n3,0,9.5\n")
+    asked = question(tmp_path)
+    assert 'match = {column = "a"}' in asked and 'match = {column = "b"}' in asked
+    write(tmp_path, 'match = {column = "b"}')
+    assert good(tmp_path).dataset.targets[:, 0].tolist() == [9.5, 3.5, 2.5, 1.5]
+
+
+def test_two_folders_of_images_or_two_tables_are_asked_about(tmp_path):
+    for name in ("raw", "masks"):
+        folders.pictures(tmp_path / name, [f"{row}.png" for row in range(4)], folders.cells(4) * 255)
+    (tmp_path / "t.csv").write_text("file,E\n" + "".join(f"{row},{row**2}\n" for row in range(4)))
+    assert 'images = "masks/*.png"  or  images = "raw/*.png"' in question(tmp_path)
+    shutil.copy(tmp_path / "t.csv", tmp_path / "u.csv")
+    assert 'table = "t.csv"  or  table = "u.csv"' in question(tmp_path, 'images = "raw/*.png"')
+    write(tmp_path, 'images = "raw/*.png"\ntable = "u.csv"')
+    assert good(tmp_path).dataset.names[0] == "raw/0.png"
+
+
+def test_commas_that_may_mean_two_things_are_asked_about(tmp_path):
+    folders.pictures(tmp_path, [f"p{row}.png" for row in range(4)], folders.cells(4) * 255)
+    (tmp_path / "t.csv").write_text("file;E\n" + "".join(f"p{row};1,{row}25\n" for row in range(4)))
+    assert 'decimal = ","  or  decimal = "."' in question(tmp_path)
+    for mark, first in ((",", 1.025), (".", 1025.0)):
+        write(tmp_path, f"decimal = '{mark}'")
+        assert good(tmp_path).dataset.targets[0, 0] == first
+
+
+def test_an_array_whose_axes_are_all_alike_is_asked_about(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).uniform(size=(12, 12, 12)))
+    (tmp_path / "t.csv").write_text("E\n" + "".join(f"{row**2}\n" for row in range(12)))
+    assert 'axes = "nhw"  or  axes = "hwn"' in question(tmp_path)
+    write(tmp_path, 'axes = "hwn"')
+    assert np.isclose(good(tmp_path).dataset.images[3, 0, 1, 2], np.load(tmp_path / "x.npy")[1, 2, 3])
+
+
+# --- what is wrong is said, with where and what to do ---
+
+
+def wrong(folder: Path, text: str = "") -> list[str]:
+    if text:
+        write(folder, text)
+    understood = understand(folder)
+    assert understood.dataset is None and not understood.notes.questions
+    return understood.notes.errors
+
+
+def test_what_does_not_pair_is_counted_and_named(tmp_path):
+    folders.permeability(tmp_path)
+    (tmp_path / "rock_3.bmp").unlink()
+    Image.fromarray(folders.cells(1)[0]).save(tmp_path / "rock_77.bmp")
+    Image.fromarray(folders.cells(1)[0]).save(tmp_path / "rock_5.png")
+    lines = (tmp_path / "k.tsv").read_text().splitlines()
+    (tmp_path / "k.tsv").write_text("\n".join([*lines, lines[8]]))
+    text = "\n".join(wrong(tmp_path))
+    assert "1 image without a row: rock_77.bmp. Add the row" in text
+    assert "row without an image: k.tsv line 5" in text or "rows without an image: k.tsv line 5" in text
+    assert "names that several images or rows have: rock_7, rock_5" in text
+
+
+def test_forty_images_without_a_row_are_one_message(tmp_path):
+    folders.numbered(tmp_path)
+    for row in range(40):
+        Image.fromarray(folders.cells(1)[0]).save(tmp_path / f"{row + 100}_b.png")
+    assert wrong(tmp_path) == [
+        "40 images without a row: 100_b.png, 101_b.png, 102_b.png, 103_b.png, 104_b.png, and 35 more. "
+        "Add the rows, or remove the images."
+    ]
+
+
+def test_a_word_among_the_numbers_is_named_with_its_line(tmp_path):
+    folders.permeability(tmp_path)
+    table = (tmp_path / "k.tsv").read_text().splitlines()
+    table[6] = "rock_5\tbroken"
+    (tmp_path / "k.tsv").write_text("\n".join(table))
+    assert wrong(tmp_path) == ["k.tsv line 7: k [m²]: expected a number, found 'broken'. Correct it."]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('images = "../*.png"', "images: expected a file or pattern in this folder"),
+        ('images = "none/*.png"', "images: expected files such as none/*.png, found none."),
+        ('table = "none.csv"', "table: expected the file none.csv, found none."),
+        ('match = {column = "nmae"}', "match: no column is called nmae. There are: rock, k [m²]."),
+        ('match = {column = "k"}', "match: no column is called k."),
+        ('match = "sorted"', 'match: expected {column = "…"}, {number = "…"} or "row", found \'sorted\'.'),
+        ('targets = ["E"]', "no column is called E. There are: rock, k [m²]."),
+        ('units = {E = "Pa"}', "units: no target is called E. There are: k."),
+        ('levels = "gray"', 'levels: expected "grey", "rgb" or "phases", found \'gray\'.'),
+        ("range = [5, 1]", "range: expected [lowest, highest], found [5, 1]."),
+        ("range = [0, 100]", "images: expected pixels from 0 to 100, found 0 to 255."),
+        ('levels = "phases"\ncolours = [0, 128]', "images: expected one of the 2 phases' colours, found [255]"),
+        ('split = "rock"', "k.tsv line 2: rock: expected training, validation or test, found 'rock_0'."),
+        ('group = "batch"', "no column is called batch. There are: rock, k [m²]."),
+    ],
+)
+def test_a_key_that_does_not_fit_the_folder_says_so(tmp_path, text, message):
+    folders.permeability(tmp_path)
+    assert message in wrong(tmp_path, text)[0]
+
+
+def test_a_folder_of_something_else_says_what_was_expected(tmp_path):
+    (tmp_path / "notes.docx").write_text("hello")
+    assert (
+        "expected images (png, jpg, tif, bmp, gif, npy, npz, h5, mat, txt) and a table, found .docx"
+        in wrong(tmp_path)[0]
+    )
+
+
+def test_images_of_two_sizes_are_counted_and_resized_on_request(tmp_path):
+    folders.permeability(tmp_path)
+    Image.fromarray(folders.cells(1, 32)[0] * 255).save(tmp_path / "rock_0.bmp")
+    assert "32 x 32 (1, such as rock_0.bmp), 16 x 16 (23, such as rock_1.bmp)" in wrong(tmp_path)[0]
+    assert load(tmp_path, image_size=8).images.shape == (24, 1, 8, 8)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
+def test_a_black_and_white_picture_of_any_mode_gives_the_same_images(tmp_path, mode):
+    folders.numbered(tmp_path)
+    expected = load(tmp_path)
+    for path in tmp_path.glob("*.png"):
+        with Image.open(path) as image:
+            image.convert(mode).save(path)
+    assert np.array_equal(load(tmp_path).images, expected.images)
