@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hpo.errors import SettingsError
+from hpo.files import PRIVATE, write_atomically
 
 VARIABLES = {  # what each key stands for
     "database_url": "HPO_DATABASE_URL",
@@ -57,7 +58,7 @@ def read(path: Path) -> dict[str, str]:
 
 def write(path: Path, values: Mapping[str, str]) -> None:
     """Write the file for its owner only, whole or not at all."""
-    write_private(path, content(values))
+    write_atomically(path, content(values).encode(), mode=PRIVATE)
 
 
 def content(values: Mapping[str, str]) -> str:
@@ -79,14 +80,3 @@ def server_users(*, database: str, admin: str, password: str) -> str:
         f"admin_username = {admin}\nadmin_password = {password}\n"
         "auth_cache_ttl_seconds = 60\n"  # a password's hash takes a tenth of a second, and a worker asks often
     )
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file of mode 0600, whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    new.replace(path)

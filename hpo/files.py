@@ -4,7 +4,19 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from data_pipeline.files import write_atomically
+from data_pipeline.files import PRIVATE, new_file, sync, write_atomically
+
+__all__ = [
+    "PRIVATE",
+    "is_plain",
+    "listed",
+    "new_file",
+    "sha256_of",
+    "sha256_of_files",
+    "sync",
+    "write",
+    "write_atomically",
+]
 
 
 def sha256_of(path: Path) -> str:

@@ -28,7 +28,7 @@ import psycopg
 import sqlalchemy
 
 from hpo.errors import BackupError, NotFound, ServiceError, disk_is_full
-from hpo.files import sha256_of
+from hpo.files import PRIVATE, new_file, sha256_of, sync
 from hpo.operations.connection import connect
 from hpo.queue import SCHEMA_VERSION, Queue, State, postgres_url
 from hpo.services import daemon, postgres
@@ -128,7 +128,7 @@ def write(of: Place, target: Path, report: Report) -> dict[str, Any]:
             _scratch(target) as scratch,
         ):
             whole = scratch / "whole"
-            with _private(whole) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+            with new_file(whole, mode=PRIVATE) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
                 manifest = _write(of, _Archive(tar), store, scratch, report)
             _put(whole, target)
     except Exception as error:
@@ -139,9 +139,7 @@ def write(of: Place, target: Path, report: Report) -> dict[str, Any]:
         raise
     finally:
         queue.close()
-    folder = os.open(target.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    sync(target.parent)
     return manifest
 
 
@@ -322,15 +320,6 @@ def _dump(url: str, snapshot: str, file: Path) -> None:
     options = ("--format=plain", "--no-owner", "--no-privileges", "--no-comments", "--compress=gzip")
     mark = f"--exclude-table={MARK}"  # an interrupted restore is none of the copy's business
     run("pg_dump", url, f"--snapshot={snapshot}", *options, mark, f"--file={file}")
-
-
-@contextmanager
-def _private(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that only we can read, on the disk when it is closed."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 # Databases

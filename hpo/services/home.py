@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hpo import credentials
 from hpo.errors import ServiceError
+from hpo.files import PRIVATE, write_atomically
 from hpo.ownership import other_user, require_ours
 
 LOOPBACK = "127.0.0.1"
@@ -98,7 +98,7 @@ def serving(path: Path) -> Home | None:
 def write(home: Home) -> None:
     """Remember `home`, whole or not at all."""
     file = home.services / "state.json"
-    credentials.write_private(file, json.dumps(_plain(home), indent=2))
+    write_atomically(file, json.dumps(_plain(home), indent=2).encode(), mode=PRIVATE)
 
 
 def settle(path: Path, report: Callable[[str], object], stop: Callable[[Home], object]) -> Home:

@@ -20,6 +20,7 @@ import psutil  # type: ignore[import-untyped]
 
 from hpo import credentials, ownership
 from hpo.errors import ServiceError
+from hpo.files import PRIVATE, write_atomically
 from hpo.services import daemon, postgres
 from hpo.services.home import Home, write
 
@@ -192,9 +193,10 @@ def _prepare_users(home: Home, environment: dict[str, str]) -> None:
     """Write the server's two files of secrets, and have its users be there. ServiceError if that fails."""
     environment_file, users_file = _environment_file(home), _users_file(home)
     content = credentials.server_variables(database=postgres.url(home, "mlflow"), key=home.access[KEY])
-    credentials.write_private(environment_file, content)
+    write_atomically(environment_file, content.encode(), mode=PRIVATE)
     database, password = postgres.url(home, "mlflow_users"), home.access[ADMIN]
-    credentials.write_private(users_file, credentials.server_users(database=database, admin=ADMIN, password=password))
+    users = credentials.server_users(database=database, admin=ADMIN, password=password)
+    write_atomically(users_file, users.encode(), mode=PRIVATE)
     made = subprocess.run(
         [sys.executable, *PREPARE, str(environment_file)],
         input=home.access[USER],

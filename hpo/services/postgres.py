@@ -17,6 +17,7 @@ import psycopg
 from psycopg import sql
 
 from hpo.errors import ServiceError
+from hpo.files import PRIVATE, new_file, sync
 from hpo.services import daemon
 from hpo.services.home import LOOPBACK, Home, write
 
@@ -245,8 +246,8 @@ def _initialise(home: Home, binaries: Path, life: int) -> None:
     shutil.rmtree(new, ignore_errors=True)
     password.unlink(missing_ok=True)
     new.mkdir(mode=0o700)
-    with os.fdopen(os.open(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
-        stream.write(home.password)
+    with new_file(password, mode=PRIVATE) as file:
+        file.write(home.password.encode())
     if user := daemon.as_user(_user()):
         for path in (new, password):
             os.chown(path, user["user"], user["group"])
@@ -259,9 +260,7 @@ def _initialise(home: Home, binaries: Path, life: int) -> None:
     if made.returncode:
         raise ServiceError(f"Postgres could not make its database in {home.data}:\n{made.stdout}{made.stderr}")
     new.rename(home.data)
-    folder = os.open(home.data.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    sync(home.data.parent)
 
 
 def _check_version(home: Home) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hpo import credentials
+from hpo.files import PRIVATE, new_file
 
 OWNERS = {"queue": ("hpo", "hpo_queue"), "mlflow": ("mlflow", "mlflow"), "users": ("mlflow_users", "mlflow_users")}
 NAMES = ("mlflow:5000", "localhost:5000", "127.0.0.1:5000")  # what the MLflow server is called in the compose network
@@ -42,8 +43,8 @@ def main() -> int:
     names = [*NAMES, *([options.name, f"{options.name}:443"] if options.name else [])]
     origins = [f"https://{options.name}"] if options.name else ["http://localhost:5000"]
     user = f"{os.geteuid()}:{os.getegid()}"
-    with os.fdopen(os.open(written[1], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
-        stream.write(f"HPO_HOSTS={','.join(names)}\nHPO_ORIGINS={','.join(origins)}\nHPO_USER={user}\n")
+    with new_file(written[1], mode=PRIVATE) as file:
+        file.write(f"HPO_HOSTS={','.join(names)}\nHPO_ORIGINS={','.join(origins)}\nHPO_USER={user}\n".encode())
     print(f"Made {folder}/ (passwords; keep it out of backups that others read) and {written[1]} (settings).")
     return 0
 
