@@ -13,7 +13,7 @@ PRIVATE = 0o600  # mode of a file that only its owner may read
 
 @contextmanager
 def new_file(path: Path, *, mode: int = 0o666) -> Iterator[IO[bytes]]:
-    """Open a file that must not exist yet, not even as somebody else's link. Closed, it is on the disk; failed, gone."""
+    """Open a file that must not exist yet, not even as a link. When closed it is on the disk; after an error, gone."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         try:
             yield file
