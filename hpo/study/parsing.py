@@ -10,8 +10,7 @@ from hpo.study.space import Choices, Interval, is_number, second_values
 from hpo.study.specification import BEST, DEFAULT_DATA, SAMPLERS, Study
 from models import specs
 
-# By pruner, its settings and their defaults: all whole numbers of at least 1.
-PRUNERS: dict[str, dict[str, int]] = {
+PRUNERS: dict[str, dict[str, int]] = {  # settings of each pruner with their defaults
     "none": {},
     "median": {"startup_trials": 5, "warmup_epochs": 10},
     "successive-halving": {"min_epochs": 10, "reduction_factor": 3},
@@ -19,20 +18,24 @@ PRUNERS: dict[str, dict[str, int]] = {
 }
 
 
-KEYS: dict[str, tuple[str, ...]] = {
-    "": (
-        *("description", "seed", "repeats", "starts_from", "best_of", "points", "report_by"),
-        *("data", "model", "sampler", "pruner", "space", "start", "training", "claims"),
-    ),
-    "data": ("path", "image_size"),
-    "sampler": ("name", "trials", "multivariate"),
-    "pruner": ("name", *dict.fromkeys(key for settings in PRUNERS.values() for key in settings)),
+KEYS: dict[str, dict[str, Any]] = {  # by table: the default of each key, or its type if it has none
+    "": {
+        **{"description": "", "seed": 0, "repeats": 1, "starts_from": str, "best_of": str, "points": int},
+        **{"report_by": [], "data": {}, "model": {}, "sampler": {}, "pruner": {}, "space": {}, "start": []},
+        **{"training": {}, "claims": object},
+    },
+    "data": {"path": DEFAULT_DATA, "image_size": int},
+    "sampler": {"name": "grid", "trials": int, "multivariate": False},
+    "pruner": {"name": "none", **dict.fromkeys((key for settings in PRUNERS.values() for key in settings), int)},
 }
-
-
-TABLES = ("data", "model", "sampler", "pruner", "space", "training")
-
-
+TABLES = tuple(key for key, default in KEYS[""].items() if default == {})
+OPTIONS = {"sampler.name": SAMPLERS, "pruner.name": tuple(PRUNERS)}
+RANGES = {  # of whole numbers, both ends included
+    **{f"pruner.{key}": (1, 10**7) for key in KEYS["pruner"] if key != "name"},
+    **{"pruner.reduction_factor": (2, 10**7), "sampler.trials": (1, 100_000), "points": (1, 100_000)},
+    **{"seed": (0, 2**32 - 1), "repeats": (1, 1000)},
+}
+TYPES = {str: "text in quotes", int: "a whole number", bool: "true or false", list: "a list", dict: "a table"}
 SEQUENCE_KEYS = ("description", "sequence", "claims")
 
 
@@ -41,54 +44,34 @@ BEST_KEYS = ("description", "seed", "repeats", "best_of", "points", "training", 
 
 
 def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *, overridden: bool) -> Study:
-    check_keys(label, "", table, KEYS[""])
-    data, sampler = subtable(label, table, "data"), subtable(label, table, "sampler")
-    check_keys(label, "data", data, KEYS["data"])
-    check_keys(label, "sampler", sampler, KEYS["sampler"])
-    model, training = subtable(label, table, "model"), subtable(label, table, "training")
-    space = {key: _parameter(label, key, value) for key, value in subtable(label, table, "space").items()}
-    _check_space(label, model, training, space)
+    """Return the study of a file's table, with every default written out. Raise StudyError, with `label` for the file.
 
+    `earlier`: the study that it starts from, or whose best configurations it trains.
+    """
+    file = _checked(label, "", table)
+    data, sampler = _checked(label, "data", file["data"]), _checked(label, "sampler", file["sampler"])
+    space = {key: _parameter(label, key, value) for key, value in file["space"].items()}
+    _check_space(label, file["model"], file["training"], space)
     again = "best_of" in table
-    kind = BEST if again else _one_of(label, "sampler.name", sampler.get("name", "grid"), SAMPLERS)
+    kind = BEST if again else sampler["name"]
     study = Study(
         name=name,
         overridden=overridden,
-        description=checked_value(label, "description", table.get("description", ""), str),
-        seed=checked_value(label, "seed", table.get("seed", 0), int),
-        report_by=tuple(checked_value(label, "report_by", table.get("report_by", []), list)),
-        data_path=checked_value(label, "data.path", data.get("path", DEFAULT_DATA), str),
-        image_size=None
-        if "image_size" not in data
-        else checked_value(label, "data.image_size", data["image_size"], int),
-        model=model,
+        data_path=data["path"],
+        image_size=data["image_size"],
         sampler=kind,
-        trials=_count(label, "points", table.get("points")) if again else _planned(label, kind, sampler, space),
-        multivariate=_multivariate(label, kind, sampler),
-        start=_start(label, kind, table, space),
+        trials=_needed(label, "points", file["points"]) if again else _planned(label, kind, sampler["trials"], space),
+        multivariate=sampler["multivariate"],
+        start=_start(label, kind, file["start"], space),
         space=space,
-        training=training,
-        pruner=_pruner(label, subtable(label, table, "pruner")),
-        repeats=checked_value(label, "repeats", table.get("repeats", 1), int),
+        pruner=_pruner(label, file["pruner"]),
         starts_from=None if again else earlier,
         best_of=earlier if again else None,
+        report_by=tuple(file["report_by"]),
         claims=claims.parse(label, table.get("claims", [])),
+        **{key: file[key] for key in ("description", "seed", "model", "training", "repeats")},
     )
-    if again and earlier is not None:
-        _check_seeds(label, study, earlier)
-    if "points" in table and not again:
-        raise StudyError(f"{label}: points: they are those of the study that best_of names, and there is none.")
-    if not 1 <= study.repeats <= 1000:
-        raise StudyError(f"{label}: repeats: expected 1 to 1000, found {study.repeats}.")
-    if study.repeats > 1 and study.pruner["name"] != "none":
-        raise StudyError(f"{label}: repeats and a pruner do not go together: every repeat of a point counts.")
-    if not 0 <= study.seed < 2**32:
-        raise StudyError(f"{label}: seed: expected a whole number of 0 to 2^32 - 1, found {study.seed}.")
-    if len(study.start) > study.trials:
-        raise StudyError(f"{label}: start: expected at most sampler.trials = {study.trials} points, found more.")
-    for key in study.report_by:
-        if not isinstance(key, str) or key not in space:
-            raise StudyError(f"{label}: report_by: expected parameters of [space] ({', '.join(space)}), found {key!r}.")
+    _check_together(label, table, study)
     try:  # every extreme of the space must be a network and a training that exist
         for point in (*study.corners(), *second_values(study.space), *study.start):
             study.trial(point)
@@ -98,6 +81,24 @@ def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *
     if study.starts_from is not None:
         _check_start(label, completed, study.starts_from)
     return completed
+
+
+def _check_together(label: str, table: Mapping[str, Any], study: Study) -> None:
+    """Raise StudyError if keys that are right by themselves do not go together."""
+    if study.best_of is not None:
+        _check_seeds(label, study, study.best_of)
+    elif "points" in table:
+        raise StudyError(f"{label}: points: they are those of the study that best_of names, and there is none.")
+    if study.multivariate and study.sampler != "tpe":
+        raise StudyError(f"{label}: sampler.multivariate: only \"tpe\" has it, found sampler.name = '{study.sampler}'.")
+    if study.repeats > 1 and study.pruner["name"] != "none":
+        raise StudyError(f"{label}: repeats and a pruner do not go together: every repeat of a point counts.")
+    if len(study.start) > study.trials:
+        raise StudyError(f"{label}: start: expected at most sampler.trials = {study.trials} points, found more.")
+    for key in study.report_by:
+        if not isinstance(key, str) or key not in study.space:
+            valid = ", ".join(study.space)
+            raise StudyError(f"{label}: report_by: expected parameters of [space] ({valid}), found {key!r}.")
 
 
 def _check_seeds(label: str, study: Study, earlier: Study) -> None:
@@ -135,16 +136,26 @@ def _completed(study: Study) -> Study:
 
 def _pruner(label: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """The pruner's name with all its settings."""
-    check_keys(label, "pruner", table, KEYS["pruner"])
-    name = _one_of(label, "pruner.name", table.get("name", "none"), tuple(PRUNERS))
+    name = _checked(label, "pruner", table)["name"]
     settings = {key: value for key, value in table.items() if key != "name"}
     check_keys(label, "pruner", settings, tuple(PRUNERS[name]))
-    for key, value in settings.items():
-        if checked_value(label, f"pruner.{key}", value, int) < (2 if key == "reduction_factor" else 1):
-            raise StudyError(f"{label}: pruner.{key}: expected a larger whole number, found {value}.")
-        if value > 10**7:
-            raise StudyError(f"{label}: pruner.{key}: expected at most {10**7}, found {value}.")
     return {"name": name, **PRUNERS[name], **settings}
+
+
+def _checked(label: str, where: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The value of each key that a table may have, or its default."""
+    check_keys(label, where, table, tuple(KEYS[where]))
+    values = {key: None if isinstance(default, type) else default for key, default in KEYS[where].items()}
+    for key, value in table.items():
+        full, default = f"{where}.{key}" if where else key, KEYS[where][key]
+        values[key] = checked_value(label, full, value, default if isinstance(default, type) else type(default))
+        low, high = RANGES.get(full, (None, 0))
+        if low is not None and not low <= value <= high:
+            raise StudyError(f"{label}: {full}: expected a whole number from {low} to {high}, found {value}.")
+        if full in OPTIONS and value not in OPTIONS[full]:
+            options, near = ", ".join(OPTIONS[full]), near_miss(value, OPTIONS[full])
+            raise StudyError(f"{label}: {full}: expected one of {options}, found '{value}'.{near}")
+    return values
 
 
 def check_keys(label: str, where: str, table: Mapping[str, Any], valid: Sequence[str]) -> None:
@@ -171,10 +182,11 @@ def _check_space(label: str, model: dict[str, Any], training: dict[str, Any], sp
             raise StudyError(f"{label}: '{key}' stands in [space] and in [{table}]: keep one of them.")
 
 
-def _planned(label: str, sampler: str, table: Mapping[str, Any], space: Mapping[str, Choices | Interval]) -> int:
+def _planned(label: str, sampler: str, trials: int | None, space: Mapping[str, Choices | Interval]) -> int:
+    """How many trials to plan."""
     if sampler != "grid":
-        return _count(label, "sampler.trials", table.get("trials"))
-    if "trials" in table:
+        return _needed(label, "sampler.trials", trials)
+    if trials is not None:
         raise StudyError(f"{label}: sampler.trials: a grid trains all its points: remove the key.")
     count = 1
     for key, parameter in space.items():
@@ -186,28 +198,16 @@ def _planned(label: str, sampler: str, table: Mapping[str, Any], space: Mapping[
     return count
 
 
-def _count(label: str, key: str, value: Any) -> int:
-    """How many trials to plan."""
-    trials = checked_value(label, key, value, int)
-    if not 1 <= trials <= 100_000:
-        raise StudyError(f"{label}: {key}: expected 1 to 100000, found {trials}.")
-    return int(trials)
-
-
-def _multivariate(label: str, sampler: str, table: Mapping[str, Any]) -> bool:
-    found = table.get("multivariate", False)
-    if not isinstance(found, bool):
-        raise StudyError(f"{label}: sampler.multivariate: expected true or false, found {found!r}.")
-    if found and sampler != "tpe":
-        raise StudyError(f"{label}: sampler.multivariate: only \"tpe\" has it, found sampler.name = '{sampler}'.")
-    return found
+def _needed(label: str, key: str, trials: int | None) -> int:
+    if trials is None:
+        raise StudyError(f"{label}: {key}: expected a whole number, found nothing.")
+    return trials
 
 
 def _start(
-    label: str, sampler: str, table: Mapping[str, Any], space: Mapping[str, Choices | Interval]
+    label: str, sampler: str, points: Sequence[Any], space: Mapping[str, Choices | Interval]
 ) -> tuple[dict[str, Any], ...]:
     """The points to begin with, each with all parameters of the space, in its order."""
-    points = checked_value(label, "start", table.get("start", []), list)
     if points and sampler == "grid":
         raise StudyError(f"{label}: start: a grid trains all its points: remove the key.")
     for number, point in enumerate(points):
@@ -272,17 +272,8 @@ def subtable(label: str, table: Mapping[str, Any], key: str) -> dict[str, Any]:
     return dict(checked_value(label, key, table.get(key, {}), dict))
 
 
-def _one_of(label: str, key: str, value: Any, valid: Sequence[str]) -> str:
-    found = str(checked_value(label, key, value, str))
-    if found not in valid:
-        near = near_miss(found, valid)
-        raise StudyError(f"{label}: {key}: expected one of {', '.join(valid)}, found '{found}'.{near}")
-    return found
-
-
 def checked_value(label: str, key: str, value: Any, kind: type) -> Any:
-    names = {str: "text in quotes", int: "a whole number", list: "a list", dict: "a table"}
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         found = "nothing" if value is None else repr(value)
-        raise StudyError(f"{label}: {key}: expected {names[kind]}, found {found}.")
+        raise StudyError(f"{label}: {key}: expected {TYPES[kind]}, found {found}.")
     return value
