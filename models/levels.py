@@ -24,7 +24,7 @@ def check(images: Tensor, levels: Levels) -> None:
     top = min(1.0, BRIGHTER * levels[1]) or 1.0  # 0: training saw nothing but black
     low, high = -OVERSHOOT * top, (1 + OVERSHOOT) * top
     inside = ((images >= low) & (images <= high)).all()
-    expected = f"Expected grey values from 0 to {top:g} (pixels of 8 bits / 255, as the model was trained), found"
+    expected = f"Expected grey values from 0 to {top:g} as in training, found"
     if torch.compiler.is_compiling():  # a graph cannot put numbers into a message
         whole = ((images >= low) & (images <= 255)).all()
         torch._assert_async(whole, f"{expected} values below 0, above 255 or not a number.")
