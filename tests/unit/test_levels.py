@@ -96,7 +96,9 @@ def test_valid_and_resampled_images_have_the_numbers_of_a_model_without_the_chec
 @pytest.mark.parametrize("way", WAYS)
 def test_a_model_of_dark_images_refuses_bright_ones(dark, way):
     assert np.isfinite(way(dark)(cells(2, 2 / 255))).all(), "a third phase is on the same scale"
-    with pytest.raises((GreyValueError, RuntimeError), match=r"grey values from 0 to 0\.0313725 as in training, found "):
+    with pytest.raises(
+        (GreyValueError, RuntimeError), match=r"grey values from 0 to 0\.0313725 as in training, found "
+    ):
         way(dark)(cells(2))
 
 
