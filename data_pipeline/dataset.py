@@ -37,7 +37,7 @@ class Dataset:
     target_names: tuple[str, ...]  # k
     names: tuple[str, ...]  # of the n image files
     description: Description
-    symmetries: Mapping[str, tuple[int, ...]]  # transformation of the image -> permutation of the k targets
+    symmetries: Mapping[str, tuple[int, ...]]  # move of the image -> order of the k targets, see symmetry.Order
     given_split: Split | None = None  # None: the source study's
 
     @property
@@ -50,6 +50,12 @@ class Dataset:
         """The unit of the targets; "label unit" if it is unknown, "their own units" if there are several."""
         return self.description.unit
 
+    @property
+    def is_periodic(self) -> bool:
+        """Whether the images wrap around, as the course's do."""
+        layout = self.description.layout
+        return bool(layout.periodic) or not layout.images
+
     @cached_property
     def split(self) -> Split:
         """Training, validation and test images. Raise DatasetError if there are fewer than four images."""
@@ -61,6 +67,8 @@ class Dataset:
         facts: dict[str, Any] = {"shape": self.images.shape, "targets": self.target_names, "unit": self.unit}
         if self.unit == MIXED_UNITS:
             facts["units"] = self.description.layout.units
+        if self.description.layout.symmetry:
+            facts["symmetries"] = self.symmetries
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(self.pixels().tobytes())
         digest.update(np.ascontiguousarray(self.targets, dtype="<f8").tobytes())
@@ -135,7 +143,7 @@ def understand(folder: Path, *, image_size: int | None = None) -> Understanding:
     names, targets, symmetries = columns.names, columns.targets, reading.symmetries
     if set(names) == set(COMPONENTS) and described.layout.targets is None:  # the course's under a header
         targets, names = targets[:, [names.index(name) for name in COMPONENTS]], COMPONENTS
-        symmetries = SYMMETRIES
+        symmetries = SYMMETRIES if described.layout.symmetry is None else symmetries
     layout = replace(reading.layout, targets=names)
     data = Dataset(
         images=reading.images,

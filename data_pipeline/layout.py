@@ -6,12 +6,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from data_pipeline.symmetry import MOVES
+
 MOST_TARGETS = 100
 MOST_PHASES = 16
 LEVELS = ("grey", "rgb", "phases")
 MATCHES = ("column", "number")
 
 Check = Callable[[Any], Any]  # returns the value of a key, or raises ValueError
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def _moves(value: Any) -> dict[str, dict[str, str]]:
+    if not isinstance(value, dict) or not set(value) <= set(MOVES):
+        raise ValueError
+    return {move: _by_name(_text)(changes) if changes != {} else {} for move, changes in value.items()}
 
 
 def _text(value: Any) -> str:
@@ -115,6 +129,8 @@ KEYS = {
     "colours": Key(_colours, "a list of 2 to 16 pixel values or [red, green, blue]", "of the phases, in order"),
     "missing": Key(_one_of("drop"), '"drop"', "rows in which targets are missing are left out"),
     "group": Key(_text, "a column", "its rows are never on two sides of the split"),
+    "symmetry": Key(_moves, f"tables of targets for {', '.join(MOVES)}", "of the targets when the image moves"),
+    "periodic": Key(_truth, "true or false", "whether the images wrap around"),
     "split": Key(_text, "a column", "holds training, validation or test"),
 }
 
@@ -136,6 +152,8 @@ class Layout:
     colours: tuple[tuple[int, ...], ...] | None = None
     missing: str | None = None
     group: str | None = None
+    symmetry: dict[str, dict[str, str]] | None = None
+    periodic: bool | None = None
     split: str | None = None
 
     def to_toml(self) -> list[str]:

@@ -19,6 +19,7 @@ from data_pipeline.errors import DatasetError
 from data_pipeline.files import write_atomically
 from data_pipeline.pixels import LARGEST_TOTAL
 from data_pipeline.split import Split
+from data_pipeline.symmetry import is_order
 
 _MEMBERS = {"pixels.npy": r"\|u1|<f4", "targets.npy": r"<f8", "facts.npy": r"<U\d+"}  # of the file: their types
 _SIDES = ("train", "validation", "test")
@@ -113,7 +114,7 @@ def _dataset(pixels: np.ndarray, targets: np.ndarray, text: str) -> Dataset:
     if not isinstance(facts["unit"], str) or not isinstance(facts["metadata"], dict):
         raise ValueError("a unit that is no text, or metadata that are no object")
     for order in facts["symmetries"].values():
-        if not isinstance(order, list) or sorted(order) != list(range(len(target_names))):
+        if not isinstance(order, list) or not is_order(order, len(target_names)):
             raise ValueError("a symmetry that does not permute the targets")
     n, k = len(names), len(target_names)
     if pixels.ndim != 4 or len(pixels) != n or 0 in pixels.shape or targets.shape != (n, k) or not n * k:

@@ -16,7 +16,7 @@ def by_group(groups: Sequence[str]) -> Split:
     sides. Raise SplitProblem for fewer than four groups."""
     names = list(dict.fromkeys(groups))
     if len(names) < 4:
-        raise SplitProblem(f"expected at least 4 groups, found {len(names)}: {', '.join(names[:3])}.")
+        raise SplitProblem(f"split: expected at least 4 groups, found {len(names)}: {', '.join(names[:3])}.")
     parts = split(len(names))
     place = {name: index for index, name in enumerate(names)}
     numbers = np.array([place[group] for group in groups])
@@ -29,7 +29,7 @@ def given(parts: Sequence[str], groups: Sequence[str] | None) -> Split:
     words = np.array(parts)
     train, validation, test = (np.flatnonzero(words == part) for part in ("training", "validation", "test"))
     if not len(train) or not len(test):
-        raise SplitProblem("expected images for training and for test, found none of one of them.")
+        raise SplitProblem("split: expected images for training and for test, found none of one of them.")
     labels = np.array(groups if groups is not None else range(len(parts))).astype(str)
     if not len(validation):
         names = np.array(list(dict.fromkeys(labels[train])))
@@ -38,10 +38,10 @@ def given(parts: Sequence[str], groups: Sequence[str] | None) -> Split:
         is_drawn = np.isin(labels[train], drawn)
         train, validation = train[~is_drawn], train[is_drawn]
         if not len(train):
-            raise SplitProblem("expected more than one group for training and validation.")
+            raise SplitProblem("split: expected more than one group for training and validation.")
     sides = [set(labels[part].tolist()) for part in (train, validation, test)]
     if shared := sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]:
-        raise SplitProblem(f"the group {sorted(shared)[0]} is on two sides of the given split.")
+        raise SplitProblem(f"split: the group {sorted(shared)[0]} is on two sides of the given split.")
     return Split(train, validation, test)
 
 
@@ -50,7 +50,9 @@ def extending(keys: Sequence[bytes], earlier: Sequence[bytes], parts: Split) -> 
     side, and the others are split among themselves. Raise SplitProblem if an earlier image is missing."""
     place = {key: index for index, key in enumerate(keys)}
     if missing := sum(key not in place for key in earlier):
-        raise SplitProblem(f"expected all {len(earlier)} images of the data set it extends, {missing} are missing.")
+        raise SplitProblem(
+            f"extends: expected all {len(earlier)} images of the data set it extends, {missing} are missing."
+        )
     old = set(earlier)
     new = np.array([index for index, key in enumerate(keys) if key not in old], dtype=np.int64)
     more = split(len(new)) if len(new) >= 4 else Split(new, new[:0], new[:0])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline import columns, pairing, parts, pixels, sources
+from data_pipeline import columns, pairing, parts, pixels, sources, symmetry
 from data_pipeline.columns import Columns
 from data_pipeline.formats import arrays, tables
 from data_pipeline.formats.limits import FormatProblem
@@ -233,9 +233,13 @@ def _paired(source: _Images, table: Table, labels: tuple[str, ...], stated: Layo
             return None
         images = pixels.understand(raw[chosen] if len(chosen) < len(raw) else raw, stated, notes)
         meaning = _of_rows(meaning, rows)
+        turned = symmetry.orders(stated.symmetry or {}, meaning.names)
         sides = _sides_of_split(meaning, [source.parts[index] for index in chosen] if source.parts else None)
-    except (PixelProblem, FormatProblem, parts.SplitProblem) as problem:
-        notes.errors.append(f"{'split' if isinstance(problem, parts.SplitProblem) else 'images'}: {problem}")
+    except (PixelProblem, FormatProblem) as problem:
+        notes.errors.append(f"images: {problem}")
+        return None
+    except (parts.SplitProblem, symmetry.SymmetryProblem) as problem:
+        notes.errors.append(str(problem))
         return None
     return Reading(
         layout=replace(
@@ -252,7 +256,7 @@ def _paired(source: _Images, table: Table, labels: tuple[str, ...], stated: Layo
         greys=images.greys,
         columns=meaning,
         split=sides,
-        symmetries={},
+        symmetries=turned,
     )
 
 

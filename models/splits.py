@@ -104,7 +104,7 @@ class TrainingSet:
             self._images = prepare(images)
         else:
             self._augmentation = Augmentation(moves, images.shape, device)
-            moved = [scaling.apply(labels[:, move.order]) for move in moves]
+            moved = [scaling.apply(move.moved(labels)) for move in moves]
             self._moved = torch.stack(moved).to(device)  # the targets under each symmetry, (symmetries, n, k)
 
     def shuffle(self, batch_size: int, least: int) -> list[Batch]:

@@ -1,12 +1,14 @@
 """The symmetries of a periodic cell, eight of the square and all shifts: how they change images and targets.
 
-The change of the targets comes as data: a permutation for some of the GENERATORS. Shifts change no target.
+The change of the targets comes as data: a permutation for some of the GENERATORS, in which ~i stands for the negative
+of target i. Shifts change no target.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ class Element:
 
     flips: tuple[int, ...]  # dimensions to reverse: -2 are the rows, -1 the columns
     transposed: bool
-    order: tuple[int, ...]  # the targets of the moved image are targets[..., order]
+    order: tuple[int, ...]  # target i of the moved image is targets[order[i]], or -targets[~order[i]] if order[i] < 0
 
     def move(self, images: Tensor) -> Tensor:
         """Return the images (b, c, h, w) as this symmetry moves them."""
@@ -31,7 +33,17 @@ class Element:
 
     def undo(self, targets: Tensor) -> Tensor:
         """Return the targets (b, k) of the original images, given those of the moved images."""
-        return torch.stack([targets[:, self.order.index(place)] for place in range(len(self.order))], dim=1)
+        places = [
+            (self.order.index(place if place in self.order else ~place), place) for place in range(len(self.order))
+        ]
+        columns = [targets[:, index] if place in self.order else -targets[:, index] for index, place in places]
+        return torch.stack(columns, dim=1)
+
+    def moved(self, targets: np.ndarray) -> np.ndarray:
+        """Return the targets (n, k) of the moved images, given those of the original images."""
+        places = [max(place, ~place) for place in self.order]
+        signs = np.where(np.array(self.order) < 0, -1.0, 1.0)
+        return np.asarray(targets[:, places] * signs)
 
 
 def elements(
@@ -49,7 +61,9 @@ def elements(
             "model.symmetric = false."
         )
     for name, order in generators.items():
-        if any(type(place) is not int for place in order) or sorted(order) != list(range(n_targets)):
+        if any(type(place) is not int for place in order) or sorted(max(n, ~n) for n in order) != list(
+            range(n_targets)
+        ):
             raise SpecError(f"symmetries: {name}: expected a permutation of 0 to {n_targets - 1}, found {order!r:.80}.")
     height, width = image_shape[-2:]
     if "transpose" in generators and height != width:
@@ -60,7 +74,7 @@ def elements(
         if set(names) <= generators.keys():
             order = tuple(range(n_targets))
             for name in names:
-                order = tuple(order[place] for place in generators[name])
+                order = tuple(order[place] if place >= 0 else ~order[~place] for place in generators[name])
             flips = tuple(dim for dim, used in zip((-2, -1), chosen[:2], strict=True) if used)
             moves.append(Element(flips, chosen[2], order))
     return tuple(moves)

@@ -99,7 +99,13 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
         raise StudyError(
             f"{folder}: nothing is known of how the targets move when an image is flipped or transposed, which "
             'training.augmentation and model.symmetric need: set training.augmentation = "none" and, for a periodic '
-            "network, model.symmetric = false."
+            "network, model.symmetric = false. Or state them: symmetry in dataset.toml."
+        )
+    if chosen.needs_periodic_images() and not data.is_periodic:
+        raise StudyError(
+            f"{folder}: training.augmentation shifts images, and periodic networks let them wrap around. If these "
+            "images do, add periodic = true to dataset.toml. Else choose another model, and set "
+            'training.augmentation = "none".'
         )
     if chosen.needs_phases():
         check_physics(data, folder)

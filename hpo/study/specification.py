@@ -181,6 +181,14 @@ class Study:
         """Whether it can be run only where the constants of two phases are known."""
         return any(specs.physical(specs.from_dict(self.trial(point)[0])) for point in self.corners())
 
+    def needs_periodic_images(self) -> bool:
+        """Whether it can be run only on images that wrap around."""
+        trials = [(specs.from_dict(model), training) for model, training in map(self.trial, self.corners())]
+        return any(
+            isinstance(model, specs.PeriodicSpec) or specs.training_from_dict(training).augmentation != "none"
+            for model, training in trials
+        )
+
     def needs_symmetries(self) -> bool:
         """Whether it can be run only where it is known how the targets move with the image."""
         return any(

@@ -14,6 +14,7 @@ from data_pipeline.components import COMPONENTS, SYMMETRIES
 from data_pipeline.dataset import Understanding, load, understand
 from data_pipeline.npz import load_npz, save_npz
 from data_pipeline.split import split
+from data_pipeline.symmetry import SymmetryProblem, orders
 from hpo.cli.main import main
 
 
@@ -166,6 +167,29 @@ def test_the_description_that_is_written_says_what_was_understood(tmp_path, caps
     assert "dataset.toml is there already" in capsys.readouterr().err
 
 
+def test_symmetries_are_completed_and_contradictions_refused():
+    names = ("Kxx", "Kyy", "Kxy")
+    flips = {"Kxy": "-Kxy"}
+    stated = {"flip_horizontal": flips, "flip_vertical": flips, "transpose": {"Kxx": "Kyy"}}
+    assert orders(stated, names) == {"flip_horizontal": (0, 1, ~2), "flip_vertical": (0, 1, ~2), "transpose": (1, 0, 2)}
+    with pytest.raises(SymmetryProblem, match="transpose: Kyy cannot become -Kxx and also something else"):
+        orders({"transpose": {"Kxx": "Kyy", "Kyy": "-Kxx"}}, names)
+    with pytest.raises(SymmetryProblem, match="flip_vertical contradicts the others"):
+        orders(stated | {"flip_vertical": {}}, names)
+
+
+def test_stated_symmetries_travel_with_the_data_and_change_its_digest(tmp_path):
+    folders.permeability(tmp_path)
+    plain = load(tmp_path)
+    write(tmp_path, 'periodic = true\nsymmetry = {flip_vertical = {k = "-k"}, transpose = {}}')
+    data = load(tmp_path)
+    save_npz(data, tmp_path / "set.npz")
+    again = load_npz(tmp_path / "set.npz")
+    assert again.symmetries == data.symmetries == {"flip_vertical": (~0,), "transpose": (0,)}
+    assert (plain.is_periodic, again.is_periodic) == (False, True) and not plain.symmetries
+    assert again.digest == data.digest != plain.digest
+
+
 # --- what is not clear is asked ---
 
 
@@ -288,6 +312,11 @@ def test_a_word_among_the_numbers_is_named_with_its_line(tmp_path):
         ("range = [0, 100]", "images: expected pixels from 0 to 100, found 0 to 255."),
         ('levels = "phases"\ncolours = [0, 128]', "images: expected one of the 2 phases' colours, found [255]"),
         ('split = "rock"', "k.tsv line 2: rock: expected training, validation or test, found 'rock_0'."),
+        (
+            "symmetry = {turn = {}}",
+            "symmetry: expected tables of targets for flip_horizontal, flip_vertical, transpose",
+        ),
+        ('symmetry = {transpose = {E = "k"}}', "symmetry: transpose: no target is called E. There are: k."),
         ('group = "batch"', "no column is called batch. There are: rock, k [m²]."),
     ],
 )

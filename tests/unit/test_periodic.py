@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from data_pipeline.components import COMPONENTS, SYMMETRIES, vector
+from data_pipeline import symmetry
+from data_pipeline.components import COMPONENTS, COUPLINGS, SYMMETRIES, vector
 from data_pipeline.homogenize import homogenize
 from data_pipeline.phase import Phase
 from hpo.tracking.foreign import PT2
@@ -286,6 +287,24 @@ def test_the_solver_gives_moved_images_the_labels_that_augmentation_gives_them(s
         assert torch.equal(moved[None], by_hand)
         expected = before[list(moves[number].order)]
         assert np.abs(label(moved[0].numpy() > 0.5) - expected).max() < 1e-10 * before.max(), f"seed {SEED}"
+
+
+def test_the_solver_gives_couplings_the_signs_that_a_description_states():
+    names = COMPONENTS + COUPLINGS
+    flips = {name: f"-{name}" for name in COUPLINGS}
+    swaps = {"C11": "C22", "C13": "C23", "C44": "C55", "C16": "C26"}
+    stated = symmetry.orders({"flip_horizontal": flips, "flip_vertical": flips, "transpose": swaps}, names)
+    image = np.random.default_rng(SEED).random((8, 8)).repeat(2, axis=0).repeat(2, axis=1) > 0.5
+
+    def label(pixels):
+        return vector(homogenize(pixels, matrix=Phase(3.5, 0.35), inclusion=Phase(70.0, 0.22), subdivisions=1), names)
+
+    before = label(image)
+    for move in elements(stated, (1, 16, 16), len(names)):
+        moved = move.move(torch.from_numpy(image[None, None].astype(np.float32)))[0, 0].numpy() > 0.5
+        expected = move.moved(before[None])
+        assert np.abs(label(moved) - expected[0]).max() < 1e-10 * before.max()
+        assert np.array_equal(move.undo(torch.from_numpy(expected)).numpy()[0], before)
 
 
 def test_every_symmetry_and_every_shift_is_drawn_as_often_as_every_other():
