@@ -16,6 +16,7 @@ from data_pipeline.table import LARGEST_LABEL
 
 MOST_NAMED = 5  # rows or columns in a message
 
+_NOT_IN_NAMES = re.compile(r"[^\w .:-]+")  # MLflow names metrics by the targets, and takes no other characters
 _WITH_UNIT = re.compile(r"(.*\S)\s*\[([^\[\]]+)\]")
 _GROUPS = re.compile(
     r"(?:group|simulation|sim|sample|specimen|batch|series|rve|source|material)(?:[ _]?(?:id|no\.?|name))?"
@@ -58,8 +59,8 @@ def of_array(reference: str, array: np.ndarray, n: int) -> Table:
 
 def understand(table: Table, layout: Layout, used: str, notes: Notes) -> Columns | None:
     """Return the meaning of the columns; `used` is the one that names the images. Add what is wrong to the notes."""
-    named = {column: _WITH_UNIT.fullmatch(column) for column in map(str, table.cells)}
-    columns = {match[1] if match else column: column for column, match in named.items()}
+    named = {column: _name_and_unit(column) for column in map(str, table.cells)}
+    columns = {name: column for column, (name, _) in named.items()}
     columns |= {column: column for column in named}  # a name with its unit is understood as well
     stated = [*(layout.targets or ()), *filter(None, (layout.group, layout.split))]
     if unknown := [name for name in stated if name not in columns]:
@@ -77,11 +78,13 @@ def understand(table: Table, layout: Layout, used: str, notes: Notes) -> Columns
             f"targets: expected 1 to {MOST_TARGETS} columns of numbers that vary, found {len(targets)}."
         )
         return None
-    names = tuple(match[1] if (match := named[column]) else column for column in targets)
-    units = {name: match[2].strip() for name, column in zip(names, targets, strict=True) if (match := named[column])}
-    units |= {match[1] if (match := named.get(name)) else name: unit for name, unit in (layout.units or {}).items()}
+    names = tuple(named[column][0] for column in targets)
+    units = {named[column][0]: named[column][1] for column in targets}
+    units |= {named.get(name, (name, ""))[0]: unit for name, unit in (layout.units or {}).items()}
     if strange := set(units) - set(names):
         notes.errors.append(f"units: no target is called {', '.join(sorted(strange))}. There are: {', '.join(names)}.")
+    if len(set(names)) < len(names) or {"", "image"} & set(names):
+        notes.errors.append(f"targets: expected different names, and none called image, found {', '.join(names)}.")
     return Columns(
         targets=_numbers(table, targets, notes),
         names=names,
@@ -89,6 +92,13 @@ def understand(table: Table, layout: Layout, used: str, notes: Notes) -> Columns
         groups=tuple(table.cells[group].astype(str)) if group else None,
         parts=_parts(table, split, notes) if split else None,
     )
+
+
+def _name_and_unit(column: str) -> tuple[str, str]:
+    """Return the name of a target, without characters that MLflow refuses, and its unit, as in "E [GPa]"."""
+    match = _WITH_UNIT.fullmatch(column)
+    name, unit = (match[1], match[2].strip()) if match else (column, "")
+    return " ".join(_NOT_IN_NAMES.sub(" ", name).split()), unit
 
 
 def _guess_split(table: Table, used: str) -> str:

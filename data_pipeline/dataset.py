@@ -22,6 +22,7 @@ from data_pipeline.images import LARGEST_SIDE
 from data_pipeline.phase import Phase
 from data_pipeline.sources import Notes
 from data_pipeline.split import Split, split
+from data_pipeline.transforms import scaled_name
 
 DEFAULT = Path(__file__).parent / "default"  # the data set that ships with this package
 MOST_PROBLEMS = 20  # of a folder, that an error lists
@@ -49,6 +50,15 @@ class Dataset:
     def unit(self) -> str:
         """The unit of the targets; "label unit" if it is unknown, "their own units" if there are several."""
         return self.description.unit
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The unit of each target, by its name."""
+        layout = self.description.layout
+        transforms, units = layout.transform or {}, layout.units or {}
+        stated = {scaled_name(name, transforms): unit for name, unit in units.items()}
+        kinds = {scaled_name(name, transforms): f"{kind} " for name, kind in transforms.items()}
+        return {name: kinds.get(name, "") + stated[name] if name in stated else self.unit for name in self.target_names}
 
     @property
     def is_periodic(self) -> bool:
@@ -103,13 +113,12 @@ class Understanding:
         facts: dict[str, Any] = {"images": 0, "pairs": [], "targets": [], "units": {}, "channels": 0, "size": None}
         facts |= {"groups": None, "split": None, "levels": None}
         if data is not None:
-            layout = data.description.layout
             facts = {
                 "name": data.name,
                 "images": len(data.images),
                 "pairs": [[image, row] for image, row in zip(data.names, self.rows, strict=True)],
                 "targets": list(data.target_names),
-                "units": {name: (layout.units or {}).get(name, data.unit) for name in data.target_names},
+                "units": data.units,
                 "channels": data.images.shape[1],
                 "size": list(data.images.shape[2:]),
                 "levels": self.greys,
@@ -138,13 +147,14 @@ def understand(folder: Path, *, image_size: int | None = None) -> Understanding:
     if reading is None:
         return Understanding(folder=folder, dataset=None, notes=notes)
     columns, named = reading.columns, described.unit
-    units = {unit or named for unit in columns.units}
+    kinds = [name.removesuffix(base) for name, base in zip(columns.names, reading.layout.targets or (), strict=True)]
+    units = {f"{kind}{unit or named}" for kind, unit in zip(kinds, columns.units, strict=True)}
     unit = units.pop() if len(units) == 1 else MIXED_UNITS
     names, targets, symmetries = columns.names, columns.targets, reading.symmetries
     if set(names) == set(COMPONENTS) and described.layout.targets is None:  # the course's under a header
         targets, names = targets[:, [names.index(name) for name in COMPONENTS]], COMPONENTS
         symmetries = SYMMETRIES if described.layout.symmetry is None else symmetries
-    layout = replace(reading.layout, targets=names)
+    layout = replace(reading.layout, targets=names if names == COMPONENTS else reading.layout.targets)
     data = Dataset(
         images=reading.images,
         targets=targets,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.symmetry import MOVES
+from data_pipeline.transforms import TRANSFORMS
 
 MOST_TARGETS = 100
 MOST_PHASES = 16
@@ -127,6 +128,7 @@ KEYS = {
     "levels": Key(_one_of(*LEVELS), '"grey", "rgb" or "phases"', "what a pixel means; phases: a channel each"),
     "range": Key(_range, "[lowest, highest]", "the pixels that become 0 and 1"),
     "colours": Key(_colours, "a list of 2 to 16 pixel values or [red, green, blue]", "of the phases, in order"),
+    "transform": Key(_by_name(_one_of(*TRANSFORMS)), f"targets with one of {', '.join(TRANSFORMS)}", "trained there"),
     "missing": Key(_one_of("drop"), '"drop"', "rows in which targets are missing are left out"),
     "group": Key(_text, "a column", "its rows are never on two sides of the split"),
     "symmetry": Key(_moves, f"tables of targets for {', '.join(MOVES)}", "of the targets when the image moves"),
@@ -150,6 +152,7 @@ class Layout:
     levels: str | None = None
     range: tuple[float, float] | None = None
     colours: tuple[tuple[int, ...], ...] | None = None
+    transform: dict[str, str] | None = None
     missing: str | None = None
     group: str | None = None
     symmetry: dict[str, dict[str, str]] | None = None
@@ -169,7 +172,7 @@ class Layout:
 
     def of_images(self) -> "Layout":
         """Return what is needed to read further images as these, and to name the units of what they predict."""
-        kept = ("shape", "axes", "levels", "range", "colours", "units")
+        kept = ("shape", "axes", "levels", "range", "colours", "units", "transform")
         return Layout(**{name: value for name, value in self.set().items() if name in kept})
 
     def set(self) -> dict[str, Any]:

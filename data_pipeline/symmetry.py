@@ -40,6 +40,15 @@ def is_order(order: Sequence[int], count: int) -> bool:
     )
 
 
+def check_scales(moves: Mapping[str, Order], scaled: Sequence[str], names: Sequence[str]) -> None:
+    """Raise SymmetryProblem if a target with a transform changes its sign, or places with one on another scale."""
+    kinds = [new.removesuffix(old) for new, old in zip(scaled, names, strict=True)]
+    for move, order in moves.items():
+        for index, place in enumerate(order):
+            if kinds[index] != kinds[max(place, ~place)] or (place < 0 and kinds[index]):
+                raise SymmetryProblem(f"symmetry: {move}: {names[index]} changes, but it has a transform.")
+
+
 def _order(move: str, changes: Mapping[str, str], names: Sequence[str]) -> Order:
     signed: dict[str, tuple[bool, str]] = {}
     for target, text in changes.items():

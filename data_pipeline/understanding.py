@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline import columns, pairing, parts, pixels, sources, symmetry
+from data_pipeline import columns, pairing, parts, pixels, sources, symmetry, transforms
 from data_pipeline.columns import Columns
 from data_pipeline.formats import arrays, tables
 from data_pipeline.formats.limits import FormatProblem
@@ -234,11 +234,13 @@ def _paired(source: _Images, table: Table, labels: tuple[str, ...], stated: Layo
         images = pixels.understand(raw[chosen] if len(chosen) < len(raw) else raw, stated, notes)
         meaning = _of_rows(meaning, rows)
         turned = symmetry.orders(stated.symmetry or {}, meaning.names)
+        scaled, scaled_names = transforms.apply(meaning.targets, meaning.names, stated.transform or {})
+        symmetry.check_scales(turned, scaled_names, meaning.names)
         sides = _sides_of_split(meaning, [source.parts[index] for index in chosen] if source.parts else None)
     except (PixelProblem, FormatProblem) as problem:
         notes.errors.append(f"images: {problem}")
         return None
-    except (parts.SplitProblem, symmetry.SymmetryProblem) as problem:
+    except (parts.SplitProblem, symmetry.SymmetryProblem, transforms.TransformProblem) as problem:
         notes.errors.append(str(problem))
         return None
     return Reading(
@@ -254,7 +256,7 @@ def _paired(source: _Images, table: Table, labels: tuple[str, ...], stated: Layo
         rows=tuple(table.lines[row] for row in rows),
         images=images.images,
         greys=images.greys,
-        columns=meaning,
+        columns=replace(meaning, targets=scaled, names=scaled_names),
         split=sides,
         symmetries=turned,
     )

@@ -36,7 +36,7 @@ def _show(understood: Understanding, data: Dataset) -> None:
         _line(label, f"{utf8(image)} - {row}")
     print(f"  targets  {'':18} {'':10} {'mean':>9} {'spread':>9} {'lowest':>9} {'highest':>9}")
     for name, column in zip(data.target_names, data.targets.T, strict=True):
-        unit = (layout.units or {}).get(name, data.unit)
+        unit = data.units[name]
         numbers = [column.mean(), column.std(), column.min(), column.max()]
         print(f"{'':10} {name:18.18} {unit:10.10}" + "".join(f" {number:9.4g}" for number in numbers))
     if understood.groups:

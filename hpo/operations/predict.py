@@ -12,6 +12,7 @@ from data_pipeline.formats.limits import FormatProblem
 from data_pipeline.images import LARGEST_FILE, ImageProblem, read_png
 from data_pipeline.layout import Layout, parse
 from data_pipeline.pixels import PixelProblem
+from data_pipeline.transforms import undo
 from data_pipeline.understanding import read_like
 from hpo.errors import ModelError
 from hpo.text import utf8
@@ -47,10 +48,12 @@ def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
             rows[alike] = regressor.predict(model, np.stack([images[number] for number in alike]))
         except GreyValueError as error:
             raise ModelError(f"{', '.join(names[number] for number in alike[:3])}: {error}") from None
-    frame = pd.DataFrame(rows, columns=list(spec.target_names))
+    rows, targets = undo(rows, spec.target_names, (layout.transform if layout else None) or {})
+    frame = pd.DataFrame(rows, columns=list(targets))
     frame.insert(0, "image", [utf8(name) for name in names])
     units = (layout.units if layout else None) or {}
-    frame.attrs["unit"] = spec.unit if len(set(units.values())) < 2 else ", ".join(map(": ".join, units.items()))
+    shared = {units.get(name, spec.unit) for name in targets}
+    frame.attrs["unit"] = shared.pop() if len(shared) == 1 else ", ".join(map(": ".join, units.items()))
     return frame
 
 

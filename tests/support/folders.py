@@ -145,12 +145,18 @@ def simulations(folder: Path) -> None:
 
 
 def permeability(folder: Path) -> None:
-    """Case 11: permeability over five decades, trained as its logarithm."""
+    """Case 11: permeability over five decades."""
     labels = cells()
     pictures(folder, [f"rock_{row}.bmp" for row in range(N)], labels * 255)
     values = 10.0 ** (-17 + 5 * (labels == 0).mean(axis=(1, 2)))
     rows = [f"rock_{row},{value:.5e}" for row, value in enumerate(values)]
     (folder / "k.tsv").write_text("\n".join(["rock\tk [m²]", *(row.replace(",", "\t") for row in rows)]))
+
+
+def logarithms(folder: Path) -> None:
+    """Case 11: the same, trained as its logarithm."""
+    permeability(folder)
+    (folder / "dataset.toml").write_text('transform = {k = "log10"}\n')
 
 
 def missing(folder: Path) -> None:
@@ -182,6 +188,7 @@ CASES: dict[str, Callable[[Path], object]] = {
     "course with header": course_with_header,
     "simulations": simulations,
     "permeability": permeability,
+    "logarithms": logarithms,
     "missing": missing,
     "train and test": train_and_test,
 }

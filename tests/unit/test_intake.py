@@ -15,6 +15,7 @@ from data_pipeline.dataset import Understanding, load, understand
 from data_pipeline.npz import load_npz, save_npz
 from data_pipeline.split import split
 from data_pipeline.symmetry import SymmetryProblem, orders
+from data_pipeline.transforms import undo
 from hpo.cli.main import main
 
 
@@ -190,6 +191,29 @@ def test_stated_symmetries_travel_with_the_data_and_change_its_digest(tmp_path):
     assert again.digest == data.digest != plain.digest
 
 
+def test_a_target_over_decades_is_trained_as_its_logarithm(tmp_path):
+    folders.permeability(tmp_path)
+    plain = load(tmp_path)
+    write(tmp_path, 'transform = {k = "log10"}')
+    data = load(tmp_path)
+    assert np.allclose(data.targets, np.log10(plain.targets)) and data.digest != plain.digest
+    assert (data.target_names, data.unit, data.units) == (("log10 k",), "log10 m²", {"log10 k": "log10 m²"})
+    assert main(["data", "check", str(tmp_path)]) == 0
+    back, names = undo(data.targets, data.target_names, data.description.layout.transform)
+    assert np.allclose(back, plain.targets, rtol=1e-12) and names == ("k",)
+
+
+def test_names_have_no_characters_that_mlflow_refuses(tmp_path):
+    folders.pictures(tmp_path, [f"{row}.png" for row in range(24)], folders.cells() * 255)
+    rows = [f"{row},{row**2},{row**3}" for row in range(24)]
+    (tmp_path / "t.csv").write_text("\n".join(["no,YS (MPa),a/b*", *rows]))
+    assert good(tmp_path).dataset.target_names == ("YS MPa", "a b")
+    write(tmp_path, 'targets = ["a/b*"]')
+    assert good(tmp_path).dataset.target_names == ("a b",)
+    (tmp_path / "t.csv").write_text("\n".join(["no,a b,a/b", *rows]))
+    assert "targets: expected different names" in wrong(tmp_path, 'targets = ["a b", "a/b"]')[0]
+
+
 # --- what is not clear is asked ---
 
 
@@ -312,6 +336,9 @@ def test_a_word_among_the_numbers_is_named_with_its_line(tmp_path):
         ("range = [0, 100]", "images: expected pixels from 0 to 100, found 0 to 255."),
         ('levels = "phases"\ncolours = [0, 128]', "images: expected one of the 2 phases' colours, found [255]"),
         ('split = "rock"', "k.tsv line 2: rock: expected training, validation or test, found 'rock_0'."),
+        ('transform = {E = "log"}', "transform: no target is called E. There are: k."),
+        ('transform = {k = "ln"}', "transform: expected targets with one of log10, log, sqrt, found"),
+        ('transform = {k = "log"}\nsymmetry = {transpose = {k = "-k"}}', "symmetry: transpose: k changes, but it has"),
         (
             "symmetry = {turn = {}}",
             "symmetry: expected tables of targets for flip_horizontal, flip_vertical, transpose",

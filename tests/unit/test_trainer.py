@@ -57,6 +57,7 @@ PREDICTED = {  # case: what a user gives to `hpo predict`, and the first image o
     "course with header": ("7_cell.png", 7),
     "simulations": ("steps/sim1_step0.png", 6),
     "permeability": ("rock_2.bmp", 2),
+    "logarithms": ("rock_2.bmp", 2),
     "train and test": ("test.npz:images", 0),
 }
 
@@ -83,6 +84,10 @@ def test_a_model_predicts_the_same_from_the_folder_as_from_the_data_set(tmp_path
     model, _ = bundle.load(tmp_path / "trial" / "model")
     given, index = PREDICTED[case]
     frame = predict(tmp_path / "trial" / "model", [tmp_path / given])
-    assert tuple(frame.columns) == ("image", *data.target_names)
     expected = regressor.predict(model, data.images[index : index + 1])
-    assert np.allclose(frame[list(data.target_names)].to_numpy()[:1], expected, rtol=1e-5)
+    names = data.target_names
+    if case == "logarithms":
+        names, expected = ("k",), 10**expected
+        assert frame.attrs["unit"] == "m²"
+    assert tuple(frame.columns) == ("image", *names)
+    assert np.allclose(frame[list(names)].to_numpy()[:1], expected, rtol=1e-5)

@@ -1,0 +1,50 @@
+"""Targets on another scale: trained, scored and selected there, and predicted in the label's unit."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+Function = Callable[[np.ndarray], np.ndarray]
+
+TRANSFORMS: dict[str, tuple[Function, Function]] = {  # there and back
+    "log10": (np.log10, lambda values: 10.0**values),
+    "log": (np.log, np.exp),
+    "sqrt": (np.sqrt, np.square),
+}
+
+
+class TransformProblem(ValueError):
+    """A target cannot be transformed as asked; the message says why."""
+
+
+def apply(
+    targets: np.ndarray, names: Sequence[str], transforms: Mapping[str, str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the targets (n, k) on their scales, and their names there, such as "log10 k". Raise TransformProblem."""
+    if unknown := transforms.keys() - set(names):
+        raise TransformProblem(f"transform: no target is called {min(unknown)}. There are: {', '.join(names)}.")
+    targets = targets.copy()
+    for place, name in enumerate(names):
+        if kind := transforms.get(name):
+            lowest = np.nanmin(targets[:, place])
+            if lowest < 0 or (lowest == 0 and kind != "sqrt"):
+                raise TransformProblem(f"transform: {kind} needs positive numbers, found {lowest:g} in {name}.")
+            targets[:, place] = TRANSFORMS[kind][0](targets[:, place])
+    return targets, tuple(scaled_name(name, transforms) for name in names)
+
+
+def undo(
+    targets: np.ndarray, names: Sequence[str], transforms: Mapping[str, str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return targets (n, k) in the label's unit and under its names, from those that `apply` gives."""
+    originals = {scaled_name(name, transforms): name for name in transforms}
+    targets = targets.copy()
+    for place, name in enumerate(names):
+        if name in originals:
+            targets[:, place] = TRANSFORMS[transforms[originals[name]]][1](targets[:, place])
+    return targets, tuple(originals.get(name, name) for name in names)
+
+
+def scaled_name(name: str, transforms: Mapping[str, str]) -> str:
+    """Return the name of a target on its scale."""
+    return f"{transforms[name]} {name}" if name in transforms else name
