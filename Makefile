@@ -4,6 +4,8 @@ STUDY ?= grid
 VENV := .venv
 BIN := $(VENV)/bin
 export TORCH
+# `make TORCH=cpu run` changes an installation; TORCH in the environment only chooses for a new one.
+AGAIN := $(if $(filter command,$(origin TORCH)),FORCE)
 
 .PHONY: run test test-unit test-full test-long lint bench clean FORCE
 
@@ -50,11 +52,11 @@ $(VENV)/ready:
 	@touch $@
 
 # Which build of PyTorch that is, and TORCH=cpu, default or PATH: docs/how-to/install.md.
-$(VENV)/installed: pyproject.toml $(if $(TORCH),FORCE) | $(VENV)/ready
+$(VENV)/installed: pyproject.toml $(AGAIN) | $(VENV)/ready
 	@$(BIN)/python hpo/launch/install.py
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml $(if $(TORCH),FORCE) | $(VENV)/ready
+$(VENV)/installed-dev: pyproject.toml $(AGAIN) | $(VENV)/ready
 	@$(BIN)/python hpo/launch/install.py --extra dev
 	@touch $@ $(VENV)/installed
 
