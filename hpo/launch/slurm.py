@@ -53,12 +53,12 @@ class Request:
 
     def check(self, settings: Settings) -> None:
         """Raise ServiceError if nothing can be handed in here, or the nodes could not reach the services."""
-        if odd := [each for each in "%\\\n" if each in str(settings.home)]:
+        if odd := [sign for sign in "%\\\n" if sign in str(settings.home)]:
             raise ServiceError(
                 f"--on slurm: SLURM reads {odd[0]!r} in the name of a log as something else, and logs go below "
                 f"{settings.home}: set HPO_HOME to a folder without it."
             )
-        if not all(shutil.which(each) for each in ("sbatch", "srun", "squeue", "scancel", "sinfo")):
+        if not all(shutil.which(program) for program in ("sbatch", "srun", "squeue", "scancel", "sinfo")):
             raise ServiceError("--on slurm: SLURM's sbatch is not on this machine. Run this on a login node.")
         try:
             import submitit  # noqa: F401
@@ -115,7 +115,7 @@ class Task:
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` or `KEY` of sbatch's long options. Raises SettingsError."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for word in words:
         key, given, value = word.partition("=")
         key = key.removeprefix("--").replace("_", "-")
@@ -123,16 +123,16 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
             raise SettingsError(f"--slurm: expected KEY=VALUE such as partition=gpu, found {word!r}.")
         if key in OURS:
             raise SettingsError(f"--slurm: {key} is set by hpo itself.")
-        found[key] = value if given else True
-    if "time" in found:
-        found["time"] = minutes(found["time"])
-        if found["time"] < SHORTEST:
-            raise SettingsError(f"--slurm: time: expected at least {SHORTEST} minutes, found {found['time']}.")
-    if "cpus-per-task" in found:
-        if not re.fullmatch("[1-9][0-9]*", str(found["cpus-per-task"])):
-            raise SettingsError(f"--slurm: cpus-per-task: expected a whole number, found {found['cpus-per-task']!r}.")
-        found["cpus-per-task"] = int(found["cpus-per-task"])
-    return found
+        options[key] = value if given else True
+    if "time" in options:
+        options["time"] = minutes(options["time"])
+        if options["time"] < SHORTEST:
+            raise SettingsError(f"--slurm: time: expected at least {SHORTEST} minutes, found {options['time']}.")
+    if "cpus-per-task" in options:
+        if not re.fullmatch("[1-9][0-9]*", str(options["cpus-per-task"])):
+            raise SettingsError(f"--slurm: cpus-per-task: expected a whole number, found {options['cpus-per-task']!r}.")
+        options["cpus-per-task"] = int(options["cpus-per-task"])
+    return options
 
 
 def minutes(text: str) -> int:

@@ -28,23 +28,23 @@ from models import specs
 
 
 def shipped() -> list[str]:
-    """Names of the studies that come with the product."""
+    """Return the names of the studies that come with the product."""
     return sorted(entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name.endswith(".toml"))
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Study:
-    """A shipped study by name, or a user's by path, with `[STUDY:]KEY=VALUE` overrides. Raises StudyError.
+    """Return a shipped study by name, or a user's by path, with `[STUDY:]KEY=VALUE` overrides. Raise StudyError.
 
     The study it starts from is loaded with the same overrides, as far as they fit it.
     """
-    found = load_all(name, overrides)
-    if len(found) != 1:
-        raise StudyError(f"{name} is a sequence of studies: name one of {', '.join(study.name for study in found)}.")
-    return found[0]
+    studies = load_all(name, overrides)
+    if len(studies) != 1:
+        raise StudyError(f"{name} is a sequence of studies: name one of {', '.join(study.name for study in studies)}.")
+    return studies[0]
 
 
 def load_all(name: str, overrides: Sequence[str] = (), *, prerequisites: bool = False) -> list[Study]:
-    """The studies of a sequence in their order, or the one study; with `prerequisites` preceded by those they follow.
+    """Return the studies of a sequence in order, or the one study; with `prerequisites` after those that they follow.
 
     An override without a study's name goes to every study of a sequence that has such a key: not `model.weights` to one
     without a backbone, nor `training.learning_rate` to one that searches it. Raises StudyError if none has it.
@@ -54,29 +54,28 @@ def load_all(name: str, overrides: Sequence[str] = (), *, prerequisites: bool = 
     if "sequence" in table:
         check_keys(label, "", table, SEQUENCE_KEYS)
         names = checked_value(label, "sequence", table["sequence"], list)
-        if not names or not all(isinstance(each, str) for each in names):
+        if not names or not all(isinstance(part, str) for part in names):
             raise StudyError(f"{label}: sequence: expected names of studies, found {names!r}.")
         asked = claims.parse(label, table.get("claims", []))
-        found = [_load(_beside(folder, each), overrides, used, strict=False) for each in names]
-        found = [replace(study, claims=(*asked, *study.claims)) for study in found]
+        studies = [_load(_beside(folder, part), overrides, used, strict=False) for part in names]
+        studies = [replace(study, claims=(*asked, *study.claims)) for study in studies]
     else:
-        found = [_load(name, overrides, used, strict=True)]
+        studies = [_load(name, overrides, used, strict=True)]
     for override in overrides:
         if override not in used:
-            raise StudyError(f"--set {override}: none of {', '.join(study.name for study in found)} has this key.")
-    if prerequisites:
-        names = [study.name for study in found]
-        found = [
-            each
-            for study in found
-            for each in (study.follows, study)
-            if each is not None and (each is study or each.name not in names)
-        ]
-    return found
+            raise StudyError(f"--set {override}: none of {', '.join(study.name for study in studies)} has this key.")
+    if not prerequisites:
+        return studies
+    names = [study.name for study in studies]
+    earlier = {study.name: [study.follows] for study in studies if study.follows and study.follows.name not in names}
+    return [part for study in studies for part in (*earlier.get(study.name, ()), study)]
 
 
 def _load(name: str, overrides: Sequence[str], used: set[str], *, strict: bool, first: bool = True) -> Study:
-    """One study with those overrides that fit it, which are added to `used`; with `strict` all but other studies'."""
+    """Return one study with the overrides that fit it, or with `strict` all but those of other studies.
+
+    Add them to `used`.
+    """
     name, label, table, folder = _file(name)
     if "sequence" in table:
         raise StudyError(f"{label}: a sequence cannot stand where one study is expected.")
@@ -107,7 +106,7 @@ def _load(name: str, overrides: Sequence[str], used: set[str], *, strict: bool, 
 
 
 def _completed_by(label: str, table: dict[str, Any], earlier: Study, stated: Any, *, seeded: bool) -> dict[str, Any]:
-    """The table of a study that trains another's best points: what they are points of is the other's.
+    """Return the table of a study that trains another's best configurations: data, model and space are the other's.
 
     Its seeds are counted from the other's: as far from it as the files say (`stated`: the other's), or the next ones,
     unless an override of its own (`seeded`) sets them. Raises StudyError if one is the other's.
@@ -129,9 +128,9 @@ def _completed_by(label: str, table: dict[str, Any], earlier: Study, stated: Any
 
 
 def _fits(table: Mapping[str, Any], key: str) -> bool:
-    """Whether an override of this key makes sense for a study that it was not meant for alone."""
+    """Return whether an override of this key makes sense for a study that it was not meant for alone."""
     where, _, inner = key.partition(".")
-    table = {name: each for name, each in table.items() if name not in TABLES or isinstance(each, dict)}
+    table = {name: value for name, value in table.items() if name not in TABLES or isinstance(value, dict)}
     space, pruner = table.get("space", {}), str(table.get("pruner", {}).get("name", "none"))
     if "best_of" in table:  # the others, and the seed it is counted from, are the earlier study's
         own = inner in table.get("training", {}) if where == "training" else where in BEST_KEYS
@@ -148,18 +147,18 @@ def _fits(table: Mapping[str, Any], key: str) -> bool:
         return inner.partition(".")[0] in space
     if where == "model":
         family = table.get("model", {}).get("family")
-        known = isinstance(family, str) and family in specs.FAMILIES
-        return inner not in space and known and inner in ("family", *specs.model_keys(family))
+        is_family = isinstance(family, str) and family in specs.FAMILIES
+        return inner not in space and is_family and inner in ("family", *specs.model_keys(family))
     return where != "training" or inner not in space
 
 
 def _beside(folder: Path | None, name: str) -> str:
-    """A study's name in a file of `folder`: paths count from there."""
+    """Return a study's name in a file of `folder`: paths count from there."""
     return str(folder / Path(name).expanduser()) if folder and (name.endswith(".toml") or "/" in name) else name
 
 
 def _file(name: str) -> tuple[str, str, dict[str, Any], Path | None]:
-    """A study's name, what messages call it, its table, and its folder unless it is shipped."""
+    """Return a study's name, what messages call it, its table, and its folder unless it is shipped."""
     path = Path(name)
     folder = None
     if name in shipped():

@@ -13,9 +13,9 @@ def digest(canonical: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
 
 
-def conflict(name: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> StudyConflict:
+def conflict(name: str, recorded: Mapping[str, Any], present: Mapping[str, Any]) -> StudyConflict:
     """The error that a name stands for another canonical spec already; it says where the two differ."""
-    ours, theirs = _flat(recorded), _flat(found)
+    ours, theirs = _flat(recorded), _flat(present)
     differences = [
         f"{key}: expected {_shown(ours.get(key))} as recorded, found {_shown(theirs.get(key))}"
         for key in sorted(ours.keys() | theirs.keys())
@@ -34,7 +34,7 @@ def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:
         if key == "space":  # pairs, in order
             value = {name: parameter for name, parameter in value} | {"order": [name for name, _ in value]}
         if isinstance(value, Mapping):
-            flat |= {f"{key}.{inner}": each for inner, each in value.items()}
+            flat |= {f"{key}.{name}": part for name, part in value.items()}
         else:
             flat[key] = value
     return flat

@@ -215,14 +215,14 @@ def _start(
         check_keys(label, where, checked_value(label, where, point, dict), tuple(space))
         for key, parameter in space.items():
             if not _within(parameter, point.get(key)):
-                found = "nothing" if key not in point else repr(point[key])
-                raise StudyError(f"{label}: {where}.{key}: expected {_shown_space(parameter)}, found {found}.")
+                expected = _shown_space(parameter)
+                raise StudyError(f"{label}: {where}.{key}: expected {expected}, found {_text(point.get(key))}.")
     return tuple({key: point[key] for key in space} for point in points)
 
 
 def _within(parameter: Choices | Interval, value: Any) -> bool:
     if isinstance(parameter, Choices):
-        return any(type(each) is type(value) and each == value for each in parameter.values)
+        return any(type(choice) is type(value) and choice == value for choice in parameter.values)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not parameter.low <= value <= parameter.high:
         return False
     whole = isinstance(parameter.low, int) and isinstance(parameter.high, int)
@@ -245,7 +245,9 @@ def _parameter(label: str, key: str, value: Any) -> Choices | Interval:
     if isinstance(value, list):
         if not value or not all(isinstance(item, (bool, int, float, str)) for item in value):
             raise StudyError(f"{where}: expected a list of numbers, words or true/false, found {value!r}.")
-        if len({(isinstance(each, bool), each) for each in value}) != len(value):  # 0, 0.0 and -0.0 are one number
+        if len({(isinstance(choice, bool), choice) for choice in value}) != len(
+            value
+        ):  # 0, 0.0 and -0.0 are one number
             raise StudyError(f"{where}: a value stands twice in {value!r}: each would be trained twice. Keep one.")
         return Choices(values=tuple(value))
     if not isinstance(value, dict):
@@ -274,6 +276,9 @@ def subtable(label: str, table: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def checked_value(label: str, key: str, value: Any, kind: type) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        found = "nothing" if value is None else repr(value)
-        raise StudyError(f"{label}: {key}: expected {TYPES[kind]}, found {found}.")
+        raise StudyError(f"{label}: {key}: expected {TYPES[kind]}, found {_text(value)}.")
     return value
+
+
+def _text(value: Any) -> str:
+    return "nothing" if value is None else repr(value)

@@ -27,7 +27,7 @@ class Interval:
         """The highest value in reach: the steps need not come out even."""
         if self.step is None:
             return self.high
-        if all(isinstance(each, int) for each in (self.low, self.high, self.step)):
+        if all(isinstance(number, int) for number in (self.low, self.high, self.step)):
             return self.high - (self.high - self.low) % self.step
         steps = (self.high - self.low) / self.step
         return self.high if abs(steps - round(steps)) < 1e-8 else self.low + math.floor(steps) * self.step

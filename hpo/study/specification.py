@@ -106,7 +106,7 @@ class Study:
     def most(self, key: str) -> float:
         """The largest value that a number among the training's settings takes."""
         settings = (specs.training_from_dict(training) for _, training in map(self.trial, self.corners()))
-        return max(float(getattr(each, key)) for each in settings)
+        return max(float(getattr(values, key)) for values in settings)
 
     def pretrained(self) -> list[str]:
         """The backbones whose pretrained weights this study, or the one it starts from, begins with."""
@@ -266,5 +266,5 @@ def restore(name: str, canonical: Mapping[str, Any]) -> Study:
 
 def _first(canonical: Mapping[str, Any], key: str) -> Study | None:
     """The study that this one follows."""
-    found = canonical.get(key)
-    return restore(found["study"], found["spec"]) if found else None
+    earlier = canonical.get(key)
+    return restore(earlier["study"], earlier["spec"]) if earlier else None
