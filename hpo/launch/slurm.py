@@ -1,7 +1,7 @@
 """Workers as an array job of SLURM: submitit hands them in and starts them again, squeue shows and scancel ends them.
 
 What runs on a node is `hpo worker`, as anywhere else. SLURM's queue is the only record of the array, found by its job
-name: whoever runs the same command again, from whichever terminal, watches the same array. `hpo stop` ends an array for
+name: the same command, run again from any terminal, watches the same array. `hpo stop` ends an array for
 good, with those of its tasks that start later or again: the next `hpo run` hands in another one, by another name.
 """
 
@@ -331,7 +331,7 @@ def _slurm(*words: str) -> list[str]:
 
 
 def _here_only(url: str) -> bool:
-    """Whether a URL leads to this machine whoever uses it: loopback, or a socket."""
+    """Return whether a URL leads to this machine from every machine: loopback, or a socket."""
     host = urlsplit(url).hostname
     if host is None or host == "localhost":
         return True

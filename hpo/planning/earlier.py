@@ -18,9 +18,9 @@ def follow(ready: Plan, queue: Queue) -> StudyFacts:
     if ready.study.best_of is None:
         best = _ranked(ready, queue, "starts_from", "starts from the best networks of")
         return replace(ready.facts, starts_from=_start(ready, best))
-    best = _ranked(ready, queue, "best_of", "trains the best points of")
+    best = _ranked(ready, queue, "best_of", "trains the best configurations of")
     if not best:
-        raise StudyError(f"{ready.name} trains the best points of {ready.study.best_of.name}, which has none.")
+        raise StudyError(f"{ready.name} trains the best configurations of {ready.study.best_of.name}, which has none.")
     sources: dict[str, SourceTrial] = {}
     for job in best:
         assert job.spec is not None and job.run_id is not None

@@ -34,7 +34,7 @@ def check_physics(data: Dataset, folder: Path) -> None:
     lambdas, mus = ([getattr(phase, name) for phase in data.phases.values()] for name in ("lame_lambda", "lame_mu"))
     if (largest := max(map(abs, (*lambdas, *mus)))) > hill.LARGEST:
         raise StudyError(
-            f"{folder}: model.physics reckons in single precision: expected phases whose Lame constants are at most "
+            f"{folder}: model.physics computes in single precision: expected phases whose Lame constants are at most "
             f"{hill.LARGEST:.0e}, found {largest:.3g} {data.unit}. Give labels and phases in a larger unit, or a "
             f"poisson_ratio further from 0.5. {leave}"
         )

@@ -24,7 +24,7 @@ from hpo.tracking.client import Tracker
 
 
 def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, database_url: str) -> StudyRow:
-    """Write the study down as far as it is not yet. Raises StudyConflict if its name stands for something else, and
+    """Write the study down as far as it is not yet. Raise StudyConflict if its name stands for something else, and
     StudyError if the one it starts from has not been finished."""
     earlier = earlier_name(ready, "best_of" if ready.study.best_of else "starts_from") if ready.study.follows else None
     if earlier is not None and study.alias(earlier) == study.alias(ready.name):
@@ -51,7 +51,7 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
                 queue.amend_facts(row.name, {"claims": [claim.to_dict() for claim in ready.study.claims]})
             return row
         tracker.require_version()
-        # A planner that died after it wrote the best points down has planned some of them: they stay the best.
+        # A planner that died after it wrote the best configurations down has planned some of them: they stay the best.
         chosen = row.facts.best_of if row is not None else None
         facts = replace(ready.facts, best_of=chosen) if chosen else follow(ready, queue)
         facts = _track(ready, facts, tracker, settings, queue.database_id())
@@ -59,7 +59,7 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         queue.put_study(row)
         with queue.lock("optuna"):  # Optuna makes its tables without a lock of its own
             store = sampling.storage(database_url)
-        # The best points are planned as those that other studies begin with.
+        # The best configurations are planned as those that other studies begin with.
         points = tuple(source.point for source in facts.best_of or () if source.point is not None)
         planned = replace(ready.study, start=points, trials=len(points)) if points else ready.study
         trials = sampling.plan(store, ready.name, planned)
@@ -80,8 +80,10 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
 
 
 def lock_plan(queue: Queue, name: str) -> AbstractContextManager[object]:
-    """Who plans or deletes a study holds this, as does who plans one that begins with it. Studies that would have the
-    same alias have the same lock."""
+    """Return the lock for planning or deleting a study, also held while one that begins with it is planned.
+
+    Studies that would have the same alias have the same lock.
+    """
     return queue.lock(f"plan.{study.alias(name)}")
 
 
@@ -117,7 +119,7 @@ def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings,
             name=f"{ready.name}/predictor {name}",
             kind="predictor",
             params={"predictor": name, "data": data.digest, "split": data.split},
-            tags={"mlflow.note.content": f"Trivial predictor: {LEARNED[name]}, fitted on the training split."},
+            tags={"mlflow.note.content": f"Baseline predictor: {LEARNED[name]}, fitted on the training split."},
             start_ms=now,
         )
         summary = {f"best_val_{key}": getattr(scores.validation, key) for key in ("nmse", "mse", "r2", "nrmse")}
@@ -137,7 +139,7 @@ def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings,
 def _note(ready: Plan) -> str:
     data, chosen = ready.facts.data, ready.study
     bare = f"**{chosen.at_random}.**\n\n" if chosen.at_random else ""
-    best = f" best points of {earlier_name(ready, 'best_of')}" if chosen.best_of else " trials"
+    best = f" best configurations of {earlier_name(ready, 'best_of')}" if chosen.best_of else " trials"
     repeats = f", each {chosen.repeats} times with another seed" if chosen.repeats > 1 else ""
     return (
         f"{for_markdown(chosen.description or ready.name)}\n\n{bare}"

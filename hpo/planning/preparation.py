@@ -63,7 +63,7 @@ class Plan:
         )
 
     def specs(self, facts: StudyFacts | None = None) -> list[tuple[TrialSpec, float]]:
-        """Specification and cost of each point of a grid, repeat after repeat; empty if a sampler chooses them later.
+        """Return specification and cost of each trial of a grid, repeat after repeat; [] if a sampler chooses later.
 
         Without `facts` the networks to start from are left open.
         """

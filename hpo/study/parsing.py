@@ -106,8 +106,8 @@ def _check_seeds(label: str, study: Study, earlier: Study) -> None:
     seeds = range(study.seed, study.seed + study.repeats)
     if taken := [seed for seed in range(earlier.seed, earlier.seed + earlier.repeats) if seed in seeds]:
         raise StudyError(
-            f"{label}: seed: best points are trained with other seeds than in {earlier.name}: expected others than "
-            f"{taken[0]}, found {study.seed}{f' to {seeds[-1]}' if study.repeats > 1 else ''}."
+            f"{label}: seed: best configurations are trained with other seeds than in {earlier.name}: expected others "
+            f"than {taken[0]}, found {study.seed}{f' to {seeds[-1]}' if study.repeats > 1 else ''}."
         )
 
 

@@ -12,13 +12,13 @@ from hpo.study.records import SourceTrial, StudyFacts, TrialSpec
 from hpo.study.space import Choices, Interval, as_json, corners, highest
 from models import sizes, specs
 
-NUMERICS_VERSION = 1  # raised when a change of ours moves the numbers of an unchanged study
+NUMERICS_VERSION = 1  # raised when a change of hpo moves the numbers of an unchanged study
 
 
 SAMPLERS = ("grid", "random", "tpe")
 
 
-BEST = "best"  # in the place of a sampler: the best points of an earlier study
+BEST = "best"  # in the place of a sampler: the best configurations of an earlier study
 
 
 DEFAULT_DATA = "default"
@@ -43,9 +43,9 @@ class Study:
     space: dict[str, Choices | Interval]
     training: dict[str, Any]
     pruner: dict[str, Any]  # its name, and all its settings
-    repeats: int  # how often each point is trained, each time with another seed
+    repeats: int  # how often a configuration is trained, each time with another seed
     starts_from: "Study | None"  # whose best networks the trials begin with
-    best_of: "Study | None" = None  # whose best points are trained again
+    best_of: "Study | None" = None  # whose best configurations are trained again
     claims: tuple[Claim, ...] = field(default=(), compare=False)  # that the report decides; no part of the identity
 
     def canonical(

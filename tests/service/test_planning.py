@@ -63,7 +63,9 @@ def test_the_best_configurations_are_those_of_finished_trials_also_after_a_crash
         (tmp_path / f"{file}.toml").write_text(f'best_of = "{name}.toml"\npoints = {wanted}\nrepeats = 2\n')
     with closing(Queue(database_url)) as queue:
         queue.install()
-        with pytest.raises(StudyError, match=f"{again} trains the best points of {name}, and it has not been run. Run"):
+        with pytest.raises(
+            StudyError, match=f"{again} trains the best configurations of {name}, and it has not been run. Run"
+        ):
             plan(again, queue)
         plan(name, queue)
         scores = {0: 0.3, 1: 0.1, 2: 0.2, 3: None}
@@ -106,7 +108,7 @@ def test_the_best_configurations_are_those_of_finished_trials_also_after_a_crash
         (tmp_path / f"{name}-none.toml").write_text(f'best_of = "{name}.toml"\npoints = 1\n')
         with queue.engine.begin() as connection:
             connection.exec_driver_sql(f"UPDATE hpo.job SET state = 'diverged' WHERE study = '{name}' AND number >= 0")
-        with pytest.raises(StudyError, match=f"{name}-none trains the best points of {name}, which has none"):
+        with pytest.raises(StudyError, match=f"{name}-none trains the best configurations of {name}, which has none"):
             plan(f"{name}-none", queue)
 
 

@@ -300,7 +300,9 @@ def test_the_best_are_trained_with_other_seeds_than_the_search_in_any_case(tmp_p
     (tmp_path / "again.toml").write_text('best_of = "searched.toml"\npoints = 1\n')
     assert study.load(str(tmp_path / "again.toml")).seed == 5, "a file without a seed takes the next ones"
     for words in (["periodic-best:seed=0"], ["pruner.name=none", "periodic-search:repeats=2"]):
-        with pytest.raises(StudyError, match="best points are trained with other seeds than in periodic-search: exp"):
+        with pytest.raises(
+            StudyError, match="best configurations are trained with other seeds than in periodic-search: exp"
+        ):
             study.load_all("periodic", words)
 
 
