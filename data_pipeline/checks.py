@@ -6,7 +6,7 @@ from data_pipeline.dataset import Dataset
 
 LEAST_SPREAD = 1e-5  # of a component, relative to its largest value; 32-bit networks cannot resolve much less
 SMALLEST_LABEL = 1e-30  # of a component's largest; networks compute in single precision, which ends at 1e-38
-TELLING = 10  # images of a split; with fewer its scores tell little
+TELLING = 5  # images of a split; with fewer its scores tell little
 ENOUGH = 20  # cells; with fewer the validation split is too small for a comparison
 
 

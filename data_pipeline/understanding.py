@@ -1,5 +1,6 @@
 """A folder of images and labels of any form -> what hpo understands of it, with all that is doubtful or wrong."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,8 @@ from data_pipeline.sources import Notes
 from data_pipeline.split import Split
 
 SLACK = 0.25  # of the range, by which pixels of further images may lie beyond that of the data set
+
+_INDEXED = re.compile(r"(.*)\[([0-9]{1,9})\]")  # an image of an array, as the data set names it
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,7 +64,9 @@ def read(folder: Path, stated: Layout, notes: Notes, *, image_size: int | None =
 
 def read_like(path: Path, layout: Layout) -> list[tuple[str, np.ndarray]]:
     """Return the images of a file, or of an array in it (FILE:KEY), each (channels, height, width) with its name, read
-    as those of the layout. Raise FormatProblem or PixelProblem."""
+    as those of the layout. A number behind it, as in x.npy[3], chooses one. Raise FormatProblem or PixelProblem."""
+    one = _INDEXED.fullmatch(str(path))
+    path = Path(one[1]) if one else path
     file, key = arrays.parted(str(path))
     if path.suffix.lower() in KINDS:
         raw = read_picture(path).pixels[np.newaxis]
@@ -71,6 +76,11 @@ def read_like(path: Path, layout: Layout) -> list[tuple[str, np.ndarray]]:
         raw = pixels.stacked(array, axes, layout.shape) if array.ndim == len(axes) else array[np.newaxis]
     else:
         raise FormatProblem("expected an image (png, jpg, tif, bmp, gif) or an array (npy, npz, h5, mat, txt).")
+    if one:
+        index = int(one[2])
+        if index >= len(raw):
+            raise FormatProblem(f"expected a number below {len(raw)}, the images in it, found {index}.")
+        return [(one[0], pixels.converted(raw[index : index + 1], layout, slack=SLACK)[0])]
     images = pixels.converted(raw, layout, slack=SLACK)
     return [(str(path) if len(images) == 1 else f"{path}[{index}]", image) for index, image in enumerate(images)]
 

@@ -14,6 +14,8 @@ from hpo.cli.options import say
 from hpo.report import results
 from hpo.report.display import Display, Progress
 
+TARGETS = 9  # that the head of a run names
+
 
 class Terminal(Watch):
     """A live display, or plain lines in a pipe; use as a context manager."""
@@ -67,6 +69,14 @@ class Terminal(Watch):
         bare = ", NOT PRETRAINED" if study.at_random else ""
         data = row.facts.data.name
         self.console.print(f"Study {row.name}: {study.trials} trials, data set {data}, seed {study.seed}{bare}.")
+        facts, (channels, height, width) = row.facts.data, row.facts.data.image_shape
+        names = ", ".join(facts.target_names[:TARGETS]) + (", …" if len(facts.target_names) > TARGETS else "")
+        sizes = " / ".join(map(str, facts.sizes))
+        self.console.print(
+            f"  {width} x {height} pixels, {channels} channel{'s' if channels > 1 else ''}; {sizes} images for "
+            f"training / validation / test; targets {names} in {facts.unit}",
+            soft_wrap=True,
+        )
         for name, link in begun.links.items():
             self.console.print(f"  {name}: {link}", soft_wrap=True)
 

@@ -50,7 +50,7 @@ PREDICTED = {  # case: what a user gives to `hpo predict`, and the first image o
     "npy and names": ("images/cell0.npy", 0),
     "ids": ("images/TRAIN_000003.png", 3),
     "phases": ("micrographs/m5.png", 5),
-    "hdf5": ("data.h5:/val/images", 25),
+    "hdf5": ("data.h5:/val/images[2]", 27),
     "text": ("images.txt", 0),
     "tiff and excel": ("scans/scan_4.tif", 4),
     "numbered": ("0001_a.png", 0),
@@ -58,7 +58,7 @@ PREDICTED = {  # case: what a user gives to `hpo predict`, and the first image o
     "simulations": ("steps/sim1_step0.png", 6),
     "permeability": ("rock_2.bmp", 2),
     "logarithms": ("rock_2.bmp", 2),
-    "train and test": ("test.npz:images", 0),
+    "train and test": ("test.npz:images[3]", 3),
 }
 
 
