@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hpo.operations.connection import Connection, Services, connect, down, export_lines, up
     from hpo.operations.data import Phase, Understanding, check_data, describe_data, make_data
     from hpo.operations.deletion import delete
+    from hpo.operations.details import Details, show
     from hpo.operations.doctor import Checkup, doctor
     from hpo.operations.dry_run import Estimate, dry_run
     from hpo.operations.models import Download, PretrainedWeights, adopt_weights, download, weights, weights_folder
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from hpo.operations.predict import predict
     from hpo.operations.restore import restore
     from hpo.operations.stopping import Cancelled, Stopped, cancel, stop
-    from hpo.operations.work import Begun, Job, Outcome, Run, Stop, Study, StudyRow, Watch, load, run, worker
+    from hpo.operations.work import Begun, Job, Outcome, Plan, Run, Stop, Study, StudyRow, Watch, load, run, worker
 
 _NAMES = {  # by the module of hpo.operations
     "backup": "Backup backup",
@@ -51,6 +52,7 @@ _NAMES = {  # by the module of hpo.operations
     "connection": "Connection Services connect down export_lines up",
     "data": "Phase Understanding check_data describe_data make_data",
     "deletion": "delete",
+    "details": "Details show",
     "doctor": "Checkup doctor",
     "dry_run": "Estimate dry_run",
     "models": "Download PretrainedWeights adopt_weights download weights weights_folder",
@@ -58,7 +60,7 @@ _NAMES = {  # by the module of hpo.operations
     "predict": "predict",
     "restore": "restore",
     "stopping": "Cancelled Stopped cancel stop",
-    "work": "Begun Job Outcome Run Stop Study StudyRow Watch load run worker",
+    "work": "Begun Job Outcome Plan Run Stop Study StudyRow Watch load run worker",
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -6,18 +6,22 @@ import sys
 
 from hpo import api
 from hpo.cli import terminal
-from hpo.cli.options import JSON, command, option
+from hpo.cli.options import JSON, command, exclusive, option
 from hpo.text import for_csv
 
 
 @command(
-    option("--alias", "NAME", "alias or version (default: champion)", default="champion"),
+    option("--study", "NAME", "the best model of this study, as `hpo studies` lists it"),
+    option("--alias", "NAME", "alias or version (default: champion)"),
     option("--model", "NAME", "registered model (default: the only one, or the newest study's)"),
     option("folder", "DIR", "folder to make"),
 )
 def download(options: argparse.Namespace) -> int:
     """Download a registered model, checked against the hashes in the database."""
-    model = api.download(options.folder, alias=options.alias, model=options.model)
+    if options.study is not None:
+        others = {"--alias": options.alias, "--model": options.model}
+        exclusive("--study", "takes the study's best model", others)
+    model = api.download(options.folder, alias=options.alias or "champion", model=options.model, study=options.study)
     aliases = ", ".join(f"@{alias}" for alias in model.version.aliases) or "no alias"
     print(f"{model.name} version {model.version.number} ({aliases}) is in {model.folder}.")
     print(f"{model.files} files, each as recorded in the database. Its README.md shows how to use it.")

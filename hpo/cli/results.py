@@ -79,6 +79,51 @@ def studies(options: argparse.Namespace) -> int:
     return 0
 
 
+@command(option("study", "NAME", "name as `hpo studies` lists it"), JSON)
+def show(options: argparse.Namespace) -> int:
+    """Show a study in full: the command that planned it, its settings, its result and its pages in MLflow."""
+    from hpo.cli import watch
+    from hpo.report import tables
+
+    details = api.show(options.study)
+    command = details.row.facts.command
+    if options.json:
+        print(json.dumps(_details(details), indent=2))
+        return 0
+    console = tables.console()
+    watch.print_head(console, details)
+    console.print(f"Planned by: {command or 'an earlier hpo, which kept no command'}", soft_wrap=True)
+    console.print("\n".join(_changes(details)), soft_wrap=True)
+    watch.print_result(console, details)
+    return 0
+
+
+def _changes(details: "api.Details") -> list[str]:
+    """Return lines on the settings in which a study differs from its file."""
+    if details.changed is None:
+        return [f"Its file {details.file} is gone: `hpo show {details.row.name} --json` has all settings."]
+    if not details.changed:
+        return [f"Its settings are those of {details.file}."]
+    lines = [f"  {key}: {there} in the file, {here} here" for key, (there, here) in details.changed.items()]
+    return [f"Its settings differ from {details.file}:", *lines]
+
+
+def _details(details: "api.Details") -> dict[str, Any]:
+    """Return a study as `hpo show --json` prints it."""
+    closing = next((job.closing for job in details.jobs if job.kind == "closing"), None)
+    return {
+        "name": details.row.name,
+        "identity": details.row.identity,
+        "command": details.row.facts.command,
+        "file": details.file,
+        "changed": details.changed,
+        "settings": details.row.spec,
+        "data": details.row.facts.data.uri,
+        "links": details.links,
+        "result": closing and closing.to_json(),
+    }
+
+
 @command(STUDY, JSON)
 def trials(options: argparse.Namespace) -> int:
     """List all trials of a study."""

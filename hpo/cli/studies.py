@@ -9,7 +9,7 @@ from hpo.cli.options import STUDY, choice, command, exclusive, flag, many, one_o
 from hpo.errors import NotFound, SettingsError
 
 if TYPE_CHECKING:
-    from hpo.api import Study, StudyRow
+    from hpo.api import Plan, Study, StudyRow
 
 STOPPED = 130  # exit code
 
@@ -89,7 +89,7 @@ def _dry_run(options: argparse.Namespace) -> int:
     return 0
 
 
-def load(options: argparse.Namespace) -> "list[Study]":
+def load(options: argparse.Namespace) -> "list[Study] | list[Plan]":
     """Return what the options of `hpo run` name, overrides applied."""
     if options.data is not None and options.data != options.data.encode(errors="ignore").decode():
         raise SettingsError(f"--data {options.data}: expected a path in UTF-8, as a study can record it. Rename it.")
@@ -140,7 +140,7 @@ def slurm(options: argparse.Namespace) -> "api.Slurm | None":
 def worker(options: argparse.Namespace) -> int:
     """Train trials of a planned study, beside other workers, until it is closed."""
     from hpo.cli.watch import Terminal, by
-    from hpo.report import tables
+    from hpo.report import results, tables
 
     with Terminal(tables.console(), is_run=False) as watch:
         outcome = api.worker(
@@ -154,7 +154,10 @@ def worker(options: argparse.Namespace) -> int:
         )
     name = outcome.row.name
     if outcome.closed:
-        print(f"Study {name} is closed. `hpo run --study ...` shows its result.")
+        print(f"Study {name} is closed. `hpo show {name}` prints its result.")
+        if not outcome.succeeded:
+            print("\n".join(results.fruitless(name, list(outcome.jobs))))
+            return 1
     elif not outcome.stopped:
         state = "not closed yet" if outcome.row.facts.planned else "not planned yet"
         print(f"Left at its limit: study {name} is {state}.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hpo.api import Begun, Outcome, Stop, Watch
+from hpo.api import Begun, Details, Outcome, Stop, Watch
 from hpo.cli.options import say
 from hpo.report import results
 from hpo.report.display import Display, Progress
@@ -36,7 +36,7 @@ class Terminal(Watch):
 
     def begin(self, begun: Begun) -> None:
         if self.is_run:
-            self._head(begun)
+            print_head(self.console, begun)
         if self.console.is_terminal:
             logging.getLogger("hpo").setLevel(logging.WARNING)  # the display shows the events
         self._display = Display(Progress(begun.queue, begun.row), self.console)
@@ -54,7 +54,7 @@ class Terminal(Watch):
         if not self.is_run:
             return
         if outcome.closed:
-            self._result(outcome)
+            print_result(self.console, outcome)
         else:
             text = f"Stopped{by(outcome.stop)}: what is done is kept. The same command goes on."
             self.console.print(text, soft_wrap=True)
@@ -64,27 +64,28 @@ class Terminal(Watch):
             self._display.__exit__(None, None, None)
             self._display = None
 
-    def _head(self, begun: Begun) -> None:
-        row, study = begun.row, begun.study
-        bare = ", NOT PRETRAINED" if study.at_random else ""
-        data = row.facts.data.name
-        self.console.print(f"Study {row.name}: {study.trials} trials, data set {data}, seed {study.seed}{bare}.")
-        facts, (channels, height, width) = row.facts.data, row.facts.data.image_shape
-        names = ", ".join(facts.target_names[:TARGETS]) + (", …" if len(facts.target_names) > TARGETS else "")
-        sizes = " / ".join(map(str, facts.sizes))
-        self.console.print(
-            f"  {width} x {height} pixels, {channels} channel{'s' if channels > 1 else ''}; {sizes} images for "
-            f"training / validation / test; targets {names} in {facts.unit}",
-            soft_wrap=True,
-        )
-        for name, link in begun.links.items():
-            self.console.print(f"  {name}: {link}", soft_wrap=True)
 
-    def _result(self, outcome: Outcome) -> None:
-        image = "" if outcome.image is None else _near(outcome.image)
-        results.show_result(
-            self.console, outcome.row, list(outcome.jobs), dict(outcome.links), program=_program(), image=image
-        )
+def print_head(console: Console, study: Begun | Details) -> None:
+    """Print what a study is, and where MLflow shows it."""
+    row, bare = study.row, ", NOT PRETRAINED" if study.study.at_random else ""
+    text = f"Study {row.name}: {study.study.trials} trials, data set {row.facts.data.name}, seed {study.study.seed}"
+    console.print(f"{text}{bare}.")
+    facts, (channels, height, width) = row.facts.data, row.facts.data.image_shape
+    names = ", ".join(facts.target_names[:TARGETS]) + (", …" if len(facts.target_names) > TARGETS else "")
+    sizes = " / ".join(map(str, facts.sizes))
+    console.print(
+        f"  {width} x {height} pixels, {channels} channel{'s' if channels > 1 else ''}; {sizes} images for "
+        f"training / validation / test; targets {names} in {facts.unit}",
+        soft_wrap=True,
+    )
+    for name, link in study.links.items():
+        console.print(f"  {name}: {link}", soft_wrap=True)
+
+
+def print_result(console: Console, study: Outcome | Details) -> None:
+    """Print what a study gave, and the next commands."""
+    image = "" if study.image is None else _near(study.image)
+    results.show_result(console, study.row, list(study.jobs), dict(study.links), program=_program(), image=image)
 
 
 def by(request: Stop | None) -> str:

@@ -6,6 +6,7 @@ Safe on a running study: what changed within the last lease is not judged, and e
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +38,7 @@ UNUSED = 7 * 86400.0
 class Finding:
     """Something that is not as it should be."""
 
-    kind: str  # versions, I1 to I4, files, orphan, cache
+    kind: str  # versions, I1 to I4, dead, files, orphan, cache
     what: str  # what was expected and found, and where
     todo: str  # what --fix does, or the user should
     remedy: Callable[[], object] | None = None  # what --fix calls
@@ -142,11 +143,26 @@ def _study(reconciler: Reconciler, settings: Settings) -> Iterator[Finding]:
     jobs = {job.key: job for job in reconciler.queue.jobs(reconciler.study.name) if job.kind == "trial"}
     if not jobs:
         return  # the study was deleted meanwhile
+    yield from _dead(reconciler, list(jobs.values()))
     yield from _runs(reconciler, jobs)
     yield from _models(reconciler, jobs)
     yield from _checkpoints(reconciler, list(jobs.values()))
     yield from _files(reconciler, list(jobs.values()))
     yield from _data_set(reconciler, settings)
+
+
+def _dead(reconciler: Reconciler, jobs: list[Job]) -> Iterator[Finding]:
+    """Dead trials of a closed study, which is the poorer for them."""
+    name = reconciler.study.name
+    dead = [job for job in jobs if job.state == State.DEAD]
+    if dead and reconciler.queue.closing_state(name) == State.DONE:
+        counts = Counter(job.reason for job in dead)
+        yield Finding(
+            kind="dead",
+            what=f"{name} is closed, but {len(dead)} of its {len(jobs)} trials are dead: "
+            + "; ".join(f"{reason} ({count})" for reason, count in counts.most_common(3)),
+            todo=f"correct the cause, then `hpo run --study {name} --retry` trains them again",
+        )
 
 
 def _show(reconciler: Reconciler, job: Job, deleted: set[str], settings: Settings) -> None:

@@ -14,7 +14,7 @@ from data_pipeline.npz import save_npz
 from hpo import settings
 from hpo.errors import ServiceError
 from hpo.operations.compute import Compute
-from hpo.operations.work import as_studies
+from hpo.operations.work import as_parts
 from hpo.planning.preparation import START, Plan, prepare
 from hpo.queue import ENDED, Job, Queue
 from hpo.services import serving
@@ -77,7 +77,7 @@ class Estimate:
 
 
 def dry_run(
-    study: str | Sequence[Study], *, compute: Compute | None = None, say: Callable[[str], object] = log.debug
+    study: str | Sequence[Study | Plan], *, compute: Compute | None = None, say: Callable[[str], object] = log.debug
 ) -> Iterator[Estimate]:
     """Yield for each study what `run` would train and how long it would take here. Leaves nothing behind.
 
@@ -85,7 +85,7 @@ def dry_run(
     ServiceError if the device cannot train.
     """
     chosen, compute = settings.read(), compute or Compute()
-    for plan in [prepare(part, trial_run=True) for part in as_studies(study)]:
+    for plan in [part if isinstance(part, Plan) else prepare(part, trial_run=True) for part in as_parts(study)]:
         # Where `auto` has chosen GPUs, the time of the CPU is worth knowing, too.
         choices = [compute.place, CPU] if compute.device == "auto" and compute.place.gpus else [compute.place]
         here, *others = (

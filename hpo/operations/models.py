@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.errors import NotFound
-from hpo.operations.connection import connect
+from hpo.operations.connection import Connection, connect
+from hpo.operations.overview import closed
 from hpo.scores import champion
 from hpo.tracking import registry
 from hpo.tracking.registry import Version
@@ -37,20 +38,18 @@ class PretrainedWeights:
     problem: str | None  # a message, if it is missing or damaged
 
 
-def download(folder: Path, *, alias: str = "champion", model: str | None = None) -> Download:
+def download(folder: Path, *, alias: str = "champion", model: str | None = None, study: str | None = None) -> Download:
     """Download a registered model into a new folder, and check every file against its hash in the database.
 
-    `alias` may be a version number. Without `model` it is the newest study's model that has such a version. Raise
-    NotFound if there is none, ModelError if a file is not as recorded.
+    `alias` may be a version number. Without `model` it is the newest study's model that has such a version. `study`:
+    the best model of this study instead. Raise NotFound if there is none, ModelError if a file is not as recorded.
     """
     with connect() as connection:
         queue, tracker = connection.queue, connection.tracker
-        candidates = [model] if model else champion.downloadable(queue, tracker)
-        if not candidates:
-            done = "closed" if queue.studies() else "planned"
-            raise NotFound(f"No study has been {done} here, so there is no model. `hpo run --study grid` makes one.")
-        with_alias = (name for name in candidates if registry.get_alias(tracker, name, alias) is not None)
-        name = next(with_alias, candidates[0])
+        if study is not None:
+            name, alias = _winner(connection, study)
+        else:
+            name = _with_alias(connection, alias, [model] if model else champion.downloadable(queue, tracker))
         version = registry.find(tracker, name, alias)
         job = queue.by_run(version.run_id)
         if job is None or job.result is None:
@@ -62,6 +61,24 @@ def download(folder: Path, *, alias: str = "champion", model: str | None = None)
             tracker, model_name=name, version=version.number, folder=folder, expected_sha256=hashes
         )
         return Download(name=name, version=version, folder=path, files=len(hashes))
+
+
+def _with_alias(connection: Connection, alias: str, candidates: list[str]) -> str:
+    """Return the first of these registered models that has the alias, else the first."""
+    if not candidates:
+        done = "closed" if connection.queue.studies() else "planned"
+        raise NotFound(f"No study has been {done} here, so there is no model. `hpo run --study grid` makes one.")
+    with_alias = (name for name in candidates if registry.get_alias(connection.tracker, name, alias) is not None)
+    return next(with_alias, candidates[0])
+
+
+def _winner(connection: Connection, study: str) -> tuple[str, str]:
+    """Return registered model and version of a closed study's best trial. Raise NotFound, with the reason, if none."""
+    row = connection.queue.study(study)
+    result = closed(row, connection.queue.jobs(row.name)).closing
+    if result is None or result.winner is None or result.winner.version is None or result.model_name is None:
+        raise NotFound(f"The study {row.name} has registered no model: {result.reason if result else 'unknown'}.")
+    return result.model_name, str(result.winner.version)
 
 
 def weights(*, fetch: bool = True) -> Iterator[PretrainedWeights]:

@@ -185,7 +185,7 @@ def promote(study: str) -> Promotion:
     """
     with connect() as connection:
         row = connection.queue.study(study)
-        closing = _closed(row, connection.queue.jobs(row.name))
+        closing = closed(row, connection.queue.jobs(row.name))
         outcome = champion.settle(connection.queue, connection.tracker, row)
     name, result = alias(row.name), closing.closing or ClosingResult()
     if fault := outcome.refused.get(name):
@@ -195,7 +195,7 @@ def promote(study: str) -> Promotion:
     return Promotion(result=elected, alias=name, is_alias_set=name in outcome.moved)
 
 
-def _closed(row: StudyRow, jobs: list[Job]) -> Job:
+def closed(row: StudyRow, jobs: list[Job]) -> Job:
     """Return the closing of a closed study. Raise NotFound for another one, saying what it waits for."""
     closing = next((job for job in jobs if job.kind == "closing"), None)
     if closing is None:
@@ -221,8 +221,8 @@ def report(folder: Path, studies: Sequence[str] = ()) -> Report:
         gathered = evidence.gather(connection.queue, tracker, studies)
         contents = sections.build(gathered)
         page, *others = document.write(contents, folder)
-        for closed in gathered.closed:
+        for study in gathered.closed:
             for path in (page, *others):
                 target = Path("report") / path.relative_to(folder).parent
-                tracker.upload(closed.row.facts.study_run_id, path, target.as_posix())
+                tracker.upload(study.row.facts.study_run_id, path, target.as_posix())
         return Report(page=page, others=others, summary=contents.summary, alarms=contents.alarms)

@@ -4,24 +4,28 @@ import json
 import logging
 import math
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from data_pipeline.npz import load_npz
 from hpo import settings
-from hpo.errors import ServiceError
+from hpo.errors import ServiceError, StudyError
 from hpo.launch import slurm as arrays
 from hpo.operations.compute import Compute, Slurm, at_least
 from hpo.operations.connection import Connection, connect, opened
+from hpo.operations.details import links_of
 from hpo.planning import plans
-from hpo.planning.preparation import Plan, prepare
-from hpo.queue import ENDED, Job, Queue, State, Stop, StudyRow
+from hpo.planning.preparation import Plan, prepare, stored
+from hpo.queue import ENDED, Job, Queue, State, Stop, StudyRow, require_whole
 from hpo.report import winners
 from hpo.services import serving
 from hpo.services.serving import Services
-from hpo.study import Study, load_all, restore
-from hpo.tracking import experiments
+from hpo.study import Study, is_file, load_all, restore, shipped
+from hpo.text import near_miss, utf8
+from hpo.tracking import data_sets
 from hpo.worker.places import CPU, Place
 from hpo.worker.supervisor import OUT_OF_TIME, Limits
 from hpo.worker.worker import Worker
@@ -101,19 +105,47 @@ def load(
     seed: int | None = None,
     overrides: Sequence[str] = (),
     prerequisites: bool = False,
-) -> list[Study]:
+) -> list[Study] | list[Plan]:
     """Return the studies that a name or file stands for, with overrides (`KEY=VALUE` or `STUDY:KEY=VALUE`).
 
-    `prerequisites`: with the studies that they start from. Raise StudyError if a file or an override is wrong.
+    `prerequisites`: with the studies that they start from. A name that is neither shipped nor a file may be that of a
+    study which is planned already: return its plan, from what the database keeps. Raise StudyError if a file or an
+    override is wrong, or there is no such study.
     """
     short = {"training.epochs": epochs, "seed": seed, "data.path": data and os.fspath(data)}
     given = [f"{key}={json.dumps(value)}" for key, value in reversed(short.items()) if value is not None]
     # an override of one study (STUDY:KEY=VALUE) comes behind those of all studies, and wins
-    return load_all(study, [*given, *overrides], prerequisites=prerequisites)
+    given += overrides
+    if is_file(study):
+        words = ["hpo", "run", "--study", study, *(word for override in given for word in ("--set", override))]
+        words += ["--with-prerequisites"] * prerequisites
+        command = utf8(f"cd {shlex.quote(os.getcwd())} && {shlex.join(words)}")
+        return [replace(part, command=command) for part in load_all(study, given, prerequisites=prerequisites)]
+    plan = _planned(study)
+    if given:
+        raise StudyError(f"{study} is planned already, and stays as it is: expected no override, found {given[0]}.")
+    return [plan]
+
+
+def _planned(name: str) -> Plan:
+    """Return the plan of a study in the database. Raise StudyError if there is none of this name."""
+    chosen, planned = settings.read(), list[str]()
+    if serving.exists(chosen):
+        services, _ = serving.up(chosen, report=log.info)
+        with opened(chosen, services) as connection:
+            rows = {row.name: row for row in connection.queue.studies()}
+            if name in rows:
+                require_whole(rows[name])
+                return stored(rows[name], load_npz(data_sets.fetch(chosen.home, connection.tracker, rows[name])))
+            planned = [*rows]
+    raise StudyError(
+        f"No study is called '{name}'.{near_miss(name, [*shipped(), *planned])} There are: {', '.join(shipped())}; "
+        f"planned here: {', '.join(planned) or 'none'}; or give the path of a .toml file."
+    )
 
 
 def run(
-    study: str | Sequence[Study],
+    study: str | Sequence[Study | Plan],
     *,
     compute: Compute | None = None,
     slurm: Slurm | None = None,
@@ -127,12 +159,13 @@ def run(
     outcome is `stopped`. Raise UserError for what is wrong with studies, data, options or services.
     """
     chosen, compute, watch = settings.read(), compute or Compute(), watch or Watch()
-    studies = as_studies(study)
+    parts = as_parts(study)
+    studies = [part.study if isinstance(part, Plan) else part for part in parts]
     requests = [slurm.request(compute, chosen, part.threads) if slurm else None for part in studies]
     if requests[0]:
         requests[0].check(chosen)
     _fetch_weights(studies, watch)
-    prepared = [prepare(part) for part in studies]
+    prepared = [part if isinstance(part, Plan) else prepare(part) for part in parts]
     services, started = serving.up(chosen, report=watch.say)
     outcomes: list[Outcome] = []
     with opened(chosen, services) as connection:
@@ -150,9 +183,9 @@ def run(
     return Run(outcomes=outcomes, comparisons=comparisons, services=services, are_services_started=started)
 
 
-def as_studies(study: str | Sequence[Study]) -> list[Study]:
+def as_parts(study: str | Sequence[Study | Plan]) -> Sequence[Study | Plan]:
     """Return the studies of a name or file, or those that were loaded."""
-    return load(study) if isinstance(study, str) else list(study)
+    return load(study) if isinstance(study, str) else study
 
 
 def _fetch_weights(studies: Sequence[Study], watch: Watch) -> None:
@@ -170,8 +203,7 @@ def _run(
     queue, tracker, chosen = connection.queue, connection.tracker, connection.settings
     row = plans.plan(plan, queue, tracker, chosen, connection.services.database_url)
     queue.revive(row.name, trials=retry)
-    experiment = row.facts.experiment_id
-    links = {"list": experiments.link(tracker, experiment), "charts": experiments.chart_link(tracker, experiment)}
+    links = links_of(tracker, row)
     place = _place(queue, row, compute, watch) if request is None else CPU
     watch.begin(Begun(row=row, study=plan.study, queue=queue, links=links))
     if request is None:
@@ -181,7 +213,7 @@ def _run(
     if not outcome.closed:  # the database may be away: it is not asked again
         return replace(outcome, stopped=True)
     image = plan.folder / plan.dataset.names[0]
-    return replace(outcome, jobs=queue.jobs(row.name), links=links, image=image)
+    return replace(outcome, jobs=queue.jobs(row.name), links=links, image=image if image.exists() else None)
 
 
 def _place(queue: Queue, row: StudyRow, compute: Compute, watch: Watch) -> Place:
@@ -261,6 +293,8 @@ def worker(
         outcome = _work(connection, row, compute, place, limits, stops, watch)
         if outcome.closed and connection.queue.closing_state(study) == State.DEAD:
             raise ServiceError(f"Closing {study} failed; `hpo run` tries it again, `hpo promote` says why it failed.")
+        if outcome.closed:
+            outcome = replace(outcome, jobs=connection.queue.jobs(study))
         watch.end(outcome)
         return outcome
 

@@ -1,7 +1,7 @@
 """A study together with its data and its identity: what is found out before anything is written."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from hpo import study
 from hpo.errors import StudyError
 from hpo.planning.baselines import predictors
 from hpo.planning.physics import check_physics, constants
+from hpo.queue import StudyRow
 from hpo.study import Study
 from hpo.study.records import DataFacts, StudyFacts, TrialSpec, WeightsFile
 from hpo.text import point_text
@@ -44,6 +45,8 @@ class Plan:
         return StudyFacts(
             description=self.study.description,
             claims=self.study.claims or None,
+            file=self.study.file or None,
+            command=self.study.command or None,
             data=DataFacts(
                 name=data.name,
                 digest=data.digest,
@@ -90,7 +93,7 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
 
     For a trial run files of weights that are not there yet do without a digest.
     """
-    folder = data_sets.DEFAULT if chosen.data_path == study.DEFAULT_DATA else Path(chosen.data_path)
+    folder = folder_of(chosen.data_path)
     data = data_sets.load(folder, image_size=chosen.image_size)
     if lacking := lacks(data):
         raise StudyError(f"{folder}: {lacking}.")
@@ -141,6 +144,34 @@ def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
         identity=identity,
         weights=weights,
     )
+
+
+def stored(row: StudyRow, dataset: Dataset) -> Plan:
+    """Return the plan of a study that is planned already, from what the database keeps of it and its data set."""
+    facts, uri = row.facts, row.facts.data.uri
+    chosen = replace(
+        study.restore(row.name, row.spec),
+        description=facts.description,
+        claims=facts.claims or (),
+        data_path=uri,
+        file=facts.file or "",
+        command=facts.command or "",
+    )
+    return Plan(
+        study=chosen,
+        name=row.name,
+        folder=folder_of(uri),
+        dataset=dataset,
+        split=split(len(dataset.images)),
+        canonical=row.spec,
+        identity=row.identity,
+        weights=facts.weights or {},
+    )
+
+
+def folder_of(data_path: str) -> Path:
+    """Return the folder of a data set."""
+    return data_sets.DEFAULT if data_path == study.DEFAULT_DATA else Path(data_path)
 
 
 def _check_sizes(chosen: Study, folder: Path, data: Dataset) -> None:

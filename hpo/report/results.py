@@ -47,7 +47,7 @@ def show_result(
         tables.print_table(console, table)
     lines = [f"ALARM: {alarm}" for alarm in (ended.alarms or () if ended else ())] + promotion(ended, close)
     if ended is not None and ended.winner is None:
-        lines += fruitless(jobs)
+        lines += fruitless(study.name, jobs)
     elif ended is not None:
         if ended.pruned:
             lines.append(f"{ended.pruned} trials were ended early by the pruner; their curves are kept.")
@@ -60,14 +60,14 @@ def _result_tables(study: StudyRow, jobs: list[Job], ended: ClosingResult | None
     return [top_table(study, jobs), *winner]
 
 
-def fruitless(jobs: list[Job]) -> list[str]:
+def fruitless(study: str, jobs: list[Job]) -> list[str]:
     """Return sentences on a study that closed without a finished trial: how many ended how and why, and what helps."""
     trials = [job for job in jobs if job.kind == "trial"]
     counts = Counter((job.state, job.reason or "no reason is known") for job in trials)
     lines = [f"{count} of {len(trials)} {state}: {reason}." for (state, reason), count in counts.most_common(TOP)]
     lines += [f"… and {len(counts) - TOP} other reasons: `hpo trials` lists them."] if len(counts) > TOP else []
     remedies = {
-        State.DEAD: "Once that is put right, the same command with --retry trains the dead ones again.",
+        State.DEAD: f"Once that is put right, `hpo run --study {study} --retry` trains the dead ones again.",
         State.DIVERGED: "Those that diverged would do so again: change the study, perhaps to a lower learning rate.",
         State.CANCELLED: "`hpo cancel --undo` brings a cancelled one back.",
     }
@@ -245,13 +245,22 @@ def next_steps(
     """Return commands that run as they stand; `image` is one of the data set's."""
     lines = ["Go on with:"]
     lines += [f"  {name + ':':10}{link}" for name, link in links.items()]
-    if ended is not None and ended.election is not None and ended.election.champion:
-        lines += [
-            f"  {program} download --alias champion champion/",
-            f"  {program} predict champion/ {shlex.quote(image)}",
-        ]
+    if ended is not None and ended.winner is not None and ended.winner.version is not None:
+        folder, which = "model/", f"--study {study.name}"
+        if _is_champion(ended):
+            folder, which = "champion/", "--alias champion"
+        lines.append(f"  {program} download {which} {folder}")
+        lines += [f"  {program} predict {folder} {shlex.quote(image)}"] if image else []
     lines += [f"  {program} report --study {study.name} -o report/"] if ended is not None else []
     return [*lines, f"  {program} down"]
+
+
+def _is_champion(ended: ClosingResult) -> bool:
+    """Return whether the version that a study registered is the champion."""
+    winner, election = ended.winner, ended.election
+    if winner is None or election is None or election.champion is None:
+        return False
+    return election.champion == winner.version and election.champion_model in (None, ended.model_name)
 
 
 def rows(jobs: list[Job]) -> list[dict[str, Any]]:

@@ -3,8 +3,8 @@
 Nothing here touches a database, a server or torch.
 """
 
-from hpo.study.file import load, load_all, shipped
-from hpo.study.identity import conflict, digest
+from hpo.study.file import is_file, load, load_all, shipped
+from hpo.study.identity import conflict, differences, digest
 from hpo.study.names import alias, file_name, full_name, origin, provenance
 from hpo.study.parsing import KEYS, PRUNERS
 from hpo.study.space import Choices, Interval
@@ -21,9 +21,11 @@ __all__ = [
     "Study",
     "alias",
     "conflict",
+    "differences",
     "digest",
     "file_name",
     "full_name",
+    "is_file",
     "load",
     "load_all",
     "origin",

@@ -1,6 +1,7 @@
 """Study files: where they are, what a command line replaces in them, and what follows from an earlier study."""
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,11 @@ from models import specs
 def shipped() -> list[str]:
     """Return the names of the studies that come with the product."""
     return sorted(entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+
+
+def is_file(name: str) -> bool:
+    """Return whether a name is that of a shipped study, or has the form of a path."""
+    return name in shipped() or name.endswith(".toml") or "/" in name
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Study:
@@ -102,7 +108,8 @@ def _load(name: str, overrides: Sequence[str], used: set[str], *, strict: bool, 
     overridden = json.dumps(table, sort_keys=True, default=str) != original
     if "best_of" in table and earlier is not None:
         table = _completed_by(label, table, earlier, _file(before)[2].get("seed", 0), seeded=seeded)
-    return parse(name, label, table, earlier, overridden=overridden or (earlier is not None and earlier.overridden))
+    study = parse(name, label, table, earlier, overridden=overridden or (earlier is not None and earlier.overridden))
+    return replace(study, file=name if folder is None else os.path.abspath(label))
 
 
 def _completed_by(label: str, table: dict[str, Any], earlier: Study, stated: Any, *, seeded: bool) -> dict[str, Any]:
@@ -163,7 +170,7 @@ def _file(name: str) -> tuple[str, str, dict[str, Any], Path | None]:
     folder = None
     if name in shipped():
         label, text = f"study {name}", (_folder() / f"{name}.toml").read_text(encoding="utf-8")
-    elif name.endswith(".toml") or "/" in name:
+    elif is_file(name):
         label, text, folder = name, _read(path), path.parent
         name = path.name.removesuffix(".toml")
         if not name or any(character not in _NAME for character in name):

@@ -15,17 +15,22 @@ def digest(canonical: Mapping[str, Any]) -> str:
 
 def conflict(name: str, recorded: Mapping[str, Any], present: Mapping[str, Any]) -> StudyConflict:
     """The error that a name stands for another canonical spec already; it says where the two differ."""
-    ours, theirs = _flat(recorded), _flat(present)
-    differences = [
-        f"{key}: expected {_shown(ours.get(key))} as recorded, found {_shown(theirs.get(key))}"
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
+    texts = [
+        f"{key}: expected {_shown(ours)} as recorded, found {_shown(theirs)}"
+        for key, (ours, theirs) in differences(recorded, present).items()
     ]
     return StudyConflict(
         f"Refusing to go on with the study '{name}', which is recorded with another specification. "
-        f"{'; '.join(differences)}. Nothing was touched. Either give the changed study another name, or remove the "
+        f"{'; '.join(texts)}. Nothing was touched. Either give the changed study another name, or remove the "
         f"recorded one with `hpo delete --study {name}`."
     )
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings of two specs that are not the same, by their keys, in alphabetical order."""
+    first, second = _flat(one), _flat(other)
+    pairs = {key: (first.get(key), second.get(key)) for key in sorted(first.keys() | second.keys())}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What planning finds out of a study, and the frozen description of each of its trials."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,11 @@ class DataFacts(Record):
     phases: Phases | None = None
     sha256: str | None = None  # of the file at the study's run
 
+    @property
+    def uri(self) -> str:
+        """Folder that the data set was read from, or `default`."""
+        return str(json.loads(self.source)["uri"])
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitScores(Record):
@@ -122,3 +128,5 @@ class StudyFacts(Record):
     registered: bool | None = None
     closed: bool | None = None  # it has been closed once
     planned: bool | None = None  # to the end
+    file: str | None = None  # the study file: a shipped name, or a path where it was planned
+    command: str | None = None  # that planned it

@@ -47,6 +47,8 @@ class Study:
     starts_from: "Study | None"  # whose best networks the trials begin with
     best_of: "Study | None" = None  # whose best configurations are trained again
     claims: tuple[Claim, ...] = field(default=(), compare=False)  # that the report decides; no part of the identity
+    file: str = field(default="", compare=False)  # the shipped name, or the path
+    command: str = field(default="", compare=False)  # for a shell, that loads it
 
     def canonical(
         self,

@@ -3,7 +3,6 @@
 A file is never believed by its name: its hash, which the study's facts record, is compared whenever it is taken.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -111,8 +110,7 @@ def copy_here(home: Path, row: StudyRow) -> Path | None:
     if _wrong(cached(home, data.digest, data.sha256), data) is None:
         return cached(home, data.digest, data.sha256)
     with suppress(DatasetError, OSError, ValueError, KeyError):
-        source = json.loads(data.source)["uri"]
-        made_of = data_sets.DEFAULT if source == DEFAULT_DATA else Path(source)
+        made_of = data_sets.DEFAULT if data.uri == DEFAULT_DATA else Path(data.uri)
         found = data_sets.load(made_of, image_size=row.spec["data"]["image_size"])
         if found.digest == data.digest:
             return keep(home, found)

@@ -84,6 +84,14 @@ def test_what_somebody_did_in_mlflow_and_optuna_is_found_and_mended(closed):
     check_recorded_once(closed, name(closed), points=2, epochs=EPOCHS)
 
 
+def test_dead_trials_of_a_closed_study_are_reported(closed):
+    damage(closed, "UPDATE hpo.job SET state = 'dead', reason = 'out of memory' WHERE number = 0")
+    found = closed.hpo("doctor", code=1)
+    assert f"{name(closed)} is closed, but 1 of its 2 trials are dead: out of memory (1)." in found
+    assert f"`hpo run --study {name(closed)} --retry` trains them again" in found
+    damage(closed, "UPDATE hpo.job SET state = 'done', reason = NULL WHERE number = 0")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["spec.json", "weights.safetensors"])
 def test_a_file_that_was_changed_in_the_store_is_found_and_said_not_to_be_used(closed, tmp_path, file):

@@ -205,6 +205,7 @@ def test_who_competes_is_decided_by_the_data_not_by_the_folders_name(shell, tmp_
     shell.hpo("run", "--study", small(tmp_path, "thorough", data=data, epochs=60))
     said = shell.hpo("run", "--study", small(tmp_path, "hasty", data=copy, epochs=2))
     assert "@champion stays version 1, of the study thorough" in said
+    assert "download --study hasty model/" in said and "--alias champion" not in said, "that is another study's"
     name = shell.queue.study("hasty").facts.model_name
     assert name == shell.queue.study("thorough").facts.model_name
     MlflowClient(shell.tracking_uri).delete_registered_model(name)  # on MLflow's page, say

@@ -307,7 +307,7 @@ def test_labels_of_a_tiny_unit_raise_the_alarm_on_terminal_run_and_report(shell,
 def test_without_a_finished_trial_reasons_are_counted_and_the_way_out_is_said():
     states = [("dead", "out of memory")] * 12 + [("dead", "DatasetError: x")] + [("cancelled", "cancelled by me")]
     jobs = [SimpleNamespace(kind="trial", state=state, reason=reason) for state, reason in states]
-    lines = fruitless([*jobs, SimpleNamespace(kind="closing", state="done", reason=None)])
+    lines = fruitless("grid", [*jobs, SimpleNamespace(kind="closing", state="done", reason=None)])
     assert lines[:2] == ["12 of 14 dead: out of memory.", "1 of 14 dead: DatasetError: x."]
     assert ["--retry" in line for line in lines] == [False, False, False, True, False] and "--undo" in lines[-1]
 
@@ -320,6 +320,10 @@ def test_a_study_in_which_every_trial_diverged_is_reported_with_that(shell, tmp_
         output = shell.hpo("run", "--study", study, code=1)
         assert "Nothing promoted: no trial was finished." in output and "1 of 1 diverged: diverged at epoch" in output
         assert "lower learning rate" in output and "hpo download" not in output
+    assert "1 of 1 diverged: diverged at epoch" in shell.hpo("worker", "--study", "wild", code=1)
+    assert "has registered no model: no trial was finished." in shell.hpo(
+        "download", "--study", "wild", tmp_path / "model", code=1
+    )
     output = shell.hpo("report", "-o", tmp_path / "report")
     assert "No trial was finished, so no model was selected." in output
     assert "1 of 1 trials have no score" in (tmp_path / "report/report.md").read_text()

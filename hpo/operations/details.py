@@ -1,0 +1,72 @@
+"""A planned study in full: what it is, what made it, and what it gave."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpo.errors import StudyError
+from hpo.operations.connection import connect
+from hpo.planning.preparation import folder_of
+from hpo.queue import Job, StudyRow
+from hpo.study import Study, differences, file_name, load, restore
+from hpo.tracking import experiments
+from hpo.tracking.client import Tracker
+
+FOLLOWED = ("weights", "starts_from", "best_of")  # digests of files and of an earlier study: no settings of its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """A planned study in full."""
+
+    row: StudyRow
+    study: Study
+    jobs: Sequence[Job]  # trials, repeats and the closing
+    links: Mapping[str, str]  # name and URL of MLflow's pages about it
+    file: str  # its study file
+    changed: Mapping[str, tuple[Any, Any]] | None  # settings: in the file now, and here; None without the file
+    image: Path | None  # one of the data set, if it is on this machine
+
+
+def show(study: str) -> Details:
+    """Return everything about a planned study. Raise NotFound if there is none of this name."""
+    with connect(mlflow=False) as connection:
+        row = connection.queue.study(study)
+        uri = row.facts.data.uri
+        return Details(
+            row=row,
+            study=restore(row.name, row.spec),
+            jobs=connection.queue.jobs(row.name),
+            links=links_of(connection.tracker, row),
+            file=row.facts.file or file_name(row.name),
+            changed=_changed(row),
+            image=next(iter(sorted(folder_of(uri).glob("*.png"))), None),
+        )
+
+
+def links_of(tracker: Tracker, row: StudyRow) -> dict[str, str]:
+    """Return name and URL of MLflow's pages about a study."""
+    experiment = row.facts.experiment_id
+    return {"list": experiments.link(tracker, experiment), "charts": experiments.chart_link(tracker, experiment)}
+
+
+def _changed(row: StudyRow) -> dict[str, tuple[Any, Any]] | None:
+    """Return the settings in which a study differs from its file as that is now; None if the file cannot be read."""
+    data = row.facts.data
+    try:
+        original = load(row.facts.file or file_name(row.name))
+    except StudyError:
+        return None
+    canonical = original.canonical(
+        data_digest=data.digest,
+        split_digest=data.split,
+        weights=defaultdict(str),
+        phases=row.spec.get("phases"),
+    )
+    there, here = (
+        {key: value for key, value in spec.items() if key not in FOLLOWED} | {"data.path": path}
+        for spec, path in ((canonical, original.data_path), (row.spec, data.uri))
+    )
+    return differences(there, here)
