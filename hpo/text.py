@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.messages import near_miss as near_miss
+
 if TYPE_CHECKING:
     import pandas
 

@@ -34,7 +34,7 @@ YOUNG = 3600.0  # seconds: what is younger may still be in the making
 UNUSED = 7 * 86400.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """Something that is not as it should be."""
 
@@ -86,7 +86,7 @@ def examine(connection: Connection, *, study: str | None = None) -> Iterator[Fin
             continue  # it is being planned, or its planner died: the next `hpo run` goes on
         if row.deleting:
             todo = f"`hpo delete --study {row.name}` deletes the rest"
-            yield Finding(kind="orphan", what=f"the study {row.name} is half deleted", todo=todo)
+            yield Finding("orphan", f"the study {row.name} is half deleted", todo)
         elif row.facts.experiment_id in owned:
             yield from _study(connection.reconciler(row), settings)
         else:
@@ -100,23 +100,21 @@ def _versions(queue: Queue, tracker: Tracker) -> Iterator[Finding]:
     served, ours = tracker.version(), metadata.version("mlflow")
     if served.split(".")[:2] != ours.split(".")[:2]:
         yield Finding(
-            kind="versions",
-            what=f"the server at {tracker.uri} runs MLflow {served}, installed here is {ours}",
-            todo=f"install mlflow {served} here, or {ours} there (back up its database first)",
+            "versions",
+            f"the server at {tracker.uri} runs MLflow {served}, installed here is {ours}",
+            f"install mlflow {served} here, or {ours} there (back up its database first)",
         )
     version = queue.server_version()
     if version < 12:
-        yield Finding(
-            kind="versions", what=f"expected Postgres 12 or newer, found {version}", todo="use a newer Postgres"
-        )
+        yield Finding("versions", f"expected Postgres 12 or newer, found {version}", "use a newer Postgres")
 
 
 def _experiment_gone(row: StudyRow) -> Finding:
     number = row.facts.experiment_id
     return Finding(
-        kind="orphan",
-        what=f"{row.name}: its MLflow experiment (id {number}) is deleted or gone",
-        todo=f"restore it (`mlflow experiments restore --experiment-id {number}`) or `hpo delete --study {row.name}`",
+        "orphan",
+        f"{row.name}: its MLflow experiment (id {number}) is deleted or gone",
+        f"restore it (`mlflow experiments restore --experiment-id {number}`) or `hpo delete --study {row.name}`",
     )
 
 
@@ -139,7 +137,7 @@ def _study(reconciler: Reconciler, settings: Settings) -> Iterator[Finding]:
             remedy = partial(champion.settle, reconciler.queue, reconciler.tracker, reconciler.study)
         elif violation.rule == "I4":
             todo = "do not use these files; take the alias off in MLflow, then `hpo promote` elects the next sound one"
-        yield Finding(kind=violation.rule, what=f"{violation.study}: {violation.what}", todo=todo, remedy=remedy)
+        yield Finding(violation.rule, f"{violation.study}: {violation.what}", todo, remedy)
     jobs = {job.key: job for job in reconciler.queue.jobs(reconciler.study.name) if job.kind == "trial"}
     if not jobs:
         return  # the study was deleted meanwhile
@@ -158,10 +156,10 @@ def _dead(reconciler: Reconciler, jobs: list[Job]) -> Iterator[Finding]:
     if dead and reconciler.queue.closing_state(name) == State.DONE:
         counts = Counter(job.reason for job in dead)
         yield Finding(
-            kind="dead",
-            what=f"{name} is closed, but {len(dead)} of its {len(jobs)} trials are dead: "
+            "dead",
+            f"{name} is closed, but {len(dead)} of its {len(jobs)} trials are dead: "
             + "; ".join(f"{reason} ({count})" for reason, count in counts.most_common(3)),
-            todo=f"correct the cause, then `hpo run --study {name} --retry` trains them again",
+            f"correct the cause, then `hpo run --study {name} --retry` trains them again",
         )
 
 
@@ -179,10 +177,10 @@ def _runs(reconciler: Reconciler, jobs: dict[str, Job]) -> Iterator[Finding]:
         # Of two that were made at once for a trial one goes before its job is reconciled.
         if job is None or (job.run_id is not None and job.run_id != run.info.run_id and job.mirrored):
             yield Finding(
-                kind="orphan",
-                what=f"{study}: the MLflow run {run.info.run_id} ({key or 'no key'}) belongs to no trial",
-                todo="delete the run",
-                remedy=partial(reconciler.tracker.delete_run, run.info.run_id),
+                "orphan",
+                f"{study}: the MLflow run {run.info.run_id} ({key or 'no key'}) belongs to no trial",
+                "delete the run",
+                partial(reconciler.tracker.delete_run, run.info.run_id),
             )
 
 
@@ -199,10 +197,10 @@ def _models(reconciler: Reconciler, jobs: dict[str, Job]) -> Iterator[Finding]:
             continue
         state = "" if model.status == LoggedModelStatus.READY else "unfinished "
         yield Finding(
-            kind="orphan",
-            what=f"{reconciler.study.name}: the {state}model {model.model_id} is no trial's result",
-            todo="delete the model and its files",
-            remedy=partial(_delete_model, reconciler, model, job),
+            "orphan",
+            f"{reconciler.study.name}: the {state}model {model.model_id} is no trial's result",
+            "delete the model and its files",
+            partial(_delete_model, reconciler, model, job),
         )
 
 
@@ -212,10 +210,10 @@ def _checkpoints(reconciler: Reconciler, jobs: list[Job]) -> Iterator[Finding]:
             continue  # a dead one may be tried again from there; of others they go before its job is reconciled
         if left := reconciler.tracker.files(job.run_id, "checkpoints"):
             yield Finding(
-                kind="orphan",
-                what=f"{job.title} is {job.state}, but keeps {len(left)} checkpoints",
-                todo="delete them",
-                remedy=partial(reconciler.tracker.delete_artifact, job.run_id, "checkpoints"),
+                "orphan",
+                f"{job.title} is {job.state}, but keeps {len(left)} checkpoints",
+                "delete them",
+                partial(reconciler.tracker.delete_artifact, job.run_id, "checkpoints"),
             )
 
 
@@ -233,10 +231,10 @@ def _files(reconciler: Reconciler, jobs: list[Job]) -> Iterator[Finding]:
         if missing := sorted(job.result.files.keys() - registry.stored_files(reconciler.tracker, job.result.model_id)):
             registered = f"{name} version {version.number}, " if version is not None else ""
             yield Finding(
-                kind="files",
-                what=f"{registered}the model {job.result.model_id} of {job.title} lacks "
+                "files",
+                f"{registered}the model {job.result.model_id} of {job.title} lacks "
                 f"{', '.join(missing)} in the artifact store",
-                todo="restore the files from a backup" + (", or delete the version in MLflow" if registered else ""),
+                "restore the files from a backup" + (", or delete the version in MLflow" if registered else ""),
             )
 
 
@@ -249,12 +247,10 @@ def _data_set(reconciler: Reconciler, settings: Settings) -> Iterator[Finding]:
         except ServiceError as error:
             here = data_sets.copy_here(settings.home, row) is not None
             yield Finding(
-                kind="files",
-                what=str(error).partition(" `hpo doctor")[0].rstrip("."),
-                todo="put it there again from this machine" if here else "restore it from a backup",
-                remedy=partial(data_sets.mend, settings.home, reconciler.queue, reconciler.tracker, row)
-                if here
-                else None,
+                "files",
+                str(error).partition(" `hpo doctor")[0].rstrip("."),
+                "put it there again from this machine" if here else "restore it from a backup",
+                partial(data_sets.mend, settings.home, reconciler.queue, reconciler.tracker, row) if here else None,
             )
             return
     parts = dataset.split
@@ -266,10 +262,10 @@ def _data_set(reconciler: Reconciler, settings: Settings) -> Iterator[Finding]:
                 evidence.predictions(reconciler.tracker, row, entry.number, dataset, parts)
             except StudyConflict as error:
                 yield Finding(
-                    kind="files",
-                    what=str(error).partition(" `hpo doctor")[0].rstrip("."),
-                    todo="let the recorded model predict it again",
-                    remedy=partial(_predict_again, reconciler, entry.number, settings),
+                    "files",
+                    str(error).partition(" `hpo doctor")[0].rstrip("."),
+                    "let the recorded model predict it again",
+                    partial(_predict_again, reconciler, entry.number, settings),
                 )
 
 
@@ -298,10 +294,10 @@ def _experiments_without_study(queue: Queue, tracker: Tracker, rows: list[StudyR
             continue
         if time.time() - (experiment.creation_time or 0) / 1000 > YOUNG:
             yield Finding(
-                kind="orphan",
-                what=f"the MLflow experiment '{experiment.name}' (id {experiment.experiment_id}) belongs to no study",
-                todo="delete it and its files",
-                remedy=partial(_delete_experiment, queue, tracker, experiment),
+                "orphan",
+                f"the MLflow experiment '{experiment.name}' (id {experiment.experiment_id}) belongs to no study",
+                "delete it and its files",
+                partial(_delete_experiment, queue, tracker, experiment),
             )
 
 
@@ -310,12 +306,7 @@ def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
     databases may share the folder."""
     for folder in sorted((home / "work").glob("*")):
         if sweep(folder, remove=False):
-            yield Finding(
-                kind="cache",
-                what=f"{folder} was left by a worker that died",
-                todo="remove it",
-                remedy=partial(sweep, folder),
-            )
+            yield Finding("cache", f"{folder} was left by a worker that died", "remove it", partial(sweep, folder))
     used = {data_sets.cached(home, row.facts.data.digest, row.facts.data.sha256).name for row in rows}
     for file in sorted([*(home / "cache" / "data").glob("*"), *(home / "cache" / "features").glob("*")]):
         try:
@@ -325,11 +316,10 @@ def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
         if file.name not in used and time.time() - status.st_mtime > UNUSED:
             size = f" ({status.st_size / 1e6:.1f} MB)" if file.is_file() else ""
             yield Finding(
-                kind="cache",
-                what=f"{file}{size} "
-                + ("belongs to no study" if file.parent.name == "data" else "is not used any more"),
-                todo="remove it",
-                remedy=partial(data_sets.discard, file, unused=UNUSED),
+                "cache",
+                f"{file}{size} " + ("belongs to no study" if file.parent.name == "data" else "is not used any more"),
+                "remove it",
+                partial(data_sets.discard, file, unused=UNUSED),
             )
 
 

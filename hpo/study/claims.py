@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 from importlib import resources
 from typing import Any, Self
 
-from data_pipeline.messages import near_miss
 from hpo.errors import StudyError
+from hpo.text import near_miss
 
 KINDS = {  # kind -> its terms; those with a star are required
     "parameter effect": ("parameter*", "better", "worse", "family", "yes", "no"),

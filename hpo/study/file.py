@@ -9,7 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.messages import near_miss
 from hpo.errors import StudyError
 from hpo.study import claims
 from hpo.study.names import BARE, LONGEST_NAME, RESERVED
@@ -25,6 +24,7 @@ from hpo.study.parsing import (
 )
 from hpo.study.space import as_json
 from hpo.study.specification import DEFAULT_DATA, Study
+from hpo.text import near_miss
 from models import specs
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipeline.messages import near_miss
 from hpo.errors import StudyError
 from hpo.study import claims
 from hpo.study.space import Choices, Interval, is_number, second_values
 from hpo.study.specification import BEST, DEFAULT_DATA, SAMPLERS, Study
+from hpo.text import near_miss
 from models import specs
 
 PRUNERS: dict[str, dict[str, int]] = {  # settings of each pruner with their defaults

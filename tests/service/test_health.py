@@ -7,8 +7,8 @@ import sys
 import pytest
 import records
 
+from hpo.operations import health
 from hpo.queue import Queue
-from hpo.services import health
 
 pytestmark = pytest.mark.service
 

@@ -1,4 +1,4 @@
-"""`python -m hpo.services.health server|worker`: the health checks of docker-compose.yml.
+"""`python -m hpo.operations.health server|worker`: the health checks of docker-compose.yml.
 
 Exit code 1 and one line if the service is not healthy.
 """
