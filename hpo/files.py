@@ -31,6 +31,15 @@ def sha256_of_files(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
 
+def tail(log: Path, *, lines: int) -> str:
+    """Return the last lines of a log file, indented, for an error message."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        text = ""
+    return "\n".join("  " + line for line in text.splitlines()[-lines:]) or "  (empty)"
+
+
 def listed(sums: Path) -> dict[str, set[str]]:
     """Hashes by plain relative path; where the writer was interrupted a file may have two. {} if there is no list."""
     found: dict[str, set[str]] = {}

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from hpo import files
 from hpo.errors import ServiceError
 from hpo.services import log_file
 from hpo.services.home import LOOPBACK
@@ -162,11 +163,7 @@ def as_user(name: str | None) -> dict:
 def tail(log: Path, *, lines: int = 12) -> str:
     """The last lines of a log file, indented, for an error message: all that a service which has ended wrote."""
     dies(log, timeout=1.0)  # what keeps it holds its lock
-    try:
-        text = log.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        text = ""
-    return "\n".join("  " + line for line in text.splitlines()[-lines:]) or "  (empty)"
+    return files.tail(log, lines=lines)
 
 
 def choose_port(remembered: int | None, addresses: Sequence[str] = (LOOPBACK,)) -> int:

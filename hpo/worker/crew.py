@@ -3,10 +3,10 @@
 import logging
 from collections.abc import Iterator
 
+from hpo import files
 from hpo.errors import ServiceError
 from hpo.queue import Job
 from hpo.recording.trained import Trained
-from hpo.services import daemon
 from hpo.worker import protocol
 from hpo.worker.children import Child, Trainer
 from hpo.worker.closings import Closings
@@ -102,7 +102,7 @@ class Crew:
         if not child.ready:
             self._stillborn += 1
             if self._stillborn >= START_ATTEMPTS:
-                end = daemon.tail(self._log_file, lines=3)
+                end = files.tail(self._log_file, lines=3)
                 raise ServiceError(f"Trainers cannot be started: {reason}. The end of {self._log_file}:\n{end}")
 
     # Their end
