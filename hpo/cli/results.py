@@ -79,12 +79,22 @@ def studies(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(option("study", "NAME", "name as `hpo studies` lists it"), JSON)
+@command(option("study", "NAME", "study as `hpo studies` lists it, or one of its trials (grid/22)"), JSON)
 def show(options: argparse.Namespace) -> int:
-    """Show a study in full: the command that planned it, its settings, its result and its pages in MLflow."""
-    from hpo.cli import watch
-    from hpo.report import tables
+    """Show a study in full: the command that planned it, its settings, its result and its pages in MLflow.
 
+    Of a trial: what determines it, where it ran, and its scores.
+    """
+    from hpo.cli import watch
+    from hpo.report import comparison, tables
+
+    if "/" in options.study:
+        compared = api.compare(options.study)
+        if options.json:
+            print(json.dumps(compared.as_dict()["things"][0], indent=2))
+        else:
+            tables.print_table(tables.console(), comparison.table(compared))
+        return 0
     details = api.show(options.study)
     command = details.row.facts.command
     if options.json:

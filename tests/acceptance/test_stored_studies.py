@@ -38,6 +38,7 @@ def test_a_planned_study_needs_neither_its_file_nor_its_data_folder(shell, tmp_p
     shown = shell.hpo("show", name)
     assert f"Its file {file} is gone" in shown and "Promoted: config 0" in shown
     assert f"{shell.tracking_uri}/#/experiments/" in shown
+    assert "learning_rate" in shell.hpo("show", f"{name}/0") and shell.json("show", f"{name}/0")["state"] == "done"
     stored = shell.json("show", name)
     assert stored["settings"]["training"]["epochs"] == 2 and stored["changed"] is None
     assert stored["result"]["winner"]["version"] == 1
