@@ -181,7 +181,7 @@ def stop(options: argparse.Namespace) -> int:
     _tell_if_not_recorded(outcome.is_recorded)
     print(
         f"Nobody works on {outcome.study}; {outcome.done} of {outcome.trials} trials are done. "
-        f"`hpo run` with the same options, or `hpo worker --study {outcome.study}`, goes on."
+        f"`hpo run --study {outcome.study}` or `hpo worker --study {outcome.study}` goes on."
     )
     return 0
 
@@ -197,7 +197,7 @@ def cancel(options: argparse.Namespace) -> int:
     for job in cancelled.jobs:
         where = f" after epoch {job.epochs}" if job.epochs else ""
         if options.undo:
-            print(f"{job.title} waits again{where}. A worker, or `hpo run` with the same options, trains it.")
+            print(f"{job.title} waits again{where}. A worker, or `hpo run --study {job.study}`, trains it.")
         else:
             print(
                 f"Cancelled {job.title}{where}: it is not trained any more, and the study closes without it. "

@@ -199,9 +199,9 @@ def closed(row: StudyRow, jobs: list[Job]) -> Job:
     """Return the closing of a closed study. Raise NotFound for another one, saying what it waits for."""
     closing = next((job for job in jobs if job.kind == "closing"), None)
     if closing is None:
-        raise NotFound(f"{row.name} is not planned to its end: `hpo run` with the same options goes on with it.")
+        raise NotFound(f"{row.name} is not planned to its end: `hpo run --study {row.name}` goes on with it.")
     if closing.state == State.DEAD:
-        raise NotFound(f"Closing {row.name} failed: {closing.reason}. `hpo run` with the same options tries it again.")
+        raise NotFound(f"Closing {row.name} failed: {closing.reason}. `hpo run --study {row.name}` tries it again.")
     if closing.closing is None:
         left = sum(job.state in (State.WAITING, State.RUNNING) for job in jobs if job.kind == "trial")
         raise NotFound(

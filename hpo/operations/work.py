@@ -313,7 +313,7 @@ def _wait_until_planned(queue: Queue, study: str, limits: Limits, watch: Watch) 
     begin, is_told = time.monotonic(), False
     while not (row := queue.study(study)).facts.planned and time.monotonic() - begin < patience:
         if not is_told:
-            watch.say(f"Waiting until {row.name} is planned; `hpo run` with the same options goes on with that.")
+            watch.say(f"Waiting until {row.name} is planned; `hpo run --study {row.name}` goes on with that.")
         is_told = True
         time.sleep(min(POLL, patience))
     return row
