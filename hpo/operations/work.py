@@ -129,18 +129,17 @@ def load(
 
 def _planned(name: str) -> Plan:
     """Return the plan of a study in the database. Raise StudyError if there is none of this name."""
-    chosen, planned = settings.read(), list[str]()
-    if serving.exists(chosen):
-        services, _ = serving.up(chosen, report=log.info)
-        with opened(chosen, services) as connection:
+    chosen, planned = settings.read(), "unknown while the services do not run (`hpo up` starts them)"
+    if serving.running(chosen, mlflow=False):
+        with connect() as connection:
             rows = {row.name: row for row in connection.queue.studies()}
             if name in rows:
                 require_whole(rows[name])
                 return stored(rows[name], load_npz(data_sets.fetch(chosen.home, connection.tracker, rows[name])))
-            planned = [*rows]
+            planned = ", ".join(rows) or "none"
     raise StudyError(
-        f"No study is called '{name}'.{near_miss(name, [*shipped(), *planned])} There are: {', '.join(shipped())}; "
-        f"planned here: {', '.join(planned) or 'none'}; or give the path of a .toml file."
+        f"No study is called '{name}'.{near_miss(name, shipped())} There are: {', '.join(shipped())}; planned here: "
+        f"{planned}; or give the path of a .toml file."
     )
 
 

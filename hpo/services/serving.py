@@ -107,11 +107,6 @@ def running(settings: Settings, *, mlflow: bool = True) -> Services | None:
     return _entered(_services(home))
 
 
-def exists(settings: Settings) -> bool:
-    """Whether there are services to start or to reach: those of a home that was used, or of URLs."""
-    return not settings.embedded or homes.read(homes.resolved(settings.home)) is not None
-
-
 def down(settings: Settings) -> bool:
     """End both services of HPO_HOME, all of their processes, and wait for it; False if none ran.
 
