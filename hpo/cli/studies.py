@@ -38,7 +38,7 @@ COMPUTE = (
 
 
 @command(
-    option("--study", "NAME", "a shipped study, or the path of a .toml file", required=True),
+    option("--study", "NAME", "a shipped study, the path of a .toml file, or a planned study", required=True),
     option("--data", "DIR", "folder of images and label table (default: the study's)", type=str),
     option("--epochs", "N", "short for --set training.epochs=N"),
     option("--seed", "N", "short for --set seed=N; never moves the split"),
