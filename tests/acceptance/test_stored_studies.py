@@ -32,7 +32,7 @@ def test_a_planned_study_needs_neither_its_file_nor_its_data_folder(shell, tmp_p
     for _ in range(2):  # the second time it is shown
         output = shell.hpo("run", "--study", name)
         assert "Promoted: config 0" in output and "download --alias champion champion/" in output
-        assert "predict" not in output, "no image is left for it"
+        assert "predict champion/" not in output, "no image is left for it"
     assert [job.state for job in shell.trials(name)] == ["done"]
     assert f"Study {name} is closed. `hpo show {name}` prints" in shell.hpo("worker", "--study", name)
     shown = shell.hpo("show", name)
