@@ -162,7 +162,7 @@ def stored(row: StudyRow, dataset: Dataset) -> Plan:
         name=row.name,
         folder=folder_of(uri),
         dataset=dataset,
-        split=split(len(dataset.images)),
+        split=dataset.split,
         canonical=row.spec,
         identity=row.identity,
         weights=facts.weights or {},
