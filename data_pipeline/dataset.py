@@ -19,6 +19,7 @@ from data_pipeline.components import COMPONENTS, SYMMETRIES
 from data_pipeline.description import Description
 from data_pipeline.errors import DatasetError
 from data_pipeline.images import LARGEST_SIDE
+from data_pipeline.parts import SplitProblem, extending
 from data_pipeline.phase import Phase
 from data_pipeline.sources import Notes
 from data_pipeline.split import Split, split
@@ -139,8 +140,8 @@ def understand(folder: Path, *, image_size: int | None = None) -> Understanding:
     """
     folder, notes = Path(folder), Notes()
     described = description.read(folder, notes.errors)
-    if not described.layout.set() and course.is_course(folder):
-        return _of_course(folder, described, image_size, notes)
+    if described.layout.set().keys() <= {"extends"} and course.is_course(folder):
+        return _extended(_of_course(folder, described, image_size, notes), image_size)
     if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
         notes.errors.append(f"image_size: expected 1 to {LARGEST_SIDE} pixels, found {image_size}.")
     reading = None if notes.errors else understanding.read(folder, described.layout, notes, image_size=image_size)
@@ -151,7 +152,7 @@ def understand(folder: Path, *, image_size: int | None = None) -> Understanding:
     units = {f"{kind}{unit or named}" for kind, unit in zip(kinds, columns.units, strict=True)}
     unit = units.pop() if len(units) == 1 else MIXED_UNITS
     names, targets, symmetries = columns.names, columns.targets, reading.symmetries
-    if set(names) == set(COMPONENTS) and described.layout.targets is None:  # the course's under a header
+    if set(names) == set(COMPONENTS):  # the course's under a header
         targets, names = targets[:, [names.index(name) for name in COMPONENTS]], COMPONENTS
         symmetries = SYMMETRIES if described.layout.symmetry is None else symmetries
     layout = replace(reading.layout, targets=names if names == COMPONENTS else reading.layout.targets)
@@ -164,9 +165,32 @@ def understand(folder: Path, *, image_size: int | None = None) -> Understanding:
         symmetries=_of_shape(symmetries, reading.images.shape),
         given_split=reading.split,
     )
-    return Understanding(
+    understood = Understanding(
         folder=folder, dataset=data, rows=reading.rows, greys=reading.greys, groups=columns.groups, notes=notes
     )
+    return _extended(understood, image_size)
+
+
+def _extended(understood: Understanding, image_size: int | None) -> Understanding:
+    """Return what is understood, with the split of the data set that it extends, if it extends one."""
+    data, notes = understood.dataset, understood.notes
+    if data is None or (name := data.description.layout.extends) is None:
+        return understood
+    folder = understood.folder / name
+    try:
+        if description.read(folder, []).layout.extends is not None:
+            raise SplitProblem(f"extends: {name} extends another data set itself. Name that one.")
+        if understood.groups or data.given_split:
+            raise SplitProblem("extends: expected neither groups nor a given split beside it.")
+        earlier = load(folder, image_size=image_size)
+        keys, earlier_keys = ([image.tobytes() for image in images] for images in (data.images, earlier.images))
+        parts = extending(keys, earlier_keys, earlier.split)
+    except (DatasetError, SplitProblem) as problem:
+        notes.errors.append(str(problem))
+        return replace(understood, dataset=None)
+    count = len(data.images) - len(earlier.images)
+    notes.remarks.append(f"extends {earlier.name}: its split stays, {count} images are new")
+    return replace(understood, dataset=replace(data, given_split=parts))
 
 
 def _of_course(folder: Path, described: Description, image_size: int | None, notes: Notes) -> Understanding:

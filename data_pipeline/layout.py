@@ -49,6 +49,13 @@ def _files(value: Any) -> tuple[str, ...]:
     return files
 
 
+def _relative(value: Any) -> str:
+    path = _text(value)
+    if path.startswith(("/", "\\")) or ":" in path:
+        raise ValueError
+    return path
+
+
 def _one_of(*words: str) -> Check:
     def check(value: Any) -> Any:
         if value not in words:
@@ -133,6 +140,7 @@ KEYS = {
     "group": Key(_text, "a column", "its rows are never on two sides of the split"),
     "symmetry": Key(_moves, f"tables of targets for {', '.join(MOVES)}", "of the targets when the image moves"),
     "periodic": Key(_truth, "true or false", "whether the images wrap around"),
+    "extends": Key(_relative, "the path of another data set, relative to this folder", "whose split stays"),
     "split": Key(_text, "a column", "holds training, validation or test"),
 }
 
@@ -157,6 +165,7 @@ class Layout:
     group: str | None = None
     symmetry: dict[str, dict[str, str]] | None = None
     periodic: bool | None = None
+    extends: str | None = None
     split: str | None = None
 
     def to_toml(self) -> list[str]:

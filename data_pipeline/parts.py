@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline.split import SEED, Split, split
+from data_pipeline.split import SEED, SMALLEST, Split, split
 
 
 class SplitProblem(ValueError):
@@ -15,8 +15,8 @@ def by_group(groups: Sequence[str]) -> Split:
     """Return the source's split of the groups, in the order in which they first occur, as images. No group is on two
     sides. Raise SplitProblem for fewer than four groups."""
     names = list(dict.fromkeys(groups))
-    if len(names) < 4:
-        raise SplitProblem(f"split: expected at least 4 groups, found {len(names)}: {', '.join(names[:3])}.")
+    if len(names) < SMALLEST:
+        raise SplitProblem(f"split: expected at least {SMALLEST} groups, found {len(names)}: {', '.join(names[:3])}.")
     parts = split(len(names))
     place = {name: index for index, name in enumerate(names)}
     numbers = np.array([place[group] for group in groups])
@@ -47,18 +47,16 @@ def given(parts: Sequence[str], groups: Sequence[str] | None) -> Split:
 
 def extending(keys: Sequence[bytes], earlier: Sequence[bytes], parts: Split) -> Split:
     """Return the split of images, each with a key of its pixels, of which those of an earlier data set stay on their
-    side, and the others are split among themselves. Raise SplitProblem if an earlier image is missing."""
-    place = {key: index for index, key in enumerate(keys)}
-    if missing := sum(key not in place for key in earlier):
-        raise SplitProblem(
-            f"extends: expected all {len(earlier)} images of the data set it extends, {missing} are missing."
-        )
-    old = set(earlier)
-    new = np.array([index for index, key in enumerate(keys) if key not in old], dtype=np.int64)
-    more = split(len(new)) if len(new) >= 4 else Split(new, new[:0], new[:0])
-    sides = []
-    for before, after in ((parts.train, more.train), (parts.validation, more.validation), (parts.test, more.test)):
-        kept = {earlier[index] for index in before.tolist()}
-        stays = [index for index, key in enumerate(keys) if key in kept]
-        sides.append(np.sort(np.concatenate([np.array(stays, dtype=np.int64), new[after] if len(new) >= 4 else after])))
-    return Split(*sides)
+    side; the others are split among themselves, or train if they are fewer than four. Raise SplitProblem if an earlier
+    image is missing."""
+    sides = dict.fromkeys(earlier, "training")
+    for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
+        sides |= {earlier[index]: name for index in part.tolist()}  # of equal images the test image decides
+    if missing := len(sides.keys() - set(keys)):
+        raise SplitProblem(f"extends: expected all images of the data set it extends, {missing} are missing.")
+    words = np.array([sides.get(key, "training") for key in keys], dtype="U10")
+    new = np.array([index for index, key in enumerate(keys) if key not in sides], dtype=np.int64)
+    if len(new) >= SMALLEST:
+        more = split(len(new))
+        words[new[more.validation]], words[new[more.test]] = "validation", "test"
+    return Split(*(np.flatnonzero(words == name) for name in ("training", "validation", "test")))

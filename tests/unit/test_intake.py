@@ -101,6 +101,28 @@ def test_no_group_is_on_two_sides_of_the_split(tmp_path):
     assert list(map(len, sides)) == [4, 1, 1] and len(set.union(*sides)) == 6
 
 
+def test_a_data_set_that_grows_keeps_its_test_images(tmp_path):
+    (old := tmp_path / "old").mkdir()
+    (new := tmp_path / "new").mkdir()
+    folders.permeability(old)
+    folders.permeability(new)
+    labels = folders.cells(16, seed=5)
+    folders.pictures(new, [f"a{row}.bmp" for row in range(16)], labels * 255)
+    lines = (new / "k.tsv").read_text().splitlines()
+    (new / "k.tsv").write_text("\n".join([lines[0], *(f"a{row}\t{row + 1}e-15" for row in range(16)), *lines[1:]]))
+    write(new, 'extends = "../old"')
+    understood = good(new)
+    assert "extends old: its split stays, 16 images are new" in understood.notes.remarks
+    before, after = load(old), understood.dataset
+    for part in ("train", "validation", "test"):
+        names = {before.names[index] for index in getattr(before.split, part)}
+        assert names < {after.names[index] for index in getattr(after.split, part)}
+    (new / "rock_3.bmp").write_bytes((new / "rock_4.bmp").read_bytes())
+    assert wrong(new) == ["extends: expected all images of the data set it extends, 1 are missing."]
+    write(old, 'extends = "../new"')
+    assert wrong(new) == ["extends: ../old extends another data set itself. Name that one."]
+
+
 def test_the_split_travels_with_the_data(tmp_path):
     folders.simulations(tmp_path)
     data = load(tmp_path)
