@@ -1,7 +1,7 @@
 """Take the pictures of the documentation: python docs/screenshots.py NAME=URL... -o docs/images
 
-Each becomes NAME.png. `parameters=` with a link to charts cuts out those of the parameters. Needs the dev extra, and
-Debian's packages chromium, chromium-driver and fonts-liberation.
+Each becomes NAME.png. `parameters=` with a link to charts cuts out those of the parameters, `first-visit=` leaves
+MLflow's Assistant open. Needs the dev extra, and Debian's packages chromium, chromium-driver and fonts-liberation.
 """
 
 import argparse
@@ -20,14 +20,15 @@ OF_PARAMETERS = ("Parallel Coordinates", "best_epoch vs. best_val_nmse")
 
 
 def take(name: str, url: str, picture: Path) -> None:
-    """Write what a user sees at `url`, after closing MLflow's Assistant."""
+    """Write what a user sees at `url`, after closing MLflow's Assistant but for a first visit."""
     charts = "compareRunsMode=CHART" in url
     with browser.chromium(size=TALL if charts or "/artifacts/" in url else browser.SIZE) as driver:
         driver.get(url)
         if "viewStateShareKey" in url:
             browser.until(driver, lambda: browser.rows(driver), "a run")
         browser.settle(driver)
-        browser.close_assistant(driver)
+        if name != "first-visit":
+            browser.close_assistant(driver)
         if charts:
             browser.until(driver, lambda: any(chart["drawn"] for chart in browser.charts(driver)), "a curve")
         if url.endswith(".png"):

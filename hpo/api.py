@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hpo.operations.details import Details, show
     from hpo.operations.doctor import Checkup, doctor
     from hpo.operations.dry_run import Estimate, dry_run
-    from hpo.operations.models import Download, PretrainedWeights, adopt_weights, download, weights, weights_folder
+    from hpo.operations.models import Download, download
     from hpo.operations.overview import (
         Promotion,
         Report,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from hpo.operations.predict import predict
     from hpo.operations.restore import restore
     from hpo.operations.stopping import Cancelled, Stopped, cancel, stop
+    from hpo.operations.weights import PretrainedWeights, adopt_weights, weights, weights_folder
     from hpo.operations.work import Begun, Job, Outcome, Plan, Run, Stop, Study, StudyRow, Watch, load, run, worker
 
 _NAMES = {  # by the module of hpo.operations
@@ -55,11 +56,12 @@ _NAMES = {  # by the module of hpo.operations
     "details": "Details show",
     "doctor": "Checkup doctor",
     "dry_run": "Estimate dry_run",
-    "models": "Download PretrainedWeights adopt_weights download weights weights_folder",
+    "models": "Download download",
     "overview": "Promotion Report Status StudySummary compare jobs promote report results status studies trials",
     "predict": "predict",
     "restore": "restore",
     "stopping": "Cancelled Stopped cancel stop",
+    "weights": "PretrainedWeights adopt_weights weights weights_folder",
     "work": "Begun Job Outcome Plan Run Stop Study StudyRow Watch load run worker",
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}

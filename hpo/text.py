@@ -43,6 +43,7 @@ _MARKUP = re.compile(
     r"|(?<!\w)_|_(?!\w)"  # within a word it is no markup
     r"|(?<=\])[(\[:]"  # brackets are markup only before these
     r"|&(?=[#\w]+;)"
+    r"|(?<!\S)@(?=[A-Za-z\d])"  # MLflow's page makes a link to a stranger on GitHub of it
     r"|^[-+#=](?=[-+#=\s]|$)"  # a list, a heading, a line
 )
 

@@ -1,6 +1,5 @@
-"""Registered models and pretrained weights."""
+"""Registered models."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +9,6 @@ from hpo.operations.overview import closed
 from hpo.scores import champion
 from hpo.tracking import registry
 from hpo.tracking.registry import Version
-from models import weights as pretrained
-from models.specs import SpecError
-from models.weights import adopt as adopt_weights
-from models.weights import folder as weights_folder
-
-__all__ = ["Download", "PretrainedWeights", "adopt_weights", "download", "weights", "weights_folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +19,6 @@ class Download:
     version: Version
     folder: Path
     files: int  # each as recorded in the database
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainedWeights:
-    """One file of pretrained weights on this machine."""
-
-    backbone: str
-    name: str  # of the file
-    state: str
-    problem: str | None  # a message, if it is missing or damaged
 
 
 def download(folder: Path, *, alias: str = "champion", model: str | None = None, study: str | None = None) -> Download:
@@ -79,20 +62,3 @@ def _winner(connection: Connection, study: str) -> tuple[str, str]:
     if result is None or result.winner is None or result.winner.version is None or result.model_name is None:
         raise NotFound(f"The study {row.name} has registered no model: {result.reason if result else 'unknown'}.")
     return result.model_name, str(result.winner.version)
-
-
-def weights(*, fetch: bool = True) -> Iterator[PretrainedWeights]:
-    """Yield the state of each file of pretrained weights; with `fetch` download those that are missing."""
-    for backbone, name in pretrained.FILES.items():
-        state, problem = "here, its hash is right", None
-        try:
-            if not pretrained.absent(name):
-                pretrained.find(name)
-            elif fetch:
-                pretrained.fetch(backbone)
-                state = "fetched, its hash is right"
-            else:
-                state = "missing"
-        except SpecError as error:  # the other files are checked all the same
-            state, problem = "missing or damaged", str(error)
-        yield PretrainedWeights(backbone=backbone, name=name, state=state, problem=problem)

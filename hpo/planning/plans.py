@@ -19,7 +19,7 @@ from hpo.settings import Settings
 from hpo.study.records import StudyFacts
 from hpo.text import for_markdown
 from hpo.tracking import data_sets as data_files
-from hpo.tracking import experiments
+from hpo.tracking import experiments, foreign
 from hpo.tracking.client import Tracker
 
 
@@ -106,7 +106,7 @@ def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings,
         name=f"{ready.name} (study)",
         kind="study",
         params={"identity": ready.identity, "seed": ready.study.seed, "data": data.digest, "split": data.split},
-        tags={"mlflow.note.content": note},
+        tags={foreign.NOTE: note},
         start_ms=now,
     )
     file = data_files.keep(settings.home, ready.dataset)
@@ -119,7 +119,7 @@ def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings,
             name=f"{ready.name}/predictor {name}",
             kind="predictor",
             params={"predictor": name, "data": data.digest, "split": data.split},
-            tags={"mlflow.note.content": f"Baseline predictor: {LEARNED[name]}, fitted on the training split."},
+            tags={foreign.NOTE: f"Baseline predictor: {LEARNED[name]}, fitted on the training split."},
             start_ms=now,
         )
         summary = {f"best_val_{key}": getattr(scores.validation, key) for key in ("nmse", "mse", "r2", "nrmse")}

@@ -6,6 +6,7 @@ by half is completed by the next pass.
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -13,11 +14,11 @@ from mlflow.exceptions import MlflowException
 
 from hpo import crash
 from hpo.machine import environment
-from hpo.queue import FREEZE_LIMIT, DatabaseLost, Job, Queue, State, StudyRow, TrialResult
+from hpo.queue import FREEZE_LIMIT, DatabaseLost, Job, Judged, Queue, State, StudyRow, TrialResult
 from hpo.search import sampling
 from hpo.study import provenance, restore
 from hpo.text import first_line
-from hpo.tracking import logged_models
+from hpo.tracking import foreign, logged_models
 from hpo.tracking.client import Status, Tracker
 from hpo.tracking.errors import TrackingUnavailable
 
@@ -60,7 +61,7 @@ class Reconciler:
                 if job.spec is not None and job.config is None:  # the worker whose sampler chose it may have died since
                     planned = restore(self.study.name, self.study.spec)
                     sampling.tell(self.store, planned, job, job.spec.point)
-                sampling.update_trial(self.store, self.study.name, job, self._repeats(job))
+                sampling.update_trial(self.store, self.study.name, self._seen(job), self._repeats(job))
         if same and run_id is not None and job.state in (State.DONE, State.DIVERGED, State.PRUNED, State.CANCELLED):
             self._remove_leftovers(job, run_id)  # before the row is reconciled, or doctor would report what is left
         self.queue.set_mirrored(job, run_id)
@@ -129,13 +130,14 @@ class Reconciler:
             return job.run_id
         assert job.spec is not None
         experiment = self.study.facts.experiment_id
+        searched = {f"{section}.{name}" for section in ("model", "training") for name in job.spec.point}
         try:
             run_id = self.tracker.ensure_run(
                 experiment,
                 key=job.key,
                 name=job.run_name,
                 kind="trial",
-                params=job.spec.params(),
+                params={name: value for name, value in job.spec.params().items() if name not in searched},
                 tags=tags(job),
                 start_ms=round(job.changed_at * 1000),
                 without=job.discarded,
@@ -169,8 +171,13 @@ class Reconciler:
         return count
 
     def update_judged(self, job: Job) -> None:
-        """Store in Optuna what the pruner has judged of a running trial."""
-        sampling.update_judged(self.store, self.study.name, job)
+        """Store the epochs of a running trial in Optuna: those that the pruner has judged, all if there is none."""
+        sampling.update_judged(self.store, self.study.name, self._seen(job))
+
+    def _seen(self, job: Job) -> Job:
+        """Return the job as Optuna sees it: where nothing is pruned all epochs count as judged, of the first repeat."""
+        is_judged = "pruner" in self.study.spec or job.repeat > 0
+        return job if is_judged else replace(job, judged=Judged(epoch=job.epochs))
 
     def answers(self) -> bool:
         """Return True if database and tracking server answer; raise otherwise."""
@@ -211,15 +218,15 @@ class Reconciler:
 def tags(job: Job) -> dict[str, Any]:
     """Return the tags that describe a trial in words."""
     assert job.spec is not None
-    words = {"mlflow.note.content": f"Trial {job.number} of the study {job.study}."}
+    words = {foreign.NOTE: f"Trial {job.number} of the study {job.study}."}
     if weights := provenance(job.spec.model):
         words["hpo.weights"] = weights
-        words["mlflow.note.content"] += f" Backbone: {weights}."
+        words[foreign.NOTE] += f" Backbone: {weights}."
     for name, origin in (("starts_from", job.spec.starts_from), ("best_of", job.spec.best_of)):
         if origin is not None:
             words[f"hpo.{name}"] = f"trial {origin.trial} of {origin.study}, run {origin.run_id}"
     if "hpo.best_of" in words:
-        words["mlflow.note.content"] += f" The point is that of {words['hpo.best_of']}."
+        words[foreign.NOTE] += f" The point is that of {words['hpo.best_of']}."
     return words
 
 

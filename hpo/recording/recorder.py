@@ -212,7 +212,7 @@ class Recorder(threading.Thread):
         return self._reconciler.reconcile(lease=self.lease, older_than=older_than, expire=self.may_expire)
 
     def _send_epochs(self) -> int:
-        """Send the epochs of running trials to MLflow, and what was judged of them to Optuna; return the number."""
+        """Send the epochs of running trials to MLflow, and those that count to Optuna; return the number."""
         count = 0
         for job in self._running:
             current = self._reconciler.queue.job(job.id)

@@ -130,7 +130,8 @@ class Tasks:
         # cancelled. And the weights: only this file is used again after a lost answer.
         weights = sha256_of(trained.folder / "weights.safetensors")[:12]
         key = f"{job.key}/{job.fence}-{weights}"
-        model = logged_models.log(tracker, run_id, study.facts.experiment_id, trained.folder, name="model", key=key)
+        name, experiment = logged_models.name_of(job), study.facts.experiment_id
+        model = logged_models.log(tracker, run_id, experiment, trained.folder, name=name, key=key)
         crash.at("model logged")
         tracker.upload(run_id, trained.predictions, "predictions")
         seconds = sum(metrics["seconds"] for metrics in curve.values())

@@ -95,6 +95,4 @@ def log_winners(tracker: Tracker, closed: list[Closed]) -> str:
             for path in (full, text):
                 tracker.upload(study.facts.study_run_id, path, "tables")
     searched = dict.fromkeys(name for study, _ in closed for name, _ in study.spec["space"])
-    return experiments.comparison_link(
-        tracker, [study.facts.experiment_id for study, _ in closed], ["model.family", *searched]
-    )
+    return experiments.comparison_link(tracker, [study.facts for study, _ in closed], ["model.family", *searched])

@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES as METRIC_NAMES
 from optuna.trial import FrozenTrial
 from sqlalchemy import text
 
@@ -97,6 +98,12 @@ def create_waiting(
             )
             if rows:
                 connection.execute(text(statement), rows)
+
+
+def name_metric(store: optuna.storages.RDBStorage, study_id: int, name: str) -> None:
+    """Name what the value of a trial is, as `Study.set_metric_names` does, which warns that it is experimental."""
+    if store.get_study_system_attrs(study_id).get(METRIC_NAMES) != [name]:
+        store.set_study_system_attr(study_id, METRIC_NAMES, [name])
 
 
 def set_running(store: optuna.storages.RDBStorage, trial_id: int, job: Job) -> None:

@@ -34,6 +34,7 @@ STATES = {
 }
 
 BATCH = 1000  # trials that are planned in one transaction
+METRIC = "best_val_nmse"  # what a trial's value is called, as in MLflow
 
 log = logging.getLogger("hpo")
 
@@ -107,6 +108,7 @@ def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[Fro
     points = study.grid() if grid else [*study.start, *[{}] * (study.trials - len(study.start))]
     space, attributes = distributions(study), foreign.grid_attributes(chosen)
     study_id = store.get_study_id_from_name(name)
+    foreign.name_metric(store, study_id, METRIC)
     for first in range(len(present), len(points), BATCH):
         trials = [
             create_trial(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from mlflow.entities import Experiment
 
 from hpo.errors import StudyConflict
+from hpo.study.records import StudyFacts
 from hpo.text import cut
 from hpo.tracking import artifacts, foreign
 from hpo.tracking.client import OWNER, Tracker, pages, quoted
@@ -25,7 +26,7 @@ def ensure(tracker: Tracker, study: str, *, description: str, params: Sequence[s
     experiment has another owner, or was deleted in MLflow: it is neither used nor replaced.
     """
     tags = foreign.EXPERIMENT_KIND | {
-        "mlflow.note.content": cut(description, foreign.LONGEST_EXPERIMENT_TAG),
+        foreign.NOTE: cut(description, foreign.LONGEST_EXPERIMENT_TAG),
         foreign.view_tag(LIST_VIEW): foreign.view(params),
         foreign.view_tag(CHARTS_VIEW): foreign.view(params, trials_only=True),
         OWNER: owner,
@@ -102,14 +103,22 @@ def chart_link(tracker: Tracker, experiment_id: str) -> str:
 
 
 @server()
-def comparison_link(tracker: Tracker, experiment_ids: Sequence[str], params: Sequence[str]) -> str:
+def comparison_link(tracker: Tracker, studies: Sequence[StudyFacts], params: Sequence[str]) -> str:
     """Return the page that lists the trials of several studies with columns for `params`, the best first.
 
-    MLflow looks the view up in one of the experiments, not always the first: every one gets it, under its own key.
+    Baseline predictors that several of the studies have are listed once. MLflow looks the view up in one of the
+    experiments, not always the first: every one gets it, under its own key.
     """
+    experiment_ids, predictors = [study.experiment_id for study in studies], dict[tuple[str, ...], str]()
+    repeated = []
+    for study in studies:
+        for name, run_id in (study.predictor_run_ids or {}).items():
+            first = predictors.setdefault((name, study.data.digest, study.data.split, *study.data.target_names), run_id)
+            repeated += [run_id] if run_id != first else []
     key = "-".join([LIST_VIEW, *experiment_ids])
     if len(key) > foreign.LONGEST_VIEW_KEY:
         key = f"{LIST_VIEW}-{hashlib.sha256(key.encode()).hexdigest()}"
     for experiment_id in experiment_ids:
-        tracker.client.set_experiment_tag(experiment_id, foreign.view_tag(key), foreign.view(params))
+        tag = foreign.view_tag(key)
+        tracker.client.set_experiment_tag(experiment_id, tag, foreign.view(params, without=repeated))
     return foreign.experiments_link(tracker.uri, experiment_ids, view=key)

@@ -38,6 +38,8 @@ LONGEST_VERSION_TAG = 100_000
 LONGEST_DESCRIPTION = 5000  # of a registered model, or of a version of it
 LONGEST_ALIAS = 255
 LONGEST_TAG_KEY = 250  # of any tag
+NOT_IN_MODEL_NAMES = re.compile(r"[/:.%\"']")  # of logged models
+NOTE = "mlflow.note.content"  # tag with the description of a run or an experiment, Markdown
 
 # Files.
 STORE = "mlflow-artifacts:/"  # the root of the artifact store behind a server
@@ -173,8 +175,15 @@ def experiments_link(uri: str, experiment_ids: Sequence[str], *, view: str) -> s
     return f"{uri}/#/compare-experiments/s?{query}"
 
 
+def file_link(experiment_id: str, run_id: str, path: str) -> str:
+    """Return the page of a file of a run, for a link within MLflow's pages."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{path}"
+
+
 SORT_KEY = "best_val_nmse"
-OTHERS = ("best_val_r2", "best_val_mse", "best_val_nrmse", "train_seconds")
+HEAD = ("best_val_r2", "test_nmse")  # beside the score that sorts; the page cuts their last digits off
+OTHERS = ("best_val_mse", "best_val_nrmse", "test_r2", "train_seconds")
+RANK = "hpo.rank"  # tag: place in the order of the study's configurations, set when it closes
 CURVES = ("val/nmse", "train/nmse")
 SECTION = "hpo-comparison"
 NAME, CREATED, MODELS = "attributes.`Run Name`", "runDateAndNestInfo", "attributes.`Models`"
@@ -183,23 +192,27 @@ NUMBER = 162  # of a number with its sign and all its digits: the page rounds no
 LETTER, MARGIN = 6, 28  # of a heading
 
 
-def view(params: Sequence[str], *, trials_only: bool = False) -> str:
+def view(params: Sequence[str], *, trials_only: bool = False, without: Sequence[str] = ()) -> str:
     """Return the value of a view's tag: `params` and the summary scores as columns, the best run first, with charts.
 
-    The score that sorts and the parameters come first: they can be seen without scrolling on a laptop, even beside
-    the panel that MLflow opens on a first visit. The charts show the first ten runs of the list: with `trials_only`
-    the best ten trials. The fields are those of ExperimentPageUIState, ExperimentPageSearchFacetsState and
-    RunsChartsCardConfig of the page; the value is their JSON, compressed.
+    Rank, name and scores come first: they can be seen without scrolling on a laptop, even beside the panel that MLflow
+    opens on a first visit; the parameters follow. Runs of `without` are left out. The charts show the first ten runs of
+    the list: with `trials_only` the best ten trials. The fields are those of ExperimentPageUIState,
+    ExperimentPageSearchFacetsState and RunsChartsCardConfig of the page; the value is their JSON, compressed.
     """
-    columns = {f"metrics.`{SORT_KEY}`": NUMBER - LETTER}  # no sign
+    # The study's own run has no scores. The baseline predictors stay in a list, where every score is to be seen beside
+    # theirs; they have no curves.
+    chosen = "tags.`hpo.kind` = 'trial'" if trials_only else "tags.`hpo.kind` != 'study'"
+    if without:
+        chosen += f" AND attributes.run_id NOT IN ({', '.join(repr(run_id) for run_id in without)})"
+    columns = {f"tags.`{RANK}`": len(RANK) * LETTER + MARGIN, f"metrics.`{SORT_KEY}`": NUMBER - LETTER}  # no sign
+    columns |= {f"metrics.`{name}`": len(name) * LETTER + MARGIN for name in HEAD}
     columns |= {f"params.`{name}`": max(len(name), 6) * LETTER + MARGIN for name in params}
     columns |= {"metrics.`best_epoch`": 10 * LETTER + MARGIN}
     columns |= {f"metrics.`{name}`": NUMBER for name in OTHERS}
     text = json.dumps(
         {
-            # The study's own run has no scores. The baseline predictors stay in a list, where every score is to be
-            # seen beside theirs; they have no curves.
-            "searchFilter": "tags.`hpo.kind` = 'trial'" if trials_only else "tags.`hpo.kind` != 'study'",
+            "searchFilter": chosen,
             "orderByKey": f"metrics.`{SORT_KEY}`",
             "orderByAsc": True,
             "startTime": "ALL",
@@ -208,7 +221,7 @@ def view(params: Sequence[str], *, trials_only: bool = False) -> str:
             "modelVersionFilter": "All Runs",
             "selectedColumns": [*columns, MODELS],
             "columnOrder": [NAME, CREATED, *columns, MODELS],
-            "columnWidths": {NAME: 200, CREATED: 132, MODELS: 160} | columns,
+            "columnWidths": {NAME: 200, CREATED: 48, MODELS: 160} | columns,
             "runsHiddenMode": "FIRST_10_RUNS",
             "compareRunCharts": _charts(params),
             "compareRunSections": [

@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from hpo import crash
 from hpo.files import sha256_of_files
+from hpo.queue import Job
 from hpo.tracking import artifacts, foreign
 from hpo.tracking.client import KEY, Tracker, pages, quoted
 from hpo.tracking.errors import TrackingUnavailable, server
@@ -23,6 +24,12 @@ class Model:
     model_id: str
     uri: str  # models:/<model_id>
     sha256: dict[str, str]  # hexadecimal digest of every file, by its path relative to the model's folder
+
+
+def name_of(job: Job) -> str:
+    """Return the name of a trial's model: that of its run up to the parameters, in characters that MLflow admits."""
+    name = job.run_name.partition(" ")[0]
+    return foreign.NOT_IN_MODEL_NAMES.sub("-", f"{name}/{job.repeat}" if job.repeat else name)
 
 
 @server()

@@ -17,12 +17,15 @@ from shell import Shell, fresh_database
 
 from hpo.queue.closing_result import ClosingResult
 from hpo.study.records import StudyFacts
+from hpo.tracking.client import Tracker
 
 pytestmark = [pytest.mark.apt, pytest.mark.acceptance]
 
 PAGES = ("list", "charts", "compare")
 EPOCHS = 5
 PARAMS = ("config", "filters", "learning_rate")
+HEAD = ("tags.`hpo.rank`", "metrics.`best_val_nmse`", "metrics.`best_val_r2`", "metrics.`test_nmse`")
+CUT = ("metrics.`best_val_r2`", "metrics.`test_nmse`")  # of these the page hides the last digits
 SCORES = ("best_val_nmse", "best_val_mse", "best_val_r2", "best_val_nrmse", "best_epoch", "train_seconds")
 
 
@@ -47,6 +50,8 @@ def ran(services, tmp_path_factory) -> Iterator[Ran]:
     folder = tmp_path_factory.mktemp("browser")
     data = cells.make(folder / "cells")
     cells.study(folder, "pages", data=data, epochs=EPOCHS, rates="[1e-2, 1e-3]")  # they beat the mean
+    named = folder / "pages.toml"
+    named.write_text(named.read_text().replace("Four points for a test.", "Four points for a test by @jane."))
     single = cells.study(folder, "single", data=data, epochs=EPOCHS, rates="[1e-2]")
     single.write_text(single.read_text().replace("[2, 4]", "[2]"))
     (folder / "both.toml").write_text('sequence = ["single.toml", "pages.toml"]')
@@ -105,9 +110,10 @@ def test_parameters_are_seen_without_a_click_as_scatter_and_parallel_coordinates
 
 def test_a_link_compares_the_studies_of_a_sequence(driver, ran):
     driver.get(ran.links["compare"])
-    rows = browser.until(driver, lambda: len(found := browser.rows(driver)) == 9 and found, "nine rows")
+    rows = browser.until(driver, lambda: len(found := browser.rows(driver)) == 7 and found, "seven rows")
     names = [row["attributes.`Run Name`"]["text"].splitlines()[-1] for row in rows]
     assert {name.partition("/")[0] for name in names} == {"single", "pages"}
+    assert sum("predictor" in name for name in names) == 2, "each baseline predictor once"
     values = [float(row["metrics.`best_val_nmse`"]["text"]) for row in rows]
     assert values == sorted(values)
     for column in ("model.family", "filters"):
@@ -119,6 +125,11 @@ def test_a_trials_page_shows_data_set_model_registered_version_and_plots(driver,
     data = f"{ran.facts.data.name} ({ran.facts.data.digest[:36]})"
     text = shows(driver, ran.run(best["run_id"]), "Logged models (1)", data, f"v{winner.version}")
     assert ran.facts.model_name in text[text.index("Logged models (1)") :]
+    assert f"pages-{best['config']}" in text, "the model has the trial's name"
+    params = Tracker(ran.uri).client.get_run(best["run_id"]).data.params
+    assert params["filters"] and params["model.kernel_size"] and "model.filters" not in params
+    driver.find_element(By.LINK_TEXT, "parity").click()
+    assert browser.until(driver, lambda: browser.pictures(driver), "the plot, one click away")[0][0] >= 700
     for trial in ran.trials:
         for name in ("loss", "parity"):
             shows(driver, ran.run(trial["run_id"], f"/artifacts/plots/{name}.png"), f"plots/{name}.png")
@@ -137,7 +148,8 @@ def test_a_model_shows_its_signature(driver, ran):
 
 def test_the_studys_run_carries_its_description_and_tables(driver, ran):
     run = ran.facts.study_run_id
-    shows(driver, ran.run(run), "Four points for a test.", "data set tiny (60 cells, 42/9/9")
+    shows(driver, ran.run(run), "Four points for a test by @jane.", "data set tiny (60 cells, 42/9/9")
+    assert not strangers(driver)
     shows(driver, ran.run(run, "/artifacts/tables/result.txt"), "pages: best 4 of 4 trials", "volume fraction, cubic")
     shows(driver, ran.run(run, "/artifacts/tables/comparison.txt"), "Comparison: the best of each", "single f2")
 
@@ -145,6 +157,7 @@ def test_the_studys_run_carries_its_description_and_tables(driver, ran):
 def test_the_registered_models_page_explains_each_version(driver, ran):
     name, winner = ran.facts.model_name, ran.result.winner
     text = shows(driver, f"{ran.uri}/#/models/{name}", "Models trained on tiny", "validation NMSE")
+    assert "compete for @champion" in text and not strangers(driver)
     table = text[text.index("validation NMSE verdict aliases") :]
     for study in ("single", "pages"):
         assert re.search(rf"\d {study}/\d f\d lr(0\.01|1e-3) 0\.\d+ (good|below volume fraction) .*@{study}", table), (
@@ -172,18 +185,24 @@ def check_list(driver, link: str, trials: list[dict]) -> list[str]:
     driver.get(link)
     rows = browser.until(driver, lambda: len(found := browser.rows(driver)) == 6 and found, "six rows in the list")
     for row in rows:
-        for column in ("metrics.`best_val_nmse`", "params.`config`", "params.`filters`"):
-            assert row[column]["inside"] and row[column]["whole"], "seen beside MLflow's Assistant as well"
+        for column in ("attributes.`Run Name`", *HEAD, "params.`filters`"):
+            assert row[column]["inside"], f"{column} is seen beside MLflow's Assistant as well"
+            assert row[column]["whole"] or column in CUT
+    ranks = [row[HEAD[0]]["text"] for row in rows if row["params.`filters`"]["text"] != "-"]
+    assert ranks == [str(rank) for rank in range(1, len(trials) + 1)]
+    assert [row[HEAD[3]]["text"] != "-" for row in rows if row[HEAD[0]]["text"] == "1"] == [True], "the winner's test"
 
     browser.close_assistant(driver)
+    columns = [*HEAD, "params.`filters`", "params.`learning_rate`"]
+    rows = browser.until(driver, lambda: with_columns(driver, columns), f"the columns {columns}")
+    assert all(row[column]["inside"] for row in rows for column in columns), "without scrolling"
     browser.resize(driver, (2400, 900))  # the page makes no cells for columns that are out of sight
     columns = [*(f"metrics.`{name}`" for name in SCORES), *(f"params.`{name}`" for name in PARAMS)]
     rows = browser.until(driver, lambda: with_columns(driver, columns), f"the columns {columns}")
     assert len(rows) == 6
     values = [float(row["metrics.`best_val_nmse`"]["text"]) for row in rows]
     assert values == sorted(values), "the trivial predictors stand at their place among the trials"
-    cut = [row for row in rows if not all(row[column]["inside"] and row[column]["whole"] for column in columns)]
-    assert not cut
+    assert all(row[column]["inside"] and (row[column]["whole"] or column in CUT) for row in rows for column in columns)
     listed = [row for row in rows if row["params.`filters`"]["text"] != "-"]
     for row, trial in zip(listed, trials, strict=True):
         shown = {column: row[column]["text"] for column in columns}
@@ -193,6 +212,11 @@ def check_list(driver, link: str, trials: list[dict]) -> list[str]:
         assert float(shown["params.`learning_rate`"]) == trial["params"]["learning_rate"]
         assert all(float(text) == float(text) for text in shown.values()), "a number in each"
     return [row["attributes.`Run Name`"]["text"].splitlines()[-1] for row in listed]
+
+
+def strangers(driver) -> list[str]:
+    """Names with an at sign that the page has turned into links."""
+    return [link.text for link in driver.find_elements(By.TAG_NAME, "a") if link.text.startswith("@")]
 
 
 def with_columns(driver, columns: list[str]) -> list[dict]:

@@ -66,7 +66,10 @@ def test_every_plain_client_shows_the_trials(shell, closed, tmp_path):
         with dashboard(shell, line, tmp_path) as ask:
             (study,) = ask("/api/studies")["study_summaries"]
             assert (study["study_name"], study["directions"]) == (closed, ["minimize"])
-            shown = ask(f"/api/studies/{study['study_id']}?after=0")["trials"]
+            whole = ask(f"/api/studies/{study['study_id']}?after=0")
+            shown = whole["trials"]
+        assert whole["metric_names"] == ["best_val_nmse"]
+        assert {len(trial["intermediate_values"]) for trial in shown} == {2}
         assert [trial["state"] for trial in shown] == ["Complete"] * 2
         assert {trial["values"][0] for trial in shown} == {trial["value"] for trial in trials}
 

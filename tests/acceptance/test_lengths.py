@@ -5,6 +5,7 @@ from typing import cast
 
 import cells
 import pytest
+import records
 from mlflow.entities import LoggedModelStatus
 
 from hpo.queue import Job
@@ -85,7 +86,8 @@ def test_texts_longer_than_mlflow_takes_are_cut_and_written_again_without_an_err
 def test_studies_are_compared_however_many_they_are(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [experiments.ensure(tracker, unique(12), description="d", params=(), owner="here") for _ in range(2)]
     monkeypatch.setattr(foreign, "LONGEST_VIEW_KEY", 4)  # what some fifty studies have
-    link = experiments.comparison_link(tracker, ids, ["filters"])
+    studies = [records.facts(experiment_id=experiment) for experiment in ids]
+    link = experiments.comparison_link(tracker, studies, ["filters"])
     key = link.partition("viewStateShareKey=")[2]
     assert key.startswith("hpo-") and len(key) == 4 + 64
     for experiment in ids:

@@ -48,6 +48,7 @@ HOSTILE = [
     ESCAPE,
     "caf\udce9.png",
     "-0.25 [0.1, 0.2]",
+    "@jane and @joe, jane@example.org, a @ b",
 ]
 TAGS = {"h1", "h2", "h3", "p", "blockquote", "strong", "table", "thead", "tbody", "tr", "th", "td"}
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -61,6 +62,10 @@ def test_markdown_shows_a_text_as_it_is_in_a_paragraph_and_in_a_cell(text):
     cells = re.findall(r"<td>(.*?)</td>", table)
     assert [html.unescape(cell) for cell in cells] == [said, "x"]
     assert set(re.findall(r"<(\w+)", table)) == {"table", "thead", "tbody", "tr", "th", "td"}
+
+
+def test_a_name_with_an_at_sign_is_marked_as_plain_text_for_mlflows_page():
+    assert for_markdown("@jane wrote to @joe and a@b.org") == r"\@jane wrote to \@joe and a@b.org"
 
 
 @pytest.mark.parametrize(

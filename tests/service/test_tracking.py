@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
+import records
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.models import Model as MLmodel
@@ -22,6 +23,7 @@ from shell import at_once
 
 from hpo.errors import NotFound, ServiceError, StudyConflict
 from hpo.files import sha256_of
+from hpo.queue import Job, State
 from hpo.tracking import experiments, logged_models
 from hpo.tracking.client import KEY, RACES, Tracker
 from hpo.tracking.errors import Refused, StoreRefuses, TrackingUnavailable, server
@@ -77,7 +79,8 @@ def test_the_experiment_opens_on_columns_of_the_parameters_and_scores_best_first
     view = view_of(tags, experiments.link(tracker, experiment))
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best_val_nmse`", True)
     columns = view["selectedColumns"]
-    assert columns[:5] == ["metrics.`best_val_nmse`", *(f"params.`{name}`" for name in PARAMS)]
+    scores = ["metrics.`best_val_nmse`", "metrics.`best_val_r2`", "metrics.`test_nmse`"]
+    assert columns[: 4 + len(PARAMS)] == ["tags.`hpo.rank`", *scores, *(f"params.`{name}`" for name in PARAMS)]
     assert {"metrics.`best_val_mse`", "metrics.`best_val_r2`", "metrics.`train_seconds`"} <= set(columns)
     assert set(columns) <= set(view["columnWidths"])
     curves = [chart for chart in view["compareRunCharts"] if chart["type"] == "LINE"]
@@ -97,12 +100,17 @@ def test_studies_are_compared_through_a_view_of_their_own_that_each_of_them_hold
     ids = [
         experiments.ensure(tracker, unique("compared"), description="d", params=PARAMS, owner="here") for _ in range(2)
     ]
-    link = experiments.comparison_link(tracker, ids, ["model.family", *PARAMS])
-    assert experiments.comparison_link(tracker, ids, ["model.family", *PARAMS]) == link
+    studies = [
+        records.facts(experiment_id=experiment, predictor_run_ids={"mean": f"mean-{experiment}"}) for experiment in ids
+    ]
+    link = experiments.comparison_link(tracker, studies, ["model.family", *PARAMS])
+    assert experiments.comparison_link(tracker, studies, ["model.family", *PARAMS]) == link
     assert loads(parse_qs(link.partition("?")[2])["experiments"][0]) == ids
     for experiment in ids:
         tags = tracker.client.get_experiment(experiment).tags
-        assert view_of(tags, link)["selectedColumns"][1:3] == ["params.`model.family`", f"params.`{PARAMS[0]}`"]
+        view = view_of(tags, link)
+        assert view["selectedColumns"][4:6] == ["params.`model.family`", f"params.`{PARAMS[0]}`"]
+        assert view["searchFilter"].endswith(f" AND attributes.run_id NOT IN ('mean-{ids[1]}')"), "each baseline once"
         assert "params.`model.family`" not in view_of(tags, experiments.link(tracker, experiment))["selectedColumns"]
 
 
@@ -279,6 +287,19 @@ def model_folder(folder: Path, weights: bytes = b"weights") -> Path:
     (folder / "data" / "model.pt2").write_bytes(weights)
     MLmodel().save(str(folder / "MLmodel"))
     return folder
+
+
+def test_a_model_has_its_trials_name_in_characters_that_mlflow_takes(tracker: Tracker, experiment: str) -> None:
+    point = {"dropout": 0.2}
+    for study, repeat, expected in (("grid", 0, "grid-22"), ("my.grid%+1", 2, "my-grid-+1-22-2")):
+        job = Job(
+            id=1, study=study, kind="trial", number=7, repeat=repeat, config=22, cost=1.0,
+            spec=records.spec(point=point),
+            state=State.RUNNING, attempt=1, fence=1, worker="w", run_id=None, checkpoint=None, result=None, reason=None,
+            mirrored=True, alive=True, epochs=0, changed_at=0.0,
+        )  # fmt: skip
+        assert logged_models.name_of(job) == expected
+        assert tracker.client.create_logged_model(experiment, expected).name == expected
 
 
 def test_a_model_logged_again_is_the_one_that_was_finished(tracker: Tracker, experiment: str, tmp_path: Path) -> None:

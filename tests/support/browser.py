@@ -13,7 +13,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 PATIENCE = 90.0  # seconds for a page that takes a few on an idle machine
-SIZE = (1500, 900)  # pixels of the page: a laptop's
+SIZE = (1440, 900)  # pixels of the page: a laptop's
 FLAGS = (
     "--headless",
     "--no-sandbox",  # as root

@@ -3,10 +3,13 @@
 import hashlib
 import pickle
 import shutil
+import subprocess
+import sys
 
 import official
 import pytest
 import torch
+from places import ROOT
 
 from models import transfer, weights
 from models.specs import CHANNELS, SpecError
@@ -106,3 +109,8 @@ def test_a_pickle_with_code_in_it_is_refused_and_never_run(tmp_path, monkeypatch
 def test_a_file_of_another_name_is_refused(tmp_path):
     with pytest.raises(SpecError, match=r"expected a file named vgg16-397923af.pth"):
         weights.adopt(tmp_path / "vgg19.pth")
+
+
+def test_pretrained_weights_are_listed_without_mlflow():
+    code = "import sys\nfrom hpo import api\nlist(api.weights(fetch=False))\nsys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
