@@ -97,7 +97,7 @@ def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings,
         tracker,
         ready.name,
         description=note,
-        params=[*(["config"] if ready.study.sampler == "grid" else []), *ready.study.space],
+        params=[*ready.study.space, *(["config"] if ready.study.sampler == "grid" else [])],
         owner=owner,
     )
     run_id = tracker.ensure_run(

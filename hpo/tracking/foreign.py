@@ -221,7 +221,7 @@ def view(params: Sequence[str], *, trials_only: bool = False, without: Sequence[
             "modelVersionFilter": "All Runs",
             "selectedColumns": [*columns, MODELS],
             "columnOrder": [NAME, CREATED, *columns, MODELS],
-            "columnWidths": {NAME: 200, CREATED: 48, MODELS: 160} | columns,
+            "columnWidths": {NAME: 216, CREATED: 48, MODELS: 160} | columns,
             "runsHiddenMode": "FIRST_10_RUNS",
             "compareRunCharts": _charts(params),
             "compareRunSections": [
