@@ -68,7 +68,7 @@ def test_every_plain_client_shows_the_trials(shell, closed, tmp_path):
             assert (study["study_name"], study["directions"]) == (closed, ["minimize"])
             whole = ask(f"/api/studies/{study['study_id']}?after=0")
             shown = whole["trials"]
-        assert whole["metric_names"] == ["best_val_nmse"]
+        assert whole["objective_names"] == ["best_val_nmse"]
         assert {len(trial["intermediate_values"]) for trial in shown} == {2}
         assert [trial["state"] for trial in shown] == ["Complete"] * 2
         assert {trial["values"][0] for trial in shown} == {trial["value"] for trial in trials}
