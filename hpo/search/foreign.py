@@ -9,11 +9,12 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
-from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES as METRIC_NAMES
 from optuna.trial import FrozenTrial
 from sqlalchemy import text
 
 from hpo.queue import Job
+
+OBJECTIVE_NAMES = "dashboard:objective_names"  # system attribute of a study
 
 
 class _Draft(optuna.storages._CachedStorage):
@@ -101,9 +102,12 @@ def create_waiting(
 
 
 def name_metric(store: optuna.storages.RDBStorage, study_id: int, name: str) -> None:
-    """Name what the value of a trial is, as `Study.set_metric_names` does, which warns that it is experimental."""
-    if store.get_study_system_attrs(study_id).get(METRIC_NAMES) != [name]:
-        store.set_study_system_attr(study_id, METRIC_NAMES, [name])
+    """Name what the value of a trial is, for optuna-dashboard.
+
+    After Optuna's own `Study.set_metric_names` the data frame of the trials would have no column `value` any more.
+    """
+    if store.get_study_system_attrs(study_id).get(OBJECTIVE_NAMES) != [name]:
+        store.set_study_system_attr(study_id, OBJECTIVE_NAMES, [name])
 
 
 def set_running(store: optuna.storages.RDBStorage, trial_id: int, job: Job) -> None:

@@ -129,7 +129,7 @@ def test_a_host_cut_off_in_mid_trial_writes_nothing_more_of_it_when_it_returns(n
     study = cells.study(tmp_path, "hosts", data=data, epochs=400)
     study.write_text(study.read_text().replace("[1e-3, 1e-4]", "[1e-2]"))  # two points
     run = lab.start("run", "--study", study, "--trainers", 1, before=network.on("anna"))
-    lab.until(lambda: any(row.facts.get("planned") for row in lab.queue.studies()), "the study is planned")
+    lab.until(lambda: any(row.facts.planned for row in lab.queue.studies()), "the study is planned")
 
     def of(host: str):
         return next((job for job in lab.trials("hosts") if job.alive and str(job.worker).startswith(f"{host}:")), None)

@@ -214,7 +214,7 @@ def test_the_whole_protocol_runs_to_its_end_and_compares_eight_models(shell, tmp
     assert comparison.count("validation") - 1 == 8 + 2  # the title has the word, too
     assert comparison.count("not pretrained") == 6 and comparison.count("from scratch") == 2
     client = MlflowClient(shell.tracking_uri)
-    versions = client.search_model_versions(f"name = '{shell.queue.study(names[2]).facts['model_name']}'")
+    versions = client.search_model_versions(f"name = '{shell.queue.study(names[2]).facts.model_name}'")
     bare = [each for each in versions if each.tags["hpo.study"] in names[2:]]
     assert bare and {each.tags["hpo.weights"] for each in bare} == {"not pretrained"}
     assert all("Not pretrained" in each.description for each in bare)

@@ -94,7 +94,7 @@ def test_two_runs_and_workers_at_once_train_no_point_twice(shell, data, workers)
     study = shell.until(
         lambda: next((row.name for row in shell.queue.studies() if row.spec["seed"] == 8), None), "plan"
     )
-    shell.until(lambda: shell.queue.study(study).facts.get("planned"), "the plan")
+    shell.until(lambda: shell.queue.study(study).facts.planned, "the plan")
     others = [shell.start("worker", "--study", study, "--trainers", 1) for _ in range(workers)]
     others.append(shell.start("run", "--study", "grid", *words, "--trainers", 1))
     for process in [first, *others]:

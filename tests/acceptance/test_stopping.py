@@ -115,7 +115,7 @@ def test_a_slot_whose_point_is_not_chosen_yet_can_be_cancelled_and_brought_back(
     text = study.read_text().replace("[1e-3, 1e-4]", "{low = 1e-4, high = 1e-2, log = true}")
     study.write_text(text.replace("[space]", '[sampler]\nname = "random"\ntrials = 3\n[space]'))
     run = shell.start("run", "--study", study, "--trainers", 1)
-    shell.until(lambda: any(row.facts.get("planned") for row in shell.queue.studies()), "it is planned")
+    shell.until(lambda: any(row.facts.planned for row in shell.queue.studies()), "it is planned")
     run.kill()
     run.communicate(timeout=PATIENCE)
     slot = next(each for each in reversed(shell.trials("slots")) if each.spec is None)
