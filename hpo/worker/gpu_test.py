@@ -10,7 +10,9 @@ def show(channel: Channel) -> None:
 
     try:
         if torch.version.cuda is None:
-            raise RuntimeError("the installed PyTorch is a build without CUDA")
+            raise RuntimeError(
+                "the installed PyTorch is a build without CUDA (`make TORCH=default run` installs the other one)"
+            )
         if not torch.cuda.is_available():
             raise RuntimeError("PyTorch cannot use it. Does `nvidia-smi` show it, and is its driver new enough?")
         network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(72, 1)).cuda()
