@@ -179,6 +179,17 @@ class Layout:
             values["match"] = {self.match[0]: self.match[1]} if self.match[1] else self.match[0]
         return values
 
+    def pixels(self) -> str:
+        """Return how the pixels of a file become the numbers in 0..1 that a network takes."""
+        if self.levels == "phases":
+            colours = ", ".join(str(colour[0] if len(colour) == 1 else list(colour)) for colour in self.colours or ())
+            if len(self.colours or ()) == 2:
+                return f"one channel: 0 and 1 where the pixel is {colours}"
+            return f"a channel a phase, 1 where the pixel is {colours}, else 0"
+        low, high = self.range or (0.0, 255.0)
+        scale = f"pixel / {high:g}" if low == 0 else f"(pixel - {low:g}) / {high - low:g}"
+        return f"{'colours' if self.levels == 'rgb' else 'grey values'} 0..1 ({scale})"
+
     def of_images(self) -> "Layout":
         """Return what is needed to read further images as these, and to name the units of what they predict."""
         kept = ("shape", "axes", "levels", "range", "colours", "units", "transform")

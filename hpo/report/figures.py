@@ -18,6 +18,7 @@ Curve = Sequence[tuple[int, Mapping[str, float]]]  # (epoch, metrics), by epoch
 
 DPI = 100  # dots an inch of a saved picture
 PANEL = 2.6  # inches, the edge of one target's panel
+MOST_PANELS = 12  # of a figure: targets that are plotted
 STYLES = {"train": (0, (3, 1.5)), "val": "solid"}  # of a split's curve
 WIDTH = 7.0  # inches
 SPLITS = {"train": "training", "val": "validation"}
@@ -62,7 +63,9 @@ def loss_curves(curves: Mapping[str, Curve], keys: Sequence[str] = ("train/nmse"
 
 
 def parity(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], unit: str) -> Figure:
-    """Return predicted over true values, (n, k) in `unit`: a panel a target, with the diagonal and R² of these n."""
+    """Return predicted over true values, (n, k) in `unit`: a panel for each of the first twelve targets, with the
+    diagonal and R² of these n. Tables have the others."""
+    names = names[:MOST_PANELS]
     truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
     r2 = metrics.scores(predicted, truth, train_variance=truth.var(axis=0)).per_target["r2"]
     columns = math.ceil(math.sqrt(len(names)))

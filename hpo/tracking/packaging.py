@@ -27,7 +27,7 @@ REQUIREMENTS = ("torch", "numpy")  # what plain MLflow needs besides itself; in 
 README = """\
 # {title}
 
-Predicts {targets} in {unit} from images of shape {shape} (channels, height, width), grey values 0..1 (pixel / 255).
+Predicts {targets} in {unit} from images of shape {shape} (channels, height, width), {pixels}.
 Images on another scale, such as 0..255, are refused with an error.
 
 With PyTorch alone (`torch.export.load` can run code: only for files you trust; SHA256SUMS tells whether they changed):
@@ -63,12 +63,14 @@ def package(
     target_names: Sequence[str],
     unit: str,
     example_images: np.ndarray,
+    pixels: str = "grey values 0..1 (pixel / 255)",
     title: str = "Stiffness from microstructure images",
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the model's folder, which must not exist or be empty. The regressor itself stays as it is.
 
     `spec` is the model specification's dict form and `extra` what spec.json tells besides (digests, scores).
+    `pixels` says how the pixels of a file become numbers in 0..1.
     `example_images` (at least 2, channels, height, width), 0..1: with a single one the batch size would be frozen.
     """
     import torch
@@ -94,7 +96,13 @@ def package(
     )
     sizes = ", ".join(map(str, shape))
     readme = README.format(
-        title=title, targets=", ".join(target_names), unit=unit, shape=f"({sizes})", sizes=sizes, pt2=PT2
+        title=title,
+        targets=", ".join(target_names),
+        unit=unit,
+        shape=f"({sizes})",
+        sizes=sizes,
+        pixels=pixels,
+        pt2=PT2,
     )
     (folder / "README.md").write_text(readme, encoding="utf-8")
 

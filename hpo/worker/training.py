@@ -146,6 +146,7 @@ def _package(
         target_names=dataset.target_names,
         unit=dataset.unit,
         example_images=dataset.images[validation][:2],
+        pixels=dataset.description.layout.pixels(),
         extra={
             "trial": request.spec.to_json(),
             "validation": best_scores.to_dict(),

@@ -43,6 +43,12 @@ def test_parity_has_a_panel_a_target_with_its_r2_and_the_unit_on_both_axes():
     assert np.array_equal(points.get_offsets(), np.column_stack([truth[:, 0], predicted[:, 0]]))
 
 
+def test_parity_of_many_targets_shows_the_first_twelve():
+    values = np.random.default_rng(0).normal(size=(10, 40))
+    figure = figures.parity(values, values, [f"t{index}" for index in range(40)], "GPa")
+    assert [axes.get_title().split()[0] for axes in figure.axes] == [f"t{index}" for index in range(12)]
+
+
 @pytest.mark.parametrize("count", [1, 9])
 def test_a_figure_is_saved_without_a_display_from_any_thread(tmp_path, count):
     values = np.random.default_rng(0).normal(size=(78, count))

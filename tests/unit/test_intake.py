@@ -8,6 +8,7 @@ from pathlib import Path
 import folders
 import numpy as np
 import pytest
+import watched
 from PIL import Image
 
 from data_pipeline.components import COMPONENTS, SYMMETRIES
@@ -234,6 +235,19 @@ def test_names_have_no_characters_that_mlflow_refuses(tmp_path):
     assert good(tmp_path).dataset.target_names == ("a b",)
     (tmp_path / "t.csv").write_text("\n".join(["no,a b,a/b", *rows]))
     assert "targets: expected different names" in wrong(tmp_path, 'targets = ["a b", "a/b"]')[0]
+
+
+@pytest.mark.slow
+def test_twenty_thousand_images_are_understood_within_a_gigabyte_and_a_half(tmp_path):
+    labels = folders.cells(200, 64) * 255
+    folders.pictures(tmp_path / "images", [f"c{row}.png" for row in range(200)], labels)
+    for row in range(200, 20_000):
+        (tmp_path / "images" / f"c{row}.png").hardlink_to(tmp_path / "images" / f"c{row % 200}.png")
+    rows = "".join(f"c{row}.png,{row % 200}.5\n" for row in range(20_000))
+    (tmp_path / "table.csv").write_text(f"file,E\n{rows}")
+    code = "from data_pipeline.dataset import load\nanswer = load(sys.argv[1]).images.shape[0]"
+    watch = watched.run(code, tmp_path, cpu=120)
+    assert watch.answer == 20_000 and watch.peak < 1.5e9
 
 
 # --- what is not clear is asked ---

@@ -90,4 +90,10 @@ def test_a_model_predicts_the_same_from_the_folder_as_from_the_data_set(tmp_path
         names, expected = ("k",), 10**expected
         assert frame.attrs["unit"] == "m²"
     assert tuple(frame.columns) == ("image", *names)
+    words = {
+        "phases": "a channel a phase, 1 where the pixel is [20, 20, 20]",
+        "tiff and excel": "(pixel - 1000) / 40000",
+    }
+    readme = (tmp_path / "trial" / "model" / "README.md").read_text()
+    assert words.get(case, data.description.layout.pixels()) in readme
     assert np.allclose(frame[list(names)].to_numpy()[:1], expected, rtol=1e-5)
