@@ -87,13 +87,15 @@ def mean_predictor(train_images: np.ndarray, train_targets: np.ndarray) -> Predi
 
 
 def volume_fraction_predictor(train_images: np.ndarray, train_targets: np.ndarray) -> Predictor:
-    """Return a cubic polynomial in the mean pixel, fitted to each target by least squares on the training split."""
+    """Return a cubic polynomial in the mean pixel, fitted to each target by least squares on the training split.
+
+    Of images with several channels, such as phases, it is linear in the mean of each channel."""
     train_targets = np.asarray(train_targets, np.float64)
     centre = train_targets.mean(axis=0)  # subtracted before the fit: labels with a large offset keep their digits
-    coefficients, *_ = np.linalg.lstsq(_cubic(train_images), train_targets - centre, rcond=None)
+    coefficients, *_ = np.linalg.lstsq(_fractions(train_images), train_targets - centre, rcond=None)
 
     def predict(images: np.ndarray) -> np.ndarray:
-        targets: np.ndarray = _cubic(images) @ coefficients + centre
+        targets: np.ndarray = _fractions(images) @ coefficients + centre
         return targets
 
     return predict
@@ -105,7 +107,10 @@ PREDICTORS: dict[str, Callable[[np.ndarray, np.ndarray], Predictor]] = {
 }  # the baseline predictors by name: each learns from the training images and targets
 
 
-def _cubic(images: np.ndarray) -> np.ndarray:
+def _fractions(images: np.ndarray) -> np.ndarray:
+    if images.shape[1] > 1:
+        means = np.asarray(images, np.float64).mean(axis=(2, 3))
+        return np.column_stack([np.ones(len(means)), means])
     fraction = np.asarray(images, np.float64).mean(axis=(1, 2, 3))
     return np.polynomial.legendre.legvander(2 * fraction - 1, 3)
 

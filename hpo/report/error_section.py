@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.components import COMPONENTS
+from data_pipeline.dataset import Dataset
 from hpo.report import figures, tables
 from hpo.report.document import Picture, Section
 from hpo.report.tables import Table
@@ -31,16 +33,22 @@ def section(evidence: Evidence) -> Section:
         ("errors", "Error of each test cell over its volume fraction"): figures.errors(
             evidence.fractions, nrmse, evidence.kinds
         ),
-        ("worst", f"The {len(worst)} worst test cells"): figures.cells(
-            data.images[evidence.split.test][worst].mean(axis=1), titles
-        ),
+        ("worst", f"The {len(worst)} worst test cells"): figures.cells(_grey(data, evidence.split.test[worst]), titles),
     }
     return Section(
         title="Where it errs",
         text=[f"All of the selected model, {first.title}."],
-        tables=[*_kinds(evidence), _physics(evidence), _worst(evidence, nrmse, worst)],
+        tables=[*_kinds(evidence), *_physics(evidence), _worst(evidence, nrmse, worst)],
         pictures=[Picture(name=name, title=title, svg=figures.svg(figure)) for (name, title), figure in drawn.items()],
     )
+
+
+def _grey(data: Dataset, indices: np.ndarray) -> np.ndarray:
+    """Return images (n, h, w) to look at, 0..1; the phases of one that has several are greys from black to white."""
+    images = data.images[indices]
+    if data.description.layout.levels != "phases" or images.shape[1] == 1:
+        return np.asarray(images.mean(axis=1))
+    return np.tensordot(images, np.linspace(0, 1, images.shape[1]), axes=([1], [0]))
 
 
 def _kinds(evidence: Evidence) -> list[Table]:
@@ -60,7 +68,10 @@ def _kinds(evidence: Evidence) -> list[Table]:
     return [tables.of_records(records, name="kinds", title="By kind of microstructure", note=note)]
 
 
-def _physics(evidence: Evidence) -> Table:
+def _physics(evidence: Evidence) -> list[Table]:
+    """Return what the predicted tensors break of mechanics; nothing if the targets are no stiffness tensor."""
+    if set(evidence.dataset.target_names) != set(COMPONENTS):
+        return []
     predictions = {winner.title: winner.predicted for winner in evidence.winners}
     predictions |= {BASELINES[name]: predicted for name, predicted in evidence.predictors.items()}
     heads = {
@@ -79,7 +90,7 @@ def _physics(evidence: Evidence) -> Table:
     )
     if not evidence.phases:
         note += " No phases are given, or the images have more than two: bounds and relations are not measured."
-    return tables.of_records(records, name="physics", title="Physical consistency, test split", note=note)
+    return [tables.of_records(records, name="physics", title="Physical consistency, test split", note=note)]
 
 
 def _worst(evidence: Evidence, nrmse: np.ndarray, worst: Iterable[int]) -> Table:

@@ -92,3 +92,13 @@ def test_shapes_that_do_not_fit_are_refused():
         scores(np.ones((2, 9)), np.ones((2, 1)), train_variance=np.ones(9))
     with pytest.raises(ValueError, match=r"n > 0"):
         scores(np.ones((0, 9)), np.ones((0, 9)), train_variance=np.ones(9))
+
+
+def test_of_several_channels_the_second_baseline_is_linear_in_their_means():
+    draw = np.random.default_rng(0)
+    phases = np.eye(3, dtype=np.float32)[draw.integers(0, 3, (30, 8, 8)) * (draw.random((30, 1, 1)) < 0.7)]
+    images = phases.transpose(0, 3, 1, 2)
+    shares = images.mean(axis=(2, 3), dtype=np.float64)
+    targets = np.stack([2 * shares[:, 1] + 5 * shares[:, 2], 1 - shares[:, 0]], axis=1)
+    predicted = volume_fraction_predictor(images, targets)(images)
+    assert np.allclose(predicted, targets)
