@@ -1,6 +1,8 @@
 """Errors of a service as one message each: what was found, where, the likely cause, and what to do."""
 
-from hpo import settings
+from urllib.parse import urlsplit
+
+from hpo import settings, surroundings
 from hpo.errors import UserError
 
 FULL = ("too many clients", "too many connections", "remaining connection slots")  # how Postgres says it
@@ -21,7 +23,7 @@ def database(error: Exception) -> str:
             "Nothing was changed; when it takes changes again, the same command goes on."
         )
     if (home := _embedded()) is None:
-        return f"The database cannot be reached: {text}. Is HPO_DATABASE_URL right, and is it up?"
+        return f"The database cannot be reached: {text}. Is HPO_DATABASE_URL right, and is it up?{_set_for_postgres()}"
     return (
         f"The Postgres of {home} (HPO_HOME) does not answer as it should: {text}. Its log: {home}/logs/postgres.log. "
         "`hpo down` and then `hpo up` start it again; the same command goes on."
@@ -40,14 +42,16 @@ def tracking(error: Exception) -> str:
     """Return the message for an MLflow server that cannot be reached, or in whose place another program answers."""
     text = str(error).rstrip(".")
     if hasattr(error, "answer"):  # tracking.Refused
-        return f"The MLflow server at {_address()} does not let us in: {text}. Nothing was changed by this."
+        return (
+            f"The MLflow server at {_address()} does not let us in: {text}. Nothing was changed by this.{_by_proxy()}"
+        )
     if hasattr(error, "needed"):  # tracking.StoreRefuses
         return (
             f"The MLflow server at {_address()} answers, but stores no files: {text}. When it does, the same command "
             "goes on."
         )
     if (home := _embedded()) is None:
-        return f"The MLflow server cannot be reached: {text}. Is MLFLOW_TRACKING_URI right, and is it up?"
+        return f"The MLflow server cannot be reached: {text}. Is MLFLOW_TRACKING_URI right, and is it up?{_by_proxy()}"
     return (
         f"The MLflow server of {home} (HPO_HOME) does not answer as it should: {text}. Its log: "
         f"{home}/logs/mlflow.log. `hpo down` and then `hpo up` start it again; the same command goes on."
@@ -60,6 +64,23 @@ def tracking_refuses(error: Exception) -> str:
     if (home := _embedded()) is None:
         return f"The MLflow server refused: {text}. Is MLFLOW_TRACKING_URI the server you mean?"
     return f"The MLflow server of {home} (HPO_HOME) refused: {text}. `hpo doctor` looks at what is stored there."
+
+
+def _set_for_postgres() -> str:
+    """Return a sentence about variables of libpq that count for a database elsewhere; empty if none is set."""
+    names = surroundings.of_postgres()
+    return f" Set here, and counting for it: {', '.join(names)}." if names else ""
+
+
+def _by_proxy() -> str:
+    """Return a sentence about the variable that sends requests for MLflow to a proxy; empty if none does."""
+    uri = _address()
+    names = surroundings.proxies(uri) if uri.startswith("http") else []
+    if not names:
+        return ""
+    return (
+        f" {names[0]} sends the requests to a proxy; if the server is not behind it: NO_PROXY={urlsplit(uri).hostname}"
+    )
 
 
 def _embedded() -> object:

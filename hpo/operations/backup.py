@@ -31,11 +31,12 @@ from hpo.errors import BackupError, NotFound, ServiceError, disk_is_full
 from hpo.files import PRIVATE, new_file, sha256_of, sync
 from hpo.operations.connection import connect
 from hpo.queue import SCHEMA_VERSION, Queue, State, postgres_url
-from hpo.services import daemon, postgres
+from hpo.services import daemon, foreign, postgres
 from hpo.services import home as homes
 from hpo.services.serving import Services
 from hpo.settings import Settings
 from hpo.tracking.artifacts import Store
+from hpo.tracking.foreign import STORE
 
 FORMAT = 1
 ALIVE = "backup.life"  # lock of whoever writes; marks the folder as a backup's
@@ -270,12 +271,11 @@ def _needed(hpo: psycopg.Connection, mlflow: psycopg.Connection) -> Needed:
     found = Needed()
     runs: dict[str, str] = {}
     models: dict[str, str] = {}
-    roots = "SELECT 'run', run_uuid, artifact_uri FROM runs UNION ALL SELECT 'model', model_id, artifact_location FROM "
-    for kind, name, uri in mlflow.execute(roots + "logged_models WHERE lifecycle_stage = 'active'"):
-        if not str(uri).startswith("mlflow-artifacts:/"):
+    for kind, name, uri in foreign.artifact_folders(mlflow):
+        if not uri.startswith(STORE):
             found.elsewhere += 1
             continue
-        folder = str(uri).removeprefix("mlflow-artifacts:").strip("/")
+        folder = uri.removeprefix(STORE).strip("/")
         (runs if kind == "run" else models)[name] = folder
         found.folders.append(folder)
     jobs = "SELECT state, checkpoint, result FROM hpo.job WHERE checkpoint IS NOT NULL OR result IS NOT NULL"
@@ -298,8 +298,8 @@ def _about(hpo: psycopg.Connection, mlflow: psycopg.Connection) -> dict[str, Any
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: metadata.version(name) for name in ("hpo", "mlflow", "optuna")},
         "queue_schema": SCHEMA_VERSION,  # which the tables were brought to before
-        "optuna_schema": schema(hpo),
-        "mlflow_schema": schema(mlflow),
+        "optuna_schema": foreign.schema(hpo),
+        "mlflow_schema": foreign.schema(mlflow),
         "studies": {name: {"done": done, "trials": trials} for name, done, trials in rows},
     }
 
@@ -330,30 +330,37 @@ def _url(url: str) -> sqlalchemy.URL:
 
 
 def open_database(url: str) -> psycopg.Connection:
-    """Return a connection to one database, in autocommit mode. Raise BackupError."""
+    """Return a connection to one database, in autocommit mode.
+
+    Raise BackupError, also where a pooler (pgbouncer) drops what a session relies on.
+    """
     try:
-        return psycopg.connect(
+        connection = psycopg.connect(
             _url(url).render_as_string(hide_password=False),
             autocommit=True,
-            options="-c timezone=UTC -c idle_in_transaction_session_timeout=0",  # an instant lasts as long as its dump
+            # An instant lasts as long as its dump.
+            options="-c timezone=UTC -c idle_in_transaction_session_timeout=0 -c hpo.direct=yes",
+            client_encoding="utf8",
             connect_timeout=5,
         )
     except psycopg.OperationalError as error:
-        raise BackupError(f"{_url(url).render_as_string()} cannot be reached: {error}") from None
-
-
-def schema(mlflow: psycopg.Connection) -> str | None:
-    """Return the version of the tables that alembic keeps in a database, None if there are none."""
-    if mlflow.execute("SELECT to_regclass('public.alembic_version')").fetchone() == (None,):
-        return None
-    (found,) = mlflow.execute("SELECT version_num FROM public.alembic_version").fetchone() or (None,)
-    return found
+        if "startup parameter" not in str(error):
+            raise BackupError(f"{_url(url).render_as_string()} cannot be reached: {error}") from None
+    else:
+        if connection.execute("SELECT current_setting('hpo.direct', true)").fetchone() == ("yes",):
+            return connection
+        connection.close()
+    raise BackupError(
+        f"{_url(url).render_as_string()} is a pooler (pgbouncer), and a backup needs whole sessions: name the port "
+        "of Postgres itself in HPO_DATABASE_URL and MLFLOW_BACKEND_STORE_URI for this command. Nothing was changed."
+    )
 
 
 def run(program: str, url: str, *options: str, script: Callable[[IO[bytes]], None] | None = None) -> None:
     """Run one of Postgres' programs on a database; its password goes by the environment. Raises BackupError."""
     parsed = _url(url)
-    environment = os.environ | ({"PGPASSWORD": str(parsed.password)} if parsed.password else {})
+    environment = os.environ | {"PGCLIENTENCODING": "UTF8"}
+    environment |= {"PGPASSWORD": str(parsed.password)} if parsed.password else {}
     address = parsed._replace(password=None).render_as_string()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(

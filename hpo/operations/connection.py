@@ -84,8 +84,8 @@ def connect(*, mlflow: bool = True) -> Iterator[Connection]:
     """
     chosen = settings.read()
     services = serving.running(chosen, mlflow=mlflow)
-    if services is None and mlflow and serving.running(chosen, mlflow=False):
-        raise ServiceError(mlflow_away(chosen))
+    if services is None and serving.hangs(chosen):
+        raise ServiceError(mlflow_away(chosen) if mlflow and serving.running(chosen, mlflow=False) else hangs(chosen))
     if services is None:
         raise ServiceError(
             f"The services of {chosen.home} are not running. `hpo up` starts them. (Is HPO_HOME the one you mean?)"
@@ -106,6 +106,14 @@ def opened(chosen: Settings, services: Services) -> Iterator[Connection]:
         if "store" in vars(connection):  # it was used
             connection.store.remove_session()
             connection.store.engine.dispose()
+
+
+def hangs(chosen: Settings) -> str:
+    """Return the message for an embedded Postgres that lives but does not answer."""
+    return (
+        f"The Postgres of {chosen.home} (HPO_HOME) lives but does not answer: it starts, or was stopped (SIGSTOP), or "
+        f"hangs. Try again; then `hpo down` and `hpo up`. Its log: {chosen.home}/logs/postgres.log"
+    )
 
 
 def mlflow_away(chosen: Settings) -> str:

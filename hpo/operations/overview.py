@@ -8,8 +8,8 @@ from typing import Any
 import pandas
 
 from hpo import settings
-from hpo.errors import ModelError, NotFound
-from hpo.operations.connection import connect, mlflow_away
+from hpo.errors import ModelError, NotFound, ServiceError
+from hpo.operations.connection import connect, hangs, mlflow_away
 from hpo.queue import Job, Queue, State, StudyRow
 from hpo.queue.closing_result import ClosingResult
 from hpo.report import comparison, document, sections
@@ -105,9 +105,14 @@ class Report:
 
 
 def status() -> Status | None:
-    """Return the state of services and studies, or None if the services do not run."""
+    """Return the state of services and studies, or None if the services do not run.
+
+    Raise ServiceError if the embedded Postgres lives but does not answer.
+    """
     chosen = settings.read()
     services = serving.running(chosen, mlflow=False)
+    if services is None and serving.hangs(chosen):
+        raise ServiceError(hangs(chosen))
     return None if services is None else Status(chosen, services)
 
 

@@ -26,12 +26,11 @@ from hpo.operations.backup import (
     open_database,
     place,
     run,
-    schema,
 )
 from hpo.operations.connection import opened
 from hpo.queue import GIVE_ALL_BACK, SCHEMA_VERSION, Queue
 from hpo.search import sampling
-from hpo.services import serving
+from hpo.services import foreign, serving
 from hpo.tracking.artifacts import Store
 from hpo.tracking.errors import TrackingUnavailable
 
@@ -146,7 +145,7 @@ def _require_schemas(into: Place, source: Path, manifest: dict[str, Any], mlflow
             f"{source} was made by a newer hpo ({versions['hpo']}, queue schema {manifest['queue_schema']}); this one "
             f"knows {SCHEMA_VERSION}. Nothing was restored. Restore it with that hpo."
         )
-    found, expected = schema(mlflow), manifest["mlflow_schema"]
+    found, expected = foreign.schema(mlflow), manifest["mlflow_schema"]
     if found != expected:
         raise BackupError(
             f"{source} was made with MLflow {versions['mlflow']} (schema {expected}), the server at "

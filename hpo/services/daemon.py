@@ -7,14 +7,17 @@ container. A lock cannot be stale.
 import fcntl
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil  # type: ignore[import-untyped]
 
 from hpo import files
 from hpo.errors import ServiceError
@@ -32,9 +35,7 @@ def locked(path: Path, *, waiting: Callable[[], object]) -> Iterator[None]:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _take(file):
                 if not asked:
                     waiting()
                 asked = True
@@ -61,14 +62,10 @@ def taken(path: Path) -> Iterator[int]:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     deadline = time.monotonic() + 2.0
     try:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:  # for the moment that another `lives` takes to ask, too
-                if time.monotonic() > deadline:
-                    raise ServiceError(f"{path} is held by a process that was not there just now: try again.") from None
-                time.sleep(0.01)
+        while not _take(file):  # for the moment that another `lives` takes to ask, too
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{path} is held by a process that was not there just now: try again.")
+            time.sleep(0.01)
         yield file
     finally:
         os.close(file)
@@ -81,13 +78,18 @@ def lives(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who ask do not take each other for the process
-    except BlockingIOError:
-        return True
-    else:
-        return False
+        return not _take(file, fcntl.LOCK_SH)  # shared: two that ask do not take each other for the process
     finally:
         os.close(file)
+
+
+def _take(file: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock the open file unless another process has it; return whether it is ours now."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def comes_up(answers: Callable[[], bool], life: Path, *, timeout: float, name: str, log: Path) -> bool:
@@ -114,6 +116,36 @@ def dies(life: Path, *, timeout: float) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def end_in(folder: Path, is_service: Callable[[psutil.Process], bool]) -> bool:
+    """End services of this user whose current folder is `folder`, also a removed one; return whether there were any.
+
+    The system follows a folder that is moved: services of another place are not met.
+    """
+    processes = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # it has ended, or is another user's
+            own = process.uids().effective == os.geteuid() and process.pid != os.getpid()
+            own = own and process.cwd() == str(folder) and _is_in_our_file_system(process.pid)
+            if own and is_service(process):
+                processes.append(process)
+    numbers = {process.pid for process in processes}
+    for patience, signal_number in ((10.0, signal.SIGINT), (5.0, signal.SIGQUIT), (5.0, signal.SIGKILL)):
+        for process in processes:
+            with suppress(psutil.Error):
+                if signal_number == signal.SIGKILL or process.ppid() not in numbers:  # which end those they started
+                    process.send_signal(signal_number)
+        processes = psutil.wait_procs(processes, timeout=patience)[1]
+    return bool(numbers)
+
+
+def _is_in_our_file_system(pid: int) -> bool:
+    """Whether paths mean the same to a process as to us; in a container they do not."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    except FileNotFoundError:
+        return True  # no Linux
 
 
 def launch(

@@ -83,16 +83,18 @@ def read(path: Path) -> Home | None:
 
 
 def serving(path: Path) -> Home | None:
-    """The home whose services run for `path`, if they run: with its database where that is now, if the folder was
-    moved. None if there is none, or for a copy: the services belong to the original."""
+    """The home whose services run for `path`, if they run: all of it where it is now, if the folder was moved.
+
+    None if there is none, or for a copy: the services belong to the original.
+    """
     home = read(path)
     if home is None or home.path == path:
         return home
     if _identity(home.path) == home.identity:
         return None
     if home.data.is_relative_to(home.path):
-        return replace(home, data=path / home.data.relative_to(home.path))
-    return home if _owner(home.data) == home.path else None
+        return replace(home, path=path, data=path / home.data.relative_to(home.path))
+    return replace(home, path=path) if _owner(home.data) == home.path else None
 
 
 def write(home: Home) -> None:
@@ -112,7 +114,12 @@ def settle(path: Path, report: Callable[[str], object], stop: Callable[[Home], o
     data = ROOT_STORE / identity / "postgres" if os.geteuid() == 0 else path / "services" / "postgres"
     if home is None:
         new = Home(path=path, identity=identity, data=data, password=secrets.token_hex(24))
-        for old in _left_behind(path):
+        if data.exists():
+            raise ServiceError(
+                f"{data} holds a database, but {path / 'services' / 'state.json'}, which has its password, is missing. "
+                f"Restore that file, or move {data.parent} away to begin with empty databases."
+            )
+        for old in left_behind(path):
             stop(old)
             report(f"An earlier {path} left its database in {old.data.parent}: remove that if nobody needs it.")
     elif home.path == path:
@@ -182,7 +189,7 @@ def _owner(data: Path) -> Path | None:
         return None
 
 
-def _left_behind(path: Path) -> list[Home]:
+def left_behind(path: Path) -> list[Home]:
     """Homes that once were at `path`, whose data outside it are still there (root only)."""
     if os.geteuid() != 0:
         return []

@@ -3,10 +3,8 @@
 import base64
 import http.client
 import importlib.metadata
-import importlib.util
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -21,7 +19,7 @@ import psutil  # type: ignore[import-untyped]
 from hpo import credentials, ownership
 from hpo.errors import ServiceError
 from hpo.files import PRIVATE, write_atomically
-from hpo.services import daemon, postgres
+from hpo.services import daemon, foreign, postgres
 from hpo.services.home import Home, write
 
 ADMIN = "admin"  # user of the server that may add users
@@ -121,7 +119,7 @@ def start(home: Home, report: Callable[[str], object]) -> tuple[Home, bool]:
         stop(home)  # processes whose parent was killed would keep the port
         _check_schema(home)
         report("Starting the MLflow server.")
-        temporary = ownership.folder(home.path, "services", "tmp")
+        temporary = ownership.folder(home.path, "services", _temporary(home).name)
         ownership.folder(home.path, "artifacts")
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | ENVIRONMENT
         environment |= {MARK: home.identity, "TZ": "UTC"}
@@ -166,6 +164,11 @@ def lives(home: Home) -> bool:
     return daemon.lives(_life(home)) or bool(_processes(home))
 
 
+def is_embedded(process: psutil.Process) -> bool:
+    """Whether a process belongs to an embedded server of whatever home."""
+    return MARK in process.environ()
+
+
 def log(home: Home) -> Path:
     return home.logs / "mlflow.log"
 
@@ -179,6 +182,11 @@ def _embedded_arguments(home: Home) -> list[str]:
     served = Served(f"{home.host}:{home.mlflow_port}", str(_environment_file(home))) if home.listen else None
     artifacts = home.artifacts.as_uri()
     return arguments(host=home.host, port=home.mlflow_port, artifacts=artifacts, served=served, identity=home.identity)
+
+
+def _temporary(home: Home) -> Path:
+    """Current folder of the server's processes: the system follows it when the home is moved."""
+    return home.services / "tmp"
 
 
 def _environment_file(home: Home) -> Path:
@@ -201,7 +209,7 @@ def _prepare_users(home: Home, environment: dict[str, str]) -> None:
         [sys.executable, *PREPARE, str(environment_file)],
         input=home.access[USER],
         env=environment,
-        cwd=home.services / "tmp",
+        cwd=_temporary(home),
         capture_output=True,
         text=True,
     )
@@ -222,8 +230,10 @@ def _processes(home: Home) -> list[psutil.Process]:
 def _is_marked(process: psutil.Process, home: Home) -> bool:
     environment = process.environ()
     mark = environment.get(MARK)
+    if mark == home.identity:  # as in a copy of the home, whose services are those of the folder that they run in
+        return process.cwd() == str(_temporary(home))
     if mark != str(home.path):
-        return mark == home.identity
+        return False
     # The mark of an earlier hpo; other homes may have had this path, in a container say, but not the rest.
     known = {home.identity, home.password, *home.access.values()}
     return any(word in text for text in (*process.cmdline(), *environment.values()) for word in known)
@@ -237,32 +247,12 @@ def _port_was_taken(home: Home) -> bool:
 def _check_schema(home: Home) -> None:
     """ServiceError if the database was made by another MLflow, which the server might migrate without a word."""
     with postgres.connect(home, "mlflow") as connection:
-        if connection.execute("SELECT to_regclass('alembic_version')").fetchone() == (None,):
-            return  # fresh: the server makes its tables
-        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    expected = schema_version()
-    if row is not None and row[0] != expected:
+        stored, expected = foreign.schema(connection), foreign.newest_schema()
+    if stored not in (None, expected):  # None: fresh, the server makes its tables
         raise ServiceError(
-            f"The MLflow database of {home.path} has schema {row[0]}; the installed MLflow "
+            f"The MLflow database of {home.path} has schema {stored}; the installed MLflow "
             f"{importlib.metadata.version('mlflow')} expects {expected}. Nothing was changed. Install the MLflow that "
             f"made it; or, if that was an older one, back up {home.path} and run: "
             f"mlflow db upgrade postgresql://{postgres.ROLE}:PASSWORD@127.0.0.1:{home.postgres_port}/mlflow "
             f"(its password is in {home.services / 'state.json'})."
         )
-
-
-def schema_version() -> str:
-    """The installed MLflow's newest schema: the revision that no other names as its predecessor.
-
-    Read from the text of its migrations, since importing MLflow takes seconds.
-    """
-    spec = importlib.util.find_spec("mlflow")
-    assert spec is not None and spec.submodule_search_locations
-    revisions, predecessors = set(), set()
-    for file in (Path(spec.submodule_search_locations[0]) / "store" / "db_migrations" / "versions").glob("*.py"):
-        text = file.read_text(encoding="utf-8")
-        revisions |= set(re.findall(r'^revision[^=\n]*=\s*["\'](\w+)', text, re.MULTILINE))
-        for value in re.findall(r"^down_revision[^=\n]*=(.*)$", text, re.MULTILINE):
-            predecessors |= set(re.findall(r'["\'](\w+)["\']', value))
-    (head,) = revisions - predecessors
-    return head

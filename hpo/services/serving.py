@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import psycopg
 
-from hpo import credentials, ownership
+from hpo import credentials, ownership, surroundings
 from hpo.errors import ServiceError
 from hpo.services import daemon, mlflow_server, postgres
 from hpo.services import home as homes
@@ -68,6 +68,8 @@ def up(
         for name in ("services", "logs", "artifacts"):
             ownership.folder(path, name)
         with _locked(path, report):
+            if homes.read(path) is None and _stop_remains(path):
+                report(f"Services of an earlier {path} were still running: stopped.")
             home = homes.settle(path, report, _stop)
             if wanted is None and home.listen:
                 _address(home.listen)
@@ -99,12 +101,18 @@ def running(settings: Settings, *, mlflow: bool = True) -> Services | None:
     """
     if settings.database_url and settings.tracking_uri:
         user = (settings.tracking_username, settings.tracking_password)
-        return _entered(Services(settings.database_url, settings.tracking_uri, *user, settings.credentials))
+        return _entered(Services(settings.database_url, settings.tracking_uri, *user, settings.credentials), False)
     path = homes.resolved(settings.home)
     home = homes.read(path)
     if home is None or home.path != path or not postgres.answers(home) or (mlflow and not mlflow_server.answers(home)):
         return None
     return _entered(_services(home))
+
+
+def hangs(settings: Settings) -> bool:
+    """Whether the embedded Postgres lives, asked where `running` says that it does not answer."""
+    home = None if settings.database_url else homes.read(homes.resolved(settings.home))
+    return home is not None and postgres.lives(home)
 
 
 def down(settings: Settings) -> bool:
@@ -114,7 +122,7 @@ def down(settings: Settings) -> bool:
     """
     path = homes.resolved(settings.home)
     if homes.read(path) is None:
-        return False
+        return _stop_remains(path)
     with _locked(path, lambda line: None):
         home = homes.serving(path)
         return home is not None and _stop(home)
@@ -160,10 +168,8 @@ def _services(home: Home) -> Services:
     return Services(*uris, mlflow_server.USER, home.access[mlflow_server.USER], home.credentials)
 
 
-def _entered(services: Services) -> Services:
-    if services.username and services.password:  # in the variables of MLflow's own client
-        os.environ["MLFLOW_TRACKING_USERNAME"] = services.username
-        os.environ["MLFLOW_TRACKING_PASSWORD"] = services.password
+def _entered(services: Services, is_own: bool = True) -> Services:
+    surroundings.reach_mlflow(services.tracking_uri, user=services.username, password=services.password, is_own=is_own)
     return services
 
 
@@ -236,4 +242,12 @@ def _check_is(home: Home | None, wanted: str) -> None:
 
 def _stop(home: Home) -> bool:
     ended = [mlflow_server.stop(home), postgres.stop(home)]
+    return any(ended)
+
+
+def _stop_remains(path: Path) -> bool:
+    """End what runs of a home whose folder or state.json was removed; return whether there was anything."""
+    ended = [_stop(home) for home in homes.left_behind(path)]
+    ended.append(daemon.end_in(path / "services" / "tmp", mlflow_server.is_embedded))
+    ended.append(daemon.end_in(path / "services" / "postgres", lambda process: process.name() == "postgres"))
     return any(ended)

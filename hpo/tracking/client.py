@@ -43,6 +43,7 @@ class Tracker:
         """`timeout` in seconds of one request; it holds for MLflow in this whole process."""
         # MLflow retries creations as well, which makes duplicates, and a dead server would hold us for minutes.
         foreign.configure(timeout=timeout, retries=0)
+        foreign.require_usable(uri)
         self.uri = uri.rstrip("/")
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._races: dict[str, int] = {}  # by what was to be written: how often in a row another worker wrote it

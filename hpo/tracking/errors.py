@@ -76,7 +76,9 @@ def meaning(error: Exception) -> TrackingUnavailable | None:
     if answer.code in _NOT_ADMITTED or (answer.code is None and not passing):
         return Refused(answer.status, answer.text)
     if passing or (answer.code == "BAD_REQUEST" and _is_of_database(answer.text)):
-        return TrackingUnavailable(answer.text if answer.code else str(Refused(answer.status, answer.text)))
+        return TrackingUnavailable(
+            foreign.in_short(answer.text) if answer.code else str(Refused(answer.status, answer.text))
+        )
     return None
 
 

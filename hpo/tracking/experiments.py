@@ -1,7 +1,8 @@
 """Experiments: one a study, with its note, its saved views and the links that open them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from mlflow.entities import Experiment
 
@@ -53,6 +54,21 @@ def ensure(tracker: Tracker, study: str, *, description: str, params: Sequence[s
         if experiment.tags.get(name) != value:
             tracker.client.set_experiment_tag(experiment.experiment_id, name, value)
     return str(experiment.experiment_id)
+
+
+@contextmanager
+def undone_on_failure(tracker: Tracker, study: str, *, owner: str) -> Iterator[None]:
+    """Delete the study's experiment again if the block makes it and fails, as far as the server allows."""
+    with server():
+        is_new = tracker.client.get_experiment_by_name(study) is None
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):  # the first error is the one to tell
+            experiment = tracker.client.get_experiment_by_name(study)
+            if is_new and experiment is not None and experiment.tags.get(OWNER) == owner:
+                delete(tracker, experiment.experiment_id)
+        raise
 
 
 @server()

@@ -7,6 +7,7 @@ version.
 """
 
 import base64
+import importlib
 import json
 import os
 import re
@@ -23,6 +24,9 @@ from mlflow.exceptions import MlflowException, RestException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
+
+from hpo import surroundings
+from hpo.errors import SettingsError
 
 # Limits. Characters of a text that the columns of MLflow's tables on Postgres and its own checks admit.
 LONGEST_EXPERIMENT_NAME = 256
@@ -55,6 +59,16 @@ def configure(*, retries: int, timeout: int | None = None) -> None:
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 
+def require_usable(uri: str) -> None:
+    """Raise SettingsError if the variables that are set make every request of MLflow's client an error."""
+    try:
+        if get_default_host_creds(uri).aws_sigv4:
+            importlib.import_module("requests_auth_aws_sigv4")
+    except (MlflowException, ImportError) as error:
+        names = ", ".join(surroundings.of_mlflow())
+        raise SettingsError(f"{names}: MLflow's client cannot use what is set for {uri}: {error}") from None
+
+
 def server_version(uri: str) -> str:
     """Return what the server says its version is. The client has no call for it."""
     answer = http_request(get_default_host_creds(uri), "/version", "GET", timeout=10)
@@ -77,6 +91,9 @@ class Answer:
 # How MLflow's client words an answer without MLflow's JSON.
 _STATUS = re.compile(r"failed with error code (\d+) != \d+\. Response body: '(.*)'", re.DOTALL)
 _NO_JSON = re.compile(r"not in a valid JSON format\. Response body: '(.*)'", re.DOTALL)
+# How it words a connection that failed, and where in that the system's own words are.
+_NO_CONNECTION = re.compile(r"API request to (\S+) failed with exception .*\(Caused by (\w+)\((.*)\)\)", re.DOTALL)
+_CAUSE = re.compile(r"\[Errno -?\d+\] ([\w ]+)|'([^'<>]+)'$")
 # How SQLAlchemy words an error of the server's database, such as (psycopg.errors.ReadOnlySqlTransaction).
 _DRIVER = re.compile(r"\((?:\w+\.)+(\w+)\)")
 
@@ -98,6 +115,15 @@ def answer(error: Exception) -> Answer | None:
     if isinstance(error, json.JSONDecodeError):  # requests has one that is both
         return Answer(200, None, error.doc)
     return None
+
+
+def in_short(text: str) -> str:
+    """Return address and cause of a connection that failed, of all that MLflow's client says about it."""
+    match = _NO_CONNECTION.search(text)
+    if match is None:
+        return text
+    cause = _CAUSE.search(match[3])
+    return f"{match[1]}: {match[2]}" + (f": {(cause[1] or cause[2]).strip()}" if cause else "")
 
 
 def error_code(body: str) -> str | None:

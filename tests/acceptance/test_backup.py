@@ -26,7 +26,7 @@ from hpo.errors import BackupError
 from hpo.operations import backup, restore
 from hpo.operations.backup import MARK, Place
 from hpo.queue import Job, NewJob, Queue
-from hpo.services import serving
+from hpo.services import foreign, serving
 from hpo.services.serving import Services
 
 RESTORE = """
@@ -145,7 +145,7 @@ def tables(services, tmp_path_factory) -> str:
     file = tmp_path_factory.mktemp("schema") / "mlflow.sql"
     backup.run("pg_dump", mlflow_of(services), "--schema-only", "--no-comments", f"--file={file}")
     with psycopg.connect(mlflow_of(services)) as connection:
-        version = backup.schema(connection)
+        version = foreign.schema(connection)
     row = f"INSERT INTO public.alembic_version VALUES ('{version}');\n"
     return file.read_text() + row + "INSERT INTO public.experiments VALUES (0, 'Default');\n"
 

@@ -32,7 +32,7 @@ from shell import PATIENCE
 
 from hpo import credentials
 from hpo.queue import Queue
-from hpo.services import daemon, mlflow_server, postgres
+from hpo.services import daemon, foreign, postgres
 from hpo.services import home as homes
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
@@ -281,7 +281,7 @@ def test_tables_are_not_migrated_beside_a_server_that_uses_them(compose):
         try:
             text = compose.run("migrate", code=1)
         finally:
-            connection.execute("UPDATE alembic_version SET version_num = %s", (mlflow_server.schema_version(),))
+            connection.execute("UPDATE alembic_version SET version_num = %s", (foreign.newest_schema(),))
     assert "has schema an-older-one" in text and "docker compose stop mlflow worker" in text
     assert "Traceback" not in text
 

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from data_pipeline import dataset
-from hpo import ownership
+from hpo import api, ownership
 from hpo.errors import ServiceError
 from hpo.services import daemon, mlflow_server, postgres, serving
 from hpo.services import home as homes
@@ -259,10 +260,12 @@ def test_root_writes_nothing_through_a_link_in_the_data_directory(home, tmp_path
 @pytest.mark.root
 def test_processes_are_ended_by_the_homes_identity_and_our_own_user(tmp_path):
     home = Home(path=tmp_path, identity="0123456789abcdef", data=tmp_path, password="secret-of-this-home")
+    here = ownership.folder(tmp_path, "services", "tmp")
     database = f"postgresql://hpo:{home.password}@127.0.0.1:1/mlflow"
     path = {mlflow_server.MARK: str(tmp_path)}
     cases = {
         "ours": ({mlflow_server.MARK: home.identity}, None),
+        "its copy's": ({mlflow_server.MARK: home.identity}, None),
         "of an earlier hpo": (path | {"MLFLOW_BACKEND_STORE_URI": database}, None),
         "another home's of this path": (path, None),
         "another user's": ({mlflow_server.MARK: home.identity}, OTHER),
@@ -271,11 +274,14 @@ def test_processes_are_ended_by_the_homes_identity_and_our_own_user(tmp_path):
     started = {}
     try:
         for name, (environment, user) in cases.items():
-            started[name] = subprocess.Popen(["sleep", "600"], env=environment, **daemon.as_user(user))
+            where = tmp_path if name == "its copy's" else here if user is None else None
+            started[name] = subprocess.Popen(["sleep", "600"], env=environment, cwd=where, **daemon.as_user(user))
         found = {process.pid for process in mlflow_server._processes(home)}
         assert {name for name in cases if started[name].pid in found} == {"ours", "of an earlier hpo"}
         assert mlflow_server.stop(home)
-        assert [name for name in cases if started[name].poll() is None] == list(cases)[2:]
+        assert [name for name in cases if started[name].poll() is None] == [
+            name for name in cases if name not in ("ours", "of an earlier hpo")
+        ]
     finally:
         for process in started.values():
             process.kill()
@@ -322,6 +328,63 @@ def test_who_waited_for_the_lock_while_its_folder_was_removed_begins_in_a_new_on
         lock.parent.rename(tmp_path / "removed")
     thread.join(30)
     assert seen == [["lock"]]
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("gone", ["home", "services/state.json"])
+def test_services_whose_home_or_state_was_removed_are_still_ended(tmp_path, gone):
+    read_home = settings_of(tmp_path / "home")
+    serving.up(read_home, report=silent)
+    home = homes.read(tmp_path.resolve() / "home")
+    assert home is not None
+    try:
+        if gone == "home":
+            shutil.rmtree(home.path)
+        else:
+            (home.path / gone).unlink()
+        assert serving.down(read_home) is True
+        assert not mlflow_server.lives(home) and not postgres.lives(home)
+        assert serving.down(read_home) is False
+        if gone != "home" and os.geteuid():
+            with pytest.raises(ServiceError, match=r"postgres holds a database, but .*state\.json.* is missing"):
+                serving.up(read_home, report=silent)
+    finally:
+        serving.erase(read_home)
+        if not home.data.is_relative_to(home.path):
+            shutil.rmtree(home.data.parent)
+
+
+def test_a_process_elsewhere_or_of_another_kind_is_not_ended_with_a_removed_home(tmp_path):
+    places = [tmp_path / "home", tmp_path / "other"]
+    processes_here = []
+    try:
+        for place, command in [(places[0], "sleep"), (places[0], "tail"), (places[1], "sleep")]:
+            place.mkdir(exist_ok=True)
+            words = [command, "600"] if command == "sleep" else ["tail", "-f", "/dev/null"]
+            processes_here.append(subprocess.Popen(words, cwd=place))
+        moved = places[1].rename(tmp_path / "moved")
+        shutil.rmtree(places[0])
+        assert daemon.end_in(places[1], lambda process: process.name() == "sleep") is False
+        assert daemon.end_in(places[0], lambda process: process.name() == "sleep") is True
+        assert not psutil.pid_exists(processes_here[0].pid)
+        assert [process.poll() for process in processes_here[1:]] == [None, None] and moved.exists()
+    finally:
+        for process in processes_here:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.service
+def test_a_postgres_that_was_stopped_is_told_from_one_that_does_not_run(home, monkeypatch):
+    monkeypatch.setenv("HPO_HOME", str(home.path))
+    postmaster = psutil.Process(int((home.data / "postmaster.pid").read_text().split()[0]))
+    postmaster.suspend()
+    try:
+        for ask in (api.status, api.studies):
+            with pytest.raises(ServiceError, match="lives but does not answer"):
+                ask()
+    finally:
+        postmaster.resume()
 
 
 def test_a_log_is_bounded_while_its_service_runs_and_outlives_its_removal(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model as MLmodel
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from hpo.errors import SettingsError
 from hpo.tracking import foreign
 from hpo.tracking.client import Tracker
 
@@ -137,6 +138,22 @@ def test_mlflow_reads_the_variables_that_are_set(monkeypatch: pytest.MonkeyPatch
     assert environment_variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get() is True
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"MLFLOW_TRACKING_AWS_SIGV4": "true"},
+        {"MLFLOW_TRACKING_INSECURE_TLS": "true", "MLFLOW_TRACKING_SERVER_CERT_PATH": "/x"},
+    ],
+)
+def test_variables_that_make_every_request_an_error_are_named(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"^{min(variables)}.*cannot use what is set for http://mlflow:5000: "):
+        Tracker("http://mlflow:5000")
+
+
 def test_a_server_tells_its_version(tracking_uri: str) -> None:
     assert foreign.server_version(tracking_uri) == metadata.version("mlflow")
 
@@ -187,6 +204,9 @@ def test_a_server_that_cannot_be_reached_counts_as_one_in_trouble() -> None:
         client.get_experiment("0")
     answer = foreign.answer(error.value)
     assert answer is not None and answer.status == 500
+    assert re.fullmatch(
+        r"http://127.0.0.1:\d+/\S+: NewConnectionError: Connection refused", foreign.in_short(answer.text)
+    )
     assert foreign.answer(requests.ConnectionError("no route")) is None
 
 
