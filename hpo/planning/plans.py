@@ -54,7 +54,9 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         # A planner that died after it wrote the best configurations down has planned some of them: they stay the best.
         chosen = row.facts.best_of if row is not None else None
         facts = replace(ready.facts, best_of=chosen) if chosen else follow(ready, queue)
-        facts = _track(ready, facts, tracker, settings, queue.database_id())
+        owner = queue.database_id()
+        with experiments.undone_on_failure(tracker, ready.name, owner=owner):
+            facts = _track(ready, facts, tracker, settings, owner)
         row = StudyRow(name=ready.name, identity=ready.identity, spec=ready.canonical, facts=facts)
         queue.put_study(row)
         with queue.lock("optuna"):  # Optuna makes its tables without a lock of its own

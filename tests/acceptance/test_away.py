@@ -4,6 +4,7 @@ import time
 
 import cells
 import pytest
+from mlflow import MlflowClient
 from proxy import proxy
 from shell import PATIENCE, Shell, check_recorded_once, read_only
 
@@ -61,6 +62,8 @@ def test_a_command_that_meets_a_gateway_says_so_in_one_line_and_plans_nothing(
     (line,) = [line for line in output.splitlines() if line.startswith("hpo: ")]
     assert line == output.splitlines()[-1] and words in line and between.url in line
     assert shell.queue.studies() == []
+    experiment = MlflowClient(tracking_uri).get_experiment_by_name("baseline")
+    assert experiment is None, "what was made before the refusal is deleted"
 
 
 def output_of(process) -> str:
