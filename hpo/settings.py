@@ -1,11 +1,13 @@
 """Settings by environment variable, read once at the edge and passed on as one frozen value."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from data_pipeline.messages import near_miss
 from hpo import credentials
 from hpo.errors import SettingsError
 
@@ -80,9 +82,9 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
             "digits as they are, everything else as %XX)."  # what was found holds the password
         )
     for key in ("database_url", "mlflow_database_url"):
-        if raw[key] is not None and "password" in parse_qs(str(raw[key]).partition("?")[2]):
+        if url := raw[key]:
             where = VARIABLES[key][0] if environment.get(VARIABLES[key][0]) else f"{key} in {path}"
-            raise SettingsError(f"{where}: expected the password behind the user, not behind the '?'.")
+            raw[key] = _database_url(where, url)
     return Settings(
         home=Path(raw["home"] or "mlruns").expanduser().absolute(),
         credentials=path,
@@ -105,6 +107,24 @@ def _is_postgres(url: str) -> bool:
         return parts.scheme.partition("+")[0] == "postgresql" and (parts.port is None or parts.port > 0)
     except ValueError:
         return False
+
+
+def _database_url(where: str, url: str) -> str:
+    """Return the URL without an empty port. Raise SettingsError if what stands behind its '?' is not for libpq."""
+    address, mark, query = url.partition("?")
+    options = set(parse_qs(query, keep_blank_values=True))
+    if "password" in options:
+        raise SettingsError(f"{where}: expected the password behind the user, not behind the '?'.")
+    if options and url.startswith("postgresql"):
+        from psycopg.pq import Conninfo  # 50 ms, and only here
+
+        valid = [option.keyword.decode() for option in Conninfo.get_defaults()]
+        if unknown := sorted(options - {*valid}):
+            raise SettingsError(
+                f"{where}: behind the '?', expected connection parameters of Postgres' libpq, found {unknown[0]!r}."
+                f"{near_miss(unknown[0], valid)}"
+            )
+    return re.sub(r"^(\w[\w+]*://[^/]+):(?=/|$)", r"\1", address) + mark + query
 
 
 def _number(variable: str, text: str | None, *, minimum: float, whole: bool = False) -> float:

@@ -5,7 +5,16 @@ the truth; Optuna's trial and MLflow's run are projections of it (`hpo.recording
 anything stands in this package. Times are the server's: no clock of a worker counts.
 """
 
-from hpo.queue.database import CONNECT, FREEZE_LIMIT, DatabaseLost, LeaseLost, engine, finite, lost, postgres_url
+from hpo.queue.database import (
+    FREEZE_LIMIT,
+    DatabaseLost,
+    LeaseLost,
+    engine,
+    engine_arguments,
+    finite,
+    lost,
+    postgres_url,
+)
 from hpo.queue.epochs import Epochs
 from hpo.queue.leases import Leases
 from hpo.queue.outbox import Outbox
@@ -29,7 +38,6 @@ from hpo.queue.workers import Workers
 
 __all__ = [
     "ATTEMPTS",
-    "CONNECT",
     "ENDED",
     "FREEZE_LIMIT",
     "GIVE_ALL_BACK",
@@ -47,6 +55,7 @@ __all__ = [
     "StudyRow",
     "TrialResult",
     "engine",
+    "engine_arguments",
     "finite",
     "lost",
     "postgres_url",

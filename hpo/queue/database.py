@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, CreateEnginePlugin, Engine, text
+from sqlalchemy.dialects import plugins
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from hpo.errors import DatabaseUnreachable, ServiceError
@@ -18,21 +20,49 @@ log = logging.getLogger("hpo")
 
 FREEZE_LIMIT = 30.0  # seconds a transaction may stay open, and its rows locked, by somebody who does nothing
 
+# What a server or a role has as its default must not change what a lock means: what is read after it is new.
+ISOLATION: IsolationLevel = "READ COMMITTED"
 CONNECT = {
-    # The path is for Optuna's tables; ours are named with their schema. Whoever froze (or lost the network) between a
-    # write and its commit must not keep the row: nobody could take the trial over.
-    "options": "-c timezone=UTC -c search_path=public "
-    # What a server or a role has as its default must not change what a lock means: what is read after it is new.
-    r"-c default_transaction_isolation=read\ committed "
-    f"-c idle_in_transaction_session_timeout={round(1000 * FREEZE_LIMIT)}",  # milliseconds
+    "client_encoding": "utf8",  # whatever PGCLIENTENCODING says
     "connect_timeout": 5,  # seconds
     "application_name": "hpo",
+    "prepare_threshold": None,  # behind a pooler the next transaction may be another server process's
     # A network that swallows packets must not hold the thread that renews leases.
     "keepalives_idle": 5,  # seconds
     "keepalives_interval": 2,  # seconds
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,  # milliseconds
 }
+
+
+# Said in each transaction: a pooler (pgbouncer) gives each to another session, and admits no options at their start.
+# The path is for Optuna's tables; those of hpo are named with their schema. A process that froze (or lost the network)
+# between a write and its commit must not keep the row: nobody could take the trial over.
+_SESSION = (
+    "SET LOCAL timezone = 'UTC'; SET LOCAL search_path = public; "
+    "SET LOCAL idle_in_transaction_session_timeout = {freeze_limit}; "  # milliseconds, like the next
+    "SET LOCAL lock_timeout = {patience}"
+)
+
+
+class Transactions(CreateEnginePlugin):
+    """What every transaction of an engine of hpo begins with."""
+
+    def __init__(self, url: sqlalchemy.URL, kwargs: dict[str, Any]) -> None:
+        super().__init__(url, kwargs)
+        self._patience = kwargs.pop("patience")
+
+    def update_url(self, url: sqlalchemy.URL) -> sqlalchemy.URL:
+        """Return the URL as it is: nothing of it is for this plugin."""
+        return url
+
+    def engine_created(self, engine: Engine) -> None:
+        """Have the engine's transactions begin so."""
+        begin = _SESSION.format(freeze_limit=round(1000 * FREEZE_LIMIT), patience=round(1000 * self._patience))
+        sqlalchemy.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+
+
+plugins.register("hpo", __name__, Transactions.__name__)
 
 
 class LeaseLost(Exception):
@@ -83,6 +113,7 @@ class Database:
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('hpo.schema'))"))
             made = False
             if connection.scalar(text("SELECT to_regclass('hpo.schema')")) is None:
+                _require_room(connection)
                 connection.execute(text(SCHEMA))
                 connection.execute(text("INSERT INTO hpo.schema (version) VALUES (:n)"), {"n": FIRST_VERSION})
                 made = True
@@ -138,6 +169,46 @@ class Database:
             yield hold
 
 
+def _require_room(connection: Connection) -> None:
+    """Raise ServiceError where hpo and Optuna cannot make their tables, or where others have made theirs."""
+    room = connection.execute(text(_ROOM)).one()
+    if room.of_mlflow:
+        raise ServiceError(
+            "The database of HPO_DATABASE_URL holds MLflow's tables. Optuna's and MLflow's tables cannot share a "
+            f"database: give hpo its own, for example with `createdb --owner={room.role} hpo`. Nothing was changed."
+        )
+    if room.of_others:
+        raise ServiceError(
+            f"The schema hpo of the database {room.database} was not made by hpo: it holds {room.of_others}, but no "
+            "table hpo.schema. Give hpo a database of its own, or rename that schema. Nothing was changed."
+        )
+    missing = [
+        f"GRANT CREATE ON {what} TO {room.role};"
+        for is_missing, what in (
+            (not room.may_make_schema, f"DATABASE {room.database}"),
+            (not room.may_make_tables, "SCHEMA public"),
+        )
+        if is_missing
+    ]
+    if missing:
+        raise ServiceError(
+            f"The role {room.role} of HPO_DATABASE_URL may not make hpo's tables. The owner of the database "
+            f"{room.database} gives it the right with: {' '.join(missing)} Nothing was changed."
+        )
+
+
+# What a database without hpo's tables holds, and what the role may do in it.
+_ROOM = """
+    SELECT quote_ident(current_user) AS role, quote_ident(current_database()) AS database,
+        to_regclass('public.experiments') IS NOT NULL AND to_regclass('public.runs') IS NOT NULL AS of_mlflow,
+        (SELECT min(relname) FROM pg_class WHERE relnamespace = to_regnamespace('hpo')) AS of_others,
+        coalesce(has_schema_privilege(to_regnamespace('hpo'), 'CREATE'),
+            has_database_privilege(current_database(), 'CREATE')) AS may_make_schema,
+        coalesce(has_schema_privilege(to_regnamespace('public'), 'CREATE'), false)
+            OR to_regclass('public.trials') IS NOT NULL AS may_make_tables
+"""
+
+
 def postgres_url(url: str) -> sqlalchemy.URL:
     """The URL with psycopg 3 as its driver. Raises ServiceError if it is no URL of a Postgres."""
     try:
@@ -152,9 +223,23 @@ def postgres_url(url: str) -> sqlalchemy.URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
+def engine_arguments(*, patience: float = 0) -> dict[str, Any]:
+    """Arguments of an engine for `postgres_url`, whose transactions speak UTC and are read committed.
+
+    A statement that waits longer than `patience` seconds for a lock (0: without end) raises an error.
+    """
+    return {
+        "pool_pre_ping": True,
+        "connect_args": CONNECT,
+        "isolation_level": ISOLATION,
+        "plugins": ["hpo"],
+        "patience": patience,
+    }
+
+
 def engine(url: str) -> Engine:
-    """An engine for Postgres whose sessions speak UTC."""
-    return sqlalchemy.create_engine(postgres_url(url), pool_pre_ping=True, connect_args=CONNECT)
+    """An engine for the Postgres at this URL."""
+    return sqlalchemy.create_engine(postgres_url(url), **engine_arguments())
 
 
 def as_json(value: Any) -> str:

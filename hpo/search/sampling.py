@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from hpo.errors import ServiceError
-from hpo.queue import CONNECT, Job, State, lost, postgres_url
+from hpo.queue import Job, State, engine_arguments, lost, postgres_url
 from hpo.search import foreign
 from hpo.study import BEST, Choices, Interval, Study
 
@@ -60,11 +60,10 @@ def storage(url: str, *, patience: float = 0) -> optuna.storages.RDBStorage:
 
     A statement that waits longer than `patience` seconds for a lock of somebody else (0: never) raises DatabaseLost.
     """
-    connect = CONNECT | {"options": f"{CONNECT['options']} -c lock_timeout={round(1000 * patience)}"}
     try:
         return optuna.storages.RDBStorage(
             postgres_url(url).render_as_string(hide_password=False),
-            engine_kwargs={"poolclass": QueuePool, "pool_pre_ping": True, "connect_args": connect},
+            engine_kwargs={"poolclass": QueuePool} | engine_arguments(patience=patience),
         )
     except RuntimeError as error:  # another schema version
         raise ServiceError(f"The database holds the tables of another Optuna, nothing was changed: {error}") from None

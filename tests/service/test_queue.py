@@ -373,8 +373,7 @@ def test_a_worker_that_froze_between_a_write_and_its_commit_does_not_keep_its_tr
     with store.engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "30s"
     store.engine.dispose()
-    options = database.CONNECT["options"]
-    monkeypatch.setitem(database.CONNECT, "options", options.replace("timeout=30000", "timeout=3000"))
+    monkeypatch.setattr(database, "FREEZE_LIMIT", 3.0)
     frozen = Queue(database_url)
     job = claim(frozen, "frozen", lease=0.1)
     with pytest.raises(DatabaseLost), frozen._transaction() as connection:

@@ -323,8 +323,7 @@ def finish(queue: Queue) -> None:
 @pytest.mark.parametrize("serializable", [False, True])
 def test_whatever_several_do_to_a_study_at_once_its_rows_agree(database_url, monkeypatch, serializable):
     if serializable:
-        options = database.CONNECT["options"]
-        monkeypatch.setitem(database.CONNECT, "options", f"{options} {SERIALIZABLE}")
+        monkeypatch.setattr(database, "ISOLATION", "SERIALIZABLE")
     at_random(database_url, parties=4, steps=400, serializable=serializable)
 
 
@@ -332,8 +331,7 @@ def test_whatever_several_do_to_a_study_at_once_its_rows_agree(database_url, mon
 @pytest.mark.parametrize("serializable", [False, True])
 def test_whatever_several_do_for_long_to_a_study_its_rows_agree(database_url, monkeypatch, serializable):
     if serializable:
-        options = database.CONNECT["options"]
-        monkeypatch.setitem(database.CONNECT, "options", f"{options} {SERIALIZABLE}")
+        monkeypatch.setattr(database, "ISOLATION", "SERIALIZABLE")
     for _ in range(5):
         at_random(database_url, parties=8, steps=400, serializable=serializable)
         clean = Queue(database_url)

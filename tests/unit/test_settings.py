@@ -50,6 +50,18 @@ def test_a_password_where_command_lines_would_show_it_is_refused_and_not_repeate
             assert settings.read(urls | {variable: url}).mlflow_database_url == url
 
 
+@pytest.mark.parametrize("end", ["", "?sslmode=disable", "/hpo", "/hpo?sslmode=disable"])
+def test_an_empty_port_of_the_database_is_the_usual_one(end):
+    urls = {"HPO_DATABASE_URL": f"postgresql://hpo:secret@db:{end}", "MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+    assert settings.read(urls).database_url == f"postgresql://hpo:secret@db{end}"
+
+
+def test_what_is_no_parameter_of_a_database_is_refused_with_the_near_miss():
+    urls = {"HPO_DATABASE_URL": "postgresql://hpo:secret@db/hpo?sslmod=disable", "MLFLOW_TRACKING_URI": "http://mlflow"}
+    with pytest.raises(SettingsError, match=r"HPO_DATABASE_URL: behind .*'sslmod'\. Did you mean 'sslmode'\?$"):
+        settings.read(urls)
+
+
 def test_every_setting_is_in_the_documentation():
     text = (ROOT / "docs" / "reference" / "settings.md").read_text()
     for variable, _ in settings.VARIABLES.values():
