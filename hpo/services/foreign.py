@@ -119,6 +119,7 @@ def add_users(name: str, password: str) -> None:
             users.update_user(user, password=secret)
     for kind in ("experiment", "registered_model"):  # not "workspace": who manages that may also add users
         users.grant_user_permission(name, kind, "*", "MANAGE")
+    users.engine.dispose()
 
 
 # The wheel of Postgres
