@@ -88,11 +88,12 @@ print(mlflow.pyfunc.load_model("models:/{model.name}@champion").predict(image[No
     ids="{} beside".format,
 )
 def test_two_runs_and_workers_at_once_train_no_point_twice(shell, data, workers):
-    words = ("--data", data, "--epochs", 1, "--seed", 8, "--set", "space.filters=[2, 3, 4]")
+    seed = 80 + workers  # a study of its own for each case
+    words = ("--data", data, "--epochs", 1, "--seed", seed, "--set", "space.filters=[2, 3, 4]")
     words += ("--set", "space.dropout=[0.2]")
     first = shell.start("run", "--study", "grid", *words, "--trainers", 1)
     study = shell.until(
-        lambda: next((row.name for row in shell.queue.studies() if row.spec["seed"] == 8), None), "plan"
+        lambda: next((row.name for row in shell.queue.studies() if row.spec["seed"] == seed), None), "plan"
     )
     shell.until(lambda: shell.queue.study(study).facts.planned, "the plan")
     others = [shell.start("worker", "--study", study, "--trainers", 1) for _ in range(workers)]
