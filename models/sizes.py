@@ -111,8 +111,6 @@ def check_image(spec: ModelSpec, image_shape: Sequence[int]) -> None:
             f"{family_name(spec)}: expected images of at least {smallest}x{smallest} pixels, "
             f"found (channels, height, width) = {tuple(image_shape)}."
         )
-    if isinstance(spec, TransferSpec) and image_shape[0] not in (1, 3):
-        raise SpecError(f"transfer: expected images of one or three channels, found {image_shape[0]}.")
 
 
 def least_batch(spec: ModelSpec, image_shape: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from colorsys import hsv_to_rgb
 from pathlib import Path
 
 import torch
@@ -19,9 +20,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class TransferNet(nn.Module):
-    """Maps (batch, 1 or 3, height, width) images in 0..1 to (batch, n_targets).
+    """Maps (batch, channels, height, width) images in 0..1 to (batch, n_targets).
 
-    A grey image is replicated to three channels; the normalisation of the pretrained weights happens inside. With
+    A grey image is replicated to three channels, and three channels are red, green, blue. Others, such as phases, get
+    a fixed colour each: what is pretrained takes no other. The normalisation of the weights happens inside. With
     `trainable` "head" the backbone is frozen and its batch-norm stays in inference mode, so that the features of an
     image never change: `prepare` computes them once. The head's weights are drawn Glorot-uniform from torch's
     generator before the backbone's, which follow torchvision's own initialisation: heads of one seed are equal on
@@ -56,6 +58,8 @@ class TransferNet(nn.Module):
 
     def extract(self, images: Tensor) -> Tensor:
         """Return the backbone's features of a batch of images, averaged over the image: (batch, channels)."""
+        if (channels := images.shape[1]) not in (1, 3):
+            images = torch.einsum("bchw,cr->brhw", images, torch.tensor(colours(channels)).to(images))
         activations: Tensor = self.backbone((images - self.mean) / self.std)  # broadcasting replicates a grey channel
         return activations.mean((2, 3))
 
@@ -63,6 +67,11 @@ class TransferNet(nn.Module):
         hidden = self.extract(images) if images.ndim == 4 else images
         targets: Tensor = self.head(F.relu(self.dense(hidden)))
         return targets
+
+
+def colours(channels: int) -> list[tuple[float, float, float]]:
+    """Return red, green, blue in 0..1 for each channel: hues in equal steps, none of them twice."""
+    return [hsv_to_rgb(index / channels, 1.0, 1.0) for index in range(channels)]
 
 
 def backbone(name: str) -> nn.Module:

@@ -2,10 +2,12 @@
 
 import io
 import struct
+import tomllib
 import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import folders
@@ -13,19 +15,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import watched
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
+from data_pipeline import columns, understanding
 from data_pipeline.dataset import load
 from data_pipeline.errors import DatasetError
 from data_pipeline.formats import arrays, matlab, numpy_files, tables
 from data_pipeline.formats.limits import FormatProblem
+from data_pipeline.layout import KEYS, Layout, parse
+from data_pipeline.sources import Notes
 
 h5py = pytest.importorskip("h5py")
 
 MEMORY = 2**30  # bytes
 JUDGE = """
 from pathlib import Path
+from data_pipeline import columns, understanding
 from data_pipeline.dataset import load
 from data_pipeline.errors import DatasetError
 try:
@@ -294,3 +302,39 @@ def test_a_missing_library_is_named_with_the_extra_that_brings_it(tmp_path, monk
         FormatProblem, match=r"needs openpyxl, which is not installed\. Run: pip install 'hpo\[formats\]'"
     ):
         tables.read_table(tmp_path, "t.xlsx")
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(st.text(alphabet="0123456789+-.eE,;|\n\r\t naif_x\"'#[]%\u0663", max_size=150))
+def test_whatever_a_table_holds_reading_ends_in_columns_or_in_an_error_of_the_format(tmp_path_factory, text):
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "fuzzed.csv").write_bytes(text.encode())
+    with suppress(FormatProblem):
+        table = tables.read_table(folder, "fuzzed.csv")
+        meaning = columns.understand(table, Layout(), "", Notes())
+        assert meaning is None or meaning.targets.shape == (len(table.cells), len(meaning.names))
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(
+    st.dictionaries(
+        st.sampled_from(list(KEYS)),
+        st.recursive(
+            st.text(alphabet="abk.*/[]:-E1", max_size=6) | st.integers(-3, 300) | st.floats() | st.booleans(),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["k", "column", "E"]), inner),
+            max_leaves=4,
+        ),
+        max_size=3,
+    )
+)
+def test_whatever_a_description_holds_a_folder_is_understood_or_refused(tmp_path_factory, content):
+    folder = tmp_path_factory.getbasetemp() / "described"
+    if not folder.exists():
+        folder.mkdir()
+        folders.permeability(folder)
+    problems: list[str] = []
+    layout = parse(content, "dataset.toml", problems)
+    assert parse(tomllib.loads("\n".join(layout.to_toml())), "dataset.toml", []) == layout
+    notes = Notes()
+    reading = understanding.read(folder, layout, notes)
+    assert (reading is None) == bool(notes.questions or notes.errors)

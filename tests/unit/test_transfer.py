@@ -114,10 +114,27 @@ def test_the_network_is_torchvisions_backbone_pooled_with_a_head(backbone):
         assert torch.allclose(network(grey), network(grey.expand(-1, 3, -1, -1)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("change", [{"image": (1, 31, 40)}, {"image": (2, 32, 32)}])
-def test_an_image_too_small_for_five_poolings_or_of_two_channels_is_refused(change):
+def test_an_image_too_small_for_five_poolings_is_refused():
     with pytest.raises(SpecError, match="expected images of"):
-        build(spec(), change["image"], 2)
+        build(spec(), (1, 31, 40), 2)
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_phases_get_a_colour_each_and_the_features_computed_once_know_it(channels):
+    network = build(spec("vgg16"), (channels, 32, 32), 2).eval()
+    assert len(set(transfer.colours(channels))) == channels
+    phases = torch.eye(channels)[torch.arange(3 * 32 * 32).view(3, 32, 32) // 64 % channels].permute(0, 3, 1, 2)
+    coloured = torch.einsum("bchw,cr->brhw", phases, torch.tensor(transfer.colours(channels)))
+    plain = build(spec("vgg16"), (3, 32, 32), 2).eval()
+    plain.load_state_dict(network.state_dict())
+    with torch.inference_mode():
+        assert torch.allclose(network(phases), plain(coloured), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(
+            network(network.prepare(phases, None, lambda: None)), network(phases), rtol=1e-4, atol=1e-5
+        )
+        assert not torch.allclose(network(phases), network(phases.roll(1, 1)), rtol=1e-3)
+        exported = torch.export.export(network, (phases,)).module()
+        assert torch.allclose(exported(phases), network(phases), rtol=1e-4, atol=1e-5)
 
 
 def test_a_frozen_backbone_stays_in_inference_mode_and_keeps_every_number():
