@@ -6,6 +6,7 @@ from rich.console import Console
 
 from hpo.api import Estimate
 from hpo.report import tables
+from hpo.report.tables import Column, Row, Table
 from hpo.text import duration, number_text
 
 LONG = 3600.0  # seconds of fine-tuning that deserve a word
@@ -44,23 +45,30 @@ def _trainers(plans: Sequence[Estimate]) -> str:
 
 def _show_plan(estimate: Estimate, console: Console) -> None:
     plan, study, is_grid = estimate.plan, estimate.plan.study, estimate.is_grid
-    names = list(study.space) if is_grid else []
-    columns = ["config" if is_grid else "point", *names, "parameters", "trainable", "seconds an epoch", "time"]
-    lines = []
-    for measured in estimate.configurations:
-        spec = measured.spec
-        cells = [
-            measured.label,
-            *(number_text(spec.point[name]) for name in names),
-            f"{spec.parameters:,}",
-            f"{spec.trainable_parameters:,}",
-            f"{measured.epoch_seconds:.3f}",
-            duration((study.repeats if is_grid else 1) * measured.seconds),
-            *([", ".join(dict.fromkeys(measured.states))] if is_grid else []),
-        ]
-        lines.append(cells)
-    title = f"Plan of {plan.name}: {_title(estimate)}"
-    tables.print_table(console, tables.of_lines(title, columns + (["state"] if is_grid else []), lines))
+    columns = [
+        Column(name="label", label="config" if is_grid else "point"),
+        *(Column(name=f"point.{name}", label=name, text=number_text) for name in (study.space if is_grid else ())),
+        Column(name="parameters"),
+        Column(name="trainable"),
+        Column(name="seconds an epoch"),
+        Column(name="time", text=duration),
+        *([Column(name="state")] if is_grid else []),
+    ]
+    rows = [
+        Row(
+            values={f"point.{name}": value for name, value in measured.spec.point.items()}
+            | {
+                "label": measured.label,
+                "parameters": measured.spec.parameters,
+                "trainable": measured.spec.trainable_parameters,
+                "seconds an epoch": measured.epoch_seconds,
+                "time": (study.repeats if is_grid else 1) * measured.seconds,
+                "state": ", ".join(dict.fromkeys(measured.states)),
+            }
+        )
+        for measured in estimate.configurations
+    ]
+    tables.print_table(console, Table(title=f"Plan of {plan.name}: {_title(estimate)}", columns=columns, rows=rows))
     for note in estimate.notes:
         console.print(f"Note: {note}")
     if study.pruner["name"] != "none":

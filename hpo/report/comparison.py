@@ -16,24 +16,17 @@ from mlflow.exceptions import MlflowException
 from hpo.queue import Job, Queue, State, StudyRow
 from hpo.queue.closing_result import ClosingResult
 from hpo.report import names, tables
-from hpo.report.words import BASELINES
+from hpo.report.words import BASELINES, SCORES
 from hpo.scores import ranking
 from hpo.study import provenance
-from hpo.text import first_line, number_text, point_text, score_text
+from hpo.text import first_line, number_text, point_text
 from hpo.tracking import registry
 from hpo.tracking.client import Tracker
 from hpo.tracking.errors import TrackingUnavailable, server
 from hpo.tracking.registry import Version
+from models.metrics import Scores
 
 RAN = ("hpo.host", "hpo.device", "hpo.python", "hpo.version.", "hpo.commit")  # tags of a run; one is several
-SCORES = {  # head and form of each
-    "nmse": ("NMSE", ".4g"),
-    "mse": ("MSE", ".4g"),
-    "r2": ("R²", ".4f"),
-    "nrmse": ("NRMSE", ".4f"),
-    "mape": ("MAPE", ".2%"),
-}
-BY_COMPONENT = ("nmse", "r2")
 SCORE = re.compile(rf"(best_val|last_val|test)_({'|'.join(SCORES)})(?:/(.+))?")  # as MLflow's metrics are called
 VALIDATION = (
     *(f"best_val_{name}" for name in SCORES),
@@ -47,7 +40,6 @@ VALIDATION = (
 )
 TEST = "test split, opened once"
 DIGEST = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24,}")  # run ids and commits, too: eight digits are enough to look at
-LABEL, NARROW = 16, 11  # characters a column needs at least; two trials and the predictors fit into 80
 NAME, MARK = "name", "mark"  # keys of the first two columns of the table
 
 Values = dict[str, Any]
@@ -134,9 +126,9 @@ def compare(queue: Queue, tracker: Tracker | None, wanted: Sequence[str]) -> Com
             "what determines it": _settings(study, job),
             "where it ran": {"attempt": job.attempt} | machine,
         }
-        by_component = job.result.validation.to_dict() if job.state == State.DONE and job.result else None
+        validation = job.result.validation if job.state == State.DONE and job.result else None
         targets = study.facts.data.target_names
-        sections |= _score_sections(_validation(queue, job, of_study), by_component, _tested(job, of_study), targets)
+        sections |= _score_sections(_validation(queue, job, of_study), validation, _tested(job, of_study), targets)
         things.append(Compared(name=name, data=_data(study), sections=sections))
     rows = [studies[name] for name in jobs]
     units = dict.fromkeys(row.facts.data.unit for row in rows)
@@ -210,7 +202,7 @@ def _validation(queue: Queue, job: Job, jobs: list[Job]) -> Values:
     """Return the scores of the best epoch and of the last; those so far of a trial that is not done."""
     values: Values = {}
     if job.state == State.DONE and job.result:
-        values = _means("best_val", job.result.validation.to_dict()) | job.result.to_json()
+        values = _means("best_val", job.result.validation) | job.result.to_json()
     elif curve := [(number, epoch) for number, epoch in queue.curve(job.id) if epoch.get("val/nmse") is not None]:
         number, best = min(curve, key=lambda epoch: epoch[1]["val/nmse"])
         last = curve[-1][1]
@@ -223,18 +215,17 @@ def _validation(queue: Queue, job: Job, jobs: list[Job]) -> Values:
     return {name: values[name] for name in VALIDATION if values.get(name) is not None}
 
 
-def _tested(job: Job, jobs: list[Job]) -> dict[str, Any] | None:
+def _tested(job: Job, jobs: list[Job]) -> Scores | None:
     """Return the trial's scores on the test split, as the study's closing stored them; None if it did not score it."""
     if job.id not in (best.id for best in ranking.ranked(jobs)):  # of a configuration's repeats only the best
         return None
-    ended = _ended(jobs)
-    groups = ended.groups if ended is not None else ()
-    return next((group.test.to_dict() for group in groups if group.number == job.number), None)
+    return next((group.test for group in _ended(jobs).groups if group.number == job.number), None)
 
 
-def _ended(jobs: list[Job]) -> ClosingResult | None:
-    """Return the result of the closing; None until the study is closed."""
-    return next((job.closing for job in jobs if job.kind == "closing" and job.state == State.DONE), None)
+def _ended(jobs: list[Job]) -> ClosingResult:
+    """Return the result of the closing; an empty one until the study is closed."""
+    closings = (job.closing for job in jobs if job.kind == "closing" and job.state == State.DONE)
+    return next(closings, None) or ClosingResult()
 
 
 def _predictors(
@@ -246,12 +237,10 @@ def _predictors(
     for study in studies:
         data, targets = _data(study), study.facts.data.target_names
         is_opened = any(thing.sections[TEST] for thing in things if thing.data == data)
-        ended = _ended(jobs[study.name]) if is_opened else None
-        tested = ended.predictors if ended is not None else None
+        tested = (_ended(jobs[study.name]).predictors if is_opened else None) or {}
         for name, scores in study.facts.predictors.items():
-            opened = tested[name].test if tested else None
-            test = opened.to_dict() if opened else None
-            validation = scores.validation.to_dict()
+            test = tested[name].test if name in tested else None
+            validation = scores.validation
             sections = _score_sections(_means("best_val", validation), validation, test, targets)
             title = BASELINES[name] + (f" ({data[0][:8]})" if several else "")
             if test or (data, name) not in predictors:
@@ -260,26 +249,27 @@ def _predictors(
 
 
 def _score_sections(
-    validation: Values, by_component: dict[str, Any] | None, test: dict[str, Any] | None, targets: Sequence[str]
+    means: Values, validation: Scores | None, test: Scores | None, targets: Sequence[str]
 ) -> dict[str, Values]:
-    """Return the sections of `validation` (the means) and of the scores of models.metrics on both splits, if any."""
+    """Return the sections of `means` of the validation split, and of the scores on both splits, if any."""
     return {
-        "validation split": validation,
-        "validation, by component": _components("best_val", by_component, targets),
+        "validation split": means,
+        "validation, by component": _components("best_val", validation, targets),
         TEST: _means("test", test),
         "test, by component": _components("test", test, targets),
     }
 
 
-def _means(prefix: str, scores: dict[str, Any] | None) -> Values:
-    return {f"{prefix}_{name}": scores[name] for name in SCORES if scores[name] is not None} if scores else {}
+def _means(prefix: str, scores: Scores | None) -> Values:
+    values = {f"{prefix}_{name}": getattr(scores, name, None) for name in SCORES}
+    return {key: value for key, value in values.items() if value is not None}
 
 
-def _components(prefix: str, scores: dict[str, Any] | None, targets: Sequence[str]) -> Values:
+def _components(prefix: str, scores: Scores | None, targets: Sequence[str]) -> Values:
     return {
         f"{prefix}_{name}/{target}": value
-        for name in BY_COMPONENT
-        for target, value in (zip(targets, scores["per_target"][name], strict=True) if scores else ())
+        for name in ("nmse", "r2")
+        for target, value in (zip(targets, scores.per_target[name], strict=True) if scores else ())
         if value is not None
     }
 
@@ -287,13 +277,10 @@ def _components(prefix: str, scores: dict[str, Any] | None, targets: Sequence[st
 def table(comparison: Comparison, *, only_differences: bool = False) -> tables.Table:
     """Return a column for each trial and each baseline predictor, a row for each value."""
     sides = {f"side {index}": side for index, side in enumerate((*comparison.things, *comparison.predictors))}
-    columns = [
-        tables.Column(name=NAME, label=" ", left=True, folds=True, width=LABEL),
-        tables.Column(name=MARK, label="≠", left=True),
-    ]
+    columns = [tables.Column(name=NAME, label=" ", left=True), tables.Column(name=MARK, label="≠", left=True)]
     for key, side in sides.items():
         style = "dim" if side in comparison.predictors else ""
-        columns.append(tables.Column(name=key, label=side.name, folds=True, width=NARROW, style=style))
+        columns.append(tables.Column(name=key, label=side.name, style=style))
     rows = []
     for section in comparison.things[0].sections:
         keys = dict.fromkeys(key for thing in comparison.things for key in thing.sections[section])
@@ -301,10 +288,11 @@ def table(comparison: Comparison, *, only_differences: bool = False) -> tables.T
         blank = dict.fromkeys((MARK, *sides), "")
         rows += [tables.Row(values={NAME: section} | blank, style="italic", rule=True)] if wanted else []
         for key in wanted:
-            differs, best = key in comparison.differences, comparison.best(key)
-            cells = {name: _text(key, side.values.get(key), best) for name, side in sides.items()}
+            differs = key in comparison.differences
+            texts = _texts(key, [side.values.get(key) for side in sides.values()], comparison.best(key))
             head = {NAME: _label(key, comparison.unit), MARK: "≠" if differs else ""}
-            rows.append(tables.Row(values=head | cells, style="bold yellow" if differs else ""))
+            style = "bold yellow" if differs else ""
+            rows.append(tables.Row(values=head | dict(zip(sides, texts, strict=True)), style=style))
     title = "≠: not the same for all; *: the best, predictors included"
     return tables.Table(title=title, columns=columns, rows=rows)
 
@@ -314,18 +302,15 @@ def _label(key: str, unit: str) -> str:
     score = SCORE.fullmatch(key)
     if score is None:
         return key if "." in key else key.replace("_", " ")
-    name = SCORES[score[2]][0] + (f" {unit}²" if score[2] == "mse" else "")
+    name = SCORES[score[2]] + (f" {unit}²" if score[2] == "mse" else "")
     return " ".join(filter(None, ("last epoch's" if score[1] == "last_val" else "", name, score[3])))
 
 
-def _text(key: str, value: Any, best: float | None) -> str:
-    """Return a value as text, with a mark behind the best score; the mark is as wide as no mark."""
-    score = SCORE.fullmatch(key)
-    mark = "" if best is None else " *" if value == best else "  "
-    if value is None:
-        return mark
-    if score is not None:
-        return score_text(value, SCORES[score[2]][1]) + mark
-    if key in VALIDATION and isinstance(value, float):
-        return score_text(value) + mark
-    return f"{value:,}" if key.endswith("parameters") else DIGEST.sub(r"\1", number_text(value))
+def _texts(key: str, values: Sequence[Any], best: float | None) -> list[str]:
+    """Return the values of a row as text, with a mark behind the best score; the mark is as wide as no mark."""
+    if (score := SCORE.fullmatch(key)) or key in VALIDATION or key.endswith("parameters"):
+        texts = tables.numbers_text(values, SCORES[score[2]] if score else "")
+    else:
+        texts = [DIGEST.sub(r"\1", number_text(value)) for value in values]
+    marks = ["" if best is None else " *" if value == best else "  " for value in values]
+    return ["" if value is None else text + mark for value, text, mark in zip(values, texts, marks, strict=True)]

@@ -7,8 +7,9 @@ import json
 import shlex
 import tempfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas
 from rich.console import Console
@@ -18,22 +19,14 @@ from hpo.queue import Job, Queue, State, StudyRow, finite
 from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election
 from hpo.report import tables
 from hpo.report.tables import Column, Row, Table
-from hpo.report.words import (
-    BASELINES,
-    SCORES,
-    four_places,
-    label,
-    number,
-    score_columns,
-    score_values,
-    spread_text,
-)
+from hpo.report.words import BASELINES, SCORES, label, number, score_columns, score_values, spread_text
 from hpo.scores import ranking
 from hpo.study import provenance
-from hpo.text import number_text, point_text, score_text
+from hpo.text import number_text, point_text
 from hpo.tracking.client import Tracker
 
 TOP = 10  # rows of the table of the best configurations
+T = TypeVar("T")
 
 
 def show_result(
@@ -85,94 +78,89 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
             f"; each {study.spec['repeats']} times, NMSE as mean ± standard deviation, the others of the best repeat; "
             "≈: within the spread of the first"
         )
-    unstable = ranking.diverged(jobs)
-    entries: list[tuple[bool, float, Row]] = []
+    listed: list[Row] = []
     for job in ranked[:TOP]:
         assert job.result is not None and job.spec is not None
-        spread, result = ranking.spread(repeats[job.number]), job.result
-        values: dict[str, Any] = {"config": number(job), "point": label(job.spec)}
-        values |= score_values(result.validation.to_dict() | {"nmse": result.best_val_nmse, "mse": result.best_val_mse})
-        values |= {"best epoch": result.best_epoch, "seconds": f"{result.seconds:.0f}"}
+        result = job.result
+        values = score_values(result.validation) | {"NMSE": result.best_val_nmse, "MSE": result.best_val_mse}
+        values |= {"config": number(job), "point": label(job.spec)}
+        values |= {"best epoch": result.best_epoch, "seconds": round(result.seconds)}
         if repeated:
             best = None if job is ranked[0] else ranking.spread(repeats[ranked[0].number])
-            values["NMSE"] = spread_text(spread, best)
+            values["NMSE"] = spread_text(ranking.spread(repeats[job.number]), best)
             if lacks := ranking.incomplete([other for other in jobs if other.number == job.number]):
                 values["point"] += f"\n{lacks}"
-        entries.append((job.number in unstable, spread[0], Row(values=values)))
-    for name, predictor in study.facts.predictors.items():
-        values = score_values(predictor.validation.to_dict()) | {"point": BASELINES[name]}
-        entries.append((False, values["NMSE"], Row(values=values, style="dim")))
+        listed.append(Row(values=values))
+    baselines = [
+        Row(values=score_values(predictor.validation) | {"point": BASELINES[name]}, style="dim")
+        for name, predictor in study.facts.predictors.items()
+    ]
     columns = [
         Column(name="config", text=tables.cell_text),
-        Column(name="point", left=True, folds=True),
+        Column(name="point", left=True),
         *score_columns(study.facts.data.unit),
         Column(name="best epoch", text=tables.cell_text),
         Column(name="seconds", text=tables.cell_text),
     ]
-    return Table(title=title, columns=columns, rows=[row for *_, row in sorted(entries, key=lambda entry: entry[:2])])
+    return Table(title=title, columns=columns, rows=among_baselines(study, jobs, listed, baselines))
+
+
+def among_baselines(study: StudyRow, jobs: list[Job], listed: Sequence[T], baselines: Sequence[T]) -> list[T]:
+    """Return the best configurations and the baseline predictors in one order; configurations of which a repeat
+    diverged come last."""
+    unstable = ranking.diverged(jobs)
+    places = [(job.number in unstable, score) for job, score in ranking.points(jobs)[: len(listed)]]
+    places += [(False, predictor.validation.nmse or 0.0) for predictor in study.facts.predictors.values()]
+    entries = sorted(zip(places, [*listed, *baselines], strict=True), key=lambda entry: entry[0])
+    return [entry for _, entry in entries]
 
 
 def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
     """Return the winner's scores on the test split, by component, beside the baseline predictors."""
-    winner, names = ended.winner, study.facts.data.target_names
+    winner = ended.winner
     assert winner is not None and ended.predictors is not None
     bare = ", not pretrained" if winner.weights == "not pretrained" else ""
-    test = winner.test.to_dict()
-    rmse = [mse**0.5 for mse in test["per_target"]["mse"]]
-    columns: dict[str, tuple[list[float | None], float | None]] = {  # by component, and the mean
-        f"RMSE {study.facts.data.unit}": (rmse, sum(rmse) / len(rmse)),
-        "NRMSE": (test["per_target"]["nrmse"], test["nrmse"]),
-        "R²": (test["per_target"]["r2"], test["r2"]),
+    rmse = [(mse or 0.0) ** 0.5 for mse in winner.test.per_target["mse"]]
+    columns: dict[str, list[float | None]] = {  # by component, and the mean
+        f"RMSE {study.facts.data.unit}": [*rmse, sum(rmse) / len(rmse)],
+        "NRMSE": [*winner.test.per_target["nrmse"], winner.test.nrmse],
+        "R²": [*winner.test.per_target["r2"], winner.test.r2],
     }
     for name, head in (("volume fraction", "R² volume fraction"), ("mean", "R² mean predictor")):
         scores = ended.predictors[name].test
         assert scores is not None
-        columns[head] = list(scores.per_target["r2"]), scores.r2
+        columns[head] = [*scores.per_target["r2"], scores.r2]
+    names = [*study.facts.data.target_names, "mean"]
     rows = [
-        Row(values={"component": name} | {head: values[index] for head, (values, _) in columns.items()})
+        Row(
+            values={"component": name} | {head: values[index] for head, values in columns.items()},
+            rule=index == len(names) - 1,
+        )
         for index, name in enumerate(names)
     ]
+    title = f"config {number(winner)} ({point_text(winner.point)}{bare}) on the test split, opened once, "
     return Table(
-        title=f"config {_number(winner)} ({point_text(winner.point)}{bare}) on the test split, opened once, "
-        f"{study.facts.data.sizes[2]} cells",
-        columns=[
-            Column(name="component", left=True),
-            *(Column(name=head, text=score_text if head.startswith("RMSE") else four_places) for head in columns),
-        ],
-        rows=[
-            *rows,
-            Row(values={"component": "mean"} | {head: mean for head, (_, mean) in columns.items()}, rule=True),
-        ],
+        title=f"{title}{study.facts.data.sizes[2]} cells",
+        columns=[Column(name="component", left=True), *(Column(name=head) for head in columns)],
+        rows=rows,
     )
-
-
-def _number(winner: ClosingEntry) -> int:
-    return winner.number if winner.config is None else winner.config
 
 
 def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
     """Return all trials of a study, in the order of their numbers."""
     bare = any(job.spec and provenance(job.spec.model) == "not pretrained" for job in jobs)
-    repeat = ["repeat"] if study.spec.get("repeats", 1) > 1 else []
     rows = [
         Row(
             values={f"point.{name}": value for name, value in (job.spec.point if job.spec else {}).items()}
-            | {
-                "number": job.number,
-                "repeat": job.repeat,
-                "config": job.config,
-                "state": job.state,
-                "attempt": job.attempt,
-                "epochs": job.epochs,
-                "best val NMSE": f"{job.result.best_val_nmse:.5g}" if job.state == State.DONE and job.result else "",
-                "reason": job.reason or "",
-            }
+            | {key: getattr(job, key) for key in ("number", "repeat", "config", "state", "attempt", "epochs", "reason")}
+            | {"best val NMSE": f"{job.result.best_val_nmse:.5g}" if job.state == State.DONE and job.result else None}
         )
         for job in jobs
         if job.kind == "trial"
     ]
-    keys = ("number", *repeat, "config", *(f"point.{name}" for name, _ in study.spec["space"]))
-    keys += ("state", "attempt", "epochs", "best val NMSE", "reason")
+    repeat = ["repeat"] if study.spec.get("repeats", 1) > 1 else []
+    keys = ["number", *repeat, "config", *(f"point.{name}" for name, _ in study.spec["space"])]
+    keys += ["state", "attempt", "epochs", "best val NMSE", "reason"]
     return Table(
         title=f"Trials of {study.name}" + (", not pretrained" if bare else ""),
         columns=[
@@ -180,7 +168,6 @@ def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
                 name=key,
                 label=key.removeprefix("point."),
                 left=key in ("state", "reason"),
-                folds=key == "reason",
                 text=lambda value: "" if value is None else number_text(value),
             )
             for key in keys
@@ -192,9 +179,11 @@ def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
 def studies_table(summaries: list[dict[str, Any]]) -> Table:
     """Return the table of `hpo studies`; the summaries have its heads as keys, and `best_val_nmse`."""
     heads = ("name", "state", "trials", "done", "failed", "best val NMSE", "data")
-    best = Column(name="best val NMSE", left=True, text=lambda nmse: "" if nmse is None else f"{nmse:.5g}")
-    columns = [best if head == best.name else Column(name=head, left=True, text=tables.cell_text) for head in heads]
-    rows = [Row(values=summary | {best.name: summary["best_val_nmse"]}) for summary in summaries]
+    rows = [
+        Row(values=summary | {"best val NMSE": "" if (nmse := summary["best_val_nmse"]) is None else nmse})
+        for summary in summaries
+    ]
+    columns = [Column(name=head, left=head in ("name", "state", "data")) for head in heads]
     return Table(title="Studies", columns=columns, rows=rows)
 
 
@@ -207,8 +196,8 @@ def promotion(ended: ClosingResult | None, close: Job | None) -> list[str]:
     if winner is None:
         return [f"Nothing promoted: {ended.reason}."]
     if winner.version is None:
-        return [f"Nothing promoted: config {_number(winner)} is the best, but {ended.reason}."]
-    what = f"config {_number(winner)} as {ended.model_name} version {winner.version}"
+        return [f"Nothing promoted: config {number(winner)} is the best, but {ended.reason}."]
+    what = f"config {number(winner)} as {ended.model_name} version {winner.version}"
     lines = [f"Promoted: {what}; {ended.reason} (validation NMSE)."]
     if election is None or election.champion is None:
         return [
@@ -295,19 +284,17 @@ def rows(jobs: list[Job]) -> list[dict[str, Any]]:
 def log_study(queue: Queue, tracker: Tracker, study: StudyRow, ended: ClosingResult) -> None:
     """Attach the tables to the study's run, set its summary and end it. Idempotent."""
     jobs, run_id, now = queue.jobs(study.name), study.facts.study_run_id, now_ms()
-    with tempfile.TemporaryDirectory() as folder:
-        table, raw, text = Path(folder, "trials.csv"), Path(folder, "result.json"), Path(folder, "result.txt")
-        table.write_text(tables.csv(pandas.DataFrame(rows(jobs))), encoding="utf-8")
-        raw.write_text(json.dumps(finite(ended.to_json()), indent=2, allow_nan=False), encoding="utf-8")
-        with text.open("w", encoding="utf-8") as file:
-            for result in _result_tables(study, jobs, ended):
-                tables.print_table(tables.console(file=file), result)
-        for path in (table, raw, text):
-            tracker.upload(run_id, path, "tables")
+    files = {
+        "trials.csv": tables.csv(pandas.DataFrame(rows(jobs))),
+        "result.json": json.dumps(finite(ended.to_json()), indent=2, allow_nan=False),
+        "result.txt": tables.text(*_result_tables(study, jobs, ended)),
+    }
+    attach(tracker, [run_id], files)
     winner = ended.winner
     if winner is not None:
-        scores = {f"test_{name}": getattr(winner.test, name) for name in SCORES}
-        best = {f"best_val_{name}": getattr(winner.validation, name) for name in SCORES}
+        names = list(SCORES)[:4]
+        scores = {f"test_{name}": getattr(winner.test, name) for name in names}
+        best = {f"best_val_{name}": getattr(winner.validation, name) for name in names}
         tracker.log_summary(run_id, scores | best, timestamp_ms=now)
         tags = {
             "hpo.winner": winner.number,
@@ -317,3 +304,13 @@ def log_study(queue: Queue, tracker: Tracker, study: StudyRow, ended: ClosingRes
         }
         tracker.set_tags(run_id, tags)
     tracker.set_status(run_id, "FINISHED", end_ms=now)
+
+
+def attach(tracker: Tracker, run_ids: Sequence[str], files: Mapping[str, str]) -> None:
+    """Upload files, given by name and text, to the folder `tables` of runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            path = Path(folder, name)
+            path.write_text(text, encoding="utf-8")
+            for run_id in run_ids:
+                tracker.upload(run_id, path, "tables")

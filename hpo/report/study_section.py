@@ -5,12 +5,12 @@ from typing import Any
 import optuna
 
 from hpo.queue import State
-from hpo.report import figures, tables
+from hpo.report import figures, results, tables
 from hpo.report.answers import SAME
 from hpo.report.document import Picture, Section
 from hpo.report.results import TOP
 from hpo.report.tables import HIGH, LOW, Table
-from hpo.report.words import BASELINES, number, within_spread
+from hpo.report.words import BASELINES, number, score_values, within_spread
 from hpo.scores import analysis, ranking
 from hpo.scores.evidence import Closed, Evidence
 from hpo.search import sampling
@@ -25,18 +25,17 @@ Record = dict[str, Any]
 
 def section(evidence: Evidence, closed: Closed) -> Section:
     """Return the tables of a study (1 and 2 of the source study), its effects and its figures."""
-    title, name = f"Study {closed.row.name}", closed.row.name
-    ended = [job for job in closed.jobs if job.state in (State.DEAD, State.DIVERGED, State.PRUNED, State.CANCELLED)]
+    title, unscored = f"Study {closed.row.name}", [job for job in closed.jobs if job.state != State.DONE]
     text = [closed.row.facts.description]
     text += [f"{closed.study.at_random}."] if closed.study.at_random else []
-    text += [f"{len(ended)} of {len(closed.jobs)} trials have no score: see the table of trials."] if ended else []
+    if unscored:
+        text.append(f"{len(unscored)} of {len(closed.jobs)} trials have no score: see the table of trials.")
     if not closed.points:
         return Section(title=title, text=text)
-    records, baselines, unscored = trials(evidence, closed), _baselines(evidence, closed), _unscored(closed)
-    listed = [_best(closed, records, baselines)]
-    pictures: list[Picture] = []
+    records, baselines = trials(evidence, closed), _baselines(evidence, closed)
+    listed, pictures = [_best(closed, records, baselines)], list[Picture]()
     if len(records) + len(unscored) > 1:
-        listed.append(_all(evidence, closed, records, baselines + unscored))
+        listed.append(_all(evidence, closed, records, baselines))
     if len(records) > 1:
         effects, pictures = _effects(closed)
         listed += effects
@@ -45,44 +44,45 @@ def section(evidence: Evidence, closed: Closed) -> Section:
         lines = {
             BASELINES[name]: float(scores.validation.nmse or 0) for name, scores in closed.row.facts.predictors.items()
         }
-        figure = figures.capacity(sizes, [score for _, score in closed.points], lines)
+        figure = figures.svg(figures.capacity(sizes, [score for _, score in closed.points], lines))
         words = "Size of the network and validation NMSE"
-        pictures.append(Picture(name=f"{name}-capacity", title=words, svg=figures.svg(figure)))
+        pictures.append(Picture(name=f"{closed.row.name}-capacity", title=words, svg=figure))
     return Section(title=title, text=text, tables=listed, pictures=pictures)
 
 
 def _best(closed: Closed, records: list[Record], baselines: list[Record]) -> Table:
-    """Return the best configurations and the baseline predictors in their order; unstable ones last, as in the
-    ranking."""
-    unstable = ranking.diverged(closed.jobs)
-    entries = [
-        (job.number in unstable, record.get(MEAN, record[NMSE]), record)
-        for (job, _), record in zip(closed.points[:TOP], records, strict=False)
-    ]
-    entries += [(False, record[NMSE], record) for record in baselines]
+    """Return the best configurations and the baseline predictors in their order."""
     note = (
         "Scores of the best epoch; the source study reports the last epoch's, which stand beside them. Epochs "
         "to 5 %: none for a network that has not learned more than the mean."
     )
     return tables.of_records(
-        [record for *_, record in sorted(entries, key=lambda entry: entry[:2])],
+        results.among_baselines(closed.row, closed.jobs, records[:TOP], baselines),
         name=f"{closed.row.name}-top",
         title=f"Best {min(TOP, len(records))} of {len({job.number for job in closed.jobs})} configurations, "
         "validation split",
         note=note + (" ≈: within the spread of the first." if closed.study.repeats > 1 else ""),
         keys=[key for key in records[0] if key not in ("run_id", "state")],
+        texts=dict.fromkeys(_parameters(closed), number_text),
     )
 
 
-def _all(evidence: Evidence, closed: Closed, records: list[Record], others: list[Record]) -> Table:
-    """Return all configurations as the source study orders them; `others`, which have no rank, last."""
-    mse = f"validation MSE {evidence.dataset.unit}²"
+def _all(evidence: Evidence, closed: Closed, records: list[Record], baselines: list[Record]) -> Table:
+    """Return all configurations as the source study orders them; those without a score stand last."""
+    mse, again = f"validation MSE {evidence.dataset.unit}²", closed.study.repeats > 1
+    unscored = [
+        {_counter(closed): number(job), "state": f"{job.state}, repeat {job.repeat}" if again else job.state}
+        | (job.spec.point if job.spec else {})
+        for job in closed.jobs
+        if job.state != State.DONE
+    ]
     return tables.of_records(
-        sorted(records, key=lambda record: record[mse]) + others,
+        [*sorted(records, key=lambda record: record[mse]), *baselines, *unscored],
         name=f"{closed.row.name}-trials",
         title="All configurations by validation MSE, as the source study orders them",
         note="The baseline predictors and configurations without a score stand last.",
         keys=[_counter(closed), *_parameters(closed), mse, NMSE, "R²", "NRMSE", "state"],
+        texts=dict.fromkeys(_parameters(closed), number_text),
     )
 
 
@@ -90,7 +90,6 @@ def trials(evidence: Evidence, closed: Closed) -> list[Record]:
     """Return the best finished trial of each configuration, best first."""
     unit, repeats = evidence.dataset.unit, ranking.repeats(closed.jobs)
     spreads = {job.number: ranking.spread(repeats[job.number]) for job, _ in closed.points}
-    best = spreads[closed.points[0][0].number] if closed.points else (0.0, None)
     lacking = {
         job.number: ranking.incomplete([other for other in closed.jobs if other.number == job.number])
         for job, _ in closed.points
@@ -99,61 +98,37 @@ def trials(evidence: Evidence, closed: Closed) -> list[Record]:
     for job, _ in closed.points:
         assert job.spec is not None and job.result is not None
         result, spread = job.result, spreads[job.number]
-        repeated: Record = {MEAN: spread[0], "standard deviation": spread[1]}
-        if any(lacking.values()):
-            repeated["repeats"] = lacking[job.number]
-        repeated["≈"] = "≈" if records and within_spread(spread, best) else ""
-        records.append(
-            {
-                _counter(closed): number(job),
-                **job.spec.point,
-                "weights": provenance(job.spec.model) or "from scratch",
-                "parameters": job.spec.parameters,
-                **(repeated if closed.study.repeats > 1 else {}),
-                NMSE: result.best_val_nmse,
-                f"validation MSE {unit}²": result.best_val_mse,
-                "R²": result.validation.r2,
-                "NRMSE": result.validation.nrmse,
-                "MAPE": result.validation.mape,
-                "best epoch": result.best_epoch,
-                "epochs to 5 %": evidence.converged(closed.curves[job.id]["val/nmse"]),
-                "last epoch NMSE": result.last_val_nmse,
-                f"last epoch MSE {unit}²": result.last_val_mse,
-                "training s": result.seconds,
-                "state": job.state,
-                "run_id": job.run_id,
-            }
-        )
+        record = {_counter(closed): number(job), **job.spec.point}
+        record |= {"weights": provenance(job.spec.model) or "from scratch", "parameters": job.spec.parameters}
+        if closed.study.repeats > 1:
+            record |= {MEAN: spread[0], "standard deviation": spread[1]}
+            record |= {"repeats": lacking[job.number]} if any(lacking.values()) else {}
+            near = records and within_spread(spread, spreads[closed.points[0][0].number])
+            record["≈"] = "≈" if near else ""
+        record |= {NMSE: result.best_val_nmse, f"validation MSE {unit}²": result.best_val_mse}
+        record |= {"R²": result.validation.r2, "NRMSE": result.validation.nrmse, "MAPE": result.validation.mape}
+        record |= {
+            "best epoch": result.best_epoch,
+            "epochs to 5 %": evidence.converged(closed.curves[job.id]["val/nmse"]),
+            "last epoch NMSE": result.last_val_nmse,
+            f"last epoch MSE {unit}²": result.last_val_mse,
+            "training s": result.seconds,
+            "state": job.state,
+            "run_id": job.run_id,
+        }
+        records.append(record)
     return records
 
 
 def _baselines(evidence: Evidence, closed: Closed) -> list[Record]:
     """Return the baseline predictors as rows among the configurations."""
-    first = next(iter(_parameters(closed)), _counter(closed))
+    first, renamed = next(iter(_parameters(closed)), _counter(closed)), ("NMSE", f"MSE {evidence.dataset.unit}²")
     records = []
     for name, predictor in closed.row.facts.predictors.items():
-        scores = predictor.validation.to_dict()
-        own = {NMSE: scores["nmse"], f"validation MSE {evidence.dataset.unit}²": scores["mse"]}
-        records.append(
-            {first: BASELINES[name]}
-            | own
-            | {head: scores[head.lower().replace("²", "2")] for head in ("R²", "NRMSE", "MAPE")}
-        )
+        scores = score_values(predictor.validation, evidence.dataset.unit)
+        own = {f"validation {head}" if head in renamed else head: score for head, score in scores.items()}
+        records.append({first: BASELINES[name]} | own)
     return records
-
-
-def _unscored(closed: Closed) -> list[Record]:
-    """Return the trials without a score: dead, diverged, pruned, cancelled."""
-    again = closed.study.repeats > 1
-    return [
-        {
-            _counter(closed): number(job),
-            **(job.spec.point if job.spec else {}),
-            "state": f"{job.state}, repeat {job.repeat}" if again else job.state,
-        }
-        for job in closed.jobs
-        if job.state != State.DONE
-    ]
 
 
 def _effects(closed: Closed) -> tuple[list[Table], list[Picture]]:

@@ -1,10 +1,13 @@
 """One record for every table that people read, and its forms: terminal, Markdown, HTML, CSV and JSON.
 
-Texts that people chose (names of files, descriptions, parameters) are escaped here, for each of these forms.
+Texts that people chose (names of files, descriptions, parameters) are escaped here, for each of these forms. Here the
+numbers of a column get their digits, too: the same for all of them.
 """
 
+import io
 import json
 import math
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from typing import IO, Any
 import jinja2
 import pandas
 from markupsafe import Markup
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table as Drawn
@@ -23,21 +27,32 @@ from hpo.text import for_csv, for_markdown, visible
 
 PAGE = 30  # rows of a table that a page shows; files have all
 LOW, HIGH = " 95 % low", " 95 % high"  # behind a column's name: the ends of its interval
+NONE = "–"  # of a number that is undefined
+DIGITS = 4  # of the middle number of a column
+MOST = 7  # decimals
+SHORT = 24  # characters of a text that may be cut, at least
 
 
-def value_text(value: Any, places: str = ".4g") -> str:
-    """Return a value as a page shows it: integers in thousands, floats with so many digits, a dash for none."""
-    if value is None or value is pandas.NA or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    whole = isinstance(value, int) or (places == ".4g" and value == int(value) and abs(value) >= 1000)
-    return f"{value:,.0f}" if whole else f"{value:{places}}"
+def numbers_text(values: Sequence[Any], name: str = "") -> list[str]:
+    """Return the values of a column as text: whole numbers in thousands, all others with the same decimals.
 
+    The middle one has DIGITS digits; R², by the column's name, has four decimals. Texts stay; there is a dash for None
+    and for a number that is not finite.
+    """
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    sizes = [abs(value) for value in numbers if math.isfinite(value) and value]
+    is_whole = all(size == int(size) for size in sizes)
+    middle = statistics.median(sizes) if sizes and not is_whole else 10.0**DIGITS
+    decimals = min(MOST, max(0, DIGITS - 1 - math.floor(math.log10(middle))))
+    if name.startswith("R²"):
+        decimals = 4
 
-def r2_text(value: Any) -> str:
-    """Return R² with four decimals."""
-    return value_text(value, ".4f")
+    def text(value: Any) -> str:
+        if value is None or value is pandas.NA or (isinstance(value, float) and not math.isfinite(value)):
+            return NONE
+        return str(value) if isinstance(value, (bool, str)) else f"{value:,.{decimals}f}"
+
+    return [text(value) for value in values]
 
 
 def cell_text(value: Any) -> str:
@@ -53,22 +68,27 @@ class Column:
     label: str = ""  # the head, if it is not the name
     unit: str = ""  # behind the name in the head
     left: bool = False  # aligned to the left, as words are; numbers are aligned to the right
-    text: Callable[[Any], str] = value_text  # of a value that is no text
+    text: Callable[[Any], str] | None = None  # of a value that is no text; without one see numbers_text
     interval: bool = False  # rows have the ends of a 95 % interval under name + LOW and name + HIGH
-    folds: bool = False  # a narrow terminal may break its cells into lines
-    width: int | None = None  # characters on a terminal, at least
+    cuts: bool = False  # a narrow terminal may cut its texts
     style: str = ""  # on a terminal
 
     @property
     def head(self) -> str:
         return f"{self.label or self.name} {self.unit}".strip()
 
-    def cell(self, values: Mapping[str, Any]) -> str:
-        """Return the text of the column's value, with the interval in brackets in a second line."""
-        value = values.get(self.name)
-        text = value if isinstance(value, str) else self.text(value)
-        ends = [self.text(values.get(self.name + end)) for end in (LOW, HIGH)] if self.interval else ["–"]
-        return text if "–" in (text, *ends) else f"{text}\n[{', '.join(ends)}]"
+    def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return the texts of the column's values, with the interval in brackets in a second line."""
+        names = (self.name, self.name + LOW, self.name + HIGH) if self.interval else (self.name,)
+        values = [row.get(name) for row in rows for name in names]
+        if self.text is not None:
+            texts = [value if isinstance(value, str) else self.text(value) for value in values]
+        else:
+            texts = numbers_text(values, self.name)
+        if not self.interval:
+            return texts
+        triples = zip(texts[::3], texts[1::3], texts[2::3], strict=True)
+        return [value if NONE in (value, low, high) else f"{value}\n[{low}, {high}]" for value, low, high in triples]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,50 +116,35 @@ class Table:
         """How many rows a page does not show."""
         return max(0, len(self.rows) - self.limit)
 
-    def cells(self) -> Iterator[list[str]]:
-        """Yield the rows as text."""
-        for row in self.rows:
-            yield [column.cell(row.values) for column in self.columns]
+    def cells(self, limit: int | None = None) -> list[tuple[str, ...]]:
+        """Return the rows as text, the first `limit` of them."""
+        values = [row.values for row in self.rows[:limit]]
+        return list(zip(*(column.cells(values) for column in self.columns), strict=True))
 
 
 def of_records(
     records: Sequence[Mapping[str, Any]],
     *,
     title: str,
-    name: str,
+    name: str = "",
     note: str = "",
     keys: Sequence[str] = (),
-    text: Callable[[Any], str] = value_text,
+    texts: Mapping[str, Callable[[Any], str]] | None = None,
     limit: int = PAGE,
 ) -> Table:
     """Return a table of flat dictionaries: a column for each of `keys`, or for each key in order of appearance.
 
-    Keys that end with LOW and HIGH are the interval of the column before them. R² has four decimals, everything else
-    the form of `text`.
+    Keys that end with LOW and HIGH are the interval of the column before them. `texts`: how the values of a column are
+    written, by its key.
     """
     keys = keys or list(dict.fromkeys(key for record in records for key in record))
     columns = [
-        Column(
-            name=key,
-            left=key == keys[0],
-            text=r2_text if key.startswith("R²") else text,
-            interval=key + LOW in keys,
-        )
+        Column(name=key, left=key == keys[0], text=(texts or {}).get(key), interval=key + LOW in keys)
         for key in keys
         if not key.endswith((LOW, HIGH))
     ]
     rows = [Row(values=record) for record in records]
     return Table(title=title, columns=columns, rows=rows, name=name, note=note, limit=limit)
-
-
-def of_lines(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    """Return a table of texts under `heads` (two may be the same), aligned to the right."""
-    columns = [Column(name=str(index), label=head) for index, head in enumerate(heads)]
-    return Table(
-        title=title,
-        columns=columns,
-        rows=[Row(values=dict(zip(map(str, range(len(heads))), line, strict=True))) for line in lines],
-    )
 
 
 # Terminal
@@ -167,36 +172,84 @@ def console(*, file: IO[str] | None = None) -> Console:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table. On a terminal only columns that fold are made narrower (`| less -S`); in a pipe or file each row
-    is one line."""
+    """Print a table. In a pipe or file each row is one line. A terminal breaks lines between words; where the columns
+    do not fit beside each other, each row is a list."""
+    cells = [[visible(cell) for cell in row] for row in table.cells()]
+    widths = _widths(table, cells, console.width if console.is_terminal else 100_000)
+    if widths is None:
+        _print_lists(console, table, cells)
+        return
     drawn = Drawn(title=table.title, title_justify="left")
-    for column in table.columns:
+    for column, width in zip(table.columns, widths, strict=True):
+        justify, overflow = "left" if column.left else "right", "ellipsis" if column.cuts else "fold"
         drawn.add_column(
             column.head,
-            justify="left" if column.left else "right",
+            justify=justify,  # type: ignore[arg-type]
             header_style=column.style,
             style=column.style,
-            overflow="fold" if column.folds else "ellipsis",
-            min_width=column.width,
+            overflow=overflow,  # type: ignore[arg-type]
+            no_wrap=column.cuts,
+            width=width,
         )
-    for row, cells in zip(table.rows, table.cells(), strict=True):
+    for row, line in zip(table.rows, cells, strict=True):
         if row.rule:
             drawn.add_section()
-        drawn.add_row(*cells, style=row.style)
-    unlimited = console.options.update(width=100_000)
-    narrow = console.is_terminal and console.measure(drawn, options=unlimited).maximum > console.width
-    for column, drawn_column in zip(table.columns, drawn.columns, strict=True):
-        if not column.folds:
-            if narrow:  # rich gives a head of several words more room than there is, and cuts the row
-                drawn_column.header = column.head.replace(" ", "\n")
-            widths = [console.measure(cell).maximum for cell in (*drawn_column.cells, drawn_column.header)]
-            drawn_column.min_width = max(widths)
-    width, measured = console.width, console.measure(drawn, options=unlimited)
+        drawn.add_row(*line, style=row.style)
+    width = console.width
     try:
-        console.width = max(width, measured.minimum if console.is_terminal else measured.maximum)
+        console.width = max(width, sum(widths) + 3 * len(widths) + 1)  # a pipe's rows may be longer
         console.print(drawn)
     finally:
         console.width = width
+
+
+def text(*printed: Table) -> str:
+    """Return tables as a text file has them."""
+    with io.StringIO() as file:
+        for table in printed:
+            print_table(console(file=file), table)
+        return file.getvalue()
+
+
+def _widths(table: Table, cells: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Return the widths of the columns, in characters; None if `room` is too small for whole words."""
+    heads = [column.head for column in table.columns]
+    columns = [[row[index] for row in cells] for index in range(len(heads))]
+    least = [_longest([head, *column], str.split) for head, column in zip(heads, columns, strict=True)]
+    for index, column in enumerate(table.columns):
+        if column.cuts:
+            least[index] = min(least[index], max(SHORT, _longest([column.head], str.split)))
+    spare = room - 3 * len(heads) - 1 - sum(least)
+    if spare < 0:
+        return None
+    whole = [_longest(column, str.splitlines) for column in columns]  # cells before heads: numbers stay on one line
+    with_heads = [max(width, cell_len(head)) for width, head in zip(whole, heads, strict=True)]
+    widths = least
+    for wanted in (whole, with_heads):
+        for index in sorted(range(len(heads)), key=lambda index: wanted[index] - widths[index]):
+            more = min(spare, max(0, wanted[index] - widths[index]))
+            widths[index] += more
+            spare -= more
+    return widths
+
+
+def _longest(texts: Sequence[str], parts: Callable[[str], list[str]]) -> int:
+    return max((cell_len(part) for text in texts for part in parts(text)), default=0)
+
+
+def _print_lists(console: Console, table: Table, cells: Sequence[Sequence[str]]) -> None:
+    """Print each row as a list of its values, the first one as its title."""
+    console.print(Text(table.title, style="italic"))
+    first, *others = table.columns
+    for row, (title, *line) in zip(table.rows, cells, strict=True):
+        console.print(Text(f"{first.head} {title}".strip(), style=row.style or "bold"))
+        listed = Drawn.grid(padding=(0, 2, 0, 0))
+        listed.add_column(overflow="fold")
+        listed.add_column(overflow="fold", ratio=1)
+        for column, cell in zip(others, line, strict=True):
+            if cell:
+                listed.add_row(f"  {column.head}", cell.replace("\n", " "))
+        console.print(listed)
 
 
 # Pages
@@ -225,13 +278,13 @@ def html(table: Table) -> Markup:
 
     kind = Markup(' class="words"') if all(column.left for column in table.columns) else ""
     head = line("th", [column.head for column in table.columns])
-    body = Markup("\n").join(line("td", cells) for cells in list(table.cells())[: table.limit])
+    body = Markup("\n").join(line("td", cells) for cells in table.cells(table.limit))
     return Markup("<table{}>\n<thead>{}</thead>\n<tbody>\n{}\n</tbody>\n</table>").format(kind, head, body)
 
 
 def markdown(table: Table) -> str:
     """Return the Markdown of a table's first rows."""
-    lines = [[column.head for column in table.columns], *list(table.cells())[: table.limit]]
+    lines = [[column.head for column in table.columns], *table.cells(table.limit)]
     head, *body = ["| " + " | ".join(map(for_markdown, cells)) + " |" for cells in lines]
     return "\n".join([head, "|" + "---|" * len(table.columns), *body])
 

@@ -1,21 +1,22 @@
 """Names, numbers and scores of trials as every table writes them."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from hpo.queue import Job
+from hpo.queue.closing_result import ClosingEntry
 from hpo.report.tables import Column
 from hpo.study import provenance
 from hpo.study.records import TrialSpec
 from hpo.text import point_text, score_text
+from models.metrics import Scores
 
 BASELINES = {"mean": "mean of the training labels", "volume fraction": "volume fraction, cubic"}  # the predictors
-SCORES = ("nmse", "mse", "r2", "nrmse")
+SCORES = {"nmse": "NMSE", "mse": "MSE", "r2": "R²", "nrmse": "NRMSE", "mape": "MAPE"}  # names and heads
 Spread = tuple[float, float | None]  # mean and standard deviation over the repeats of a configuration
 
 
-def number(job: Job) -> int:
+def number(job: Job | ClosingEntry) -> int:
     """Return the number of a trial's configuration in its grid; without a grid the trial's."""
     return job.number if job.config is None else job.config
 
@@ -40,18 +41,10 @@ def within_spread(spread: Spread, best: Spread) -> bool:
 
 def score_columns(unit: str) -> list[Column]:
     """Return the columns of NMSE, MSE in the label's `unit` squared, R² and NRMSE; rows have them by `score_values`."""
-    return [
-        Column(name="NMSE", text=lambda nmse: score_text(nmse, ".3e" if nmse is not None and nmse < 1e-3 else ".5f")),
-        Column(name="MSE", unit=f"{unit}²", text=score_text),
-        Column(name="R²", text=four_places),
-        Column(name="NRMSE", text=four_places),
-    ]
+    return [Column(name=SCORES[name], unit=f"{unit}²" if name == "mse" else "") for name in list(SCORES)[:4]]
 
 
-def score_values(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a row has in `score_columns`."""
-    return dict(zip(("NMSE", "MSE", "R²", "NRMSE"), (scores[name] for name in SCORES), strict=True))
-
-
-def four_places(score: float | None) -> str:
-    return score_text(score, ".4f")
+def score_values(scores: Scores, unit: str = "") -> dict[str, Any]:
+    """Return all scores by their heads; with a `unit` its square stands behind that of the MSE."""
+    heads = SCORES | ({"mse": f"MSE {unit}²"} if unit else {})
+    return {head: getattr(scores, name) for name, head in heads.items()}

@@ -14,7 +14,7 @@ from data_pipeline.split import split
 from hpo.queue.closing_result import ClosingResult
 from hpo.report import claims, sections
 from hpo.report.answers import Answer
-from hpo.report.model_claims import against_volume_fraction
+from hpo.report.claims import against_volume_fraction
 from hpo.scores.evidence import Closed, Evidence, Winner
 
 SEED, CELLS = 17, 200
