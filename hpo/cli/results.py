@@ -60,10 +60,12 @@ def _show_status(state: "api.Status", *, watch: bool) -> None:
 def _render(state: "api.Status") -> "Group":
     from rich.console import Group
 
+    from hpo.report.display import View
+
     head = f"MLflow: {state.tracking_uri or 'does not answer'}"
     trouble = [state.trouble] if state.trouble else []
     counts = f"studies: {state.closed} closed, {len(state.open)} open"
-    return Group(f"{head}    {counts}", *trouble, *(progress.render() for progress in state.open))
+    return Group(f"{head}    {counts}", *trouble, *(View(progress=progress) for progress in state.open))
 
 
 @command(JSON)
@@ -134,15 +136,30 @@ def _details(details: "api.Details") -> dict[str, Any]:
     }
 
 
-@command(STUDY, JSON)
+@command(
+    STUDY,
+    option(
+        "--sort",
+        "KEY",
+        "order: score, number, state, epochs, changed (the latest first), or a parameter (default: score)",
+        default="score",
+    ),
+    option("--top", "N", "only the first N (default: all)"),
+    flag("--full", "cut no reason, however narrow the terminal is"),
+    JSON,
+)
 def trials(options: argparse.Namespace) -> int:
-    """List all trials of a study."""
+    """List the trials of a study, best first."""
+    from hpo.operations.compute import at_least
     from hpo.report import results, tables
 
+    at_least("--top", options.top, 1)
     if options.json:
+        exclusive("--json", "lists all trials by their number", {"--top": options.top, "--full": options.full})
         print(json.dumps([_trial(job) for job in api.trials(options.study)], indent=2))
-    else:
-        tables.print_table(tables.console(), results.trials_table(*api.jobs(options.study)))
+        return 0
+    table = results.trials_table(*api.jobs(options.study), sort=options.sort, top=options.top)
+    tables.print_table(tables.console(), table if not options.full else tables.uncut(table))
     return 0
 
 

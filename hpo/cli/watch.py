@@ -5,14 +5,23 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from hpo.api import Begun, Details, Outcome, Stop, Watch
 from hpo.cli.options import say
+from hpo.planning.preparation import Plan
 from hpo.report import results
-from hpo.report.display import Display, Progress
+from hpo.report.display import Display
+from hpo.report.progress import Progress
+from hpo.text import duration
+
+SETTLED = 20.0  # seconds after which the first measurements tell how long everything takes
+LATEST = 40.0  # seconds after which that is said though nothing is known
+HOUR = 3600.0  # seconds of work above which a first result is offered
+FIRST_RESULT = 600.0  # seconds that it takes, about
 
 TARGETS = 9  # that the head of a run names
 
@@ -21,9 +30,11 @@ class Terminal(Watch):
     """A live display, or plain lines in a pipe; use as a context manager."""
 
     def __init__(self, console: Console, *, is_run: bool) -> None:
-        """`is_run`: print what the studies are and what they came to."""
+        """`is_run`: print what the studies are, how long they take, and what they came to."""
         self.console, self.is_run = console, is_run
         self._display: Display | None = None
+        self._begun: Begun | None = None  # until it is said how long everything takes
+        self._began, self._is_announced = 0.0, False  # monotonic seconds
 
     def __enter__(self) -> "Terminal":
         return self
@@ -41,11 +52,13 @@ class Terminal(Watch):
             logging.getLogger("hpo").setLevel(logging.WARNING)  # the display shows the events
         self._display = Display(Progress(begun.queue, begun.row), self.console)
         self._display.__enter__()
+        if self.is_run and not self._is_announced:
+            self._begun, self._began = begun, time.monotonic()
 
     def tick(self, trouble: str | None) -> None:
         try:
-            if self._display is not None:
-                self._display.tick(trouble)
+            if self._display is not None and self._display.tick(trouble):
+                self._announce(self._display.progress)
         except OSError:  # a full disk under a log file ends no work
             self.console.quiet = True
 
@@ -63,6 +76,16 @@ class Terminal(Watch):
         if self._display is not None:
             self._display.__exit__(None, None, None)
             self._display = None
+
+    def _announce(self, progress: Progress) -> None:
+        """Say once, within the first minute of the first study, how long everything takes."""
+        begun, here = self._begun, time.monotonic() - self._began
+        left = progress.seconds_left
+        if begun is None or here < SETTLED or (left is None and here < LATEST):
+            return
+        self._begun, self._is_announced = None, True
+        for line in announcement(progress, begun.later, sys.argv[1:], program=_program()):
+            self.console.print(line, soft_wrap=not self.console.is_terminal)
 
 
 def print_head(console: Console, study: Begun | Details) -> None:
@@ -86,6 +109,37 @@ def print_result(console: Console, study: Outcome | Details) -> None:
     """Print what a study gave, and the next commands."""
     image = "" if study.image is None else _near(study.image)
     results.show_result(console, study.row, list(study.jobs), dict(study.links), program=_program(), image=image)
+
+
+def announcement(progress: Progress, later: Sequence[Plan], words: Sequence[str], *, program: str) -> list[str]:
+    """Return how long everything takes and, above an hour, how to get a first result. `words`: those of the command."""
+    left, forecast = progress.seconds_left, progress.forecast
+    if left is None:
+        return ["How long everything takes is not known yet: no epoch has been trained. See the time left below."]
+    total = left + sum(
+        forecast.later_seconds(plan.costs(), int(plan.study.training["epochs"]), plan.study.pruner) for plan in later
+    )
+    what = f"{1 + len(later)} studies, roughly" if later else f"{len(progress.jobs)} trials"
+    trainers = f"{forecast.trainers} trainer{'' if forecast.trainers == 1 else 's'}"
+    until = time.strftime("%H:%M" if total < HOUR else "%a %H:%M", time.localtime(time.time() + total))
+    lines = [f"Everything ({what}) takes about {duration(total)} more with {trainers}, until {until}."]
+    planned = max((progress.epochs_planned(job) for job in progress.jobs), default=0)
+    epochs = max(1, round(planned * FIRST_RESULT / total))
+    if total > HOUR and epochs < planned:
+        command = shlex.join([*_without_epochs(words), "--epochs", str(epochs)])
+        lines.append(f"A first result in about {duration(FIRST_RESULT)}: {program} {command}")
+    return lines
+
+
+def _without_epochs(words: Sequence[str]) -> list[str]:
+    """Return the words of a command without what they say of epochs."""
+    kept: list[str] = []
+    for word in words:
+        if (word.startswith("training.epochs=") and kept and kept[-1] == "--set") or (kept and kept[-1] == "--epochs"):
+            kept.pop()
+        elif not word.startswith(("--epochs=", "--set=training.epochs=")):
+            kept.append(word)
+    return kept
 
 
 def by(request: Stop | None) -> str:

@@ -14,7 +14,7 @@ from hpo.queue import Job, Queue, State, StudyRow
 from hpo.queue.closing_result import ClosingResult
 from hpo.report import comparison, document, sections
 from hpo.report.comparison import Comparison
-from hpo.report.display import Progress
+from hpo.report.progress import Progress
 from hpo.report.results import rows
 from hpo.scores import champion, evidence, ranking
 from hpo.services import serving

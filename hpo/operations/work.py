@@ -44,6 +44,7 @@ class Begun:
     study: Study
     queue: Queue
     links: Mapping[str, str]  # name and URL of MLflow's pages about it
+    later: Sequence[Plan] = ()  # what follows it in the same run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +169,8 @@ def run(
     services, started = serving.up(chosen, report=watch.say)
     outcomes: list[Outcome] = []
     with opened(chosen, services) as connection:
-        for plan, request in zip(prepared, requests, strict=True):
-            outcomes.append(_run(plan, connection, compute, request, retry, watch))
+        for index, request in enumerate(requests):
+            outcomes.append(_run(prepared[index:], connection, compute, request, retry, watch))
             watch.end(outcomes[-1])
             if outcomes[-1].stopped:
                 break
@@ -196,15 +197,21 @@ def _fetch_weights(studies: Sequence[Study], watch: Watch) -> None:
 
 
 def _run(
-    plan: Plan, connection: Connection, compute: Compute, request: arrays.Request | None, retry: bool, watch: Watch
+    plans_left: Sequence[Plan],
+    connection: Connection,
+    compute: Compute,
+    request: arrays.Request | None,
+    retry: bool,
+    watch: Watch,
 ) -> Outcome:
-    """Plan one study, and work on it or let an array job do so."""
+    """Plan the first of these studies, and work on it or let an array job do so."""
+    plan, *later = plans_left
     queue, tracker, chosen = connection.queue, connection.tracker, connection.settings
     row = plans.plan(plan, queue, tracker, chosen, connection.services.database_url)
     queue.revive(row.name, trials=retry)
     links = links_of(tracker, row)
     place = _place(queue, row, compute, watch) if request is None else CPU
-    watch.begin(Begun(row=row, study=plan.study, queue=queue, links=links))
+    watch.begin(Begun(row=row, study=plan.study, queue=queue, links=links, later=later))
     if request is None:
         outcome = _work(connection, row, compute, place, Limits(), None, watch)
     else:

@@ -1,6 +1,7 @@
 """A study together with its data and its identity: what is found out before anything is written."""
 
 import json
+import statistics
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -80,10 +81,20 @@ class Plan:
 
     def examples(self) -> list[tuple[str, TrialSpec]]:
         """Where a sampler chooses the points: those it starts from, and the ends of the space, with what they are."""
+        return [(what, spec) for what, (spec, _) in self._examples()]
+
+    def costs(self) -> list[float]:
+        """Return the cost of each trial; of a search, for all of them, the mean of its examples."""
+        if self.study.sampler == "grid":
+            return [cost for _, cost in self.specs()]
+        mean = statistics.fmean(cost for _, (_, cost) in self._examples())
+        return [mean] * (self.study.trials * self.study.repeats)
+
+    def _examples(self) -> list[tuple[str, tuple[TrialSpec, float]]]:
         points = [(START, point) for point in (self.study.best_of or self.study).start]
         points += [("smallest", self.study.corners()[0]), *(("largest", point) for point in self.study.largest())]
         return [
-            (what, study.trial_spec(self.study, self.identity, self.facts, point, config=None)[0])
+            (what, study.trial_spec(self.study, self.identity, self.facts, point, config=None))
             for what, point in points
         ]
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from hpo.queue.database import Database, as_json
-from hpo.queue.records import Job, Judged
+from hpo.queue.records import Job, Judged, Pace
 from hpo.queue.rows import (
     hold,
 )
@@ -86,17 +86,20 @@ class Epochs(Database):
                 found.setdefault(job, {name: {} for name in scores})[score][number] = value
         return found
 
-    def epoch_seconds(self, study: str) -> dict[int, tuple[float, float]]:
-        """By job id: the mean seconds an epoch took, and the best validation NMSE so far."""
+    def paces(self, study: str) -> tuple[float, dict[int, Pace]]:
+        """Return the server's clock (seconds since 1970), and by job id how fast trials with an epoch are trained."""
         with self._transaction() as connection:
+            now = float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())::float8")) or 0.0)
             rows = connection.execute(
                 text("""
-                    SELECT e.job, avg((e.metrics->>'seconds')::float8), min((e.metrics->>'val/nmse')::float8)
+                    SELECT e.job, avg((e.metrics->>'seconds')::float8) AS seconds,
+                        min((e.metrics->>'val/nmse')::float8) AS best,
+                        extract(epoch FROM min(e.at))::float8 AS first, extract(epoch FROM max(e.at))::float8 AS last
                     FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job WHERE j.study = :study GROUP BY e.job
                 """),
                 {"study": study},
             )
-            return {job: (seconds, best) for job, seconds, best in rows}
+            return now, {row.job: Pace(row.seconds, row.best, row.first, row.last) for row in rows}
 
     def unjudged(self, job: Job, *, limit: int) -> tuple[Judged, list[tuple[int, float]]]:
         """What the pruner has made of our job so far, and the next epochs after that: (number, validation NMSE, NaN

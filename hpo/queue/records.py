@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from sqlalchemy import RowMapping
 
@@ -175,6 +175,15 @@ class StudyRow:
     created_at: float = 0.0  # seconds since 1970, server clock
     stops: int = 0  # how often its workers were asked to leave
     deleting: bool = False  # a deletion has begun
+
+
+class Pace(NamedTuple):
+    """How fast a trial is trained, by its stored epochs."""
+
+    seconds: float  # of an epoch, their mean
+    best: float  # validation NMSE
+    first: float  # when its first epoch was over, seconds since 1970, the trainer's clock
+    last: float  # when its last one was
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -277,7 +277,10 @@ def _components(prefix: str, scores: Scores | None, targets: Sequence[str]) -> V
 def table(comparison: Comparison, *, only_differences: bool = False) -> tables.Table:
     """Return a column for each trial and each baseline predictor, a row for each value."""
     sides = {f"side {index}": side for index, side in enumerate((*comparison.things, *comparison.predictors))}
-    columns = [tables.Column(name=NAME, label=" ", left=True), tables.Column(name=MARK, label="≠", left=True)]
+    columns = [
+        tables.Column(name=NAME, label=" ", left=True),
+        tables.Column(name=MARK, label="≠", left=True, in_title=True),
+    ]
     for key, side in sides.items():
         style = "dim" if side in comparison.predictors else ""
         columns.append(tables.Column(name=key, label=side.name, style=style))

@@ -7,13 +7,15 @@ import json
 import shlex
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas
 from rich.console import Console
 
+from data_pipeline.messages import near_miss
+from hpo.errors import SettingsError
 from hpo.machine import now_ms
 from hpo.queue import Job, Queue, State, StudyRow, finite
 from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election
@@ -22,10 +24,16 @@ from hpo.report.tables import Column, Row, Table
 from hpo.report.words import BASELINES, SCORES, label, number, score_columns, score_values, spread_text
 from hpo.scores import ranking
 from hpo.study import provenance
-from hpo.text import number_text, point_text
+from hpo.text import point_text
 from hpo.tracking.client import Tracker
 
 TOP = 10  # rows of the table of the best configurations
+SORTS: dict[str, Callable[[Job], Any]] = {  # orders of trials, beside "score" and the parameters
+    "number": lambda job: job.number,
+    "state": lambda job: list(State).index(job.state),
+    "epochs": lambda job: -job.epochs,
+    "changed": lambda job: -job.changed_at,
+}
 T = TypeVar("T")
 
 
@@ -44,8 +52,22 @@ def show_result(
     elif ended is not None:
         if ended.pruned:
             lines.append(f"{ended.pruned} trials were ended early by the pruner; their curves are kept.")
-        lines += [f"Trial {failed.number} is {failed.state}: {failed.reason}." for failed in ended.failed]
-    console.print("\n".join(["", *lines, "", *next_steps(study, ended, links, program, image)]), soft_wrap=True)
+        lines += _failures(ended)
+    console.print("\n".join(["", *lines, ""]), soft_wrap=not console.is_terminal)
+    console.print("\n".join(next_steps(study, ended, links, program, image)), soft_wrap=True)
+
+
+def _failures(ended: ClosingResult) -> list[str]:
+    """Return a sentence for each reason why trials ended without a network."""
+    numbers: dict[tuple[str, str | None], list[int]] = {}
+    for failed in ended.failed:
+        numbers.setdefault((failed.state, failed.reason), []).append(failed.number)
+    return [
+        f"Trial {own[0]} is {state}: {reason}."
+        if len(own) == 1
+        else f"{len(own)} trials are {state} ({', '.join(map(str, dict.fromkeys(own)))}): {reason}."
+        for (state, reason), own in numbers.items()
+    ]
 
 
 def _result_tables(study: StudyRow, jobs: list[Job], ended: ClosingResult | None) -> list[Table]:
@@ -99,8 +121,8 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
         Column(name="config", text=tables.cell_text),
         Column(name="point", left=True),
         *score_columns(study.facts.data.unit),
-        Column(name="best epoch", text=tables.cell_text),
-        Column(name="seconds", text=tables.cell_text),
+        Column(name="best epoch", text=tables.cell_text, spare=True),
+        Column(name="seconds", text=tables.cell_text, spare=True),
     ]
     return Table(title=title, columns=columns, rows=among_baselines(study, jobs, listed, baselines))
 
@@ -146,34 +168,67 @@ def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
     )
 
 
-def trials_table(study: StudyRow, jobs: list[Job]) -> Table:
-    """Return all trials of a study, in the order of their numbers."""
-    bare = any(job.spec and provenance(job.spec.model) == "not pretrained" for job in jobs)
-    rows = [
-        Row(
-            values={f"point.{name}": value for name, value in (job.spec.point if job.spec else {}).items()}
-            | {key: getattr(job, key) for key in ("number", "repeat", "config", "state", "attempt", "epochs", "reason")}
-            | {"best val NMSE": f"{job.result.best_val_nmse:.5g}" if job.state == State.DONE and job.result else None}
-        )
-        for job in jobs
-        if job.kind == "trial"
-    ]
-    repeat = ["repeat"] if study.spec.get("repeats", 1) > 1 else []
-    keys = ["number", *repeat, "config", *(f"point.{name}" for name, _ in study.spec["space"])]
-    keys += ["state", "attempt", "epochs", "best val NMSE", "reason"]
+def trials_table(study: StudyRow, jobs: list[Job], *, sort: str = "score", top: int | None = None) -> Table:
+    """Return the first `top` trials of a study: best first, those without a score last, or in the order of `sort`."""
+    trials = in_order(study, jobs, sort)
+    bare = any(job.spec and provenance(job.spec.model) == "not pretrained" for job in trials)
+    rows = []
+    for job in trials[:top]:
+        values = {f"point.{name}": value for name, value in (job.spec.point if job.spec else {}).items()}
+        values |= {key: getattr(job, key) for key in ("number", "repeat", "config", "attempt", "epochs", "reason")}
+        values["state"] = job.state.label
+        result = job.result if job.state == State.DONE else None
+        values |= {"NMSE": result.best_val_nmse if result else "", "R²": result.validation.r2 if result else ""}
+        rows.append(Row(values=values))
+    keys = ["number"] + ["repeat"] * (study.spec.get("repeats", 1) > 1)
+    keys += ["config"] * any(job.config not in (None, job.number) for job in trials)
+    title = f"Trials of {study.name}" + (", not pretrained" if bare else "") + ", scores on the validation split"
     return Table(
-        title=f"Trials of {study.name}" + (", not pretrained" if bare else ""),
+        title=title + (f": {len(rows)} of {len(trials)}" if len(rows) < len(trials) else ""),
         columns=[
-            Column(
-                name=key,
-                label=key.removeprefix("point."),
-                left=key in ("state", "reason"),
-                text=lambda value: "" if value is None else number_text(value),
-            )
-            for key in keys
+            *(Column(name=key, text=tables.cell_text) for key in keys),
+            *(Column(name=f"point.{name}", label=name, text=_in_short) for name, _ in study.spec["space"]),
+            Column(name="NMSE"),
+            Column(name="R²"),
+            Column(name="state", left=True),
+            *([Column(name="attempt", spare=True)] if any(job.attempt > 1 for job in trials) else []),
+            Column(name="epochs", spare=True),
+            *(
+                [Column(name="reason", left=True, cuts=True, text=tables.cell_text)]
+                if any(job.reason for job in trials)
+                else []
+            ),
         ],
         rows=rows,
     )
+
+
+def _in_short(value: Any) -> str:
+    """Return a parameter's value with at most four digits; nothing for None."""
+    return tables.cell_text(float(f"{value:.4g}") if isinstance(value, float) else value)
+
+
+def in_order(study: StudyRow, jobs: list[Job], sort: str) -> list[Job]:
+    """Return the trials in the order of `sort`. Raise SettingsError if there is no such order."""
+    trials = sorted((job for job in jobs if job.kind == "trial"), key=lambda job: (job.number, job.repeat))
+    keys = ["score", *SORTS, *(name for name, _ in study.spec["space"])]
+    if sort not in keys:
+        raise SettingsError(f"--sort: expected one of {', '.join(keys)}, found '{sort}'.{near_miss(sort, keys)}")
+    if sort == "score":
+        repeats = ranking.repeats(trials)
+        best = [job for first in ranking.ranked(trials) for job in sorted(repeats[first.number], key=ranking.nmse)]
+        places = {job.id: place for place, job in enumerate(best)}
+        states = list(State)
+        return sorted(trials, key=lambda job: (places.get(job.id, len(places)), states.index(job.state)))
+    if sort in SORTS:
+        return sorted(trials, key=SORTS[sort])
+    return sorted(trials, key=lambda job: _of_parameter(job, sort))
+
+
+def _of_parameter(job: Job, name: str) -> tuple[bool, bool, Any]:
+    """Return what orders trials by a parameter: numbers before texts, and trials without a value last."""
+    value = job.spec.point.get(name) if job.spec else None
+    return value is None, isinstance(value, str), 0 if value is None else value
 
 
 def studies_table(summaries: list[dict[str, Any]]) -> Table:

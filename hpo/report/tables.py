@@ -7,30 +7,32 @@ numbers of a column get their digits, too: the same for all of them.
 import io
 import json
 import math
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import IO, Any
 
 import jinja2
 import pandas
 from markupsafe import Markup
+from rich.box import HEAVY_HEAD
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table as Drawn
 from rich.text import Text
 
-from hpo.text import for_csv, for_markdown, visible
+from hpo.text import for_csv, for_markdown, number_text, visible
 
 PAGE = 30  # rows of a table that a page shows; files have all
 LOW, HIGH = " 95 % low", " 95 % high"  # behind a column's name: the ends of its interval
 NONE = "–"  # of a number that is undefined
 DIGITS = 4  # of the middle number of a column
 MOST = 7  # decimals
-SHORT = 24  # characters of a text that may be cut, at least
+CUT, TEXT = 10, 20  # characters that a text which may be cut, and another one, get at least if they have them
 
 
 def numbers_text(values: Sequence[Any], name: str = "") -> list[str]:
@@ -56,8 +58,8 @@ def numbers_text(values: Sequence[Any], name: str = "") -> list[str]:
 
 
 def cell_text(value: Any) -> str:
-    """Return a value as it is; nothing for None."""
-    return "" if value is None else str(value)
+    """Return a value as people write it; nothing for None."""
+    return "" if value is None else number_text(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,8 @@ class Column:
     text: Callable[[Any], str] | None = None  # of a value that is no text; without one see numbers_text
     interval: bool = False  # rows have the ends of a 95 % interval under name + LOW and name + HIGH
     cuts: bool = False  # a narrow terminal may cut its texts
+    spare: bool = False  # a narrow terminal may leave it out
+    in_title: bool = False  # behind the title of a row that is printed as a list
     style: str = ""  # on a terminal
 
     @property
@@ -147,6 +151,11 @@ def of_records(
     return Table(title=title, columns=columns, rows=rows, name=name, note=note, limit=limit)
 
 
+def uncut(table: Table) -> Table:
+    """Return a table of which a narrow terminal cuts no text."""
+    return replace(table, columns=[replace(column, cuts=False) for column in table.columns])
+
+
 # Terminal
 
 
@@ -172,61 +181,59 @@ def console(*, file: IO[str] | None = None) -> Console:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table. In a pipe or file each row is one line. A terminal breaks lines between words; where the columns
-    do not fit beside each other, each row is a list."""
+    """Print a table. In a pipe or file each row is one line. A terminal breaks lines between words; if it is too narrow
+    for that, the table has no lines between its columns, then no spare columns, then each row is a list."""
     cells = [[visible(cell) for cell in row] for row in table.cells()]
-    widths = _widths(table, cells, console.width if console.is_terminal else 100_000)
+    columns = [[visible(column.head), *(row[index] for row in cells)] for index, column in enumerate(table.columns)]
+    kept, room = list(range(len(columns))), console.width if console.is_terminal else 100_000
+    spare = [index for index in kept if table.columns[index].spare]
+    widths = _widths(table, columns, kept, room - 3 * len(kept) - 1)
+    has_lines = widths is not None
+    while widths is None and (widths := _widths(table, columns, kept, room - 2 * (len(kept) - 1))) is None and spare:
+        kept.remove(spare.pop())
     if widths is None:
         _print_lists(console, table, cells)
         return
-    drawn = Drawn(title=table.title, title_justify="left")
-    for column, width in zip(table.columns, widths, strict=True):
-        justify, overflow = "left" if column.left else "right", "ellipsis" if column.cuts else "fold"
-        drawn.add_column(
-            column.head,
-            justify=justify,  # type: ignore[arg-type]
-            header_style=column.style,
-            style=column.style,
-            overflow=overflow,  # type: ignore[arg-type]
-            no_wrap=column.cuts,
-            width=width,
-        )
+    drawn = Drawn(title=table.title, title_justify="left", box=HEAVY_HEAD if has_lines else None)
+    if not has_lines:
+        drawn.padding, drawn.pad_edge, drawn.header_style = (0, 2, 0, 0), False, "bold underline"
+    for index, width in zip(kept, widths, strict=True):
+        column = table.columns[index]
+        head = _broken(columns[index][0], width)
+        drawn.add_column(head, style=column.style, width=width, no_wrap=column.cuts)
+        drawn.columns[-1].justify = "left" if column.left else "right"
+        drawn.columns[-1].overflow = "ellipsis" if column.cuts else "fold"
     for row, line in zip(table.rows, cells, strict=True):
         if row.rule:
             drawn.add_section()
-        drawn.add_row(*line, style=row.style)
+        drawn.add_row(*(line[index] for index in kept), style=row.style)
     width = console.width
     try:
-        console.width = max(width, sum(widths) + 3 * len(widths) + 1)  # a pipe's rows may be longer
+        console.width = max(width, sum(widths) + 3 * len(widths) + 1) if has_lines else width  # a pipe's rows are whole
         console.print(drawn)
     finally:
         console.width = width
 
 
-def text(*printed: Table) -> str:
-    """Return tables as a text file has them."""
-    with io.StringIO() as file:
-        for table in printed:
-            print_table(console(file=file), table)
-        return file.getvalue()
-
-
-def _widths(table: Table, cells: Sequence[Sequence[str]], room: int) -> list[int] | None:
-    """Return the widths of the columns, in characters; None if `room` is too small for whole words."""
-    heads = [column.head for column in table.columns]
-    columns = [[row[index] for row in cells] for index in range(len(heads))]
-    least = [_longest([head, *column], str.split) for head, column in zip(heads, columns, strict=True)]
-    for index, column in enumerate(table.columns):
-        if column.cuts:
-            least[index] = min(least[index], max(SHORT, _longest([column.head], str.split)))
-    spare = room - 3 * len(heads) - 1 - sum(least)
+def _widths(table: Table, columns: Sequence[Sequence[str]], kept: Sequence[int], room: int) -> list[int] | None:
+    """Return the widths of the columns `kept` (each its head and cells), together at most `room` characters; None if
+    words or numbers would be cut."""
+    least, whole, with_heads = [], [], []
+    for index in kept:
+        column, (head, *cells) = table.columns[index], columns[index]
+        widest = _longest(cells, str.splitlines)
+        need = widest
+        if column.left:
+            need = min(widest, CUT) if column.cuts else max(_longest(cells, str.split), min(widest, TEXT))
+        least.append(max(need, _longest([head.replace("_", "_ ")], str.split)))
+        whole.append(max(widest, least[-1]))
+        with_heads.append(max(whole[-1], cell_len(head)))
+    spare = room - sum(least)
     if spare < 0:
         return None
-    whole = [_longest(column, str.splitlines) for column in columns]  # cells before heads: numbers stay on one line
-    with_heads = [max(width, cell_len(head)) for width, head in zip(whole, heads, strict=True)]
     widths = least
-    for wanted in (whole, with_heads):
-        for index in sorted(range(len(heads)), key=lambda index: wanted[index] - widths[index]):
+    for wanted in (with_heads, whole) if sum(with_heads) <= room else (whole, with_heads):  # numbers before heads
+        for index in sorted(range(len(widths)), key=lambda index: wanted[index] - widths[index]):
             more = min(spare, max(0, wanted[index] - widths[index]))
             widths[index] += more
             spare -= more
@@ -237,19 +244,38 @@ def _longest(texts: Sequence[str], parts: Callable[[str], list[str]]) -> int:
     return max((cell_len(part) for text in texts for part in parts(text)), default=0)
 
 
+def _broken(head: str, width: int) -> str:
+    """Return a head in lines of at most `width` characters, broken behind spaces and underscores."""
+    lines = [""]
+    for part in re.split(r"(?<=[ _])", head):
+        if cell_len(lines[-1] + part.rstrip()) <= width:
+            lines[-1] += part
+        else:
+            lines.append(part)
+    return "\n".join(line.rstrip() for line in lines).lstrip("\n")
+
+
 def _print_lists(console: Console, table: Table, cells: Sequence[Sequence[str]]) -> None:
     """Print each row as a list of its values, the first one as its title."""
     console.print(Text(table.title, style="italic"))
-    first, *others = table.columns
-    for row, (title, *line) in zip(table.rows, cells, strict=True):
-        console.print(Text(f"{first.head} {title}".strip(), style=row.style or "bold"))
+    for row, line in zip(table.rows, cells, strict=True):
+        behind = [cell for column, cell in zip(table.columns, line, strict=True) if column.in_title]
+        console.print(Text(" ".join([table.columns[0].head, line[0], *behind]).strip(), style=row.style or "bold"))
         listed = Drawn.grid(padding=(0, 2, 0, 0))
         listed.add_column(overflow="fold")
         listed.add_column(overflow="fold", ratio=1)
-        for column, cell in zip(others, line, strict=True):
-            if cell:
-                listed.add_row(f"  {column.head}", cell.replace("\n", " "))
+        for column, cell in zip(table.columns[1:], line[1:], strict=True):
+            if cell and not column.in_title:
+                listed.add_row(f"  {column.head}", cell.replace("\n", " ").rstrip())
         console.print(listed)
+
+
+def text(*printed: Table) -> str:
+    """Return tables as a text file has them."""
+    with io.StringIO() as file:
+        for table in printed:
+            print_table(console(file=file), table)
+        return file.getvalue()
 
 
 # Pages

@@ -43,7 +43,10 @@ def winners_table(closed: list[Closed]) -> Table:
             blank = dict.fromkeys((*first, *SCORES.values()), "")
             lines.append(blank | {"split": "validation, repeats", "NMSE": spread})
         rows += [Row(values=line, style="" if study else "dim") for line in lines]
-    columns = [Column(name=name, left=name != "parameters") for name in ("model", "weights", "parameters", "split")]
+    columns = [
+        Column(name=name, left=name != "parameters", spare=name in ("weights", "parameters"))
+        for name in ("model", "weights", "parameters", "split")
+    ]
     title = "Comparison: the best of each, selected on the validation split"
     return Table(title=title, columns=[*columns, *score_columns(closed[0][0].facts.data.unit)], rows=rows)
 

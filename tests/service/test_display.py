@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hpo.queue import NewJob, Queue
 from hpo.report import tables
-from hpo.report.display import Progress
+from hpo.report.progress import Progress
 
 SPEC = records.spec(training={"epochs": 10})
 
