@@ -27,7 +27,7 @@ from hpo.report.answers import (
 )
 from hpo.scores import analysis
 from hpo.scores.evidence import Closed, Evidence, Winner
-from hpo.study.claims import Claim, shipped
+from hpo.study.claims import Claim
 from hpo.text import score_text
 
 NEVER = 1e9  # epochs: of a network that was not trained to its convergence
@@ -39,9 +39,8 @@ def answers(evidence: Evidence) -> list[Answer]:
 
 
 def asked(evidence: Evidence) -> list[Claim]:
-    """Return the claims of the studies' files, each once; if none has any, those of the source study."""
-    own = [closed.row.facts.claims or () for closed in evidence.closed]
-    return list(dict.fromkeys(chain.from_iterable(own)) or shipped())
+    """Return the claims of the studies' files, each once."""
+    return list(dict.fromkeys(chain.from_iterable(closed.row.facts.claims or () for closed in evidence.closed)))
 
 
 def compare(evidence: Evidence, claim: Claim) -> list[Answer]:

@@ -47,10 +47,10 @@ class Document:
 
     @property
     def tables(self) -> list[Table]:
-        """All tables, that of the questions first."""
+        """All tables, that of the claims first."""
         asked = Table(
             name="answers",
-            title="Questions and claims",
+            title="Claims",
             columns=[Column(name=name, left=True) for name in ("question", "answer", "because")],
             rows=[Row(values=answer.__dict__) for answer in self.answers],
             limit=len(self.answers),

@@ -76,12 +76,12 @@ def _summary(evidence: Evidence) -> list[str]:
     ends = analysis.interval(evidence.samples(first.predicted)["r2"])
     r2, low, high, least = (score_text(value, ".4f") for value in (test.r2, *ends, worst))
     return [
-        head,
         f"Selected: {first.title}, with {first.entry.parameters:,} parameters. It explains {percent(test.r2)} "
         f"of the variance of the labels (R² {r2}, 95 % interval {low} to {high}, mean over {over}; least {component}: "
         f"{least}). A cubic polynomial in the volume fraction alone explains {percent(cubic)}, the "
         f"mean of the training labels {percent(mean)}. The selected model is "
         f"{claims.against_volume_fraction(evidence, first)}.",
+        head,
     ]
 
 
@@ -136,6 +136,7 @@ def _models(evidence: Evidence) -> Section:
         on_test.append({"model": BASELINES[name], "weights": "", "verdict": "", "validation NMSE": nmse, **scores})
     of_test = tables.of_records(
         sorted(on_test, key=lambda record: record["validation NMSE"]),
+        left=("weights", "verdict"),
         name="models-test",
         title="Selected models on the test split",
         note="In the order of the validation split, which selected them; all other scores are of the test split. "
@@ -311,6 +312,7 @@ def _origin(evidence: Evidence) -> Section:
         name="origin",
         title="Data, settings, versions",
         texts=dict.fromkeys(origins, number_text),
+        left=list(origins),
         limit=len(keys),
     )
     selection = (

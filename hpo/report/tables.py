@@ -32,6 +32,7 @@ LOW, HIGH = " 95 % low", " 95 % high"  # behind a column's name: the ends of its
 NONE = "–"  # of a number that is undefined
 DIGITS = 4  # of the middle number of a column
 MOST = 7  # decimals
+SHEET, LETTER, PADDING = 530.0, 4.1, 7.0  # points: a sheet's width (A4), a digit's in print, that beside a cell
 CUT, TEXT = 10, 20  # characters that a text which may be cut, and another one, get at least if they have them
 
 
@@ -134,16 +135,17 @@ def of_records(
     note: str = "",
     keys: Sequence[str] = (),
     texts: Mapping[str, Callable[[Any], str]] | None = None,
+    left: Sequence[str] = (),
     limit: int = PAGE,
 ) -> Table:
     """Return a table of flat dictionaries: a column for each of `keys`, or for each key in order of appearance.
 
     Keys that end with LOW and HIGH are the interval of the column before them. `texts`: how the values of a column are
-    written, by its key.
+    written, by its key. `left`: keys of words, as the first one is.
     """
     keys = keys or list(dict.fromkeys(key for record in records for key in record))
     columns = [
-        Column(name=key, left=key == keys[0], text=(texts or {}).get(key), interval=key + LOW in keys)
+        Column(name=key, left=key in (keys[0], *left), text=(texts or {}).get(key), interval=key + LOW in keys)
         for key in keys
         if not key.endswith((LOW, HIGH))
     ]
@@ -295,17 +297,41 @@ def page(template: str, **values: Any) -> str:
 
 
 def html(table: Table) -> Markup:
-    """Return the HTML of a table's first rows; its class is "words" if all columns are aligned to the left."""
+    """Return the HTML of a table's first rows; one that is wider than a sheet of paper is several tables below each
+    other, all of which begin with its first column."""
+    cells = table.cells(table.limit)
+    columns = [[column.head, *(row[index] for row in cells)] for index, column in enumerate(table.columns)]
+    parts: list[list[int]] = [[]]
+    room = 0.0
+    for index in range(1, len(columns)):
+        points = _points(table.columns[index], columns[index])
+        if points > room and (parts[-1] or index == 1):
+            parts += [[]] if parts[-1] else []
+            room = SHEET - _points(table.columns[0], columns[0])
+        parts[-1].append(index)
+        room -= points
+    return Markup("\n").join(_grid(table, cells, [0, *part]) for part in parts)
 
-    def line(tag: str, texts: Sequence[str]) -> Markup:
-        return Markup("<tr>{}</tr>").format(
-            Markup("").join(Markup(f"<{tag}>{{}}</{tag}>").format(text) for text in texts)
-        )
 
-    kind = Markup(' class="words"') if all(column.left for column in table.columns) else ""
-    head = line("th", [column.head for column in table.columns])
-    body = Markup("\n").join(line("td", cells) for cells in table.cells(table.limit))
-    return Markup("<table{}>\n<thead>{}</thead>\n<tbody>\n{}\n</tbody>\n</table>").format(kind, head, body)
+def _points(column: Column, texts: Sequence[str]) -> float:
+    """Return the width that a column takes in print, in points; heads and texts are broken between words."""
+    head, *cells = texts
+    least = _longest([head.replace("_", "_ "), *cells], str.split)
+    width = max(least, min(TEXT, _longest(cells, str.splitlines))) if column.left else _longest(cells, str.splitlines)
+    return LETTER * max(least, width) + PADDING
+
+
+def _grid(table: Table, cells: Sequence[Sequence[str]], kept: Sequence[int]) -> Markup:
+    """Return the HTML of the columns `kept`."""
+
+    def line(tag: str, texts: Sequence[Any]) -> Markup:
+        kinds = [Markup(' class="text"') if table.columns[index].left else "" for index in kept]
+        inner = (Markup("<{0}{1}>{2}</{0}>").format(tag, kind, text) for kind, text in zip(kinds, texts, strict=True))
+        return Markup("<tr>{}</tr>").format(Markup("").join(inner))
+
+    heads = [Markup("_<wbr>").join(table.columns[index].head.split("_")) for index in kept]
+    body = Markup("\n").join(line("td", [row[index] for index in kept]) for row in cells)
+    return Markup("<table>\n<thead>{}</thead>\n<tbody>\n{}\n</tbody>\n</table>").format(line("th", heads), body)
 
 
 def markdown(table: Table) -> str:

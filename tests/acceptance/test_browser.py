@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import browser
 import cells
@@ -40,6 +41,7 @@ class Ran:
     result: ClosingResult  # of its closing
     model: str  # id of the best trial's
     uri: str
+    report: Path  # folder of the report of both
 
     def run(self, run_id: str, path: str = "") -> str:
         return f"{self.uri}/#/experiments/{self.facts.experiment_id}/runs/{run_id}{path}"
@@ -57,6 +59,7 @@ def ran(services, tmp_path_factory) -> Iterator[Ran]:
     (folder / "both.toml").write_text('sequence = ["single.toml", "pages.toml"]')
     with fresh_database(services) as url, closing(Shell(folder / "home", url, services.tracking_uri)) as shell:
         output = shell.hpo("run", "--study", folder / "both.toml", "--trainers", 1)
+        shell.hpo("report", "-o", folder / "report")
         (close,) = [job for job in shell.queue.jobs("pages") if job.kind == "closing"]
         jobs = shell.trials("pages")
         (best,) = [job for job in jobs if job.number == close.closing.winner.number]
@@ -68,6 +71,7 @@ def ran(services, tmp_path_factory) -> Iterator[Ran]:
             result=close.closing,
             model=best.result.model_id,
             uri=services.tracking_uri,
+            report=folder / "report",
         )
 
 
@@ -167,6 +171,28 @@ def test_the_registered_models_page_explains_each_version(driver, ran):
     version = f"{ran.uri}/#/models/{name}/versions/{winner.version}"
     text = shows(driver, version, "this model", "mean of the training labels", "Inputs (1)")
     assert "of the study pages (filters = " in text
+
+
+# The tables that end beyond the page, and the cells whose text is wider than they are.
+CUT = """
+const page = document.documentElement.clientWidth + 1;
+const tables = [...document.querySelectorAll('table')].filter(each => each.getBoundingClientRect().right > page);
+const cells = [...document.querySelectorAll('th, td')].filter(each => each.scrollWidth > each.clientWidth + 1);
+return [...tables, ...cells].map(each => each.innerText.slice(0, 80));
+"""
+
+
+def test_a_report_begins_with_the_result_and_cuts_no_column_on_screen_or_in_print(ran):
+    with browser.chromium(size=(1440, 900)) as driver:
+        driver.get((ran.report / "report.html").as_uri())
+        text = browser.text(driver)
+        title, first = [line for line in text.splitlines() if line][:2]
+        assert title == "single, pages on tiny" and first.startswith("Selected: ")
+        assert "Selected models on the test split" in text and "Claims" not in text, "the studies state none"
+        assert driver.execute_script(CUT) == []
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        browser.resize(driver, (718, 1050))  # pixels of a sheet of A4 without its margins
+        assert driver.execute_script(CUT) == []
 
 
 @pytest.mark.long

@@ -14,6 +14,7 @@ import pandas
 import pytest
 import records
 from mlflow import MlflowClient
+from places import ROOT
 from shell import Shell, fresh_database
 
 from data_pipeline import dataset
@@ -36,7 +37,9 @@ def reported(services, tmp_path_factory):
     grid, plain = cells.study(folder, "tuned", data=data, epochs=EPOCHS), folder / "plain.toml"
     training = f"[training]\nepochs = {EPOCHS}\nlearning_rate = 1e-3\n"
     words = 'description = "a & <script>b</script>"\n'
-    plain.write_text(f'{words}[data]\npath = "{data}"\n[model]\nfamily = "baseline"\n{training}')
+    protocol = (ROOT / "hpo/studies/protocol.toml").read_text()
+    claims = protocol[protocol.index("[[claims]]") :]
+    plain.write_text(f'{words}[data]\npath = "{data}"\n[model]\nfamily = "baseline"\n{training}{claims}')
     with fresh_database(services) as url:
         shell = Shell(folder / "home", url, services.tracking_uri)
         try:

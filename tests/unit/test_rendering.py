@@ -166,3 +166,13 @@ def test_a_run_says_how_long_everything_takes_and_how_to_get_a_first_result():
     assert announcement(Recorded("grid").at(5.0), [], [], program="hpo")[0].startswith(
         "How long everything takes is not"
     )
+
+
+def test_a_table_that_is_wider_than_a_sheet_is_several_and_none_is_wider():
+    heads = ["model", *(f"a_parameter_{index}" for index in range(30))]
+    records = [{head: 0.001234 * index for index, head in enumerate(heads)} | {"model": "a name of some words"}]
+    page = tables.html(tables.of_records(records, title="t"))
+    parts = re.findall(r"<table>.*?</table>", page, re.DOTALL)
+    assert 3 <= len(parts) <= 6 and all(part.count(">model</th>") == 1 for part in parts)
+    assert page.count("a_<wbr>parameter_<wbr>") == 30, "each column once"
+    assert len(re.findall("<table>", tables.html(tables.of_records(records, title="t", keys=heads[:5])))) == 1
