@@ -63,7 +63,8 @@ def _best(closed: Closed, records: list[Record], baselines: list[Record]) -> Tab
         "validation split",
         note=note + (" ≈: within the spread of the first." if closed.study.repeats > 1 else ""),
         keys=[key for key in records[0] if key not in ("run_id", "state")],
-        texts=dict.fromkeys(_parameters(closed), number_text),
+        texts=dict.fromkeys(_parameters(closed), tables.cell_text),
+        leading=1 + bool(_parameters(closed)),
     )
 
 
@@ -82,7 +83,8 @@ def _all(evidence: Evidence, closed: Closed, records: list[Record], baselines: l
         title="All configurations by validation MSE, as the source study orders them",
         note="The baseline predictors and configurations without a score stand last.",
         keys=[_counter(closed), *_parameters(closed), mse, NMSE, "R²", "NRMSE", "state"],
-        texts=dict.fromkeys(_parameters(closed), number_text),
+        texts=dict.fromkeys(_parameters(closed), tables.cell_text),
+        leading=1 + bool(_parameters(closed)),
     )
 
 

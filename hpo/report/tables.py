@@ -115,6 +115,7 @@ class Table:
     name: str = ""  # of its files
     note: str = ""
     limit: int = PAGE  # rows on a page
+    leading: int = 1  # columns that say what a row is
 
     @property
     def left_out(self) -> int:
@@ -137,6 +138,7 @@ def of_records(
     texts: Mapping[str, Callable[[Any], str]] | None = None,
     left: Sequence[str] = (),
     limit: int = PAGE,
+    leading: int = 1,
 ) -> Table:
     """Return a table of flat dictionaries: a column for each of `keys`, or for each key in order of appearance.
 
@@ -150,7 +152,7 @@ def of_records(
         if not key.endswith((LOW, HIGH))
     ]
     rows = [Row(values=record) for record in records]
-    return Table(title=title, columns=columns, rows=rows, name=name, note=note, limit=limit)
+    return Table(title=title, columns=columns, rows=rows, name=name, note=note, limit=limit, leading=leading)
 
 
 def uncut(table: Table) -> Table:
@@ -298,19 +300,18 @@ def page(template: str, **values: Any) -> str:
 
 def html(table: Table) -> Markup:
     """Return the HTML of a table's first rows; one that is wider than a sheet of paper is several tables below each
-    other, all of which begin with its first column."""
+    other, all of which begin with its leading columns."""
     cells = table.cells(table.limit)
-    columns = [[column.head, *(row[index] for row in cells)] for index, column in enumerate(table.columns)]
+    texts = [[column.head, *(row[index] for row in cells)] for index, column in enumerate(table.columns)]
+    widths = [_points(column, own) for column, own in zip(table.columns, texts, strict=True)]
+    leading = list(range(table.leading))
+    room = SHEET - sum(widths[: table.leading])
     parts: list[list[int]] = [[]]
-    room = 0.0
-    for index in range(1, len(columns)):
-        points = _points(table.columns[index], columns[index])
-        if points > room and (parts[-1] or index == 1):
-            parts += [[]] if parts[-1] else []
-            room = SHEET - _points(table.columns[0], columns[0])
+    for index in range(table.leading, len(widths)):
+        if parts[-1] and sum(widths[own] for own in parts[-1]) + widths[index] > room:
+            parts.append([])
         parts[-1].append(index)
-        room -= points
-    return Markup("\n").join(_grid(table, cells, [0, *part]) for part in parts)
+    return Markup("\n").join(_grid(table, cells, [*leading, *part]) for part in parts)
 
 
 def _points(column: Column, texts: Sequence[str]) -> float:

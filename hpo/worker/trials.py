@@ -165,7 +165,10 @@ class Trials:
         if trainer.process.killed is None and self._folder.lacks_room():
             self._wait_for_room(job, f"no room on the disk ({reason})")
         else:
-            log.warning("%s: worker lost, attempt %d of %d: %s", job.title, job.attempt, ATTEMPTS, reason)
+            if counts:
+                log.warning("%s: worker lost, attempt %d of %d: %s", job.title, job.attempt, ATTEMPTS, reason)
+            else:  # while the worker leaves
+                log.warning("%s: handed back without its newest epochs: %s", job.title, reason)
             self._leases.return_soon(job, reason, counts=counts)
 
     # The suggester

@@ -14,6 +14,7 @@ from hpo.planning.preparation import prepare
 from hpo.queue import ATTEMPTS
 from hpo.report import comparison
 from hpo.tracking.client import Tracker
+from models.metrics import SCORES, Scores
 
 pytestmark = pytest.mark.acceptance
 
@@ -241,7 +242,8 @@ def test_trials_that_are_not_done_show_what_they_have(here, tmp_path, data):
 
 
 def test_scores_that_do_not_exist_are_left_out():
-    scores = dict.fromkeys(comparison.SCORES) | {"mse": 2.0, "per_target": {"nmse": [None, 0.5], "r2": [None, None]}}
+    means = dict.fromkeys(SCORES) | {"mse": 2.0}
+    scores = Scores(**means, per_target={"nmse": [None, 0.5], "r2": [None, None]})
     sections = comparison._score_sections({}, scores, scores, ["C11", "C12"])
     assert {key: value for each in sections.values() for key, value in each.items()} == {
         "best_val_nmse/C12": 0.5,

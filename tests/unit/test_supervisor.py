@@ -716,13 +716,14 @@ def test_a_stopped_worker_hands_its_trial_back_with_the_checkpoint(bench):
     ]
 
 
-def test_a_trainer_that_does_not_hand_back_in_time_is_killed_and_no_attempt_counts(bench):
+def test_a_trainer_that_does_not_hand_back_in_time_is_killed_and_no_attempt_counts(bench, caplog):
     bench.training()
     bench.supervisor.ending.stop("SIGTERM")
     bench.steps(STOP_GRACE - 0.5)
     assert not bench.processes[0].killed
     assert bench.steps(3) is False
     assert bench.of("give back") == [("give back", 1, "stopped: SIGTERM", False)]
+    assert "handed back without its newest epochs: stopped" in caplog.text and "worker lost" not in caplog.text
 
 
 def test_a_second_ctrl_c_ends_at_once(bench):
