@@ -1,16 +1,24 @@
-"""This machine and its user, as runs and messages name them."""
+"""This machine, its user and that user's limits, as runs and messages name them."""
 
+import errno
 import getpass
 import os
 import platform
+import resource
 import socket
 import subprocess
+import threading
 import time
+from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+from data_pipeline.cores import control_groups
 from hpo.text import utf8
+
+LIMITED = "No more processes or threads may be started here."
+_LIMIT = ("can't start new thread", "Resource temporarily unavailable", f"[Errno {errno.EAGAIN}]")  # as errors say it
 
 
 @lru_cache(maxsize=1)
@@ -37,6 +45,39 @@ def _user() -> str:
         return utf8(getpass.getuser())
     except (KeyError, OSError):
         return str(os.getuid())
+
+
+def is_limit(error: BaseException | None) -> bool:
+    """Return whether a limit on processes and threads is behind the error, by its words or those of its causes."""
+    while error is not None:
+        if any(words in str(error) for words in _LIMIT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def may_start(count: int) -> bool:
+    """Return whether so many more threads may be started, which is tried; processes count as threads do."""
+    end = threading.Event()
+    try:
+        for _ in range(count):
+            threading.Thread(target=end.wait, daemon=True).start()
+    except RuntimeError:
+        return False
+    finally:
+        end.set()
+    return True
+
+
+def limits(root: Path = Path("/")) -> str:
+    """Return the limits on processes and threads here, and what to do, as further sentences of a message."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    names = [f"{soft} (ulimit -u)"] if soft != resource.RLIM_INFINITY and os.geteuid() != 0 else []
+    for folder in control_groups("pids", root):
+        with suppress(OSError, ValueError):  # none: the file is missing, or holds "max"
+            names.append(f"{int((folder / 'pids.max').read_text(encoding='utf-8'))} (pids.max of {folder})")
+    reached = f" The limits here: {', '.join(names)}." if names else ""
+    return f"{reached} Raise the limit, or start fewer at once (--trainers). Then the same command goes on."
 
 
 def _processor() -> str:

@@ -52,7 +52,7 @@ assert set(VARIABLES) == {field.name for field in fields(Settings)}
 def read(environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings from the environment. Raises SettingsError naming the variable, what it held and what it may hold."""
     raw = {name: environment.get(variable) or default for name, (variable, default) in VARIABLES.items()}
-    path = Path(raw["credentials"]).expanduser().absolute() if raw["credentials"] else None
+    path = _path("HPO_CREDENTIALS", raw["credentials"]) if raw["credentials"] else None
     if path is not None:
         for key, value in credentials.read(path).items():
             if raw[key] not in (None, value):  # or the file's password would go to another server
@@ -86,7 +86,7 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
             where = VARIABLES[key][0] if environment.get(VARIABLES[key][0]) else f"{key} in {path}"
             raw[key] = _database_url(where, url)
     return Settings(
-        home=Path(raw["home"] or "mlruns").expanduser().absolute(),
+        home=home_folder(environment),
         credentials=path,
         database_url=raw["database_url"],
         tracking_uri=raw["tracking_uri"],
@@ -99,6 +99,22 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         hang_timeout=_number("HPO_HANG_TIMEOUT", raw["hang_timeout"], minimum=1),
         mlflow_database_url=raw["mlflow_database_url"],
     )
+
+
+def home_folder(environment: Mapping[str, str]) -> Path:
+    """Return HPO_HOME. Raise SettingsError."""
+    variable, default = VARIABLES["home"]
+    return _path(variable, environment.get(variable) or str(default))
+
+
+def _path(variable: str, text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise SettingsError(
+            f"{variable}: expected a path, found {text!r}, and the home folder of that user is unknown. Write the path "
+            "without ~, or set HOME."
+        ) from None
 
 
 def _is_postgres(url: str) -> bool:

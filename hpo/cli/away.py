@@ -22,7 +22,11 @@ def database(error: Exception) -> str:
             f"The database is read-only at the moment: {text}. A failover, maintenance, or a full disk of its server? "
             "Nothing was changed; when it takes changes again, the same command goes on."
         )
-    if (home := _embedded()) is None:
+    home = _embedded()
+    if "No space left on device" in text:
+        where = f"of {home} (HPO_HOME)" if home is not None else "of the database's server"
+        return f"The disk {where} is full: {text}. Make room there. Nothing was changed; the same command goes on."
+    if home is None:
         return f"The database cannot be reached: {text}. Is HPO_DATABASE_URL right, and is it up?{_set_for_postgres()}"
     return (
         f"The Postgres of {home} (HPO_HOME) does not answer as it should: {text}. Its log: {home}/logs/postgres.log. "

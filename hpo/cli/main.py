@@ -12,9 +12,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 
+from hpo import machine
 from hpo.cli import away, completion, data, models, options, results, services, studies, terminal
+from hpo.cli.usage import Parser
 from hpo.errors import DatabaseUnreachable, SettingsError, TrackingUnreachable, UserError
+from hpo.settings import home_folder
 from hpo.text import visible
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -46,13 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[Messages()])
     logging.getLogger("hpo").setLevel(logging.INFO)
     try:
-        _require_folder()
+        _require_folders()
         code = options.function(options)
         sys.stdout.flush()
         return int(code or 0)
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
+        if machine.may_start(1):
+            print("Interrupted.", file=sys.stderr)
+            return 130
+        print(f"hpo: {machine.LIMITED}{machine.limits()}", file=sys.stderr)  # numpy's OpenBLAS raised the signal
+        return 1
     except Exception as error:
         if text := message(error):
             print(f"hpo: {text}", file=sys.stderr)
@@ -62,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; its result has the command's function as `function`."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="hpo",
         description="Search hyperparameters of networks that predict a microstructure's stiffness tensor; every trial "
         "is tracked in MLflow, the best model is promoted and can be downloaded.",
@@ -82,12 +89,16 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _require_folder() -> None:
-    """Raise SettingsError if paths cannot be relative to anything."""
+def _require_folders() -> None:
+    """Have a current folder and a home folder: HPO_HOME for a user without one. Raise SettingsError."""
     try:
         os.getcwd()
     except FileNotFoundError:
         raise SettingsError("The current folder was removed, perhaps made again: change into one (cd).") from None
+    try:
+        Path.home()
+    except RuntimeError:  # HOME is unset, and /etc/passwd does not name the user, as in some containers
+        os.environ["HOME"] = str(home_folder(os.environ))
 
 
 class Messages(logging.Handler):
@@ -100,6 +111,13 @@ class Messages(logging.Handler):
 
 def message(error: Exception) -> str | None:
     """Return the message of an error that the user can correct; None for a fault of hpo."""
+    if machine.is_limit(error):
+        text = _message(error) or machine.LIMITED
+        return f"{text.strip().rstrip('.')}.{machine.limits()}"
+    return _message(error)
+
+
+def _message(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, DatabaseUnreachable):

@@ -38,13 +38,14 @@ def _show_status(state: "api.Status", *, watch: bool) -> None:
     from rich.live import Live
 
     from hpo.report import tables
+    from hpo.report.display import is_live
 
     console = tables.console()
     if not watch:
         console.print(_render(state))
         return
     with suppress(KeyboardInterrupt):
-        if not console.is_terminal:
+        if not is_live(console):
             while not terminal.gone():
                 console.print(_render(state))
                 time.sleep(WATCH_INTERVAL)

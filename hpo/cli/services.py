@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         "ADDRESS",
         "serve other machines at this address of this one, with access control; 127.0.0.1 serves none (default: as it "
         "was, at first 127.0.0.1)",
-    )
+    ),
+    flag("--show-credentials", "print the export lines for a notebook on a terminal, too; one holds a password"),
 )
 def up(options: argparse.Namespace) -> int:
     """Start the embedded Postgres and MLflow server, or say where they are."""
@@ -34,7 +35,7 @@ def up(options: argparse.Namespace) -> int:
         file = shlex.quote(f"{socket.gethostname()}:{services.credentials}")
         terminal.exactly(f"scp {file} ~/hpo-credentials.toml\nexport HPO_CREDENTIALS=~/hpo-credentials.toml\n")
     elif settings.read().embedded:
-        terminal.exactly(f"{api.export_lines(services)}\n")
+        terminal.exports(services, asked=options.show_credentials)
     return 0
 
 

@@ -73,8 +73,8 @@ def run(options: argparse.Namespace) -> int:
         tables.print_table(console, winners.winners_table(studies))
         console.print(f"All their trials side by side:\n  compare: {link}", soft_wrap=True)
     if done.are_services_started:
-        console.print("Postgres and the MLflow server keep running (`hpo down` stops them). For a notebook:")
-        console.print(api.export_lines(done.services), soft_wrap=True)
+        print("Postgres and the MLflow server keep running (`hpo down` stops them).")
+        terminal.exports(done.services)
     if done.outcomes[-1].stopped:
         return STOPPED
     return 0 if all(outcome.succeeded for outcome in done.outcomes) else 1

@@ -4,9 +4,13 @@ import errno
 import io
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hpo import api
 from hpo.text import visible
+
+if TYPE_CHECKING:
+    from hpo.api import Services
 
 
 class Output(io.TextIOWrapper):
@@ -83,12 +87,21 @@ def exactly(text: str) -> None:
     getattr(sys.stdout, "exactly", sys.stdout.write)(text)
 
 
+def exports(services: "Services", *, asked: bool = False) -> None:
+    """Print the lines that a notebook needs to reach the services, one of which holds a password: not on a terminal,
+    which others may see or record, unless it is asked for."""
+    if asked or services.credentials or not sys.stdout.isatty():
+        exactly(f"{api.export_lines(services)}\n")
+    else:
+        print("For a notebook, `hpo up --show-credentials` prints the lines to export; one holds the password.")
+
+
 def gone() -> bool:
     """Whether the reader of standard output has gone."""
     return getattr(sys.stdout, "gone", False)
 
 
 def progress(text: str) -> None:
-    """Print a line on standard error that replaces itself; nothing in a pipe."""
-    if sys.stderr.isatty():
+    """Print a line on standard error that replaces itself; nothing in a pipe, or where a line cannot be replaced."""
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         print(f"\r\033[K{text}", end="", file=getattr(sys.stderr, "plain", sys.stderr), flush=True)

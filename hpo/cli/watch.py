@@ -14,7 +14,7 @@ from hpo.api import Begun, Details, Outcome, Stop, Watch
 from hpo.cli.options import say
 from hpo.planning.preparation import Plan
 from hpo.report import results
-from hpo.report.display import Display
+from hpo.report.display import Display, is_live
 from hpo.report.progress import Progress
 from hpo.text import duration
 
@@ -48,9 +48,9 @@ class Terminal(Watch):
     def begin(self, begun: Begun) -> None:
         if self.is_run:
             print_head(self.console, begun)
-        if self.console.is_terminal:
-            logging.getLogger("hpo").setLevel(logging.WARNING)  # the display shows the events
         self._display = Display(Progress(begun.queue, begun.row), self.console)
+        if is_live(self.console):
+            logging.getLogger("hpo").setLevel(logging.WARNING)  # the display shows the events
         self._display.__enter__()
         if self.is_run and not self._is_announced:
             self._begun, self._began = begun, time.monotonic()

@@ -97,7 +97,7 @@ class Display:
 
     def __init__(self, progress: Progress, console: Console) -> None:
         self.progress, self.console = progress, console
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._live = Live(console=console, auto_refresh=False, transient=True) if is_live(console) else None
         self._next = 0.0
 
     def __enter__(self) -> "Display":
@@ -125,6 +125,11 @@ class Display:
         else:
             self.console.print(self.progress.line() + (f" ({trouble})" if trouble else ""), soft_wrap=True)
         return is_read
+
+
+def is_live(console: Console) -> bool:
+    """Return whether the console can replace what it has shown; a terminal that cannot move its cursor gets lines."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def _about(worker: Present | None) -> str:

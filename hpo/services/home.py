@@ -56,11 +56,15 @@ class Home:
 
 
 def resolved(path: Path) -> Path:
-    """HPO_HOME without symbolic links. ServiceError if it is a link of another user, who may lead it anywhere."""
+    """HPO_HOME without symbolic links. ServiceError if it is a link of another user, who may lead it anywhere, or has a
+    line end in its name, which Postgres refuses."""
     if path.is_symlink():
         with suppress(FileNotFoundError):  # what it leads to is made
             require_ours(path)
-    return path.resolve()
+    whole = path.resolve()
+    if {"\n", "\r"} & set(str(whole)):
+        raise ServiceError(f"HPO_HOME: expected a path on one line, found {str(whole)!r}. Rename the folder.")
+    return whole
 
 
 def read(path: Path) -> Home | None:

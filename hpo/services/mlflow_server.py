@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote
 
 import psutil  # type: ignore[import-untyped]
 
@@ -180,13 +181,27 @@ def _life(home: Home) -> Path:
 def _embedded_arguments(home: Home) -> list[str]:
     assert home.mlflow_port is not None
     served = Served(f"{home.host}:{home.mlflow_port}", str(_environment_file(home))) if home.listen else None
-    artifacts = home.artifacts.as_uri()
+    artifacts = _artifacts_uri(home)
     return arguments(host=home.host, port=home.mlflow_port, artifacts=artifacts, served=served, identity=home.identity)
 
 
 def _temporary(home: Home) -> Path:
     """Current folder of the server's processes: the system follows it when the home is moved."""
     return home.services / "tmp"
+
+
+def _artifacts_uri(home: Home) -> str:
+    """Return where the server keeps artifacts.
+
+    MLflow decodes the path of a URI, and once more when it deletes: there %41 in a folder's name becomes an A. Linux
+    knows the server's current folder by another name.
+    """
+    if unquote(str(home.artifacts)) == str(home.artifacts) or not Path("/proc/self/cwd").exists():
+        return home.artifacts.as_uri()
+    link = _temporary(home) / "artifacts"
+    if not link.is_symlink():
+        link.symlink_to(Path("..", "..", "artifacts"))
+    return f"file:///proc/self/cwd/{link.name}"
 
 
 def _environment_file(home: Home) -> Path:

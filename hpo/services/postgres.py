@@ -5,6 +5,8 @@ The wheel's own launcher trusts pid files, breaks when killed during initdb, and
 
 import importlib.metadata
 import os
+import pwd
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -30,6 +32,7 @@ ROLES = {
 }  # owner of each database that is served
 SERVED = "hpo"  # the one database that other machines reach
 ROOT_RUNS_AS = "nobody"  # Postgres refuses root
+ROOM = 70_000_000  # bytes that a new database takes
 START_TIMEOUT = 120.0  # seconds; recovery after a crash replays up to max_wal_size
 STOP_TIMEOUT = 30  # seconds for a fast shutdown, and again for an immediate one
 SETTINGS = {
@@ -243,6 +246,7 @@ def _run(*command: str | Path, **arguments) -> subprocess.CompletedProcess:
 
 def _initialise(home: Home, binaries: Path, life: int) -> None:
     """Make the data directory elsewhere and rename it: a kill in the middle leaves nothing that looks finished."""
+    _require_user_and_room(home.data.parent)
     new, password = home.data.with_name("postgres.new"), home.data.with_name("password.new")
     shutil.rmtree(new, ignore_errors=True)
     password.unlink(missing_ok=True)
@@ -259,9 +263,35 @@ def _initialise(home: Home, binaries: Path, life: int) -> None:
     )
     password.unlink()
     if made.returncode:
-        raise ServiceError(f"Postgres could not make its database in {home.data}:\n{made.stdout}{made.stderr}")
+        shutil.rmtree(new, ignore_errors=True)
+        raise ServiceError(f"Postgres could not make its database in {home.data}: {_complaint(made)}.")
     new.rename(home.data)
     sync(home.data.parent)
+
+
+def _require_user_and_room(folder: Path) -> None:
+    """Raise ServiceError if Postgres cannot make a database in the folder."""
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        raise ServiceError(
+            f"Postgres makes a database only for a user with a name, and this system has none for the number "
+            f"{os.geteuid()}. Run hpo as a user that /etc/passwd lists (in a container add a line for this number), or "
+            "set HPO_DATABASE_URL and MLFLOW_TRACKING_URI to services elsewhere."
+        ) from None
+    free = shutil.disk_usage(folder).free
+    if free < ROOM:
+        raise ServiceError(
+            f"The disk of {folder} is full: expected {ROOM / 1e6:.0f} MB for a Postgres database, found "
+            f"{free / 1e6:.0f} MB. Make room there, or set HPO_HOME to a folder on another disk."
+        )
+
+
+def _complaint(ended: subprocess.CompletedProcess[str]) -> str:
+    """Return the line of a program's output that says why it ended."""
+    lines = [line.strip() for line in f"{ended.stdout}{ended.stderr}".splitlines() if line.strip()]
+    reasons = [line for line in lines if re.search("FATAL|PANIC|ERROR|error:|could not", line)]
+    return [*reasons[:1], *lines[-1:], f"exit code {ended.returncode}"][0]
 
 
 def _check_version(home: Home) -> None:

@@ -17,12 +17,14 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import psycopg
 
-from hpo import credentials, ownership, surroundings
+from hpo import credentials, machine, ownership, surroundings
 from hpo.errors import ServiceError
 from hpo.services import daemon, mlflow_server, postgres
 from hpo.services import home as homes
 from hpo.services.home import Home
 from hpo.settings import Settings
+
+TASKS = 50  # processes and threads of both services, with some clients at work
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ def up(
             credentials.write(home.credentials, _credentials(home))
             report(f"{home.credentials} was missing: written again, with the passwords in use.")
         return found, False
+    if not machine.may_start(TASKS):
+        raise ServiceError(
+            f"Postgres and the MLflow server take {TASKS} processes and threads, and fewer may be started here."
+            f"{machine.limits()}"
+        )
     try:
         for name in ("services", "logs", "artifacts"):
             ownership.folder(path, name)

@@ -9,6 +9,7 @@ import psycopg
 import requests
 from mlflow.exceptions import MlflowException
 
+from hpo import machine
 from hpo.errors import TrackingUnreachable
 from hpo.text import cut
 from hpo.tracking import foreign
@@ -55,6 +56,10 @@ def server() -> Iterator[None]:
         if (unavailable := meaning(error)) is None:
             raise
         raise unavailable from error
+    except RuntimeError as error:  # MLflow's client starts threads
+        if not machine.is_limit(error):
+            raise
+        raise TrackingUnavailable(f"{machine.LIMITED}{machine.limits()}") from error
 
 
 @contextmanager

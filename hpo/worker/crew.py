@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 
-from hpo import files
 from hpo.errors import ServiceError
 from hpo.queue import Job
 from hpo.recording.trained import Trained
@@ -13,6 +12,7 @@ from hpo.worker.closings import Closings
 from hpo.worker.collaborators import Collaborators
 from hpo.worker.ending import Ending
 from hpo.worker.leases import Leases
+from hpo.worker.processes import last_error
 from hpo.worker.trials import Answers, Trials
 
 START_ATTEMPTS = 3  # trainers in a row that may end before they are ready
@@ -102,7 +102,7 @@ class Crew:
         if not child.ready:
             self._stillborn += 1
             if self._stillborn >= START_ATTEMPTS:
-                end = files.tail(self._log_file, lines=3)
+                end = last_error(self._log_file)
                 raise ServiceError(f"Trainers cannot be started: {reason}. The end of {self._log_file}:\n{end}")
 
     # Their end

@@ -6,16 +6,19 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import dropwhile
 from pathlib import Path
 from typing import IO
 
 from hpo import ownership
+from hpo.text import cut
 from hpo.worker import protocol
 
 # One thread each, unless the study says otherwise: one such trainer per core gets more done than one with many threads.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _ENVIRONMENT["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what deterministic matrix products on a GPU need
 
+LAST_LINES, LONGEST_LINE = 3, 300  # lines of a log and their characters, in a message
 READ = 2**20  # bytes: a process that writes faster than we read must not keep us from everything else
 
 
@@ -105,6 +108,15 @@ class Process:
         name = signal.Signals(-code).name
         hint = ", likely out of memory" if -code == signal.SIGKILL else ""
         return f"{self._module} killed by {name} (exit {128 - code}{hint})"
+
+
+def last_error(log: Path) -> str:
+    """Return the last error in a log, indented: a traceback's message, else the last lines."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (")]
+    after = lines[starts[-1] + 1 :] if starts else lines[-LAST_LINES:]
+    message = list(dropwhile(lambda line: line.startswith(" "), after)) if starts else after
+    return "\n".join("  " + cut(line, LONGEST_LINE) for line in message[:LAST_LINES]) or "  (empty)"
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> list[str]:

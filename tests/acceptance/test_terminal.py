@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import cells
@@ -72,6 +73,47 @@ def test_a_run_without_a_terminal_or_any_output_goes_on_but_a_full_disk_is_said(
         process = hpo(shell, "trials", "--study", "alone", stdout=full, stderr=subprocess.PIPE)
         said = process.communicate(timeout=PATIENCE)[1].decode()
     assert process.returncode == 1 and "No space left on device" in said and "Traceback" not in said
+
+
+def on_a_terminal(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Exit code of a process on a terminal of its own, and what that shows."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(command, env=environment, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    parts = []
+    with suppress(OSError):  # the last process that could write has ended
+        while part := os.read(master, 1 << 16):
+            parts.append(part)
+    os.close(master)
+    return process.wait(PATIENCE), b"".join(parts).decode()
+
+
+@pytest.mark.acceptance
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(shell, data, tmp_path):
+    study = cells.study(tmp_path, "dumb", data=data, epochs=3)
+    command = [*shell.PROGRAM, "run", "--study", str(study)]
+    code, shown = on_a_terminal(command, shell.environment | {"TERM": "dumb"})
+    assert code == 0 and "\x1b" not in shown
+    assert "dumb: 0 of 4 trials done, " in shown and "trial 3 of dumb done: val nmse" in shown
+
+
+def test_a_password_is_shown_on_a_terminal_only_if_it_is_asked_for():
+    code = (
+        "from hpo.cli import terminal; from hpo.api import Services; terminal.take_over(); "
+        "terminal.exports(Services('postgresql://hpo:secret@h/hpo', 'http://h'){}); import sys; sys.stdout.flush()"
+    )
+    shown = {
+        asked: on_a_terminal([sys.executable, "-c", code.format(asked)], dict(os.environ))
+        for asked in ("", ", asked=True")
+    }
+    assert shown[""] == (
+        0,
+        "For a notebook, `hpo up --show-credentials` prints the lines to export; one holds the password.\r\n",
+    )
+    assert "export HPO_DATABASE_URL=postgresql://hpo:secret@h/hpo" in shown[", asked=True"][1]
+    piped = subprocess.run([sys.executable, "-c", code.format("")], capture_output=True, text=True, check=True)
+    assert piped.stdout.startswith("export HPO_DATABASE_URL=postgresql://hpo:secret@h/hpo\n"), "a script reads them"
+    assert main.parser().parse_args(["up", "--show-credentials"]).show_credentials
 
 
 def test_what_a_terminal_would_obey_is_spelled_out():

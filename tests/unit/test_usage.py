@@ -1,0 +1,26 @@
+"""Wrong usage of a command is one message with the word that was meant perhaps, and exit code 2."""
+
+import pytest
+
+from hpo.cli import main
+
+CASES = {
+    "stat": "hpo: COMMAND: expected one of run, worker, ",
+    "stat --json": "found 'stat'. Did you mean 'status'? `hpo --help` shows what there is.",
+    "data mak x": "one of make, check, found 'mak'. Did you mean 'make'? `hpo data --help` shows what there is.",
+    "run --study grid --device cdua": "--device: expected one of cpu, auto, cuda, found 'cdua'. Did you mean 'cuda'?",
+    "run --study grid --epohcs 3": "unexpected: --epohcs 3. Did you mean '--epochs'? `hpo run --help`",
+    "run --study=grid --retyr=1": "unexpected: --retyr=1. Did you mean '--retry'?",
+    "--vresion": "unexpected: --vresion. Did you mean '--version'? `hpo --help`",
+    "studies grid": "hpo: unexpected: grid. `hpo studies --help` shows what there is.",
+    "run": "hpo: the following arguments are required: --study. `hpo run --help` shows what there is.",
+}
+
+
+@pytest.mark.parametrize(("words", "expected"), CASES.items(), ids=list(CASES))
+def test_wrong_usage_is_one_message_and_exit_code_2(capsys, words, expected):
+    with pytest.raises(SystemExit) as error:
+        main.main(words.split())
+    output = capsys.readouterr()
+    assert error.value.code == 2 and output.out == "" and output.err.count("\n") == 1
+    assert expected in output.err
