@@ -15,6 +15,7 @@ from data_pipeline.sources import LARGEST_TENSOR, Notes, part_of
 from data_pipeline.table import LARGEST_LABEL
 
 MOST_NAMED = 5  # rows or columns in a message
+LONGEST_NAME, LONGEST_UNIT = 100, 60  # characters; MLflow takes 250 for the name of a metric
 
 _NOT_IN_NAMES = re.compile(r"[^\w .:-]+")  # MLflow names metrics by the targets, and takes no other characters
 _WITH_UNIT = re.compile(r"(.*\S)\s*\[([^\[\]]+)\]")
@@ -95,10 +96,11 @@ def understand(table: Table, layout: Layout, used: str, notes: Notes) -> Columns
 
 
 def _name_and_unit(column: str) -> tuple[str, str]:
-    """Return the name of a target, without characters that MLflow refuses, and its unit, as in "E [GPa]"."""
+    """Return the name of a target, without what MLflow refuses, and its unit, as in "E [GPa]"; both cut if too long."""
     match = _WITH_UNIT.fullmatch(column)
     name, unit = (match[1], match[2].strip()) if match else (column, "")
-    return " ".join(_NOT_IN_NAMES.sub(" ", name).split()), unit
+    printed = "".join(letter for letter in unit if letter.isprintable())
+    return " ".join(_NOT_IN_NAMES.sub(" ", name).split())[:LONGEST_NAME], printed[:LONGEST_UNIT]
 
 
 def _guess_split(table: Table, used: str) -> str:

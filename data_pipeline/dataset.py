@@ -16,7 +16,7 @@ import numpy as np
 
 from data_pipeline import course, description, understanding
 from data_pipeline.components import COMPONENTS, SYMMETRIES
-from data_pipeline.description import Description
+from data_pipeline.description import UNKNOWN_UNIT, Description
 from data_pipeline.errors import DatasetError
 from data_pipeline.images import LARGEST_SIDE
 from data_pipeline.parts import SplitProblem, extending
@@ -59,7 +59,8 @@ class Dataset:
         transforms, units = layout.transform or {}, layout.units or {}
         stated = {scaled_name(name, transforms): unit for name, unit in units.items()}
         kinds = {scaled_name(name, transforms): f"{kind} " for name, kind in transforms.items()}
-        return {name: kinds.get(name, "") + stated[name] if name in stated else self.unit for name in self.target_names}
+        other = UNKNOWN_UNIT if self.unit == MIXED_UNITS else self.unit
+        return {name: kinds.get(name, "") + stated[name] if name in stated else other for name in self.target_names}
 
     @property
     def is_periodic(self) -> bool:

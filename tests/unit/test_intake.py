@@ -233,6 +233,9 @@ def test_names_have_no_characters_that_mlflow_refuses(tmp_path):
     assert good(tmp_path).dataset.target_names == ("YS MPa", "a b")
     write(tmp_path, 'targets = ["a/b*"]')
     assert good(tmp_path).dataset.target_names == ("a b",)
+    (tmp_path / "t.csv").write_text("\n".join([f"no,a/b*,{'k' * 300} [m\x1b]", *rows]))
+    write(tmp_path, "")
+    assert good(tmp_path).dataset.units == {"a b": "label unit", "k" * 100: "m"}
     (tmp_path / "t.csv").write_text("\n".join(["no,a b,a/b", *rows]))
     assert "targets: expected different names" in wrong(tmp_path, 'targets = ["a b", "a/b"]')[0]
 
