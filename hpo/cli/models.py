@@ -32,17 +32,19 @@ def download(options: argparse.Namespace) -> int:
 
 @command(
     option("folder", "DIR", "folder that `hpo download` made"),
-    option("images", "IMAGE", "image file, grey, of the size trained on (periodic networks: any)", nargs="+"),
+    option(
+        "images", "IMAGE", "image file, or array (FILE:KEY), of the size trained on (periodic networks: any)", nargs="+"
+    ),
     JSON,
 )
 def predict(options: argparse.Namespace) -> int:
-    """Predict the components of images with a downloaded model; CSV on standard output."""
+    """Predict the targets of images with a downloaded model; CSV on standard output."""
     frame = api.predict(options.folder, options.images)
     unit = frame.attrs["unit"]
     if options.json:
         print(json.dumps({"unit": unit, "predictions": frame.to_dict("records")}, indent=2))
         return 0
-    frame = frame.rename(columns={name: f"{name} [{unit}]" for name in frame.columns[1:]})
+    frame = frame.rename(columns={name: f"{name} [{own}]" for name, own in frame.attrs["units"].items()})
     terminal.exactly(for_csv(frame).to_csv(index=False))
     return 0
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
-    """One row an image: `image` (its path), then one column per target; the unit is in `frame.attrs["unit"]`.
+    """One row an image: `image` (its path), then one column per target; their unit is in `frame.attrs["unit"]`,
+    and that of each in `frame.attrs["units"]`.
 
     The images are read as those in training: by the same range, levels and colours. A path may name an array of many
     images, as `test.npz:images`. Raises ModelError: the folder holds no usable model; an image cannot be read, has the
@@ -53,6 +54,7 @@ def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
     frame.insert(0, "image", [utf8(name) for name in names])
     units = (layout.units if layout else None) or {}
     shared = {units.get(name, spec.unit) for name in targets}
+    frame.attrs["units"] = {name: units.get(name, spec.unit) for name in targets}
     frame.attrs["unit"] = shared.pop() if len(shared) == 1 else ", ".join(map(": ".join, units.items()))
     return frame
 

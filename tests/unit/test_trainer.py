@@ -88,7 +88,7 @@ def test_a_model_predicts_the_same_from_the_folder_as_from_the_data_set(tmp_path
     names = data.target_names
     if case == "logarithms":
         names, expected = ("k",), 10**expected
-        assert frame.attrs["unit"] == "m²"
+        assert (frame.attrs["unit"], frame.attrs["units"]) == ("m²", {"k": "m²"})
     assert tuple(frame.columns) == ("image", *names)
     words = {
         "phases": "a channel a phase, 1 where the pixel is [20, 20, 20]",
