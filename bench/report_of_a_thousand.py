@@ -34,8 +34,8 @@ learning_rate = {low = 1e-4, high = 1e-2, log = true}
 epochs = 3
 """
 TRIALS = """
-    INSERT INTO hpo.job (study, kind, number, spec, cost, state, attempt, run_id, result)
-    SELECT study, kind, number + 10 * copy, spec, cost, state, attempt, run_id || '-' || copy,
+    INSERT INTO hpo.job (study, kind, number, spec, cost, state, run_id, result)
+    SELECT study, kind, number + 10 * copy, spec, cost, state, run_id || '-' || copy,
         jsonb_set(result::jsonb, '{best_val_nmse}',
             to_jsonb((result->>'best_val_nmse')::float8 * (1 + copy / 1e3)))::json
     FROM hpo.job, generate_series(1, :copies) AS copy WHERE kind = 'trial'

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hpo.operations.connection import Connection, Services, connect, down, export_lines, up
     from hpo.operations.data import Phase, Understanding, check_data, describe_data, make_data
     from hpo.operations.deletion import delete
-    from hpo.operations.details import Details, show
+    from hpo.operations.details import Attempt, Details, attempts, show
     from hpo.operations.doctor import Checkup, doctor
     from hpo.operations.dry_run import Estimate, dry_run
     from hpo.operations.models import Download, download
@@ -53,7 +53,7 @@ _NAMES = {  # by the module of hpo.operations
     "connection": "Connection Services connect down export_lines up",
     "data": "Phase Understanding check_data describe_data make_data",
     "deletion": "delete",
-    "details": "Details show",
+    "details": "Attempt Details attempts show",
     "doctor": "Checkup doctor",
     "dry_run": "Estimate dry_run",
     "models": "Download download",

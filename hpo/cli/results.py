@@ -86,17 +86,19 @@ def studies(options: argparse.Namespace) -> int:
 def show(options: argparse.Namespace) -> int:
     """Show a study in full: the command that planned it, its settings, its result and its pages in MLflow.
 
-    Of a trial: what determines it, where it ran, and its scores.
+    Of a trial: what determines it, where it ran, its scores, and its attempts.
     """
     from hpo.cli import watch
-    from hpo.report import comparison, tables
+    from hpo.report import attempts, comparison, tables
 
     if "/" in options.study:
-        compared = api.compare(options.study)
+        compared, tried = api.compare(options.study), api.attempts(options.study)
         if options.json:
-            print(json.dumps(compared.as_dict()["things"][0], indent=2))
-        else:
-            tables.print_table(tables.console(), comparison.table(compared))
+            print(json.dumps(compared.as_dict()["things"][0] | {"attempts": [asdict(row) for row in tried]}, indent=2))
+            return 0
+        console = tables.console()
+        tables.print_table(console, comparison.table(compared))
+        console.print("\n".join(attempts.lines(tried)), soft_wrap=True, markup=False)
         return 0
     details = api.show(options.study)
     command = details.row.facts.command

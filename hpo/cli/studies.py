@@ -129,6 +129,7 @@ def slurm(options: argparse.Namespace) -> "api.Slurm | None":
     ),
     option("--max-hours", "H", "after H hours hand back what is training, and leave"),
     option("--idle-exit", "SECONDS", "leave when there was nothing to train for so long"),
+    flag("--stay", "wait while the study is paused (default: leave with exit code 1)"),
     option(
         "--stops",
         "N",
@@ -149,6 +150,7 @@ def worker(options: argparse.Namespace) -> int:
             max_trials=1 if options.once else options.max_trials,
             max_hours=options.max_hours,
             idle_exit=options.idle_exit,
+            stay=options.stay,
             stops=options.stops,
             watch=watch,
         )

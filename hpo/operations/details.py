@@ -9,7 +9,8 @@ from typing import Any
 from hpo.errors import StudyError
 from hpo.operations.connection import connect
 from hpo.planning.preparation import folder_of
-from hpo.queue import Job, StudyRow
+from hpo.queue import Attempt, Job, StudyRow
+from hpo.report import names
 from hpo.study import Study, differences, file_name, load, restore
 from hpo.tracking import experiments
 from hpo.tracking.client import Tracker
@@ -44,6 +45,15 @@ def show(study: str) -> Details:
             changed=_changed(row),
             image=next(iter(sorted(folder_of(uri).glob("*.png"))), None),
         )
+
+
+def attempts(trial: str) -> list[Attempt]:
+    """Return the attempts of a trial (STUDY/NUMBER, or STUDY/NUMBER/REPEAT), in their order. Raise NotFound."""
+    study, _, rest = trial.partition("/")
+    with connect(mlflow=False) as connection:
+        row = connection.queue.study(study)
+        job = names.trial(connection.queue, row, rest)
+        return connection.queue.attempts(row.name).get(job.id, [])
 
 
 def links_of(tracker: Tracker, row: StudyRow) -> dict[str, str]:

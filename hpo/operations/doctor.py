@@ -38,7 +38,7 @@ UNUSED = 7 * 86400.0
 class Finding:
     """Something that is not as it should be."""
 
-    kind: str  # versions, I1 to I4, dead, files, orphan, cache
+    kind: str  # versions, I1 to I4, dead, paused, files, orphan, cache
     what: str  # what was expected and found, and where
     todo: str  # what --fix does, or the user should
     remedy: Callable[[], object] | None = None  # what --fix calls
@@ -84,6 +84,9 @@ def examine(connection: Connection, *, study: str | None = None) -> Iterator[Fin
     for row in rows if study is None else [queue.study(study)]:
         if not row.facts.planned:
             continue  # it is being planned, or its planner died: the next `hpo run` goes on
+        if row.paused is not None:
+            todo = "when the cause is gone, `hpo run` with the same options ends the pause"
+            yield Finding("paused", f"{row.name} is paused: {row.paused}", todo)
         if row.deleting:
             todo = f"`hpo delete --study {row.name}` deletes the rest"
             yield Finding("orphan", f"the study {row.name} is half deleted", todo)

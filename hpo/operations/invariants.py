@@ -9,7 +9,7 @@ I4  Every alias leads to a version whose files have the recorded hashes, load, a
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import optuna
 from mlflow.entities import LoggedModelStatus
 from optuna.trial import TrialState
 
-from hpo.queue import ATTEMPTS, ENDED, Job, State
+from hpo.queue import ENDED, Attempt, Job, State, is_exhausted
 from hpo.recording.reconciler import RUN_STATUS, Reconciler
 from hpo.scores import champion
 from hpo.search import sampling
@@ -73,6 +73,7 @@ class _Seen:
     """A study as Optuna and MLflow show it, read once."""
 
     def __init__(self, reconciler: Reconciler, jobs: list[Job]) -> None:
+        self.attempts = reconciler.queue.attempts(reconciler.study.name)
         self.repeats: dict[int, list[Job]] = {}  # by number
         for job in jobs:
             self.repeats.setdefault(job.number, []).append(job)
@@ -122,7 +123,7 @@ def _closed_early(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
 def _trial(reconciler: Reconciler, job: Job, seen: _Seen) -> Iterator[Violation]:
     curve = reconciler.queue.curve(job.id)
     for rule, what in (
-        *(("I1", what) for what in _result(job)),
+        *(("I1", what) for what in _result(job, seen.attempts.get(job.id, []))),
         *_optuna(seen.repeats[job.number], seen.trials.get(job.number)),
         *_mlflow(job, seen),
         *(("I2", what) for what in _shown_curve(reconciler, job, curve)),
@@ -132,7 +133,7 @@ def _trial(reconciler: Reconciler, job: Job, seen: _Seen) -> Iterator[Violation]
         yield _violation(reconciler, "I2", f"{job.title}: {what}")
 
 
-def _result(job: Job) -> Iterator[str]:
+def _result(job: Job, attempts: Sequence[Attempt]) -> Iterator[str]:
     if job.state == State.DONE:
         value = job.result.best_val_nmse if job.result else None
         if value is None or not math.isfinite(value):
@@ -141,8 +142,8 @@ def _result(job: Job) -> Iterator[str]:
         yield f"is {job.state} without a reason"
     elif job.state == State.CANCELLED and job.result is not None:
         yield "is cancelled, but has a result"
-    if job.state == State.DEAD and job.attempt < ATTEMPTS:
-        yield f"is dead after {job.attempt} of {ATTEMPTS} attempts"
+    if job.state == State.DEAD and not is_exhausted(attempts):
+        yield f"is dead, though its {len(attempts)} attempts reach no limit"
 
 
 def _optuna(repeats: list[Job], trial: optuna.trial.FrozenTrial | None) -> Iterator[tuple[str, str]]:

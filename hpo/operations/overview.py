@@ -28,7 +28,7 @@ class StudySummary:
     """A planned study in short."""
 
     name: str
-    state: str  # planned, running, interrupted, closed or half deleted
+    state: str  # planned, running, interrupted, paused, closed or half deleted
     trials: int
     done: int
     failed: int
@@ -130,6 +130,8 @@ def _summary(row: StudyRow, jobs: list[Job]) -> StudySummary:
     state = "planned"
     if row.deleting:
         state = "half deleted"
+    elif row.paused is not None:
+        state = "paused"
     elif closing is not None and closing.state == State.DONE:
         state = "closed"
     elif any(job.alive for job in jobs):

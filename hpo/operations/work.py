@@ -5,27 +5,30 @@ import logging
 import math
 import os
 import shlex
+import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.npz import load_npz
 from hpo import settings
-from hpo.errors import ServiceError, StudyError
+from hpo.errors import ServiceError, StudyError, UserError
 from hpo.launch import slurm as arrays
 from hpo.operations.compute import Compute, Slurm, at_least
 from hpo.operations.connection import Connection, connect, opened
 from hpo.operations.details import links_of
 from hpo.planning import plans
 from hpo.planning.preparation import Plan, prepare, stored
-from hpo.queue import ENDED, Job, Queue, State, Stop, StudyRow, require_whole
+from hpo.queue import ENDED, DatabaseLost, Job, Queue, State, Stop, StudyRow, require_whole
 from hpo.report import winners
 from hpo.services import serving
 from hpo.services.serving import Services
 from hpo.study import Study, is_file, load_all, restore, shipped
 from hpo.text import near_miss, utf8
 from hpo.tracking import data_sets
+from hpo.tracking.client import PAUSED
 from hpo.worker.places import CPU, Place
 from hpo.worker.supervisor import OUT_OF_TIME, Limits
 from hpo.worker.worker import Worker
@@ -209,6 +212,9 @@ def _run(
     queue, tracker, chosen = connection.queue, connection.tracker, connection.settings
     row = plans.plan(plan, queue, tracker, chosen, connection.services.database_url)
     queue.revive(row.name, trials=retry)
+    if queue.resume(row.name):
+        watch.say(f"{row.name} was paused ({row.paused}). It goes on.")
+        tracker.set_tags(row.facts.study_run_id, {PAUSED: ""})
     links = links_of(tracker, row)
     place = _place(queue, row, compute, watch) if request is None else CPU
     watch.begin(Begun(row=row, study=plan.study, queue=queue, links=links, later=later))
@@ -276,33 +282,63 @@ def worker(
     max_trials: int | None = None,
     max_hours: float | None = None,
     idle_exit: float | None = None,
+    stay: bool = False,
     stops: int | None = None,
     watch: Watch | None = None,
 ) -> Outcome:
     """Train trials of a planned study, beside other workers, until it is closed, stopped, or a limit is reached.
 
-    Limits: number of trials, hours, and seconds without a job to claim. `stops`: leave once the study has been stopped
-    more often. Waits while the study is being planned. Raise NotFound if there is no such study, ServiceError if the
-    services do not run or closing the study failed.
+    Limits: number of trials, hours, and seconds without a job to claim. `stay`: wait while the study is paused.
+    `stops`: leave once the study has been stopped more often. Waits while the study is being planned, and longer each
+    time after workers have failed here. Raise NotFound if there is no such study, ServiceError if the services do not
+    run, this machine cannot train, the study is paused or closing it failed.
     """
     limits = limits_of(max_trials=max_trials, max_hours=max_hours, idle_exit=idle_exit)
+    limits = replace(limits, stays=stay)
     at_least("--stops", stops, 0)
     compute, watch, begin = compute or Compute(), watch or Watch(), time.monotonic()
     with connect() as connection:
         row = _wait_until_planned(connection.queue, study, limits, watch)
         if not row.facts.planned:
             return Outcome(row=row, closed=False)
-        if limits.seconds is not None:
-            limits = replace(limits, seconds=max(0.0, limits.seconds - (time.monotonic() - begin)))
-        place = _place(connection.queue, row, compute, watch)
-        watch.begin(Begun(row=row, study=restore(row.name, row.spec), queue=connection.queue, links={}))
-        outcome = _work(connection, row, compute, place, limits, stops, watch)
-        if outcome.closed and connection.queue.closing_state(study) == State.DEAD:
-            raise ServiceError(f"Closing {study} failed; `hpo run` tries it again, `hpo promote` says why it failed.")
+        with _slower_after_failures(connection.queue, row.name, compute.device, watch):
+            if limits.seconds is not None:
+                limits = replace(limits, seconds=max(0.0, limits.seconds - (time.monotonic() - begin)))
+            place = _place(connection.queue, row, compute, watch)
+            watch.begin(Begun(row=row, study=restore(row.name, row.spec), queue=connection.queue, links={}))
+            outcome = _work(connection, row, compute, place, limits, stops, watch)
+            if outcome.closed and connection.queue.closing_state(study) == State.DEAD:
+                raise ServiceError(
+                    f"Closing {study} failed; `hpo run` tries it again, `hpo promote` says why it failed."
+                )
         if outcome.closed:
             outcome = replace(outcome, jobs=connection.queue.jobs(study))
         watch.end(outcome)
         return outcome
+
+
+@contextmanager
+def _slower_after_failures(queue: Queue, study: str, device: str, watch: Watch) -> Iterator[None]:
+    """Wait if workers have failed at this place lately, longer each time; note how this one ends.
+
+    A program that restarts a worker without end does no harm then.
+    """
+    place = {"host": socket.gethostname(), "device": device}
+    failures = queue.failures(study, **place)
+    if failures is not None and failures.seconds_left > 0:
+        watch.say(
+            f"Workers failed here {failures.count} times in a row, at last: {failures.reason} "
+            f"Waiting {failures.seconds_left:.0f} s before the next try; Ctrl-C ends it."
+        )
+        time.sleep(failures.seconds_left)
+    try:
+        yield
+    except UserError as error:
+        with suppress(DatabaseLost):
+            queue.note_failure(study, reason=str(error), **place)
+        raise
+    with suppress(DatabaseLost):
+        queue.note_success(study, **place)
 
 
 def limits_of(*, max_trials: int | None, max_hours: float | None, idle_exit: float | None) -> Limits:

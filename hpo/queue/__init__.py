@@ -5,6 +5,7 @@ the truth; Optuna's trial and MLflow's run are projections of it (`hpo.recording
 anything stands in this package. Times are the server's: no clock of a worker counts.
 """
 
+from hpo.queue.attempts import Attempt, AttemptOutcome, is_exhausted
 from hpo.queue.database import (
     FREEZE_LIMIT,
     DatabaseLost,
@@ -19,6 +20,7 @@ from hpo.queue.epochs import Epochs
 from hpo.queue.leases import Leases
 from hpo.queue.outbox import Outbox
 from hpo.queue.outcomes import Outcomes
+from hpo.queue.places import Places
 from hpo.queue.records import (
     ENDED,
     Checkpoint,
@@ -26,23 +28,24 @@ from hpo.queue.records import (
     Judged,
     NewJob,
     Pace,
+    PlaceFailures,
     Present,
     State,
     Stop,
     StudyRow,
     TrialResult,
 )
-from hpo.queue.rows import ATTEMPTS
 from hpo.queue.schema import GIVE_ALL_BACK, SCHEMA_VERSION
 from hpo.queue.studies import Studies, require_whole
 from hpo.queue.workers import Workers
 
 __all__ = [
-    "ATTEMPTS",
     "ENDED",
     "FREEZE_LIMIT",
     "GIVE_ALL_BACK",
     "SCHEMA_VERSION",
+    "Attempt",
+    "AttemptOutcome",
     "Checkpoint",
     "DatabaseLost",
     "Job",
@@ -50,6 +53,7 @@ __all__ = [
     "LeaseLost",
     "NewJob",
     "Pace",
+    "PlaceFailures",
     "Present",
     "Queue",
     "State",
@@ -59,13 +63,14 @@ __all__ = [
     "engine",
     "engine_arguments",
     "finite",
+    "is_exhausted",
     "lost",
     "postgres_url",
     "require_whole",
 ]
 
 
-class Queue(Studies, Leases, Outcomes, Workers, Epochs, Outbox):
+class Queue(Studies, Leases, Outcomes, Workers, Places, Epochs, Outbox):
     """All access to the tables of the queue.
 
     Every method is one short transaction. It raises DatabaseLost if that could not be made; then nothing is known of a

@@ -53,6 +53,13 @@ class Epochs(Database):
                     "metrics": [as_json(metrics) for _, _, metrics in epochs],
                 },
             )
+            connection.execute(
+                text("""
+                    UPDATE hpo.attempt SET epochs = greatest(epochs, :last), epoch_at = clock_timestamp()
+                    WHERE job = :job AND fence = :fence
+                """),
+                {"job": job.id, "fence": job.fence, "last": max(number for number, _, _ in epochs)},
+            )
 
     def cut(self, job: Job, epoch: int) -> None:
         """Forget what is stored beyond the last epoch of a job, if anything is. Raises LeaseLost."""

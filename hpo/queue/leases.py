@@ -3,11 +3,14 @@
 import logging
 from collections.abc import Sequence
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
+from hpo.queue.attempts import Attempt, AttemptOutcome
 from hpo.queue.database import Database, LeaseLost
+from hpo.queue.pauses import doubtful_since, is_tried, pause_reason
 from hpo.queue.records import Job, State
-from hpo.queue.rows import ATTEMPTS, EXHAUSTED, EXPIRED, JOB, LEFT, all_ended, lock_study
+from hpo.queue.rows import EXPIRED, JOB, LEFT, REASON, all_ended, attempts_of, end_attempts, lock_study
+from hpo.text import utf8
 
 log = logging.getLogger("hpo")
 
@@ -16,49 +19,74 @@ class Leases(Database):
     """Jobs as workers claim, renew and lose them."""
 
     def claim(
-        self, study: str, *, worker: str, lease: float, stops: int | None = None, take_over: bool = True
+        self,
+        study: str,
+        *,
+        worker: str,
+        device: str = "cpu",
+        lease: float,
+        stops: int | None = None,
+        take_over: bool = True,
     ) -> Job | None:
-        """Take the dearest waiting job, or with `take_over` one whose lease (seconds) ran out. None if there is nothing
-        to take, or if the study was stopped more often than the `stops` times the worker knows of, or is being deleted.
+        """Claim the most expensive waiting job for `lease` seconds, with `take_over` after letting those wait whose
+        lease has expired.
+
+        `worker`: its name, which begins with its host; `device`: with the host the place of the attempt. Return None if
+        there is nothing to claim, or if the study is paused, was stopped more often than the `stops` times the worker
+        knows of, or is being deleted.
         """
         with self._transaction() as connection:
             closes = all_ended(connection, study)
             # Claims of trials do not wait for each other, but for a deletion.
             if lock_study(connection, study, "FOR NO KEY UPDATE" if closes else "FOR KEY SHARE"):
                 return None
-            row = connection.execute(
+            is_doubtful = False if closes else _is_doubtful(connection, study)  # before jobs are locked, as others do
+            if take_over:
+                _expire(connection, study, lease=lease)
+            if is_doubtful is None:
+                return None
+            claimed = connection.execute(
                 text(f"""
-                    UPDATE hpo.job SET state = 'running', attempt = attempt + 1, fence = fence + 1, worker = :worker,
-                        reason = CASE WHEN state = 'running' THEN 'worker lost' ELSE reason END,
+                    UPDATE hpo.job SET state = 'running', fence = fence + 1, worker = :worker,
                         lease_until = clock_timestamp() + make_interval(secs => :lease),
                         mirrored = false, changed_at = clock_timestamp()
                     WHERE id = (
                         SELECT id FROM hpo.job candidate
-                        WHERE study = :study AND NOT ({EXHAUSTED})
-                          AND (state = 'waiting' OR :take_over AND ({EXPIRED}))
-                          -- who is asked to leave takes nothing more
+                        WHERE study = :study AND state = 'waiting'
+                          -- a worker that is asked to leave takes nothing more
                           AND (cast(:stops AS int) IS NULL
                                OR :stops = (SELECT stops FROM hpo.study WHERE name = :study))
                           -- a study closes when every trial has ended: seen before the lock, and still so under it
                           AND (kind = 'trial' OR :closes AND NOT EXISTS (SELECT FROM hpo.job WHERE {LEFT}))
-                        -- what was begun goes on first; then the dearest, so that the last ones are short
-                        ORDER BY checkpoint IS NULL, cost DESC, number
+                        -- what was begun goes on first; what has failed waits for the others, which show whether
+                        -- anything works; then the most expensive, so that the last ones are short; the cheapest if one
+                        -- after the other fails
+                        ORDER BY CASE WHEN :doubtful THEN cost END, checkpoint IS NULL, (
+                            SELECT count(*) FROM hpo.attempt WHERE job = candidate.id AND NOT forgiven
+                              AND outcome IN ('failed', 'out of memory')
+                        ), cost DESC, number
                         LIMIT 1
                         FOR UPDATE SKIP LOCKED  -- a row another worker is claiming right now is not waited for
                     )
-                    RETURNING {JOB}
+                    RETURNING id, fence
                 """),
                 {
                     "study": study,
                     "worker": worker,
                     "lease": lease,
-                    "attempts": ATTEMPTS,
                     "stops": stops,
                     "closes": closes,
-                    "take_over": take_over,
+                    "doubtful": is_doubtful,
                 },
+            ).one_or_none()
+            if claimed is None:
+                return None
+            connection.execute(
+                text("INSERT INTO hpo.attempt (job, fence, host, device) VALUES (:job, :fence, :host, :device)"),
+                {"job": claimed.id, "fence": claimed.fence, "host": worker.partition(":")[0], "device": device},
             )
-            return next((Job.from_row(found) for found in row.mappings()), None)
+            rows = connection.execute(text(f"SELECT {JOB} FROM hpo.job WHERE id = :id"), {"id": claimed.id})
+            return Job.from_row(rows.mappings().one())
 
     def renew(self, jobs: Sequence[Job], *, lease: float) -> list[Job]:
         """Renew the leases of all these jobs in one statement; return those that are no longer ours."""
@@ -101,45 +129,43 @@ class Leases(Database):
             )
 
     def expire(self, study: str, *, lease: float, sparing: str = "") -> list[int]:
-        """Let jobs wait again whose lease (seconds) ran out; those of a third lost worker are dead. Returns their ids.
+        """Let jobs wait again whose lease (seconds) has expired; those that have failed too often are dead. Return
+        their ids.
 
-        A claim takes such a job directly: this is for what is shown of it while nobody claims. Jobs of the worker
-        `sparing` are left alone: it is awake, and renews them if nobody has taken them.
+        A claim does so, too: this is for what people see while nobody claims. Jobs of the worker `sparing` are left
+        alone: it is awake, and renews them if nobody has taken them.
         """
         with self._transaction() as connection:
-            expired = connection.scalars(
-                text(f"""
-                    UPDATE hpo.job SET state = CASE WHEN {EXHAUSTED} THEN 'dead' ELSE 'waiting' END,
-                        lease_until = NULL, mirrored = false, changed_at = clock_timestamp(),
-                        reason = CASE WHEN {EXHAUSTED}
-                            THEN 'worker lost, attempt ' || attempt || ' of ' || :attempts ELSE 'worker lost' END
-                    WHERE id IN (
-                        SELECT id FROM hpo.job WHERE study = :study AND {EXPIRED} AND worker <> :sparing
-                        FOR UPDATE SKIP LOCKED  -- a frozen worker may hold its row locked: the others do not wait
-                    )
-                    RETURNING id
-                """),
-                {"study": study, "attempts": ATTEMPTS, "lease": lease, "sparing": sparing},
-            )
-            return list(expired)
+            return _expire(connection, study, lease=lease, sparing=sparing)
 
     def disown(self, worker: str, held: Sequence[Job]) -> int:
         """Let jobs wait again that this worker claimed without learning of it: the answer to a commit was lost.
 
-        No attempt is counted. `held`: those the worker knows of. Returns how many there were.
+        No attempt is counted. `held`: those the worker knows of. Return how many there were.
         """
         with self._transaction() as connection:
-            return connection.execute(
-                text("""
-                    UPDATE hpo.job SET state = 'waiting', attempt = attempt - 1, lease_until = NULL, mirrored = false,
-                        changed_at = clock_timestamp()
-                    WHERE id IN (
-                        SELECT id FROM hpo.job WHERE worker = :worker AND state = 'running' AND NOT id = ANY(:held)
-                        ORDER BY id FOR UPDATE
-                    )
-                """),
-                {"worker": worker, "held": [job.id for job in held]},
-            ).rowcount
+            jobs = list(
+                connection.scalars(
+                    text("""
+                        UPDATE hpo.job SET state = 'waiting', lease_until = NULL, mirrored = false,
+                            changed_at = clock_timestamp()
+                        WHERE id IN (
+                            SELECT id FROM hpo.job WHERE worker = :worker AND state = 'running' AND NOT id = ANY(:held)
+                            ORDER BY id FOR UPDATE
+                        )
+                        RETURNING id
+                    """),
+                    {"worker": worker, "held": [job.id for job in held]},
+                )
+            )
+            end_attempts(connection, jobs, AttemptOutcome.HANDED_BACK, "the answer to its claim was lost")
+        return len(jobs)
+
+    def attempts(self, study: str) -> dict[int, list[Attempt]]:
+        """Return the attempts of all jobs of a study, by job id, in their order."""
+        with self._transaction() as connection:
+            where = "job IN (SELECT id FROM hpo.job WHERE study = :study)"
+            return attempts_of(connection, where, study=study)
 
     def jobs(self, study: str) -> list[Job]:
         """All jobs of a study by number; the closing comes first, as number -1."""
@@ -167,3 +193,53 @@ class Leases(Database):
                 text("SELECT state FROM hpo.job WHERE study = :study AND kind = 'closing'"), {"study": study}
             )
             return None if state is None else State(state)
+
+
+def _expire(connection: Connection, study: str, *, lease: float, sparing: str = "") -> list[int]:
+    jobs = list(
+        connection.scalars(
+            text(f"""
+                UPDATE hpo.job SET state = 'waiting', reason = 'worker lost', lease_until = NULL, mirrored = false,
+                    changed_at = clock_timestamp()
+                WHERE id IN (
+                    SELECT id FROM hpo.job WHERE study = :study AND {EXPIRED} AND worker <> :sparing
+                    FOR UPDATE SKIP LOCKED  -- a frozen worker may hold its row locked: the others do not wait
+                )
+                RETURNING id
+            """),
+            {"study": study, "lease": lease, "sparing": sparing},
+        )
+    )
+    end_attempts(connection, jobs, AttemptOutcome.LOST, "worker lost")
+    return jobs
+
+
+def _is_doubtful(connection: Connection, study: str) -> bool | None:
+    """Return whether so many trials have failed in a row that the cheapest is to be tried next.
+
+    None: no trial is to be claimed, for that one runs now or the study is paused. This pauses it.
+    """
+    row = connection.execute(
+        text("SELECT paused, extract(epoch FROM resumed_at)::float8 AS resumed_at FROM hpo.study WHERE name = :study"),
+        {"study": study},
+    ).one_or_none()
+    if row is None or row.paused is not None:
+        return None
+    where = """
+        job IN (SELECT id FROM hpo.job WHERE study = :study AND kind = 'trial') AND (ended IS NULL OR ended > (
+            SELECT coalesce(max(epoch_at), 'epoch') FROM hpo.attempt a JOIN hpo.job ON job.id = a.job
+            WHERE study = :study
+        ))
+    """
+    by_job = attempts_of(connection, where, study=study)
+    attempts = [attempt for attempts in by_job.values() for attempt in attempts]
+    since = doubtful_since(attempts, resumed_at=row.resumed_at or 0.0)
+    if since is None:
+        return False
+    reason = pause_reason(attempts, resumed_at=row.resumed_at or 0.0)
+    if reason is not None:
+        connection.execute(
+            text("UPDATE hpo.study SET paused = :reason WHERE name = :study AND paused IS NULL"),
+            {"study": study, "reason": utf8(reason)[:REASON]},
+        )
+    return None if reason is not None or is_tried(attempts, since) else True

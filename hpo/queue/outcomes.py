@@ -6,9 +6,21 @@ from typing import Any
 
 from sqlalchemy import text
 
+from hpo.queue.attempts import AttemptOutcome
 from hpo.queue.database import Database, LeaseLost, as_json, limit_idle
 from hpo.queue.records import Checkpoint, Job, Judged, State
-from hpo.queue.rows import ATTEMPTS, JOB, REASON, TRIAL, all_ended, change, hold, lock_study, reopen_closing
+from hpo.queue.rows import (
+    JOB,
+    REASON,
+    TRIAL,
+    all_ended,
+    change,
+    end_attempts,
+    forgive,
+    hold,
+    lock_study,
+    reopen_closing,
+)
 from hpo.records import Record
 from hpo.study.records import Point, TrialSpec
 from hpo.text import utf8
@@ -63,7 +75,12 @@ class Outcomes(Database):
 
     def checkpoint(self, job: Job, checkpoint: Checkpoint) -> None:
         """Commit an uploaded checkpoint. Raise LeaseLost."""
-        self._update(job, "checkpoint = :checkpoint", checkpoint=as_json(checkpoint.to_json()))
+        with self._transaction() as connection:
+            change(connection, job, "checkpoint = :checkpoint", checkpoint=as_json(checkpoint.to_json()))
+            connection.execute(
+                text("UPDATE hpo.attempt SET checkpoint = :epoch WHERE job = :job AND fence = :fence"),
+                {"job": job.id, "fence": job.fence, "epoch": checkpoint.epoch},
+            )
 
     def judge(self, job: Job, judged: Judged) -> None:
         """Store what the pruner has made of the job. Raise LeaseLost."""
@@ -91,34 +108,22 @@ class Outcomes(Database):
                 result=as_json(result.to_json() if isinstance(result, Record) else result),
                 reason=reason and utf8(reason)[:REASON],
             )
+            end_attempts(connection, [job.id], AttemptOutcome.RECORDED, reason)
 
-    def give_back(self, job: Job, *, reason: str, counts: bool) -> None:
-        """Return a job to the queue; the attempt counts when the trainer failed. Raises LeaseLost."""
-        self._update(
-            job,
-            """
-            attempt = attempt - :free,
-            state = CASE WHEN attempt - :free >= :attempts AND judged->>'ends' IS NULL THEN 'dead' ELSE 'waiting' END,
-            reason = :reason, lease_until = NULL, mirrored = false
-            """,
-            free=0 if counts else 1,
-            attempts=ATTEMPTS,
-            reason=utf8(reason)[:REASON],
-        )
+    def give_back(self, job: Job, outcome: AttemptOutcome, *, reason: str, alone: bool = True) -> None:
+        """Return a job to the queue; it is dead if too many of its attempts have failed.
+
+        `alone`: the trial had its card or host for itself. Raise LeaseLost.
+        """
+        with self._transaction() as connection:
+            changes = "state = 'waiting', reason = :reason, lease_until = NULL, mirrored = false"
+            change(connection, job, changes, reason=utf8(reason)[:REASON])
+            end_attempts(connection, [job.id], outcome, reason, alone=alone)
 
     def note(self, job: Job, reason: str) -> None:
         """Say in the row of a job that is still ours what it waits for. Raises LeaseLost."""
-        self._update(job, "reason = :reason", reason=utf8(reason)[:REASON])
-
-    def bury(self, job: Job, *, reason: str) -> None:
-        """End a job of ours as dead at once, whatever its attempts: another one would come to nothing, too. Raises
-        LeaseLost."""
-        self._update(
-            job,
-            "attempt = :attempts, state = 'dead', reason = :reason, lease_until = NULL, mirrored = false",
-            attempts=ATTEMPTS,
-            reason=utf8(reason)[:REASON],
-        )
+        with self._transaction() as connection:
+            change(connection, job, "reason = :reason", reason=utf8(reason)[:REASON])
 
     def revive(self, study: str, *, trials: bool) -> list[int]:
         """Let a dead closing run again, and with `trials` dead trials too; return the revived trials' numbers."""
@@ -126,15 +131,16 @@ class Outcomes(Database):
             lock_study(connection, study)
             revived = connection.execute(
                 text("""
-                    UPDATE hpo.job SET state = 'waiting', attempt = 0, mirrored = false, changed_at = clock_timestamp()
+                    UPDATE hpo.job SET state = 'waiting', mirrored = false, changed_at = clock_timestamp()
                     WHERE study = :study AND state = 'dead' AND (:trials OR kind = 'closing')
-                    RETURNING kind, number
+                    RETURNING kind, number, id
                 """),
                 {"study": study, "trials": trials},
             ).all()
+            forgive(connection, [job for _, _, job in revived])
             if trials:
                 reopen_closing(connection, study)
-        return [number for kind, number in revived if kind == "trial"]
+        return [number for kind, number, _ in revived if kind == "trial"]
 
     def cancel(self, study: str, number: int, repeat: int | None, *, by: str) -> list[Job]:
         """End a trial for good that has not ended, all its repeats or one; whoever trains it has lost it. Returns the
@@ -153,7 +159,9 @@ class Outcomes(Database):
                 """),
                 {"study": study, "number": number, "repeat": repeat, "reason": utf8(f"cancelled by {by}")[:REASON]},
             )
-            return [Job.from_row(row) for row in cancelled.mappings()]
+            jobs = [Job.from_row(row) for row in cancelled.mappings()]
+            end_attempts(connection, [job.id for job in jobs], AttemptOutcome.CANCELLED, f"cancelled by {by}")
+        return jobs
 
     def undo_cancel(self, study: str, number: int, repeat: int | None) -> list[Job]:
         """Let a cancelled trial wait again, and its study close again. Returns the jobs."""
@@ -161,22 +169,19 @@ class Outcomes(Database):
             lock_study(connection, study)
             revived = connection.execute(
                 text(f"""
-                    UPDATE hpo.job SET state = 'waiting', attempt = 0, reason = NULL, mirrored = false,
+                    UPDATE hpo.job SET state = 'waiting', reason = NULL, mirrored = false,
                         changed_at = clock_timestamp()
                     WHERE {TRIAL} AND state = 'cancelled' RETURNING {JOB}
                 """),
                 {"study": study, "number": number, "repeat": repeat},
             )
-            found = [Job.from_row(row) for row in revived.mappings()]
+            jobs = [Job.from_row(row) for row in revived.mappings()]
+            forgive(connection, [job.id for job in jobs])
             reopen_closing(connection, study)
-        return found
+        return jobs
 
     def close_again(self, study: str) -> None:
         """Let the study close once more if a trial of it is still to be trained."""
         with self._transaction() as connection:
             lock_study(connection, study)
             reopen_closing(connection, study)
-
-    def _update(self, job: Job, changes: str, **values: Any) -> None:
-        with self._transaction() as connection:
-            change(connection, job, changes, **values)

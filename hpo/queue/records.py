@@ -21,7 +21,7 @@ class State(StrEnum):
     DONE = "done"
     DIVERGED = "diverged"  # its numbers were no longer finite
     PRUNED = "pruned"
-    DEAD = "dead"  # it has used up its attempts
+    DEAD = "dead"  # too many of its attempts have failed
     CANCELLED = "cancelled"
 
     @property
@@ -107,7 +107,7 @@ class Job:
     cost: float
     spec: TrialSpec | None
     state: State
-    attempt: int
+    attempt: int  # attempts so far, without those handed back
     fence: int
     worker: str | None
     run_id: str | None
@@ -175,6 +175,7 @@ class StudyRow:
     created_at: float = 0.0  # seconds since 1970, server clock
     stops: int = 0  # how often its workers were asked to leave
     deleting: bool = False  # a deletion has begun
+    paused: str | None = None  # why nobody claims a trial of it
 
 
 class Pace(NamedTuple):
@@ -192,6 +193,15 @@ class Stop:
 
     by: str
     at: float  # seconds since 1970, server clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceFailures:
+    """That workers could not work at a place lately."""
+
+    count: int  # in a row
+    reason: str  # of the last one
+    seconds_left: float  # until the next one should try
 
 
 @dataclass(frozen=True, kw_only=True)

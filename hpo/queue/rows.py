@@ -1,13 +1,15 @@
 """Statements on the job table that several modules share. Each takes the connection of its caller's transaction."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, text
 
+from hpo.queue.attempts import Attempt, AttemptOutcome, is_exhausted
 from hpo.queue.database import LeaseLost
 from hpo.queue.records import Job
+from hpo.text import utf8
 
-ATTEMPTS = 3  # a job that lost three workers is dead
 REASON = 500  # characters kept of why a job was given back or ended
 
 # A lease that ran out. After the server's own start every lease gets its full length once more: while the server was
@@ -17,17 +19,16 @@ EXPIRED = """
     AND greatest(lease_until, pg_postmaster_start_time() + make_interval(secs => :lease)) < clock_timestamp()
 """
 
-# Whether a job may be tried no more. One that the pruner has ended needs no attempt: its next claim records it.
-EXHAUSTED = "attempt >= :attempts AND judged->>'ends' IS NULL"
-
 TRIAL = "study = :study AND kind = 'trial' AND number = :number AND repeat = coalesce(:repeat, repeat)"
 
 LEFT = "study = :study AND kind = 'trial' AND state IN ('waiting', 'running')"  # trials that are still to be trained
 
 JOB = """
-    id, study, kind, number, repeat, config, cost, spec, state, attempt, fence, worker, run_id, checkpoint, result,
+    id, study, kind, number, repeat, config, cost, spec, state, fence, worker, run_id, checkpoint, result,
     reason, mirrored, discarded, judged, state = 'running' AND lease_until >= clock_timestamp() AS alive,
     coalesce((SELECT max(e.number) FROM hpo.epoch e WHERE e.job = job.id), 0) AS epochs,
+    (SELECT count(*) FROM hpo.attempt a WHERE a.job = job.id AND NOT forgiven
+     AND outcome IS DISTINCT FROM 'handed back' AND outcome IS DISTINCT FROM 'place failed') AS attempt,
     extract(epoch FROM changed_at)::float8 AS changed_at
 """
 
@@ -64,15 +65,17 @@ def reopen_closing(connection: Connection, study: str) -> None:
         """),
         {"study": study},
     )
-    connection.execute(
+    reopened = connection.execute(
         text(f"""
-            UPDATE hpo.job SET state = 'waiting', attempt = 0, result = NULL, lease_until = NULL,
+            UPDATE hpo.job SET state = 'waiting', result = NULL, lease_until = NULL,
                 fence = fence + 1  -- whoever is closing the study right now has lost it
             WHERE study = :study AND kind = 'closing' AND state <> 'waiting'
               AND EXISTS (SELECT FROM hpo.job WHERE {LEFT})
+            RETURNING id
         """),
         {"study": study},
-    )
+    ).scalars()
+    forgive(connection, list(reopened))
 
 
 def hold(connection: Connection, job: Job) -> None:
@@ -83,3 +86,58 @@ def hold(connection: Connection, job: Job) -> None:
     )
     if found is None:
         raise LeaseLost(f"trial {job.number} of {job.study}")
+
+
+# Attempts. The caller has changed the rows of their jobs in this transaction, so nobody else writes them.
+
+
+def end_attempts(
+    connection: Connection, jobs: Sequence[int], outcome: AttemptOutcome, reason: str | None, *, alone: bool = True
+) -> None:
+    """End the present attempt of each job; those that have failed too often are dead.
+
+    A job that the pruner has ended needs no attempt: its next claim records it.
+    """
+    if not jobs:
+        return
+    connection.execute(
+        text("""
+            UPDATE hpo.attempt SET ended = clock_timestamp(), outcome = :outcome, reason = :reason, alone = :alone
+            WHERE job = ANY(:jobs) AND ended IS NULL
+        """),
+        {"jobs": list(jobs), "outcome": outcome, "reason": reason and utf8(reason)[:REASON], "alone": alone},
+    )
+    if outcome.failed:
+        by_job = attempts_of(connection, "job = ANY(:jobs)", jobs=list(jobs))
+        exhausted = [job for job, attempts in by_job.items() if is_exhausted(attempts)]
+        connection.execute(
+            text("""
+                UPDATE hpo.job SET state = 'dead' WHERE id = ANY(:jobs) AND state = 'waiting'
+                    AND judged->>'ends' IS NULL
+            """),
+            {"jobs": exhausted},
+        )
+
+
+def attempts_of(connection: Connection, where: str, **values: Any) -> dict[int, list[Attempt]]:
+    """Return attempts by job, in their order; `where` is a condition on the attempt table."""
+    rows = connection.execute(
+        text(f"""
+            SELECT job, fence, host, device, extract(epoch FROM began)::float8 AS began,
+                extract(epoch FROM ended)::float8 AS ended, epochs, extract(epoch FROM epoch_at)::float8 AS epoch_at,
+                checkpoint, outcome, alone, forgiven, reason
+            FROM hpo.attempt WHERE {where} ORDER BY job, fence
+        """),
+        values,
+    )
+    by_job: dict[int, list[Attempt]] = {}
+    for row in rows.mappings():
+        outcome = None if row["outcome"] is None else AttemptOutcome(row["outcome"])
+        by_job.setdefault(row["job"], []).append(Attempt(**{**row, "outcome": outcome}))
+    return by_job
+
+
+def forgive(connection: Connection, jobs: Sequence[int]) -> None:
+    """Let the attempts of these jobs so far count no more; one that runs has lost its job."""
+    end_attempts(connection, jobs, AttemptOutcome.HANDED_BACK, "the job was brought back")
+    connection.execute(text("UPDATE hpo.attempt SET forgiven = true WHERE job = ANY(:jobs)"), {"jobs": list(jobs)})

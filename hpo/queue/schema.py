@@ -1,6 +1,6 @@
 """The tables of the queue, and what leads from an earlier version of them to this one."""
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 FIRST_VERSION = 3  # of the tables that SCHEMA makes; what came later stands in MIGRATIONS alone
 
 _WORKER = """
@@ -89,6 +89,50 @@ DO $$ BEGIN  -- it stood in Optuna's tables alone
 END $$;
 """
 
+_ATTEMPT = """
+CREATE TABLE IF NOT EXISTS hpo.attempt (  -- one row for each claim; hpo.queue.attempts counts them
+    job bigint NOT NULL REFERENCES hpo.job ON DELETE CASCADE,
+    fence bigint NOT NULL,              -- of the claim
+    host text NOT NULL,
+    device text NOT NULL,               -- with the host the place: 'cpu', or the card
+    began timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended timestamptz,                  -- null while it runs
+    epochs int NOT NULL DEFAULT 0,      -- the last epoch finished in it
+    epoch_at timestamptz,               -- when an epoch of it was stored last
+    checkpoint int,                     -- epoch of the newest checkpoint committed in it
+    outcome text CHECK (outcome IN ('recorded', 'handed back', 'cancelled', 'failed', 'place failed', 'out of memory',
+        'lost', 'not recorded')),
+    alone boolean NOT NULL DEFAULT true,      -- the trial had its card or host for itself
+    forgiven boolean NOT NULL DEFAULT false,  -- before `hpo run --retry`
+    reason text,
+    PRIMARY KEY (job, fence)
+);
+DO $$ BEGIN  -- the job's row had their number alone: what counted counts
+    IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'hpo.job'::regclass AND attname = 'attempt'
+               AND NOT attisdropped) THEN
+        INSERT INTO hpo.attempt (job, fence, host, device, began, ended, outcome, reason)
+        SELECT id, fence - attempt + nth, coalesce(split_part(worker, ':', 1), ''), '', changed_at,
+            CASE WHEN nth = attempt AND state = 'running' THEN NULL ELSE changed_at END,
+            CASE WHEN nth < attempt OR state IN ('waiting', 'dead') THEN 'failed' WHEN state = 'running' THEN NULL
+                WHEN state = 'cancelled' THEN 'cancelled' ELSE 'recorded' END,
+            CASE WHEN nth = attempt THEN reason ELSE 'before attempts were stored' END
+        FROM hpo.job, generate_series(1, attempt) AS nth;
+        ALTER TABLE hpo.job DROP COLUMN attempt;
+    END IF;
+END $$;
+ALTER TABLE hpo.study ADD COLUMN IF NOT EXISTS paused text,  -- why nobody claims a trial of it; null: not paused
+    ADD COLUMN IF NOT EXISTS resumed_at timestamptz;         -- failures before that do not pause it again
+CREATE TABLE IF NOT EXISTS hpo.place (  -- where workers failed, since the last one that could work there
+    study text NOT NULL REFERENCES hpo.study ON DELETE CASCADE,
+    host text NOT NULL,
+    device text NOT NULL,
+    failures int NOT NULL,              -- in a row
+    failed_at timestamptz NOT NULL,
+    reason text NOT NULL,
+    PRIMARY KEY (study, host, device)
+);
+"""
+
 # What leads from a version to the next one; new tables go the same way from FIRST_VERSION on.
 MIGRATIONS = {
     1: """
@@ -124,13 +168,23 @@ MIGRATIONS = {
     ALTER TABLE hpo.worker ADD COLUMN IF NOT EXISTS since timestamptz NOT NULL DEFAULT clock_timestamp();
     """
     + _JUDGED,
+    4: _ATTEMPT,
 }
 
 # After a backup's rows, whatever version's they are: running jobs wait, no attempt counted, and nobody works, for all
 # workers stayed with the original. Those of them that come upon this database hold fences still to be given out here.
 GIVE_ALL_BACK = """
 UPDATE hpo.job SET fence = fence + 1000000 WHERE state IN ('waiting', 'running');
-UPDATE hpo.job SET state = 'waiting', attempt = attempt - 1, reason = 'its worker stayed with the original',
+DO $$ BEGIN
+    IF to_regclass('hpo.attempt') IS NULL THEN
+        UPDATE hpo.job SET attempt = attempt - 1 WHERE state = 'running';
+    ELSE
+        UPDATE hpo.attempt SET ended = clock_timestamp(), outcome = 'handed back',
+            reason = 'its worker stayed with the original'
+        WHERE ended IS NULL;
+    END IF;
+END $$;
+UPDATE hpo.job SET state = 'waiting', reason = 'its worker stayed with the original',
     lease_until = NULL, mirrored = false, changed_at = clock_timestamp()
 WHERE state = 'running';
 DO $$ BEGIN

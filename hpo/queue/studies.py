@@ -11,7 +11,7 @@ from hpo.queue.database import Database, as_json
 from hpo.queue.records import NewJob, StudyRow
 from hpo.queue.rows import EXPIRED, lock_study
 from hpo.study import conflict
-from hpo.study.records import StudyFacts
+from hpo.study.records import StudyFacts, TrialSpec
 
 log = logging.getLogger("hpo")
 
@@ -61,7 +61,7 @@ class Studies(Database):
             rows = connection.execute(
                 text("""
                     SELECT name, identity, spec, facts, extract(epoch FROM created_at)::float8 AS created_at, stops,
-                        deleting
+                        deleting, paused
                     FROM hpo.study ORDER BY study.created_at
                 """)
             )
@@ -82,6 +82,37 @@ class Studies(Database):
                 """),
                 rows,
             )
+
+    def pause(self, study: str) -> str | None:
+        """Return why the study is paused; None if it is not."""
+        with self._transaction() as connection:
+            reason: str | None = connection.scalar(
+                text("SELECT paused FROM hpo.study WHERE name = :study"), {"study": study}
+            )
+            return reason
+
+    def resume(self, study: str) -> bool:
+        """End the pause of a study; return whether it was paused. Earlier failures do not pause it again."""
+        with self._transaction() as connection:
+            resumed = connection.execute(
+                text("""
+                    UPDATE hpo.study SET paused = NULL, resumed_at = clock_timestamp()
+                    WHERE name = :study AND paused IS NOT NULL
+                """),
+                {"study": study},
+            )
+            return resumed.rowcount == 1
+
+    def cheapest(self, study: str) -> TrialSpec | None:
+        """Return the specification of the study's cheapest trial; None if no configuration is chosen yet."""
+        with self._transaction() as connection:
+            spec = connection.scalar(
+                text(
+                    "SELECT spec FROM hpo.job WHERE study = :study AND spec IS NOT NULL ORDER BY cost, number LIMIT 1"
+                ),
+                {"study": study},
+            )
+            return None if spec is None else TrialSpec.from_json(spec)
 
     def begin_deletion(self, name: str, *, lease: float, by: str) -> bool:
         """Let nobody claim a trial of the study from now on, and its workers leave, for it is being deleted; false, and

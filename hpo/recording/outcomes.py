@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.errors import ServiceError
-from hpo.queue import Job
+from hpo.queue import AttemptOutcome, Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,6 @@ class HandedBack:
 
     job: Job
     reason: str
-    counts: bool  # the attempt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,8 @@ class Refused:
 
     job: Job
     reason: str
-    disk_full: bool  # of this machine
+    attempt: AttemptOutcome
+    disk_full: bool = False  # of this machine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from hpo.errors import disk_is_full
-from hpo.queue import DatabaseLost, Job, LeaseLost
+from hpo.queue import AttemptOutcome, DatabaseLost, Job, LeaseLost
 from hpo.recording.outage import Outage
 from hpo.recording.outcomes import Ended, Inbox, LostLease, NothingRecorded, Outcome, Refused
 from hpo.recording.reconciler import Reconciler
@@ -59,15 +59,17 @@ class Recorder(threading.Thread):
         self._refused: set[int] = set()  # jobs whose results were refused since one was recorded
         self._unsent: set[int] = set()  # jobs whose epochs could not be sent, and that was said
         self._logged_at = float("-inf")  # when MLflow took a result last; monotonic seconds
-        self._tasks: deque[tuple[Job, Task, GiveUp | None]] = deque()
+        self._tasks: deque[tuple[Job | None, Task, GiveUp | None]] = deque()
         self._wake = threading.Condition()
         self._closing = self._reconcile_last = False
         self._abandon = threading.Event()
 
     # For the supervisor's thread
 
-    def put(self, job: Job, task: Task, give_up: GiveUp | None = None) -> None:
+    def put(self, job: Job | None, task: Task, give_up: GiveUp | None = None) -> None:
         """Queue a task that may raise TrackingUnavailable, DatabaseLost (both: it is repeated) or LeaseLost.
+
+        `job`: None for a task of the worker itself, which raises nothing else.
 
         With `give_up` it records what was trained: after another error it is kept and tried again. When the patience is
         over, and it is the trial's own fault, `give_up` is called: results of others could be recorded meanwhile, or
@@ -138,7 +140,7 @@ class Recorder(threading.Thread):
                 self._quietly(partial(self._reconcile, older_than=self.lease))
                 next_reconciliation = time.monotonic() + RECONCILE_INTERVAL
 
-    def _do(self, job: Job, task: Task, give_up: GiveUp | None) -> None:
+    def _do(self, job: Job | None, task: Task, give_up: GiveUp | None) -> None:
         """Do a task until it succeeds, fails or is kept for later; post its outcome."""
         attempt = 0
         while not self._abandon.is_set():
@@ -153,13 +155,13 @@ class Recorder(threading.Thread):
                     continue
                 outcome = _failed(job, error)
             except LeaseLost:
-                outcome = LostLease(job=job)
+                outcome = None if job is None else LostLease(job=job)
             except Exception as error:
-                if give_up is not None and not disk_is_full(error):
+                if job is not None and give_up is not None and not disk_is_full(error):
                     self._keep(job, task, give_up, error)
                     return
                 outcome = _failed(job, error)
-            if give_up is not None:
+            if job is not None and give_up is not None:
                 self._kept.pop((job.id, job.fence), None)
             if isinstance(outcome, Ended) and outcome.logged:
                 self._logged_at = time.monotonic()
@@ -193,7 +195,7 @@ class Recorder(threading.Thread):
             self.put(job, partial(give_up, reason))
             return
         for kept in self._kept.values():
-            self._inbox.post(Refused(job=kept.job, reason=kept.reason, disk_full=False))
+            self._inbox.post(Refused(job=kept.job, reason=kept.reason, attempt=AttemptOutcome.PLACE_FAILED))
         self._inbox.post(NothingRecorded(reason=f"{job.title}: {reason}"))
         self._kept = {}
 
@@ -232,8 +234,14 @@ class Recorder(threading.Thread):
         return count
 
 
-def _failed(job: Job, error: Exception) -> Refused:
+def _failed(job: Job | None, error: Exception) -> Refused | None:
     full, reason = disk_is_full(error), first_line(error)
-    log.warning("%s could not be recorded: %s", job.title, reason)
     log.debug("", exc_info=True)
-    return Refused(job=job, reason=f"no room on the disk ({reason})" if full else reason, disk_full=full)
+    if job is None:
+        log.warning("%s", reason)
+        return None
+    log.warning("%s could not be recorded: %s", job.title, reason)
+    if full:
+        reason = f"no room on the disk ({reason})"
+        return Refused(job=job, reason=reason, attempt=AttemptOutcome.HANDED_BACK, disk_full=True)
+    return Refused(job=job, reason=reason, attempt=AttemptOutcome.FAILED)

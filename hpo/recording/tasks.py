@@ -11,13 +11,14 @@ from pathlib import Path
 from hpo import crash
 from hpo.errors import NotFound, ServiceError, disk_is_full
 from hpo.files import sha256_of
-from hpo.queue import Checkpoint, DatabaseLost, Job, LeaseLost, State, TrialResult
+from hpo.queue import AttemptOutcome, Checkpoint, DatabaseLost, Job, LeaseLost, State, TrialResult
 from hpo.recording.outcomes import DataFetched, Ended, Fetched, HandedBack, NoData
 from hpo.recording.reconciler import Reconciler
 from hpo.recording.trained import Trained
 from hpo.search.pruning import Pruning
 from hpo.text import first_line
 from hpo.tracking import data_sets, logged_models, registry
+from hpo.tracking.client import PAUSED
 from hpo.tracking.errors import TrackingUnavailable
 
 log = logging.getLogger("hpo")
@@ -39,7 +40,7 @@ class Tasks:
 
     def hand_back(self, job: Job, reason: str) -> HandedBack:
         """Return a job to the queue after its checkpoint; no attempt is counted."""
-        return HandedBack(job=job, reason=reason, counts=False)
+        return HandedBack(job=job, reason=reason)
 
     def store_checkpoint(self, job: Job, path: Path, *, epoch: int, sha256: str) -> None:
         """Upload a checkpoint under a new name, commit it to the job, then delete the one before."""
@@ -104,14 +105,23 @@ class Tasks:
             return None
         return path
 
+    def show_pause(self, reason: str) -> None:
+        """Show at the study's run in MLflow why the study is paused."""
+        self.reconciler.tracker.set_tags(self.reconciler.study.facts.study_run_id, {PAUSED: reason})
+
     def fetch_data(self) -> DataFetched | NoData:
         """Download the study's data set again, as the database describes it now: `hpo doctor --fix` may have put it
         there with another hash."""
-        row = self.reconciler.queue.study(self.reconciler.study.name)
+        name = self.reconciler.study.name
         try:
+            row = self.reconciler.queue.study(name)
             return DataFetched(path=data_sets.fetch(self.home, self.reconciler.tracker, row))
         except ServiceError as error:
             return NoData(error=error)
+        except Exception as error:
+            if isinstance(error, TrackingUnavailable | DatabaseLost) and not disk_is_full(error):
+                raise
+            return NoData(error=ServiceError(f"The data set of {name} cannot be fetched here: {first_line(error)}."))
 
     def record(self, job: Job, trained: Trained) -> Ended:
         """Log the model and what it predicts of the validation split, then record the job's one result.
@@ -168,6 +178,6 @@ class Tasks:
 
     def bury(self, job: Job, reason: str) -> Ended:
         """End a trial that was trained well and cannot be recorded: training it again would not help."""
-        self.reconciler.queue.bury(job, reason=reason)
+        self.reconciler.queue.give_back(job, AttemptOutcome.NOT_RECORDED, reason=reason)
         log.warning("%s is dead: %s", job.title, reason)
         return Ended(job=job, logged=False)

@@ -42,6 +42,8 @@ class View:
             yield Text("  closing: scoring the winner on the test split, registering it")
         if progress.best is not None:
             yield Text(f"  best so far: {progress.best_text()}")
+        if progress.pause:
+            yield Text(f"  PAUSED: {progress.pause} `hpo run` with the same options ends the pause.", style="yellow")
         if self.trouble:
             yield Text(f"  {self.trouble}", style="yellow")
 

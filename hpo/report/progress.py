@@ -16,6 +16,7 @@ class Progress:
         self.paces: dict[int, Pace] = {}
         self.workers: list[Present] = []
         self.closing: Job | None = None
+        self.pause: str | None = None  # why the study is paused
         self.now = 0.0  # the database's clock, seconds since 1970
 
     def refresh(self) -> None:
@@ -25,6 +26,7 @@ class Progress:
         self.closing = next((job for job in jobs if job.kind == "closing"), None)
         self.now, self.paces = self.queue.paces(self.study.name)
         self.workers = self.queue.workers(self.study.name)
+        self.pause = self.queue.pause(self.study.name)
 
     def count(self, *states: State) -> int:
         return sum(job.state in states for job in self.jobs)
@@ -123,7 +125,7 @@ class Progress:
         words = [f"{self.study.name}: {', '.join(self.counts())}"]
         words += [f"{self.rate:.1f} epochs/s"] if self.rate else []
         words += [f"best {self.best_text()}"] if self.best is not None else []
-        return ", ".join([*words, self.left_text()])
+        return ", ".join([*words, f"PAUSED: {self.pause}" if self.pause else self.left_text()])
 
     def as_dict(self) -> dict[str, Any]:
         """Return the progress for programs."""
@@ -132,6 +134,7 @@ class Progress:
             **{state: self.count(state) for state in (State.WAITING, State.RUNNING, *ENDED)},
             "epochs": self.epochs,
             "seconds_left": self.seconds_left,
+            "paused": self.pause,
             "best_val_nmse": self.best[0] if self.best else None,
             "workers": [self._worker(*entry) for entry in self.by_worker()],
         }

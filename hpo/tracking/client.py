@@ -27,6 +27,7 @@ from hpo.tracking.errors import Refused, StoreRefuses, TrackingUnavailable, mean
 
 Kind = Literal["trial", "predictor", "study"]
 Status = Literal["SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"]
+PAUSED = "hpo.paused"  # tag of a study's run: why nobody claims a trial of it; empty if somebody may
 KEY = "hpo.key"
 OWNER = "hpo.database"
 CREATED = "hpo.created"  # nanoseconds, the creator's clock: which of two runs with one key is the older

@@ -18,6 +18,8 @@ class Pipes(Protocol):
     def killed(self) -> str | None: ...
     @property
     def closed(self) -> bool: ...
+    @property
+    def lacked_memory(self) -> bool: ...
     def fileno(self) -> int: ...
     def send(self, message: protocol.Message) -> None: ...
     def messages(self) -> list[protocol.Message]: ...
@@ -59,12 +61,15 @@ class Child:
 
 
 class Trainer(Child):
-    """A trainer with its job. It is free, reserved (something is fetched for its job) or works on a request."""
+    """A trainer with its job. It is free, reserved (something is fetched for its job) or works on a request.
+
+    It gets no job before it has shown that it can train.
+    """
 
     def __init__(self, process: Pipes, clock: Clock, *, gpu: str | None) -> None:
         super().__init__(process, clock)
         self.gpu = gpu
-        self.ready = False
+        self.proved = False
         self.job: Job | None = None
         self.request: protocol.Request | None = None
         self.asked = False  # to hand back
@@ -72,11 +77,20 @@ class Trainer(Child):
 
     @property
     def free(self) -> bool:
-        return self.ready and self.job is None and not self.process.closed
+        return self.proved and self.job is None and not self.process.closed and self.process.killed is None
+
+    @property
+    def place(self) -> str:
+        """The device of its attempts in the queue."""
+        return "cpu" if self.gpu is None else f"cuda:{self.gpu}"
 
     @property
     def trains(self) -> bool:
         return isinstance(self.request, protocol.Train)
+
+    @property
+    def proves(self) -> bool:
+        return isinstance(self.request, protocol.Prove)
 
     @property
     def owes_answer(self) -> bool:
@@ -120,6 +134,14 @@ class Trainers:
         while len(self._trainers) < self.count:
             gpu = next_gpu(self._gpus, [trainer.gpu for trainer in self._trainers])
             self._trainers.append(Trainer(self._start(gpu), self._clock, gpu=gpu))
+
+    def neighbours(self, trainer: Trainer) -> list[Trainer]:
+        """Return the other trainers on its card, or on the CPU, that have a job."""
+        return [
+            other
+            for other in self._trainers
+            if other is not trainer and other.gpu == trainer.gpu and other.job is not None
+        ]
 
     def of(self, job: Job) -> Trainer | None:
         """Return the trainer that is busy with this claim of the job; None while it is recorded, for example."""

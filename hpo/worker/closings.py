@@ -5,7 +5,7 @@ from functools import partial
 
 from hpo import crash
 from hpo.closing.steps import Closing
-from hpo.queue import Job
+from hpo.queue import AttemptOutcome, Job
 from hpo.recording.outcomes import Ended, Winners
 from hpo.worker import protocol
 from hpo.worker.children import Trainer
@@ -41,7 +41,7 @@ class Closings:
             self._closing.put(message)
         except ValueError as error:
             trainer.release()
-            self._leases.return_soon(job, str(error), counts=True)
+            self._leases.return_soon(job, str(error), AttemptOutcome.FAILED)
             return
         self._score_next(trainer, job)
 

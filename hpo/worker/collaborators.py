@@ -12,6 +12,7 @@ from hpo.recording.recorder import Recorder
 from hpo.recording.tasks import Tasks
 from hpo.search.pruning import Pruning
 from hpo.settings import Settings
+from hpo.study.records import TrialSpec
 from hpo.worker.children import Clock, Suggester, Trainers
 from hpo.worker.data_file import DataFile
 from hpo.worker.folders import WorkFolder
@@ -33,6 +34,7 @@ class Collaborators:
     folder: WorkFolder
     data: DataFile
     device: str  # "cpu", "auto" or "cuda"
+    proof: TrialSpec  # the smallest network of the study, which shows whether a place can train
     log_file: Path  # where the children's output goes
     wait: Callable[[Sequence[Any], float], Sequence[Any]]  # as multiprocessing.connection.wait
     clock: Clock

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from hpo.errors import ServiceError
 from hpo.queue import Job
 from hpo.recording.trained import Trained
 from hpo.worker import protocol
@@ -22,11 +22,21 @@ LAST = (  # messages after which a trainer is free
     protocol.Returned,
     protocol.Diverged,
     protocol.Failed,
+    protocol.OutOfMemory,
     protocol.DiskFull,
     protocol.DataDamaged,
 )
 
 log = logging.getLogger("hpo")
+
+
+@dataclass
+class _Alone:
+    """A trial that needs its card or host for itself."""
+
+    trainer: Trainer
+    job: Job
+    has_begun: bool = False
 
 
 class Crew:
@@ -39,16 +49,24 @@ class Crew:
         self._wait, self._clock, self._inbox = parts.wait, parts.clock, parts.inbox
         self._log_file, self._hang_timeout = parts.log_file, parts.settings.hang_timeout
         self._answers: Answers = {**self.trials.answers, protocol.Scored: self.closings.on_scored}
-        self._stillborn = 0  # trainers in a row that ended before they were ready
+        self._alone: dict[str | None, _Alone] = {}  # by card, None for the CPU
+        self._stillborn = 0  # trainers in a row that ended before they had proved anything
         self._last_turn = parts.clock.monotonic()
 
     def free_trainers(self) -> Iterator[Trainer]:
         """Start the trainers that are missing; yield those that are free."""
         self.trainers.start_missing()
-        return (trainer for trainer in self.trainers if trainer.free)
+        return (trainer for trainer in self.trainers if trainer.free and trainer.gpu not in self._alone)
 
     def begin(self, trainer: Trainer, job: Job) -> None:
-        """Begin a claimed job on a free trainer."""
+        """Begin a claimed job on a free trainer, or let it wait there for the end of those beside it."""
+        if self.trials.proofs.needs_place_alone(job):
+            trainer.reserve(job, fetches=trainer.fetches)
+            self._alone[trainer.gpu] = _Alone(trainer, job)
+        else:
+            self._start(trainer, job)
+
+    def _start(self, trainer: Trainer, job: Job) -> None:
         (self.closings if job.kind == "closing" else self.trials).begin(trainer, job)
 
     def _children(self) -> list[Child]:
@@ -79,7 +97,12 @@ class Crew:
 
     def _on_message(self, trainer: Trainer, message: protocol.Message) -> None:
         if isinstance(message, protocol.Ready):
-            trainer.ready, self._stillborn = True, 0
+            self.trials.proofs.begin(trainer)
+            return
+        if trainer.proves:
+            if not isinstance(message, protocol.Alive):
+                self.trials.proofs.take(trainer, message)
+                self._stillborn = 0
             return
         answer, job = self._answers.get(type(message)), trainer.job
         if answer is None:
@@ -98,27 +121,42 @@ class Crew:
             self.trials.on_suggester_exit(self._log_file)
             return
         reason = self.trainers.remove(child)
-        self.trials.on_exit(child, reason, counts=self._ending.reason is None)
-        if not child.ready:
+        self.trials.on_exit(child, reason, is_ending=self._ending.reason is not None)
+        if not child.proved:
             self._stillborn += 1
             if self._stillborn >= START_ATTEMPTS:
                 end = last_error(self._log_file)
-                raise ServiceError(f"Trainers cannot be started: {reason}. The end of {self._log_file}:\n{end}")
+                message = f"Trainers cannot be started: {reason}. The end of {self._log_file}:\n{end}"
+                self.trials.proofs.fail(child.gpu, message)
 
     # Their end
 
     def look_after(self) -> None:
-        """Ask for trials that the pruner ends; end children that hang."""
+        """Ask for trials that the pruner ends; end children that hang; begin trials that are alone now."""
         limit = self._hang_timeout
+        if self.trials.proofs.has_suspects and self._ending.reason is None:
+            self.trainers.start_missing()
+        self._ending.attempt(self.trials.proofs.look_after)
+        if self._ending.reason is None:
+            self._begin_alone()
         for trainer in self.trainers:
             if trainer.trains and trainer.job is not None and self._pruning.reason(trainer.job):
                 trainer.ask_back()
-            if trainer.job is not None and trainer.hangs(limit):
-                log.warning("%s: no progress for %.0f s", trainer.job.title, limit)
+            if trainer.hangs(limit):
+                title = "the proof of a trainer" if trainer.job is None else trainer.job.title
+                log.warning("%s: no progress for %.0f s", title, limit)
                 trainer.process.kill(f"no progress for {limit:.0f} s")
         suggester = self.trials.suggester
         if suggester is not None and suggester.hangs(limit):
             suggester.process.kill(f"no progress for {limit:.0f} s")
+
+    def _begin_alone(self) -> None:
+        for gpu, alone in list(self._alone.items()):
+            if not alone.trainer.has(alone.job) or alone.job not in self._leases:
+                del self._alone[gpu]
+            elif not alone.has_begun and not self.trainers.neighbours(alone.trainer):
+                alone.has_begun = True
+                self._start(alone.trainer, alone.job)
 
     def call_in(self) -> bool:
         """Ask busy trainers for their trials, once; kill those that take too long; return whether any is busy."""

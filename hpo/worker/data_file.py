@@ -20,7 +20,9 @@ class DataFile:
         self.path = path
         self.fetches = 0  # again
         self._sound = 0  # the number of fetches when a trainer read the file last
-        self.waiting: list[tuple[Job, str]] = []  # jobs with the reason why they wait
+        self.waiting: list[
+            tuple[Job | None, str]
+        ] = []  # jobs with the reason why they wait; None for a trainer's proof
 
     def touch(self) -> None:
         """Show that the file is in use: no cache to be cleared."""
@@ -31,8 +33,8 @@ class DataFile:
         """Note that a trainer has read it."""
         self._sound = self.fetches
 
-    def wait(self, job: Job, reason: str) -> bool:
-        """Let the job wait for the next fetch; return whether that is to begin now.
+    def wait(self, job: Job | None, reason: str) -> bool:
+        """Let a job, or the proof of a trainer, wait for the next fetch; return whether that is to begin now.
 
         Raise ServiceError if it was fetched FETCH_ATTEMPTS times and nobody could read it.
         """
@@ -48,4 +50,4 @@ class DataFile:
     def take_waiting(self) -> list[tuple[Job, str]]:
         """Return the jobs that have waited, with the reasons."""
         waiting, self.waiting = self.waiting, []
-        return waiting
+        return [(job, reason) for job, reason in waiting if job is not None]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 
 from hpo import crash
-from hpo.queue import Job, LeaseLost, Queue
+from hpo.queue import AttemptOutcome, Job, LeaseLost, Queue
 from hpo.recording.recorder import GiveUp, Recorder, Task
 
 BATCH = 2000  # epochs that are stored at a time: 0.2 s on a busy machine
@@ -32,6 +32,16 @@ class _Held:
     backlog: deque[Epoch | _Next] = field(default_factory=deque)  # in the order of arrival
 
 
+@dataclass(frozen=True)
+class _Return:
+    """A job on its way back to the queue."""
+
+    job: Job
+    reason: str
+    outcome: AttemptOutcome
+    alone: bool  # it had its card or host for itself
+
+
 class Leases:
     """Jobs held by this worker, each with the epochs and tasks that wait for the database."""
 
@@ -39,7 +49,7 @@ class Leases:
         """`discard` removes the local files of a job that is held no longer."""
         self._queue, self._recorder, self._discard = queue, recorder, discard
         self._held: dict[tuple[int, int], _Held] = {}
-        self._returning: deque[tuple[Job, str, bool]] = deque()  # job, reason, whether the attempt counts
+        self._returning: deque[_Return] = deque()
 
     def hold(self, job: Job) -> None:
         """Hold a job, or replace what is known of a held one."""
@@ -110,12 +120,14 @@ class Leases:
 
     # The way back
 
-    def return_soon(self, job: Job, reason: str, *, counts: bool) -> None:
-        """Return the job to the queue with the next `give_back`; `counts`: the attempt."""
-        self._returning.append((job, reason, counts))
+    def return_soon(
+        self, job: Job, reason: str, outcome: AttemptOutcome = AttemptOutcome.HANDED_BACK, *, alone: bool = True
+    ) -> None:
+        """Return the job to the queue with the next `give_back`; `alone`: it had its card or host for itself."""
+        self._returning.append(_Return(job, reason, outcome, alone))
 
     def is_returning(self, job: Job) -> bool:
-        return any((other.id, other.fence) == (job.id, job.fence) for other, *_ in self._returning)
+        return any((item.job.id, item.job.fence) == (job.id, job.fence) for item in self._returning)
 
     @property
     def settled(self) -> bool:
@@ -125,17 +137,17 @@ class Leases:
     def give_back(self) -> Iterator[Job]:
         """Return jobs to the queue; yield those that went. The others wait for the next turn. Raise DatabaseLost."""
         while self._returning:
-            job, reason, counts = self._returning[0]
-            held = self._held.get((job.id, job.fence))
+            item = self._returning[0]
+            held = self._held.get((item.job.id, item.job.fence))
             if held is not None:
                 if not self._flush(held, BATCH):
                     return
                 with suppress(LeaseLost):
-                    self._queue.give_back(job, reason=reason, counts=counts)
-                self.drop(job)
+                    self._queue.give_back(item.job, item.outcome, reason=item.reason, alone=item.alone)
+                self.drop(item.job)
             self._returning.popleft()
             if held is not None:
-                yield job
+                yield item.job
 
     def give_all_back(self, reason: str) -> None:
         """Return everything that is still held to the queue; no attempt is counted. Raise DatabaseLost."""
@@ -143,4 +155,4 @@ class Leases:
             while not self._flush(held, BATCH):
                 pass
             with suppress(LeaseLost):
-                self._queue.give_back(held.job, reason=reason, counts=False)
+                self._queue.give_back(held.job, AttemptOutcome.HANDED_BACK, reason=reason)

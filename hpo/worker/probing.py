@@ -1,9 +1,11 @@
-"""Timing of a few batches of each trial, for an estimate of what a study costs."""
+"""A few batches of a trial: timed, for an estimate of what a study costs, or as the proof that this place can train."""
 
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from threading import Event
+from typing import Any
 
 import torch
 
@@ -12,10 +14,11 @@ from data_pipeline.split import Split
 from hpo.study.records import TrialSpec
 from hpo.worker import inputs, protocol
 from hpo.worker.channel import Send
-from models import networks, specs
+from models import checkpoint, networks, specs
 from models.training import Training
 
 PROBE_BATCHES = 4  # timed
+PROOF_IMAGES = 4  # of the one batch that proves a place
 
 
 def probe(request: protocol.Probe, send: Send, stop: Event) -> protocol.ProbesEnded:
@@ -28,17 +31,41 @@ def probe(request: protocol.Probe, send: Send, stop: Event) -> protocol.ProbesEn
     return protocol.ProbesEnded()
 
 
-def _measure(index: int, spec: TrialSpec, dataset: Dataset, parts: Split, device: str) -> protocol.Probed:
-    settings = specs.training_from_dict({**spec.training, "epochs": 2})
-    torch.set_num_threads(settings.threads)
-    count = min(len(parts.train), PROBE_BATCHES * settings.batch_size)
-    share = count / len(parts.train)
-    train, validation = parts.train[:count], parts.validation[: max(1, round(share * len(parts.validation)))]
-    initial = inputs.initial_tensors(spec, None) if spec.weights and spec.weights.sha256 else None
-    begin = time.monotonic()
-    training = Training(
+def prove(request: protocol.Prove, send: Send, stop: Event) -> protocol.Proved:
+    """Do once, small, what a trial does here: read the data set, train on the device, write files.
+
+    The network begins at random. Raise what a trial would raise.
+    """
+    dataset, parts = inputs.load_data(request.data)
+    training = dict(request.spec.training)
+    images = min(PROOF_IMAGES, training["batch_size"], len(parts.train))
+    training |= {"epochs": 1, "batch_size": images}
+    run = _begin(request.spec, training, dataset, parts, inputs.device(request.device), images=images, initial=None)
+    next(run.epochs())
+    request.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_state(run.state(), request.folder / "proof.safetensors")
+    (request.folder / "proof.safetensors").unlink()
+    return protocol.Proved(device=inputs.gpu_name(run.device))
+
+
+def _begin(
+    spec: TrialSpec,
+    settings: Mapping[str, Any],
+    dataset: Dataset,
+    parts: Split,
+    device: str,
+    *,
+    images: int,
+    initial: dict[str, torch.Tensor] | None,
+) -> Training:
+    """Return the trial's training on so many images of the training split, and as large a share for validation."""
+    chosen = specs.training_from_dict(settings)
+    torch.set_num_threads(chosen.threads)
+    share = images / len(parts.train)
+    train, validation = parts.train[:images], parts.validation[: max(1, round(share * len(parts.validation)))]
+    return Training(
         specs.from_dict(spec.model),
-        settings,
+        chosen,
         train=(dataset.images[train], dataset.targets[train]),
         validation=(dataset.images[validation], dataset.targets[validation]),
         seed=spec.seed,
@@ -48,6 +75,15 @@ def _measure(index: int, spec: TrialSpec, dataset: Dataset, parts: Split, device
         target_names=dataset.target_names,
         device=device,
     )
+
+
+def _measure(index: int, spec: TrialSpec, dataset: Dataset, parts: Split, device: str) -> protocol.Probed:
+    settings = dict(spec.training) | {"epochs": 2}
+    count = min(len(parts.train), PROBE_BATCHES * specs.training_from_dict(settings).batch_size)
+    share = count / len(parts.train)
+    initial = inputs.initial_tensors(spec, None) if spec.weights and spec.weights.sha256 else None
+    begin = time.monotonic()
+    training = _begin(spec, settings, dataset, parts, device, images=count, initial=initial)
     once = (time.monotonic() - begin) / share
     seconds = [epoch.metrics["seconds"] for epoch in training.epochs()][-1]  # the first one warms up
     parameters = networks.parameter_count(training.network)

@@ -98,6 +98,11 @@ class Process:
             self._process.wait()
         os.close(self._messages)
 
+    @property
+    def lacked_memory(self) -> bool:
+        """Whether it was killed, and not by us: in all likelihood for want of memory."""
+        return self.killed is None and self._process.returncode == -signal.SIGKILL
+
     def obituary(self) -> str:
         """Return in a few words why it ended."""
         code = self._process.wait()

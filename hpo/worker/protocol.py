@@ -43,6 +43,16 @@ class Probe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prove:
+    """Show that trials can be trained here: train a small batch of one, and write into `folder`. Answer: Proved."""
+
+    spec: TrialSpec
+    data: Path
+    folder: Path
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stop:
     """Hand the present trial back at the next batch. Answer: Returned."""
 
@@ -111,6 +121,13 @@ class Failed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutOfMemory:
+    """The card or the host has no memory left for the request."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiskFull:
     reason: str
 
@@ -135,6 +152,13 @@ class Probed:
 @dataclass(frozen=True, kw_only=True)
 class ProbesEnded:
     """The last probe was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proved:
+    """Device, packages, data set and disk are sound."""
+
+    device: str  # the GPU's name, else ""
 
 
 # Answers of a suggester, for a claim: the job's id and its fence
@@ -167,11 +191,11 @@ class NotFilled:
     reason: str
 
 
-Request = Train | Score | Probe | Stop | Fill
+Request = Train | Score | Probe | Prove | Stop | Fill
 Answer = Filled | ClaimLost | DatabaseAway | NotFilled
 Message = (
     Request | Answer | Ready | Alive | Started | EpochDone | CheckpointWritten | Trained | Returned | Diverged
-    | Failed | DiskFull | DataDamaged | Scored | Probed | ProbesEnded
+    | Failed | OutOfMemory | DiskFull | DataDamaged | Scored | Probed | ProbesEnded | Proved
 )  # fmt: skip
 KINDS: dict[str, Any] = {kind.__name__: kind for kind in get_args(Message)}
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from hpo.errors import NotFound, ServiceError
-from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, State, StudyRow
+from hpo.queue import ENDED, DatabaseLost, Job, State, StudyRow
 from hpo.recording import outcomes
 from hpo.worker.collaborators import Collaborators
 from hpo.worker.crew import Crew
@@ -36,6 +36,7 @@ class Limits:
     trials: int | None = None  # claimed by it; it leaves when they have ended
     seconds: float | None = None  # since its start; what it trains then is handed back
     idle: float | None = None  # seconds without anything to claim; time in which it cannot ask does not count
+    stays: bool = False  # while the study is paused, too
 
 
 NO_LIMITS = Limits()
@@ -73,6 +74,7 @@ class Supervisor:
             outcomes.NoData: trials.on_data,
         }
         self._outcomes: deque[outcomes.Outcome] = deque()  # taken from the inbox
+        self._pause: str | None = None  # why the study is paused
         self._unsure = False  # whether a claim may have been made that we never heard of
         self._idle_since: float | None = None  # when the queue first had nothing for us
         self._began = parts.clock.monotonic()
@@ -93,7 +95,9 @@ class Supervisor:
     def concern(self) -> str | None:
         """What people should know now: that it stops, what it cannot reach, or which result cannot be recorded."""
         reason = self.ending.reason
-        return f"stopping ({reason}): giving trials back" if reason else self._recorder.concern
+        if reason:
+            return f"stopping ({reason}): giving trials back"
+        return self._recorder.concern or (f"paused: {self._pause}" if self._pause else None)
 
     def step(self) -> bool | None:
         """Act on what has arrived and what is due; return whether the study is closed if the work ends, else None."""
@@ -180,19 +184,41 @@ class Supervisor:
             job = self._queue.claim(
                 self._study.name,
                 worker=self._worker,
+                device=trainer.place,
                 lease=lease,
                 stops=self._study.stops,
                 take_over=recorder.may_expire,
             )
             if job is None:
+                if self._is_paused():
+                    return
                 kept_off = not recorder.may_expire and self._queue.expired(self._study.name, lease=lease)
                 self._idle_since = None if kept_off else self._idle_since or now
                 return
+            self._pause = None
             self.leases.hold(job)
             self.claimed += job.kind == "trial"
             if job.attempt > 1 and job.verdict is None:
-                log.warning("%s: %s, attempt %d of %d", job.title, job.reason, job.attempt, ATTEMPTS)
+                log.warning("%s: %s, attempt %d", job.title, job.reason, job.attempt)
             self._crew.begin(trainer, job)
+
+    def _is_paused(self) -> bool:
+        """Return whether this worker waits for the end of a pause. Raise ServiceError if it is to leave."""
+        reason = self._queue.pause(self._study.name) if not self.leases.jobs else None
+        if reason is None:
+            self._pause = None
+            return False
+        if self._pause is None:
+            self._pause = reason
+            log.warning("%s is paused: %s", self._study.name, reason)
+            self._recorder.put(None, partial(self._tasks.show_pause, reason))
+        if not self.limits.stays:
+            raise ServiceError(
+                f"The study {self._study.name} is paused: {reason.rstrip('.')}. Nobody claims a trial of it. When the "
+                "cause is gone, `hpo run` with the same options ends the pause; `hpo show` lists a trial's attempts."
+            )
+        self._idle_since = None
+        return True
 
     def _renew(self) -> None:
         """Renew the leases, say that we are here, and learn whether expired leases may be taken over."""
@@ -240,14 +266,13 @@ class Supervisor:
         self._recorder.put(outcome.job, partial(self._tasks.reconcile, outcome.job))
 
     def _on_handed_back(self, outcome: outcomes.HandedBack) -> None:
-        self.leases.return_soon(outcome.job, outcome.reason, counts=outcome.counts)
+        self.leases.return_soon(outcome.job, outcome.reason)
 
     def _on_nothing_recorded(self, outcome: outcomes.NothingRecorded) -> None:
         raise ServiceError(
-            f"No result can be recorded any more. {outcome.reason}. Everything is given back, and an attempt is "
-            f"counted of the trials whose results were refused: after {ATTEMPTS} they are dead. When the cause is "
-            "gone, the same command goes on (with --retry for dead trials); if it is this trial alone, `hpo cancel` "
-            "lets its study close without it."
+            f"No result can be recorded any more. {outcome.reason}. Everything is given back, and no attempt counts. "
+            "When the cause is gone, the same command goes on; if it is this trial alone, `hpo cancel` lets its study "
+            "close without it."
         )
 
     # The end

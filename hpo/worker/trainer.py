@@ -9,6 +9,7 @@ from typing import Any
 
 from data_pipeline.errors import DatasetError
 from hpo.errors import disk_is_full
+from hpo.text import first_line
 from hpo.worker import protocol
 from hpo.worker.channel import Channel, serve
 
@@ -24,6 +25,7 @@ def answer_requests(channel: Channel) -> None:
         protocol.Train: training.train,
         protocol.Score: scoring.score,
         protocol.Probe: probing.probe,
+        protocol.Prove: probing.prove,
     }
     channel.send(protocol.Ready())
     while True:
@@ -43,7 +45,11 @@ def failure(error: Exception) -> protocol.Message:
         return protocol.DiskFull(reason=f"no room on the disk ({error})")
     if isinstance(error, DatasetError):
         return protocol.DataDamaged(reason=str(error))
-    return protocol.Failed(reason=f"{type(error).__name__}: {error}")
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
+    if is_memory or "can't allocate memory" in str(error):  # torch's on a CPU
+        return protocol.OutOfMemory(reason=reason)
+    return protocol.Failed(reason=reason)
 
 
 if __name__ == "__main__":

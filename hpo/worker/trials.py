@@ -12,13 +12,14 @@ from typing import Any
 
 from hpo import crash
 from hpo.errors import ServiceError
-from hpo.queue import ATTEMPTS, Job, State
+from hpo.queue import AttemptOutcome, Job, State
 from hpo.recording import outcomes
 from hpo.recording.trained import Trained
 from hpo.worker import protocol
 from hpo.worker.children import Suggester, Trainer
 from hpo.worker.collaborators import Collaborators
 from hpo.worker.leases import Leases
+from hpo.worker.proofs import Proofs
 
 START_ATTEMPTS = 3  # suggesters in a row that may end before they have chosen a point
 
@@ -37,6 +38,7 @@ class Trials:
         self.suggester: Suggester | None = None
         self._pointless = 0  # suggesters in a row that ended before they had chosen a point
         self._disk_full = False  # found so by a trainer or the recorder
+        self.proofs = Proofs(parts, leases, self._wait_for_data)
         self.answers: Answers = {
             protocol.Started: self._on_started,
             protocol.Alive: lambda *_: None,  # that something came is all that counts
@@ -46,6 +48,7 @@ class Trials:
             protocol.Returned: self._on_returned,
             protocol.Diverged: self._on_diverged,
             protocol.Failed: self._on_failed,
+            protocol.OutOfMemory: self._on_out_of_memory,
             protocol.DiskFull: self._on_disk_full,
             protocol.DataDamaged: self._on_data_damaged,
         }
@@ -128,9 +131,11 @@ class Trials:
     def _on_failed(self, trainer: Trainer, job: Job, message: protocol.Failed) -> None:
         if self._folder.lacks_room():  # of a .pt2 file that it cannot finish torch says something else, and aborts
             self._wait_for_room(job, f"no room on the disk ({message.reason})")
-            return
-        log.warning("%s failed, attempt %d of %d: %s", job.title, job.attempt, ATTEMPTS, message.reason)
-        self._leases.return_soon(job, message.reason, counts=True)
+        else:
+            self.proofs.suspect(trainer, job, message.reason, AttemptOutcome.FAILED)
+
+    def _on_out_of_memory(self, trainer: Trainer, job: Job, message: protocol.OutOfMemory) -> None:
+        self.proofs.suspect(trainer, job, message.reason, AttemptOutcome.OUT_OF_MEMORY)
 
     def _on_disk_full(self, trainer: Trainer, job: Job, message: protocol.DiskFull) -> None:
         self._wait_for_room(job, message.reason)
@@ -144,32 +149,37 @@ class Trials:
         """Fetch the data set again: its damaged file is no trial's fault."""
         log.warning("%s waits: %s", job.title, message.reason)
         if trainer.fetches != self._data.fetches:  # it may have met the file before the last fetch
-            self._leases.return_soon(job, message.reason, counts=False)
-            return
+            self._leases.return_soon(job, message.reason)
+        else:
+            self._wait_for_data(job, message.reason)
+
+    def _wait_for_data(self, job: Job | None, reason: str) -> None:
+        """Let a job, or the proof of a trainer, wait until the data set is fetched again."""
         try:
-            if self._data.wait(job, message.reason):
-                self._recorder.put(job, self._tasks.fetch_data)
+            if self._data.wait(job, reason):
+                self._recorder.put(None, self._tasks.fetch_data)
         except ServiceError:
             self._return_waiting()
             raise
 
     def _return_waiting(self) -> None:
         for job, reason in self._data.take_waiting():
-            self._leases.return_soon(job, reason, counts=False)
+            self._leases.return_soon(job, reason)
 
-    def on_exit(self, trainer: Trainer, reason: str, *, counts: bool) -> None:
-        """Return the trial of a trainer that has ended; `counts`: the attempt."""
+    def on_exit(self, trainer: Trainer, reason: str, *, is_ending: bool) -> None:
+        """Return the trial of a trainer that has ended; `is_ending`: the worker ends, too."""
         job = trainer.job
         if job is None or job not in self._leases:
             return
         if trainer.process.killed is None and self._folder.lacks_room():
             self._wait_for_room(job, f"no room on the disk ({reason})")
+        elif is_ending:
+            log.warning("%s: handed back without its newest epochs: %s", job.title, reason)
+            self._leases.return_soon(job, reason)
         else:
-            if counts:
-                log.warning("%s: worker lost, attempt %d of %d: %s", job.title, job.attempt, ATTEMPTS, reason)
-            else:  # while the worker leaves
-                log.warning("%s: handed back without its newest epochs: %s", job.title, reason)
-            self._leases.return_soon(job, reason, counts=counts)
+            lacked = trainer.process.lacked_memory
+            outcome = AttemptOutcome.OUT_OF_MEMORY if lacked else AttemptOutcome.FAILED
+            self.proofs.suspect(trainer, job, reason, outcome)
 
     # The suggester
 
@@ -195,9 +205,9 @@ class Trials:
         elif isinstance(message, protocol.ClaimLost):
             self.lose(job, "lost its lease")
         elif isinstance(message, protocol.DatabaseAway):
-            self._leases.return_soon(job, "the sampler could not reach the database", counts=False)
+            self._leases.return_soon(job, "the sampler could not reach the database")
         else:
-            self._leases.return_soon(job, message.reason, counts=True)
+            self._leases.return_soon(job, message.reason, AttemptOutcome.FAILED)
 
     def on_suggester_exit(self, log_file: Path) -> None:
         """Let its jobs wait again, and count no attempt: they have not come to a training."""
@@ -208,7 +218,7 @@ class Trials:
         for trainer, job in ended.waiting.values():
             if trainer.has(job):
                 trainer.release()
-            self._leases.return_soon(job, reason, counts=False)
+            self._leases.return_soon(job, reason)
         log.warning("%s; another one is started when it is needed", reason)
         self._pointless += 1
         if self._pointless >= START_ATTEMPTS:
@@ -231,9 +241,7 @@ class Trials:
     def on_refused(self, outcome: outcomes.Refused) -> None:
         """Return a job whose task failed, and stop its trainer."""
         self._disk_full = self._disk_full or outcome.disk_full
-        self._leases.return_soon(outcome.job, outcome.reason, counts=not outcome.disk_full)
-        if any(job == outcome.job for job, _ in self._data.waiting):
-            self._return_waiting()
+        self._leases.return_soon(outcome.job, outcome.reason, outcome.attempt)
         self._stop(outcome.job)
 
     def lose(self, job: Job, reason: str) -> None:

@@ -21,7 +21,8 @@ from hpo.recording.tasks import Tasks
 from hpo.search import sampling
 from hpo.search.pruning import Pruning
 from hpo.settings import Settings
-from hpo.study import restore
+from hpo.study import restore, trial_spec
+from hpo.study.records import TrialSpec
 from hpo.tracking import data_sets
 from hpo.tracking.client import Tracker
 from hpo.tracking.errors import TrackingUnavailable
@@ -35,6 +36,7 @@ from hpo.worker.processes import Process, open_log
 from hpo.worker.signals import stopped_by_signals
 from hpo.worker.supervisor import NO_LIMITS, Limits, Supervisor
 from models import weights
+from models.specs import SpecError
 
 LOCK_PATIENCE = 1.0  # seconds to wait for a lock in Optuna's tables, at most; then the recorder tries again
 
@@ -76,8 +78,7 @@ class Worker:
         """Work until the study is closed; return whether it is. Raise ServiceError if nothing can be done here."""
         limit = ending.STOP_LIMIT + 0.5
         with _for_us_alone(), self._folder.lock(), stopped_by_signals(self.ending.stop, limit=limit):
-            for file in (self.row.facts.weights or {}).values():
-                weights.find(file.name)  # before a trial is claimed that this machine cannot train
+            self._require_weights()  # before a trial is claimed that this machine cannot train
             data = DataFile(data_sets.fetch(self.settings.home, self.tracker, self.row))
             with open_log(self.settings.home, self._log_name) as log:
                 parts = self._parts(log, data)
@@ -88,6 +89,22 @@ class Worker:
                     return Supervisor(self.row, self._name, parts, self.ending, limits=limits).run(on_tick)
                 finally:
                     self.close()
+
+    def _require_weights(self) -> None:
+        """Raise SpecError unless the pretrained weights are those that the study was planned with."""
+        for file in (self.row.facts.weights or {}).values():
+            path, sha256 = weights.find(file.name)
+            if sha256 != file.sha256:
+                raise SpecError(f"{path}: expected SHA-256 {file.sha256}, as the study was planned, found {sha256}.")
+
+    def _smallest(self) -> TrialSpec:
+        """Return the specification of the study's cheapest trial, planned or at an end of its space."""
+        planned = self.queue.cheapest(self.row.name)
+        if planned is not None:
+            return planned
+        points = self._study.corners()
+        specs = [trial_spec(self._study, self.row.identity, self.row.facts, point, config=None) for point in points]
+        return min(specs, key=lambda pair: pair[1])[0]
 
     def close(self) -> None:
         """Close the connections to the database."""
@@ -121,6 +138,7 @@ class Worker:
             folder=self._folder,
             data=data,
             device=self.place.device,
+            proof=self._smallest(),
             log_file=Path(log.name),
             wait=connection.wait,
             clock=time,

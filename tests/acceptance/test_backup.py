@@ -174,7 +174,7 @@ def test_a_backup_fills_empty_databases_and_its_running_trials_wait_there_at_onc
     assert any(name.endswith("/artifacts/deep/down/text.txt") for name in restore.check(saved)["files"])
     assert rows(empty.databases["mlflow"]) == rows(source.databases["mlflow"])
     there, here = rows(empty.databases["hpo"]), rows(source.databases["hpo"])
-    assert {name for name in here if here[name] != there.get(name)} == {"hpo.job", "hpo.worker"}
+    assert {name for name in here if here[name] != there.get(name)} == {"hpo.attempt", "hpo.job", "hpo.worker"}
     (job,) = jobs(empty)
     assert (job.state, job.attempt, job.reason) == ("waiting", 0, "its worker stayed with the original")
     assert not job.mirrored and job.fence > 1_000_000, "no worker of the original can write here"

@@ -11,7 +11,8 @@ from hpo import settings, study
 from hpo.errors import NotFound
 from hpo.planning import plans
 from hpo.planning.preparation import prepare
-from hpo.queue import ATTEMPTS
+from hpo.queue import AttemptOutcome
+from hpo.queue.attempts import COUNTED_LIMIT
 from hpo.report import comparison
 from hpo.tracking.client import Tracker
 from models.metrics import SCORES, Scores
@@ -214,9 +215,9 @@ def test_trials_that_are_not_done_show_what_they_have(here, tmp_path, data):
     ready = prepare(study.load(str(path)))
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
     plans.plan(ready, here.queue, Tracker(here.tracking_uri), read, here.database_url)
-    for _ in range(ATTEMPTS):
+    for _ in range(COUNTED_LIMIT):
         dead = here.queue.claim("open", worker="w", lease=60)
-        here.queue.give_back(dead, reason="trainer ended", counts=True)
+        here.queue.give_back(dead, AttemptOutcome.FAILED, reason="trainer ended")
     running = here.queue.claim("open", worker="w", lease=60)
     losses = [0.9, 0.4, 0.7]
     epochs = [
@@ -233,7 +234,7 @@ def test_trials_that_are_not_done_show_what_they_have(here, tmp_path, data):
     assert (first["state"], first["epochs"], first["train_seconds"]) == ("running", 3, 1.5)
     assert (first["best_val_nmse"], first["best_val_mse"], first["best_epoch"]) == (0.4, 4.0, 2)
     assert (first["last_val_nmse"], first["last_val_mse"]) == (0.7, 7.0)
-    assert (second["state"], second["reason"], second["attempt"]) == ("dead", "trainer ended", ATTEMPTS)
+    assert (second["state"], second["reason"], second["attempt"]) == ("dead", "trainer ended", COUNTED_LIMIT)
     assert (third["state"], third["epochs"]) == ("waiting", 0)
     assert "best_val_nmse" not in second and "best_val_nmse" not in third
     assert {"state", "best_val_nmse", "reason"} <= set(found["differences"])

@@ -201,9 +201,12 @@ def test_nothing_is_claimed_while_the_store_is_full_or_read_only_and_that_is_sai
 )
 def test_a_trainer_that_finds_the_disk_full_gives_back_and_no_attempt_is_counted(shell, data, tmp_path, what, interval):
     shell.environment |= {"HPO_CHECKPOINT_INTERVAL": interval}
-    study = cells.study(tmp_path, f"tight-{what}", data=data, epochs=50, rates="[1e-3]")
-    with tmpfs(shell.home / "work", "80k") as folder:  # half of what either needs; of the model it is the .pt2 file
+    study = cells.study(tmp_path, f"tight-{what}", data=data, epochs=600, rates="[1e-3]")
+    with tmpfs(shell.home / "work", "128m") as folder:
         process = shell.start("run", "--study", study, "--trainers", 1)
+        shell.training(study.stem, epochs=1)
+        # Half of what either needs; of the model it is the .pt2 file.
+        subprocess.run(["mount", "-o", "remount,size=80k", folder], check=True)
         shell.until(
             lambda: any("no room on the disk" in (each.reason or "") for each in shell.trials(study.stem)), "no room"
         )
@@ -211,5 +214,5 @@ def test_a_trainer_that_finds_the_disk_full_gives_back_and_no_attempt_is_counted
         subprocess.run(["mount", "-o", "remount,size=128m", folder], check=True)
         output = output_of(process)
     assert "no room on the disk" in output
-    check_recorded_once(shell, study.stem, points=2, epochs=50)
+    check_recorded_once(shell, study.stem, points=2, epochs=600)
     assert {each.attempt for each in shell.trials(study.stem)} == {1}

@@ -106,7 +106,7 @@ def test_a_killed_fine_tuning_goes_on_in_the_same_run(shell, images):
     trainer.kill()
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
-    assert f"trial 0 of {job.study}: worker lost, attempt 1 of 3: trainer killed by SIGKILL" in output
+    assert f"trial 0 of {job.study} failed in attempt 1: trainer killed by SIGKILL" in output
     assert f"trial 0 of {job.study} goes on after epoch" in output
     check_recorded_once(shell, job.study, points=1, epochs=8)
     ended = shell.queue.job(job.id)

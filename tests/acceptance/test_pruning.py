@@ -21,7 +21,7 @@ from shell import clock, until_ended
 from hpo import settings, study
 from hpo.planning import plans
 from hpo.planning.preparation import prepare
-from hpo.queue import Judged, LeaseLost, Queue
+from hpo.queue import AttemptOutcome, Judged, LeaseLost, Queue
 from hpo.recording.reconciler import Reconciler
 from hpo.report import results, tables
 from hpo.scores import ranking
@@ -168,13 +168,17 @@ def test_what_the_pruner_decided_stands_though_its_worker_dies_at_once(planned):
     assert shown.queue.job(bad.id).judged == Judged(epoch=2, value=0.9, rungs=[0.9], ends=reason)
     assert seen(shown, bad) == {}, "Optuna hears of it later"
     with shown.queue.engine.begin() as connection:
-        connection.exec_driver_sql(f"UPDATE hpo.job SET lease_until = '2000-01-01', attempt = 3 WHERE id = {bad.id}")
+        connection.exec_driver_sql(f"""
+            INSERT INTO hpo.attempt (job, fence, host, device, ended, outcome)
+            SELECT {bad.id}, -fence, '', 'cpu', clock_timestamp(), 'failed' FROM generate_series(1, 6) AS fence;
+            UPDATE hpo.job SET lease_until = '2000-01-01' WHERE id = {bad.id}
+        """)
     assert shown.queue.expire(shown.study.name, lease=0) == [bad.id]
     again = claim(shown)
     assert (again.id, again.verdict) == (bad.id, reason), "though it has had all its attempts"
     train(shown, again, 0.9, first=4)
     assert Pruning(shown.queue, shown.study.name, chosen).settle(again) == reason
-    shown.queue.give_back(again, reason="it failed", counts=True)
+    shown.queue.give_back(again, AttemptOutcome.FAILED, reason="it failed")
     assert shown.queue.job(again.id).state == "waiting", "not dead"
 
 

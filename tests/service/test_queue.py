@@ -12,12 +12,14 @@ from sqlalchemy.exc import ProgrammingError
 
 from hpo import study
 from hpo.errors import NotFound, ServiceError, StudyConflict
-from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, NewJob, Queue, database
+from hpo.queue import AttemptOutcome, DatabaseLost, LeaseLost, NewJob, Queue, database
+from hpo.queue.attempts import COUNTED_LIMIT, LIMIT
 from hpo.queue.rows import hold
 from hpo.search import sampling
 
 pytestmark = pytest.mark.service
 
+FAILED, HANDED_BACK = AttemptOutcome.FAILED, AttemptOutcome.HANDED_BACK
 RESULT = records.result(0.1)
 SPEC = records.spec(point={"filters": 8, "a": 1})
 
@@ -97,7 +99,7 @@ def test_a_job_whose_lease_expired_is_claimed_again_and_its_first_holder_is_fenc
         lambda: queue.add_epochs(old, [(2, 2000, {"val/nmse": 0.5})]),
         lambda: queue.checkpoint(old, records.checkpoint(1)),
         lambda: queue.end(old, "done", result={}),
-        lambda: queue.give_back(old, reason="x", counts=False),
+        lambda: queue.give_back(old, HANDED_BACK, reason="x"),
         lambda: queue.fill(old, records.spec(), 0),
     ):
         with pytest.raises(LeaseLost):
@@ -123,32 +125,89 @@ def test_a_recorded_result_is_final(database_url):
     assert queue.job(job.id).result.best_val_nmse == 0.1
 
 
-def test_after_three_attempts_a_job_is_dead_with_its_reason(database_url):
+def test_after_three_failures_of_its_own_a_job_is_dead_with_its_reason(database_url):
     queue = planned(database_url, 1)
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(1, COUNTED_LIMIT + 1):
         job = claim(queue)
         assert job.attempt == attempt
-        queue.give_back(job, reason=f"exit {attempt}", counts=True)
+        queue.give_back(job, FAILED, reason=f"exit {attempt}")
     assert (queue.job(job.id).state, queue.job(job.id).reason) == ("dead", "exit 3")
     assert claim(queue).kind == "closing", "a dead trial does not block the closing"
 
 
-def test_a_job_whose_third_lease_ran_out_is_buried(database_url):
+@pytest.mark.parametrize(("hosts", "attempts"), [(3, COUNTED_LIMIT), (1, LIMIT)])
+def test_a_job_that_lost_three_places_or_six_workers_is_dead(database_url, hosts, attempts):
     queue = planned(database_url, 1)
-    for _ in range(ATTEMPTS):
-        job = claim(queue, lease=0.1)
+    for attempt in range(attempts):
+        job = claim(queue, f"host-{attempt % hosts}:7", lease=0.1)
+        assert job.attempt == attempt + 1
         time.sleep(0.15)
-    assert claim(queue) is None
     queue.expire("s", lease=0)
-    assert (queue.job(job.id).state, queue.job(job.id).reason) == ("dead", "worker lost, attempt 3 of 3")
+    assert (queue.job(job.id).state, queue.job(job.id).reason) == ("dead", "worker lost")
+    (stored,) = queue.attempts("s").values()
+    assert [(attempt.host, attempt.outcome) for attempt in stored] == [
+        (f"host-{number % hosts}", AttemptOutcome.LOST) for number in range(attempts)
+    ]
+    assert claim(queue).kind == "closing"
+
+
+def test_an_attempt_is_a_row_with_its_place_its_progress_and_its_end(database_url):
+    queue = planned(database_url, 1)
+    job = queue.claim("s", worker="lab:7-abc", device="cuda:1", lease=30)
+    queue.add_epochs(job, [(1, 1000, {"val/nmse": 1.0}), (2, 2000, {"val/nmse": 0.5})])
+    queue.checkpoint(job, records.checkpoint(2))
+    queue.give_back(job, AttemptOutcome.OUT_OF_MEMORY, reason="no memory", alone=False)
+    again = claim(queue)
+    first, second = queue.attempts("s")[job.id]
+    assert (first.host, first.device, first.fence) == ("lab", "cuda:1", job.fence)
+    assert (first.epochs, first.checkpoint, first.outcome, first.alone) == (2, 2, AttemptOutcome.OUT_OF_MEMORY, False)
+    assert first.reason == "no memory" and first.began <= first.epoch_at <= first.ended
+    assert (second.fence, second.outcome, second.ended, second.epochs) == (again.fence, None, None, 0)
+    queue.end(again, "done", result=RESULT)
+    assert queue.attempts("s")[job.id][1].outcome is AttemptOutcome.RECORDED
+
+
+def test_a_brought_back_job_has_all_its_attempts_again(database_url):
+    queue = planned(database_url, 1)
+    for _ in range(COUNTED_LIMIT):
+        queue.give_back(claim(queue), FAILED, reason="x")
+    assert queue.revive("s", trials=True) == [0]
+    for attempt in range(COUNTED_LIMIT):
+        job = claim(queue)
+        assert job.kind == "trial" and job.attempt == attempt + 1
+        queue.give_back(job, FAILED, reason="x")
+    assert queue.job(job.id).state == "dead"
+
+
+def test_the_count_of_an_earlier_hpo_goes_on_as_rows(database_url):
+    queue = planned(database_url, 3)
+    running, tried = claim(queue), claim(queue)
+    with queue.engine.begin() as connection:
+        connection.exec_driver_sql(f"""
+            ALTER TABLE hpo.job ADD COLUMN attempt int NOT NULL DEFAULT 0;
+            UPDATE hpo.job SET attempt = 2, fence = 3 WHERE id IN ({running.id}, {tried.id});
+            UPDATE hpo.job SET state = 'waiting', reason = 'exit 1' WHERE id = {tried.id};
+            DROP TABLE hpo.attempt;
+            UPDATE hpo.schema SET version = 4
+        """)
+    Queue(database_url).install()
+    assert [queue.job(job.id).attempt for job in (running, tried)] == [2, 2]
+    now = queue.job(running.id)
+    queue.give_back(now, HANDED_BACK, reason="handed back")
+    assert (queue.job(now.id).state, queue.job(now.id).attempt) == ("waiting", 1)
+    assert queue.job(tried.id).state == "waiting"
+    while (job := claim(queue)).id != tried.id:
+        pass
+    queue.give_back(job, FAILED, reason="exit 1")
+    assert (queue.job(tried.id).state, queue.job(tried.id).attempt) == ("dead", 3)
 
 
 def test_handing_back_does_not_count_as_an_attempt(database_url):
     queue = planned(database_url, 1)
-    for _ in range(2 * ATTEMPTS):
+    for _ in range(2 * LIMIT):
         job = claim(queue)
         assert job.attempt == 1
-        queue.give_back(job, reason="handed back", counts=False)
+        queue.give_back(job, HANDED_BACK, reason="handed back")
     assert queue.job(job.id).state == "waiting"
 
 
@@ -206,12 +265,12 @@ def test_a_state_that_is_not_shown_elsewhere_yet_is_found(database_url):
 
 def test_a_dead_closing_runs_again_and_dead_trials_when_asked_for(database_url):
     queue = planned(database_url, 1)
-    for _ in range(ATTEMPTS):
+    for _ in range(COUNTED_LIMIT):
         job = claim(queue)
-        queue.give_back(job, reason="x", counts=True)
-    for _ in range(ATTEMPTS):
+        queue.give_back(job, FAILED, reason="x")
+    for _ in range(COUNTED_LIMIT):
         closing = claim(queue)
-        queue.give_back(closing, reason="y", counts=True)
+        queue.give_back(closing, FAILED, reason="y")
     assert queue.closing_state("s") == "dead"
     assert queue.revive("s", trials=False) == []
     assert (queue.closing_state("s"), queue.job(job.id).state) == ("waiting", "dead")
@@ -247,7 +306,7 @@ def test_another_schema_version_is_refused_and_left_alone(database_url):
     queue = planned(database_url, 1)
     with queue.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE hpo.schema SET version = 99")
-    with pytest.raises(ServiceError, match="schema version 99 of hpo, this program needs 4"):
+    with pytest.raises(ServiceError, match="schema version 99 of hpo, this program needs 5"):
         Queue(database_url).install()
     assert len(queue.jobs("s")) == 2
 
@@ -260,7 +319,8 @@ def test_a_database_of_the_first_version_takes_pruned_and_cancelled_trials(datab
             ALTER TABLE hpo.job ADD CONSTRAINT job_state_check
                 CHECK (state IN ('waiting', 'running', 'done', 'diverged', 'dead'));
             ALTER TABLE hpo.study DROP COLUMN stops, DROP COLUMN stopped_at, DROP COLUMN stopped_by;
-            DROP TABLE hpo.worker;
+            DROP TABLE hpo.worker, hpo.attempt;
+            ALTER TABLE hpo.job ADD COLUMN attempt int NOT NULL DEFAULT 0;
             CREATE TYPE hpo.trialstate AS ENUM ('RUNNING');
             CREATE TABLE hpo.trials (trial_id serial, state hpo.trialstate);
             UPDATE hpo.schema SET version = 1
@@ -309,7 +369,7 @@ def test_tables_are_brought_up_to_date_beside_a_worker_of_an_earlier_hpo(databas
     with queue.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE hpo.schema SET version = 3")
     with queue.engine.begin() as claiming, ThreadPoolExecutor(1) as thread:
-        claiming.exec_driver_sql("UPDATE hpo.job SET attempt = attempt")
+        claiming.exec_driver_sql("UPDATE hpo.job SET fence = fence")
         installed = thread.submit(Queue(database_url).install)
         while not waits_for_a_lock(queue) and not installed.done():
             time.sleep(0.02)

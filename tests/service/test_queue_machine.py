@@ -1,6 +1,6 @@
 """The queue as a state machine: whatever workers do in whatever order, the rows are what a small model says."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import records
@@ -8,13 +8,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
 
-from hpo.queue import ATTEMPTS, ENDED, Job, LeaseLost, NewJob, Queue
+from hpo.queue import ENDED, Attempt, AttemptOutcome, Job, LeaseLost, NewJob, Queue, is_exhausted
 
 pytestmark = pytest.mark.service
 
 COUNT = 4
 TINY, LONG = 1e-3, 3600.0  # seconds
 WORKERS = ("anna", "ben")
+RETURNS = [outcome for outcome in AttemptOutcome if outcome not in (AttemptOutcome.RECORDED, AttemptOutcome.CANCELLED)]
 
 
 @dataclass
@@ -23,13 +24,38 @@ class Row:
 
     number: int
     state: str = "waiting"
-    attempt: int = 0
+    attempts: list[Attempt] = field(default_factory=list)
     fence: int = 0
     worker: str | None = None
     expired: bool = False
     checkpoint: int | None = None
     result: int | None = None
     epochs: dict[int, int] = field(default_factory=dict)  # number: who computed it
+
+    def note(self, **changes) -> None:
+        """Change the present attempt."""
+        self.attempts[-1] = replace(self.attempts[-1], **changes)
+
+    def end_attempt(self, outcome: AttemptOutcome, *, alone: bool = True) -> None:
+        """End the present attempt; the job waits again or is dead."""
+        self.note(outcome=outcome, alone=alone)
+        self.state, self.expired = "dead" if outcome.failed and is_exhausted(self.attempts) else "waiting", False
+
+    def forgive(self) -> None:
+        self.attempts = [
+            replace(attempt, forgiven=True, outcome=attempt.outcome or AttemptOutcome.HANDED_BACK)
+            for attempt in self.attempts
+        ]
+
+    @property
+    def failures(self) -> int:
+        own = (AttemptOutcome.FAILED, AttemptOutcome.OUT_OF_MEMORY)
+        return sum(attempt.outcome in own and not attempt.forgiven for attempt in self.attempts)
+
+    @property
+    def attempt(self) -> int:
+        free = (AttemptOutcome.HANDED_BACK, AttemptOutcome.PLACE_FAILED)
+        return sum(attempt.outcome not in free and not attempt.forgiven for attempt in self.attempts)
 
 
 class Machine(RuleBasedStateMachine):
@@ -80,27 +106,21 @@ class Machine(RuleBasedStateMachine):
 
     @rule(target=claims, worker=st.sampled_from(WORKERS))
     def claim(self, worker):
-        ended = all(row.state in ENDED for row in self.trials())
+        ended = all(row.state in ENDED for row in self.trials())  # before it is seen which leases have expired
+        self.expired()
         free = [
             row
             for row in self.rows.values()
-            if row.attempt < ATTEMPTS
-            and (row.state == "waiting" or (row.state == "running" and row.expired))
-            and (row.number >= 0 or ended)
+            if row.state == "waiting" and (row.number >= 0 or (ended and self.all_ended()))
         ]
         job = self.queue.claim(self.name, worker=worker, lease=TINY)
         if not free:
             assert job is None
             return multiple()
-        best = min(free, key=lambda row: (row.checkpoint is None, -(max(row.number, 0) % 2), row.number))
+        best = min(free, key=lambda row: (row.checkpoint is None, row.failures, -(max(row.number, 0) % 2), row.number))
         assert job.number == best.number
-        best.state, best.attempt, best.fence, best.worker, best.expired = (
-            "running",
-            best.attempt + 1,
-            best.fence + 1,
-            worker,
-            False,
-        )
+        best.state, best.fence, best.worker, best.expired = "running", best.fence + 1, worker, False
+        best.attempts.append(Attempt(job=job.id, fence=best.fence, host=worker, device="cpu", began=0.0))
         self.lease_until(job.id, LONG)
         return job
 
@@ -117,12 +137,11 @@ class Machine(RuleBasedStateMachine):
         if row is not None:
             row.expired = False
 
-    @rule(job=claims, counts=st.booleans())
-    def give_back(self, job, counts):
-        row = self.write(job, lambda: self.queue.give_back(job, reason="why", counts=counts))
+    @rule(job=claims, outcome=st.sampled_from(RETURNS), alone=st.booleans())
+    def give_back(self, job, outcome, alone):
+        row = self.write(job, lambda: self.queue.give_back(job, outcome, reason="why", alone=alone))
         if row is not None:
-            row.attempt -= not counts
-            row.state = "dead" if row.attempt >= ATTEMPTS else "waiting"
+            row.end_attempt(outcome, alone=alone)
 
     @rule(job=claims, state=st.sampled_from(["done", "diverged"]))
     def end(self, job, state):
@@ -130,6 +149,7 @@ class Machine(RuleBasedStateMachine):
         row = self.write(job, lambda: self.queue.end(job, state, result=records.result(self.serial), reason="why"))
         if row is not None:
             assert row.result is None, "recorded once"
+            row.end_attempt(AttemptOutcome.RECORDED)
             row.state, row.result = state, self.serial
 
     @rule(job=claims, first=st.integers(1, 5), count=st.integers(1, 3))
@@ -147,20 +167,27 @@ class Machine(RuleBasedStateMachine):
         row = self.write(job, lambda: self.queue.checkpoint(job, records.checkpoint(epoch)))
         if row is not None:
             row.checkpoint = epoch
+            row.note(checkpoint=epoch)
 
     @rule()
     def expire(self):
         self.queue.expire(self.name, lease=TINY)
+        self.expired()
+
+    def expired(self) -> None:
         for row in self.rows.values():
             if row.state == "running" and row.expired:
-                row.state = "dead" if row.attempt >= ATTEMPTS else "waiting"
+                row.end_attempt(AttemptOutcome.LOST)
+
+    def all_ended(self) -> bool:
+        return all(row.state in ENDED for row in self.trials())
 
     @rule(worker=st.sampled_from(WORKERS))
     def a_claim_of_whom_was_never_answered(self, worker):
         self.queue.disown(worker, [])
         for row in self.rows.values():
             if row.state == "running" and row.worker == worker:
-                row.state, row.attempt = "waiting", row.attempt - 1
+                row.end_attempt(AttemptOutcome.HANDED_BACK)
 
     @rule(number=st.integers(0, COUNT - 1))
     def cancel(self, number):
@@ -168,6 +195,8 @@ class Machine(RuleBasedStateMachine):
         ended = row.state in ENDED
         assert len(self.queue.cancel(self.name, number, None, by="anna")) == (0 if ended else 1)
         if not ended:
+            if row.state == "running":
+                row.end_attempt(AttemptOutcome.CANCELLED)
             row.state = "cancelled"
 
     @rule(number=st.integers(0, COUNT - 1))
@@ -176,7 +205,8 @@ class Machine(RuleBasedStateMachine):
         cancelled = row.state == "cancelled"
         assert len(self.queue.undo_cancel(self.name, number, None)) == (1 if cancelled else 0)
         if cancelled:
-            row.state, row.attempt = "waiting", 0
+            row.state = "waiting"
+            row.forgive()
         self.close_again()
 
     @rule(worker=st.sampled_from(WORKERS))
@@ -192,14 +222,16 @@ class Machine(RuleBasedStateMachine):
         self.queue.revive(self.name, trials=trials)
         for row in self.rows.values():
             if row.state == "dead" and (trials or row.number < 0):
-                row.state, row.attempt = "waiting", 0
+                row.state = "waiting"
+                row.forgive()
         if trials:
             self.close_again()
 
     def close_again(self):
         closing = self.rows[-1]
         if closing.state != "waiting" and any(r.state not in ENDED for r in self.trials()):
-            closing.state, closing.attempt, closing.result, closing.fence = "waiting", 0, None, closing.fence + 1
+            closing.state, closing.result, closing.fence, closing.expired = "waiting", None, closing.fence + 1, False
+            closing.forgive()
 
     @invariant()
     def the_rows_are_what_the_model_says(self):
@@ -210,7 +242,7 @@ class Machine(RuleBasedStateMachine):
             assert (job.checkpoint and job.checkpoint.epoch) == row.checkpoint
             assert {number: metrics["fence"] for number, metrics in self.queue.curve(job.id)} == row.epochs
             assert job.alive == (row.state == "running" and not row.expired)
-            assert 0 <= job.attempt <= ATTEMPTS
+            assert (row.state == "dead") <= is_exhausted(row.attempts)
 
 
 def test_no_order_of_events_breaks_the_queue(database_url):

@@ -12,7 +12,8 @@ import records
 from shell import at_once
 from sqlalchemy import text
 
-from hpo.queue import ATTEMPTS, ENDED, DatabaseLost, Job, LeaseLost, NewJob, Queue, database
+from hpo.queue import ENDED, AttemptOutcome, DatabaseLost, Job, LeaseLost, NewJob, Queue, database
+from hpo.queue.attempts import COUNTED_LIMIT
 
 pytestmark = pytest.mark.service
 
@@ -128,8 +129,8 @@ def test_a_closing_is_not_recorded_while_a_trial_is_left_however_that_came(queue
 
 
 def test_a_dead_closing_waits_again_when_a_trial_comes_back(queue):
-    for _ in range(ATTEMPTS):
-        queue.give_back(claim(queue), reason="y", counts=True)
+    for _ in range(COUNTED_LIMIT):
+        queue.give_back(claim(queue), AttemptOutcome.FAILED, reason="y")
     assert queue.closing_state("s") == "dead"
     undo(queue)
     assert queue.closing_state("s") == "waiting"
@@ -234,7 +235,8 @@ class Party:
     def give_back(self) -> None:
         if (found := self.one()) is not None:
             with self.holding(found[0]):
-                self.queue.give_back(found[0], reason="why", counts=self.random.random() < 0.5)
+                outcome = self.random.choice((AttemptOutcome.FAILED, AttemptOutcome.HANDED_BACK))
+                self.queue.give_back(found[0], outcome, reason="why")
                 del self.held[found[0].id, found[0].fence]
 
     def expire(self) -> None:
@@ -267,15 +269,16 @@ class Party:
         with self.queue._transaction() as connection:  # one statement: one moment
             rows = connection.execute(
                 text("""
-                    SELECT id, kind, state, attempt, fence, result IS NOT NULL, (checkpoint->>'epoch')::int,
+                    SELECT id, kind, state, ARRAY(SELECT fence FROM hpo.attempt WHERE job = job.id AND ended IS NULL),
+                        fence, result IS NOT NULL, (checkpoint->>'epoch')::int,
                         ARRAY(SELECT number FROM hpo.epoch WHERE job = job.id ORDER BY number)
                     FROM hpo.job WHERE study = 's'
                 """)
             ).all()
         left = [row for row in rows if row[1] == "trial" and row[2] not in ENDED]
-        for job, kind, state, attempt, fence, result, checkpoint, epochs in rows:
+        for job, kind, state, attempts, fence, result, checkpoint, epochs in rows:
             assert kind == "trial" or state == "waiting" or not left, "a trial is left of a closed study"
-            assert 0 <= attempt <= ATTEMPTS
+            assert attempts == ([fence] if state == "running" else []), "a running job has one attempt under way"
             assert fence >= self.fences.get(job, 0), "a fence never falls"
             assert result == (state in ("done", "diverged")), "whoever has ended so has a result, and nobody else"
             assert epochs == list(range(1, len(epochs) + 1)), "a curve has no gap"

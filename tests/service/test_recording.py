@@ -25,7 +25,7 @@ from hpo.files import sha256_of
 from hpo.operations import doctor, invariants
 from hpo.planning import plans
 from hpo.planning.preparation import prepare
-from hpo.queue import ATTEMPTS, DatabaseLost, LeaseLost, Queue
+from hpo.queue import AttemptOutcome, DatabaseLost, LeaseLost, Queue
 from hpo.recording import recorder as recorder_module
 from hpo.recording.outage import Outage
 from hpo.recording.outcomes import Ended, Inbox, NothingRecorded, Refused
@@ -200,7 +200,7 @@ def test_a_study_closes_without_the_pictures_that_cannot_be_drawn(shown, held, t
     pictures.log_plots(shown, closing, {})
     assert "gets no loss.png: division by zero" in caplog.text
 
-    shown.queue.give_back(closing, reason="x", counts=False)
+    shown.queue.give_back(closing, AttemptOutcome.HANDED_BACK, reason="x")
     with pytest.raises(LeaseLost):
         pictures.log_plots(shown, closing, {})
 
@@ -211,7 +211,7 @@ def test_a_run_that_somebody_deleted_keeps_nothing_else_from_being_mended(shown,
     shown.reconcile_job(job)
     shown.tracker.client.delete_run(shown.queue.job(job.id).run_id)
     for each in (job, other):
-        shown.queue.give_back(each, reason="x", counts=False)
+        shown.queue.give_back(each, AttemptOutcome.HANDED_BACK, reason="x")
     shown.reconcile(lease=60, older_than=0)
     assert f"trial {job.number} of {shown.study.name} cannot be shown" in caplog.text
     status = shown.tracker.client.get_run(shown.queue.job(other.id).run_id).info.status
@@ -258,7 +258,7 @@ def test_what_was_shown_late_of_a_trial_that_went_on_is_put_right(shown, held):
     _, job = held
     shown.reconcile_job(shown.queue.job(job.id))
     stale = shown.queue.job(job.id)
-    shown.queue.give_back(job, reason="x", counts=False)
+    shown.queue.give_back(job, AttemptOutcome.HANDED_BACK, reason="x")
     shown.reconcile_job(stale)  # by a worker that was frozen before it could show RUNNING
     assert shown.tracker.client.get_run(stale.run_id).info.status == "SCHEDULED"
 
@@ -270,9 +270,7 @@ def test_a_dead_trial_that_is_tried_again_waits_in_optuna_too(shown, held):
     def state() -> str:
         return shown.store.get_all_trials(study_id)[job.number].state.name
 
-    with shown.queue.engine.begin() as connection:
-        connection.execute(text("UPDATE hpo.job SET attempt = :n WHERE id = :id"), {"n": ATTEMPTS, "id": job.id})
-    shown.queue.give_back(job, reason="exit 137", counts=True)
+    shown.queue.give_back(job, AttemptOutcome.NOT_RECORDED, reason="exit 137")
     shown.reconcile_job(shown.queue.job(job.id))
     assert state() == "FAIL"
     shown.queue.revive(shown.study.name, trials=True)
@@ -397,7 +395,7 @@ def odd() -> None:
 def test_a_result_that_alone_can_never_be_recorded_costs_its_trial_once(shown, held, recorder, others):
     _, job = held
     other = shown.queue.claim(shown.study.name, worker="w", lease=60)
-    recorder.put(job, odd, lambda reason: shown.queue.bury(job, reason=reason))
+    recorder.put(job, odd, lambda reason: shown.queue.give_back(job, AttemptOutcome.NOT_RECORDED, reason=reason))
     until(lambda: recorder.concern)
     assert not recorder.refusing, "another trial shows whether it is this one's fault"
     if others == "recorded":
@@ -488,7 +486,7 @@ def test_a_curve_that_another_kind_of_machine_continues_gets_a_run_of_its_own(sh
     found = model(shown, job, tmp_path / "model")
     first, experiment = shown.queue.job(job.id).run_id, shown.study.facts.experiment_id
     logged_models.log(shown.tracker, first, experiment, tmp_path / "model", name="model", key=f"{job.key}/lost")
-    shown.queue.give_back(job, reason="killed before the result was recorded", counts=True)
+    shown.queue.give_back(job, AttemptOutcome.FAILED, reason="killed before the result was recorded")
 
     again = shown.queue.claim(shown.study.name, worker="v", lease=60)
     assert again.id == job.id

@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from hpo.machine import who
-from hpo.queue import NewJob, Queue
+from hpo.queue import AttemptOutcome, NewJob, Queue
 from hpo.report.answers import Answer
 from hpo.report.document import Document, Section, write
 from hpo.report.tables import of_records
@@ -146,7 +146,7 @@ def test_a_reason_and_a_user_with_any_bytes_are_recorded(database_url, monkeypat
         queue.put_study(records.study_row("s"))
         jobs = [NewJob(kind="trial", number=number, spec=records.spec()) for number in range(2)]
         queue.put_jobs("s", jobs)
-        queue.give_back(queue.claim("s", worker="w", lease=60), reason="no file caf\udce9\0", counts=True)
+        queue.give_back(queue.claim("s", worker="w", lease=60), AttemptOutcome.FAILED, reason="no file caf\udce9\0")
         queue.stop("s", by=who())
         queue.cancel("s", 1, None, by=who())
         assert queue.jobs("s")[0].reason == "no file caf\\udce9\\x00"

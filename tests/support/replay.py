@@ -60,6 +60,9 @@ class Recorded:
                 paces[id] = Pace(seconds, 0.0512, times[0], times[-1])
         return self.now, paces
 
+    def pause(self, study: str) -> None:
+        return None
+
     def workers(self, study: str) -> list[Present]:
         return [
             Present(

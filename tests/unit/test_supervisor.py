@@ -10,7 +10,7 @@ import records
 
 from hpo import settings
 from hpo.errors import NotFound, ServiceError
-from hpo.queue import DatabaseLost, Job, Judged, LeaseLost, State, Stop
+from hpo.queue import AttemptOutcome, DatabaseLost, Job, Judged, LeaseLost, State, Stop
 from hpo.recording import outcomes
 from hpo.recording.trained import Trained
 from hpo.study.records import SplitScores
@@ -23,6 +23,8 @@ from hpo.worker.ending import STOP_GRACE, STOP_LIMIT, Ending
 from hpo.worker.folders import WorkFolder
 from hpo.worker.supervisor import OUT_OF_TIME, Limits, Supervisor
 
+FAILED, HANDED_BACK, PLACE_FAILED = AttemptOutcome.FAILED, AttemptOutcome.HANDED_BACK, AttemptOutcome.PLACE_FAILED
+OUT_OF_MEMORY = AttemptOutcome.OUT_OF_MEMORY
 LEASE, HANG = 30.0, 120.0  # seconds
 JOB = Job(
     id=1, study="s", kind="trial", number=0, repeat=0, config=0, cost=1.0, spec=records.spec(point={"filters": 8}),
@@ -52,14 +54,14 @@ class FakeQueue:
 
     def __init__(self, events: list) -> None:
         self.events, self.waiting, self.rows, self.lost, self.cancelled = events, deque(), {}, set(), []
-        self.is_away, self.closing, self.stop, self.expired_jobs = False, "waiting", None, []
+        self.is_away, self.closing, self.stop, self.expired_jobs, self.paused = False, "waiting", None, [], None
 
     def _answer(self, *event) -> None:
         if self.is_away:
             raise DatabaseLost("gone")
         self.events.append(event)
 
-    def claim(self, study, *, worker, lease, stops, take_over):
+    def claim(self, study, *, worker, device, lease, stops, take_over):
         self._answer("claim")
         if not self.waiting:
             return None
@@ -76,8 +78,8 @@ class FakeQueue:
             raise LeaseLost(job.title)
         self._answer("epochs", job.id, [number for number, _, _ in epochs])
 
-    def give_back(self, job, *, reason, counts):
-        self._answer("give back", job.id, reason, counts)
+    def give_back(self, job, outcome, *, reason, alone=True):
+        self._answer("give back", job.id, reason, outcome, *([] if alone else ["beside others"]))
 
     def disown(self, worker, held):
         self._answer("disown", [job.id for job in held])
@@ -100,6 +102,9 @@ class FakeQueue:
     def expired(self, study, *, lease):
         return self.expired_jobs
 
+    def pause(self, study):
+        return self.paused
+
     def leave(self, worker):
         self._answer("leave")
 
@@ -114,13 +119,16 @@ class FakeTasks:
         self.events.append(("reconcile", job.id))
 
     def hand_back(self, job, reason):
-        return outcomes.HandedBack(job=job, reason=reason, counts=False)
+        return outcomes.HandedBack(job=job, reason=reason)
 
     def store_checkpoint(self, job, path, *, epoch, sha256):
         self.events.append(("checkpoint", job.id, epoch))
 
     def fetch(self, job, folder):
         return outcomes.Fetched(job=job, checkpoint=folder / "checkpoint", start=None)
+
+    def show_pause(self, reason):
+        self.events.append(("pause", reason))
 
     def fetch_data(self):
         self.events.append(("fetch data",))
@@ -174,14 +182,18 @@ class FakeRecorder:
 class FakeProcess:
     """A child that says what a test lets it say, and keeps what it was sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, proof: protocol.Message | None = None) -> None:
+        """`proof`: what it answers to Prove; None: nothing."""
         self.sent, self.coming, self.killed, self.closed, self.dies = [], [protocol.Ready()], None, False, False
+        self.proof, self.lacked_memory = proof, False
 
     def fileno(self) -> int:
         raise AssertionError("no process")
 
     def send(self, message) -> None:
         self.sent.append(message)
+        if isinstance(message, protocol.Prove) and self.proof is not None:
+            self.coming.append(self.proof)
 
     def messages(self):
         messages, self.coming = self.coming, []
@@ -221,6 +233,7 @@ class Bench:
         self.folder.path.mkdir(parents=True)
         self.suggester = FakeProcess()
         self.closing = None
+        self.proof: protocol.Message | None = protocol.Proved(device="")  # of the next trainers
         self.data = DataFile(Path("data.npz"))
         parts = Collaborators(
             settings=replace(settings.read({"HPO_HOME": str(home)}), lease=LEASE, hang_timeout=HANG),
@@ -235,6 +248,7 @@ class Bench:
             folder=self.folder,
             data=self.data,
             device="cpu",
+            proof=records.spec(),
             log_file=home / "worker.log",
             wait=self._wait,
             clock=self.clock,
@@ -243,7 +257,7 @@ class Bench:
         self.supervisor = Supervisor(study, "w", parts, Ending(self.clock), limits=limits or Limits())
 
     def _start(self, gpu):
-        self.processes.append(FakeProcess())
+        self.processes.append(FakeProcess(self.proof))
         return self.processes[-1]
 
     def _wait(self, objects, timeout):
@@ -327,7 +341,7 @@ def test_a_checkpoint_is_stored_after_its_epochs_and_before_the_job_goes_back(be
     assert bench.of("epochs", "checkpoint", "give back") == [
         ("epochs", 1, [1, 2]),
         ("checkpoint", 1, 2),
-        ("give back", 1, "handed back", False),
+        ("give back", 1, "handed back", HANDED_BACK),
     ]
 
 
@@ -397,7 +411,7 @@ def test_a_trainer_that_hangs_is_ended_and_its_trial_waits_again(bench):
     bench.steps(HANG - 1)
     assert not bench.processes[0].killed, "it has said that it works"
     bench.steps(3)
-    assert bench.of("give back") == [("give back", 1, f"no progress for {HANG:.0f} s", True)]
+    assert bench.of("give back") == [("give back", 1, f"no progress for {HANG:.0f} s", FAILED)]
     assert len(bench.processes) == 2, "another trainer has been started"
 
 
@@ -441,7 +455,7 @@ def test_a_failed_trial_waits_again_and_its_attempt_counts(bench):
     bench.training()
     bench.says(protocol.Failed(reason="ValueError: odd"))
     bench.steps(1)
-    assert bench.of("give back") == [("give back", 1, "ValueError: odd", True)]
+    assert bench.of("give back") == [("give back", 1, "ValueError: odd", FAILED)]
 
 
 def test_a_full_disk_costs_no_attempt_and_stops_claims_until_there_is_room(bench, monkeypatch):
@@ -450,7 +464,7 @@ def test_a_full_disk_costs_no_attempt_and_stops_claims_until_there_is_room(bench
     monkeypatch.setattr(bench.folder, "lacks_room", lambda: lacks[0])
     bench.says(protocol.DiskFull(reason="no room on the disk"))
     bench.steps(1)
-    assert bench.of("give back") == [("give back", 1, "no room on the disk", False)]
+    assert bench.of("give back") == [("give back", 1, "no room on the disk", HANDED_BACK)]
     bench.queue.waiting.append(replace(JOB, id=2))
     bench.steps(5)
     assert len(bench.requests(protocol.Train)) == 1
@@ -471,7 +485,9 @@ def test_a_damaged_data_file_is_fetched_once_for_all_trainers_that_met_it(tmp_pa
         bench.steps(1)
         assert len(bench.of("fetch data")) == attempt + 1
     assert bench.data.path == Path("again.npz")
-    assert len(bench.of("give back")) == 4 * FETCH_ATTEMPTS and not any(event[3] for event in bench.of("give back"))
+    assert len(bench.of("give back")) == 4 * FETCH_ATTEMPTS and {event[3] for event in bench.of("give back")} == {
+        HANDED_BACK
+    }
     bench.queue.waiting.append(JOB)
     bench.steps(2)
     bench.says(protocol.DataDamaged(reason="odd."), trainer=0)
@@ -488,7 +504,167 @@ def test_without_a_data_set_the_worker_gives_everything_back_and_ends(bench):
     bench.recorder.work()
     with pytest.raises(ServiceError, match="No data set"):
         bench.supervisor.run()
-    assert bench.of("give back") == [("give back", 1, "odd.", False)]
+    assert bench.of("give back") == [("give back", 1, "odd.", HANDED_BACK)]
+
+
+# Whose fault a failure is
+
+
+def test_no_job_is_claimed_before_a_trainer_has_proved_its_place(bench):
+    bench.queue.waiting.append(JOB)
+    bench.proof = None
+    bench.steps(5)
+    (proof,) = bench.requests(protocol.Prove)
+    assert (proof.spec, proof.data, proof.device) == (records.spec(), Path("data.npz"), "cpu")
+    assert bench.of("claim") == []
+    bench.says(protocol.Proved(device=""))
+    bench.steps(2)
+    assert bench.requests(protocol.Train)
+
+
+@pytest.mark.parametrize("proof", [protocol.Failed(reason="no GPU"), protocol.OutOfMemory(reason="no GPU")])
+def test_a_worker_whose_first_proof_fails_claims_nothing_and_says_why(bench, proof):
+    bench.queue.waiting.append(JOB)
+    bench.proof = proof
+    with pytest.raises(
+        ServiceError, match=r"cannot train here: expected to train .* on the device 'cpu', found: no GPU"
+    ):
+        bench.supervisor.run()
+    assert bench.of("claim", "give back") == [] and len(bench.processes) == 1
+
+
+def test_a_job_that_failed_is_held_until_a_fresh_trainer_shows_whose_fault_it_was(bench):
+    job = bench.training()
+    bench.proof = None
+    bench.says(protocol.Failed(reason="odd"))
+    bench.steps(1)
+    assert len(bench.processes) == 2 and bench.processes[0].killed and bench.of("give back") == []
+    bench.steps(LEASE)
+    assert bench.of("renew")[-1] == ("renew", [job.id])
+    bench.says(protocol.Proved(device=""), trainer=1)
+    bench.steps(1)
+    assert bench.of("give back") == [("give back", 1, "odd", FAILED)]
+
+
+def test_a_trainer_that_is_being_killed_gets_no_other_job(bench):
+    bench.training()
+    bench.queue.waiting.append(replace(JOB, id=2))
+    bench.processes[0].kill = lambda reason: setattr(bench.processes[0], "killed", reason)
+    bench.says(protocol.Failed(reason="odd"))
+    bench.steps(3)
+    assert len(bench.requests(protocol.Train)) == 1 and bench.supervisor.claimed == 1
+
+
+def test_no_attempt_counts_where_the_proof_after_a_failure_fails(tmp_path):
+    bench = Bench(tmp_path, count=2)
+    bench.queue.waiting.extend([JOB, replace(JOB, id=2)])
+    bench.steps(2)
+    bench.proof = protocol.Failed(reason="the driver is gone")
+    bench.processes[0].dies = True
+    bench.step()
+    assert bench.steps(2) is None and bench.requests(protocol.Stop, 1), "the other trial is handed back"
+    bench.says(protocol.Returned(epoch=4), trainer=1)
+    bench.steps(1)
+    with pytest.raises(ServiceError, match="the driver is gone"):
+        bench.supervisor.run()
+    assert sorted(bench.of("give back")) == [
+        ("give back", 1, "trainer ended with exit 1", PLACE_FAILED),
+        ("give back", 2, "handed back", HANDED_BACK),
+    ]
+
+
+def test_trainers_that_never_start_after_a_failure_are_their_places_fault(bench, tmp_path):
+    (tmp_path / "worker.log").write_text("Traceback\nImportError: torch\n")
+    bench.training()
+    bench.processes[0].dies = True
+    while bench.supervisor.ending.error is None:
+        for process in bench.processes[1:]:
+            process.coming, process.dies = [], True
+        bench.step()
+    with pytest.raises(ServiceError, match="Trainers cannot be started"):
+        bench.supervisor.run()
+    assert bench.of("give back") == [("give back", 1, "trainer ended with exit 1", PLACE_FAILED)]
+
+
+def test_a_trial_that_lacked_memory_beside_others_runs_alone_the_next_time(tmp_path):
+    bench = Bench(tmp_path, count=2)
+    bench.queue.waiting.extend([JOB, replace(JOB, id=2)])
+    bench.steps(2)
+    bench.says(protocol.OutOfMemory(reason="no memory"), trainer=1)
+    bench.steps(2)
+    assert bench.of("give back") == [("give back", 2, "no memory", OUT_OF_MEMORY, "beside others")]
+    bench.queue.waiting.extend([replace(JOB, id=2, fence=2), replace(JOB, id=3)])
+    bench.steps(3)
+    assert not bench.requests(protocol.Train, 2), "it waits for the other trial"
+    bench.says(TRAINED)
+    bench.steps(3)
+    assert len(bench.requests(protocol.Train, 2)) == 1 and len(bench.requests(protocol.Train)) == 1
+    assert bench.queue.waiting, "nothing is claimed beside it"
+    bench.says(protocol.OutOfMemory(reason="no memory"), trainer=2)
+    bench.steps(3)
+    assert bench.of("give back")[-1] == ("give back", 2, "no memory", OUT_OF_MEMORY)
+    assert not bench.queue.waiting
+
+
+def test_a_trainer_that_the_system_killed_lacked_memory(bench):
+    bench.training()
+    bench.processes[0].dies = bench.processes[0].lacked_memory = True
+    bench.steps(1)
+    assert bench.of("give back") == [("give back", 1, "trainer ended with exit 1", OUT_OF_MEMORY)]
+
+
+def test_a_proof_that_lacks_memory_beside_a_trial_is_repeated_after_it(tmp_path):
+    bench = Bench(tmp_path, count=2)
+    bench.queue.waiting.append(JOB)
+    bench.steps(2)
+    bench.proof = protocol.OutOfMemory(reason="no memory")
+    bench.processes[1].dies = True
+    bench.steps(3)
+    assert len(bench.requests(protocol.Prove, 2)) == 1 and bench.supervisor.ending.error is None
+    bench.processes[2].proof = protocol.Proved(device="")
+    bench.says(TRAINED)
+    bench.steps(2)
+    assert len(bench.requests(protocol.Prove, 2)) == 2
+
+
+def test_a_proof_that_meets_a_damaged_data_file_is_repeated_with_a_fetched_one(bench):
+    bench.queue.waiting.append(JOB)
+    bench.proof = protocol.DataDamaged(reason="odd.")
+    bench.step(record=False)
+    bench.step(record=False)
+    bench.processes[0].proof = protocol.Proved(device="")
+    bench.steps(3)
+    assert [proof.data for proof in bench.requests(protocol.Prove)] == [Path("data.npz"), Path("again.npz")]
+    assert bench.requests(protocol.Train)
+
+
+def test_a_disk_that_is_full_at_the_start_ends_the_worker_and_later_a_proof_waits(tmp_path, monkeypatch):
+    bench = Bench(tmp_path)
+    monkeypatch.setattr(bench.folder, "lacks_room", lambda: True)
+    with pytest.raises(ServiceError, match="no room on the disk: less than 64 MB in"):
+        bench.supervisor.run()
+    assert bench.of("claim") == []
+    bench = Bench(tmp_path / "later")
+    bench.training()
+    lacks = [True]
+    monkeypatch.setattr(bench.folder, "lacks_room", lambda: lacks[0])
+    bench.processes[0].dies = True
+    bench.steps(3)
+    assert bench.of("give back") == [("give back", 1, "no room on the disk (trainer ended with exit 1)", HANDED_BACK)]
+    lacks[0] = False
+    bench.queue.waiting.append(replace(JOB, id=2))
+    bench.steps(3)
+    assert bench.requests(protocol.Train, 1)
+
+
+def test_the_memory_of_a_gpu_is_shared_with_the_trainers_on_it_alone():
+    trainers = Trainers(lambda gpu: FakeProcess(), count=4, gpus=["0", "1"], clock=FakeClock())
+    trainers.start_missing()
+    first, second, third, _ = trainers
+    for trainer in (first, second, third):
+        trainer.reserve(JOB, fetches=0)
+    assert [first.place, second.place] == ["cuda:0", "cuda:1"]
+    assert trainers.neighbours(first) == [third] and trainers.neighbours(second) == []
 
 
 # Claims
@@ -518,7 +694,7 @@ def test_a_worker_whose_time_is_over_hands_back(tmp_path):
     assert bench.supervisor.ending.reason == OUT_OF_TIME and bench.requests(protocol.Stop)
     bench.says(protocol.Returned(epoch=0))
     assert bench.steps(2) is False
-    assert bench.of("give back") == [("give back", 1, "handed back", False)]
+    assert bench.of("give back") == [("give back", 1, "handed back", HANDED_BACK)]
 
 
 def test_an_idle_worker_leaves_but_not_while_it_cannot_ask(tmp_path):
@@ -537,6 +713,28 @@ def test_a_worker_that_may_not_take_over_yet_is_not_idle(tmp_path):
     assert bench.steps(60) is None and bench.supervisor.claimed == 0
     bench.queue.expired_jobs = []
     assert bench.steps(10) is False
+
+
+def test_a_worker_leaves_a_paused_study_with_the_reason_but_not_while_it_trains(bench):
+    bench.training()
+    bench.queue.paused = "5 trials failed."
+    bench.clock.now += 60
+    assert bench.steps(5) is None and bench.of("pause") == []
+    bench.says(TRAINED)
+    with pytest.raises(ServiceError, match=r"The study s is paused: 5 trials failed\. Nobody claims .* `hpo run`"):
+        bench.steps(5)
+    bench.recorder.work()
+    assert bench.of("pause") == [("pause", "5 trials failed.")]
+
+
+def test_a_worker_that_is_to_stay_waits_for_the_end_of_a_pause_and_is_not_idle(tmp_path):
+    bench = Bench(tmp_path, limits=Limits(idle=10, stays=True))
+    bench.queue.paused = "5 trials failed"
+    assert bench.steps(60) is None and bench.of("pause") == [("pause", "5 trials failed")]
+    assert bench.supervisor.concern == "paused: 5 trials failed"
+    bench.queue.paused = None
+    bench.training()
+    assert bench.supervisor.concern is None
 
 
 @pytest.mark.parametrize("trouble", ["away", "store full", "refusing"])
@@ -588,15 +786,15 @@ def test_a_trainer_that_dies_costs_its_trial_an_attempt(bench, caplog):
     bench.training()
     bench.processes[0].dies = True
     bench.steps(1)
-    assert "worker lost, attempt 1 of 3: trainer ended with exit 1" in caplog.text
-    assert bench.of("give back") == [("give back", 1, "trainer ended with exit 1", True)]
+    assert "trial 0 of s failed in attempt 1: trainer ended with exit 1" in caplog.text
+    assert bench.of("give back") == [("give back", 1, "trainer ended with exit 1", FAILED)]
 
 
 def test_a_message_that_no_trainer_sends_is_an_error(bench):
     bench.training()
     bench.says(protocol.ClaimLost(job=1, fence=1))
     bench.steps(1)
-    assert bench.of("give back") == [("give back", 1, "a trainer sent ClaimLost", True)]
+    assert bench.of("give back") == [("give back", 1, "a trainer sent ClaimLost", FAILED)]
 
 
 def test_a_slot_is_filled_by_the_suggester_and_trained(bench):
@@ -613,8 +811,11 @@ def test_a_slot_is_filled_by_the_suggester_and_trained(bench):
     ("answer", "given_back"),
     [
         (protocol.ClaimLost(job=1, fence=1), []),
-        (protocol.DatabaseAway(job=1, fence=1), [("give back", 1, "the sampler could not reach the database", False)]),
-        (protocol.NotFilled(job=1, fence=1, reason="odd"), [("give back", 1, "odd", True)]),
+        (
+            protocol.DatabaseAway(job=1, fence=1),
+            [("give back", 1, "the sampler could not reach the database", HANDED_BACK)],
+        ),
+        (protocol.NotFilled(job=1, fence=1, reason="odd"), [("give back", 1, "odd", FAILED)]),
     ],
 )
 def test_a_slot_that_is_not_filled_frees_its_trainer(bench, answer, given_back):
@@ -636,7 +837,7 @@ def test_a_suggester_that_dies_costs_no_attempt_and_three_end_the_worker(bench):
         bench.step()
     with pytest.raises(ServiceError, match="No point can be chosen: no point"):
         bench.supervisor.run()
-    assert bench.of("give back") == [("give back", 1, "no point", False)] * 3
+    assert bench.of("give back") == [("give back", 1, "no point", HANDED_BACK)] * 3
 
 
 # The closing
@@ -684,7 +885,7 @@ def test_a_closing_whose_model_scores_otherwise_waits_again_and_its_attempt_coun
     bench.steps(2)
     bench.says(SCORED)
     bench.steps(1)
-    assert bench.of("finish", "give back") == [("give back", 1, "another model", True)]
+    assert bench.of("finish", "give back") == [("give back", 1, "another model", FAILED)]
 
 
 def test_a_closing_whose_trainer_died_while_the_winners_were_fetched_asks_nobody(bench):
@@ -712,7 +913,7 @@ def test_a_stopped_worker_hands_its_trial_back_with_the_checkpoint(bench):
     assert bench.of("epochs", "checkpoint", "give back") == [
         ("epochs", 1, [1]),
         ("checkpoint", 1, 1),
-        ("give back", 1, "handed back", False),
+        ("give back", 1, "handed back", HANDED_BACK),
     ]
 
 
@@ -722,7 +923,7 @@ def test_a_trainer_that_does_not_hand_back_in_time_is_killed_and_no_attempt_coun
     bench.steps(STOP_GRACE - 0.5)
     assert not bench.processes[0].killed
     assert bench.steps(3) is False
-    assert bench.of("give back") == [("give back", 1, "stopped: SIGTERM", False)]
+    assert bench.of("give back") == [("give back", 1, "stopped: SIGTERM", HANDED_BACK)]
     assert "handed back without its newest epochs: stopped" in caplog.text and "worker lost" not in caplog.text
 
 
@@ -732,7 +933,7 @@ def test_a_second_ctrl_c_ends_at_once(bench):
     assert bench.step() is None
     bench.supervisor.ending.stop("SIGINT")
     assert bench.supervisor.run() is False
-    assert bench.of("give back", "leave") == [("give back", 1, "stopped: SIGINT", False), ("leave",)]
+    assert bench.of("give back", "leave") == [("give back", 1, "stopped: SIGINT", HANDED_BACK), ("leave",)]
 
 
 def test_a_recorder_that_gets_nowhere_delays_the_end_for_some_seconds_only(bench):
@@ -772,7 +973,7 @@ def test_when_no_result_can_be_recorded_trainers_hand_back_first(bench):
     bench.recorder.work()
     with pytest.raises(ServiceError, match=r"No result can be recorded any more\. trial 7 of s: odd"):
         bench.supervisor.run()
-    assert bench.of("give back") == [("give back", job.id, "handed back", False)]
+    assert bench.of("give back") == [("give back", job.id, "handed back", HANDED_BACK)]
 
 
 def test_a_refused_result_costs_an_attempt_unless_the_disk_is_full(bench):
@@ -781,9 +982,11 @@ def test_a_refused_result_costs_an_attempt_unless_the_disk_is_full(bench):
         bench.says(TRAINED)
         bench.step(record=False)
         bench.recorder.tasks.clear()
-        bench.inbox.post(outcomes.Refused(job=job, reason="odd", disk_full=full))
+        bench.inbox.post(
+            outcomes.Refused(job=job, reason="odd", attempt=HANDED_BACK if full else FAILED, disk_full=full)
+        )
         bench.steps(1)
-    assert bench.of("give back") == [("give back", 1, "odd", True), ("give back", 2, "odd", False)]
+    assert bench.of("give back") == [("give back", 1, "odd", FAILED), ("give back", 2, "odd", HANDED_BACK)]
 
 
 def test_a_worker_whose_recorder_has_ended_ends_too(bench):
@@ -797,4 +1000,4 @@ def test_an_error_that_nobody_foresaw_gives_everything_back(bench, monkeypatch):
     monkeypatch.setattr(bench.queue, "orders", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bench.supervisor.run()
-    assert bench.of("give back", "leave") == [("give back", 1, "stopped: error", False), ("leave",)]
+    assert bench.of("give back", "leave") == [("give back", 1, "stopped: error", HANDED_BACK), ("leave",)]

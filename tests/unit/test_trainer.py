@@ -10,7 +10,7 @@ import torch
 
 from data_pipeline import dataset, npz
 from hpo.operations.predict import predict
-from hpo.worker import probing, protocol, training
+from hpo.worker import inputs, probing, protocol, trainer, training
 from models import bundle, regressor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,3 +97,52 @@ def test_a_model_predicts_the_same_from_the_folder_as_from_the_data_set(tmp_path
     readme = (tmp_path / "trial" / "model" / "README.md").read_text()
     assert words.get(case, data.description.layout.pixels()) in readme
     assert np.allclose(frame[list(names)].to_numpy()[:1], expected, rtol=1e-5)
+
+
+def prove(tmp_path, path, **changes):
+    model = {"family": "cnn", "filters": 4, "kernel_size": 3, "dropout": 0.2}
+    training_settings = {"epochs": 2, "batch_size": 32} | changes.pop("training", {})
+    request = protocol.Prove(
+        spec=records.spec(model=model, training=training_settings, seed=1),
+        data=path,
+        folder=tmp_path / "proof",
+        **{"device": "cpu"} | changes,
+    )
+    return probing.prove(request, lambda message: None, threading.Event())
+
+
+def test_a_proof_trains_a_small_batch_writes_and_leaves_nothing(tmp_path, data):
+    path = tmp_path / "data.npz"
+    npz.save_npz(dataset.load(data), path)
+    assert prove(tmp_path, path) == protocol.Proved(device="")
+    assert list((tmp_path / "proof").iterdir()) == []
+
+
+def test_a_proof_fails_as_a_trial_would_and_the_trainer_says_why(tmp_path, data):
+    path = tmp_path / "data.npz"
+    npz.save_npz(dataset.load(data), path)
+    (tmp_path / "proof").write_text("a file where a folder is needed")
+    with pytest.raises(FileExistsError):
+        prove(tmp_path, path)
+    if not torch.cuda.is_available():
+        with pytest.raises((RuntimeError, AssertionError)) as error:
+            prove(tmp_path / "other", path, device="cuda")
+        assert isinstance(trainer.failure(error.value), protocol.Failed)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(dataset.DatasetError) as error:
+        inputs.load_data.cache_clear()
+        prove(tmp_path / "other", path)
+    assert isinstance(trainer.failure(error.value), protocol.DataDamaged)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: …"),
+    ],
+)
+def test_a_trainer_tells_a_lack_of_memory_from_other_failures(error):
+    assert isinstance(trainer.failure(error), protocol.OutOfMemory)
+    assert isinstance(trainer.failure(RuntimeError("odd")), protocol.Failed)

@@ -1,0 +1,133 @@
+"""Whose fault a failure is: a trainer proves its place before it gets a job, and a fresh one after each failure.
+
+Owned by the supervisor's thread. A place is a card, or the CPU, of this host. Jobs that failed there are held as
+suspects: if the place is sound, it was their own fault.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hpo.errors import ServiceError
+from hpo.queue import AttemptOutcome, Job
+from hpo.worker import protocol
+from hpo.worker.children import Trainer
+from hpo.worker.collaborators import Collaborators
+from hpo.worker.folders import ROOM
+from hpo.worker.leases import Leases
+
+log = logging.getLogger("hpo")
+
+
+@dataclass(frozen=True)
+class _Suspect:
+    """A job that failed."""
+
+    job: Job
+    reason: str
+    outcome: AttemptOutcome
+    alone: bool  # it had its card or host for itself
+    gpu: str | None
+
+
+class Proofs:
+    """The proofs of a worker's trainers, and the jobs that wait for them."""
+
+    def __init__(self, parts: Collaborators, leases: Leases, wait_for_data: Callable[[Job | None, str], None]) -> None:
+        """`wait_for_data` lets the data set be fetched again."""
+        self._spec, self._device, self._log_file = parts.proof, parts.device, parts.log_file
+        self._data, self._folder, self._trainers = parts.data, parts.folder, parts.trainers
+        self._leases, self._wait_for_data = leases, wait_for_data
+        self._suspects: list[_Suspect] = []
+        self._large: set[int] = set()  # jobs that lacked memory beside others
+        self._again: dict[Trainer, Callable[[], bool]] = {}  # trainers to be asked again, when this is true
+        self._has_worked = False  # a trainer has proved its place
+
+    # The proof of a trainer
+
+    def begin(self, trainer: Trainer) -> None:
+        """Ask a trainer for its proof."""
+        if self._folder.lacks_room():
+            self._lacks_room(trainer, f"no room on the disk: less than {ROOM / 2**20:.0f} MB in {self._folder.path}")
+            return
+        trainer.fetches = self._data.fetches
+        folder = self._folder.path / f"proof-{id(trainer):x}"
+        trainer.send(protocol.Prove(spec=self._spec, data=self._data.path, folder=folder, device=self._device))
+
+    def take(self, trainer: Trainer, message: protocol.Message) -> None:
+        """Act on an answer to Prove. Raise ServiceError if this place cannot train."""
+        trainer.release()
+        if isinstance(message, protocol.Proved):
+            trainer.proved = self._has_worked = True
+            self._data.is_sound()
+            self._clear(trainer.gpu)
+        elif isinstance(message, protocol.DataDamaged):
+            self._again[trainer] = lambda: not self._data.waiting
+            if trainer.fetches == self._data.fetches:  # else it has met the file before the last fetch
+                log.warning("%s", message.reason)
+                self._wait_for_data(None, message.reason)
+        elif isinstance(message, protocol.DiskFull):
+            self._lacks_room(trainer, message.reason)
+        elif isinstance(message, protocol.OutOfMemory) and self._trainers.neighbours(trainer):
+            self._clear(trainer.gpu)  # others train there
+            self._again[trainer] = lambda: not self._trainers.neighbours(trainer)
+        else:
+            self._cannot_train(trainer, getattr(message, "reason", type(message).__name__))
+
+    def _lacks_room(self, trainer: Trainer, reason: str) -> None:
+        if not self._has_worked:
+            self._cannot_train(trainer, reason)
+        self._again[trainer] = lambda: not self._folder.lacks_room()
+
+    def look_after(self) -> None:
+        """Ask the trainers again that can prove more now."""
+        for trainer, is_due in list(self._again.items()):
+            if trainer.process.closed:
+                del self._again[trainer]
+            elif is_due():
+                del self._again[trainer]
+                self.begin(trainer)
+
+    def _cannot_train(self, trainer: Trainer, reason: str) -> None:
+        hint = " `--device auto` takes the CPU where there is no GPU." if self._device == "cuda" else ""
+        self.fail(
+            trainer.gpu,
+            f"This worker cannot train here: expected to train a small batch on the device '{self._device}', found: "
+            f"{reason.rstrip('.')}. It takes no trial; what it held is given back, and no attempt counts.{hint} "
+            f"Its log: {self._log_file}",
+        )
+
+    def fail(self, gpu: str | None, message: str) -> None:
+        """Return the suspects of a place that cannot train, uncounted. Raise ServiceError with the message."""
+        for suspect in self._take(gpu):
+            self._leases.return_soon(suspect.job, suspect.reason, AttemptOutcome.PLACE_FAILED)
+        raise ServiceError(message)
+
+    # Jobs that failed
+
+    def suspect(self, trainer: Trainer, job: Job, reason: str, outcome: AttemptOutcome) -> None:
+        """Hold a job that failed until a fresh trainer has proved its place."""
+        log.warning("%s failed in attempt %d: %s", job.title, job.attempt, reason)
+        alone = not self._trainers.neighbours(trainer)
+        self._suspects.append(_Suspect(job, reason, outcome, alone, trainer.gpu))
+        trainer.process.kill("a fresh trainer takes over after a failure")
+
+    @property
+    def has_suspects(self) -> bool:
+        return bool(self._suspects)
+
+    def needs_place_alone(self, job: Job) -> bool:
+        """Return whether the job lacked memory here while others trained beside it."""
+        return job.id in self._large
+
+    def _clear(self, gpu: str | None) -> None:
+        """Return the suspects of a sound place: it was their own fault."""
+        for suspect in self._take(gpu):
+            if suspect.outcome is AttemptOutcome.OUT_OF_MEMORY and not suspect.alone:
+                self._large.add(suspect.job.id)
+            self._leases.return_soon(suspect.job, suspect.reason, suspect.outcome, alone=suspect.alone)
+
+    def _take(self, gpu: str | None) -> list[_Suspect]:
+        taken = [suspect for suspect in self._suspects if suspect.gpu == gpu]
+        self._suspects = [suspect for suspect in self._suspects if suspect.gpu != gpu]
+        return taken
