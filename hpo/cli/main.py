@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from hpo import machine
-from hpo.cli import away, completion, data, models, options, results, services, studies, terminal
+from hpo.cli import completion, data, models, options, results, services, studies, terminal, unreachable
 from hpo.cli.usage import Parser
 from hpo.errors import DatabaseUnreachable, SettingsError, TrackingUnreachable, UserError
 from hpo.settings import home_folder
@@ -121,17 +121,17 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, DatabaseUnreachable):
-        return away.database(error)
+        return unreachable.database(error)
     if isinstance(error, TrackingUnreachable):
-        return away.tracking(error)
+        return unreachable.tracking(error)
     # Classes of packages that know nothing of hpo, by their names: none is imported for it.
     kinds = {f"{kind.__module__.partition('.')[0]} {kind.__name__}" for kind in type(error).__mro__}
     if kinds & {"data_pipeline DatasetError", "models SpecError"}:
         return str(error)
     if kinds & {"mlflow MlflowException", "requests RequestException"}:
-        return away.tracking_refuses(error)
+        return unreachable.tracking_refuses(error)
     if "sqlalchemy SQLAlchemyError" in kinds:
-        return away.database_refuses(error)
+        return unreachable.database_refuses(error)
     if isinstance(error, OSError) and error.errno in DISK:
         return f"{error.filename or 'A file of hpo'}: {error.strerror}. Nothing is lost; the same command goes on."
     if isinstance(error, OSError) and error.filename is not None:

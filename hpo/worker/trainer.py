@@ -18,11 +18,11 @@ def answer_requests(channel: Channel) -> None:
     """Train, score and probe as the supervisor asks."""
     import torch
 
-    from hpo.worker import probing, scoring, training
+    from hpo.worker import probing, scoring, train_trial
 
     torch.use_deterministic_algorithms(True)
     actions: dict[type, Callable[..., Any]] = {
-        protocol.Train: training.train,
+        protocol.Train: train_trial.train,
         protocol.Score: scoring.score,
         protocol.Probe: probing.probe,
         protocol.Prove: probing.prove,

@@ -9,7 +9,7 @@ from proxy import proxy
 from shell import PATIENCE, Shell, check_recorded_once, read_only
 
 from hpo import ownership, settings, study
-from hpo.cli import away
+from hpo.cli import unreachable
 from hpo.planning import plans
 from hpo.planning.preparation import prepare
 from hpo.queue import DatabaseLost
@@ -29,10 +29,10 @@ def test_the_message_names_what_is_set_here_and_nothing_else(monkeypatch, embedd
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     lost, gone = DatabaseLost("connection refused"), TrackingUnavailable("connection refused")
     for message, variable, log in [
-        (away.database(lost), "HPO_DATABASE_URL", "postgres.log"),
-        (away.tracking(gone), "MLFLOW_TRACKING_URI", "mlflow.log"),
-        (away.database_refuses(lost), "HPO_DATABASE_URL", None),
-        (away.tracking_refuses(gone), "MLFLOW_TRACKING_URI", None),
+        (unreachable.database(lost), "HPO_DATABASE_URL", "postgres.log"),
+        (unreachable.tracking(gone), "MLFLOW_TRACKING_URI", "mlflow.log"),
+        (unreachable.database_refuses(lost), "HPO_DATABASE_URL", None),
+        (unreachable.tracking_refuses(gone), "MLFLOW_TRACKING_URI", None),
     ]:
         assert "connection refused" in message and "secret" not in message
         assert (variable in message) is not embedded
@@ -40,8 +40,8 @@ def test_the_message_names_what_is_set_here_and_nothing_else(monkeypatch, embedd
 
 
 def test_a_full_and_a_read_only_database_are_told_with_their_cure():
-    assert "raise max_connections" in away.database(DatabaseLost(FULL))
-    assert "read-only at the moment" in away.database(DatabaseLost(READ_ONLY))
+    assert "raise max_connections" in unreachable.database(DatabaseLost(FULL))
+    assert "read-only at the moment" in unreachable.database(DatabaseLost(READ_ONLY))
 
 
 @pytest.mark.acceptance

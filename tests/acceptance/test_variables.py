@@ -10,7 +10,7 @@ import pytest
 from shell import Shell
 
 from hpo import settings, surroundings
-from hpo.cli import away
+from hpo.cli import unreachable
 from hpo.queue import DatabaseLost, Queue
 from hpo.services import serving
 from hpo.tracking.errors import TrackingUnavailable
@@ -117,8 +117,8 @@ def test_hosts_that_pass_the_proxy_already_still_do(surrounded, monkeypatch):
 def test_with_servers_elsewhere_a_message_names_the_variable(surrounded, monkeypatch):
     monkeypatch.setenv("HPO_DATABASE_URL", "postgresql://hpo:secret@db:5432/hpo")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    assert re.search("Set here, and counting for it: .*PGSSLMODE", away.database(DatabaseLost("no SSL")))
-    message = away.tracking(TrackingUnavailable("ProxyError"))
+    assert re.search("Set here, and counting for it: .*PGSSLMODE", unreachable.database(DatabaseLost("no SSL")))
+    message = unreachable.tracking(TrackingUnavailable("ProxyError"))
     assert "HTTP_PROXY sends the requests to a proxy" in message and message.endswith("NO_PROXY=mlflow")
 
 
