@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import folders
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,8 +28,6 @@ from data_pipeline.formats import arrays, matlab, numpy_files, tables
 from data_pipeline.formats.limits import FormatProblem
 from data_pipeline.layout import KEYS, Layout, parse
 from data_pipeline.sources import Notes
-
-h5py = pytest.importorskip("h5py")
 
 MEMORY = 2**30  # bytes
 JUDGE = """
