@@ -15,6 +15,32 @@ from hpo.text import utf8
 log = logging.getLogger("hpo")
 
 
+CLAIM = f"""
+    UPDATE hpo.job SET state = 'running', fence = fence + 1, worker = :worker,
+        lease_until = clock_timestamp() + make_interval(secs => :lease),
+        mirrored = false, changed_at = clock_timestamp()
+    WHERE id = (
+        SELECT id FROM hpo.job candidate
+        WHERE study = :study AND state = 'waiting'
+          -- a worker that is asked to leave takes nothing more
+          AND (cast(:stops AS int) IS NULL
+               OR :stops = (SELECT stops FROM hpo.study WHERE name = :study))
+          -- a study closes when every trial has ended: seen before the lock, and still so under it
+          AND (kind = 'trial' OR :closes AND NOT EXISTS (SELECT FROM hpo.job WHERE {LEFT}))
+        -- what was begun goes on first; what has failed waits for the others, which show whether
+        -- anything works; then the most expensive, so that the last ones are short; the cheapest if one
+        -- after the other fails
+        ORDER BY CASE WHEN :doubtful THEN cost END, checkpoint IS NULL, (
+            SELECT count(*) FROM hpo.attempt WHERE job = candidate.id AND NOT forgiven
+              AND outcome IN ('failed', 'out of memory')
+        ), cost DESC, number
+        LIMIT 1
+        FOR UPDATE SKIP LOCKED  -- a row another worker is claiming right now is not waited for
+    )
+    RETURNING id, fence
+"""
+
+
 class Leases(Database):
     """Jobs as workers claim, renew and lose them."""
 
@@ -45,40 +71,8 @@ class Leases(Database):
                 _expire(connection, study, lease=lease)
             if is_doubtful is None:
                 return None
-            claimed = connection.execute(
-                text(f"""
-                    UPDATE hpo.job SET state = 'running', fence = fence + 1, worker = :worker,
-                        lease_until = clock_timestamp() + make_interval(secs => :lease),
-                        mirrored = false, changed_at = clock_timestamp()
-                    WHERE id = (
-                        SELECT id FROM hpo.job candidate
-                        WHERE study = :study AND state = 'waiting'
-                          -- a worker that is asked to leave takes nothing more
-                          AND (cast(:stops AS int) IS NULL
-                               OR :stops = (SELECT stops FROM hpo.study WHERE name = :study))
-                          -- a study closes when every trial has ended: seen before the lock, and still so under it
-                          AND (kind = 'trial' OR :closes AND NOT EXISTS (SELECT FROM hpo.job WHERE {LEFT}))
-                        -- what was begun goes on first; what has failed waits for the others, which show whether
-                        -- anything works; then the most expensive, so that the last ones are short; the cheapest if one
-                        -- after the other fails
-                        ORDER BY CASE WHEN :doubtful THEN cost END, checkpoint IS NULL, (
-                            SELECT count(*) FROM hpo.attempt WHERE job = candidate.id AND NOT forgiven
-                              AND outcome IN ('failed', 'out of memory')
-                        ), cost DESC, number
-                        LIMIT 1
-                        FOR UPDATE SKIP LOCKED  -- a row another worker is claiming right now is not waited for
-                    )
-                    RETURNING id, fence
-                """),
-                {
-                    "study": study,
-                    "worker": worker,
-                    "lease": lease,
-                    "stops": stops,
-                    "closes": closes,
-                    "doubtful": is_doubtful,
-                },
-            ).one_or_none()
+            values = {"study": study, "worker": worker, "lease": lease, "stops": stops, "closes": closes}
+            claimed = connection.execute(text(CLAIM), values | {"doubtful": is_doubtful}).one_or_none()
             if claimed is None:
                 return None
             connection.execute(

@@ -52,12 +52,8 @@ class Supervisor:
         self.limits, self.ending = limits, ending
         self.claimed = 0  # trials
         self._study, self._worker, self._settings, self._folder = study, worker, parts.settings, parts.folder
-        self._queue, self._recorder, self._tasks, self._pruning = (
-            parts.queue,
-            parts.recorder,
-            parts.tasks,
-            parts.pruning,
-        )
+        self._queue, self._recorder, self._tasks = parts.queue, parts.recorder, parts.tasks
+        self._pruning = parts.pruning
         self._inbox, self._clock = parts.inbox, parts.clock
         self.leases = Leases(parts.queue, parts.recorder, discard=parts.folder.discard)
         self._crew = Crew(parts, self.leases, self.ending)
