@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         print("Postgres and the MLflow server keep running (`hpo down` stops them).")
         terminal.exports(done.services)
     if done.outcomes[-1].stopped:
-        return STOPPED
+        return STOPPED if done.outcomes[-1].stop is None else 0
     return 0 if all(outcome.succeeded for outcome in done.outcomes) else 1
 
 

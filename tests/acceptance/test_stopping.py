@@ -44,9 +44,9 @@ def test_stop_ends_running_idle_and_frozen_workers_and_those_that_join_later_go_
     asleep = family(frozen)
     suspend(asleep)
     stop = shell.start("stop", "--study", "halted")
-    for process, code in ((idle, 0), (run, 130)):
+    for process in (idle, run):
         output, _ = process.communicate(timeout=PATIENCE)
-        assert process.returncode == code, output
+        assert process.returncode == 0, output
         assert "Stopped by " in output and "(hpo stop): what is done is kept. The same command goes on." in output
     output, _ = stop.communicate(timeout=PATIENCE)
     assert stop.returncode == 0, output
