@@ -179,7 +179,9 @@ def test_a_backup_fills_empty_databases_and_its_running_trials_wait_there_at_onc
     assert (job.state, job.attempt, job.reason) == ("waiting", 0, "its worker stayed with the original")
     assert not job.mirrored and job.fence > 1_000_000, "no worker of the original can write here"
     assert there["hpo.worker"][0] == 0
-    with pytest.raises(BackupError, match=r"found rows in hpo.job \(1\), hpo.study \(1\) of the queue's"):
+    with pytest.raises(
+        BackupError, match=r"found rows in hpo.attempt \(1\), hpo.job \(1\), hpo.study \(1\) of the queue's"
+    ):
         fill(empty, saved)
     with pytest.raises(BackupError, match="exists already"):
         backup.write(source, saved, print)

@@ -215,10 +215,12 @@ def test_trials_that_are_not_done_show_what_they_have(here, tmp_path, data):
     ready = prepare(study.load(str(path)))
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
     plans.plan(ready, here.queue, Tracker(here.tracking_uri), read, here.database_url)
-    for _ in range(COUNTED_LIMIT):
-        dead = here.queue.claim("open", worker="w", lease=60)
+    dead, running, *others = (here.queue.claim("open", worker="w", lease=60) for _ in range(4))
+    for attempt in range(COUNTED_LIMIT):  # the others are held: nothing else can be claimed
         here.queue.give_back(dead, AttemptOutcome.FAILED, reason="trainer ended")
-    running = here.queue.claim("open", worker="w", lease=60)
+        dead = here.queue.claim("open", worker="w", lease=60) if attempt < COUNTED_LIMIT - 1 else dead
+    for job in others:
+        here.queue.give_back(job, AttemptOutcome.HANDED_BACK, reason="handed back")
     losses = [0.9, 0.4, 0.7]
     epochs = [
         (number, 1_750_000_000_000, {"val/nmse": loss, "val/mse": 10 * loss, "seconds": 0.5})

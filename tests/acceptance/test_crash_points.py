@@ -66,9 +66,8 @@ def test_a_process_that_dies_there_loses_nothing_and_changes_no_bit(shell, data,
     check_recorded_once(shell, name, points=1, epochs=EPOCHS)
     for job in shell.trials(name):
         calm = undisturbed[json.dumps(job.spec.point)]
-        assert {key: job.result[key] for key in ("best_val_nmse", "best_epoch", "last_val_mse", "validation")} == {
-            key: calm[key] for key in ("best_val_nmse", "best_epoch", "last_val_mse", "validation")
-        }
+        for key in ("best_val_nmse", "best_epoch", "last_val_mse", "validation"):
+            assert getattr(job.result, key) == getattr(calm, key), key
         assert job.result.files["weights.safetensors"] == calm.files["weights.safetensors"]
     client = MlflowClient(shell.tracking_uri)
     experiment = client.get_experiment_by_name(name).experiment_id

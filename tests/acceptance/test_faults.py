@@ -48,7 +48,7 @@ def test_killed_trainers_and_supervisors_lose_nothing_and_change_no_bit(shell, d
     for job in jobs:
         expected = undisturbed[json.dumps(job.spec.point)]
         for name in ("best_val_nmse", "best_epoch", "last_val_nmse", "last_val_mse", "validation"):
-            assert job.result[name] == expected[name]
+            assert getattr(job.result, name) == getattr(expected, name), name
         assert job.result.files["weights.safetensors"] == expected.files["weights.safetensors"]
 
 
@@ -272,7 +272,7 @@ def test_a_trial_that_moves_to_another_kind_of_machine_is_of_one_network(shell, 
     scores = dict(shell.queue.curve(job.id))
     best, last = scores[job.result.best_epoch], scores[job.result.epochs]
     for name, metrics in (("best", best), ("last", last)):
-        found = {score: job.result[f"{name}_val_{score}"] for score in ("nmse", "mse")}
+        found = {score: getattr(job.result, f"{name}_val_{score}") for score in ("nmse", "mse")}
         assert found == {score: metrics[f"val/{score}"] for score in ("nmse", "mse")}
     assert job.result.validation.mse == pytest.approx(best["val/mse"], rel=1e-4), "of the weights handed out"
     assert job.result.last_validation.mse == pytest.approx(last["val/mse"], rel=1e-4)

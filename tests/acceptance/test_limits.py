@@ -128,7 +128,9 @@ def test_a_study_whose_planner_died_is_awaited_within_limits_and_can_be_deleted(
     for limit in ("--idle-exit", "--max-hours"):
         output = shell.hpo("worker", "--study", "half", limit, 0)
         assert "Left at its limit: study half is not planned yet." in output
-    assert "half is not planned to its end: `hpo run`" in shell.hpo("promote", "--study", "half", code=1)
+    assert "half is not planned to its end: `hpo run --study half` goes on with it" in shell.hpo(
+        "promote", "--study", "half", code=1
+    )
     output = shell.hpo("delete", "--study", "half", "--yes", code=1)
     assert "is it the server you mean?" in output and [row.name for row in shell.queue.studies()] == ["half"]
     assert "Deleted the study half." in shell.hpo("delete", "--study", "half", "--yes", "--not-in-mlflow")

@@ -108,8 +108,8 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
         assert (row["best epoch"], row["last epoch NMSE"]) == (epoch, curve[EPOCHS])
         assert row["last epoch MSE GPa²"] == curves["val/mse"][EPOCHS]
         assert (row["R²"], row["NRMSE"]) == (run.data.metrics["best_val_r2"], run.data.metrics["best_val_nrmse"])
-        assert row["MAPE"] == results[run.info.run_id]["validation"]["mape"]
-        assert row["training s"] == results[run.info.run_id]["seconds"]
+        assert row["MAPE"] == results[run.info.run_id].validation.mape
+        assert row["training s"] == results[run.info.run_id].seconds
         if curve[epoch] > 0.98 * mean:
             assert np.isnan(row["epochs to 5 %"]), "it has not learned more than the mean"
         else:
@@ -155,7 +155,7 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
         assert size["parameters"] == size["trainable"] == int(winner.data.params["parameters"])
         assert (size["version"], size["training s"]) == (
             int(version.version),
-            results[winner.info.run_id]["seconds"],
+            results[winner.info.run_id].seconds,
         )
         uri = f"models:/{name}/{version.version}"
         said[title] = predicted_by_plain_mlflow(shell, uri, data.images[parts.test], tmp_path)

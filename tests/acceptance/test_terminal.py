@@ -60,7 +60,7 @@ def test_a_run_without_a_terminal_or_any_output_goes_on_but_a_full_disk_is_said(
     master, slave = pty.openpty()
     run = hpo(shell, "run", "--study", study, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
-    assert b"Study alone" in b"".join(iter(lambda: os.read(master, 1), b"\n")), "the first line"
+    assert b"Training on the CPU" in b"".join(iter(lambda: os.read(master, 1), b"\n")), "the first line"
     os.close(master)
     assert run.wait(PATIENCE) == 0
     assert [job.state for job in shell.trials("alone")] == ["done"] * 4

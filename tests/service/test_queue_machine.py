@@ -212,6 +212,7 @@ class Machine(RuleBasedStateMachine):
     @rule(worker=st.sampled_from(WORKERS))
     def who_was_asked_to_stop_claims_nothing_more(self, worker):
         stops = self.queue.stop(self.name, by="anna")
+        self.expired()
         assert self.queue.claim(self.name, worker=worker, lease=TINY, stops=stops - 1) is None
         stop, _ = self.queue.orders(self.name, stops=stops - 1, held=[])
         assert stop is not None and stop.by == "anna"

@@ -42,6 +42,7 @@ def test_the_files_of_runs_and_models_are_found_in_mlflows_database(services: Se
     assert rows[model.model_id] == ("model", model.artifact_location) and gone.model_id not in rows
 
 
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # of MLflow's own tables
 def test_tables_of_mlflow_are_made_and_not_changed_under_a_server(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as server:
         assert foreign.schema(server) is None
@@ -55,6 +56,7 @@ def test_tables_of_mlflow_are_made_and_not_changed_under_a_server(database_url: 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:starlette.middleware.wsgi")  # in what MLflow uses
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_users_are_made_once_and_a_new_password_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.server.auth import config, sqlalchemy_store
 

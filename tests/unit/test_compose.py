@@ -9,7 +9,7 @@ import pytest
 import yaml
 from places import ROOT
 
-from hpo.services import mlflow_server, postgres, secret_files
+from hpo.services import foreign, mlflow_server, postgres, secret_files
 from hpo.worker.ending import STOP_LIMIT
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -26,7 +26,7 @@ def test_it_is_valid_by_the_schema_of_the_compose_specification():
 def test_postgres_in_a_container_has_the_options_and_version_of_the_embedded_one():
     service = SERVICES["postgres"]
     assert service["command"] == ["postgres", *postgres.options(), "-c", "hba_file=/etc/postgresql/pg_hba.conf"]
-    assert service["image"].startswith(f"postgres:{postgres.MAJOR_VERSION}.")
+    assert service["image"].startswith(f"postgres:{foreign.POSTGRES_VERSION}.")
     assert service["environment"]["POSTGRES_USER"] == postgres.ROLE
     assert dict(secret_files.OWNERS.values()) == postgres.ROLES
     sql = CONFIGS["roles.sql"]

@@ -8,7 +8,7 @@ import numpy as np
 import records
 
 from data_pipeline.dataset import load
-from hpo.report import error_section
+from hpo.report import sections
 from hpo.scores.evidence import Evidence, Winner
 
 
@@ -27,10 +27,10 @@ def test_errors_of_phases_with_a_target_of_ones_own_have_pictures_and_no_tensor(
         predicted=truth + 1.0,
         tags={},
     )
-    section = error_section.section(Evidence(closed=[], winners=[winner], dataset=data, split=data.split))
+    section = sections._errors(Evidence(closed=[], winners=[winner], dataset=data, split=data.split))
     assert [table.name for table in section.tables] == ["worst"]
     assert [picture.name for picture in section.pictures] == ["parity", "errors", "worst"]
-    greys = error_section._grey(data, data.split.test[:2])
+    greys = sections._grey(data, data.split.test[:2])
     assert greys.shape == (2, 16, 16) and set(np.unique(greys)) <= {0.0, 0.25, 0.5, 0.75, 1.0}
     plain = dataclasses.replace(data, images=data.images[:, :1])
-    assert np.array_equal(error_section._grey(plain, data.split.test[:2]), data.images[data.split.test[:2], 0])
+    assert np.array_equal(sections._grey(plain, data.split.test[:2]), data.images[data.split.test[:2], 0])

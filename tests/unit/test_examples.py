@@ -13,7 +13,7 @@ from data_pipeline.dataset import load
 from data_pipeline.npz import save_npz
 from hpo.cli.main import main
 from hpo.operations.predict import predict
-from hpo.worker import protocol, training
+from hpo.worker import protocol, train_trial
 
 EXAMPLES = ROOT / "examples"
 IMAGES = {
@@ -85,7 +85,7 @@ def test_an_example_goes_from_check_to_predict(name, tmp_path, capsys):
         device="cpu",
         checkpoint_interval=60.0,
     )
-    ended = training.train(request, lambda message: None, threading.Event())
+    ended = train_trial.train(request, lambda message: None, threading.Event())
     assert ended.best_val_nmse < 0.7  # of the variance: it has learned
     frame = predict(tmp_path / "trial" / "model", [EXAMPLES / name / IMAGES[name]])
     assert np.isfinite(frame.iloc[0, 1:].to_numpy(np.float64)).all() and frame["image"][0].endswith(IMAGES[name])

@@ -10,7 +10,7 @@ import torch
 
 from data_pipeline import dataset, npz
 from hpo.operations.predict import predict
-from hpo.worker import inputs, probing, protocol, trainer, training
+from hpo.worker import inputs, probing, protocol, train_trial, trainer
 from models import bundle, regressor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +41,7 @@ def test_a_trial_is_trained_and_measured_with_the_threads_it_asks_for(tmp_path, 
             device="cpu",
             checkpoint_interval=60.0,
         )
-        trained[name] = training.train(request, send, threading.Event()).validation
+        trained[name] = train_trial.train(request, send, threading.Event()).validation
         assert seen[protocol.EpochDone][0] == 3
     assert trained["one"] == trained["another"]
 
@@ -80,7 +80,7 @@ def test_a_model_predicts_the_same_from_the_folder_as_from_the_data_set(tmp_path
         device="cpu",
         checkpoint_interval=60.0,
     )
-    training.train(request, lambda message: None, threading.Event())
+    train_trial.train(request, lambda message: None, threading.Event())
     model, _ = bundle.load(tmp_path / "trial" / "model")
     given, index = PREDICTED[case]
     frame = predict(tmp_path / "trial" / "model", [tmp_path / given])
@@ -146,3 +146,9 @@ def test_a_proof_fails_as_a_trial_would_and_the_trainer_says_why(tmp_path, data)
 def test_a_trainer_tells_a_lack_of_memory_from_other_failures(error):
     assert isinstance(trainer.failure(error), protocol.OutOfMemory)
     assert isinstance(trainer.failure(RuntimeError("odd")), protocol.Failed)
+
+
+def test_a_proof_is_given_where_a_trial_of_this_study_diverges(tmp_path, data):
+    path = tmp_path / "data.npz"
+    npz.save_npz(dataset.load(data), path)
+    assert prove(tmp_path, path, training={"learning_rate": 1e15}) == protocol.Proved(device="")
