@@ -174,7 +174,7 @@ def test_the_registered_models_page_explains_each_version(driver, ran):
 
 
 # The tables that end beyond the page, and the cells whose text is wider than they are.
-CUT = """
+TOO_WIDE = """
 const page = document.documentElement.clientWidth + 1;
 const tables = [...document.querySelectorAll('table')].filter(each => each.getBoundingClientRect().right > page);
 const cells = [...document.querySelectorAll('th, td')].filter(each => each.scrollWidth > each.clientWidth + 1);
@@ -189,10 +189,10 @@ def test_a_report_begins_with_the_result_and_cuts_no_column_on_screen_or_in_prin
         title, first = [line for line in text.splitlines() if line][:2]
         assert title == "single, pages on tiny" and first.startswith("Selected: ")
         assert "Selected models on the test split" in text and "Claims" not in text, "the studies state none"
-        assert driver.execute_script(CUT) == []
+        assert driver.execute_script(TOO_WIDE) == []
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
         browser.resize(driver, (718, 1050))  # pixels of a sheet of A4 without its margins
-        assert driver.execute_script(CUT) == []
+        assert driver.execute_script(TOO_WIDE) == []
 
 
 @pytest.mark.long

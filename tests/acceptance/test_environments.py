@@ -144,7 +144,7 @@ def test_a_disk_that_is_full_is_named_with_its_folder(tmp_path: Path, user: int)
 @pytest.mark.root
 def test_a_disk_that_fills_while_the_services_run_is_named_with_its_folder(tmp_path: Path, data: Path, user: int):
     study = cells.study(tmp_path, "filled", data=data, epochs=2)
-    with tmpfs(tmp_path / "filling", "110m") as disk:
+    with tmpfs(tmp_path / "filling", "200m") as disk:
         home = folder_of(user, folder_of(user, disk) / "home")
         variables = {"HPO_HOME": str(home), "HOME": str(home)}
         assert hpo(as_user(user), "up", **variables).returncode == 0

@@ -206,7 +206,8 @@ def test_a_trainer_that_finds_the_disk_full_gives_back_and_no_attempt_is_counted
         process = shell.start("run", "--study", study, "--trainers", 1)
         shell.training(study.stem, epochs=1)
         # Half of what either needs; of the model it is the .pt2 file.
-        subprocess.run(["mount", "-o", "remount,size=80k", folder], check=True)
+        shrink = ["mount", "-o", "remount,size=80k", folder]  # refused while a checkpoint is there
+        shell.until(lambda: subprocess.run(shrink, capture_output=True).returncode == 0, "the disk is smaller")
         shell.until(
             lambda: any("no room on the disk" in (each.reason or "") for each in shell.trials(study.stem)), "no room"
         )

@@ -1,5 +1,6 @@
 """Workers that cannot work, beside one that can: they say why and leave, and no trial pays for them."""
 
+import secrets
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -84,22 +85,28 @@ def kill_trainers(process: subprocess.Popen) -> None:
 
 
 @pytest.fixture
-def healthy(shell, data, tmp_path) -> Iterator[subprocess.Popen]:
-    """A worker that can work, in the middle of a trial of the study `beside`."""
-    process = shell.start("run", "--study", cells.study(tmp_path, "beside", data=data, epochs=600, rates="[1e-3]"))
-    shell.training("beside", epochs=5)
+def beside() -> str:
+    """The name of a study of this test alone: the tests share an MLflow server."""
+    return f"beside-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def healthy(shell, data, tmp_path, beside) -> Iterator[subprocess.Popen]:
+    """A worker that can work, in the middle of a trial of the study."""
+    process = shell.start("run", "--study", cells.study(tmp_path, beside, data=data, epochs=600, rates="[1e-3]"))
+    shell.training(beside, epochs=5)
     yield process
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
-    check_recorded_once(shell, "beside", points=2, epochs=600)
-    assert outcomes(shell, "beside") == [AttemptOutcome.RECORDED] * 2, "nothing was trained twice"
+    check_recorded_once(shell, beside, points=2, epochs=600)
+    assert outcomes(shell, beside) == [AttemptOutcome.RECORDED] * 2, "nothing was trained twice"
 
 
 @pytest.mark.parametrize(
     "kind", [without_gpu, *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind is not without_gpu)]
 )
-def test_a_worker_that_cannot_train_says_why_and_no_attempt_counts(shell, healthy, tmp_path, kind):
-    poison = start(shell, tmp_path / "poison", "beside", kind)
+def test_a_worker_that_cannot_train_says_why_and_no_attempt_counts(shell, healthy, tmp_path, beside, kind):
+    poison = start(shell, tmp_path / "poison", beside, kind)
     output, _ = poison.communicate(timeout=PATIENCE)
     assert poison.returncode == 1 and "Traceback (most recent call last)" not in output.partition(KINDS[kind])[0], (
         output
@@ -108,26 +115,26 @@ def test_a_worker_that_cannot_train_says_why_and_no_attempt_counts(shell, health
 
 
 @pytest.mark.slow
-def test_a_worker_whose_trainers_are_killed_at_each_start_claims_nothing(shell, healthy, tmp_path):
-    poison = start(shell, tmp_path / "poison", "beside", lambda *_: ({}, ["--device", "cpu"]))
+def test_a_worker_whose_trainers_are_killed_at_each_start_claims_nothing(shell, healthy, tmp_path, beside):
+    poison = start(shell, tmp_path / "poison", beside, lambda *_: ({}, ["--device", "cpu"]))
     kill_trainers(poison)
     output, _ = poison.communicate(timeout=PATIENCE)
     assert poison.returncode == 1 and "Trainers cannot be started: trainer killed by SIGKILL" in output, output
 
 
 @pytest.mark.slow
-def test_a_worker_on_a_full_disk_claims_nothing(shell, healthy, tmp_path):
+def test_a_worker_on_a_full_disk_claims_nothing(shell, healthy, tmp_path, beside):
     with tmpfs(tmp_path / "small", "20m") as folder:
-        poison = start(shell, folder, "beside", lambda *_: ({}, ["--device", "cpu"]))
+        poison = start(shell, folder, beside, lambda *_: ({}, ["--device", "cpu"]))
         output, _ = poison.communicate(timeout=PATIENCE)
     assert poison.returncode == 1 and "found: no room on the disk: less than 64 MB in" in output, output
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_started_again_after_a_failure_waits_longer_each_time(shell, healthy, tmp_path):
+def test_a_worker_that_is_started_again_after_a_failure_waits_longer_each_time(shell, healthy, tmp_path, beside):
     said = []
     for count in range(3):
-        poison = start(shell, tmp_path / f"poison-{count}", "beside", without_gpu)
+        poison = start(shell, tmp_path / f"poison-{count}", beside, without_gpu)
         output, _ = poison.communicate(timeout=PATIENCE)
         assert poison.returncode == 1, output
         said.append(output)
