@@ -304,7 +304,7 @@ def html(table: Table) -> Markup:
     cells = table.cells(table.limit)
     texts = [[column.head, *(row[index] for row in cells)] for index, column in enumerate(table.columns)]
     widths = [_points(column, own) for column, own in zip(table.columns, texts, strict=True)]
-    leading = list(range(table.leading))
+    leading = list(range(min(table.leading, len(table.columns))))  # a table without rows may lack them
     room = SHEET - sum(widths[: table.leading])
     parts: list[list[int]] = [[]]
     for index in range(table.leading, len(widths)):

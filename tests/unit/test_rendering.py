@@ -176,3 +176,8 @@ def test_a_table_that_is_wider_than_a_sheet_is_several_and_none_is_wider():
     assert 3 <= len(parts) <= 6 and all(part.count(">model</th>") == 1 for part in parts)
     assert page.count("a_<wbr>parameter_<wbr>") == 30, "each column once"
     assert len(re.findall("<table>", tables.html(tables.of_records(records, title="t", keys=heads[:5])))) == 1
+
+
+def test_a_table_without_a_column_is_a_page_all_the_same():
+    empty = Table(title="", columns=[], rows=[])
+    assert "<table>" in tables.html(empty) and tables.markdown(empty).startswith("|")
