@@ -119,6 +119,8 @@ def announcement(progress: Progress, later: Sequence[Plan], words: Sequence[str]
     total = left + sum(
         forecast.later_seconds(plan.costs(), int(plan.study.training["epochs"]), plan.study.pruner) for plan in later
     )
+    if not total:
+        return []  # others have trained the last of it
     what = f"{1 + len(later)} studies, roughly" if later else f"{len(progress.jobs)} trials"
     trainers = f"{forecast.trainers} trainer{'' if forecast.trainers == 1 else 's'}"
     until = time.strftime("%H:%M" if total < HOUR else "%a %H:%M", time.localtime(time.time() + total))

@@ -2,6 +2,7 @@
 
 import io
 import re
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -166,6 +167,11 @@ def test_a_run_says_how_long_everything_takes_and_how_to_get_a_first_result():
     assert announcement(Recorded("grid").at(5.0), [], [], program="hpo")[0].startswith(
         "How long everything takes is not"
     )
+
+
+def test_nothing_is_said_of_the_time_once_all_is_trained():
+    progress = SimpleNamespace(seconds_left=0.0, forecast=None, jobs=[])
+    assert announcement(progress, [], [], program="hpo") == []
 
 
 def test_a_table_that_is_wider_than_a_sheet_is_several_and_none_is_wider():
