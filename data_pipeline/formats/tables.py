@@ -13,9 +13,9 @@ import pandas as pd
 
 from data_pipeline.formats.arrays import parted
 from data_pipeline.formats.limits import FormatProblem, check_array, check_file, check_zip, library
+from data_pipeline.table import MOST_ROWS
 
 LARGEST = 64 * 2**20  # bytes; 100,000 rows of 60 numbers
-MOST_ROWS = 100_000
 MOST_COLUMNS = 1000
 LONGEST_LINE = 2**16  # characters
 SUFFIXES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet")

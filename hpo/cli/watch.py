@@ -10,9 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hpo.api import Begun, Details, Outcome, Stop, Watch
+from hpo.api import Begun, Details, Outcome, Plan, Stop, Watch
 from hpo.cli.options import say
-from hpo.planning.preparation import Plan
 from hpo.report import results
 from hpo.report.display import Display, is_live
 from hpo.report.progress import Progress
@@ -80,8 +79,7 @@ class Terminal(Watch):
     def _announce(self, progress: Progress) -> None:
         """Say once, within the first minute of the first study, how long everything takes."""
         begun, here = self._begun, time.monotonic() - self._began
-        left = progress.seconds_left
-        if begun is None or here < SETTLED or (left is None and here < LATEST):
+        if begun is None or here < SETTLED or (here < LATEST and progress.seconds_left is None):
             return
         self._begun, self._is_announced = None, True
         for line in announcement(progress, begun.later, sys.argv[1:], program=_program()):
