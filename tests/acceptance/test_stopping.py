@@ -82,7 +82,8 @@ def test_a_cancelled_trial_is_recorded_once_and_trained_only_if_brought_back(she
     output, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, output
     assert f"trial {job.number} of thinned: cancelled by " in output and "stopping" in output
-    assert f"Trial {job.number} is cancelled: cancelled by " in output, "the closed study names it"
+    numbers = ", ".join(map(str, sorted((job.number, waiting.number))))
+    assert f"2 trials are cancelled ({numbers}): cancelled by " in output, "the closed study names both"
     jobs = {each.id: each for each in shell.trials("thinned")}
     client, ended = MlflowClient(shell.tracking_uri), [jobs[job.id], jobs[waiting.id]]
     assert [each.state for each in ended] == ["cancelled", "cancelled"]
@@ -99,7 +100,7 @@ def test_a_cancelled_trial_is_recorded_once_and_trained_only_if_brought_back(she
     refused = shell.hpo(*words, done[0].number, code=1)
     assert f"trial {done[0].number} of thinned is done. Only one that has not ended can be cancelled." in refused
     again = shell.hpo("run", "--study", study, "--retry")
-    assert f"Trial {job.number} is cancelled" in again, "it is not retried"
+    assert f"2 trials are cancelled ({numbers})" in again, "they are not retried"
 
     assert "waits again after epoch" in shell.hpo(*words, job.number, "--undo")
     shell.hpo("run", "--study", study, "--trainers", 1)
