@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.files import not_a_file
-from data_pipeline.images import LARGEST_SIDE, ImageProblem, png_size, read_png
 from data_pipeline.messages import printable
 from data_pipeline.pixels import LARGEST_TOTAL
+from data_pipeline.png import LARGEST_SIDE, ImageProblem, png_size, read_png
 from data_pipeline.table import COLUMNS, is_header, read_table
 
 _IMAGE = re.compile(r"(0|[1-9][0-9]*)_.*\.png", re.IGNORECASE | re.DOTALL)

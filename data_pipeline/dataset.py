@@ -18,9 +18,9 @@ from data_pipeline import course, description, understanding
 from data_pipeline.components import COMPONENTS, SYMMETRIES
 from data_pipeline.description import UNKNOWN_UNIT, Description
 from data_pipeline.errors import DatasetError
-from data_pipeline.images import LARGEST_SIDE
 from data_pipeline.parts import SplitProblem, extending
 from data_pipeline.phase import Phase
+from data_pipeline.png import LARGEST_SIDE
 from data_pipeline.sources import Notes
 from data_pipeline.split import Split, split
 from data_pipeline.transforms import scaled_name

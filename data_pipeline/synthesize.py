@@ -33,10 +33,10 @@ from data_pipeline.description import Description
 from data_pipeline.errors import DatasetError
 from data_pipeline.files import write_atomically
 from data_pipeline.homogenize import homogenize
-from data_pipeline.images import LARGEST_SIDE, ImageProblem, read_png
 from data_pipeline.morphology import SMALLEST_SIDE, draw
 from data_pipeline.phase import Phase
 from data_pipeline.pixels import LARGEST_TOTAL
+from data_pipeline.png import LARGEST_SIDE, ImageProblem, read_png
 
 RECIPE = 1  # raise it whenever the same seed gives other pixels or labels
 UNIT = "GPa"

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.formats.limits import FormatProblem, check_file
-from data_pipeline.images import LARGEST_FILE, LARGEST_SIDE, ImageProblem, check_whole, png_size
+from data_pipeline.png import LARGEST_FILE, LARGEST_SIDE, ImageProblem, check_whole, png_size
 
 KINDS = {
     ".png": "PNG",

@@ -9,8 +9,8 @@ from data_pipeline.cores import cores
 from hpo.errors import SettingsError
 from hpo.launch import slurm as arrays
 from hpo.settings import Settings
-from hpo.worker import places
-from hpo.worker.places import Place
+from hpo.worker import devices
+from hpo.worker.devices import Place
 
 log = logging.getLogger("hpo.api")
 
@@ -38,7 +38,7 @@ class Compute:
     @cached_property
     def place(self) -> Place:
         """The device that trains on this machine. GPUs are tested once."""
-        return places.choose(self.device)
+        return devices.choose(self.device)
 
     def count(self, chosen: Settings, threads: int, place: Place) -> int:
         """Return the number of trainer processes, each of so many threads, on this machine."""

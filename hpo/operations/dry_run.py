@@ -22,7 +22,7 @@ from hpo.settings import Settings
 from hpo.study import Study, conflict
 from hpo.study.records import TrialSpec
 from hpo.worker import protocol
-from hpo.worker.places import CPU, Place
+from hpo.worker.devices import CPU, Place
 from hpo.worker.processes import Process, next_gpu
 
 ON_CPU = "the CPU"

@@ -29,7 +29,7 @@ from hpo.study import Study, is_file, load_all, restore, shipped
 from hpo.text import near_miss, utf8
 from hpo.tracking import data_sets
 from hpo.tracking.client import PAUSED
-from hpo.worker.places import CPU, Place
+from hpo.worker.devices import CPU, Place
 from hpo.worker.supervisor import OUT_OF_TIME, Limits
 from hpo.worker.worker import Worker
 from models import weights

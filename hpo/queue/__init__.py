@@ -16,11 +16,11 @@ from hpo.queue.database import (
     lost,
     postgres_url,
 )
+from hpo.queue.delays import Delays
 from hpo.queue.epochs import Epochs
 from hpo.queue.leases import Leases
 from hpo.queue.outbox import Outbox
 from hpo.queue.outcomes import Outcomes
-from hpo.queue.places import Places
 from hpo.queue.records import (
     ENDED,
     Checkpoint,
@@ -70,7 +70,7 @@ __all__ = [
 ]
 
 
-class Queue(Studies, Leases, Outcomes, Workers, Places, Epochs, Outbox):
+class Queue(Studies, Leases, Outcomes, Workers, Delays, Epochs, Outbox):
     """All access to the tables of the queue.
 
     Every method is one short transaction. It raises DatabaseLost if that could not be made; then nothing is known of a

@@ -20,7 +20,7 @@ from hpo.recording.tasks import Tasks
 from hpo.tracking import data_sets
 from hpo.tracking.client import Tracker
 from hpo.worker import ending
-from hpo.worker.places import Place
+from hpo.worker.devices import Place
 from hpo.worker.processes import next_gpu, visible_gpus
 from hpo.worker.supervisor import OUT_OF_TIME, Limits, Supervisor
 from hpo.worker.worker import Worker

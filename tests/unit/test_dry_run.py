@@ -10,8 +10,8 @@ from hpo.errors import ServiceError
 from hpo.operations import dry_run
 from hpo.planning.preparation import prepare
 from hpo.report import tables
-from hpo.worker import places, protocol
-from hpo.worker.places import CPU, Place
+from hpo.worker import devices, protocol
+from hpo.worker.devices import CPU, Place
 
 
 def estimate(plan, folder, *, trainers=1, place=CPU) -> dry_run.Estimate:
@@ -41,7 +41,7 @@ def test_a_dry_run_measures_on_the_device_asked_for_and_says_that_there_is_none(
 def test_a_dry_run_says_the_times_of_the_gpu_that_was_chosen_and_of_the_cpu(monkeypatch, capsys, data, tmp_path):
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
     gpu = Place(device="cuda", gpus=("0",), reason="on GPU 0, which passed a test")
-    monkeypatch.setattr(places, "choose", lambda wish: gpu if wish == "auto" else Place(device=wish))
+    monkeypatch.setattr(devices, "choose", lambda wish: gpu if wish == "auto" else Place(device=wish))
 
     def probe(plan, specs, place, say):
         seconds, name = {"cuda": (6.0, "NVIDIA H200"), "cpu": (60.0, "")}[place.device]

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.queue import Attempt, AttemptOutcome
+from hpo.queue.delays import FIRST_DELAY, LONGEST_DELAY, delay
 from hpo.queue.pauses import IN_A_ROW, doubtful_since, is_tried, pause_reason
-from hpo.queue.places import FIRST_DELAY, LONGEST_DELAY, delay
 
 FAULTS = [AttemptOutcome.FAILED, AttemptOutcome.LOST, AttemptOutcome.OUT_OF_MEMORY]
 

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from hpo.worker import places, protocol
-from hpo.worker.places import Place
+from hpo.worker import devices, protocol
+from hpo.worker.devices import Place
 
 
 class Answers:
@@ -41,7 +41,7 @@ def choose(monkeypatch):
 
     def choose(*processes, wish="auto"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(str(number) for number in range(len(processes))))
-        place = places.choose(wish, start=lambda log, gpu: processes[int(gpu)])
+        place = devices.choose(wish, start=lambda log, gpu: processes[int(gpu)])
         assert all(process.is_ended for process in processes) or wish != "auto"
         return place
 
@@ -64,7 +64,7 @@ def test_auto_takes_the_gpus_that_pass_their_test(choose):
 
 
 def test_auto_takes_the_cpu_when_no_gpu_passes_and_says_why(choose, monkeypatch):
-    monkeypatch.setattr(places, "PATIENCE", 0.2)
+    monkeypatch.setattr(devices, "PATIENCE", 0.2)
     assert choose(Answers(FAILED), Answers(ends=True), Answers()) == Place(
         device="cpu",
         reason="on the CPU: GPU 0 failed its test: CUDA error: out of memory; GPU 1 failed its test: its gpu_test "
@@ -78,7 +78,7 @@ def test_without_a_visible_gpu_auto_is_the_cpu_and_starts_no_test(choose):
 
 def test_a_device_that_is_asked_for_is_taken_without_a_test(choose):
     silent = Answers(), Answers()
-    assert choose(*silent, wish="cpu") == places.CPU
+    assert choose(*silent, wish="cpu") == devices.CPU
     assert choose(*silent, wish="cuda") == Place(device="cuda", gpus=("0", "1"))
     for process in silent:
         process.close()
@@ -87,7 +87,7 @@ def test_a_device_that_is_asked_for_is_taken_without_a_test(choose):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_torch_cannot_use_fails_its_test_in_a_real_process(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    place = places.choose("auto")
+    place = devices.choose("auto")
     assert (place.device, place.gpus) == ("cpu", ())
     assert place.reason.startswith("on the CPU: GPU 0 failed its test: "), place
     assert "PyTorch cannot use it" in place.reason or "build without CUDA" in place.reason

@@ -1,4 +1,4 @@
-"""Places where workers failed: one that is started again and again waits longer each time."""
+"""The growing delay of a worker that is started again and again at a place where workers failed."""
 
 from sqlalchemy import text
 
@@ -11,7 +11,7 @@ FIRST_DELAY, LONGEST_DELAY = 5.0, 300.0  # seconds; it doubles with each failure
 FORGOTTEN = 3 * LONGEST_DELAY  # seconds after which a failure begins a new row
 
 
-class Places(Database):
+class Delays(Database):
     """The place table. It slows down programs that restart workers, and decides nothing about trials."""
 
     def note_failure(self, study: str, *, host: str, device: str, reason: str) -> None:

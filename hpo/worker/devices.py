@@ -1,4 +1,4 @@
-"""Where a worker trains: the GPUs that can, or the CPU. Nothing here imports torch."""
+"""The device of a worker's trainers: the GPUs that can train, or the CPU. Nothing here imports torch."""
 
 import tempfile
 import time
