@@ -152,3 +152,9 @@ def _number(variable: str, text: str | None, *, minimum: float, whole: bool = Fa
         kind = "a whole number" if whole else "a number of seconds"
         raise SettingsError(f"{variable}: expected {kind} of at least {minimum:g}, found {text!r}.")
     return value
+
+
+def at_least(option: str, value: float | None, minimum: int) -> None:
+    """Raise SettingsError naming the option if the value is too small, or no number."""
+    if value is not None and not minimum <= value < float("inf"):
+        raise SettingsError(f"{option}: expected at least {minimum}, found {value:g}.")

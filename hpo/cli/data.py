@@ -57,7 +57,7 @@ def _phases(options: argparse.Namespace) -> dict[str, Any]:
 )
 def check(options: argparse.Namespace) -> int:
     """Print what hpo understands of a folder, what is doubtful, and what is wrong."""
-    from hpo.cli.understanding import show  # numpy and pandas
+    from hpo.report.understanding import show  # numpy and pandas
 
     understood = api.check_data(options.folder, image_size=options.image_size)
     wrong = [*understood.notes.questions, *understood.notes.errors]

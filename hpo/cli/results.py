@@ -153,10 +153,9 @@ def _details(details: "api.Details") -> dict[str, Any]:
 )
 def trials(options: argparse.Namespace) -> int:
     """List the trials of a study, best first."""
-    from hpo.operations.compute import at_least
     from hpo.report import results, tables
 
-    at_least("--top", options.top, 1)
+    settings.at_least("--top", options.top, 1)
     if options.json:
         exclusive("--json", "lists all trials by their number", {"--top": options.top, "--full": options.full})
         print(json.dumps([_trial(job) for job in api.trials(options.study)], indent=2))

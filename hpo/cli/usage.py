@@ -4,7 +4,7 @@ import argparse
 import re
 from typing import Any, NoReturn
 
-from data_pipeline.messages import near_miss
+from hpo.text import near_miss
 
 _CHOICE = re.compile(r"argument (.+?): invalid choice: '?(.*?)'? \(choose from (.*)\)", re.DOTALL)  # argparse's
 

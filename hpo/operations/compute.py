@@ -8,17 +8,11 @@ from functools import cached_property
 from data_pipeline.cores import cores
 from hpo.errors import SettingsError
 from hpo.launch import slurm as arrays
-from hpo.settings import Settings
+from hpo.settings import Settings, at_least
 from hpo.worker import devices
 from hpo.worker.devices import Place
 
 log = logging.getLogger("hpo.api")
-
-
-def at_least(option: str, value: float | None, minimum: int) -> None:
-    """Raise SettingsError naming the option if the value is too small, or no number."""
-    if value is not None and not minimum <= value < float("inf"):
-        raise SettingsError(f"{option}: expected at least {minimum}, found {value:g}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,7 @@ from mlflow.entities import Experiment, LoggedModel, LoggedModelStatus
 
 from data_pipeline.npz import load_npz
 from hpo.errors import ServiceError, StudyConflict
+from hpo.files import sha256_of
 from hpo.operations import invariants
 from hpo.operations.connection import Connection, connect
 from hpo.planning.plans import lock_plan
@@ -246,14 +247,14 @@ def _data_set(reconciler: Reconciler, settings: Settings) -> Iterator[Finding]:
     row = reconciler.study
     with tempfile.TemporaryDirectory() as folder:
         try:
-            dataset = load_npz(data_sets.download(reconciler.tracker, row, Path(folder)))
+            dataset = load_npz(data_sets.download(reconciler.tracker, row.name, row.facts, Path(folder)))
         except ServiceError as error:
-            here = data_sets.copy_here(settings.home, row) is not None
+            here = data_sets.copy_here(settings.home, row.facts.data, row.spec["data"]["image_size"])
             yield Finding(
                 "files",
                 str(error).partition(" `hpo doctor")[0].rstrip("."),
                 "put it there again from this machine" if here else "restore it from a backup",
-                partial(data_sets.mend, settings.home, reconciler.queue, reconciler.tracker, row) if here else None,
+                partial(_upload_data, reconciler, here) if here else None,
             )
             return
     parts = dataset.split
@@ -272,12 +273,19 @@ def _data_set(reconciler: Reconciler, settings: Settings) -> Iterator[Finding]:
                 )
 
 
+def _upload_data(reconciler: Reconciler, file: Path) -> None:
+    """Put a sound copy of the data set at the study's run again."""
+    row = reconciler.study
+    data_sets.upload(reconciler.tracker, row.facts.study_run_id, file)
+    reconciler.queue.amend_facts(row.name, {"data": replace(row.facts.data, sha256=sha256_of(file)).to_json()})
+
+
 def _predict_again(reconciler: Reconciler, number: int, settings: Settings) -> None:
     """Score a winner's recorded model as its closing did, and put what it predicts at the study's run."""
     from hpo.worker import protocol, scoring
 
     job = next(job for job in ranking.ranked(reconciler.queue.jobs(reconciler.study.name)) if job.number == number)
-    data = data_sets.fetch(settings.home, reconciler.tracker, reconciler.study)
+    data = data_sets.fetch(settings.home, reconciler.tracker, reconciler.study.name, reconciler.study.facts)
     with tempfile.TemporaryDirectory() as folder:
         model, table = Path(folder, "model"), Path(folder, f"trial-{number}.csv")
         assert job.result is not None

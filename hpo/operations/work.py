@@ -16,7 +16,7 @@ from data_pipeline.npz import load_npz
 from hpo import settings
 from hpo.errors import ServiceError, StudyError, UserError
 from hpo.launch import slurm as arrays
-from hpo.operations.compute import Compute, Slurm, at_least
+from hpo.operations.compute import Compute, Slurm
 from hpo.operations.connection import Connection, connect, opened
 from hpo.operations.details import links_of
 from hpo.planning import plans
@@ -139,7 +139,8 @@ def _planned(name: str) -> Plan:
             rows = {row.name: row for row in connection.queue.studies()}
             if name in rows:
                 require_whole(rows[name])
-                return stored(rows[name], load_npz(data_sets.fetch(chosen.home, connection.tracker, rows[name])))
+                data = data_sets.fetch(chosen.home, connection.tracker, name, rows[name].facts)
+                return stored(rows[name], load_npz(data))
             planned = ", ".join(rows) or "none"
     raise StudyError(
         f"No study is called '{name}'.{near_miss(name, shipped())} There are: {', '.join(shipped())}; planned here: "
@@ -295,7 +296,7 @@ def worker(
     """
     limits = limits_of(max_trials=max_trials, max_hours=max_hours, idle_exit=idle_exit)
     limits = replace(limits, stays=stay)
-    at_least("--stops", stops, 0)
+    settings.at_least("--stops", stops, 0)
     compute, watch, begin = compute or Compute(), watch or Watch(), time.monotonic()
     with connect() as connection:
         row = _wait_until_planned(connection.queue, study, limits, watch)
@@ -343,9 +344,9 @@ def _slower_after_failures(queue: Queue, study: str, device: str, watch: Watch) 
 
 def limits_of(*, max_trials: int | None, max_hours: float | None, idle_exit: float | None) -> Limits:
     """Return when a worker leaves. Raise SettingsError if a limit makes no sense."""
-    at_least("--max-trials", max_trials, 1)
-    at_least("--max-hours", max_hours, 0)
-    at_least("--idle-exit", idle_exit, 0)
+    settings.at_least("--max-trials", max_trials, 1)
+    settings.at_least("--max-hours", max_hours, 0)
+    settings.at_least("--idle-exit", idle_exit, 0)
     return Limits(trials=max_trials, seconds=None if max_hours is None else 3600 * max_hours, idle=idle_exit)
 
 

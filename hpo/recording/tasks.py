@@ -115,7 +115,7 @@ class Tasks:
         name = self.reconciler.study.name
         try:
             row = self.reconciler.queue.study(name)
-            return DataFetched(path=data_sets.fetch(self.home, self.reconciler.tracker, row))
+            return DataFetched(path=data_sets.fetch(self.home, self.reconciler.tracker, row.name, row.facts))
         except ServiceError as error:
             return NoData(error=error)
         except Exception as error:
@@ -140,7 +140,7 @@ class Tasks:
         # cancelled. And the weights: only this file is used again after a lost answer.
         weights = sha256_of(trained.folder / "weights.safetensors")[:12]
         key = f"{job.key}/{job.fence}-{weights}"
-        name, experiment = logged_models.name_of(job), study.facts.experiment_id
+        name, experiment = logged_models.name_of(job.run_name, job.repeat), study.facts.experiment_id
         model = logged_models.log(tracker, run_id, experiment, trained.folder, name=name, key=key)
         crash.at("model logged")
         tracker.upload(run_id, trained.predictions, "predictions")

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import pandas
 from rich.console import Console
 
-from data_pipeline.messages import near_miss
 from hpo.errors import SettingsError
 from hpo.machine import now_ms
 from hpo.queue import Job, Queue, State, StudyRow, finite
@@ -24,7 +23,7 @@ from hpo.report.tables import Column, Row, Table
 from hpo.report.words import BASELINES, SCORES, label, number, score_columns, score_values, spread_text
 from hpo.scores import ranking
 from hpo.study import provenance
-from hpo.text import point_text
+from hpo.text import near_miss, point_text
 from hpo.tracking.client import Tracker
 
 TOP = 10  # rows of the table of the best configurations

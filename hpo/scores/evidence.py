@@ -223,7 +223,7 @@ def _dataset(tracker: Tracker, row: StudyRow) -> Dataset:
     """Return the data set of the study's run: the names of its images, which no digest covers, are the same for
     everybody."""
     with tempfile.TemporaryDirectory() as folder:
-        return load_npz(data_sets.download(tracker, row, Path(folder)))
+        return load_npz(data_sets.download(tracker, row.name, row.facts, Path(folder)))
 
 
 def _closed(queue: Queue, row: StudyRow) -> Closed:

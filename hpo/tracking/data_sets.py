@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline import dataset as data_sets
@@ -19,9 +18,8 @@ from data_pipeline.npz import load_npz, save_npz
 from hpo.errors import NotFound, ServiceError
 from hpo.files import sha256_of
 from hpo.ownership import folder
-from hpo.queue import Queue, StudyRow
 from hpo.study import DEFAULT_DATA
-from hpo.study.records import DataFacts
+from hpo.study.records import DataFacts, StudyFacts
 from hpo.tracking.client import Tracker
 
 log = logging.getLogger("hpo")
@@ -63,55 +61,45 @@ def discard(path: Path, *, unused: float) -> None:
         path.unlink(missing_ok=True)
 
 
-def fetch(home: Path, tracker: Tracker, row: StudyRow) -> Path:
+def fetch(home: Path, tracker: Tracker, study: str, facts: StudyFacts) -> Path:
     """The study's data set as a local file, checked. ServiceError if there is no sound one here nor at its run."""
-    path = cached(home, row.facts.data.digest, row.facts.data.sha256)
-    wrong = _wrong(path, row.facts.data)
+    path = cached(home, facts.data.digest, facts.data.sha256)
+    wrong = _wrong(path, facts.data)
     if wrong is None:
         with suppress(OSError):
             os.utime(path)  # when it was last used
         return path
     if path.exists():
-        log.warning("%s The data set of %s is fetched again.", wrong, row.name)
+        log.warning("%s The data set of %s is fetched again.", wrong, study)
     with tempfile.TemporaryDirectory(dir=folder(home, "cache", "data"), prefix=".fetched-") as temporary:
-        return download(tracker, row, Path(temporary)).replace(path)
+        return download(tracker, study, facts, Path(temporary)).replace(path)
 
 
-def download(tracker: Tracker, row: StudyRow, to: Path) -> Path:
+def download(tracker: Tracker, study: str, facts: StudyFacts, to: Path) -> Path:
     """The data set as it lies at the study's run. ServiceError, naming the run and what helps, if it is not sound."""
-    run_id, file = row.facts.study_run_id, f"data/{row.facts.data.digest}.npz"
+    run_id, file = facts.study_run_id, f"data/{facts.data.digest}.npz"
     try:
         arrived = tracker.download_artifact(run_id, file, to)
     except NotFound:
         wrong: str | None = "it is not there"
     else:
-        wrong = _wrong(arrived, row.facts.data)
+        wrong = _wrong(arrived, facts.data)
         if wrong is None:
             return arrived
     raise ServiceError(
-        f"The data set of {row.name}, {file} of its MLflow run {run_id}, cannot be used: {wrong} "
-        f"`hpo doctor --fix --study {row.name}` puts it there again on a machine that has a sound copy in its cache or "
+        f"The data set of {study}, {file} of its MLflow run {run_id}, cannot be used: {wrong} "
+        f"`hpo doctor --fix --study {study}` puts it there again on a machine that has a sound copy in its cache or "
         "the folder it was made of; else restore it from a backup."
     )
 
 
-def mend(home: Path, queue: Queue, tracker: Tracker, row: StudyRow) -> None:
-    """Put the data set at the study's run again. ServiceError if there is no sound copy on this machine."""
-    path = copy_here(home, row)
-    if path is None:
-        raise ServiceError(f"There is no sound copy of the data set of {row.name} on this machine")
-    upload(tracker, row.facts.study_run_id, path)
-    queue.amend_facts(row.name, {"data": replace(row.facts.data, sha256=sha256_of(path)).to_json()})
-
-
-def copy_here(home: Path, row: StudyRow) -> Path | None:
+def copy_here(home: Path, data: DataFacts, image_size: int | None) -> Path | None:
     """A sound copy of the study's data set on this machine: in its cache, or put there from the study's folder."""
-    data = row.facts.data
     if _wrong(cached(home, data.digest, data.sha256), data) is None:
         return cached(home, data.digest, data.sha256)
     with suppress(DatasetError, OSError, ValueError, KeyError):
         made_of = data_sets.DEFAULT if data.uri == DEFAULT_DATA else Path(data.uri)
-        found = data_sets.load(made_of, image_size=row.spec["data"]["image_size"])
+        found = data_sets.load(made_of, image_size=image_size)
         if found.digest == data.digest:
             return keep(home, found)
     return None

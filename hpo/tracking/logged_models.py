@@ -9,7 +9,6 @@ from mlflow.exceptions import MlflowException
 
 from hpo import crash
 from hpo.files import sha256_of_files
-from hpo.queue import Job
 from hpo.tracking import artifacts, foreign
 from hpo.tracking.client import KEY, Tracker, pages, quoted
 from hpo.tracking.errors import TrackingUnavailable, server
@@ -26,15 +25,15 @@ class Model:
     sha256: dict[str, str]  # hexadecimal digest of every file, by its path relative to the model's folder
 
 
-def name_of(job: Job) -> str:
+def name_of(run_name: str, repeat: int) -> str:
     """Return the name of a trial's model: that of its run up to the parameters, in characters that MLflow admits."""
-    name = job.run_name.partition(" ")[0]
-    return foreign.NOT_IN_MODEL_NAMES.sub("-", f"{name}/{job.repeat}" if job.repeat else name)
+    name = run_name.partition(" ")[0]
+    return foreign.NOT_IN_MODEL_NAMES.sub("-", f"{name}/{repeat}" if repeat else name)
 
 
 @server()
 def log(tracker: Tracker, run_id: str, experiment_id: str, folder: Path, *, name: str, key: str) -> Model:
-    """Upload a folder of `hpo.tracking.packaging` as the model with this key, and name it an output of the run.
+    """Upload a folder of `hpo.worker.packaging` as the model with this key, and name it an output of the run.
 
     The folder's MLmodel gets the ids of the model and the run. A finished model with this key is returned as it is,
     with the hashes of the files that were uploaded then; an unfinished one is deleted and made again, so that two

@@ -125,7 +125,7 @@ def _package(
     request: protocol.Train, run: training.Training, dataset: Dataset, validation: np.ndarray, alive: Callable[[], None]
 ) -> Trained:
     """Write the best epoch's model and its predictions of the validation split; return the scores."""
-    from hpo.tracking.packaging import package  # MLflow takes a second, which probes and scores do not need
+    from hpo.worker.packaging import package  # MLflow takes a second, which probes and scores do not need
 
     def evaluate(regressor: Regressor) -> tuple[np.ndarray, metrics.Scores]:
         predicted = predict(regressor, dataset.images[validation], alive=alive)

@@ -79,7 +79,7 @@ class Worker:
         limit = ending.STOP_LIMIT + 0.5
         with _for_us_alone(), self._folder.lock(), stopped_by_signals(self.ending.stop, limit=limit):
             self._require_weights()  # before a trial is claimed that this machine cannot train
-            data = DataFile(data_sets.fetch(self.settings.home, self.tracker, self.row))
+            data = DataFile(data_sets.fetch(self.settings.home, self.tracker, self.row.name, self.row.facts))
             with open_log(self.settings.home, self._log_name) as log:
                 parts = self._parts(log, data)
                 parts.recorder.start()

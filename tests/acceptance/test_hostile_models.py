@@ -120,7 +120,7 @@ from data_pipeline.npz import load_npz, save_npz
 from hpo.cli.main import main
 from hpo.files import sha256_of_files
 from hpo.tracking.foreign import PT2
-from hpo.tracking.packaging import package
+from hpo.worker.packaging import package
 from hpo.tracking import registry
 from hpo.tracking.client import Tracker
 from hpo.worker import protocol, scoring

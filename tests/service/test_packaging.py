@@ -1,4 +1,4 @@
-"""What hpo.tracking.packaging writes: the same numbers by plain MLflow, by plain PyTorch and by hpo."""
+"""What hpo.worker.packaging writes: the same numbers by plain MLflow, by plain PyTorch and by hpo."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ from hpo.operations.predict import predict
 from hpo.tracking import experiments, logged_models, registry
 from hpo.tracking.client import Tracker
 from hpo.tracking.foreign import PT2
-from hpo.tracking.packaging import package
+from hpo.worker.packaging import package
 from models.networks import build
 from models.regressor import Regressor
 from models.regressor import predict as reference

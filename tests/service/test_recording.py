@@ -39,7 +39,7 @@ from hpo.search.pruning import Pruning
 from hpo.tracking import logged_models
 from hpo.tracking.client import Tracker
 from hpo.tracking.errors import TrackingUnavailable
-from hpo.tracking.packaging import package
+from hpo.worker.packaging import package
 from models import networks, specs
 from models.metrics import Scores
 from models.regressor import Regressor

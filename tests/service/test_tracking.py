@@ -298,7 +298,7 @@ def test_a_model_has_its_trials_name_in_characters_that_mlflow_takes(tracker: Tr
             state=State.RUNNING, attempt=1, fence=1, worker="w", run_id=None, checkpoint=None, result=None, reason=None,
             mirrored=True, alive=True, epochs=0, changed_at=0.0,
         )  # fmt: skip
-        assert logged_models.name_of(job) == expected
+        assert logged_models.name_of(job.run_name, job.repeat) == expected
         assert tracker.client.create_logged_model(experiment, expected).name == expected
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpo.tracking.packaging import package
+from hpo.worker.packaging import package
 from models import bundle, specs
 from models.levels import DEFAULT, GreyValueError
 from models.networks import build

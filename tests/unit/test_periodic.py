@@ -14,7 +14,7 @@ from data_pipeline.components import COMPONENTS, COUPLINGS, SYMMETRIES, vector
 from data_pipeline.homogenize import homogenize
 from data_pipeline.phase import Phase
 from hpo.tracking.foreign import PT2
-from hpo.tracking.packaging import package
+from hpo.worker.packaging import package
 from models import bundle
 from models.networks import build, parameter_count
 from models.periodic import wrap
