@@ -8,6 +8,7 @@ import argparse
 import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,6 +28,8 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 def program() -> None:
     """The `hpo` of the shell: `main`, and then the end, though a thread may still be waiting for a server."""
     terminal.take_over()
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # which the first process of a container never gets
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     os.environ["PYTHONSAFEPATH"] = "1"  # for what a library starts: nothing imports from where the user stands
     code = main()
     with suppress(OSError, ValueError):

@@ -1,6 +1,7 @@
 """`hpo run`, `worker`, `stop`, `cancel`, `delete`: the work on studies."""
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from hpo import api
@@ -75,9 +76,23 @@ def run(options: argparse.Namespace) -> int:
     if done.are_services_started:
         print("Postgres and the MLflow server keep running (`hpo down` stops them).")
         terminal.exports(done.services)
-    if done.outcomes[-1].stopped:
-        return STOPPED if done.outcomes[-1].stop is None else 0
-    return 0 if all(outcome.succeeded for outcome in done.outcomes) else 1
+    failed = [_tell_failed_gpus(outcome) for outcome in done.outcomes]
+    if done.outcomes[-1].stopped and done.outcomes[-1].stop is None:
+        return STOPPED
+    is_over = done.outcomes[-1].stopped or all(outcome.succeeded for outcome in done.outcomes)
+    return 0 if is_over and not any(failed) else 1
+
+
+def _tell_failed_gpus(outcome: "api.Outcome") -> bool:
+    """Say which GPUs failed while others went on; return whether there are any."""
+    if outcome.failed_gpus:
+        failures = "; ".join(f"GPU {gpu} failed: {reason.rstrip('.')}" for gpu, reason in outcome.failed_gpus.items())
+        print(
+            f"hpo: {outcome.row.name}: {failures}. The other GPUs went on, and no attempt counts. Look after it, or "
+            "leave it out (CUDA_VISIBLE_DEVICES).",
+            file=sys.stderr,
+        )
+    return bool(outcome.failed_gpus)
 
 
 def _dry_run(options: argparse.Namespace) -> int:
@@ -154,7 +169,7 @@ def worker(options: argparse.Namespace) -> int:
             stops=options.stops,
             watch=watch,
         )
-    name = outcome.row.name
+    name, has_failed = outcome.row.name, _tell_failed_gpus(outcome)
     if outcome.closed:
         print(f"Study {name} is closed. `hpo show {name}` prints its result.")
         if not outcome.succeeded:
@@ -165,8 +180,8 @@ def worker(options: argparse.Namespace) -> int:
         print(f"Left at its limit: study {name} is {state}.")
     elif outcome.stop is not None:
         print(f"Stopped{by(outcome.stop)}: what is done is kept. The same command goes on.")
-        return 0  # it did what it was asked to: the program that started it need not start it again
-    return STOPPED if outcome.stopped else 0
+        return int(has_failed)  # it did what it was asked to: the program that started it need not start it again
+    return STOPPED if outcome.stopped and outcome.stop is None else int(has_failed)
 
 
 @command(STUDY, flag("--no-wait", "do not wait until they have left"))

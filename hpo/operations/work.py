@@ -61,6 +61,7 @@ class Outcome:
     jobs: Sequence[Job] = field(default=(), repr=False)  # of a closed study
     links: Mapping[str, str] = field(default_factory=dict)  # name and URL of MLflow's pages about it
     image: Path | None = None  # one of the data set
+    failed_gpus: Mapping[str, str] = field(default_factory=dict)  # why each one trained no more, though others did
 
     @property
     def closing(self) -> Job | None:
@@ -262,7 +263,9 @@ def _work(
 
     closed = worker.run(limits=limits, on_tick=lambda supervisor: watch.tick(supervisor.concern))
     stopped = not closed and worker.ending.reason not in (None, OUT_OF_TIME)
-    return Outcome(row=row, closed=closed, stopped=stopped, stop=worker.ending.asked)
+    return Outcome(
+        row=row, closed=closed, stopped=stopped, stop=worker.ending.asked, failed_gpus=dict(worker.failed_gpus)
+    )
 
 
 def _on_slurm(request: arrays.Request, connection: Connection, row: StudyRow, watch: Watch) -> Outcome:
@@ -302,7 +305,9 @@ def worker(
         row = _wait_until_planned(connection.queue, study, limits, watch)
         if not row.facts.planned:
             return Outcome(row=row, closed=False)
-        with _slower_after_failures(connection.queue, row.name, compute.device, watch):
+        stops = row.stops if stops is None else stops  # so that `hpo stop` reaches a worker that waits, too
+        most = math.inf if limits.seconds is None else limits.seconds - (time.monotonic() - begin)
+        with _slower_after_failures(connection.queue, row.name, compute.device, watch, most=most):
             if limits.seconds is not None:
                 limits = replace(limits, seconds=max(0.0, limits.seconds - (time.monotonic() - begin)))
             place = _place(connection.queue, row, compute, watch)
@@ -319,8 +324,8 @@ def worker(
 
 
 @contextmanager
-def _slower_after_failures(queue: Queue, study: str, device: str, watch: Watch) -> Iterator[None]:
-    """Wait if workers have failed at this place lately, longer each time; note how this one ends.
+def _slower_after_failures(queue: Queue, study: str, device: str, watch: Watch, *, most: float) -> Iterator[None]:
+    """Wait if workers have failed at this place lately, longer each time, `most` seconds; note how this one ends.
 
     A program that restarts a worker without end does no harm then.
     """
@@ -331,7 +336,7 @@ def _slower_after_failures(queue: Queue, study: str, device: str, watch: Watch) 
             f"Workers failed here {failures.count} times in a row, at last: {failures.reason} "
             f"Waiting {failures.seconds_left:.0f} s before the next try; Ctrl-C ends it."
         )
-        time.sleep(failures.seconds_left)
+        time.sleep(max(0.0, min(failures.seconds_left, most)))
     try:
         yield
     except UserError as error:

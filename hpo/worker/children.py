@@ -3,6 +3,7 @@
 Owned by the supervisor's thread. `start` functions are passed in, so that tests have children without processes.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -118,22 +119,40 @@ class Trainer(Child):
 
 
 class Trainers:
-    """The trainers of a worker, on its GPUs in turn."""
+    """The trainers of a worker, on its GPUs in turn, or on the CPU."""
 
     def __init__(
         self, start: Callable[[str | None], Pipes], *, count: int, gpus: Sequence[str] = (), clock: Clock
     ) -> None:
-        self.count = count
-        self._start, self._gpus, self._clock = start, gpus, clock
+        self._start, self._clock = start, clock
+        self._lanes: list[str | None] = []  # the GPU of each trainer that is to run, None for the CPU
+        for _ in range(count):
+            self._lanes.append(next_gpu(gpus, self._lanes))
         self._trainers: list[Trainer] = []
 
     def __iter__(self) -> Iterator[Trainer]:
         return iter(list(self._trainers))
 
+    @property
+    def count(self) -> int:
+        """How many are to run."""
+        return len(self._lanes)
+
+    @property
+    def devices(self) -> set[str | None]:
+        """The GPUs that are trained on; None stands for the CPU."""
+        return set(self._lanes)
+
+    def retire(self, gpu: str) -> None:
+        """Start no trainer on this GPU any more."""
+        self._lanes = [lane for lane in self._lanes if lane != gpu]
+
     def start_missing(self) -> None:
-        while len(self._trainers) < self.count:
-            gpu = next_gpu(self._gpus, [trainer.gpu for trainer in self._trainers])
-            self._trainers.append(Trainer(self._start(gpu), self._clock, gpu=gpu))
+        running = Counter(trainer.gpu for trainer in self._trainers)
+        for gpu in self._lanes:
+            running[gpu] -= 1
+            if running[gpu] < 0:
+                self._trainers.append(Trainer(self._start(gpu), self._clock, gpu=gpu))
 
     def neighbours(self, trainer: Trainer) -> list[Trainer]:
         """Return the other trainers on its card, or on the CPU, that have a job."""

@@ -1,6 +1,7 @@
 """The children of a worker at work: who gets a job, what their messages change, and who has to go."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -50,13 +51,14 @@ class Crew:
         self._log_file, self._hang_timeout = parts.log_file, parts.settings.hang_timeout
         self._answers: Answers = {**self.trials.answers, protocol.Scored: self.closings.on_scored}
         self._alone: dict[str | None, _Alone] = {}  # by card, None for the CPU
-        self._stillborn = 0  # trainers in a row that ended before they had proved anything
+        self._stillborn: Counter[str | None] = Counter()  # by card: trainers in a row that ended before their proof
         self._last_turn = parts.clock.monotonic()
 
     def free_trainers(self) -> Iterator[Trainer]:
         """Start the trainers that are missing; yield those that are free."""
         self.trainers.start_missing()
-        return (trainer for trainer in self.trainers if trainer.free and trainer.gpu not in self._alone)
+        devices = self.trainers.devices - self._alone.keys()
+        return (trainer for trainer in self.trainers if trainer.free and trainer.gpu in devices)
 
     def begin(self, trainer: Trainer, job: Job) -> None:
         """Begin a claimed job on a free trainer, or let it wait there for the end of those beside it."""
@@ -102,7 +104,7 @@ class Crew:
         if trainer.proves:
             if not isinstance(message, protocol.Alive):
                 self.trials.proofs.take(trainer, message)
-                self._stillborn = 0
+                self._stillborn[trainer.gpu] = 0
             return
         answer, job = self._answers.get(type(message)), trainer.job
         if answer is None:
@@ -122,12 +124,12 @@ class Crew:
             return
         reason = self.trainers.remove(child)
         self.trials.on_exit(child, reason, is_ending=self._ending.reason is not None)
-        if not child.proved:
-            self._stillborn += 1
-            if self._stillborn >= START_ATTEMPTS:
+        if not child.proved and child.gpu in self.trainers.devices:
+            self._stillborn[child.gpu] += 1
+            if self._stillborn[child.gpu] >= START_ATTEMPTS:
                 end = last_error(self._log_file)
                 message = f"Trainers cannot be started: {reason}. The end of {self._log_file}:\n{end}"
-                self.trials.proofs.fail(child.gpu, message)
+                self.trials.proofs.fail(child.gpu, f"its {reason}", message)
 
     # Their end
 
@@ -137,6 +139,7 @@ class Crew:
         if self.trials.proofs.has_suspects and self._ending.reason is None:
             self.trainers.start_missing()
         self._ending.attempt(self.trials.proofs.look_after)
+        self.trials.proofs.end_retired()
         if self._ending.reason is None:
             self._begin_alone()
         for trainer in self.trainers:

@@ -42,6 +42,7 @@ class Proofs:
         self._large: set[int] = set()  # jobs that lacked memory beside others
         self._again: dict[Trainer, Callable[[], bool]] = {}  # trainers to be asked again, when this is true
         self._has_worked = False  # a trainer has proved its place
+        self.failed: dict[str, str] = {}  # why each GPU trains no more, though others do
 
     # The proof of a trainer
 
@@ -92,22 +93,47 @@ class Proofs:
         hint = " `--device auto` takes the CPU where there is no GPU." if self._device == "cuda" else ""
         self.fail(
             trainer.gpu,
+            reason,
             f"This worker cannot train here: expected to train a small batch on the device '{self._device}', found: "
             f"{reason.rstrip('.')}. It takes no trial; what it held is given back, and no attempt counts.{hint} "
             f"Its log: {self._log_file}",
         )
 
-    def fail(self, gpu: str | None, message: str) -> None:
-        """Return the suspects of a place that cannot train, uncounted. Raise ServiceError with the message."""
+    def fail(self, gpu: str | None, reason: str, message: str) -> None:
+        """Train no more on a device; return its suspects, uncounted.
+
+        Raise ServiceError with the message if it is the only one.
+        """
         for suspect in self._take(gpu):
             self._leases.return_soon(suspect.job, suspect.reason, AttemptOutcome.PLACE_FAILED)
-        raise ServiceError(message)
+        if gpu is None or self._trainers.devices <= {gpu}:
+            raise ServiceError(message)
+        self.failed[gpu] = reason
+        log.warning("GPU %s trains no more, the other devices go on: %s (log: %s)", gpu, reason, self._log_file)
+        self._trainers.retire(gpu)
+        for trainer in self._trainers:
+            if trainer.gpu == gpu and trainer.job is not None and not trainer.trains:
+                self._leases.return_soon(trainer.job, reason)
+                trainer.release()
+
+    def end_retired(self) -> None:
+        """End the trainers on GPUs that failed; those that train hand back first."""
+        for trainer in self._trainers:
+            if trainer.gpu not in self.failed:
+                continue
+            if trainer.trains:
+                trainer.ask_back()
+            elif trainer.process.killed is None:
+                trainer.process.kill(f"GPU {trainer.gpu} trains no more")
 
     # Jobs that failed
 
     def suspect(self, trainer: Trainer, job: Job, reason: str, outcome: AttemptOutcome) -> None:
         """Hold a job that failed until a fresh trainer has proved its place."""
         log.warning("%s failed in attempt %d: %s", job.title, job.attempt, reason)
+        if trainer.gpu in self.failed:
+            self._leases.return_soon(job, reason, AttemptOutcome.PLACE_FAILED)
+            return
         alone = not self._trainers.neighbours(trainer)
         self._suspects.append(_Suspect(job, reason, outcome, alone, trainer.gpu))
         trainer.process.kill("a fresh trainer takes over after a failure")

@@ -7,7 +7,7 @@ judges epochs (`hpo.search.pruning`), and a process chooses points (`hpo.worker.
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -94,6 +94,11 @@ class Supervisor:
         if reason:
             return f"stopping ({reason}): giving trials back"
         return self._recorder.concern or (f"paused: {self._pause}" if self._pause else None)
+
+    @property
+    def failed_gpus(self) -> Mapping[str, str]:
+        """Why each GPU trains no more, though others do."""
+        return self._crew.trials.proofs.failed
 
     def step(self) -> bool | None:
         """Act on what has arrived and what is due; return whether the study is closed if the work ends, else None."""

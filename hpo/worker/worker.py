@@ -4,7 +4,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import connection
@@ -73,6 +73,7 @@ class Worker:
         self._folder = WorkFolder(settings.home, process)
         self._reconciler = Reconciler(self.queue, self.tracker, self._store, self.row, worker=self._name)
         self.ending = ending.Ending(time)
+        self.failed_gpus: Mapping[str, str] = {}  # why each one trained no more, though others did
 
     def run(self, *, limits: Limits = NO_LIMITS, on_tick: Callable[[Supervisor], None] = lambda _: None) -> bool:
         """Work until the study is closed; return whether it is. Raise ServiceError if nothing can be done here."""
@@ -85,8 +86,10 @@ class Worker:
                 parts.recorder.start()
                 if parts.pruning.active:
                     parts.pruning.start()
+                supervisor = Supervisor(self.row, self._name, parts, self.ending, limits=limits)
+                self.failed_gpus = supervisor.failed_gpus
                 try:
-                    return Supervisor(self.row, self._name, parts, self.ending, limits=limits).run(on_tick)
+                    return supervisor.run(on_tick)
                 finally:
                     self.close()
 

@@ -1,6 +1,7 @@
 """Workers that cannot work, beside one that can: they say why and leave, and no trial pays for them."""
 
 import secrets
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from hpo.operations import invariants
 from hpo.queue import AttemptOutcome
 
 pytestmark = pytest.mark.acceptance
+FIRST_OF_ITS_CONTAINER = ("unshare", "--fork", "--pid", "--kill-child")
 
 
 def outcomes(shell: Shell, study: str) -> list[AttemptOutcome | None]:
@@ -141,6 +143,21 @@ def test_a_worker_that_is_started_again_after_a_failure_waits_longer_each_time(s
     assert "Workers failed here" not in said[0]
     assert "Workers failed here 1 times in a row, at last: This worker cannot train here" in said[1]
     assert "Workers failed here 2 times in a row" in said[2] and "Ctrl-C ends it" in said[2]
+    for before in (
+        [],
+        FIRST_OF_ITS_CONTAINER,
+    ):  # which gets only the signals that it asks for
+        shell.queue.note_failure(beside, host=socket.gethostname(), device="cpu", reason="odd.")
+        failures = shell.queue.failures(beside, host=socket.gethostname(), device="cpu")
+        waiting = shell.start("worker", "--study", beside, "--device", "cpu", before=before)
+        assert "Workers failed here" in waiting.stdout.readline()
+        time.sleep(0.2)  # it has said so, and falls asleep
+        (worker,) = psutil.Process(waiting.pid).children() if before else [waiting]
+        worker.terminate()
+        output, _ = waiting.communicate(timeout=PATIENCE)
+        assert (waiting.returncode, output) == (130, "Interrupted.\n")
+        after = shell.queue.failures(beside, host=socket.gethostname(), device="cpu")
+        assert after.count == failures.count and shell.queue.workers(beside)[1:] == [], "it was never a worker"
 
 
 @pytest.mark.slow

@@ -224,7 +224,7 @@ class FakePruning:
 class Bench:
     """A supervisor of `count` trainers with everything around it in memory."""
 
-    def __init__(self, home: Path, *, count: int = 1, limits: Limits | None = None) -> None:
+    def __init__(self, home: Path, *, count: int = 1, limits: Limits | None = None, gpus: tuple[str, ...] = ()) -> None:
         self.events: list[tuple] = []
         self.clock, self.queue, self.tasks = FakeClock(), FakeQueue(self.events), FakeTasks(self.events)
         self.inbox, self.pruning, self.processes = outcomes.Inbox(), FakePruning(), []
@@ -234,6 +234,7 @@ class Bench:
         self.suggester = FakeProcess()
         self.closing = None
         self.proof: protocol.Message | None = protocol.Proved(device="")  # of the next trainers
+        self.broken: dict[str, protocol.Message | None] = {}  # what trainers on these GPUs answer instead
         self.data = DataFile(Path("data.npz"))
         parts = Collaborators(
             settings=replace(settings.read({"HPO_HOME": str(home)}), lease=LEASE, hang_timeout=HANG),
@@ -242,7 +243,7 @@ class Bench:
             inbox=self.inbox,
             tasks=self.tasks,
             pruning=self.pruning,
-            trainers=Trainers(self._start, count=count, clock=self.clock),
+            trainers=Trainers(self._start, count=count, gpus=gpus, clock=self.clock),
             start_suggester=lambda: Suggester(self.suggester, self.clock, database_url="postgresql://"),
             start_closing=lambda job, folder, data: self.closing(job),
             folder=self.folder,
@@ -257,7 +258,7 @@ class Bench:
         self.supervisor = Supervisor(study, "w", parts, Ending(self.clock), limits=limits or Limits())
 
     def _start(self, gpu):
-        self.processes.append(FakeProcess(self.proof))
+        self.processes.append(FakeProcess(self.broken.get(gpu, self.proof)))
         return self.processes[-1]
 
     def _wait(self, objects, timeout):
@@ -665,6 +666,98 @@ def test_the_memory_of_a_gpu_is_shared_with_the_trainers_on_it_alone():
         trainer.reserve(JOB, fetches=0)
     assert [first.place, second.place] == ["cuda:0", "cuda:1"]
     assert trainers.neighbours(first) == [third] and trainers.neighbours(second) == []
+
+
+GPU_GONE = protocol.Failed(reason="the card has fallen off the bus")
+
+
+def on_two_gpus(folder: Path, *, count: int = 2) -> Bench:
+    """A supervisor whose trainers 0 and 2 are on GPU 0, trainers 1 and 3 on GPU 1."""
+    bench = Bench(folder, count=count, gpus=("0", "1"))
+    bench.queue.waiting.extend(replace(JOB, id=number + 1) for number in range(count))
+    return bench
+
+
+def test_a_gpu_that_fails_at_the_start_gets_no_trial_and_the_others_go_on(tmp_path, caplog):
+    bench = on_two_gpus(tmp_path)
+    bench.broken["1"] = GPU_GONE
+    bench.steps(5)
+    assert "GPU 1 trains no more, the other devices go on: the card has fallen off the bus" in caplog.text
+    assert len(bench.processes) == 2 and bench.processes[1].killed and not bench.requests(protocol.Train, 1)
+    for number in (1, 2):
+        assert len(bench.requests(protocol.Train)) == number
+        bench.says(TRAINED)
+        bench.steps(2)
+    bench.queue.closing = "done"
+    assert bench.steps(5) is True and bench.supervisor.failed_gpus == {"1": GPU_GONE.reason}
+
+
+def test_a_gpu_that_breaks_returns_its_trials_uncounted_or_hands_back(tmp_path):
+    bench = on_two_gpus(tmp_path, count=4)
+    bench.steps(2)
+    bench.broken["1"] = GPU_GONE
+    bench.processes[1].dies = True
+    bench.steps(2)
+    assert bench.of("give back") == [("give back", 2, "trainer ended with exit 1", PLACE_FAILED)]
+    assert bench.requests(protocol.Stop, 3) and not bench.processes[3].killed, "it hands back first"
+    assert not bench.requests(protocol.Stop, 0) and not bench.requests(protocol.Stop, 2)
+    bench.says(protocol.Returned(epoch=3), trainer=3)
+    bench.steps(2)
+    assert bench.of("give back")[1:] == [("give back", 4, "handed back", HANDED_BACK)]
+    bench.queue.waiting.extend([replace(JOB, id=number) for number in (5, 6, 7)])
+    bench.says(TRAINED)
+    bench.says(TRAINED, trainer=2)
+    bench.steps(3)
+    assert [len(bench.requests(protocol.Train, number)) for number in (0, 2)] == [2, 2]
+    assert len(bench.queue.waiting) == 1 and len(bench.processes) == 5, "no other trainer is started in its place"
+
+
+def test_a_trial_that_fails_while_its_gpu_is_given_up_does_not_count(tmp_path):
+    bench = on_two_gpus(tmp_path, count=4)
+    bench.steps(2)
+    bench.broken["1"] = GPU_GONE
+    bench.processes[1].dies = True
+    bench.steps(2)
+    bench.says(protocol.Failed(reason="no card"), trainer=3)
+    bench.steps(2)
+    assert bench.of("give back")[1:] == [("give back", 4, "no card", PLACE_FAILED)]
+    assert bench.processes[3].killed and bench.supervisor.ending.reason is None
+
+
+def test_a_trial_that_waits_for_a_gpu_that_fails_goes_back(tmp_path):
+    bench = on_two_gpus(tmp_path, count=4)
+    bench.queue.waiting[1] = replace(JOB, id=2, spec=None)
+    bench.queue.waiting[3] = replace(JOB, id=4, spec=None)
+    bench.steps(2)
+    bench.broken["1"] = GPU_GONE
+    bench.processes[1].dies = True
+    bench.steps(2)
+    assert bench.of("give back")[1:] == [("give back", 4, GPU_GONE.reason, HANDED_BACK)]
+    bench.suggester.coming = [protocol.Filled(job=4, fence=1, spec=records.spec(), cost=2.0)]
+    bench.steps(2)
+    assert not bench.requests(protocol.Train, 3) and bench.supervisor.ending.error is None
+
+
+def test_a_gpu_on_which_no_trainer_survives_its_proof_is_given_up_alone(tmp_path):
+    (tmp_path / "worker.log").write_text("Traceback\nRuntimeError: driver\n")
+    bench = on_two_gpus(tmp_path)
+    bench.broken["1"] = None
+    while not bench.supervisor.failed_gpus:
+        for process in bench.processes:
+            process.dies = process.dies or process.proof is None
+        bench.step()
+    assert bench.supervisor.failed_gpus == {"1": "its trainer ended with exit 1"} and len(bench.processes) == 4
+    bench.steps(3)
+    assert bench.requests(protocol.Train) and len(bench.processes) == 4
+
+
+def test_a_worker_whose_last_gpu_fails_too_ends_with_the_reason(tmp_path, caplog):
+    bench = on_two_gpus(tmp_path)
+    bench.broken |= {"0": protocol.Failed(reason="no driver"), "1": GPU_GONE}
+    with pytest.raises(ServiceError, match=r"cannot train here: .*the card has fallen off the bus\. It takes no trial"):
+        bench.supervisor.run()
+    assert "GPU 0 trains no more, the other devices go on: no driver" in caplog.text
+    assert bench.of("claim") == []
 
 
 # Claims

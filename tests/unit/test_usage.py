@@ -1,8 +1,11 @@
 """Wrong usage of a command is one message with the word that was meant perhaps, and exit code 2."""
 
 import pytest
+import records
 
+from hpo import api
 from hpo.cli import main
+from hpo.operations import work
 
 CASES = {
     "stat": "hpo: COMMAND: expected one of run, worker, ",
@@ -24,3 +27,14 @@ def test_wrong_usage_is_one_message_and_exit_code_2(capsys, words, expected):
     output = capsys.readouterr()
     assert error.value.code == 2 and output.out == "" and output.err.count("\n") == 1
     assert expected in output.err
+
+
+@pytest.mark.parametrize("failed", [{}, {"1": "no driver.", "3": "no answer"}], ids=["sound", "two GPUs failed"])
+def test_gpus_that_failed_beside_others_are_named_and_the_exit_code_is_1(capsys, monkeypatch, failed):
+    outcome = work.Outcome(row=records.study_row("s"), closed=False, failed_gpus=failed)
+    monkeypatch.setattr(api, "worker", lambda *_, **__: outcome)
+    assert main.main(["worker", "--study", "s"]) == bool(failed)
+    error = capsys.readouterr().err
+    assert error.count("\n") == bool(failed) and ("GPU 1 failed: no driver; GPU 3 failed: no answer." in error) == bool(
+        failed
+    )
