@@ -8,18 +8,21 @@ from contextlib import suppress
 from threading import Event
 from typing import Any
 
+import numpy as np
 import torch
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.split import Split
+from hpo.files import write_atomically
 from hpo.study.records import TrialSpec
 from hpo.worker import inputs, protocol
 from hpo.worker.channel import Send
-from models import checkpoint, networks, specs
+from models import networks, specs
 from models.training import Diverged, Training
 
 PROBE_BATCHES = 4  # timed
-PROOF_IMAGES = 4  # of the one batch that proves a place
+PROOF_IMAGES = 2  # that prove a place: as many as a batch-norm needs
+PROOF_BYTES = 2**20  # that are written and removed again
 
 
 def probe(request: protocol.Probe, send: Send, stop: Event) -> protocol.ProbesEnded:
@@ -38,15 +41,14 @@ def prove(request: protocol.Prove, send: Send, stop: Event) -> protocol.Proved:
     The network begins at random. Raise what a trial would raise.
     """
     dataset, parts = inputs.load_data(request.data)
-    training = dict(request.spec.training)
-    images = min(PROOF_IMAGES, training["batch_size"], len(parts.train))
-    training |= {"epochs": 1, "batch_size": images}
-    run = _begin(request.spec, training, dataset, parts, inputs.device(request.device), images=images, initial=None)
+    training = dict(request.spec.training) | {"epochs": 1}
+    device = inputs.device(request.device)
+    run = _begin(request.spec, training, dataset, parts, device, images=PROOF_IMAGES, initial=None)
     with suppress(Diverged):  # the fault of the trial: the place has trained it
         next(run.epochs())
     request.folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_state(run.state(), request.folder / "proof.safetensors")
-    (request.folder / "proof.safetensors").unlink()
+    write_atomically(request.folder / "proof", bytes(PROOF_BYTES))
+    (request.folder / "proof").unlink()
     return protocol.Proved(device=inputs.gpu_name(run.device))
 
 
@@ -68,8 +70,8 @@ def _begin(
     return Training(
         specs.from_dict(spec.model),
         chosen,
-        train=(dataset.images[train], dataset.targets[train]),
-        validation=(dataset.images[validation], dataset.targets[validation]),
+        train=(dataset.images[train], _labels(dataset.targets[train])),
+        validation=(dataset.images[validation], _labels(dataset.targets[validation])),
         seed=spec.seed,
         initial=initial,
         symmetries=dataset.symmetries,
@@ -77,6 +79,14 @@ def _begin(
         target_names=dataset.target_names,
         device=device,
     )
+
+
+def _labels(targets: np.ndarray) -> np.ndarray:
+    """Return targets (n, k) of which each has all labels and varies: those of so few images may not."""
+    labels = np.nan_to_num(targets, nan=0.0)
+    is_constant = labels.max(axis=0) == labels.min(axis=0)
+    labels[0, is_constant] += 1 + abs(labels[0, is_constant])
+    return labels
 
 
 def _measure(index: int, spec: TrialSpec, dataset: Dataset, parts: Split, device: str) -> protocol.Probed:

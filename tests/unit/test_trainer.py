@@ -1,5 +1,6 @@
 """What a trainer process does with a request, called in this process."""
 
+import dataclasses
 import threading
 
 import folders
@@ -116,6 +117,16 @@ def test_a_proof_trains_a_small_batch_writes_and_leaves_nothing(tmp_path, data):
     npz.save_npz(dataset.load(data), path)
     assert prove(tmp_path, path) == protocol.Proved(device="")
     assert list((tmp_path / "proof").iterdir()) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_a_proof_is_given_on_images_that_share_a_label_whatever_the_batch(tmp_path, data, batch_size):
+    loaded = dataset.load(data)
+    targets = loaded.targets.copy()
+    targets[:, 0] = np.arange(len(targets)) == loaded.split.train[-1]  # of a class that one image alone is of
+    path = tmp_path / "data.npz"
+    npz.save_npz(dataclasses.replace(loaded, targets=targets), path)
+    assert prove(tmp_path, path, training={"batch_size": batch_size}) == protocol.Proved(device="")
 
 
 def test_a_proof_fails_as_a_trial_would_and_the_trainer_says_why(tmp_path, data):
