@@ -192,13 +192,17 @@ def _installed() -> str:
 
 
 def _install(words: Sequence[str]) -> int:
-    """Install with uv if there is one, else (or if it fails) with pip; return the exit code."""
+    """Install with uv if there is one, else (or if it fails) with pip; return the exit code.
+
+    On a terminal they show what they load: it takes minutes.
+    """
+    quiet = () if sys.stdout.isatty() else ("--quiet",)
     if uv := shutil.which("uv"):
-        command = [uv, "pip", "install", "--quiet", "--python", sys.executable, "--index-strategy", "unsafe-best-match"]
+        command = [uv, "pip", "install", *quiet, "--python", sys.executable, "--index-strategy", "unsafe-best-match"]
         if subprocess.run([*command, *words], env=uv_environment(os.environ, _pip_settings())).returncode == 0:
             return 0
         print("uv could not install hpo (above): pip is tried.", flush=True)
-    return subprocess.run([*PIP, "install", "--quiet", *words]).returncode
+    return subprocess.run([*PIP, "install", *quiet, *words]).returncode
 
 
 def _pip_settings() -> str:

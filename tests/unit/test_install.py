@@ -166,6 +166,12 @@ def commands(monkeypatch, tmp_path):
     return calls
 
 
+def test_what_is_loaded_is_shown_on_a_terminal(commands, monkeypatch):
+    monkeypatch.setenv("TORCH", "")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert install.main() == 0 and "--quiet" not in commands[0]
+
+
 def test_uv_installs_if_it_is_there_and_pip_where_uv_fails(commands, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TORCH", "")
     assert install.main() == 0
