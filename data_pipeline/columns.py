@@ -7,9 +7,9 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 
+from data_pipeline.dataset_keys import MOST_TARGETS, Layout
 from data_pipeline.formats.arrays import parted
 from data_pipeline.formats.tables import Table
-from data_pipeline.layout import MOST_TARGETS, Layout
 from data_pipeline.messages import printable
 from data_pipeline.sources import LARGEST_TENSOR, Notes, part_of
 from data_pipeline.table import LARGEST_LABEL

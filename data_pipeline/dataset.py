@@ -23,7 +23,7 @@ from data_pipeline.phase import Phase
 from data_pipeline.png import LARGEST_SIDE
 from data_pipeline.sources import Notes
 from data_pipeline.split import Split, split
-from data_pipeline.transforms import scaled_name
+from data_pipeline.target_transforms import scaled_name
 
 DEFAULT = Path(__file__).parent / "default"  # the data set that ships with this package
 MOST_PROBLEMS = 20  # of a folder, that an error lists

@@ -1,6 +1,6 @@
 """dataset.toml: what a folder of images says about itself. The file, and every key of it, is optional.
 
-`name`; `unit` (of all targets); the keys of `data_pipeline.layout`; `[phases.matrix]` (pixel 0) and
+`name`; `unit` (of all targets); the keys of `data_pipeline.dataset_keys`; `[phases.matrix]` (pixel 0) and
 `[phases.inclusion]` (pixel 255) with
 `young_modulus` (in that unit) and `poisson_ratio`; `[made]`, with which `data_pipeline.synthesize` finds its own folder
 again.
@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import layout
+from data_pipeline import dataset_keys
+from data_pipeline.dataset_keys import UNSTATED, Layout
 from data_pipeline.files import not_a_file
-from data_pipeline.layout import UNSTATED, Layout
 from data_pipeline.messages import near_miss, printable
 from data_pipeline.phase import Phase
 
@@ -52,7 +52,7 @@ class Description:
             raise ValueError("metadata without a name")
         phases = {name: Phase(**constants) for name, constants in values.get("phases", {}).items()}
         problems: list[str] = []
-        lies = layout.parse(values.get("layout", {}), "metadata", problems)
+        lies = dataset_keys.parse(values.get("layout", {}), "metadata", problems)
         if problems:
             raise ValueError(problems[0])
         return cls(name=values["name"], unit=unit, phases=phases or None, recipe=values.get("made"), layout=lies)
@@ -100,7 +100,7 @@ def read(folder: Path, problems: list[str]) -> Description:
 
 
 def _parse(content: dict[str, Any], folder_name: str, problems: list[str]) -> Description:
-    _check_keys(content, ("name", "unit", *layout.KEYS, "phases", "made"), "", problems)
+    _check_keys(content, ("name", "unit", *dataset_keys.KEYS, "phases", "made"), "", problems)
     texts = {"name": folder_name, "unit": UNKNOWN_UNIT}
     for key in texts:
         value = content.get(key)
@@ -117,7 +117,7 @@ def _parse(content: dict[str, Any], folder_name: str, problems: list[str]) -> De
     if not isinstance(recipe, dict) or not all(type(n) is int and 0 <= n < 2**63 for n in recipe.values()):
         problems.append(f"{FILE}: made: expected the table that `make` wrote. Remove the key.")
         recipe = {}
-    lies = layout.parse(content, FILE, problems)
+    lies = dataset_keys.parse(content, FILE, problems)
     return Description(**texts, phases=phases, recipe=recipe or None, layout=lies)
 
 

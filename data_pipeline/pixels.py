@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.layout import MOST_PHASES, Layout
+from data_pipeline.dataset_keys import MOST_PHASES, Layout
 from data_pipeline.sources import Notes
 
 LARGEST_TOTAL = 2**29  # numbers of all images together: 2 GiB as float32

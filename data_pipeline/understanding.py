@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline import columns, pairing, parts, pixels, sources, symmetry, transforms
+from data_pipeline import columns, pairing, parts, pixels, sources, symmetry, target_transforms
 from data_pipeline.columns import Columns
+from data_pipeline.dataset_keys import Layout
 from data_pipeline.formats import arrays, tables
 from data_pipeline.formats.limits import FormatProblem
 from data_pipeline.formats.pictures import KINDS, read_picture, resized
 from data_pipeline.formats.tables import Table
-from data_pipeline.layout import Layout
 from data_pipeline.messages import printable
 from data_pipeline.pixels import PixelProblem
 from data_pipeline.sources import Notes
@@ -244,13 +244,13 @@ def _paired(source: _Images, table: Table, labels: tuple[str, ...], stated: Layo
         images = pixels.understand(raw[chosen] if len(chosen) < len(raw) else raw, stated, notes)
         meaning = _of_rows(meaning, rows)
         turned = symmetry.orders(stated.symmetry or {}, meaning.names)
-        scaled, scaled_names = transforms.apply(meaning.targets, meaning.names, stated.transform or {})
+        scaled, scaled_names = target_transforms.apply(meaning.targets, meaning.names, stated.transform or {})
         symmetry.check_scales(turned, scaled_names, meaning.names)
         sides = _sides_of_split(meaning, [source.parts[index] for index in chosen] if source.parts else None)
     except (PixelProblem, FormatProblem) as problem:
         notes.errors.append(f"images: {problem}")
         return None
-    except (parts.SplitProblem, symmetry.SymmetryProblem, transforms.TransformProblem) as problem:
+    except (parts.SplitProblem, symmetry.SymmetryProblem, target_transforms.TransformProblem) as problem:
         notes.errors.append(str(problem))
         return None
     return Reading(

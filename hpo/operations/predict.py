@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from data_pipeline.dataset_keys import Layout, parse
 from data_pipeline.formats.limits import FormatProblem
-from data_pipeline.layout import Layout, parse
 from data_pipeline.pixels import PixelProblem
 from data_pipeline.png import LARGEST_FILE, ImageProblem, read_png
-from data_pipeline.transforms import undo
+from data_pipeline.target_transforms import undo
 from data_pipeline.understanding import read_like
 from hpo.errors import ModelError
 from hpo.text import utf8

@@ -23,10 +23,10 @@ from scipy.io import savemat
 
 from data_pipeline import columns, understanding
 from data_pipeline.dataset import load
+from data_pipeline.dataset_keys import KEYS, Layout, parse
 from data_pipeline.errors import DatasetError
 from data_pipeline.formats import arrays, matlab, numpy_files, tables
 from data_pipeline.formats.limits import FormatProblem
-from data_pipeline.layout import KEYS, Layout, parse
 from data_pipeline.sources import Notes
 
 MEMORY = 2**30  # bytes

@@ -16,7 +16,7 @@ from data_pipeline.dataset import Understanding, load, understand
 from data_pipeline.npz import load_npz, save_npz
 from data_pipeline.split import split
 from data_pipeline.symmetry import SymmetryProblem, orders
-from data_pipeline.transforms import undo
+from data_pipeline.target_transforms import undo
 from hpo.cli.main import main
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.symmetry import MOVES
-from data_pipeline.transforms import TRANSFORMS
+from data_pipeline.target_transforms import TRANSFORMS
 
 MOST_TARGETS = 100
 MOST_PHASES = 16
