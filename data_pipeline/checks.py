@@ -14,13 +14,15 @@ def lacks(dataset: Dataset) -> str | None:
     """Return why networks cannot be trained and compared on a data set; None if they can."""
     if len(dataset.images) < ENOUGH:
         return f"expected at least {ENOUGH} images, found {len(dataset.images)}"
-    learned = dataset.targets[dataset.split.train]
-    alike = learned.std(axis=0) <= LEAST_SPREAD * np.abs(learned).max(axis=0)
-    if (largest := np.abs(learned).max(axis=0).min()) < SMALLEST_LABEL and largest > 0:
+    learned, parts = dataset.targets[dataset.split.train], dataset.split
+    for part, indices in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
+        if empty := _named(dataset, np.isnan(dataset.targets[indices]).all(axis=0)):
+            return f"{empty} has no label in the {part} split: leave it out of targets, or give another split"
+    alike = np.nanstd(learned, axis=0) <= LEAST_SPREAD * np.nanmax(np.abs(learned), axis=0)
+    if (largest := np.nanmax(np.abs(learned), axis=0).min()) < SMALLEST_LABEL and largest > 0:
         return f"a component has no label above {SMALLEST_LABEL:.0e}: single precision loses it; use a smaller unit"
-    constant = [name for name, same in zip(dataset.target_names, alike, strict=True) if same]
-    if constant:
-        return f"{', '.join(constant)} is the same number for every training image, to five digits: nothing to learn"
+    if constant := _named(dataset, alike):
+        return f"{constant} is the same number for every training image, to five digits: nothing to learn"
     return None
 
 
@@ -33,11 +35,16 @@ def doubts(dataset: Dataset) -> list[str]:
         if len(part) < TELLING:
             sentences.append(f"the {name} split has {len(part)} images: scores of so few tell little.")
         targets = dataset.targets[part]
-        for score, undefined, why in (
-            ("R²", targets.max(axis=0) == targets.min(axis=0), "its labels do not vary there"),
-            ("MAPE", (targets == 0).any(axis=0), "one of its labels there is zero"),
+        few = (~np.isnan(targets)).sum(axis=0) < min(TELLING, len(part))
+        for what, doubtful, why in (
+            ("few labels", few, "scores of fewer than five tell little"),
+            ("no R²", np.nanmax(targets, axis=0) == np.nanmin(targets, axis=0), "for its labels do not vary there"),
+            ("no MAPE", (targets == 0).any(axis=0), "for one of its labels there is zero"),
         ):
-            if undefined.any():
-                names = ", ".join(target for target, no in zip(dataset.target_names, undefined, strict=True) if no)
-                sentences.append(f"{names}: no {score} in the {name} split, for {why}.")
+            if doubtful.any():
+                sentences.append(f"{_named(dataset, doubtful)}: {what} in the {name} split, {why}.")
     return sentences
+
+
+def _named(dataset: Dataset, chosen: np.ndarray) -> str:
+    return ", ".join(name for name, is_chosen in zip(dataset.target_names, chosen, strict=True) if is_chosen)

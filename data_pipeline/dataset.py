@@ -35,7 +35,7 @@ class Dataset:
     """Images of microstructures and the numbers that belong to them, such as stiffness components."""
 
     images: np.ndarray  # (n, c, h, w) float32 in 0..1
-    targets: np.ndarray  # (n, k) float64 in `unit`
+    targets: np.ndarray  # (n, k) float64 in `unit`; NaN where missing, in no row all
     target_names: tuple[str, ...]  # k
     names: tuple[str, ...]  # of the n image files
     description: Description
@@ -63,6 +63,11 @@ class Dataset:
         return {name: kinds.get(name, "") + stated[name] if name in stated else other for name in self.target_names}
 
     @property
+    def missing(self) -> dict[str, int]:
+        """How many labels of each target are missing, by its name."""
+        return dict(zip(self.target_names, np.isnan(self.targets).sum(axis=0).tolist(), strict=True))
+
+    @property
     def is_periodic(self) -> bool:
         """Whether the images wrap around, as the course's do."""
         layout = self.description.layout
@@ -83,7 +88,8 @@ class Dataset:
             facts["symmetries"] = self.symmetries
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(self.pixels().tobytes())
-        digest.update(np.ascontiguousarray(self.targets, dtype="<f8").tobytes())
+        targets = np.where(np.isnan(self.targets), np.nan, self.targets)  # of the many NaNs, one
+        digest.update(np.ascontiguousarray(targets, dtype="<f8").tobytes())
         return digest.hexdigest()
 
     @cached_property
@@ -112,7 +118,15 @@ class Understanding:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
         data = self.dataset
-        facts: dict[str, Any] = {"images": 0, "pairs": [], "targets": [], "units": {}, "channels": 0, "size": None}
+        facts: dict[str, Any] = {
+            "images": 0,
+            "pairs": [],
+            "targets": [],
+            "units": {},
+            "missing": {},
+            "channels": 0,
+            "size": None,
+        }
         facts |= {"groups": None, "split": None, "levels": None}
         if data is not None:
             facts = {
@@ -121,6 +135,7 @@ class Understanding:
                 "pairs": [[image, row] for image, row in zip(data.names, self.rows, strict=True)],
                 "targets": list(data.target_names),
                 "units": data.units,
+                "missing": data.missing,
                 "channels": data.images.shape[1],
                 "size": list(data.images.shape[2:]),
                 "levels": self.greys,

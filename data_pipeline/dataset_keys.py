@@ -136,7 +136,7 @@ KEYS = {
     "range": Key(_range, "[lowest, highest]", "the pixels that become 0 and 1"),
     "colours": Key(_colours, "a list of 2 to 16 pixel values or [red, green, blue]", "of the phases, in order"),
     "transform": Key(_by_name(_one_of(*TRANSFORMS)), f"targets with one of {', '.join(TRANSFORMS)}", "trained there"),
-    "missing": Key(_one_of("drop"), '"drop"', "rows in which targets are missing are left out"),
+    "missing": Key(_one_of("mask", "drop"), '"mask" or "drop"', "targets: count them nowhere, or leave out their row"),
     "group": Key(_text, "a column", "its rows are never on two sides of the split"),
     "symmetry": Key(_moves, f"tables of targets for {', '.join(MOVES)}", "of the targets when the image moves"),
     "periodic": Key(_truth, "true or false", "whether the images wrap around"),

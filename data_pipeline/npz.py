@@ -119,14 +119,16 @@ def _dataset(pixels: np.ndarray, targets: np.ndarray, text: str) -> Dataset:
     n, k = len(names), len(target_names)
     if pixels.ndim != 4 or len(pixels) != n or 0 in pixels.shape or targets.shape != (n, k) or not n * k:
         raise ValueError(f"{n} images and ({n}, {k}) targets stated, found {pixels.shape} and {targets.shape}")
-    if not np.isfinite(targets).all():
+    description = Description.from_dict(facts["metadata"], unit=facts["unit"])
+    missing = np.isnan(targets)
+    if np.isinf(targets).any() or missing.all(axis=1).any() or (missing.any() and description.layout.missing != "mask"):
         raise ValueError("targets that are not finite")
     return Dataset(
         images=scaled(pixels) if pixels.dtype == np.uint8 else pixels,
         targets=targets,
         target_names=tuple(target_names),
         names=tuple(names),
-        description=Description.from_dict(facts["metadata"], unit=facts["unit"]),
+        description=description,
         symmetries={name: tuple(order) for name, order in facts["symmetries"].items()},
         given_split=_split(facts["split"], n) if "split" in facts else None,
     )

@@ -229,14 +229,20 @@ def _paired(source: _Images, table: Table, labels: tuple[str, ...], stated: Layo
     if meaning is None or notes.errors or notes.questions:
         return None
     names, rows, chosen = source.names, pairs.rows, np.arange(len(source.names))
-    complete = np.isfinite(meaning.targets[rows]).all(axis=1)
-    if not complete.all() and stated.missing == "drop":
-        notes.remarks.append(f"{(~complete).sum()} rows without all targets are left out")
-        chosen, rows = chosen[complete], rows[complete]
-    elif not complete.all():
+    there = np.isfinite(meaning.targets[rows])
+    complete = there.any(axis=1) if stated.missing == "mask" else there.all(axis=1)
+    if not complete.all() and not stated.missing:
         lines = [table.lines[rows[index]] for index in np.flatnonzero(~complete)[:5]]
-        notes.ask(f"Targets are missing in {(~complete).sum()} rows: {', '.join(lines)}, ….", 'missing = "drop"')
+        question = f"Targets are missing in {(~complete).sum()} rows: {', '.join(lines)}, …."
+        notes.ask(question, 'missing = "mask"', 'missing = "drop"')
         return None
+    if empty := [name for name, any_ in zip(meaning.names, there[complete].any(axis=0), strict=True) if not any_]:
+        notes.errors.append(f"targets: {', '.join(empty)} has no number in any row. Leave it out of targets.")
+        return None
+    if not complete.all():
+        what = "any target" if stated.missing == "mask" else "all targets"
+        notes.remarks.append(f"{(~complete).sum()} rows without {what} are left out")
+        chosen, rows = chosen[complete], rows[complete]
     try:
         raw = source.read(notes, names)
         if raw is None:

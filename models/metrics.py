@@ -14,8 +14,9 @@ class Scores:
     """Scores of predictions for one split: means over the targets, and one number a target.
 
     A score that does not exist is None: R² of a target that does not vary in the split, MAPE of a target with a label
-    of zero, every number that is not finite. A mean covers the targets for which the score exists and is None if there
-    is none. An infinite error is not left out of the mean: that mean is None as well.
+    of zero, every score of a target without any label, every number that is not finite. A mean covers the targets for
+    which the score exists and is None if there is none. An infinite error is not left out of the mean: that mean is
+    None as well. Missing labels count in no score; "n" in `per_target` says how many count, where that differs.
     """
 
     nmse: float | None  # MSE / variance of the training split
@@ -40,7 +41,7 @@ SCORES = ("nmse", "mse", "r2", "nrmse", "mae", "mape")
 
 
 def scores(predictions: np.ndarray, targets: np.ndarray, *, train_variance: np.ndarray) -> Scores:
-    """Return the scores of predictions (n, k) against targets (n, k), both in the label's unit.
+    """Return the scores of predictions (n, k) against targets (n, k), both in the label's unit; a NaN is no target.
 
     `train_variance` (k,) is the variance of the training split, unit². Raise ValueError on shapes that do not fit.
     """
@@ -52,37 +53,59 @@ def scores(predictions: np.ndarray, targets: np.ndarray, *, train_variance: np.n
             "expected predictions and targets (n, k) with n > 0 and train_variance (k,), "
             f"found {predictions.shape}, {targets.shape} and {variance.shape}."
         )
-    with np.errstate(over="ignore", invalid="ignore"):  # the result is None
-        error = predictions - targets
-        mse = (error**2).mean(axis=0)
+    present = ~np.isnan(targets)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # the result is None
+        error = np.where(present, predictions - targets, 0)
+        share = len(targets) / present.sum(axis=0)  # exactly 1 if nothing is missing
+        mse = (error**2).mean(axis=0) * share
         per_target = {
             "nmse": _ratio(mse, variance),
             "mse": mse,
             "r2": 1 - _ratio(mse, spread(targets)),
             "nrmse": _ratio(np.sqrt(mse), np.sqrt(variance)),
-            "mae": np.abs(error).mean(axis=0),
-            "mape": _ratio(np.abs(error), np.abs(targets)).mean(axis=0),
+            "mae": np.abs(error).mean(axis=0) * share,
+            "mape": np.where(present, _ratio(np.abs(error), np.abs(targets)), 0).mean(axis=0) * share,
         }
-    everywhere = np.ones(len(mse), dtype=bool)
-    exists = {name: everywhere for name in SCORES}
-    exists["nmse"] = exists["nrmse"] = variance > 0
-    exists["r2"], exists["mape"] = spread(targets) > 0, (targets != 0).all(axis=0)
+    anywhere = present.any(axis=0)
+    exists = {name: anywhere for name in SCORES}
+    exists["nmse"] = exists["nrmse"] = anywhere & (variance > 0)
+    exists["r2"], exists["mape"] = spread(targets) > 0, anywhere & (targets != 0).all(axis=0)
     means: dict[str, float | None] = {}
     for name, values in per_target.items():
         existing = values[exists[name]]
         means[name] = float(existing.mean()) if existing.size and np.isfinite(existing).all() else None
     numbers = {name: [x if np.isfinite(x) else None for x in values.tolist()] for name, values in per_target.items()}
+    if not present.all():
+        numbers["n"] = present.sum(axis=0).tolist()
     return Scores(**means, per_target=numbers)
+
+
+def moments(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance (k,) of the targets (n, k) that are not missing; NaN where all are.
+
+    To the bit those of numpy where nothing is missing."""
+    present = ~np.isnan(targets)
+    with np.errstate(invalid="ignore"):
+        mean = np.where(present, targets, 0).sum(axis=0) / present.sum(axis=0)
+        deviation = np.where(present, targets - mean, 0)
+        return mean, (deviation * deviation).sum(axis=0) / present.sum(axis=0)
+
+
+def varies(targets: np.ndarray) -> np.ndarray:
+    """Return whether each of the targets (n, k) has two different labels, (k,)."""
+    missing = np.isnan(targets)
+    ends = np.where(missing, np.inf, targets).min(axis=0), np.where(missing, -np.inf, targets).max(axis=0)
+    return np.asarray(ends[0] < ends[1])
 
 
 def spread(targets: np.ndarray) -> np.ndarray:
     """Return the variance (k,) of targets (n, k), unit²; exactly 0 of a target that does not vary, despite rounding."""
-    return np.where(targets.max(axis=0) == targets.min(axis=0), 0.0, targets.var(axis=0))
+    return np.where(varies(targets), moments(targets)[1], 0.0)
 
 
 def mean_predictor(train_images: np.ndarray, train_targets: np.ndarray) -> Predictor:
     """Return a predictor of the training targets' mean for every image; its training NMSE is 1 and its R² is 0."""
-    mean = np.asarray(train_targets, np.float64).mean(axis=0)
+    mean, _ = moments(np.asarray(train_targets, np.float64))
     return lambda images: np.tile(mean, (len(images), 1))
 
 
@@ -91,8 +114,12 @@ def volume_fraction_predictor(train_images: np.ndarray, train_targets: np.ndarra
 
     Of images with several channels, such as phases, it is linear in the mean of each channel."""
     train_targets = np.asarray(train_targets, np.float64)
-    centre = train_targets.mean(axis=0)  # subtracted before the fit: labels with a large offset keep their digits
-    coefficients, *_ = np.linalg.lstsq(_fractions(train_images), train_targets - centre, rcond=None)
+    centre, _ = moments(train_targets)  # subtracted before the fit: labels with a large offset keep their digits
+    fractions, present = _fractions(train_images), ~np.isnan(train_targets)
+    coefficients = np.empty((fractions.shape[1], len(centre)))
+    for rows in np.unique(present, axis=1).T:  # one fit for all targets that have the same labels
+        own = (present == rows[:, None]).all(axis=0)
+        coefficients[:, own] = np.linalg.lstsq(fractions[rows], (train_targets - centre)[rows][:, own], rcond=None)[0]
 
     def predict(images: np.ndarray) -> np.ndarray:
         targets: np.ndarray = _fractions(images) @ coefficients + centre

@@ -7,16 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models import metrics
 from models.specs import SpecError, TrainingSpec
 from models.symmetry import Augmentation, Element
 from models.windows import WindowBatch, Windows
 
-Split = tuple[np.ndarray, np.ndarray]  # images (n, c, h, w) in 0..1 and targets (n, k) in the label's unit
+# Images (n, c, h, w) in 0..1 and targets (n, k) in the label's unit, NaN where missing.
+Split = tuple[np.ndarray, np.ndarray]
 Batch = tuple[Tensor, Tensor | None]  # numbers (b,) of its images; with augmentation their draws (b, 3)
 
 
 def check_splits(train: Split, validation: Split) -> None:
-    """Raise SpecError if the arrays do not fit together, a target is not finite, or constant in the training split."""
+    """Raise SpecError if the arrays do not fit together, a target is infinite, without a label in the validation split,
+    or constant in the training split."""
     for name, (images, targets) in (("training", train), ("validation", validation)):
         if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets) or not len(images):
             raise SpecError(
@@ -27,10 +30,13 @@ def check_splits(train: Split, validation: Split) -> None:
             raise SpecError(
                 f"{name} split: its shapes {images.shape}, {targets.shape} differ from the training split's."
             )
-        if not np.isfinite(targets).all():
-            raise SpecError(f"{name} split: expected finite targets, found NaN or infinity.")
-    labels = np.asarray(train[1], np.float64)
-    if constant := np.flatnonzero(labels.max(axis=0) == labels.min(axis=0)).tolist():
+        if np.isinf(targets).any():
+            raise SpecError(f"{name} split: expected finite targets, found infinity.")
+        if np.isnan(targets).all(axis=1).any():
+            raise SpecError(f"{name} split: expected a target for every image, found NaN alone: leave such images out.")
+        if empty := np.flatnonzero(np.isnan(targets).all(axis=0)).tolist():
+            raise SpecError(f"{name} split: targets {empty} (from 0) have no label there: leave them out.")
+    if constant := np.flatnonzero(~metrics.varies(np.asarray(train[1], np.float64))).tolist():
         raise SpecError(f"targets {constant} (from 0) do not vary in the training split: leave them out.")
 
 
@@ -45,18 +51,18 @@ class Scaling:
     @classmethod
     def of(cls, labels: np.ndarray, kind: str) -> "Scaling":
         """Return the scaling by the mean and deviation of training labels (n, k), float64; none if `kind` is "none"."""
-        variance = labels.var(axis=0)
+        mean, variance = metrics.moments(labels)
         if kind == "standard":
-            return cls(labels.mean(axis=0), np.sqrt(variance), variance)
+            return cls(mean, np.sqrt(variance), variance)
         return cls(np.zeros(len(variance)), np.ones(len(variance)), variance)
 
     def apply(self, labels: np.ndarray) -> Tensor:
         """Return the targets (n, k) as float32."""
         return tensor((np.asarray(labels, np.float64) - self.mean) / self.scale)
 
-    def errors(self, squares: Tensor, n: int) -> tuple[float, float]:
-        """Return (nmse, mse in unit²) from sums over n images of squared errors (k,) of scaled targets."""
-        mse = squares.cpu().numpy() / n * self.scale**2
+    def errors(self, squares: Tensor, counts: Tensor) -> tuple[float, float]:
+        """Return (nmse, mse in unit²) from sums (k,) of squared errors of scaled targets over so many labels (k,)."""
+        mse = squares.cpu().numpy() / counts.cpu().numpy() * self.scale**2
         return float((mse / self.variance).mean()), float(mse.mean())
 
 
@@ -65,13 +71,22 @@ def tensor(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, np.float32))
 
 
+def differences(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return outputs - targets (b, k) and how many targets are there (k,).
+
+    A difference is 0, and so is its gradient, where the target is missing (NaN).
+    """
+    present = ~targets.isnan()
+    return torch.where(present, outputs - targets, 0.0), present.sum(0)
+
+
 def relative_weights(labels: np.ndarray, relative: float) -> np.ndarray:
     """Return how much each image counts in the loss, (n,), mean 1: 1 + relative / s^2, s^2 its labels' mean square.
 
     So the loss adds to the squared errors of the labels (n, k), given in units of the training split's scale,
     `relative` times the squared errors relative to the image's own labels: errors of soft cells count as well.
     """
-    weights: np.ndarray = 1 + relative / (labels**2).mean(axis=1).clip(1e-6)
+    weights: np.ndarray = 1 + relative / np.nanmean(labels**2, axis=1).clip(1e-6)
     normalised: np.ndarray = weights / weights.mean()
     return normalised
 
@@ -151,10 +166,13 @@ class ValidationSet:
         """Return (nmse, mse in unit²) of the network, which stays in eval mode. `alive` is called after every batch."""
         network.eval()
         squares = torch.zeros(self._targets.shape[1], dtype=torch.float64, device=self._targets.device)
+        counts = torch.zeros_like(squares)
         with torch.inference_mode():
             for batch in torch.split(torch.arange(len(self._targets)), self._rows):
-                squares += ((network(self._images[batch]) - self._targets[batch]) ** 2).sum(0)
+                difference, count = differences(network(self._images[batch]), self._targets[batch])
+                squares += (difference**2).sum(0)
+                counts += count
                 alive()
         if self._in_unit:
             squares /= torch.from_numpy(self._scaling.scale**2).to(squares.device)
-        return self._scaling.errors(squares, len(self._targets))
+        return self._scaling.errors(squares, counts)

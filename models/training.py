@@ -30,7 +30,7 @@ from models.specs import (
     to_dict,
     training_to_dict,
 )
-from models.splits import Scaling, Split, TrainingSet, ValidationSet, check_splits, tensor
+from models.splits import Scaling, Split, TrainingSet, ValidationSet, check_splits, differences, tensor
 from models.symmetry import elements
 from models.windows import WindowBatch
 
@@ -181,8 +181,7 @@ class Training:
         number = self.epoch + 1
         try:
             with _generators(self.seed, number, self.device):
-                squares = self._train_one_epoch(number, stop)
-            train = self.scaling.errors(squares, len(self._train.targets))
+                train = self.scaling.errors(*self._train_one_epoch(number, stop))
             validation = self._validation.errors(self._scored, self._alive)
             if not np.isfinite([*train, *validation]).all():
                 raise Diverged(number)
@@ -205,11 +204,12 @@ class Training:
         }
         return Epoch(number, metrics, best)
 
-    def _train_one_epoch(self, number: int, stop: Callable[[], bool] | None) -> Tensor:
-        """Return the sums of squared errors (k,) of the scaled targets."""
+    def _train_one_epoch(self, number: int, stop: Callable[[], bool] | None) -> tuple[Tensor, Tensor]:
+        """Return the sums of squared errors (k,) of the scaled targets, and of how many (k,)."""
         training, optimiser, network = self.training, self._optimiser, self.network.train()
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16")
         squares = torch.zeros(len(self._shift), dtype=torch.float64, device=self.device)
+        counts = torch.zeros_like(squares)
         batches, weights = self._train.shuffle(training.batch_size, self._least_batch), self._train.weights
         for step, batch in enumerate(batches, start=(number - 1) * len(batches)):
             if stop is not None and stop():
@@ -221,9 +221,10 @@ class Training:
             images, targets = self._train.take(batch)
             with half:  # training alone: the evaluation is in full precision, as later predictions are
                 outputs = network(images)
-            square = (self._scaled(outputs.float(), images) - targets) ** 2
+            difference, count = differences(self._scaled(outputs.float(), images), targets)
+            square = difference**2
             loss = square if weights is None else square * weights[batch[0]][:, None]
-            torch.autograd.backward(loss.mean())
+            torch.autograd.backward(loss.sum() / count.sum().clamp(min=1))  # the mean over the labels that are there
             if training.gradient_clipping:
                 nn.utils.clip_grad_norm_(network.parameters(), training.gradient_clipping)
             optimiser.step()
@@ -231,7 +232,8 @@ class Training:
             if training.ema:
                 move_average(self._weights, self._changing, decay=training.ema, step=step)
             squares += square.detach().sum(0)
-        return squares
+            counts += count
+        return squares, counts
 
     def _scaled(self, outputs: Tensor, images: Tensor | WindowBatch) -> Tensor:
         """Return scaled targets (b, k) from the network's outputs for the images."""
@@ -300,7 +302,14 @@ def _wrapping(
     physics, mean, scale = None, scaling.mean, scaling.scale
     if physical(spec):
         physics = Physics(spec.physics, phases, target_names, image_shape[0])
-        six = physics.six(np.asarray(train[1], np.float64), train[0].mean((1, 2, 3), dtype=np.float64))
+        whole = ~np.isnan(train[1]).any(axis=1)
+        if whole.sum() < 2:
+            raise SpecError(
+                f"model.physics = {spec.physics!r}: expected two training images with all nine components, from which "
+                f'its scales follow, found {whole.sum()}: set model.physics = "none".'
+            )
+        labels, fractions = np.asarray(train[1], np.float64), train[0].mean((1, 2, 3), dtype=np.float64)
+        six = physics.six(labels[whole], fractions[whole])
         mean, scale = six.mean(axis=0), six.std(axis=0)
     return partial(
         Regressor,

@@ -45,18 +45,21 @@ def check_physics(data: Dataset, folder: Path) -> None:
             f"{hill.SMALLEST:.1%}: between others Hill's relations say nothing. Found {ks[0]:.6g} and {ks[1]:.6g} "
             f"{data.unit}. {leave}"
         )
-    fractions = data.images.mean(axis=(1, 2, 3), dtype=np.float64)
-    given = (data.targets, data.target_names, fractions, data.phases)
+    whole = np.flatnonzero(~np.isnan(data.targets).any(axis=1))
+    if not len(whole):
+        raise StudyError(f"{folder}: model.physics needs images with all nine components, found none. {leave}")
+    targets, fractions = data.targets[whole], data.images.mean(axis=(1, 2, 3), dtype=np.float64)[whole]
+    given = (targets, data.target_names, fractions, data.phases)
     beyond = np.maximum(*analysis.beyond_bounds(*given).values())
     outside, worst = int((beyond > BOUND_SLACK).sum()), int(beyond.argmax())
     residual = float(np.sqrt((analysis.hill_residuals(*given) ** 2).mean()))
     # A label's error comes out of the relations so many times as large.
-    allowed = HILL_SLACK * data.targets.std(axis=0).min() * max(1.0, abs((lambdas[1] - lambdas[0]) / (ks[1] - ks[0])))
+    allowed = HILL_SLACK * targets.std(axis=0).min() * max(1.0, abs((lambdas[1] - lambdas[0]) / (ks[1] - ks[0])))
     if outside or residual > allowed:
         raise StudyError(
             f"{folder}: model.physics needs labels that the phases of dataset.toml can have made: {outside} of "
             f"{len(beyond)} lie outside the bounds of Voigt and Reuss by more than {BOUND_SLACK:.0%} of their largest "
-            f"component (the worst, {data.names[worst]}, by {max(beyond[worst], 0):.2%}), and Hill's relations are "
-            f"missed by {residual:.3g} {data.unit} (at most {allowed:.3g}). Are young_modulus and poisson_ratio those "
-            f"of the labels, in their unit, and is the matrix the phase of the black pixels? {leave}"
+            f"component (the worst, {data.names[whole[worst]]}, by {max(beyond[worst], 0):.2%}), and Hill's relations "
+            f"are missed by {residual:.3g} {data.unit} (at most {allowed:.3g}). Are young_modulus and poisson_ratio "
+            f"those of the labels, in their unit, and is the matrix the phase of the black pixels? {leave}"
         )

@@ -67,7 +67,8 @@ def parity(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], unit:
     diagonal and R² of these n. Tables have the others."""
     names = names[:MOST_PANELS]
     truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
-    r2 = metrics.scores(predicted, truth, train_variance=truth.var(axis=0)).per_target["r2"]
+    r2 = metrics.scores(predicted, truth, train_variance=metrics.moments(truth)[1]).per_target["r2"]
+    predicted = np.where(np.isnan(truth), np.nan, predicted)
     columns = math.ceil(math.sqrt(len(names)))
     rows = math.ceil(len(names) / columns)
     width, height = PANEL * columns, PANEL * rows
@@ -81,7 +82,9 @@ def parity(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], unit:
         axes.plot(ends, ends, color="0.6", linewidth=1, zorder=1)
         axes.scatter(truth[:, index], predicted[:, index], s=8, linewidths=0, alpha=0.7, zorder=2)
         score = "-" if r2[index] is None else f"{r2[index]:.3f}"
-        axes.set_title(_words(f"{name}   R² {score}"), fontsize="medium")
+        count = np.isfinite(truth[:, index]).sum()
+        labels = f"   n = {count}" if count < len(truth) else ""
+        axes.set_title(_words(f"{name}   R² {score}{labels}"), fontsize="medium")
         axes.set_xlabel(_words(f"true ({unit})"), fontsize="small")
         axes.set_ylabel(_words(f"predicted ({unit})"), fontsize="small")
         axes.tick_params(labelsize="x-small")

@@ -20,7 +20,7 @@ from hpo.queue import Job, Queue, State, StudyRow, finite
 from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election
 from hpo.report import tables
 from hpo.report.tables import Column, Row, Table
-from hpo.report.words import BASELINES, SCORES, label, number, score_columns, score_values, spread_text
+from hpo.report.words import BASELINES, SCORES, label, number, rmse, score_columns, score_values, spread_text
 from hpo.scores import ranking
 from hpo.study import provenance
 from hpo.text import near_miss, point_text
@@ -141,9 +141,9 @@ def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
     winner = ended.winner
     assert winner is not None and ended.predictors is not None
     bare = ", not pretrained" if winner.weights == "not pretrained" else ""
-    rmse = [(mse or 0.0) ** 0.5 for mse in winner.test.per_target["mse"]]
+    roots, mean = rmse(winner.test)
     columns: dict[str, list[float | None]] = {  # by component, and the mean
-        f"RMSE {study.facts.data.unit}": [*rmse, sum(rmse) / len(rmse)],
+        f"RMSE {study.facts.data.unit}": [*roots, mean],
         "NRMSE": [*winner.test.per_target["nrmse"], winner.test.nrmse],
         "R²": [*winner.test.per_target["r2"], winner.test.r2],
     }
@@ -151,6 +151,8 @@ def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
         scores = ended.predictors[name].test
         assert scores is not None
         columns[head] = [*scores.per_target["r2"], scores.r2]
+    if (counts := winner.test.per_target.get("n")) is not None:
+        columns["labels"] = [*counts, None]
     names = [*study.facts.data.target_names, "mean"]
     rows = [
         Row(

@@ -14,7 +14,7 @@ from hpo.queue import State
 from hpo.report import claims, figures, study_section, tables
 from hpo.report.document import Document, Picture, Section
 from hpo.report.tables import HIGH, LOW, Table
-from hpo.report.words import BASELINES, SCORES, score_values
+from hpo.report.words import BASELINES, SCORES, rmse, score_values
 from hpo.scores import alarms, analysis
 from hpo.scores.evidence import Closed, Evidence
 from hpo.study import Choices, Interval
@@ -180,13 +180,18 @@ def _by_component(evidence: Evidence) -> Iterator[Table]:
         mark = "R² " if score == "r2" else ""
         for model, test in tested.items():
             if score == "rmse":
-                values = [(mse or 0.0) ** 0.5 for mse in test.per_target["mse"]]
-                mean = float(np.mean(values))
+                values, mean = rmse(test)
             else:
                 values, mean = test.per_target[score], getattr(test, score)
             named = zip([*evidence.dataset.target_names, "mean"], [*values, mean], strict=True)
             records.append({"model": model} | {mark + name: value for name, value in named})
         yield tables.of_records(records, name=f"components-{score}", title=f"{title} by component, test split")
+    if (missing := np.isnan(evidence.truth)).any():
+        labels = dict(zip(evidence.dataset.target_names, (~missing).sum(axis=0).tolist(), strict=True))
+        title = "Labels by component, test split: only these count"
+        yield tables.of_records(
+            [{"labels of": f"{len(missing)} cells"} | labels], name="components-labels", title=title
+        )
 
 
 def _curves(evidence: Evidence) -> Section:
@@ -218,7 +223,8 @@ def _curves(evidence: Evidence) -> Section:
 def _errors(evidence: Evidence) -> Section:
     """Return errors by kind, volume fraction and cell, and physical consistency, all on the test split."""
     first, data = evidence.winners[0], evidence.dataset
-    nrmse = np.sqrt(((first.predicted - evidence.truth) ** 2 / evidence.train_variance).mean(axis=1))  # of each cell
+    squares = (first.predicted - evidence.truth) ** 2 / evidence.train_variance
+    nrmse = np.sqrt(np.nanmean(squares, axis=1))  # of each cell, over the labels it has
     worst = np.argsort(-nrmse, kind="stable")[:WORST]
     names = [one_line(data.names[evidence.split.test[index]]) for index in worst]
     titles = [f"{name}\nNRMSE {nrmse[index]:.3f}" for name, index in zip(names, worst, strict=True)]
@@ -297,8 +303,8 @@ def _worst(evidence: Evidence, nrmse: np.ndarray, worst: Iterable[int]) -> Table
         rows = {"label": evidence.truth[index], "prediction": evidence.winners[0].predicted[index]}
         for what, values in rows.items():
             head = {"image": image, "volume fraction": float(evidence.fractions[index]), "NRMSE": float(nrmse[index])}
-            targets = dict(zip(evidence.dataset.target_names, map(float, values), strict=True))
-            records.append(head | {"what": what} | targets)
+            numbers = [None if math.isnan(value) else float(value) for value in values]
+            records.append(head | {"what": what} | dict(zip(evidence.dataset.target_names, numbers, strict=True)))
     title = f"The worst test cells, label and prediction in {evidence.dataset.unit}"
     return tables.of_records(records, name="worst", title=title)
 

@@ -2,6 +2,8 @@
 
 import textwrap
 
+import numpy as np
+
 from data_pipeline.dataset import Dataset, Understanding
 from data_pipeline.split import SMALLEST
 from hpo.text import utf8
@@ -37,8 +39,10 @@ def _show(understood: Understanding, data: Dataset) -> None:
     print(f"  targets  {'':18} {'':10} {'mean':>9} {'spread':>9} {'lowest':>9} {'highest':>9}")
     for name, column in zip(data.target_names, data.targets.T, strict=True):
         unit = data.units[name]
-        numbers = [column.mean(), column.std(), column.min(), column.max()]
+        numbers = [np.nanmean(column), np.nanstd(column), np.nanmin(column), np.nanmax(column)]
         print(f"{'':10} {name:18.18} {unit:10.10}" + "".join(f" {number:9.4g}" for number in numbers))
+    if missing := [f"{name} {count}" for name, count in data.missing.items() if count]:
+        _line("missing", f"{', '.join(missing)} of {count} labels; they count in no loss and no score")
     if understood.groups:
         _line("groups", f"{len(set(understood.groups))}, of which none is on two sides of the split")
     if count >= SMALLEST:

@@ -48,3 +48,10 @@ def score_values(scores: Scores, unit: str = "") -> dict[str, Any]:
     """Return all scores by their heads; with a `unit` its square stands behind that of the MSE."""
     heads = SCORES | ({"mse": f"MSE {unit}²"} if unit else {})
     return {head: getattr(scores, name) for name, head in heads.items()}
+
+
+def rmse(scores: Scores) -> tuple[list[float | None], float | None]:
+    """Return the root mean square error of each target, and their mean; None where it does not exist."""
+    roots = [None if mse is None else mse**0.5 for mse in scores.per_target["mse"]]
+    existing = [root for root in roots if root is not None]
+    return roots, sum(existing) / len(existing) if existing else None

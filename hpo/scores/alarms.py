@@ -57,6 +57,9 @@ def spread(predictions: Path) -> float:
     table = pandas.read_csv(predictions)
     table = table[table["split"] == "validation"]
     names = [column.removesuffix(" true") for column in table.columns if column.endswith(" true")]
-    deviations = {name: (table[f"{name} predicted"].std(), table[f"{name} true"].std()) for name in names}
+    columns = {
+        name: table[[f"{name} predicted", f"{name} true"]].dropna() for name in names
+    }  # of the cells with a label
+    deviations = {name: column.std().to_list() for name, column in columns.items()}
     ratios = [predicted / label for predicted, label in deviations.values() if label > 0]
     return statistics.median(ratios) if ratios else 1.0

@@ -39,27 +39,32 @@ def score_samples(
 
     "nmse", "mse", "r2", "nrmse" and "mape" are means over the targets that have them in the whole split.
 
-    `truth` and `predicted` (n, k) in the label's unit; `drawn` as `resamples` gives it, the same for models that are
-    compared.
+    `truth` (n, k), NaN where missing, and `predicted` (n, k) in the label's unit; `drawn` as `resamples` gives it, the
+    same for models that are compared.
     """
-    share = drawn / drawn.sum(axis=1, keepdims=True)
-    centred = truth - truth.mean(axis=0)
-    mse, square = share @ (predicted - truth) ** 2, share @ centred**2
-    variance = square - (share @ centred) ** 2
-    variance[variance <= 1e-12 * square] = np.nan  # one cell drawn again and again, or labels that do not vary
+    total, present = drawn.sum(axis=1, keepdims=True), ~np.isnan(truth)
+    share, there = drawn / total, drawn @ present / total  # `there`: of the drawn cells, those with the label
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return share @ np.where(present, values, 0) / there
+
+    centred, anywhere = truth - metrics.moments(truth)[0], present.any(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return {
-            "nmse": (mse / train_variance).mean(axis=1),
-            "mse": mse.mean(axis=1),
-            "r2": _mean((1 - mse / variance)[:, metrics.spread(truth) > 0]),
-            "nrmse": np.sqrt(mse / train_variance).mean(axis=1),
-            "mape": _mean((share @ np.abs((predicted - truth) / truth))[:, (truth != 0).all(axis=0)]),
+        mse, square = mean((predicted - truth) ** 2), mean(centred**2)
+        variance = square - mean(centred) ** 2
+        variance[variance <= 1e-12 * square] = np.nan  # one cell drawn again and again, or labels that do not vary
+        per_target = {
+            "nmse": (mse / train_variance, anywhere),
+            "mse": (mse, anywhere),
+            "r2": (1 - mse / variance, metrics.spread(truth) > 0),
+            "nrmse": (np.sqrt(mse / train_variance), anywhere),
+            "mape": (mean(np.abs((predicted - truth) / truth)), anywhere & (truth != 0).all(axis=0)),
         }
-
-
-def _mean(samples: np.ndarray) -> np.ndarray:
-    """(count,) from samples (count, k) of the targets that have a score; NaN if none has it."""
-    return samples.mean(axis=1) if samples.shape[1] else np.full(len(samples), np.nan)
+        counts = there > 0  # a target of which no label was drawn is left out of that resample's mean
+        return {
+            name: np.where(counts, values, 0)[:, exists].sum(axis=1) / counts[:, exists].sum(axis=1)
+            for name, (values, exists) in per_target.items()
+        }
 
 
 def interval(samples: np.ndarray, *, among: int = 1) -> Interval:
@@ -189,10 +194,12 @@ def physics(
     "not_positive_definite", "above_voigt", "below_reuss": shares of cells, in the matrix sense (the entries that are no
     targets count as zero: leaving couplings out keeps a semi-definite matrix so); "hill": root mean square of
     `hill_residuals`, in the label's unit. The last three are None without `phases`, all if the targets are others than
-    the nine components.
+    the nine components, or no cell has all of them.
     """
-    if set(names) != set(COMPONENTS):
+    whole = ~np.isnan(targets).any(axis=1)
+    if set(names) != set(COMPONENTS) or not whole.any():
         return dict.fromkeys(PHYSICS)
+    targets, fractions = targets[whole], fractions[whole]
     full = tensor(targets, tuple(names))
     shares: dict[str, float | None] = dict.fromkeys(PHYSICS)
     shares["not_positive_definite"] = float((np.linalg.eigvalsh(full)[:, 0] <= 0).mean())

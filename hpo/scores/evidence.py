@@ -130,18 +130,18 @@ class Evidence:
     @cached_property
     def train_variance(self) -> np.ndarray:
         """(k,), label's unit squared."""
-        return self.dataset.targets[self.split.train].var(axis=0)
+        return metrics.moments(self.dataset.targets[self.split.train])[1]
 
     @cached_property
     def truth(self) -> np.ndarray:
-        """(n, k) of the test split."""
+        """(n, k) of the test split; NaN where missing."""
         return self.dataset.targets[self.split.test]
 
     @cached_property
     def mean_nmse(self) -> float:
         """Validation NMSE of predicting the mean of the training labels."""
         train, validation = (self.dataset.targets[part] for part in (self.split.train, self.split.validation))
-        return float(((validation - train.mean(axis=0)) ** 2 / self.train_variance).mean())
+        return float(np.nanmean((validation - metrics.moments(train)[0]) ** 2 / self.train_variance, axis=0).mean())
 
     def converged(self, curve: Mapping[int, float]) -> int | None:
         """Return the epochs until within 5 % of the curve's lowest; None if it has not learned more than the mean."""
@@ -268,7 +268,8 @@ def predictions(tracker: Tracker, row: StudyRow, number: int, dataset: Dataset, 
             for what in ("true", "predicted")
         )
         # Not to the bit: pandas before 3 rounds what it reads.
-        same = len(true) == len(parts.test) and np.allclose(true, dataset.targets[parts.test], rtol=1e-12, atol=0)
+        labels = dataset.targets[parts.test]
+        same = len(true) == len(labels) and np.allclose(true, labels, rtol=1e-12, atol=0, equal_nan=True)
         wrong = "" if same and np.isfinite(predicted).all() else "other labels than the data set's"
     except NotFound:
         wrong = "no such file"

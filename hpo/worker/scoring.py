@@ -25,7 +25,7 @@ def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
     regressor, spec = bundle.load(request.folder)
     regressor.levels = None  # these images are on the scale of training, however bright
     bundle.check_shape(spec, dataset.images.shape[1:], where="the data set")
-    variance = dataset.targets[parts.train].var(axis=0)
+    _, variance = metrics.moments(dataset.targets[parts.train])
     learned = (dataset.images[parts.train], dataset.targets[parts.train])
     predictors = {name: fit(*learned) for name, fit in metrics.PREDICTORS.items()}
     predictors["model"] = lambda images: predict(regressor, images, alive=alive)

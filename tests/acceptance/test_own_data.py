@@ -4,6 +4,8 @@ import folders
 import pandas
 import pytest
 
+from data_pipeline.split import split
+
 pytestmark = pytest.mark.acceptance
 
 STUDY = """
@@ -36,6 +38,27 @@ def test_phases_in_colours_with_two_targets_of_two_units_go_from_check_to_predic
     shell.hpo("download", tmp_path / "champion")
     frame = pandas.read_csv(_csv(shell, tmp_path / "champion", data / "micrographs" / "m1.png"))
     assert list(frame.columns) == ["image", "YS [MPa]", "k md [m²]"] and (frame["k md [m²]"] > 0).all()
+
+
+@pytest.mark.slow
+def test_targets_with_gaps_go_from_check_to_predict(shell, tmp_path):
+    data = tmp_path / "gaps"
+    data.mkdir()
+    folders.missing(data)
+    (data / "dataset.toml").write_text('missing = "mask"\ntransform = {t31 = "log10"}\n')
+    study = tmp_path / "gaps-first.toml"
+    study.write_text(STUDY)
+    assert "missing t7 8, log10 t31 8 of 24 labels" in " ".join(shell.hpo("data", "check", data).split())
+    output = shell.hpo("run", "--study", study, "--data", data)
+    row = next(line.split() for line in output.splitlines() if line.split()[:1] == ["t7"])
+    labels = 4 - sum(index % 3 == 0 for index in split(24).test)
+    assert row[-1] == str(labels) and "nan" not in output
+    shell.hpo("report", "-o", tmp_path / "report")
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "Labels by component, test split" in report and "nan" not in report
+    shell.hpo("download", tmp_path / "champion")
+    frame = pandas.read_csv(_csv(shell, tmp_path / "champion", data / "a1.png"))
+    assert frame.shape == (1, 41) and frame.iloc[0, 1:].notna().all()
 
 
 def _csv(shell, model, image):

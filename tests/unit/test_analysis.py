@@ -56,6 +56,19 @@ def test_intervals_of_95_per_cent_hold_the_truth_about_95_times_in_a_hundred():
     assert 0.88 <= inside / 300 <= 0.98, f"seed {SEED}"
 
 
+def test_a_resample_of_cells_without_some_labels_is_the_score_of_the_labels_it_drew():
+    random = np.random.default_rng(SEED)
+    truth, predicted = random.normal(size=(12, 2)), random.normal(size=(12, 2))
+    truth[::3, 1] = np.nan
+    drawn = analysis.resamples(12)[:5]
+    samples = analysis.score_samples(truth, predicted, train_variance=np.ones(2), drawn=drawn)
+    for index, counts in enumerate(drawn):
+        cells = np.repeat(np.arange(12), counts)
+        expected = metrics.scores(predicted[cells], truth[cells], train_variance=np.ones(2))
+        for score, values in samples.items():
+            assert values[index] == pytest.approx(getattr(expected, score)), score
+
+
 DRAWN = analysis.resamples(30)
 
 

@@ -1,5 +1,6 @@
 """Folders as people have them are understood as a colleague would, or end in a question or an error with its remedy."""
 
+import dataclasses
 import json
 import shutil
 import tomllib
@@ -7,17 +8,21 @@ from pathlib import Path
 
 import folders
 import numpy as np
+import pandas as pd
 import pytest
 import watched
 from PIL import Image
 
 from data_pipeline.components import COMPONENTS, SYMMETRIES
 from data_pipeline.dataset import Understanding, load, understand
+from data_pipeline.errors import DatasetError
+from data_pipeline.layout import UNSTATED
 from data_pipeline.npz import load_npz, save_npz
 from data_pipeline.split import split
 from data_pipeline.symmetry import SymmetryProblem, orders
 from data_pipeline.target_transforms import undo
 from hpo.cli.main import main
+from hpo.operations.data import check_data
 
 
 def good(folder: Path) -> Understanding:
@@ -267,9 +272,54 @@ def test_missing_targets_are_named_and_left_out_on_request(tmp_path):
     folders.missing(tmp_path)
     asked = question(tmp_path)
     assert asked.startswith("Targets are missing in 8 rows: targets.csv line 2,")
-    assert asked.endswith('Add to dataset.toml: missing = "drop"')
+    assert asked.endswith('Add to dataset.toml: missing = "mask"  or  missing = "drop"')
     write(tmp_path, 'missing = "drop"')
     assert good(tmp_path).dataset.targets.shape == (16, 40)
+
+
+def test_masked_targets_are_counted_enter_the_digest_and_travel_with_the_data(tmp_path, capsys):
+    folders.missing(tmp_path)
+    table = tmp_path / "targets.csv"
+    lines = table.read_text().splitlines()
+    lines[1] = lines[1].split(",")[0] + "," * 40  # an image without any target
+    table.write_text("\n".join(lines))
+    write(tmp_path, 'missing = "mask"\ntransform = {t7 = "log10"}')
+    understood = good(tmp_path)
+    assert "1 rows without any target are left out" in understood.notes.remarks
+    data = understood.dataset
+    assert data.targets.shape == (23, 40) and {name: n for name, n in data.missing.items() if n} == {
+        "log10 t7": 7,
+        "t31": 7,
+    }
+    assert main(["data", "check", str(tmp_path)]) == 0
+    assert "missing  log10 t7 7, t31 7 of 23 labels; they count in no loss and no score" in capsys.readouterr().out
+    save_npz(data, tmp_path / "x.npz")
+    again = load_npz(tmp_path / "x.npz")
+    assert again.digest == data.digest and np.array_equal(again.targets, data.targets, equal_nan=True)
+    filled = dataclasses.replace(data, targets=np.nan_to_num(data.targets))
+    assert filled.digest != data.digest
+    undescribed = dataclasses.replace(data, description=dataclasses.replace(data.description, layout=UNSTATED))
+    save_npz(undescribed, tmp_path / "y.npz")
+    with pytest.raises(DatasetError, match="not finite"):
+        load_npz(tmp_path / "y.npz")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (range(24), "targets: t7 has no number in any row. Leave it out of targets."),
+        (split(24).train, "t7 has no label in the training split: leave it out of targets, or give another split"),
+        (split(24).test, "t7 has no label in the test split: leave it out of targets, or give another split"),
+    ],
+)
+def test_a_target_without_any_label_in_a_split_is_refused(tmp_path, rows, message):
+    folders.missing(tmp_path)
+    table = pd.read_csv(tmp_path / "targets.csv")
+    table.loc[list(rows), "t7"] = np.nan
+    table.to_csv(tmp_path / "targets.csv", index=False)
+    targets = ", ".join(f'"t{index}"' for index in range(40))
+    write(tmp_path, f'missing = "mask"\ntargets = [{targets}]')
+    assert any(message in error for error in check_data(tmp_path).notes.errors)
 
 
 def test_images_are_never_paired_by_their_order_unless_asked_for(tmp_path):

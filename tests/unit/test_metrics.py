@@ -5,8 +5,11 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
-from models.metrics import mean_predictor, scores, volume_fraction_predictor
+from models.metrics import SCORES, mean_predictor, moments, scores, volume_fraction_predictor
 
 SEED = 3
 
@@ -102,3 +105,50 @@ def test_of_several_channels_the_second_baseline_is_linear_in_their_means():
     targets = np.stack([2 * shares[:, 1] + 5 * shares[:, 2], 1 - shares[:, 0]], axis=1)
     predicted = volume_fraction_predictor(images, targets)(images)
     assert np.allclose(predicted, targets)
+
+
+NUMBERS = st.integers(-100, 100).map(float)
+
+
+def near(value):
+    return None if value is None else pytest.approx(value, rel=1e-9, abs=1e-9)
+
+
+@given(st.data())
+def test_missing_labels_count_in_no_score(data):
+    shape = data.draw(st.tuples(st.integers(1, 8), st.integers(1, 4)))
+    truth, predicted = (data.draw(arrays.arrays(np.float64, shape, elements=NUMBERS)) for _ in range(2))
+    there = data.draw(arrays.arrays(bool, shape))
+    variance = data.draw(arrays.arrays(np.float64, shape[1], elements=st.floats(0.1, 10)))
+    found = scores(predicted, np.where(there, truth, np.nan), train_variance=variance)
+    own = {name: [] for name in SCORES}
+    for place in range(shape[1]):
+        rows, here = there[:, place], slice(place, place + 1)
+        if rows.any():
+            alone = scores(predicted[rows, here], truth[rows, here], train_variance=variance[here])
+            for name in SCORES:
+                assert found.per_target[name][place] == near(alone.per_target[name][0])
+                own[name] += [] if getattr(alone, name) is None else [getattr(alone, name)]
+        else:
+            assert {found.per_target[name][place] for name in SCORES} == {None}
+    for name in SCORES:
+        assert getattr(found, name) == near(np.mean(own[name]) if own[name] else None)
+    assert found.per_target.get("n") == (None if there.all() else there.sum(axis=0).tolist())
+
+
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray, lambda values: values[::2]])
+def test_moments_of_whole_columns_are_numpys_to_the_bit(layout):
+    targets = layout(np.random.default_rng(SEED).normal(5, [1, 1e-7, 1e5], (53, 3)))
+    mean, variance = moments(targets)
+    assert mean.tobytes() == targets.mean(axis=0).tobytes() and variance.tobytes() == targets.var(axis=0).tobytes()
+
+
+def test_baselines_learn_each_target_from_the_images_that_have_it():
+    random = np.random.default_rng(SEED)
+    images, targets = random.random((40, 1, 4, 4)), random.normal(5, 1, (40, 3))
+    targets[::3, 1:] = targets[1, 2] = np.nan
+    for fit in (mean_predictor, volume_fraction_predictor):
+        predicted = fit(images, targets)(images)
+        for place, there in enumerate(~np.isnan(targets).T):
+            alone = fit(images[there], targets[there, place : place + 1])(images)
+            assert predicted[:, place : place + 1] == pytest.approx(alone, rel=1e-9)

@@ -1,6 +1,7 @@
 """Training: what it reports, what it keeps, and that an interruption changes no bit of what follows."""
 
 import copy
+import dataclasses
 import itertools
 
 import cells
@@ -469,13 +470,61 @@ def test_a_state_file_cut_short_is_named_and_saving_leaves_one_file(tmp_path):
     [
         ((TRAIN[0][:5], TRAIN[1]), r"training split: expected images \(n, c, h, w\) and targets \(n, k\)"),
         ((TRAIN[0][..., :8], TRAIN[1]), "validation split: its shapes .* differ"),
-        ((TRAIN[0], TRAIN[1] * np.nan), "training split: expected finite targets"),
+        ((TRAIN[0], TRAIN[1] * np.inf), "training split: expected finite targets"),
+        ((TRAIN[0], TRAIN[1] * np.nan), "training split: expected a target for every image"),
+        ((TRAIN[0], TRAIN[1] + [0, np.nan, 0]), r"training split: targets \[1\] \(from 0\) have no label there"),
         ((TRAIN[0], TRAIN[1] * [1, 0, 1] + 12.3), r"targets \[1\] \(from 0\) do not vary in the training split"),
     ],
 )
 def test_arrays_that_cannot_be_trained_on_are_refused(train, message):
     with pytest.raises(SpecError, match=message):
         training(train=train)
+
+
+def with_gaps(part, *, seed):
+    """The split without a third of the labels of its last two targets."""
+    gaps = np.random.default_rng(seed).random(part[1].shape) < [0, 1 / 3, 1 / 3]
+    return part[0], np.where(gaps, np.nan, part[1])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_missing_target_has_no_part_in_the_loss_and_its_gradient(weighted):
+    short = TrainingSpec(epochs=1, batch_size=64, learning_rate=1e-3, relative=2.0 if weighted else 0.0)
+    gaps = with_gaps(TRAIN, seed=SEED)
+    one = training(CnnSpec(filters=4, kernel_size=3, dropout=0.0), short, train=gaps)
+    network, seen = copy.deepcopy(one.network), {}
+    one._optimiser.register_step_pre_hook(
+        lambda *_: seen.update({n: p.grad.clone() for n, p in one.network.named_parameters()})
+    )
+    next(one.epochs())
+    outputs = network.train()(torch.from_numpy(gaps[0]))
+    there = torch.from_numpy(~np.isnan(gaps[1]))
+    scaled = torch.from_numpy(((gaps[1] - one.scaling.mean) / one.scaling.scale).astype(np.float32))
+    square = (outputs[there] - scaled[there]) ** 2
+    weights = one._train.weights[:, None].expand_as(there)[there] if weighted else 1
+    (square * weights).mean().backward()
+    for name, parameter in network.named_parameters():
+        assert torch.allclose(seen[name], parameter.grad, rtol=1e-4, atol=1e-6), name
+    assert square.mean() > 0
+
+
+@pytest.mark.parametrize("spec", [SPEC, PeriodicSpec(width=4, depth=1)], ids=["cnn", "symmetric"])
+def test_scores_of_a_training_with_missing_targets_are_those_of_the_labels_there(spec):
+    gaps, checked = with_gaps(TRAIN, seed=SEED), with_gaps(VALIDATION, seed=SEED + 1)
+    symmetries = {"flip_vertical": (0, 2, 1), "flip_horizontal": (0, 1, ~2), "transpose": (0, ~1, 2)}
+    short = dataclasses.replace(SHORT, augmentation="symmetry" if isinstance(spec, PeriodicSpec) else "none")
+    one = training(spec, short, train=gaps, validation=checked, symmetries=symmetries)
+    last = list(one.epochs())[-1].metrics
+    predicted = predict(one.last_regressor(), checked[0])
+    columns = [values[~np.isnan(values)] for values in gaps[1].T]
+    assert one.scaling.mean == pytest.approx([values.mean() for values in columns])
+    assert one.scaling.variance == pytest.approx([values.var() for values in columns])
+    nmse = [
+        np.mean((predicted[there, place] - checked[1][there, place]) ** 2) / columns[place].var()
+        for place, there in enumerate(~np.isnan(checked[1]).T)
+    ]
+    assert last["val/nmse"] == pytest.approx(np.mean(nmse), rel=1e-4)
+    assert np.isfinite(last["train/nmse"]) and np.isfinite(predicted).all()
 
 
 def test_relative_errors_weigh_soft_cells_more_and_equal_cells_alike():
