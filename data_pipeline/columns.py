@@ -9,7 +9,7 @@ import pandas as pd
 
 from data_pipeline.dataset_keys import MOST_TARGETS, Layout
 from data_pipeline.formats.arrays import parted
-from data_pipeline.formats.tables import Table
+from data_pipeline.formats.tables import Table, check_rows
 from data_pipeline.messages import printable
 from data_pipeline.sources import LARGEST_TENSOR, Notes, part_of
 from data_pipeline.table import LARGEST_LABEL
@@ -38,8 +38,10 @@ class Columns:
 def of_array(reference: str, array: np.ndarray, n: int) -> Table:
     """Return an array of labels, n along its first or last axis, as a table: one column for every entry.
 
-    The entries of a tensor (n, d, d) are called by their indices, as C12; a symmetric one gives its upper half.
+    The entries of a tensor (n, d, d) are called by their indices, as C12; a symmetric one gives its upper half. Raise
+    FormatProblem for too many rows.
     """
+    check_rows(n)
     if array.shape[0] != n and array.shape[-1] == n:
         array = np.moveaxis(array, -1, 0)
     file, key = parted(reference)

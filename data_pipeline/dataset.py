@@ -7,7 +7,7 @@ A folder of the source study's course is read by `data_pipeline.course`, every o
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ class Understanding:
     notes: Notes
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
+        """Return the JSON form, with the same keys whatever was understood."""
         data = self.dataset
         facts: dict[str, Any] = {
             "images": 0,
@@ -127,7 +127,8 @@ class Understanding:
             "channels": 0,
             "size": None,
         }
-        facts |= {"groups": None, "split": None, "levels": None}
+        facts |= {"groups": None, "split": None, "levels": None, "digest": None}
+        facts |= {"name": description.name_of(self.folder)} | self.notes.facts
         if data is not None:
             facts = {
                 "name": data.name,
@@ -145,7 +146,7 @@ class Understanding:
                 else None,
                 "digest": data.digest,
             }
-        return facts | asdict(self.notes)
+        return facts | {name: getattr(self.notes, name) for name in ("remarks", "doubts", "questions", "errors")}
 
 
 def understand(folder: Path, *, image_size: int | None = None) -> Understanding:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.formats import arrays, tables
 from data_pipeline.formats.limits import FormatProblem
@@ -24,12 +25,16 @@ _WIDE = 64  # numbers a line from which a text file holds images
 
 @dataclass
 class Notes:
-    """What is said about a folder beside the data: `questions` and `errors` keep it from being used."""
+    """What is said about a folder beside the data: `questions` and `errors` keep it from being used.
+
+    `facts` is what is understood nevertheless, by its key in the JSON form.
+    """
 
     remarks: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def ask(self, question: str, *lines: str) -> None:
         """Add a question with the lines of dataset.toml that answer it."""

@@ -59,6 +59,7 @@ def read(folder: Path, stated: Layout, notes: Notes, *, image_size: int | None =
     table = _table(folder, labels, stated, source, notes)
     if table is None or not source.count(notes, {len(table.cells)}):
         return None
+    notes.facts["images"] = len(source.names)
     return _paired(source, table, labels, replace(stated, images=tuple(references), table=labels), notes)
 
 
@@ -222,33 +223,31 @@ def _table(folder: Path, labels: tuple[str, ...], stated: Layout, source: _Image
 
 def _paired(source: _Images, table: Table, labels: tuple[str, ...], stated: Layout, notes: Notes) -> Reading | None:
     pairs = pairing.pair(source.names, table, stated.match, notes, are_files=source.are_files)
+    # What is said of the columns waits for the column that names the images.
+    meaning = columns.understand(table, stated, pairs.match[1] if pairs else "", notes if pairs else Notes())
+    if meaning is not None:
+        units = {name: unit for name, unit in zip(meaning.names, meaning.units, strict=True) if unit}
+        notes.facts |= {"targets": list(meaning.names), "units": units}
     if pairs is None:
         return None
+    rows_of = zip(source.names, pairs.rows.tolist(), strict=True)
+    notes.facts["pairs"] = [[name, table.lines[row]] for name, row in rows_of if row >= 0]
     pairing.check(pairs, source.names, table, notes)
-    meaning = columns.understand(table, stated, pairs.match[1], notes)
     if meaning is None or notes.errors or notes.questions:
         return None
     names, rows, chosen = source.names, pairs.rows, np.arange(len(source.names))
-    there = np.isfinite(meaning.targets[rows])
-    complete = there.any(axis=1) if stated.missing == "mask" else there.all(axis=1)
-    if not complete.all() and not stated.missing:
-        lines = [table.lines[rows[index]] for index in np.flatnonzero(~complete)[:5]]
-        question = f"Targets are missing in {(~complete).sum()} rows: {', '.join(lines)}, …."
-        notes.ask(question, 'missing = "mask"', 'missing = "drop"')
+    kept = _kept(meaning, rows, table, stated.missing, notes)
+    if kept is None:
         return None
-    if empty := [name for name, any_ in zip(meaning.names, there[complete].any(axis=0), strict=True) if not any_]:
-        notes.errors.append(f"targets: {', '.join(empty)} has no number in any row. Leave it out of targets.")
-        return None
-    if not complete.all():
-        what = "any target" if stated.missing == "mask" else "all targets"
-        notes.remarks.append(f"{(~complete).sum()} rows without {what} are left out")
-        chosen, rows = chosen[complete], rows[complete]
+    chosen, rows = chosen[kept], rows[kept]
     try:
         raw = source.read(notes, names)
         if raw is None:
             return None
+        notes.facts["size"] = list(raw.shape[1:3])
         images = pixels.understand(raw[chosen] if len(chosen) < len(raw) else raw, stated, notes)
         meaning = _of_rows(meaning, rows)
+        notes.facts |= {"channels": images.images.shape[1], "levels": images.greys, "groups": meaning.groups}
         turned = symmetry.orders(stated.symmetry or {}, meaning.names)
         scaled, scaled_names = target_transforms.apply(meaning.targets, meaning.names, stated.transform or {})
         symmetry.check_scales(turned, scaled_names, meaning.names)
@@ -276,6 +275,24 @@ def _paired(source: _Images, table: Table, labels: tuple[str, ...], stated: Layo
         split=sides,
         symmetries=turned,
     )
+
+
+def _kept(meaning: Columns, rows: np.ndarray, table: Table, missing: str | None, notes: Notes) -> np.ndarray | None:
+    """Return which of the rows have the targets they need, (n,); None, with a question or an error, if not clear."""
+    there = np.isfinite(meaning.targets[rows])
+    kept: np.ndarray = there.any(axis=1) if missing == "mask" else there.all(axis=1)
+    if not kept.all() and not missing:
+        lines = [table.lines[rows[index]] for index in np.flatnonzero(~kept)[:5]]
+        question = f"Targets are missing in {(~kept).sum()} rows: {', '.join(lines)}, …."
+        notes.ask(question, 'missing = "mask"', 'missing = "drop"')
+        return None
+    if empty := [name for name, any_ in zip(meaning.names, there[kept].any(axis=0), strict=True) if not any_]:
+        notes.errors.append(f"targets: {', '.join(empty)} has no number in any row. Leave it out of targets.")
+        return None
+    if not kept.all():
+        what = "any target" if missing == "mask" else "all targets"
+        notes.remarks.append(f"{(~kept).sum()} rows without {what} are left out")
+    return kept
 
 
 def _of_rows(meaning: Columns, rows: np.ndarray) -> Columns:

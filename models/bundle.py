@@ -24,7 +24,7 @@ FORMAT = 1
 LARGEST_SPEC = 2**20  # bytes of spec.json; usual are a few thousand
 LARGEST_HEADER = 2**20  # bytes of JSON before the weights; usual is a thousand, and 80 MB take 2 GB and 20 s to read
 LARGEST_SIZE = 2**16  # channels, or pixels a side
-INPUT_CONVENTION = "float32, (batch, channel, height, width), grey value / 255"
+INPUT_CONVENTION = "float32, (batch, channel, height, width), {}"  # and how the pixels of a file become numbers
 RESERVED = ("format", "model", "image_shape", "input", "levels", "target_names", "unit", "symmetries", "phases")
 
 
@@ -50,11 +50,13 @@ def save(
     image_shape: Sequence[int],
     target_names: Sequence[str],
     unit: str,
+    pixels: str = "grey value / 255",
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the two files into `folder`, which is created if missing; `extra` is added to spec.json at its top level.
 
-    `model` is the specification's JSON form, `image_shape` (channels, height, width), `unit` that of all targets.
+    `model` is the specification's JSON form, `image_shape` (channels, height, width), `unit` that of all targets;
+    `pixels` says how the pixels of a file become numbers in 0..1.
     Raise SpecError if `extra` has a reserved key.
     """
     extra = dict(extra or {})
@@ -64,7 +66,7 @@ def save(
         "format": FORMAT,
         "model": dict(model),
         "image_shape": [int(n) for n in image_shape],
-        "input": INPUT_CONVENTION,
+        "input": INPUT_CONVENTION.format(pixels),
         "levels": list(regressor.levels or DEFAULT),
         "target_names": list(target_names),
         "unit": unit,

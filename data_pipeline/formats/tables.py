@@ -86,8 +86,7 @@ def read_table(folder: Path, reference: str, *, decimal: str = "") -> Table:
 def _read_text(path: Path, file: str, decimal: str) -> Table:
     check_file(path, LARGEST)
     text, encoding = _decoded(path.read_bytes())
-    if (count := text.count("\n") + 1) > MOST_ROWS:
-        raise FormatProblem(f"expected at most {MOST_ROWS} rows, found {count} lines. Use a part of the data.")
+    check_rows(text.count("\n"))  # without the header
     lines = text.split("\n")
     longest = max(range(len(lines)), key=lambda index: len(lines[index]))
     if (length := len(lines[longest])) > LONGEST_LINE:
@@ -181,7 +180,7 @@ def _read_excel(path: Path, sheet: str) -> pd.DataFrame:
 def _rows(sheet: object) -> Iterator[tuple[object, ...]]:
     """Yield the rows of a sheet. Raise FormatProblem for more than the limits: a file may claim a million of each."""
     sheet.reset_dimensions()  # type: ignore[attr-defined]  # what the file says of them may be wrong
-    rows = sheet.iter_rows(max_row=MOST_ROWS + 1, values_only=True)  # type: ignore[attr-defined]
+    rows = sheet.iter_rows(max_row=MOST_ROWS + 2, values_only=True)  # type: ignore[attr-defined]
     with closing(rows):
         yield from _filled(rows)
 
@@ -210,8 +209,9 @@ def _read_parquet(path: Path, file: str) -> Table:
     check_file(path, LARGEST * 4)
     with parquet.ParquetFile(path) as opened:
         facts = opened.metadata
-        if facts.num_rows > MOST_ROWS or facts.num_columns > MOST_COLUMNS:
-            raise FormatProblem(f"expected at most {MOST_ROWS} rows of {MOST_COLUMNS} columns.")
+        check_rows(facts.num_rows)
+        if facts.num_columns > MOST_COLUMNS:
+            raise FormatProblem(f"expected at most {MOST_COLUMNS} columns, found {facts.num_columns}.")
         check_array((sum(facts.row_group(index).total_byte_size for index in range(facts.num_row_groups)),), 1)
         frame = opened.read().to_pandas(ignore_metadata=True)
     frame.columns = frame.columns.astype(str)
@@ -251,8 +251,15 @@ def _headed(raw: pd.DataFrame, where: str, decimal: str, remarks: tuple[str, ...
     return Table(rest.set_axis(names, axis=1).reset_index(drop=True), lines, decimal, has_header, ambiguous, remarks)
 
 
+def check_rows(count: int) -> None:
+    """Raise FormatProblem for more than MOST_ROWS rows, of whatever format."""
+    if count > MOST_ROWS:
+        raise FormatProblem(f"expected at most {MOST_ROWS:,} rows, found {count:,}. Use a part of the data.")
+
+
 def joined(tables: list[Table]) -> Table:
     """Return the rows of all tables, which have the same columns, one below the other. Raise FormatProblem if not."""
+    check_rows(sum(len(table.cells) for table in tables))
     columns = list(tables[0].cells.columns)
     for table in tables[1:]:
         if set(table.cells.columns) != set(columns) or table.decimal != tables[0].decimal:

@@ -92,6 +92,7 @@ def package(
         image_shape=shape,
         target_names=target_names,
         unit=unit,
+        pixels=pixels,
         extra=json.loads(json.dumps(dict(extra or {}))),
     )
     sizes = ", ".join(map(str, shape))

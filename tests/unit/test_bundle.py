@@ -49,6 +49,13 @@ def test_predictions_are_the_same_to_the_bit_after_saving_and_loading(regressor,
     assert not loaded.training
 
 
+def test_the_specification_says_how_pixels_become_numbers(regressor, tmp_path):
+    facts = {"model": to_dict(SPEC), "image_shape": SHAPE, "target_names": NAMES, "unit": "GPa"}
+    bundle.save(tmp_path, regressor, **facts, pixels="grey values 0..1 (pixel / 65535)")
+    stated = json.loads((tmp_path / "spec.json").read_text())["input"]
+    assert stated == "float32, (batch, channel, height, width), grey values 0..1 (pixel / 65535)"
+
+
 def test_predictions_come_out_in_the_unit_of_the_labels(regressor):
     with torch.no_grad():
         for parameter in regressor.network.parameters():

@@ -15,8 +15,8 @@ from PIL import Image
 
 from data_pipeline.components import COMPONENTS, SYMMETRIES
 from data_pipeline.dataset import Understanding, load, understand
+from data_pipeline.dataset_keys import UNSTATED
 from data_pipeline.errors import DatasetError
-from data_pipeline.layout import UNSTATED
 from data_pipeline.npz import load_npz, save_npz
 from data_pipeline.split import split
 from data_pipeline.symmetry import SymmetryProblem, orders
@@ -266,6 +266,32 @@ def question(folder: Path, text: str = "") -> str:
     notes = understand(folder).notes
     assert len(notes.questions) == 1 and not notes.errors, notes
     return notes.questions[0]
+
+
+def test_the_facts_in_json_have_all_keys_and_what_is_understood_beside_a_question(tmp_path, capsys):
+    folders.missing(tmp_path)
+
+    def facts(code):
+        assert main(["data", "check", str(tmp_path), "--json"]) == code
+        return json.loads(capsys.readouterr().out)
+
+    asked = facts(1)
+    assert len(asked["questions"]) == 1 and asked["digest"] is None
+    assert (asked["images"], len(asked["targets"]), len(asked["pairs"])) == (24, 40, 24)
+    write(tmp_path, 'missing = "mask"')
+    answered = facts(0)
+    assert asked.keys() == answered.keys() and asked["pairs"] == answered["pairs"]
+    write(tmp_path, 'levels = "phases"\nmissing = "mask"\ncolours = [0, 7]')
+    assert facts(1).keys() == asked.keys() and facts(1)["size"] == [16, 16] and facts(1)["errors"]
+    (tmp_path / "targets.csv").unlink()
+    assert facts(1).keys() == asked.keys()
+
+
+def test_labels_in_an_array_have_the_limit_of_rows_of_a_table(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((100_001, 8, 8), bool))
+    np.save(tmp_path / "labels.npy", np.arange(100_001.0) ** 2)
+    errors = understand(tmp_path).notes.errors
+    assert errors == ["labels.npy: expected at most 100,000 rows, found 100,001. Use a part of the data."]
 
 
 def test_missing_targets_are_named_and_left_out_on_request(tmp_path):
