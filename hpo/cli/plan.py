@@ -7,7 +7,8 @@ from rich.console import Console
 from hpo.api import Estimate
 from hpo.report import tables
 from hpo.report.tables import Column, Row, Table
-from hpo.text import duration, number_text
+from hpo.report.words import label
+from hpo.text import duration
 
 LONG = 3600.0  # seconds of fine-tuning that deserve a word
 
@@ -47,18 +48,18 @@ def _show_plan(estimate: Estimate, console: Console) -> None:
     plan, study, is_grid = estimate.plan, estimate.plan.study, estimate.is_grid
     columns = [
         Column(name="label", label="config" if is_grid else "point"),
-        *(Column(name=f"point.{name}", label=name, text=number_text) for name in (study.space if is_grid else ())),
+        *([Column(name="point", left=True)] if is_grid else []),
         Column(name="parameters"),
-        Column(name="trainable"),
+        Column(name="trainable", spare=True),
         Column(name="seconds an epoch"),
         Column(name="time", text=duration),
         *([Column(name="state")] if is_grid else []),
     ]
     rows = [
         Row(
-            values={f"point.{name}": value for name, value in measured.spec.point.items()}
-            | {
+            values={
                 "label": measured.label,
+                "point": label(measured.spec),
                 "parameters": measured.spec.parameters,
                 "trainable": measured.spec.trainable_parameters,
                 "seconds an epoch": measured.epoch_seconds,

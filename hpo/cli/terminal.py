@@ -3,6 +3,8 @@
 import errno
 import io
 import os
+import re
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +32,13 @@ class Output(io.TextIOWrapper):
         self.plain = io.TextIOWrapper(buffer, **shape)
 
     def write(self, text: str) -> int:
-        super().write(visible(text))
+        super().write("\n".join(map(_wrapped, visible(text).split("\n"))) if self._lasting.terminal else visible(text))
         return len(text)
 
     def exactly(self, text: str) -> None:
         """Write what a program is to read: as it is, bytes of a file's name too, unless this is a terminal."""
         if self._lasting.terminal:
-            self.write(text)
+            super().write(visible(text))
             return
         try:
             self.buffer.write(text.encode(self.encoding, "surrogateescape"))
@@ -47,6 +49,22 @@ class Output(io.TextIOWrapper):
     def gone(self) -> bool:
         """Whether something was written that nobody could read any more."""
         return self._lasting.gone
+
+
+def _wrapped(line: str) -> str:
+    """Return a sentence in lines as wide as the terminal, broken between words. A command in backticks stays whole, and
+    a line with a link or of JSON as it is: both are there to be copied."""
+    width, words = shutil.get_terminal_size().columns, re.findall(r"`[^`]*`\S*|\S+", line)
+    if len(line) <= width or "://" in line or line.lstrip()[:1] in ('"', "{", "["):
+        return line
+    indent = " " * (len(line) - len(line.lstrip()))
+    lines = [indent + words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + 1 + len(word) > width:
+            lines.append(indent + word)
+        else:
+            lines[-1] += f" {word}"
+    return "\n".join(lines)
 
 
 class _Lasting(io.FileIO):

@@ -97,7 +97,7 @@ def print_head(console: Console, study: Begun | Details) -> None:
     console.print(
         f"  {width} x {height} pixels, {channels} channel{'s' if channels > 1 else ''}; {sizes} images for "
         f"training / validation / test; targets {names} in {facts.unit}",
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
     )
     for name, link in study.links.items():
         console.print(f"  {name}: {link}", soft_wrap=True)
