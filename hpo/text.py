@@ -125,3 +125,9 @@ def cut_table(table: str, limit: int) -> str:
         if len(text) <= limit:
             return text
     return ""
+
+
+def in_brackets(*parts: str) -> str:
+    """Return the parts that are not empty as ` (one, two)`, to follow a name; nothing if all are empty."""
+    text = ", ".join(filter(None, parts))
+    return f" ({text})" if text else ""

@@ -6,7 +6,7 @@ from hpo.queue import Job, StudyRow
 from hpo.queue.closing_result import ClosingEntry
 from hpo.scores import champion
 from hpo.study.records import SplitScores
-from hpo.text import for_markdown, number_text, score_text
+from hpo.text import for_markdown, in_brackets, number_text, score_text
 
 NAME_SHOWN = 20  # letters of a study's name that leave room for its trial where 32 are shown
 VERDICTS = {
@@ -54,7 +54,7 @@ def of_version(
         table.append(f"| {name} | {' | '.join(score_text(value) for value in values)} |")
     return (
         f"{title}\n\n"  # the model's page shows of each version the first 32 letters
-        f"Trial {job.number} of the study {study.name} ({point}); {VERDICTS[entry.verdict]}.\n\n"
+        f"Trial {job.number} of the study {study.name}{in_brackets(point)}; {VERDICTS[entry.verdict]}.\n\n"
         + "".join(f"**Alarm:** {alarm}\n\n" for alarm in alarms)
         + _choice(study, job)
         + f"{WEIGHTS.get(str(entry.weights), '')}{job.spec.parameters:,} parameters.\n\n"

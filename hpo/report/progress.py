@@ -4,7 +4,7 @@ from typing import Any
 
 from hpo.queue import ENDED, Job, Pace, Present, Queue, State, StudyRow
 from hpo.report.forecast import Forecast
-from hpo.text import duration, point_text
+from hpo.text import duration, in_brackets, point_text
 
 
 class Progress:
@@ -113,12 +113,14 @@ class Progress:
             return ""
         nmse, job = self.best
         point = point_text(job.spec.point) if job.spec else ""
-        return f"val NMSE {nmse:.4g}" + (f" ({point})" if point else "")
+        return f"val NMSE {nmse:.4g}{in_brackets(point)}"
 
     def left_text(self) -> str:
         """Return how long the study still takes."""
         left = self.seconds_left
-        return "time left: measuring" if left is None else f"{duration(left)} left"
+        if left is not None:
+            return f"{duration(left)} left"
+        return "time left: measuring" if self.workers or self.running else "no worker is here"
 
     def line(self) -> str:
         """Return the progress in one plain line."""

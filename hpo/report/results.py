@@ -23,7 +23,7 @@ from hpo.report.tables import Column, Row, Table
 from hpo.report.words import BASELINES, SCORES, label, number, rmse, score_columns, score_values, spread_text
 from hpo.scores import ranking
 from hpo.study import provenance
-from hpo.text import near_miss, point_text
+from hpo.text import in_brackets, near_miss, point_text
 from hpo.tracking.client import Tracker
 
 TOP = 10  # rows of the table of the best configurations
@@ -140,7 +140,7 @@ def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
     """Return the winner's scores on the test split, by component, beside the baseline predictors."""
     winner = ended.winner
     assert winner is not None and ended.predictors is not None
-    bare = ", not pretrained" if winner.weights == "not pretrained" else ""
+    bare = "not pretrained" if winner.weights == "not pretrained" else ""
     roots, mean = rmse(winner.test)
     columns: dict[str, list[float | None]] = {  # by component, and the mean
         f"RMSE {study.facts.data.unit}": [*roots, mean],
@@ -161,7 +161,7 @@ def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
         )
         for index, name in enumerate(names)
     ]
-    title = f"config {number(winner)} ({point_text(winner.point)}{bare}) on the test split, opened once, "
+    title = f"config {number(winner)}{in_brackets(point_text(winner.point), bare)} on the test split, opened once, "
     return Table(
         title=f"{title}{study.facts.data.sizes[2]} cells",
         columns=[Column(name="component", left=True), *(Column(name=head) for head in columns)],

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +13,11 @@ from rich.cells import cell_len
 
 from hpo.cli.watch import announcement
 from hpo.errors import SettingsError
+from hpo.queue import State
 from hpo.report import results, tables
 from hpo.report.display import View
 from hpo.report.tables import Column, Row, Table
+from hpo.text import in_brackets
 
 WIDTHS = (80, 120)
 RUNS = ["grid", "tpe", "first-phase", "second-phase", "single"]
@@ -187,3 +190,15 @@ def test_a_table_that_is_wider_than_a_sheet_is_several_and_none_is_wider():
 def test_a_table_without_a_column_is_a_page_all_the_same():
     empty = Table(title="", columns=[], rows=[])
     assert "<table>" in tables.html(empty) and tables.markdown(empty).startswith("|")
+
+
+def test_a_study_of_one_configuration_has_no_empty_brackets():
+    assert in_brackets("", "") == "" and in_brackets("f8 k5", "") == " (f8 k5)"
+    assert in_brackets("", "not pretrained") == " (not pretrained)"
+
+
+def test_a_study_that_nobody_trains_measures_nothing():
+    progress = Recorded("grid").at(10.0)
+    progress.workers, progress.paces = [], {}
+    progress.jobs = [replace(job, state=State.WAITING) for job in progress.jobs]
+    assert progress.line().endswith("no worker is here")
