@@ -1,5 +1,7 @@
 """Whether a data set is good enough to train networks on it and to compare them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from data_pipeline.dataset import Dataset
@@ -23,7 +25,18 @@ def lacks(dataset: Dataset) -> str | None:
         return f"a component has no label above {SMALLEST_LABEL:.0e}: single precision loses it; use a smaller unit"
     if constant := _named(dataset, alike):
         return f"{constant} is the same number for every training image, to five digits: nothing to learn"
+    if dataset.inputs is not None:
+        beside = dataset.inputs[dataset.split.train]
+        alike = beside.std(axis=0) <= LEAST_SPREAD * np.abs(beside).max(axis=0)
+        if constant := ", ".join(name for name, same in zip(dataset.input_names, alike, strict=True) if same):
+            return f"inputs: {constant} is the same number for every training image, to five digits"
     return None
+
+
+def _constant(names: Sequence[str], learned: np.ndarray) -> list[str]:
+    """Return the names of those columns (n, k) that hardly vary."""
+    alike = learned.std(axis=0) <= LEAST_SPREAD * np.abs(learned).max(axis=0)
+    return [name for name, same in zip(names, alike, strict=True) if same]
 
 
 def doubts(dataset: Dataset) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 
-from data_pipeline.dataset_keys import MOST_TARGETS, Layout
+from data_pipeline.dataset_keys import MOST_INPUTS, MOST_TARGETS, Layout
 from data_pipeline.formats.arrays import parted
 from data_pipeline.formats.tables import Table, check_rows
 from data_pipeline.messages import printable
@@ -33,6 +33,9 @@ class Columns:
     units: tuple[str, ...]  # k, "" if unknown
     groups: tuple[str, ...] | None
     parts: tuple[str, ...] | None  # training, validation or test
+    inputs: np.ndarray  # (rows, m) float64
+    input_names: tuple[str, ...]  # m
+    input_units: tuple[str, ...]  # m, "" if unknown
 
 
 def of_array(reference: str, array: np.ndarray, n: int) -> Table:
@@ -62,42 +65,70 @@ def of_array(reference: str, array: np.ndarray, n: int) -> Table:
 
 def understand(table: Table, layout: Layout, used: str, notes: Notes) -> Columns | None:
     """Return the meaning of the columns; `used` is the one that names the images. Add what is wrong to the notes."""
-    named = {column: _name_and_unit(column) for column in map(str, table.cells)}
+    named = {column: name_and_unit(column) for column in map(str, table.cells)}
     columns = {name: column for column, (name, _) in named.items()}
     columns |= {column: column for column in named}  # a name with its unit is understood as well
-    stated = [*(layout.targets or ()), *filter(None, (layout.group, layout.split))]
+    stated = [*(layout.targets or ()), *(layout.inputs or ()), *filter(None, (layout.group, layout.split))]
     if unknown := [name for name in stated if name not in columns]:
         notes.errors.append(
             f"no column is called {', '.join(map(printable, unknown))}. There are: {', '.join(list(named)[:10])}."
         )
         return None
+    inputs = [columns[name] for name in layout.inputs or ()]
     split = columns[layout.split] if layout.split else _guess_split(table, used)
-    group = columns[layout.group] if layout.group else _guess_group(table, {used, split}, layout, notes)
+    taken = {used, split, *inputs}
+    group = columns[layout.group] if layout.group else _guess_group(table, taken, layout, notes)
     targets = [columns[name] for name in layout.targets or ()]
     if not targets:
-        targets = _guess_targets(table, {used, split, group}, notes)
+        targets = _guess_targets(table, taken | {group}, notes)
     if not 1 <= len(targets) <= MOST_TARGETS:
         notes.errors.append(
             f"targets: expected 1 to {MOST_TARGETS} columns of numbers that vary, found {len(targets)}."
         )
         return None
     names = tuple(named[column][0] for column in targets)
-    units = {named[column][0]: named[column][1] for column in targets}
+    input_names = tuple(named[column][0] for column in inputs)
+    units = {named[column][0]: named[column][1] for column in [*targets, *inputs]}
     units |= {named.get(name, (name, ""))[0]: unit for name, unit in (layout.units or {}).items()}
-    if strange := set(units) - set(names):
-        notes.errors.append(f"units: no target is called {', '.join(sorted(strange))}. There are: {', '.join(names)}.")
-    if len(set(names)) < len(names) or {"", "image"} & set(names):
-        notes.errors.append(f"targets: expected different names, and none called image, found {', '.join(names)}.")
+    every = (*names, *input_names)
+    if strange := set(units) - set(every):
+        notes.errors.append(f"units: no target is called {', '.join(sorted(strange))}. There are: {', '.join(every)}.")
+    if len(set(every)) < len(every) or {"", "image", "images"} & set(every):
+        notes.errors.append(
+            f"targets: expected different names, none of them an input or called image, found {', '.join(every)}."
+        )
     return Columns(
         targets=_numbers(table, targets, notes),
         names=names,
         units=tuple(units.get(name, "") for name in names),
         groups=tuple(table.cells[group].astype(str)) if group else None,
         parts=_parts(table, split, notes) if split else None,
+        inputs=_inputs(table, inputs, notes),
+        input_names=input_names,
+        input_units=tuple(units.get(name, "") for name in input_names),
     )
 
 
-def _name_and_unit(column: str) -> tuple[str, str]:
+def _inputs(table: Table, columns: list[str], notes: Notes) -> np.ndarray:
+    """Return the inputs (rows, m); add missing ones, and columns that do not vary, to the errors."""
+    numbers = _numbers(table, columns, notes)
+    if len(columns) > MOST_INPUTS:
+        notes.errors.append(f"inputs: expected at most {MOST_INPUTS} columns, found {len(columns)}.")
+    for column, values in zip(columns, numbers.T, strict=True):
+        rows = np.flatnonzero(np.isnan(values) & ~table.numbers(column)[1])
+        if len(rows):
+            lines = ", ".join(table.lines[row] for row in rows[:MOST_NAMED])
+            more = f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
+            notes.errors.append(
+                f"{lines}{more}: {printable(column)}: expected a number, because it is an input, found none. "
+                "Fill it in, or remove the row."
+            )
+        elif (values == values[0]).all():
+            notes.errors.append(f"inputs: {printable(column)} is {values[0]:g} in every row. Leave it out.")
+    return numbers
+
+
+def name_and_unit(column: str) -> tuple[str, str]:
     """Return the name of a target, without what MLflow refuses, and its unit, as in "E [GPa]"; both cut if too long."""
     match = _WITH_UNIT.fullmatch(column)
     name, unit = (match[1], match[2].strip()) if match else (column, "")

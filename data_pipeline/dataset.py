@@ -30,6 +30,9 @@ MOST_PROBLEMS = 20  # of a folder, that an error lists
 MIXED_UNITS = "their own units"  # of targets that have several
 
 
+Part = tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, np.ndarray]  # images, targets, perhaps inputs
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
     """Images of microstructures and the numbers that belong to them, such as stiffness components."""
@@ -41,6 +44,8 @@ class Dataset:
     description: Description
     symmetries: Mapping[str, tuple[int, ...]]  # move of the image -> order of the k targets, see symmetry.Order
     given_split: Split | None = None  # None: the source study's
+    inputs: np.ndarray | None = None  # (n, m) float64, numbers beside the images
+    input_names: tuple[str, ...] = ()  # m
 
     @property
     def name(self) -> str:
@@ -68,6 +73,12 @@ class Dataset:
         return dict(zip(self.target_names, np.isnan(self.targets).sum(axis=0).tolist(), strict=True))
 
     @property
+    def input_units(self) -> dict[str, str]:
+        """The unit of each input, by its name; only of those that have one."""
+        units = self.description.layout.units or {}
+        return {name: units[name] for name in self.input_names if name in units}
+
+    @property
     def is_periodic(self) -> bool:
         """Whether the images wrap around, as the course's do."""
         layout = self.description.layout
@@ -78,18 +89,26 @@ class Dataset:
         """Training, validation and test images. Raise DatasetError if there are fewer than four images."""
         return self.given_split or split(len(self.images))
 
+    def part(self, indices: np.ndarray) -> Part:
+        """Return images and targets, and the inputs if there are any, of these images."""
+        images, targets = self.images[indices], self.targets[indices]
+        return (images, targets) if self.inputs is None else (images, targets, self.inputs[indices])
+
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over shape, target names, unit, pixels and targets; not over file names and bytes."""
+        """SHA-256 (hex) over shape, names, unit, pixels, targets and inputs; not over file names and bytes."""
         facts: dict[str, Any] = {"shape": self.images.shape, "targets": self.target_names, "unit": self.unit}
         if self.unit == MIXED_UNITS:
             facts["units"] = self.description.layout.units
         if self.description.layout.symmetry:
             facts["symmetries"] = self.symmetries
+        if self.inputs is not None:
+            facts["inputs"] = self.input_names
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(self.pixels().tobytes())
         targets = np.where(np.isnan(self.targets), np.nan, self.targets)  # of the many NaNs, one
-        digest.update(np.ascontiguousarray(targets, dtype="<f8").tobytes())
+        for numbers in (targets, self.inputs):
+            digest.update(b"" if numbers is None else np.ascontiguousarray(numbers, dtype="<f8").tobytes())
         return digest.hexdigest()
 
     @cached_property
@@ -122,6 +141,7 @@ class Understanding:
             "images": 0,
             "pairs": [],
             "targets": [],
+            "inputs": [],
             "units": {},
             "missing": {},
             "channels": 0,
@@ -135,7 +155,8 @@ class Understanding:
                 "images": len(data.images),
                 "pairs": [[image, row] for image, row in zip(data.names, self.rows, strict=True)],
                 "targets": list(data.target_names),
-                "units": data.units,
+                "inputs": list(data.input_names),
+                "units": data.units | data.input_units,
                 "missing": data.missing,
                 "channels": data.images.shape[1],
                 "size": list(data.images.shape[2:]),
@@ -181,6 +202,8 @@ def understand(folder: Path, *, image_size: int | None = None) -> Understanding:
         description=replace(described, unit=unit, layout=layout),
         symmetries=_of_shape(symmetries, reading.images.shape),
         given_split=reading.split,
+        inputs=columns.inputs if columns.input_names else None,
+        input_names=columns.input_names,
     )
     understood = Understanding(
         folder=folder, dataset=data, rows=reading.rows, greys=reading.greys, groups=columns.groups, notes=notes
@@ -200,7 +223,7 @@ def _extended(understood: Understanding, image_size: int | None) -> Understandin
         if understood.groups or data.given_split:
             raise SplitProblem("extends: expected neither groups nor a given split beside it.")
         earlier = load(folder, image_size=image_size)
-        keys, earlier_keys = ([image.tobytes() for image in images] for images in (data.images, earlier.images))
+        keys, earlier_keys = (_keys(both) for both in (data, earlier))
         parts = extending(keys, earlier_keys, earlier.split)
     except (DatasetError, SplitProblem) as problem:
         notes.errors.append(str(problem))
@@ -208,6 +231,12 @@ def _extended(understood: Understanding, image_size: int | None) -> Understandin
     count = len(data.images) - len(earlier.images)
     notes.remarks.append(f"extends {earlier.name}: its split stays, {count} images are new")
     return replace(understood, dataset=replace(data, given_split=parts))
+
+
+def _keys(data: Dataset) -> list[bytes]:
+    """Return what tells an image, with its inputs, from the others."""
+    beside = np.zeros((len(data.images), 0)) if data.inputs is None else data.inputs
+    return [image.tobytes() + numbers.tobytes() for image, numbers in zip(data.images, beside, strict=True)]
 
 
 def _of_course(folder: Path, described: Description, image_size: int | None, notes: Notes) -> Understanding:

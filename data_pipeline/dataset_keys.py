@@ -11,6 +11,7 @@ from data_pipeline.target_transforms import TRANSFORMS
 
 MOST_TARGETS = 100
 MOST_PHASES = 16
+MOST_INPUTS = 100
 LEVELS = ("grey", "rgb", "phases")
 MATCHES = ("column", "number")
 
@@ -131,7 +132,8 @@ KEYS = {
     "decimal": Key(_one_of(".", ","), '"." or ","', "the mark of the table's numbers"),
     "match": Key(_match, '{column = "…"}, {number = "…"} or "row"', "how a row names its image"),
     "targets": Key(_texts, "a list of columns, each once", "what is predicted"),
-    "units": Key(_by_name(_text), 'a table such as {E = "Pa"}', "of the targets"),
+    "units": Key(_by_name(_text), 'a table such as {E = "Pa"}', "of targets and inputs"),
+    "inputs": Key(_texts, "a list of columns, each once", "numbers that the networks see beside the image"),
     "levels": Key(_one_of(*LEVELS), '"grey", "rgb" or "phases"', "what a pixel means; phases: a channel each"),
     "range": Key(_range, "[lowest, highest]", "the pixels that become 0 and 1"),
     "colours": Key(_colours, "a list of 2 to 16 pixel values or [red, green, blue]", "of the phases, in order"),
@@ -157,6 +159,7 @@ class Layout:
     match: tuple[str, str] | None = None
     targets: tuple[str, ...] | None = None
     units: dict[str, str] | None = None
+    inputs: tuple[str, ...] | None = None
     levels: str | None = None
     range: tuple[float, float] | None = None
     colours: tuple[tuple[int, ...], ...] | None = None

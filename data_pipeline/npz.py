@@ -22,6 +22,7 @@ from data_pipeline.split import Split
 from data_pipeline.symmetry import is_order
 
 _MEMBERS = {"pixels.npy": r"\|u1|<f4", "targets.npy": r"<f8", "facts.npy": r"<U\d+"}  # of the file: their types
+_INPUTS = {"inputs.npy": r"<f8"}  # of a file with numbers beside the images
 _SIDES = ("train", "validation", "test")
 _ZIP_END = struct.Struct("<4s4H2IH")  # of a zip file without a comment
 
@@ -37,10 +38,12 @@ def save_npz(dataset: Dataset, path: Path) -> None:
     }
     if dataset.given_split is not None:
         facts["split"] = {name: getattr(dataset.given_split, name).tolist() for name in _SIDES}
+    arrays = {"pixels": dataset.pixels(), "targets": dataset.targets.astype("<f8")}
+    if dataset.inputs is not None:
+        facts["input_names"] = dataset.input_names
+        arrays["inputs"] = dataset.inputs.astype("<f8")
     content = io.BytesIO()
-    np.savez_compressed(
-        content, pixels=dataset.pixels(), targets=dataset.targets.astype("<f8"), facts=np.array(json.dumps(facts))
-    )
+    np.savez_compressed(content, allow_pickle=False, **arrays, facts=np.array(json.dumps(facts)))
     write_atomically(Path(path), content.getvalue())
 
 
@@ -57,7 +60,7 @@ def load_npz(path: Path, *, sha256: str | None = None) -> Dataset:
                 raise DatasetError(f"{path}: expected SHA-256 {sha256:.8}, found {actual:.8}: the file was damaged.")
             _check_members(file)
             with np.load(file, allow_pickle=False) as content:
-                return _dataset(content["pixels"], content["targets"], str(content["facts"]))
+                return _dataset(content["pixels"], content["targets"], str(content["facts"]), content.get("inputs"))
     except FileNotFoundError:
         raise DatasetError(f"There is no file {path}; expected a data set written by save_npz.") from None
     except (DatasetError, MemoryError):
@@ -80,10 +83,11 @@ def _check_members(file: BinaryIO) -> None:
     tail = file.read()
     mark, _, _, count, total, size, _, comment = _ZIP_END.unpack(tail[20:])
     # Check the size of the list of members before it is read: a long one could take any amount of memory.
-    if mark != b"PK\5\6" or count != len(_MEMBERS) or total != count or size > 4096 or comment or tail[:4] == b"PK\6\7":
+    members = _MEMBERS if count == len(_MEMBERS) else _MEMBERS | _INPUTS
+    if mark != b"PK\5\6" or count != len(members) or total != count or size > 4096 or comment or tail[:4] == b"PK\6\7":
         raise ValueError(f"no list of {len(_MEMBERS)} members at {start}")
     with zipfile.ZipFile(file) as archive:
-        if sorted(member.filename for member in archive.infolist()) != sorted(_MEMBERS):
+        if sorted(member.filename for member in archive.infolist()) != sorted(members):
             raise ValueError(f"the members {archive.namelist()!r:.80}")
         for member in archive.infolist():
             with archive.open(member) as content:
@@ -92,7 +96,7 @@ def _check_members(file: BinaryIO) -> None:
                 shape, _, dtype = np.lib.format.read_array_header_1_0(content)
                 header = content.tell()
             # numpy takes memory for the shape in the header, so the member must be as large.
-            if not re.fullmatch(_MEMBERS[member.filename], dtype.str) or any(side < 0 for side in shape):
+            if not re.fullmatch(members[member.filename], dtype.str) or any(side < 0 for side in shape):
                 raise ValueError(f"{member.filename} of the type {dtype.str}")
             if header + math.prod(shape) * dtype.itemsize != member.file_size:
                 raise ValueError(f"{member.filename} of {member.file_size:,} bytes for the shape {shape}")
@@ -103,7 +107,7 @@ def _check_members(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def _dataset(pixels: np.ndarray, targets: np.ndarray, text: str) -> Dataset:
+def _dataset(pixels: np.ndarray, targets: np.ndarray, text: str, inputs: np.ndarray | None) -> Dataset:
     """Return the data set; `text` is the JSON beside the arrays. Raise ValueError if it has another form."""
     facts = json.loads(text)
     target_names, names = facts["target_names"], facts["names"]
@@ -123,7 +127,16 @@ def _dataset(pixels: np.ndarray, targets: np.ndarray, text: str) -> Dataset:
     missing = np.isnan(targets)
     if np.isinf(targets).any() or missing.all(axis=1).any() or (missing.any() and description.layout.missing != "mask"):
         raise ValueError("targets that are not finite")
+    input_names = facts.get("input_names", [])
+    if not isinstance(input_names, list) or not all(isinstance(name, str) for name in input_names):
+        raise ValueError("names of inputs that are no list of texts")
+    if (None if inputs is None else inputs.shape) != ((n, len(input_names)) if input_names else None):
+        raise ValueError(f"inputs for {n} images and {len(input_names)} names stated, found others")
+    if inputs is not None and not np.isfinite(inputs).all():
+        raise ValueError("inputs that are not finite")
     return Dataset(
+        inputs=inputs,
+        input_names=tuple(input_names),
         images=scaled(pixels) if pixels.dtype == np.uint8 else pixels,
         targets=targets,
         target_names=tuple(target_names),

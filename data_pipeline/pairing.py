@@ -90,6 +90,17 @@ def _by_name(names: Sequence[str], table: Table, n: int) -> list[Pairing]:
     return pairings
 
 
+def by_name(names: Sequence[str], table: Table) -> Pairing | None:
+    """Return the pairing by the column that names most of the images; None if none does."""
+    pairings = _by_name(names, table, len(table.cells))
+    return max(pairings, key=lambda pairing: (int((pairing.rows >= 0).sum()), -len(pairing.twice)), default=None)
+
+
+def names_of(name: str) -> set[str]:
+    """Return what an image is called in a pairing by name: without folder and extension, and with its folder."""
+    return {_stem(name), _path(name)}
+
+
 def _by_number(names: Sequence[str], table: Table, are_files: bool) -> list[Pairing]:
     """Return the pairings by the first or last number of the names, with the offset under which all images match."""
     if are_files:

@@ -11,12 +11,20 @@ class SymmetryProblem(ValueError):
     """What is stated of the symmetries contradicts itself or names no target; the message says where."""
 
 
-def orders(stated: Mapping[str, Mapping[str, str]], names: Sequence[str]) -> dict[str, Order]:
+def orders(
+    stated: Mapping[str, Mapping[str, str]], names: Sequence[str], inputs: Sequence[str] = ()
+) -> dict[str, Order]:
     """Return the signed permutation of the targets for each move. A target that is not stated stays as it is.
 
     `transpose = {Kxx = "Kyy"}` means that Kxx of the transposed image is Kyy of the image, and, because a move undoes
-    itself, that Kyy is Kxx. Raise SymmetryProblem.
+    itself, that Kyy is Kxx. The inputs beside the image must not change. Raise SymmetryProblem.
     """
+    for move, changes in stated.items():
+        if changed := {*changes, *(text.removeprefix("-").strip() for text in changes.values())} & set(inputs):
+            raise SymmetryProblem(
+                f"symmetry: {move}: {min(changed)} is an input. Inputs do not change when the image moves: leave out "
+                f"{move}, or the input."
+            )
     moves = {move: _order(move, changes, names) for move, changes in stated.items()}
     if set(moves) == set(MOVES):
         horizontal, vertical, transposed = (moves[move] for move in MOVES)

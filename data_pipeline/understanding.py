@@ -248,7 +248,7 @@ def _paired(source: _Images, table: Table, labels: tuple[str, ...], stated: Layo
         images = pixels.understand(raw[chosen] if len(chosen) < len(raw) else raw, stated, notes)
         meaning = _of_rows(meaning, rows)
         notes.facts |= {"channels": images.images.shape[1], "levels": images.greys, "groups": meaning.groups}
-        turned = symmetry.orders(stated.symmetry or {}, meaning.names)
+        turned = symmetry.orders(stated.symmetry or {}, meaning.names, meaning.input_names)
         scaled, scaled_names = target_transforms.apply(meaning.targets, meaning.names, stated.transform or {})
         symmetry.check_scales(turned, scaled_names, meaning.names)
         sides = _sides_of_split(meaning, [source.parts[index] for index in chosen] if source.parts else None)
@@ -265,7 +265,8 @@ def _paired(source: _Images, table: Table, labels: tuple[str, ...], stated: Layo
             shape=raw.shape[1:3] if source.axes == "np" else None,
             match=pairs.match,
             targets=meaning.names,
-            units={name: unit for name, unit in zip(meaning.names, meaning.units, strict=True) if unit} or None,
+            inputs=meaning.input_names or None,
+            units=_stated_units(meaning),
         ),
         names=tuple(names[index] for index in chosen),
         rows=tuple(table.lines[row] for row in rows),
@@ -295,10 +296,16 @@ def _kept(meaning: Columns, rows: np.ndarray, table: Table, missing: str | None,
     return kept
 
 
+def _stated_units(meaning: Columns) -> dict[str, str] | None:
+    names, units = (*meaning.names, *meaning.input_names), (*meaning.units, *meaning.input_units)
+    return {name: unit for name, unit in zip(names, units, strict=True) if unit} or None
+
+
 def _of_rows(meaning: Columns, rows: np.ndarray) -> Columns:
     return replace(
         meaning,
         targets=meaning.targets[rows],
+        inputs=meaning.inputs[rows],
         groups=tuple(meaning.groups[row] for row in rows) if meaning.groups else None,
         parts=tuple(meaning.parts[row] for row in rows) if meaning.parts else None,
     )

@@ -16,6 +16,7 @@ from models.levels import DEFAULT, Levels
 from models.networks import build
 from models.physics import Phases, Physics
 from models.regressor import Regressor
+from models.scalars import Ranges
 from models.sizes import check_image
 from models.specs import INDEPENDENT, ModelSpec, PeriodicSpec, SpecError, from_dict, physical, symmetric
 
@@ -25,7 +26,12 @@ LARGEST_SPEC = 2**20  # bytes of spec.json; usual are a few thousand
 LARGEST_HEADER = 2**20  # bytes of JSON before the weights; usual is a thousand, and 80 MB take 2 GB and 20 s to read
 LARGEST_SIZE = 2**16  # channels, or pixels a side
 INPUT_CONVENTION = "float32, (batch, channel, height, width), {}"  # and how the pixels of a file become numbers
-RESERVED = ("format", "model", "image_shape", "input", "levels", "target_names", "unit", "symmetries", "phases")
+MOST_INPUTS = 100
+LARGEST_INPUT = 1e30  # single precision ends at 1e38
+RESERVED = (  # keys of spec.json
+    *("format", "model", "image_shape", "input", "levels", "inputs"),
+    *("target_names", "unit", "symmetries", "phases"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,8 @@ class Description:
     symmetries: Mapping[str, list[int]] | None  # of a symmetric model
     phases: Phases | None  # of a model with physics
     levels: Levels  # grey values
+    input_names: tuple[str, ...] = ()  # of the numbers beside the image
+    ranges: Ranges = ()  # of these in training
     extra: Mapping[str, Any]  # every other key
 
 
@@ -71,6 +79,8 @@ def save(
         "target_names": list(target_names),
         "unit": unit,
     }
+    if regressor.input_names:
+        spec["inputs"] = dict(zip(regressor.input_names, map(list, regressor.ranges or ()), strict=True))
     if regressor.symmetries is not None:
         spec["symmetries"] = {name: list(order) for name, order in regressor.symmetries.items()}
     if regressor.physics is not None:
@@ -142,7 +152,7 @@ def _outline(description: Description) -> Regressor:
         physics = Physics(model.physics, description.phases, names, shape[0])
     outputs = len(names) if physics is None else INDEPENDENT
     with torch.device("meta"):
-        network = build(model, shape, len(names))
+        network = build(model, shape, len(names), len(description.input_names))
         mean, scale = torch.zeros(outputs), torch.ones(outputs)
         return Regressor(
             network,
@@ -152,6 +162,8 @@ def _outline(description: Description) -> Regressor:
             image_shape=shape,
             physics=physics,
             levels=description.levels,
+            input_names=description.input_names,
+            ranges=description.ranges,
         )
 
 
@@ -203,7 +215,7 @@ def _description(path: Path) -> Description:
         raise SpecError(f'"unit": expected a text such as "GPa", found {spec.get("unit")!r:.80}.')
     if not isinstance(spec.get("model"), dict):
         raise SpecError(f'"model": expected an object with "family", found {spec.get("model")!r:.80}.')
-    model = from_dict(spec["model"])
+    model, inputs = from_dict(spec["model"]), _inputs(spec.get("inputs", {}))
     channels, height, width = shape
     return Description(
         model=model,
@@ -213,6 +225,8 @@ def _description(path: Path) -> Description:
         symmetries=_symmetries(spec.get("symmetries")) if symmetric(model) else None,
         phases=_phases(spec.get("phases")) if physical(model) else None,
         levels=_levels(spec.get("levels", list(DEFAULT))),
+        input_names=tuple(inputs),
+        ranges=tuple(inputs.values()),
         extra={key: value for key, value in spec.items() if key not in RESERVED},
     )
 
@@ -231,6 +245,15 @@ def _levels(value: Any) -> Levels:
     ):
         return value[0], value[1]
     raise SpecError(f'"levels": expected two numbers, 0.0 to 1.0, the lower one first, found {value!r:.80}.')
+
+
+def _inputs(value: Any) -> dict[str, tuple[float, float]]:
+    """Return lowest and highest value that training saw of each input, by its name."""
+    if isinstance(value, dict) and len(value) <= MOST_INPUTS and all(map(_is_text, value)):
+        pairs = [pair for pair in value.values() if isinstance(pair, list) and [type(n) for n in pair] == [float] * 2]
+        if len(pairs) == len(value) and all(-LARGEST_INPUT <= low <= high <= LARGEST_INPUT for low, high in pairs):
+            return {name: (low, high) for name, (low, high) in value.items()}
+    raise SpecError(f'"inputs": expected an object of names with lowest and highest number, found {value!r:.80}.')
 
 
 def _symmetries(value: Any) -> dict[str, list[int]]:

@@ -7,18 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.scalars import Scalars, beside
 from models.specs import Layout
 from models.windows import WindowBatch, Windows, distinct, first_block
 
 
 class ConvNet(nn.Module):
-    """Maps (batch, channels, height, width) images in 0..1 to (batch, n_targets).
+    """Maps (batch, channels, height, width) images in 0..1, and (batch, n_inputs) scalars, to (batch, n_targets).
 
-    Convolution, ReLU, 2x2 maximum, twice; then flatten, dropout, dense with ReLU, dense. Weights are drawn
+    Convolution, ReLU, 2x2 maximum, twice; then flatten, dropout, the scalars, dense with ReLU, dense. Weights are drawn
     Glorot-uniform from torch's generator, biases are zero. The result does not depend on the memory format.
     """
 
-    def __init__(self, layout: Layout, image_shape: tuple[int, int, int], n_targets: int) -> None:
+    def __init__(self, layout: Layout, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int = 0) -> None:
         super().__init__()
         channels, height, width = image_shape
         first, second = layout.filters
@@ -28,9 +29,10 @@ class ConvNet(nn.Module):
         self.first = nn.Conv2d(channels, first, layout.kernel_size, padding=self.padding)
         self.second = nn.Conv2d(first, second, layout.kernel_size, padding=self.padding)
         self.dropout = Dropout(layout.dropout)
-        self.dense = nn.Linear(height * width * second, layout.units)
+        self.dense = nn.Linear(height * width * second + n_inputs, layout.units)
         self.head = nn.Linear(layout.units, n_targets)
         draw_glorot(self)
+        self.scalars = Scalars(n_inputs) if n_inputs else None
 
     def prepare(self, images: Tensor, cache: Path | None, alive: Callable[[], object]) -> Tensor | Windows:
         """Return the images (n, c, h, w) in the form that trains fastest; `forward` takes either, indexed by a batch.
@@ -41,7 +43,7 @@ class ConvNet(nn.Module):
             return images
         return distinct(images, kernel_size=self.first.weight.shape[-1], padding=self.padding) or images
 
-    def forward(self, images: Tensor | WindowBatch) -> Tensor:
+    def forward(self, images: Tensor | WindowBatch, inputs: Tensor | None = None) -> Tensor:
         # The maximum before the ReLU gives the same numbers and gradients with a quarter of the ReLU's work.
         if isinstance(images, WindowBatch):
             hidden = first_block(images, self.first.weight, self.first.get_parameter("bias"))
@@ -50,7 +52,7 @@ class ConvNet(nn.Module):
         hidden = F.relu(F.max_pool2d(self.second(hidden), 2))
         # Flattened as (height, width, filter): a view, not a copy, of channels-last activations.
         hidden = self.dropout(hidden.permute(0, 2, 3, 1).flatten(1))
-        targets: Tensor = self.head(F.relu(self.dense(hidden)))
+        targets: Tensor = self.head(F.relu(self.dense(beside(hidden, self.scalars, inputs))))
         return targets
 
 

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-Predictor = Callable[[np.ndarray], np.ndarray]  # images (n, c, h, w) in 0..1 -> targets (n, k) in the label's unit
+
+class Predictor(Protocol):
+    """Maps images (n, c, h, w) in 0..1, and inputs (n, m) if there are any, to targets (n, k) in the label's unit."""
+
+    def __call__(self, images: np.ndarray, inputs: np.ndarray | None = None) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,32 +107,43 @@ def spread(targets: np.ndarray) -> np.ndarray:
     return np.where(varies(targets), moments(targets)[1], 0.0)
 
 
-def mean_predictor(train_images: np.ndarray, train_targets: np.ndarray) -> Predictor:
+def mean_predictor(
+    train_images: np.ndarray, train_targets: np.ndarray, train_inputs: np.ndarray | None = None
+) -> Predictor:
     """Return a predictor of the training targets' mean for every image; its training NMSE is 1 and its R² is 0."""
     mean, _ = moments(np.asarray(train_targets, np.float64))
-    return lambda images: np.tile(mean, (len(images), 1))
+    return lambda images, inputs=None: np.tile(mean, (len(images), 1))
 
 
-def volume_fraction_predictor(train_images: np.ndarray, train_targets: np.ndarray) -> Predictor:
+def volume_fraction_predictor(
+    train_images: np.ndarray, train_targets: np.ndarray, train_inputs: np.ndarray | None = None
+) -> Predictor:
     """Return a cubic polynomial in the mean pixel, fitted to each target by least squares on the training split.
 
-    Of images with several channels, such as phases, it is linear in the mean of each channel."""
+    Of images with several channels, such as phases, it is linear in the mean of each channel. It is linear in the
+    inputs as well."""
     train_targets = np.asarray(train_targets, np.float64)
     centre, _ = moments(train_targets)  # subtracted before the fit: labels with a large offset keep their digits
-    fractions, present = _fractions(train_images), ~np.isnan(train_targets)
-    coefficients = np.empty((fractions.shape[1], len(centre)))
+    middle, width = (np.zeros(0), np.ones(0)) if train_inputs is None else moments(train_inputs)
+    width = np.sqrt(width) + (width == 0)
+
+    def terms(images: np.ndarray, inputs: np.ndarray | None) -> np.ndarray:
+        return _fractions(images) if inputs is None else np.hstack([_fractions(images), (inputs - middle) / width])
+
+    learned, present = terms(train_images, train_inputs), ~np.isnan(train_targets)
+    coefficients = np.empty((learned.shape[1], len(centre)))
     for rows in np.unique(present, axis=1).T:  # one fit for all targets that have the same labels
         own = (present == rows[:, None]).all(axis=0)
-        coefficients[:, own] = np.linalg.lstsq(fractions[rows], (train_targets - centre)[rows][:, own], rcond=None)[0]
+        coefficients[:, own] = np.linalg.lstsq(learned[rows], (train_targets - centre)[rows][:, own], rcond=None)[0]
 
-    def predict(images: np.ndarray) -> np.ndarray:
-        targets: np.ndarray = _fractions(images) @ coefficients + centre
+    def predict(images: np.ndarray, inputs: np.ndarray | None = None) -> np.ndarray:
+        targets: np.ndarray = terms(images, inputs) @ coefficients + centre
         return targets
 
     return predict
 
 
-PREDICTORS: dict[str, Callable[[np.ndarray, np.ndarray], Predictor]] = {
+PREDICTORS: dict[str, Callable[..., Predictor]] = {
     "mean": mean_predictor,
     "volume fraction": volume_fraction_predictor,
 }  # the baseline predictors by name: each learns from the training images and targets

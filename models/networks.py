@@ -11,8 +11,9 @@ from models.transfer import TransferNet
 Network = ConvNet | TransferNet | PeriodicNet
 
 
-def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> Network:
-    """Return a network from (batch, *image_shape) images in 0..1 to (batch, n_targets), weights from torch's generator.
+def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int = 0) -> Network:
+    """Return a network from (batch, *image_shape) images in 0..1, and (batch, n_inputs) scalars if it takes any, to
+    (batch, n_targets), weights from torch's generator.
 
     A backbone's weights are random as well: `models.weights.load` reads pretrained ones. A network with physics has
     INDEPENDENT outputs instead, from which the regressor computes the targets. Raise SpecError if the image is too
@@ -20,10 +21,10 @@ def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) ->
     """
     check_image(spec, image_shape)
     if isinstance(spec, TransferSpec):
-        return TransferNet(spec, n_targets)
+        return TransferNet(spec, n_targets, n_inputs)
     if isinstance(spec, PeriodicSpec):
-        return PeriodicNet(spec, image_shape, INDEPENDENT if physical(spec) else n_targets)
-    return ConvNet(layout(spec), image_shape, n_targets)
+        return PeriodicNet(spec, image_shape, INDEPENDENT if physical(spec) else n_targets, n_inputs)
+    return ConvNet(layout(spec), image_shape, n_targets, n_inputs)
 
 
 def parameter_count(module: nn.Module, *, trainable: bool = False) -> int:

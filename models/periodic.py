@@ -8,21 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.scalars import Scalars, beside
 from models.specs import PeriodicSpec
 
 
 class PeriodicNet(nn.Module):
-    """Maps (batch, channels, height, width) images in 0..1 to (batch, n_targets).
+    """Maps (batch, channels, height, width) images in 0..1, and (batch, n_inputs) scalars, to (batch, n_targets).
 
     `depth` stages, each of a convolution that doubles the channels (the first makes `width`), the mean over 2x2 pixels,
     and a convolution whose result is added to its input; every convolution is periodic and followed by normalisation
     and activation. The first one moves by `stride` pixels, with a kernel `stride` times as wide. Then the mean over the
-    image, beside it the mean grey value of each channel (the volume fraction of a two-phase image), and the head. A
-    periodic shift by multiples of stride * 2^depth pixels changes nothing if the sides are such multiples, too; other
-    shifts change a little. Weights follow torch's own initialisation, from its generator.
+    image, beside it the mean grey value of each channel (the volume fraction of a two-phase image) and the scalars, and
+    the head. A periodic shift by multiples of stride * 2^depth pixels changes nothing if the sides are such multiples,
+    too; other shifts change a little. Weights follow torch's own initialisation, from its generator.
     """
 
-    def __init__(self, spec: PeriodicSpec, image_shape: tuple[int, int, int], n_targets: int) -> None:
+    def __init__(
+        self, spec: PeriodicSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int = 0
+    ) -> None:
         super().__init__()
         self.volume_fraction = spec.volume_fraction
         channels = image_shape[0]
@@ -31,7 +34,8 @@ class PeriodicNet(nn.Module):
             filters = spec.width * 2**stage
             self.stages.append(Stage(spec, channels, filters, stride=1 if stage else spec.stride))
             channels = filters
-        inputs = channels + (image_shape[0] if spec.volume_fraction else 0)
+        inputs = channels + (image_shape[0] if spec.volume_fraction else 0) + n_inputs
+        self.scalars = Scalars(n_inputs) if n_inputs else None
         self.dense = nn.Sequential(nn.Linear(inputs, spec.head), ACTIVATIONS[spec.activation]()) if spec.head else None
         self.head = nn.Linear(spec.head or inputs, n_targets)
 
@@ -39,10 +43,11 @@ class PeriodicNet(nn.Module):
         """Return what is trained on: the images themselves."""
         return images
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, inputs: Tensor | None = None) -> Tensor:
         hidden = self.stages(images).mean((2, 3))
         if self.volume_fraction:
             hidden = torch.cat([hidden, images.mean((2, 3))], dim=1)
+        hidden = beside(hidden, self.scalars, inputs)
         targets: Tensor = self.head(hidden if self.dense is None else self.dense(hidden))
         return targets
 

@@ -36,13 +36,13 @@ class Size:
     multiply_adds: int  # of one image, forward, in an epoch; without those of a frozen backbone, which runs only once
 
 
-def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> Size:
-    """Return the size of `models.networks.build(spec, image_shape, n_targets)`. Raise SpecError as it does."""
+def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int = 0) -> Size:
+    """Return the size of `models.networks.build` with the same arguments. Raise SpecError as it does."""
     check_image(spec, image_shape)
     if isinstance(spec, TransferSpec):
-        return _transfer_size(spec, image_shape, n_targets)
+        return _transfer_size(spec, image_shape, n_targets, n_inputs)
     if isinstance(spec, PeriodicSpec):
-        return _periodic_size(spec, image_shape, INDEPENDENT if physical(spec) else n_targets)
+        return _periodic_size(spec, image_shape, INDEPENDENT if physical(spec) else n_targets, n_inputs)
     layers = layout(spec)
     channels, height, width = image_shape
     parameters, multiply_adds = 0, 0
@@ -51,14 +51,14 @@ def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int) -> 
         weights = filters * channels * layers.kernel_size**2
         parameters, multiply_adds = parameters + weights + filters, multiply_adds + weights * height * width
         channels, height, width = filters, height // 2, width // 2
-    head = _dense(channels * height * width, layers.units, n_targets)
+    head = _dense(channels * height * width + n_inputs, layers.units, n_targets)
     parameters, multiply_adds = parameters + head.parameters, multiply_adds + head.multiply_adds
     return Size(parameters=parameters, trainable=parameters, multiply_adds=multiply_adds)
 
 
-def _transfer_size(spec: TransferSpec, image_shape: tuple[int, int, int], n_targets: int) -> Size:
+def _transfer_size(spec: TransferSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int) -> Size:
     channels, frozen = CHANNELS[spec.backbone], spec.trainable == "head"
-    head = (channels + 1) * HEAD_UNITS + (HEAD_UNITS + 1) * n_targets
+    head = (channels + n_inputs + 1) * HEAD_UNITS + (HEAD_UNITS + 1) * n_targets
     backbone = MULTIPLY_ADDS[spec.backbone] * image_shape[1] * image_shape[2] // 224**2
     return Size(
         parameters=PARAMETERS[spec.backbone] + head,
@@ -67,7 +67,7 @@ def _transfer_size(spec: TransferSpec, image_shape: tuple[int, int, int], n_targ
     )
 
 
-def _periodic_size(spec: PeriodicSpec, image_shape: tuple[int, int, int], n_targets: int) -> Size:
+def _periodic_size(spec: PeriodicSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int) -> Size:
     channels, height, width = image_shape
     beside = 1 if spec.normalisation == "none" else 2  # a bias, or the shift and scale of a normalisation
     parameters, multiply_adds = 0, 0
@@ -81,7 +81,7 @@ def _periodic_size(spec: PeriodicSpec, image_shape: tuple[int, int, int], n_targ
         height, width = math.ceil(height / 2), math.ceil(width / 2)
         multiply_adds += second * height * width
         channels = filters
-    inputs = channels + (image_shape[0] if spec.volume_fraction else 0)
+    inputs = channels + (image_shape[0] if spec.volume_fraction else 0) + n_inputs
     head = _dense(inputs, *[spec.head] if spec.head else [], n_targets)
     parameters, multiply_adds = parameters + head.parameters, multiply_adds + head.multiply_adds
     return Size(parameters=parameters, trainable=parameters, multiply_adds=multiply_adds)

@@ -12,15 +12,18 @@ from models.specs import SpecError, TrainingSpec
 from models.symmetry import Augmentation, Element
 from models.windows import WindowBatch, Windows
 
-# Images (n, c, h, w) in 0..1 and targets (n, k) in the label's unit, NaN where missing.
-Split = tuple[np.ndarray, np.ndarray]
+# Images (n, c, h, w) in 0..1 and targets (n, k) in the label's unit, NaN where missing; then inputs (n, m), if the
+# network sees any.
+Split = tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, np.ndarray]
 Batch = tuple[Tensor, Tensor | None]  # numbers (b,) of its images; with augmentation their draws (b, 3)
 
 
 def check_splits(train: Split, validation: Split) -> None:
     """Raise SpecError if the arrays do not fit together, a target is infinite, without a label in the validation split,
     or constant in the training split."""
-    for name, (images, targets) in (("training", train), ("validation", validation)):
+    for name, split in (("training", train), ("validation", validation)):
+        images, targets = split[:2]
+        _check_inputs(name, inputs_of(split), len(images), None if len(train) == 2 else train[2].shape[1])
         if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets) or not len(images):
             raise SpecError(
                 f"{name} split: expected images (n, c, h, w) and targets (n, k) with n > 0, "
@@ -38,6 +41,19 @@ def check_splits(train: Split, validation: Split) -> None:
             raise SpecError(f"{name} split: targets {empty} (from 0) have no label there: leave them out.")
     if constant := np.flatnonzero(~metrics.varies(np.asarray(train[1], np.float64))).tolist():
         raise SpecError(f"targets {constant} (from 0) do not vary in the training split: leave them out.")
+
+
+def inputs_of(split: Split) -> np.ndarray | None:
+    """Return the scalar inputs (n, m) of a split; None if it has none."""
+    return None if len(split) == 2 else split[2]
+
+
+def _check_inputs(name: str, inputs: np.ndarray | None, count: int, width: int | None) -> None:
+    if (None if inputs is None else inputs.shape) != (None if width is None else (count, width)):
+        shape = "none" if inputs is None else inputs.shape
+        raise SpecError(f"{name} split: expected inputs of {count} images, as in the training split, found {shape}.")
+    if inputs is not None and not np.isfinite(inputs).all():
+        raise SpecError(f"{name} split: expected finite inputs, found NaN or infinity.")
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,8 @@ class TrainingSet:
             relative = relative_weights(labels / np.sqrt(scaling.variance), training.relative)
             self.weights = tensor(relative).to(device)
         self._images: Tensor | Windows = images
+        inputs = inputs_of(split)
+        self._inputs = None if inputs is None else tensor(inputs).to(device)  # (n, m)
         self._augmentation: Augmentation | None = None
         if training.augmentation == "none":
             self._images = prepare(images)
@@ -132,14 +150,14 @@ class TrainingSet:
         draws = self._augmentation.draw(len(self.targets)).to(self.targets.device)
         return [(numbers, draws[numbers]) for numbers in batches]
 
-    def take(self, batch: Batch) -> tuple[Tensor | WindowBatch, Tensor]:
-        """Return the images and the scaled targets (b, k) of a batch."""
+    def take(self, batch: Batch) -> tuple[Tensor | WindowBatch, Tensor, Tensor | None]:
+        """Return the images, the scaled targets (b, k) and the inputs (b, m) of a batch."""
         numbers, draws = batch
-        images = self._images[numbers]
+        images, inputs = self._images[numbers], None if self._inputs is None else self._inputs[numbers]
         if self._augmentation is None or draws is None:
-            return images, self.targets[numbers]
+            return images, self.targets[numbers], inputs
         assert isinstance(images, Tensor)  # because they are not prepared
-        return self._augmentation(images, draws), self._moved[draws[:, 0], numbers]
+        return self._augmentation(images, draws), self._moved[draws[:, 0], numbers], inputs
 
 
 class ValidationSet:
@@ -160,6 +178,8 @@ class ValidationSet:
     ) -> None:
         targets = torch.from_numpy(np.asarray(split[1], np.float64)) if in_unit else scaling.apply(split[1])
         self._images, self._targets = prepare(tensor(split[0]).to(device)), targets.to(device)
+        inputs = inputs_of(split)
+        self._inputs = None if inputs is None else tensor(inputs).to(device)
         self._scaling, self._in_unit, self._rows = scaling, in_unit, rows
 
     def errors(self, network: nn.Module, alive: Callable[[], object]) -> tuple[float, float]:
@@ -169,7 +189,8 @@ class ValidationSet:
         counts = torch.zeros_like(squares)
         with torch.inference_mode():
             for batch in torch.split(torch.arange(len(self._targets)), self._rows):
-                difference, count = differences(network(self._images[batch]), self._targets[batch])
+                inputs = None if self._inputs is None else self._inputs[batch]
+                difference, count = differences(network(self._images[batch], inputs), self._targets[batch])
                 squares += (difference**2).sum(0)
                 counts += count
                 alive()

@@ -18,6 +18,7 @@ from models.networks import Network, build
 from models.optimisation import adam, changing_tensors, move_average, schedule
 from models.physics import Phases, Physics
 from models.regressor import Regressor
+from models.scalars import Ranges
 from models.sizes import check_batches, least_batch
 from models.specs import (
     ModelSpec,
@@ -30,7 +31,7 @@ from models.specs import (
     to_dict,
     training_to_dict,
 )
-from models.splits import Scaling, Split, TrainingSet, ValidationSet, check_splits, differences, tensor
+from models.splits import Scaling, Split, TrainingSet, ValidationSet, check_splits, differences, inputs_of, tensor
 from models.symmetry import elements
 from models.windows import WindowBatch
 
@@ -73,7 +74,7 @@ class Training:
 
     `symmetries` maps names in `models.symmetry.GENERATORS` to the permutation of the targets when the image is flipped
     or transposed; needed for augmentation and symmetric models. `phases` and `target_names` (k) describe the labels to
-    models with physics.
+    models with physics. `input_names` (m) are those of the inputs beside the images, which no symmetry changes.
 
     With a moving average (`training.ema`) of the weights and of batch-norms' averages, it is these averages that are
     evaluated, selected and returned. A symmetric model is evaluated as the mean over the symmetries.
@@ -98,6 +99,7 @@ class Training:
         symmetries: Mapping[str, Sequence[int]] | None = None,
         phases: Phases | None = None,
         target_names: Sequence[str] = (),
+        input_names: Sequence[str] = (),
         channels_last: bool = True,
         fused: bool = True,
     ) -> None:
@@ -111,11 +113,12 @@ class Training:
         self.scaling = Scaling.of(labels, training.target_scaling)
         images = (train[0], validation[0])
         self._levels = min(float(part.min()) for part in images), max(float(part.max()) for part in images)
-        self._wrap = _wrapping(spec, train, self.scaling, shape, symmetries or {}, phases, target_names)
+        self._wrap = _wrapping(spec, train, self.scaling, shape, symmetries or {}, phases, target_names, input_names)
         moves = elements(symmetries, shape, n_targets) if needs_symmetries(spec, training) else ()
         with _generators(seed, 0, self.device):
-            self.network = build(spec, shape, n_targets)
+            self.network = build(spec, shape, n_targets, len(input_names))
         _set_tensors(self.network, initial or {})
+        self._ranges = _learn_inputs(self.network, train, validation, input_names)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
         # The network whose weights are evaluated and returned.
@@ -218,9 +221,9 @@ class Training:
                 rate = training.learning_rate * schedule(training.schedule, step / (len(batches) * training.epochs))
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-            images, targets = self._train.take(batch)
+            images, targets, inputs = self._train.take(batch)
             with half:  # training alone: the evaluation is in full precision, as later predictions are
-                outputs = network(images)
+                outputs = network(images, inputs)
             difference, count = differences(self._scaled(outputs.float(), images), targets)
             square = difference**2
             loss = square if weights is None else square * weights[batch[0]][:, None]
@@ -285,7 +288,7 @@ class Training:
         network = copy.deepcopy(self.network).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         _set_tensors(network, weights)
         regressor = self._wrap(network).eval()
-        regressor.levels = self._levels
+        regressor.levels, regressor.ranges = self._levels, self._ranges
         return regressor
 
 
@@ -297,6 +300,7 @@ def _wrapping(
     symmetries: Mapping[str, Sequence[int]],
     phases: Phases | None,
     target_names: Sequence[str],
+    input_names: Sequence[str],
 ) -> Callable[[Network], Regressor]:
     """Return what makes a regressor of a network whose outputs are scaled targets, or a physics layer's inputs."""
     physics, mean, scale = None, scaling.mean, scaling.scale
@@ -318,7 +322,20 @@ def _wrapping(
         symmetries=symmetries if symmetric(spec) else None,
         image_shape=image_shape,
         physics=physics,
+        input_names=input_names,
     )
+
+
+def _learn_inputs(network: Network, train: Split, validation: Split, names: Sequence[str]) -> Ranges | None:
+    """Let the network standardise its inputs by the training split; return the range of each in both splits."""
+    learned, other = inputs_of(train), inputs_of(validation)
+    if (0 if learned is None else learned.shape[1]) != len(names):
+        raise SpecError(f"inputs: expected a column for each of {', '.join(names) or 'no names'}.")
+    if learned is None or other is None or network.scalars is None:
+        return None
+    network.scalars.learn(tensor(learned))
+    both = np.concatenate([learned, other])
+    return tuple(zip(both.min(axis=0).tolist(), both.max(axis=0).tolist(), strict=True))
 
 
 def _set_tensors(network: Network, tensors: Mapping[str, Tensor]) -> None:

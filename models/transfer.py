@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from models import features
 from models.cnn import draw_glorot
+from models.scalars import Scalars, beside
 from models.specs import CHANNELS, HEAD_UNITS, TransferSpec
 
 # IMAGENET1K_V1 of all three backbones was trained on images of this mean and standard deviation (channels red, green,
@@ -20,7 +21,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class TransferNet(nn.Module):
-    """Maps (batch, channels, height, width) images in 0..1 to (batch, n_targets).
+    """Maps (batch, channels, height, width) images in 0..1, and (batch, n_inputs) scalars, to (batch, n_targets).
 
     A grey image is replicated to three channels, and three channels are red, green, blue. Others, such as phases, get
     a fixed colour each: what is pretrained takes no other. The normalisation of the weights happens inside. With
@@ -33,12 +34,13 @@ class TransferNet(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, spec: TransferSpec, n_targets: int) -> None:
+    def __init__(self, spec: TransferSpec, n_targets: int, n_inputs: int = 0) -> None:
         super().__init__()
         self.frozen = spec.trainable == "head"
-        self.dense = nn.Linear(CHANNELS[spec.backbone], HEAD_UNITS)
+        self.dense = nn.Linear(CHANNELS[spec.backbone] + n_inputs, HEAD_UNITS)
         self.head = nn.Linear(HEAD_UNITS, n_targets)
         draw_glorot(self)
+        self.scalars = Scalars(n_inputs) if n_inputs else None
         self.backbone = backbone(spec.backbone).requires_grad_(not self.frozen)
         for name, numbers in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(numbers).view(1, 3, 1, 1))
@@ -63,9 +65,9 @@ class TransferNet(nn.Module):
         activations: Tensor = self.backbone((images - self.mean) / self.std)  # broadcasting replicates a grey channel
         return activations.mean((2, 3))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, inputs: Tensor | None = None) -> Tensor:
         hidden = self.extract(images) if images.ndim == 4 else images
-        targets: Tensor = self.head(F.relu(self.dense(hidden)))
+        targets: Tensor = self.head(F.relu(self.dense(beside(hidden, self.scalars, inputs))))
         return targets
 
 

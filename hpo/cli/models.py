@@ -35,11 +35,12 @@ def download(options: argparse.Namespace) -> int:
     option(
         "images", "IMAGE", "image file, or array (FILE:KEY), of the size trained on (periodic networks: any)", nargs="+"
     ),
+    option("--inputs", "FILE", "table of the numbers that the model takes beside an image; a column names the images"),
     JSON,
 )
 def predict(options: argparse.Namespace) -> int:
     """Predict the targets of images with a downloaded model; CSV on standard output."""
-    frame = api.predict(options.folder, options.images)
+    frame = api.predict(options.folder, options.images, options.inputs)
     unit = frame.attrs["unit"]
     if options.json:
         print(json.dumps({"unit": unit, "predictions": frame.to_dict("records")}, indent=2))

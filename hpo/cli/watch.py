@@ -96,7 +96,7 @@ def print_head(console: Console, study: Begun | Details) -> None:
     sizes = " / ".join(map(str, facts.sizes))
     console.print(
         f"  {width} x {height} pixels, {channels} channel{'s' if channels > 1 else ''}; {sizes} images for "
-        f"training / validation / test; targets {names} in {facts.unit}",
+        f"training / validation / test; targets {names} in {facts.unit}{facts.beside}",
         soft_wrap=not console.is_terminal,
     )
     for name, link in study.links.items():

@@ -22,7 +22,8 @@ def of_model(study: StudyRow) -> str:
     data = study.facts.data
     return (
         f"Models trained on {data.name} (digest {data.digest[:8]}), targets {', '.join(data.target_names)} in "
-        f"{for_markdown(data.unit)}. All studies of one database on this data and split compete for `@champion`; the "
+        f"{for_markdown(data.unit + data.beside)}. "
+        f"All studies of one database on this data and split compete for `@champion`; the "
         "point with the lowest validation NMSE, the mean over its seeds, wins."
     )
 

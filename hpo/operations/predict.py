@@ -1,6 +1,6 @@
 """Predictions for image files by a downloaded model, from weights.safetensors and spec.json alone: no pickle."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_pipeline.dataset_keys import Layout, parse
 from data_pipeline.formats.limits import FormatProblem
+from data_pipeline.inputs import read_inputs
 from data_pipeline.pixels import PixelProblem
 from data_pipeline.png import LARGEST_FILE, ImageProblem, read_png
 from data_pipeline.target_transforms import undo
@@ -21,16 +22,20 @@ if TYPE_CHECKING:
     from models.bundle import Description
 
 
-def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
+def predict(folder: Path, image_paths: Sequence[Path], inputs: Path | None = None) -> pd.DataFrame:
     """One row an image: `image` (its path), then one column per target; their unit is in `frame.attrs["unit"]`,
     and that of each in `frame.attrs["units"]`.
 
     The images are read as those in training: by the same range, levels and colours. A path may name an array of many
-    images, as `test.npz:images`. Raises ModelError: the folder holds no usable model; an image cannot be read, has the
-    wrong size, or has other grey values than 0 and 255 where the model knows the mechanics of two phases.
+    images, as `test.npz:images`. `inputs` is a table with the numbers that the model takes beside an image: a column
+    names the images, others have the names of the inputs.
+
+    Raises ModelError: the folder holds no usable model; an image cannot be read, has the wrong size, or has other grey
+    values than 0 and 255 where the model knows the mechanics of two phases; an input is missing or far from training.
     """
     from models import bundle, regressor  # torch: 4 s, so not for those who only ask for help
     from models.levels import GreyValueError
+    from models.scalars import InputError
     from models.specs import SpecError
 
     try:
@@ -42,11 +47,15 @@ def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
     layout = _layout(spec)
     named = [pair for path in image_paths for pair in _images(Path(path), spec, layout)]
     names, images = [name for name, _ in named], [image for _, image in named]
+    numbers = _inputs(inputs, names, spec, (layout.units if layout else None) or {})
     rows = np.zeros((len(images), len(spec.target_names)))
     for shape in {image.shape for image in images}:
         alike = [number for number, image in enumerate(images) if image.shape == shape]
         try:
-            rows[alike] = regressor.predict(model, np.stack([images[number] for number in alike]))
+            stack = np.stack([images[number] for number in alike])
+            rows[alike] = regressor.predict(model, stack, None if numbers is None else numbers[alike])
+        except InputError as error:
+            raise ModelError(f"{inputs}: {error}") from None
         except GreyValueError as error:
             raise ModelError(f"{', '.join(names[number] for number in alike[:3])}: {error}") from None
     rows, targets = undo(rows, spec.target_names, (layout.transform if layout else None) or {})
@@ -55,7 +64,8 @@ def predict(folder: Path, image_paths: Sequence[Path]) -> pd.DataFrame:
     units = (layout.units if layout else None) or {}
     shared = {units.get(name, spec.unit) for name in targets}
     frame.attrs["units"] = {name: units.get(name, spec.unit) for name in targets}
-    frame.attrs["unit"] = shared.pop() if len(shared) == 1 else ", ".join(map(": ".join, units.items()))
+    stated = {name: unit for name, unit in units.items() if name in targets}
+    frame.attrs["unit"] = shared.pop() if len(shared) == 1 else ", ".join(map(": ".join, stated.items()))
     return frame
 
 
@@ -68,6 +78,25 @@ def _layout(spec: "Description") -> Layout | None:
     if problems:
         raise ModelError(problems[0])
     return layout
+
+
+def _inputs(
+    path: Path | None, images: Sequence[str], spec: "Description", units: Mapping[str, str]
+) -> np.ndarray | None:
+    """Return the inputs (n, m) of n images; None if the model takes none. Raise ModelError if they are missing."""
+    if path is None and spec.input_names:
+        raise ModelError(
+            f"This model takes {', '.join(spec.input_names)} beside each image: give a table with a column that names "
+            f"the images, and {'columns' if len(spec.input_names) > 1 else 'a column'} of that name (--inputs FILE)."
+        )
+    if path is None:
+        return None
+    if not spec.input_names:
+        raise ModelError(f"{path}: this model takes images alone. Leave the table of inputs out.")
+    try:
+        return read_inputs(Path(path), images, spec.input_names, units)
+    except FormatProblem as problem:
+        raise ModelError(f"{path}: {problem}") from None
 
 
 def _images(path: Path, spec: "Description", layout: Layout | None) -> Iterator[tuple[str, np.ndarray]]:

@@ -10,10 +10,10 @@ LEARNED = {"mean": "the mean of the training labels", "volume fraction": "a cubi
 
 def predictors(data: Dataset, parts: Split) -> dict[str, SplitScores]:
     """Validation scores of the baseline predictors. The test split is not looked at here."""
-    learned = (data.images[parts.train], data.targets[parts.train])
-    images, truth = data.images[parts.validation], data.targets[parts.validation]
+    learned = data.part(parts.train)
+    images, truth, *inputs = data.part(parts.validation)
     _, variance = metrics.moments(learned[1])
     return {
-        name: SplitScores(validation=metrics.scores(fit(*learned)(images), truth, train_variance=variance))
+        name: SplitScores(validation=metrics.scores(fit(*learned)(images, *inputs), truth, train_variance=variance))
         for name, fit in metrics.PREDICTORS.items()
     }

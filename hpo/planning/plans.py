@@ -147,6 +147,7 @@ def _note(ready: Plan) -> str:
         f"{for_markdown(chosen.description or ready.name)}\n\n{bare}"
         f"{chosen.trials}{best}{repeats}; data set {data.name} ({len(ready.dataset.images)} cells, "
         f"{'/'.join(map(str, data.sizes))} for training/validation/test), targets {', '.join(data.target_names)} "
-        f"in {for_markdown(data.unit)}. Selected by the lowest validation NMSE: the mean over the targets of MSE / "
+        f"in {for_markdown(data.unit + data.beside)}. "
+        f"Selected by the lowest validation NMSE: the mean over the targets of MSE / "
         "variance of the training split."
     )

@@ -54,6 +54,7 @@ class Plan:
                 split=self.split.digest,
                 unit=data.unit,
                 target_names=data.target_names,
+                inputs=data.input_names or None,
                 image_shape=data.images.shape[1:],
                 phases=constants(data),
                 sizes=(len(self.split.train), len(self.split.validation), len(self.split.test)),
@@ -196,7 +197,7 @@ def _check_sizes(chosen: Study, folder: Path, data: Dataset) -> None:
             raise StudyError(f"{folder}: {chosen.name} at {point_text(point) or 'its one point'}: {error}") from None
     for point in chosen.largest():
         try:
-            sizes.size(specs.from_dict(chosen.trial(point)[0]), shape, len(data.target_names))
+            sizes.size(specs.from_dict(chosen.trial(point)[0]), shape, len(data.target_names), len(data.input_names))
         except specs.SpecError as error:
             raise StudyError(
                 f"{folder}: its images do not fit {chosen.name} at {point_text(point) or 'its one point'}: "

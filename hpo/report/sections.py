@@ -343,7 +343,7 @@ def _origin_of(evidence: Evidence, closed: Closed) -> Record:
         **{f"model.{name}": value for name, value in plan.model.items()},
         **{f"training.{name}": value for name, value in plan.training.items()},
         **{f"space.{name}": ", ".join(values) for name, values in space.items()},
-        "data set": f"{facts.name}, digest {facts.digest[:16]}",
+        "data set": f"{facts.name}, digest {facts.digest[:16]}{facts.beside}",
         "split (training/validation/test)": f"{'/'.join(map(str, facts.sizes))}, digest {facts.split[:16]}",
         "identity": closed.row.identity[:16],
         "planned": datetime.fromtimestamp(begin, UTC).strftime("%Y-%m-%d %H:%M UTC"),

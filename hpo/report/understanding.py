@@ -38,16 +38,23 @@ def _show(understood: Understanding, data: Dataset) -> None:
         _line(label, f"{utf8(image)} - {row}")
     print(f"  targets  {'':18} {'':10} {'mean':>9} {'spread':>9} {'lowest':>9} {'highest':>9}")
     for name, column in zip(data.target_names, data.targets.T, strict=True):
-        unit = data.units[name]
-        numbers = [np.nanmean(column), np.nanstd(column), np.nanmin(column), np.nanmax(column)]
-        print(f"{'':10} {name:18.18} {unit:10.10}" + "".join(f" {number:9.4g}" for number in numbers))
+        _column(name, data.units[name], column)
     if missing := [f"{name} {count}" for name, count in data.missing.items() if count]:
         _line("missing", f"{', '.join(missing)} of {count} labels; they count in no loss and no score")
+    if data.inputs is not None:
+        _line("inputs", "numbers that the networks see beside the image")
+        for name, column in zip(data.input_names, data.inputs.T, strict=True):
+            _column(name, data.input_units.get(name, ""), column)
     if understood.groups:
         _line("groups", f"{len(set(understood.groups))}, of which none is on two sides of the split")
     if count >= SMALLEST:
         parts = data.split
         _line("split", f"{len(parts.train)} training, {len(parts.validation)} validation, {len(parts.test)} test")
+
+
+def _column(name: str, unit: str, column: np.ndarray) -> None:
+    numbers = [np.nanmean(column), np.nanstd(column), np.nanmin(column), np.nanmax(column)]
+    print(f"{'':10} {name:18.18} {unit:10.10}" + "".join(f" {number:9.4g}" for number in numbers))
 
 
 def _line(label: str, text: str) -> None:

@@ -375,5 +375,6 @@ def unsound(queue: Queue, tracker: Tracker, model_name: str, version: Version) -
         except (ModelError, NotFound, SpecError) as error:
             return str(error)
         cell = np.random.default_rng(0).integers(0, 2, (1, *spec.image_shape)).astype(np.float32) * spec.levels[1]
-        answer = regressor.predict(model, cell)
+        middle = [[(low + high) / 2 for low, high in spec.ranges]]
+        answer = regressor.predict(model, cell, np.array(middle) if spec.ranges else None)
         return None if np.isfinite(answer).all() else f"it predicts {answer.tolist()}"

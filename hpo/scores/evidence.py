@@ -152,8 +152,9 @@ class Evidence:
     @cached_property
     def predictors(self) -> dict[str, np.ndarray]:
         """What each baseline predictor, fitted on the training split, predicts for the test split, (n, k)."""
-        learned = (self.dataset.images[self.split.train], self.dataset.targets[self.split.train])
-        return {name: fit(*learned)(self.dataset.images[self.split.test]) for name, fit in metrics.PREDICTORS.items()}
+        learned = self.dataset.part(self.split.train)
+        images, _, *inputs = self.dataset.part(self.split.test)
+        return {name: fit(*learned)(images, *inputs) for name, fit in metrics.PREDICTORS.items()}
 
     @cached_property
     def fractions(self) -> np.ndarray:

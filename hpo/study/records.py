@@ -94,11 +94,17 @@ class DataFacts(Record):
     profile: str  # JSON, as MLflow's data sets have it
     phases: Phases | None = None
     sha256: str | None = None  # of the file at the study's run
+    inputs: tuple[str, ...] | None = None  # names of the numbers beside the images
 
     @property
     def uri(self) -> str:
         """Folder that the data set was read from, or `default`."""
         return str(json.loads(self.source)["uri"])
+
+    @property
+    def beside(self) -> str:
+        """The inputs, as words behind the targets and their unit; empty if there are none."""
+        return f"; inputs beside the image: {', '.join(self.inputs)}" if self.inputs else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -217,7 +217,8 @@ def trial_spec(
     best = next((source for source in facts.best_of or () if source.point == point), None)
     starts = plan.starts_from is not None
     pretrained = not starts and model.get("weights") == "imagenet"
-    size = sizes.size(network, facts.data.image_shape, len(facts.data.target_names))
+    data = facts.data
+    size = sizes.size(network, data.image_shape, len(data.target_names), len(data.inputs or ()))
     spec = TrialSpec(
         point=point,
         config=config,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.dataset import Dataset
+from data_pipeline.dataset import Dataset, Part
 from data_pipeline.split import Split
 from hpo.files import write_atomically
 from hpo.study.records import TrialSpec
@@ -70,23 +70,24 @@ def _begin(
     return Training(
         specs.from_dict(spec.model),
         chosen,
-        train=(dataset.images[train], _labels(dataset.targets[train])),
-        validation=(dataset.images[validation], _labels(dataset.targets[validation])),
+        train=_labelled(dataset.part(train)),
+        validation=_labelled(dataset.part(validation)),
         seed=spec.seed,
         initial=initial,
         symmetries=dataset.symmetries,
         phases=spec.phases,
         target_names=dataset.target_names,
+        input_names=dataset.input_names,
         device=device,
     )
 
 
-def _labels(targets: np.ndarray) -> np.ndarray:
-    """Return targets (n, k) of which each has all labels and varies: those of so few images may not."""
-    labels = np.nan_to_num(targets, nan=0.0)
+def _labelled(part: Part) -> Part:
+    """Return images whose targets (n, k) have all labels and vary: those of so few images may not."""
+    labels = np.nan_to_num(part[1], nan=0.0)
     is_constant = labels.max(axis=0) == labels.min(axis=0)
     labels[0, is_constant] += 1 + abs(labels[0, is_constant])
-    return labels
+    return (part[0], labels) if len(part) == 2 else (part[0], labels, part[2])
 
 
 def _measure(index: int, spec: TrialSpec, dataset: Dataset, parts: Split, device: str) -> protocol.Probed:

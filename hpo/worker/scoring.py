@@ -23,18 +23,18 @@ def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
     alive = signs_of_life(send)
     dataset, parts = load_data(request.data)
     regressor, spec = bundle.load(request.folder)
-    regressor.levels = None  # these images are on the scale of training, however bright
+    regressor.levels = regressor.ranges = None  # these images are on the scale of training, however bright
     bundle.check_shape(spec, dataset.images.shape[1:], where="the data set")
-    _, variance = metrics.moments(dataset.targets[parts.train])
-    learned = (dataset.images[parts.train], dataset.targets[parts.train])
+    learned = dataset.part(parts.train)
+    _, variance = metrics.moments(learned[1])
     predictors = {name: fit(*learned) for name, fit in metrics.PREDICTORS.items()}
-    predictors["model"] = lambda images: predict(regressor, images, alive=alive)
+    predictors["model"] = lambda images, inputs=None: predict(regressor, images, inputs, alive=alive)
     scores: dict[str, dict[str, metrics.Scores]] = {name: {} for name in predictors}
     tables = []
     for part, indices in (("validation", parts.validation), ("test", parts.test)):
-        truth = dataset.targets[indices]
+        images, truth, *inputs = dataset.part(indices)
         for name, predictor in predictors.items():
-            predicted = predictor(dataset.images[indices])
+            predicted = predictor(images, *inputs)
             scores[name][part] = metrics.scores(predicted, truth, train_variance=variance)
             if name == "model":
                 tables.append(prediction_table(dataset, indices, predicted))

@@ -69,8 +69,8 @@ def _begin(request: protocol.Train, dataset: Dataset, parts: Split, alive: Calla
         return training.Training(
             specs.from_dict(spec.model),
             settings,
-            train=(dataset.images[parts.train], dataset.targets[parts.train]),
-            validation=(dataset.images[parts.validation], dataset.targets[parts.validation]),
+            train=dataset.part(parts.train),
+            validation=dataset.part(parts.validation),
             seed=spec.seed,
             initial=initial,
             state=state,
@@ -79,6 +79,7 @@ def _begin(request: protocol.Train, dataset: Dataset, parts: Split, alive: Calla
             symmetries=dataset.symmetries,
             phases=spec.phases,
             target_names=dataset.target_names,
+            input_names=dataset.input_names,
             device=inputs.device(request.device),
         )
 
@@ -127,9 +128,11 @@ def _package(
     """Write the best epoch's model and its predictions of the validation split; return the scores."""
     from hpo.worker.packaging import package  # MLflow takes a second, which probes and scores do not need
 
+    images, targets, *numbers = dataset.part(validation)
+
     def evaluate(regressor: Regressor) -> tuple[np.ndarray, metrics.Scores]:
-        predicted = predict(regressor, dataset.images[validation], alive=alive)
-        return predicted, metrics.scores(predicted, dataset.targets[validation], train_variance=run.scaling.variance)
+        predicted = predict(regressor, images, *numbers, alive=alive)
+        return predicted, metrics.scores(predicted, targets, train_variance=run.scaling.variance)
 
     best = run.best_regressor()
     predicted, best_scores = evaluate(best)
@@ -145,7 +148,8 @@ def _package(
         image_shape=tuple(dataset.images.shape[1:]),
         target_names=dataset.target_names,
         unit=dataset.unit,
-        example_images=dataset.images[validation][:2],
+        example_images=images[:2],
+        example_inputs=numbers[0][:2] if numbers else None,
         pixels=dataset.description.layout.pixels(),
         extra={
             "trial": request.spec.to_json(),

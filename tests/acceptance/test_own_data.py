@@ -1,8 +1,13 @@
 """A folder as people have it goes from `hpo data check` to `hpo predict`, with targets of its own names and units."""
 
+import subprocess
+import sys
+
 import folders
+import numpy as np
 import pandas
 import pytest
+from PIL import Image
 
 from data_pipeline.split import split
 
@@ -65,3 +70,44 @@ def _csv(shell, model, image):
     path = model.parent / "predictions.csv"
     path.write_text(shell.hpo("predict", model, image))
     return path
+
+
+@pytest.mark.slow
+def test_a_number_beside_the_image_goes_from_check_to_predict_and_to_plain_mlflow(shell, tmp_path):
+    data = tmp_path / "fatigue"
+    (data / "micrographs").mkdir(parents=True)
+    draw = np.random.default_rng(7)
+    rows = [f"s{index};{draw.uniform(-1, 0.5):.4f}".replace(".", ",") for index in range(40)]
+    for index in range(40):
+        image = Image.fromarray(draw.integers(0, 2, (16, 16)).astype(np.uint8) * 255)
+        image.save(data / "micrographs" / f"s{index}.png")
+    strengths = [f"{200 - 80 * float(row.split(';')[1].replace(',', '.')):.2f}".replace(".", ",") for row in rows]
+    lines = [f"{row};{strength}" for row, strength in zip(rows, strengths, strict=True)]
+    (data / "tests.csv").write_text("\n".join(["sample image;R;strength [MPa]", *lines]) + "\n")
+    (data / "dataset.toml").write_text('inputs = ["R"]\n')
+    study = tmp_path / "fatigue-first.toml"
+    study.write_text(STUDY.replace("epochs = 2", "epochs = 40\nlearning_rate = 3e-3"))
+    assert "inputs   numbers that the networks see beside the image" in shell.hpo("data", "check", data)
+    output = shell.hpo("run", "--study", study, "--data", data)
+    assert "targets strength in MPa; inputs beside the image: R" in " ".join(output.split())
+    shell.hpo("report", "-o", tmp_path / "report")
+    model = tmp_path / "champion"
+    shell.hpo("download", model)
+
+    images = [data / "micrographs" / f"s{index}.png" for index in (3, 11)]
+    assert "--inputs FILE" in shell.hpo("predict", model, *images, code=1)
+    (tmp_path / "predictions.csv").write_text(shell.hpo("predict", model, *images, "--inputs", data / "tests.csv"))
+    predicted = pandas.read_csv(tmp_path / "predictions.csv")["strength [MPa]"].to_numpy()
+    expected = [float(strengths[index].replace(",", ".")) for index in (3, 11)]
+    assert predicted == pytest.approx(expected, abs=15)  # the spread is 35 MPa, and the noise shows nothing of it
+
+    program = (
+        "import sys, numpy, PIL.Image, mlflow.pyfunc\n"
+        "images = numpy.stack([numpy.float32(PIL.Image.open(path))[None] / 255 for path in sys.argv[2:4]])\n"
+        "radius = numpy.float32(sys.argv[4:])\n"
+        "print(*mlflow.pyfunc.load_model(sys.argv[1]).predict({'images': images, 'R': radius})[:, 0])"
+    )
+    ratios = [rows[index].split(";")[1].replace(",", ".") for index in (3, 11)]
+    command = [sys.executable, "-B", "-c", program, model, *images, *ratios]
+    served = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert [float(word) for word in served.split()] == pytest.approx(predicted, rel=1e-5)

@@ -233,7 +233,7 @@ def npz(path, **changes):
         ({"pixels": np.zeros((2, 1, 4, 4), np.uint8)}, r"1 images .* found \(2, 1, 4, 4\)"),
         ({"targets": np.zeros((1, 2))}, r"\(1, 1\) targets"),
         ({"targets": np.full((1, 1), np.nan)}, "not finite"),
-        ({"more": np.zeros(1)}, "no list of 3 members"),
+        ({"more": np.zeros(1)}, "the members"),
         ({"facts": {"names": "0"}}, "no lists of texts"),
         ({"facts": {"unit": 1}}, "a unit that is no text"),
         ({"facts": {"metadata": {}}}, "metadata without a name"),
