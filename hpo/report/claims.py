@@ -25,6 +25,7 @@ from hpo.report.answers import (
     unequal,
     values,
 )
+from hpo.report.error_section import against_volume_fraction
 from hpo.scores import analysis
 from hpo.scores.evidence import Closed, Evidence, Winner
 from hpo.study.claims import Claim
@@ -54,17 +55,8 @@ def compare(evidence: Evidence, claim: Claim) -> list[Answer]:
 def difference(evidence: Evidence, one: Winner, other: Winner, *, among: int = 1) -> analysis.Interval:
     """Return the interval of the test NMSE of `one` - `other`, over the same resampled cells; of `among` such
     together."""
-    samples = [evidence.samples(winner.predicted)["nmse"] for winner in (one, other)]
+    samples = [evidence.tested.samples(winner.predicted)["nmse"] for winner in (one, other)]
     return analysis.interval(samples[0] - samples[1], among=among)
-
-
-def against_volume_fraction(evidence: Evidence, winner: Winner) -> str:
-    """Say whether a winner beats a cubic polynomial in the volume fraction on the test split."""
-    cubic = evidence.samples(evidence.predictors["volume fraction"])["nmse"]
-    low, high = analysis.interval(evidence.samples(winner.predicted)["nmse"] - cubic)
-    word = "better than" if high < 0 else "worse than" if low > 0 else SAME + " from"
-    ends = interval_text((low, high))
-    return f"{word} a cubic polynomial in the volume fraction (difference of the test NMSE {ends})"
 
 
 def _pairs(evidence: Evidence, claim: Claim) -> list[Answer]:
@@ -112,12 +104,12 @@ def _best(evidence: Evidence, claim: Claim) -> Answer:
         because = missing(evidence, claim.models) if claim.models else "No trial was finished."
         return Answer(question=claim.text, answer=OPEN, because=because)
     first, *others = winners
-    r2, ends = first.entry.test.r2, analysis.interval(evidence.samples(first.predicted)["r2"])
+    r2, ends = first.entry.test.r2, analysis.interval(evidence.tested.samples(first.predicted)["r2"])
     sentences = [
         f"It has the lowest validation NMSE ({first.nmse:.4g}) of {len(winners)} "
         f"selected models, with {first.entry.parameters:,} parameters.",
         f"On the test split: R² {score_text(r2, '.4f')} {interval_text(ends)}, NMSE {_nmse(first)}; it is "
-        f"{against_volume_fraction(evidence, first)}.",
+        f"{against_volume_fraction(evidence.tested, first.predicted)}.",
         _against(evidence, first, others) + unequal(winners),
     ]
     return Answer(question=claim.text, answer=first.title, because=" ".join(sentences).strip())
@@ -134,7 +126,7 @@ def _against(evidence: Evidence, first: Winner, others: Sequence[Winner]) -> str
     if better:
         intervals = "95 % interval" if count == 1 else f"95 % intervals for all {count} comparisons together"
         sentences.append(
-            f"The splits disagree: better on these {len(evidence.truth)} test cells are {', '.join(better)} "
+            f"The splits disagree: better on these {len(evidence.tested.truth)} test cells are {', '.join(better)} "
             f"({intervals}); the choice stays that of the validation split."
         )
     if same:

@@ -2,28 +2,21 @@
 were made."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
-from data_pipeline.components import COMPONENTS
-from data_pipeline.dataset import Dataset
 from hpo.queue import State
-from hpo.report import claims, figures, study_section, tables
+from hpo.report import claims, error_section, figures, study_section, tables
 from hpo.report.document import Document, Picture, Section
-from hpo.report.tables import HIGH, LOW, Table
-from hpo.report.words import BASELINES, SCORES, rmse, score_values
+from hpo.report.words import BASELINES
 from hpo.scores import alarms, analysis
 from hpo.scores.evidence import Closed, Evidence
 from hpo.study import Choices, Interval
-from hpo.text import number_text, one_line, score_text, utf8
-from models import metrics
+from hpo.text import number_text, score_text
 from models.metrics import Scores
 
 Record = dict[str, Any]
-WORST = 10  # test cells shown
 SCORES_EXPLAINED = (
     "NMSE: mean over the components of MSE / variance of the training labels; 0 is perfect, 1 is what the mean of "
     "the training labels achieves. MSE: in the label's unit squared, mean over the components, so the largest "
@@ -47,7 +40,7 @@ def build(evidence: Evidence) -> Document:
             _models(evidence),
             *(study_section.section(evidence, closed) for closed in evidence.closed),
             _curves(evidence),
-            *([_errors(evidence)] if evidence.winners else []),
+            *([error_section.errors(evidence.tested)] if evidence.winners else []),
             _origin(evidence),
         ],
     )
@@ -73,14 +66,14 @@ def _summary(evidence: Evidence) -> list[str]:
     worst, component = min(per_target, default=(None, "none"))
     all_vary = len(per_target) == len(test.per_target["r2"])
     over = f"{len(per_target)} components" if all_vary else f"the {len(per_target)} components that vary there"
-    ends = analysis.interval(evidence.samples(first.predicted)["r2"])
+    ends = analysis.interval(evidence.tested.samples(first.predicted)["r2"])
     r2, low, high, least = (score_text(value, ".4f") for value in (test.r2, *ends, worst))
     return [
         f"Selected: {first.title}, with {first.entry.parameters:,} parameters. It explains {percent(test.r2)} "
         f"of the variance of the labels (R² {r2}, 95 % interval {low} to {high}, mean over {over}; least {component}: "
         f"{least}). A cubic polynomial in the volume fraction alone explains {percent(cubic)}, the "
         f"mean of the training labels {percent(mean)}. The selected model is "
-        f"{claims.against_volume_fraction(evidence, first)}.",
+        f"{error_section.against_volume_fraction(evidence.tested, first.predicted)}.",
         head,
     ]
 
@@ -114,7 +107,7 @@ def _models(evidence: Evidence) -> Section:
         job, entry = winner.job, winner.entry
         assert job.spec is not None and job.result is not None
         words = {"model": winner.title, "weights": entry.weights or "from scratch", "verdict": entry.verdict}
-        scores = _scores(evidence, winner.predicted, entry.test)
+        scores = error_section.scored(evidence.tested, winner.predicted, entry.test)
         on_test.append({**words, "validation NMSE": winner.nmse, **scores})
         training.append(
             {
@@ -132,8 +125,10 @@ def _models(evidence: Evidence) -> Section:
         )
     for name, predicted in evidence.predictors.items():
         nmse = evidence.closed[0].row.facts.predictors[name].validation.nmse
-        scores = _scores(evidence, predicted, _predictor(evidence, name))
+        scores = error_section.scored(evidence.tested, predicted, _predictor(evidence, name))
         on_test.append({"model": BASELINES[name], "weights": "", "verdict": "", "validation NMSE": nmse, **scores})
+    by_title = {winner.title: winner.entry.test for winner in evidence.winners}
+    by_title |= {BASELINES[name]: _predictor(evidence, name) for name in evidence.predictors}
     of_test = tables.of_records(
         sorted(on_test, key=lambda record: record["validation NMSE"]),
         left=("weights", "verdict"),
@@ -150,16 +145,9 @@ def _models(evidence: Evidence) -> Section:
         note="Scores of the validation split. Epochs to 5 %: until its NMSE was within 5 % of the lowest. Version: "
         "of the registered model; a model that does not beat the mean has none.",
     )
-    return Section(title="The models", tables=[of_test, of_training, *_by_component(evidence)])
-
-
-def _scores(evidence: Evidence, predicted: np.ndarray, test: Scores) -> Record:
-    """Return the scores of predictions (n, k) on the test split with their intervals."""
-    samples, record = evidence.samples(predicted), Record()
-    for name, (head, score) in zip(SCORES, score_values(test, evidence.dataset.unit).items(), strict=True):
-        low, high = analysis.interval(samples[name])
-        record |= {head: score, head + LOW: low, head + HIGH: high}
-    return record
+    return Section(
+        title="The models", tables=[of_test, of_training, *error_section.by_component(evidence.tested, by_title)]
+    )
 
 
 def _predictor(evidence: Evidence, name: str) -> Scores:
@@ -167,31 +155,7 @@ def _predictor(evidence: Evidence, name: str) -> Scores:
     for closed in evidence.closed:
         if closed.ended.predictors is not None and (test := closed.ended.predictors[name].test) is not None:
             return test
-    return metrics.scores(evidence.predictors[name], evidence.truth, train_variance=evidence.train_variance)
-
-
-def _by_component(evidence: Evidence) -> Iterator[Table]:
-    """Yield a table for each score: models and baseline predictors by component, and the mean."""
-    tested = {winner.title: winner.entry.test for winner in evidence.winners}
-    tested |= {BASELINES[name]: _predictor(evidence, name) for name in evidence.predictors}
-    titles = {"r2": "R²", "nrmse": "NRMSE", "rmse": f"RMSE in {evidence.dataset.unit}", "mape": "MAPE"}
-    for score, title in titles.items():
-        records = []
-        mark = "R² " if score == "r2" else ""
-        for model, test in tested.items():
-            if score == "rmse":
-                values, mean = rmse(test)
-            else:
-                values, mean = test.per_target[score], getattr(test, score)
-            named = zip([*evidence.dataset.target_names, "mean"], [*values, mean], strict=True)
-            records.append({"model": model} | {mark + name: value for name, value in named})
-        yield tables.of_records(records, name=f"components-{score}", title=f"{title} by component, test split")
-    if (missing := np.isnan(evidence.truth)).any():
-        labels = dict(zip(evidence.dataset.target_names, (~missing).sum(axis=0).tolist(), strict=True))
-        title = "Labels by component, test split: only these count"
-        yield tables.of_records(
-            [{"labels of": f"{len(missing)} cells"} | labels], name="components-labels", title=title
-        )
+    return evidence.tested.scores(evidence.predictors[name])
 
 
 def _curves(evidence: Evidence) -> Section:
@@ -218,95 +182,6 @@ def _curves(evidence: Evidence) -> Section:
             draw(f"all-{words.lower()}", f"{words} loss of all models", curves, keys=(score,))
     note = "NMSE of each epoch on a logarithmic axis. Training: mean over the epoch while it learned, dropout included."
     return Section(title="Loss curves", text=[note], pictures=pictures)
-
-
-def _errors(evidence: Evidence) -> Section:
-    """Return errors by kind, volume fraction and cell, and physical consistency, all on the test split."""
-    first, data = evidence.winners[0], evidence.dataset
-    squares = (first.predicted - evidence.truth) ** 2 / evidence.train_variance
-    nrmse = np.sqrt(np.nanmean(squares, axis=1))  # of each cell, over the labels it has
-    worst = np.argsort(-nrmse, kind="stable")[:WORST]
-    names = [one_line(data.names[evidence.split.test[index]]) for index in worst]
-    titles = [f"{name}\nNRMSE {nrmse[index]:.3f}" for name, index in zip(names, worst, strict=True)]
-    drawn = {
-        ("parity", "Prediction over label, test split"): figures.parity(
-            evidence.truth, first.predicted, data.target_names, data.unit
-        ),
-        ("errors", "Error of each test cell over its volume fraction"): figures.errors(
-            evidence.fractions, nrmse, evidence.kinds
-        ),
-        ("worst", f"The {len(worst)} worst test cells"): figures.cells(_grey(data, evidence.split.test[worst]), titles),
-    }
-    return Section(
-        title="Where it errs",
-        text=[f"All of the selected model, {first.title}."],
-        tables=[*_kinds(evidence), *_physics(evidence), _worst(evidence, nrmse, worst)],
-        pictures=[Picture(name=name, title=title, svg=figures.svg(figure)) for (name, title), figure in drawn.items()],
-    )
-
-
-def _grey(data: Dataset, indices: np.ndarray) -> np.ndarray:
-    """Return images (n, h, w) to look at, 0..1; the phases of one that has several are greys from black to white."""
-    images = data.images[indices]
-    if data.description.layout.levels != "phases" or images.shape[1] == 1:
-        return np.asarray(images.mean(axis=1))
-    return np.tensordot(images, np.linspace(0, 1, images.shape[1]), axes=([1], [0]))
-
-
-def _kinds(evidence: Evidence) -> list[Table]:
-    """Return the scores by kind of microstructure, if the names of the images tell kinds."""
-    if evidence.kinds is None:
-        return []
-    records = []
-    for kind in sorted(set(evidence.kinds)):
-        inside = np.array(evidence.kinds) == kind
-        scores, cubic = (
-            metrics.scores(predicted[inside], evidence.truth[inside], train_variance=evidence.train_variance)
-            for predicted in (evidence.winners[0].predicted, evidence.predictors["volume fraction"])
-        )
-        record = {"kind": kind, "test cells": int(inside.sum()), "NMSE": scores.nmse, "R²": scores.r2}
-        records.append(record | {"NMSE, volume fraction": cubic.nmse, "R², volume fraction": cubic.r2})
-    note = "By the word behind the number in the image's name. R² against the mean of the kind itself."
-    return [tables.of_records(records, name="kinds", title="By kind of microstructure", note=note)]
-
-
-def _physics(evidence: Evidence) -> list[Table]:
-    """Return what the predicted tensors break of mechanics; nothing if the targets are no stiffness tensor."""
-    if set(evidence.dataset.target_names) != set(COMPONENTS):
-        return []
-    predictions = {winner.title: winner.predicted for winner in evidence.winners}
-    predictions |= {BASELINES[name]: predicted for name, predicted in evidence.predictors.items()}
-    heads = {
-        "not positive definite": "not_positive_definite",
-        "above Voigt": "above_voigt",
-        "below Reuss": "below_reuss",
-        f"Hill residual {evidence.dataset.unit}": "hill",
-    }
-    records: list[dict[str, Any]] = []
-    for title, predicted in {**predictions, "the labels themselves": evidence.truth}.items():
-        shares = analysis.physics(predicted, evidence.dataset.target_names, evidence.fractions, evidence.phases)
-        records.append({"model": title} | {head: shares[key] for head, key in heads.items()})
-    note = (
-        "Shares of the predicted tensors; bounds in the matrix sense: Voigt - C and C - Reuss must be positive "
-        "semi-definite. Hill residual: root mean square over C13, C23, C33 of what Hill's two-phase relations miss."
-    )
-    if not evidence.phases:
-        note += " No phases are given, or the images have more than two: bounds and relations are not measured."
-    return [tables.of_records(records, name="physics", title="Physical consistency, test split", note=note)]
-
-
-def _worst(evidence: Evidence, nrmse: np.ndarray, worst: Iterable[int]) -> Table:
-    """Return label and prediction of the cells `worst` (indices into the test split)."""
-    records = []
-    for index in worst:
-        image = utf8(evidence.dataset.names[evidence.split.test[index]])
-        rows = {"label": evidence.truth[index], "prediction": evidence.winners[0].predicted[index]}
-        for what, values in rows.items():
-            head = {"image": image, "volume fraction": float(evidence.fractions[index]), "NRMSE": float(nrmse[index])}
-            numbers = [None if math.isnan(value) else float(value) for value in values]
-            records.append(head | {"what": what} | dict(zip(evidence.dataset.target_names, numbers, strict=True)))
-    title = f"The worst test cells, label and prediction in {evidence.dataset.unit}"
-    return tables.of_records(records, name="worst", title=title)
 
 
 def _origin(evidence: Evidence) -> Section:

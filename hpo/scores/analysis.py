@@ -42,29 +42,46 @@ def score_samples(
     `truth` (n, k), NaN where missing, and `predicted` (n, k) in the label's unit; `drawn` as `resamples` gives it, the
     same for models that are compared.
     """
+    means = {}
+    counts = (drawn @ ~np.isnan(truth)) > 0  # a target of which no label was drawn is left out of that resample's mean
+    samples = target_samples(truth, predicted, train_variance=train_variance, drawn=drawn)
+    with np.errstate(invalid="ignore"):
+        for name, values in samples.items():
+            exists = _existing(truth)[name]
+            total = np.where(counts, values, 0)[:, exists].sum(axis=1)
+            means[name] = total / counts[:, exists].sum(axis=1)
+    return means
+
+
+def target_samples(
+    truth: np.ndarray, predicted: np.ndarray, *, train_variance: np.ndarray, drawn: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the scores of every resample for each target, (count, k); all else as `score_samples` has it."""
     total, present = drawn.sum(axis=1, keepdims=True), ~np.isnan(truth)
     share, there = drawn / total, drawn @ present / total  # `there`: of the drawn cells, those with the label
 
     def mean(values: np.ndarray) -> np.ndarray:
         return share @ np.where(present, values, 0) / there
 
-    centred, anywhere = truth - metrics.moments(truth)[0], present.any(axis=0)
+    centred = truth - metrics.moments(truth)[0]
     with np.errstate(divide="ignore", invalid="ignore"):
         mse, square = mean((predicted - truth) ** 2), mean(centred**2)
         variance = square - mean(centred) ** 2
         variance[variance <= 1e-12 * square] = np.nan  # one cell drawn again and again, or labels that do not vary
-        per_target = {
-            "nmse": (mse / train_variance, anywhere),
-            "mse": (mse, anywhere),
-            "r2": (1 - mse / variance, metrics.spread(truth) > 0),
-            "nrmse": (np.sqrt(mse / train_variance), anywhere),
-            "mape": (mean(np.abs((predicted - truth) / truth)), anywhere & (truth != 0).all(axis=0)),
-        }
-        counts = there > 0  # a target of which no label was drawn is left out of that resample's mean
         return {
-            name: np.where(counts, values, 0)[:, exists].sum(axis=1) / counts[:, exists].sum(axis=1)
-            for name, (values, exists) in per_target.items()
+            "nmse": mse / train_variance,
+            "mse": mse,
+            "r2": 1 - mse / variance,
+            "nrmse": np.sqrt(mse / train_variance),
+            "mape": mean(np.abs((predicted - truth) / truth)),
         }
+
+
+def _existing(truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which targets have each score in the whole split, (k,)."""
+    anywhere = ~np.isnan(truth).all(axis=0)
+    exists = dict.fromkeys(("nmse", "mse", "nrmse"), anywhere)
+    return exists | {"r2": metrics.spread(truth) > 0, "mape": anywhere & (truth != 0).all(axis=0)}
 
 
 def interval(samples: np.ndarray, *, among: int = 1) -> Interval:

@@ -3,7 +3,6 @@
 Everything comes from the database and the tracking server; nothing is trained, predicted or selected again.
 """
 
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,15 +22,14 @@ from hpo.errors import NotFound, StudyConflict
 from hpo.queue import Job, Queue, State, StudyRow
 from hpo.queue.closing_result import ClosingEntry, ClosingResult
 from hpo.scores import alarms, analysis, ranking
-from hpo.text import point_text, utf8
+from hpo.scores.tested import Tested
+from hpo.text import point_text
 from hpo.tracking import data_sets
 from hpo.tracking.client import Tracker
 from models import metrics
 
 CURVES = ("train/nmse", "val/nmse")
-_KIND = re.compile(r"\d+_(.+)\.png", re.IGNORECASE)
 MARKS = {"below volume fraction": " (below volume fraction)", "below mean": " (below the mean)"}  # of a verdict
-KINDS = 12  # more than so many different names are no kinds of microstructure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +131,6 @@ class Evidence:
         return metrics.moments(self.dataset.targets[self.split.train])[1]
 
     @cached_property
-    def truth(self) -> np.ndarray:
-        """(n, k) of the test split; NaN where missing."""
-        return self.dataset.targets[self.split.test]
-
-    @cached_property
     def mean_nmse(self) -> float:
         """Validation NMSE of predicting the mean of the training labels."""
         train, validation = (self.dataset.targets[part] for part in (self.split.train, self.split.validation))
@@ -157,11 +150,6 @@ class Evidence:
         return {name: fit(*learned)(images, *inputs) for name, fit in metrics.PREDICTORS.items()}
 
     @cached_property
-    def fractions(self) -> np.ndarray:
-        """Mean grey value of each test cell, (n,): the inclusions' volume fraction of a two-phase image."""
-        return self.dataset.images[self.split.test].mean(axis=(1, 2, 3), dtype=np.float64)
-
-    @cached_property
     def phases(self) -> dict[str, Phase] | None:
         """The phases of the newest study that recorded them. The data set's own may be those of an earlier
         dataset.toml: its digest does not cover them."""
@@ -171,23 +159,16 @@ class Evidence:
         return {name: Phase.of_lame(**constants) for name, constants in newest.items()}
 
     @cached_property
-    def kinds(self) -> list[str] | None:
-        """The kind of microstructure of each test cell, by the word behind the number in its file's name; None if the
-        names are no kinds."""
-        names = [_KIND.fullmatch(self.dataset.names[index]) for index in self.split.test]
-        kinds = [utf8(match[1]) for match in names if match]
-        if len(kinds) < len(names) or not 1 < len(set(kinds)) <= min(KINDS, len(kinds) // 2):
-            return None
-        return kinds
-
-    @cached_property
-    def drawn(self) -> np.ndarray:
-        """The bootstrap's resamples of the test split, the same for every model."""
-        return analysis.resamples(len(self.truth))
-
-    def samples(self, predicted: np.ndarray) -> dict[str, np.ndarray]:
-        """Return resampled test scores of predictions (n, k), by the name of the score."""
-        return analysis.score_samples(self.truth, predicted, train_variance=self.train_variance, drawn=self.drawn)
+    def tested(self) -> Tested:
+        """The test split, with what the winners and the baseline predictors predict for it."""
+        return Tested(
+            dataset=self.dataset,
+            indices=self.split.test,
+            models={winner.title: winner.predicted for winner in self.winners},
+            predictors=self.predictors,
+            train_variance=self.train_variance,
+            phases=self.phases,
+        )
 
 
 def gather(queue: Queue, tracker: Tracker, names: Sequence[str] = ()) -> Evidence:

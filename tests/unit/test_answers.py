@@ -14,7 +14,7 @@ from data_pipeline.split import split
 from hpo.queue.closing_result import ClosingResult
 from hpo.report import claims, sections
 from hpo.report.answers import Answer
-from hpo.report.claims import against_volume_fraction
+from hpo.report.error_section import against_volume_fraction
 from hpo.scores.evidence import Closed, Evidence, Winner
 from hpo.study.claims import shipped
 
@@ -105,7 +105,7 @@ def winner(
 
 def evidence(*winners: Winner, **trials: list) -> Evidence:
     """Of these winners; `trials` are those of a whole study by its name."""
-    asking = SimpleNamespace(claims=shipped())
+    asking = SimpleNamespace(claims=shipped(), data=SimpleNamespace(phases=None))
     closed = [
         Closed(
             row=SimpleNamespace(name=name, facts=asking),  # type: ignore[arg-type]
@@ -398,8 +398,8 @@ def test_heads_that_converge_as_claimed_confirm_it():
 def test_a_model_is_called_better_than_the_volume_fraction_only_beyond_the_interval():
     better, worse = winner("grid", 0.1), winner("grid", 3.0)
     given = evidence(better, worse)
-    assert against_volume_fraction(given, better).startswith("better than")
-    assert against_volume_fraction(given, worse).startswith("worse than")
+    assert against_volume_fraction(given.tested, better.predicted).startswith("better than")
+    assert against_volume_fraction(given.tested, worse.predicted).startswith("worse than")
 
 
 @pytest.mark.parametrize(

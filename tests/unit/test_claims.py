@@ -112,7 +112,7 @@ def test_claims_are_not_overridden(tmp_path):
 
 def asking(given, *claims_: claims.Claim):
     """The evidence, as if the study files had these claims."""
-    facts = SimpleNamespace(claims=claims_)
+    facts = SimpleNamespace(claims=claims_, data=SimpleNamespace(phases=None))
     closed = [replace(one, row=SimpleNamespace(name=one.row.name, facts=facts)) for one in given.closed]
     return replace(given, closed=closed)
 

@@ -8,7 +8,7 @@ import numpy as np
 import records
 
 from data_pipeline.dataset import load
-from hpo.report import sections
+from hpo.report import error_section
 from hpo.scores import analysis
 from hpo.scores.evidence import Evidence, Winner
 from models import metrics
@@ -37,15 +37,16 @@ def test_missing_labels_stand_as_such_among_the_errors_and_count_in_none(tmp_pat
     truth = data.targets[data.split.test]
     assert np.isnan(truth).any()
     everything = evidence(data, np.where(np.isnan(truth), 1e9, truth) + 1.0)
-    section = sections._errors(everything)
+    section = error_section.errors(everything.tested)
     label, prediction = section.tables[0].rows[:2]
     lacking = next(row for row in section.tables[0].rows if row.values["what"] == "label" and row.values["t7"] is None)
     assert lacking.values["t0"] is not None and "nan" not in repr(section)
     assert label.values["NRMSE"] == prediction.values["NRMSE"] < 10  # without the predictions of what is missing
-    tables = {table.name: table for table in sections._by_component(everything)}
+    scores = everything.winners[0].entry.test
+    tables = {table.name: table for table in error_section.by_component(everything.tested, {"grid": scores})}
     assert tables["components-labels"].rows[0].values["t7"] == (~np.isnan(truth[:, 7])).sum()
     assert tables["components-rmse"].rows[0].values["t7"] == 1.0
-    samples = everything.samples(everything.winners[0].predicted)
+    samples = everything.tested.samples(everything.winners[0].predicted)
     assert all(np.isfinite(analysis.interval(samples[score])).all() for score in ("nmse", "mse", "nrmse", "mape"))
     assert everything.mean_nmse > 0
 
@@ -53,10 +54,10 @@ def test_missing_labels_stand_as_such_among_the_errors_and_count_in_none(tmp_pat
 def test_errors_of_phases_with_a_target_of_ones_own_have_pictures_and_no_tensor(tmp_path):
     folders.phases(tmp_path)
     data = load(tmp_path)
-    section = sections._errors(evidence(data, data.targets[data.split.test] + 1.0))
+    section = error_section.errors(evidence(data, data.targets[data.split.test] + 1.0).tested)
     assert [table.name for table in section.tables] == ["worst"]
     assert [picture.name for picture in section.pictures] == ["parity", "errors", "worst"]
-    greys = sections._grey(data, data.split.test[:2])
+    greys = error_section._grey(data, data.split.test[:2])
     assert greys.shape == (2, 16, 16) and set(np.unique(greys)) <= {0.0, 0.25, 0.5, 0.75, 1.0}
     plain = dataclasses.replace(data, images=data.images[:, :1])
-    assert np.array_equal(sections._grey(plain, data.split.test[:2]), data.images[data.split.test[:2], 0])
+    assert np.array_equal(error_section._grey(plain, data.split.test[:2]), data.images[data.split.test[:2], 0])
