@@ -108,7 +108,7 @@ def test_a_password_is_shown_on_a_terminal_only_if_it_is_asked_for():
     }
     assert shown[""] == (
         0,
-        "For a notebook, `hpo up --show-credentials` prints the lines to export; one holds the password.\r\n",
+        "For a notebook, `hpo up --show-credentials` prints the lines to export; one\r\nholds the password.\r\n",
     )
     assert "export HPO_DATABASE_URL=postgresql://hpo:secret@h/hpo" in shown[", asked=True"][1]
     piped = subprocess.run([sys.executable, "-c", code.format("")], capture_output=True, text=True, check=True)
