@@ -89,6 +89,7 @@ def doctor(options: argparse.Namespace) -> int:
         print(f"{finding.kind}: {finding.what}. To do: {finding.todo}.")
     if checkup.repaired:
         print(f"Repaired: {checkup.repaired}.")
+    print(checkup.verdict_on_latency)
     if checkup.is_healthy:
         print("Healthy: services, versions, studies, aliases, files and caches are as they should be.")
     elif not options.fix and any(finding.remedy is not None for finding in checkup.findings):

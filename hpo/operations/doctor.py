@@ -26,7 +26,7 @@ from hpo.queue import ENDED, Job, Queue, State, StudyRow
 from hpo.recording.reconciler import Reconciler
 from hpo.scores import champion, evidence, ranking
 from hpo.settings import Settings
-from hpo.tracking import data_sets, experiments, logged_models, registry
+from hpo.tracking import data_sets, experiments, latency, logged_models, registry
 from hpo.tracking.client import KEY, Tracker
 from hpo.worker.folders import sweep
 
@@ -52,6 +52,12 @@ class Checkup:
     findings: list[Finding]  # what is not as it should be, after the repairs
     repaired: int
     failures: list[str]  # one message for each repair that failed
+    latency: float  # milliseconds that the MLflow server takes for a small request, beside the network's
+
+    @property
+    def verdict_on_latency(self) -> str:
+        """Whether the MLflow server answers late, and what helps."""
+        return latency.verdict(self.latency)
 
     @property
     def is_healthy(self) -> bool:
@@ -73,7 +79,8 @@ def doctor(study: str | None = None, *, fix: bool = False) -> Checkup:
                 except Exception as error:  # the other findings can still be repaired; this one is found again below
                     failures.append(f"{finding.kind}: {finding.what}: could not be repaired: {error}")
             findings = list(examine(connection, study=study))
-    return Checkup(findings=findings, repaired=repaired, failures=failures)
+        late = latency.latency(connection.services.tracking_uri)
+    return Checkup(findings=findings, repaired=repaired, failures=failures, latency=late)
 
 
 def examine(connection: Connection, *, study: str | None = None) -> Iterator[Finding]:

@@ -74,7 +74,34 @@ class NoData:
     error: ServiceError
 
 
-Outcome = Ended | Fetched | Winners | HandedBack | LostLease | Refused | NothingRecorded | DataFetched | NoData
+@dataclass(frozen=True, kw_only=True)
+class StoreProved:
+    """The artifact store takes and returns files of this worker."""
+
+    refused: Refused | None = None  # the failure after which it was asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoStore:
+    """This worker cannot use the artifact store, though its server answers."""
+
+    error: ServiceError
+    refused: Refused | None = None
+
+
+Outcome = (
+    Ended
+    | Fetched
+    | Winners
+    | HandedBack
+    | LostLease
+    | Refused
+    | NothingRecorded
+    | DataFetched
+    | NoData
+    | StoreProved
+    | NoStore
+)
 
 
 class Inbox:

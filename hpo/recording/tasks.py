@@ -8,16 +8,16 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpo import crash
+from hpo import crash, ownership
 from hpo.errors import NotFound, ServiceError, disk_is_full
 from hpo.files import sha256_of
 from hpo.queue import AttemptOutcome, Checkpoint, DatabaseLost, Job, LeaseLost, State, TrialResult
-from hpo.recording.outcomes import DataFetched, Ended, Fetched, HandedBack, NoData
+from hpo.recording.outcomes import DataFetched, Ended, Fetched, HandedBack, NoData, NoStore, Refused, StoreProved
 from hpo.recording.reconciler import Reconciler
 from hpo.recording.trained import Trained
 from hpo.search.pruning import Pruning
 from hpo.text import first_line
-from hpo.tracking import data_sets, logged_models, registry
+from hpo.tracking import data_sets, experiments, logged_models, registry
 from hpo.tracking.client import PAUSED
 from hpo.tracking.errors import TrackingUnavailable
 
@@ -122,6 +122,22 @@ class Tasks:
             if isinstance(error, TrackingUnavailable | DatabaseLost) and not disk_is_full(error):
                 raise
             return NoData(error=ServiceError(f"The data set of {name} cannot be fetched here: {first_line(error)}."))
+
+    def prove_store(self, refused: Refused | None = None) -> StoreProved | NoStore:
+        """Show that files can be stored and read from here; `refused` is the failure that makes this a question."""
+        experiment = self.reconciler.study.facts.experiment_id
+        try:
+            experiments.prove_store(self.reconciler.tracker, str(experiment), ownership.folder(self.home, "cache"))
+        except Exception as error:
+            if isinstance(error, TrackingUnavailable) and not disk_is_full(error):
+                raise
+            message = (
+                "This worker cannot work here: expected to store, read and remove a small file beside the runs of the "
+                f"MLflow experiment {experiment}, found: {type(error).__name__}: {first_line(error).rstrip('.')}. It "
+                "takes no trial; what it held is given back, and no attempt counts."
+            )
+            return NoStore(error=ServiceError(message), refused=refused)
+        return StoreProved(refused=refused)
 
     def record(self, job: Job, trained: Trained) -> Ended:
         """Log the model and what it predicts of the validation split, then record the job's one result.

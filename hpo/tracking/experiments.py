@@ -1,9 +1,13 @@
 """Experiments: one a study, with its note, its saved views and the links that open them."""
 
 import hashlib
+import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
+import requests
 from mlflow.entities import Experiment
 
 from hpo.errors import StudyConflict
@@ -11,7 +15,7 @@ from hpo.study.records import StudyFacts
 from hpo.text import cut
 from hpo.tracking import artifacts, foreign
 from hpo.tracking.client import OWNER, Tracker, pages, quoted
-from hpo.tracking.errors import ABSENT, EXISTS, passing, server
+from hpo.tracking.errors import ABSENT, EXISTS, TrackingUnavailable, passing, server
 
 # Of a study with all that stands behind its name. It is the name of an experiment, which gets " (deleted 123)" behind
 # it, an alias, and the beginning of each run's name, where a trial's number and some parameters must fit as well.
@@ -138,3 +142,32 @@ def comparison_link(tracker: Tracker, studies: Sequence[StudyFacts], params: Seq
         tag = foreign.view_tag(key)
         tracker.client.set_experiment_tag(experiment_id, tag, foreign.view(params, without=repeated))
     return foreign.experiments_link(tracker.uri, experiment_ids, view=key)
+
+
+PROOF = b"hpo"  # what the file holds that proves a store
+
+
+@server()
+def prove_store(tracker: Tracker, experiment_id: str, folder: Path) -> None:
+    """Write a small file beside the runs of an experiment, read it and remove it again; `folder` is for copies here.
+
+    Raise StoreRefuses if the store takes no file, TrackingUnavailable if another worker of this host does the same
+    right now, else what the store's client raises.
+    """
+    repository = tracker.repository(tracker.client.get_experiment(experiment_id).artifact_location)
+    name = f"proof-{socket.gethostname()}"  # one for a host: should a worker die here, the next one removes it
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".proof-") as temporary:
+        file, copy = Path(temporary, name), Path(temporary, "copy")
+        file.write_bytes(PROOF)
+        with tracker.storing(file):
+            repository.log_artifact(str(file))
+        try:
+            foreign.download_file(repository, name, copy)
+        except requests.HTTPError as error:
+            if foreign.is_missing(error):
+                raise TrackingUnavailable(f"the artifact store does not have {name}, which it has just taken") from None
+            raise
+        if copy.read_bytes() != PROOF:
+            raise TrackingUnavailable(f"the artifact store returns another {name} than it was given")
+        with suppress(TrackingUnavailable):  # one that removes nothing takes trials all the same
+            artifacts.delete(repository, name)

@@ -7,9 +7,11 @@ suspects: if the place is sound, it was their own fault.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from hpo.errors import ServiceError
 from hpo.queue import AttemptOutcome, Job
+from hpo.recording import outcomes
 from hpo.worker import protocol
 from hpo.worker.children import Trainer
 from hpo.worker.collaborators import Collaborators
@@ -38,6 +40,8 @@ class Proofs:
         self._spec, self._device, self._log_file = parts.proof, parts.device, parts.log_file
         self._data, self._folder, self._trainers = parts.data, parts.folder, parts.trainers
         self._leases, self._wait_for_data = leases, wait_for_data
+        self._recorder, self._tasks = parts.recorder, parts.tasks
+        self.has_store = False  # the artifact store has taken and returned a file
         self._suspects: list[_Suspect] = []
         self._large: set[int] = set()  # jobs that lacked memory beside others
         self._again: dict[Trainer, Callable[[], bool]] = {}  # trainers to be asked again, when this is true
@@ -125,6 +129,22 @@ class Proofs:
                 trainer.ask_back()
             elif trainer.process.killed is None:
                 trainer.process.kill(f"GPU {trainer.gpu} trains no more")
+
+    # The proof of the artifact store
+
+    def begin_store(self, refused: outcomes.Refused | None = None) -> None:
+        """Let the recorder show that files can be stored; until then nothing is claimed. `refused`: a failure of it."""
+        self.has_store = False
+        self._recorder.put(None, partial(self._tasks.prove_store, refused))
+
+    def on_store(self, outcome: outcomes.StoreProved | outcomes.NoStore) -> None:
+        """Return the job that waited for this. Raise ServiceError if this worker cannot use the store."""
+        self.has_store = isinstance(outcome, outcomes.StoreProved)
+        if outcome.refused is not None:
+            ended = AttemptOutcome.FAILED if self.has_store else AttemptOutcome.PLACE_FAILED
+            self._leases.return_soon(outcome.refused.job, outcome.refused.reason, ended)
+        if isinstance(outcome, outcomes.NoStore):
+            raise outcome.error
 
     # Jobs that failed
 

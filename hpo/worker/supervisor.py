@@ -68,7 +68,10 @@ class Supervisor:
             outcomes.NothingRecorded: self._on_nothing_recorded,
             outcomes.DataFetched: trials.on_data,
             outcomes.NoData: trials.on_data,
+            outcomes.StoreProved: trials.proofs.on_store,
+            outcomes.NoStore: trials.proofs.on_store,
         }
+        trials.proofs.begin_store()
         self._outcomes: deque[outcomes.Outcome] = deque()  # taken from the inbox
         self._pause: str | None = None  # why the study is paused
         self._unsure = False  # whether a claim may have been made that we never heard of
@@ -179,7 +182,11 @@ class Supervisor:
         if is_away or recorder.refusing or not self._crew.trials.has_room():
             self._idle_since = None
             return
-        for trainer in self._crew.free_trainers():
+        free = self._crew.free_trainers()
+        if not self._crew.trials.proofs.has_store:
+            self._idle_since = None
+            return
+        for trainer in free:
             if self._has_its_trials():
                 return
             job = self._queue.claim(

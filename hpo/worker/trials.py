@@ -239,10 +239,13 @@ class Trials:
             raise outcome.error
 
     def on_refused(self, outcome: outcomes.Refused) -> None:
-        """Return a job whose task failed, and stop its trainer."""
+        """Return a job whose task failed, once it is known whether it is the place's fault; stop its trainer."""
         self._disk_full = self._disk_full or outcome.disk_full
-        self._leases.return_soon(outcome.job, outcome.reason, outcome.attempt)
         self._stop(outcome.job)
+        if outcome.attempt is AttemptOutcome.FAILED:
+            self.proofs.begin_store(outcome)
+        else:
+            self._leases.return_soon(outcome.job, outcome.reason, outcome.attempt)
 
     def lose(self, job: Job, reason: str) -> None:
         """Stop a job whose row is held by another worker, or cancelled; write nothing more of it."""
@@ -253,7 +256,8 @@ class Trials:
 
     def _stop(self, job: Job) -> None:
         trainer = self._trainers.of(job)  # none while it is recorded
-        if trainer is not None and trainer.request is None:
-            trainer.release()
-        elif trainer is not None:
-            trainer.process.kill()
+        if trainer is None:
+            return
+        if trainer.request is not None:
+            trainer.process.kill(f"{job.title} is over here")
+        trainer.release()

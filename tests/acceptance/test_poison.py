@@ -46,6 +46,13 @@ def with_broken_numbers(shell: Shell, folder: Path) -> tuple[dict[str, str], lis
     return {"PYTHONPATH": str(folder)}, ["--device", "cpu"]
 
 
+def with_a_bad_disk(shell: Shell, folder: Path) -> tuple[dict[str, str], list[str]]:
+    """A worker whose copy of the data set is wrong, however often it is fetched."""
+    (folder / "sitecustomize.py").parent.mkdir(parents=True)
+    (folder / "sitecustomize.py").write_text(BAD_DISK)
+    return {"PYTHONPATH": str(folder)}, ["--device", "cpu"]
+
+
 BROKEN = """
 import sys
 
@@ -56,10 +63,51 @@ class Broken:
 
 sys.meta_path.insert(0, Broken())
 """
+CHANGED = """
+import sys
+from importlib.machinery import PathFinder, SourceFileLoader
+
+class Loader(SourceFileLoader):
+    def exec_module(self, module):
+        super().exec_module(module)
+        change(module)
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == NAME:
+            spec = PathFinder.find_spec(name, path)
+            spec.loader = Loader(spec.loader.name, spec.loader.path)
+            return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+BAD_DISK = f"""{CHANGED}
+NAME = "hpo.tracking.data_sets"
+
+def change(module):
+    fetch = module.fetch
+
+    def damaged(*arguments):
+        path = fetch(*arguments)
+        path.write_bytes(path.read_bytes() + b"?")
+        return path
+
+    module.fetch = damaged
+"""
+CURSE = f"""{CHANGED}
+NAME = "hpo.worker.train_trial"
+
+def change(module):
+    def train(*_):
+        raise OSError("cursed")
+
+    module.train = train
+"""
 KINDS: dict[Callable[..., tuple[dict[str, str], list[str]]], str] = {
     without_gpu: "This worker cannot train here: expected to train a small batch on the device 'cuda', found: ",
     without_torch: "Trainers cannot be started: ",
     with_broken_numbers: "Trainers cannot be started: ",
+    with_a_bad_disk: "the file was damaged. It was fetched 3 times: is HPO_HOME's disk sound?",
 }
 
 
@@ -205,26 +253,3 @@ def test_a_study_whose_trials_all_fail_pauses_and_goes_on_after_hpo_run(shell, d
     check_recorded_once(shell, "cursed", points=6, epochs=3)
     with mirrored(shell, "cursed") as shown:
         assert shown.tracker.tags(row.facts.study_run_id)["hpo.paused"] == ""
-
-
-CURSE = """
-import sys
-from importlib.machinery import PathFinder, SourceFileLoader
-
-class Loader(SourceFileLoader):
-    def exec_module(self, module):
-        super().exec_module(module)
-        module.train = fail
-
-def fail(*_):
-    raise OSError("cursed")
-
-class Cursed:
-    def find_spec(self, name, path=None, target=None):
-        if name == "hpo.worker.train_trial" and "hpo.worker.trainer" in " ".join(sys.orig_argv):
-            spec = PathFinder.find_spec(name, path)
-            spec.loader = Loader(spec.loader.name, spec.loader.path)
-            return spec
-
-sys.meta_path.insert(0, Cursed())
-"""

@@ -270,6 +270,29 @@ def test_a_file_comes_back_as_it_was_and_can_be_deleted(tracker: Tracker, run: s
     assert tracker.download_artifact(run, file.name, tmp_path / "cache") == got
 
 
+def test_a_store_is_proved_and_nothing_stays(tracking_uri, tmp_path):
+    tracker = Tracker(tracking_uri)
+    experiment = tracker.client.create_experiment(f"proved-{uuid.uuid4()}")
+    root = tracker.repository(tracker.client.get_experiment(experiment).artifact_location)
+    experiments.prove_store(tracker, experiment, tmp_path)
+    assert root.list_artifacts() == [] and list(tmp_path.iterdir()) == []
+    assert tracker.client.search_runs([experiment]) == []
+    with proxy(tracking_uri) as between:
+        tracker = Tracker(between.url)
+        between.set("503", only="PUT /api/2.0/mlflow-artifacts/")
+        with pytest.raises(StoreRefuses):
+            experiments.prove_store(tracker, experiment, tmp_path)
+        between.set("html", only="GET /api/2.0/mlflow-artifacts/artifacts/")
+        with pytest.raises(TrackingUnavailable, match="returns another"):
+            experiments.prove_store(tracker, experiment, tmp_path)
+        between.set("403", only="DELETE")
+        experiments.prove_store(tracker, experiment, tmp_path)
+        assert len(root.list_artifacts()) == 1, "a server that deletes nothing keeps one file of a host"
+        between.set(None)
+        experiments.prove_store(tracker, experiment, tmp_path)
+    assert root.list_artifacts() == [] and list(tmp_path.iterdir()) == []
+
+
 def test_a_whole_folder_of_a_run_can_be_deleted(tracker: Tracker, run: str, tmp_path: Path) -> None:
     for name in ("1", "2"):
         (tmp_path / name).write_text(name)

@@ -113,7 +113,7 @@ class FakeTasks:
     """The recorder's tasks: each writes its name and returns its outcome."""
 
     def __init__(self, events: list) -> None:
-        self.events, self.data = events, None
+        self.events, self.data, self.store_error = events, None, None
 
     def reconcile(self, job):
         self.events.append(("reconcile", job.id))
@@ -133,6 +133,12 @@ class FakeTasks:
     def fetch_data(self):
         self.events.append(("fetch data",))
         return self.data or outcomes.DataFetched(path=Path("again.npz"))
+
+    def prove_store(self, refused=None):
+        self.events.append(("prove store",))
+        if self.store_error is not None:
+            return outcomes.NoStore(error=self.store_error, refused=refused)
+        return outcomes.StoreProved(refused=refused)
 
     def record(self, job, trained):
         self.events.append(("record", job.id))
@@ -639,6 +645,50 @@ def test_a_proof_that_meets_a_damaged_data_file_is_repeated_with_a_fetched_one(b
     assert bench.requests(protocol.Train)
 
 
+def test_a_data_file_that_is_wrong_however_often_it_is_fetched_ends_the_worker(bench):
+    bench.queue.waiting.append(JOB)
+    bench.proof = protocol.DataDamaged(reason="odd.")
+    with pytest.raises(ServiceError, match=r"^odd\. It was fetched 3 times: is HPO_HOME's disk sound\?$"):
+        while bench.supervisor.ending.error is None:
+            bench.step()
+        bench.supervisor.run()
+    assert len(bench.of("fetch data")) == FETCH_ATTEMPTS and bench.of("claim") == []
+
+
+def test_no_job_is_claimed_before_the_artifact_store_is_proved(bench):
+    bench.queue.waiting.append(JOB)
+    bench.steps(5, record=False)
+    assert bench.requests(protocol.Prove) and bench.of("claim") == [], "trainers start meanwhile"
+    bench.steps(2)
+    assert bench.requests(protocol.Train) and bench.of("prove store") == [("prove store",)]
+
+
+def test_a_worker_that_cannot_use_the_artifact_store_claims_nothing_and_says_why(bench):
+    bench.queue.waiting.append(JOB)
+    bench.tasks.store_error = ServiceError("No module named 'boto3'")
+    bench.recorder.work()
+    with pytest.raises(ServiceError, match="boto3"):
+        bench.supervisor.run()
+    assert bench.of("claim", "give back") == []
+
+
+@pytest.mark.parametrize("is_sound", [True, False])
+def test_a_fetch_that_fails_counts_only_where_the_store_is_proved_afterwards(bench, is_sound):
+    bench.recorder.work()
+    bench.queue.waiting.append(replace(JOB, checkpoint=records.checkpoint(1)))
+    bench.steps(2, record=False)
+    bench.recorder.tasks.clear()
+    bench.inbox.post(outcomes.Refused(job=JOB, reason="no region", attempt=FAILED))
+    bench.queue.waiting.append(replace(JOB, id=2))
+    bench.steps(LEASE, record=False)
+    assert bench.of("renew")[-1] == ("renew", [1]) and bench.of("give back") == [], "nothing is claimed meanwhile"
+    if not is_sound:
+        bench.tasks.store_error = ServiceError("No region")
+    bench.steps(2)
+    assert bench.of("give back") == [("give back", 1, "no region", FAILED if is_sound else PLACE_FAILED)]
+    assert bool(bench.requests(protocol.Train)) == is_sound == (bench.supervisor.ending.error is None)
+
+
 def test_a_disk_that_is_full_at_the_start_ends_the_worker_and_later_a_proof_waits(tmp_path, monkeypatch):
     bench = Bench(tmp_path)
     monkeypatch.setattr(bench.folder, "lacks_room", lambda: True)
@@ -984,6 +1034,7 @@ def test_a_closing_whose_model_scores_otherwise_waits_again_and_its_attempt_coun
 def test_a_closing_whose_trainer_died_while_the_winners_were_fetched_asks_nobody(bench):
     bench.closing = lambda job: FakeClosing(job, bench.events)
     bench.queue.waiting.append(replace(JOB, kind="closing"))
+    bench.recorder.work()
     bench.steps(2, record=False)
     bench.processes[0].dies = True
     bench.step(record=False)
