@@ -7,14 +7,15 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.npz import load_npz
 from hpo import settings
-from hpo.errors import ServiceError, StudyError, UserError
+from hpo.errors import ServiceError, StudyError
 from hpo.launch import slurm as arrays
 from hpo.operations.compute import Compute, Slurm
 from hpo.operations.connection import Connection, connect, opened
@@ -307,7 +308,7 @@ def worker(
             return Outcome(row=row, closed=False)
         stops = row.stops if stops is None else stops  # so that `hpo stop` reaches a worker that waits, too
         most = math.inf if limits.seconds is None else limits.seconds - (time.monotonic() - begin)
-        with _slower_after_failures(connection.queue, row.name, compute.device, watch, most=most):
+        with _slower_after_failures(connection.queue, row.name, compute.device, watch, most=most) as note_success:
             if limits.seconds is not None:
                 limits = replace(limits, seconds=max(0.0, limits.seconds - (time.monotonic() - begin)))
             place = _place(connection.queue, row, compute, watch)
@@ -317,6 +318,9 @@ def worker(
                 raise ServiceError(
                     f"Closing {study} failed; `hpo run` tries it again, `hpo promote` says why it failed."
                 )
+            if not outcome.stopped:  # else it may have been stopped before it could fail
+                with suppress(DatabaseLost):
+                    note_success()
         if outcome.closed:
             outcome = replace(outcome, jobs=connection.queue.jobs(study))
         watch.end(outcome)
@@ -324,10 +328,12 @@ def worker(
 
 
 @contextmanager
-def _slower_after_failures(queue: Queue, study: str, device: str, watch: Watch, *, most: float) -> Iterator[None]:
-    """Wait if workers have failed at this place lately, longer each time, `most` seconds; note how this one ends.
+def _slower_after_failures(
+    queue: Queue, study: str, device: str, watch: Watch, *, most: float
+) -> Iterator[Callable[[], None]]:
+    """Wait if workers have failed at this place lately, longer each time, `most` seconds; note if this one fails, too.
 
-    A program that restarts a worker without end does no harm then.
+    Give the function that forgets all failures. A program that restarts a worker without end does no harm then.
     """
     place = {"host": socket.gethostname(), "device": device}
     failures = queue.failures(study, **place)
@@ -338,13 +344,11 @@ def _slower_after_failures(queue: Queue, study: str, device: str, watch: Watch, 
         )
         time.sleep(max(0.0, min(failures.seconds_left, most)))
     try:
-        yield
-    except UserError as error:
+        yield partial(queue.note_success, study, **place)
+    except Exception as error:  # of any kind: a fault of hpo comes again, too
         with suppress(DatabaseLost):
-            queue.note_failure(study, reason=str(error), **place)
+            queue.note_failure(study, reason=str(error) or type(error).__name__, **place)
         raise
-    with suppress(DatabaseLost):
-        queue.note_success(study, **place)
 
 
 def limits_of(*, max_trials: int | None, max_hours: float | None, idle_exit: float | None) -> Limits:

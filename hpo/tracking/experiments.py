@@ -1,6 +1,7 @@
 """Experiments: one a study, with its note, its saved views and the links that open them."""
 
 import hashlib
+import os
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -151,11 +152,11 @@ PROOF = b"hpo"  # what the file holds that proves a store
 def prove_store(tracker: Tracker, experiment_id: str, folder: Path) -> None:
     """Write a small file beside the runs of an experiment, read it and remove it again; `folder` is for copies here.
 
-    Raise StoreRefuses if the store takes no file, TrackingUnavailable if another worker of this host does the same
-    right now, else what the store's client raises.
+    Raise StoreRefuses if the store takes no file, TrackingUnavailable if it answers otherwise than a store, else what
+    the store's client raises.
     """
     repository = tracker.repository(tracker.client.get_experiment(experiment_id).artifact_location)
-    name = f"proof-{socket.gethostname()}"  # one for a host: should a worker die here, the next one removes it
+    name = f"proof-{socket.gethostname()}-{os.getpid()}"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".proof-") as temporary:
         file, copy = Path(temporary, name), Path(temporary, "copy")
         file.write_bytes(PROOF)

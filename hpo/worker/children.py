@@ -155,11 +155,11 @@ class Trainers:
                 self._trainers.append(Trainer(self._start(gpu), self._clock, gpu=gpu))
 
     def neighbours(self, trainer: Trainer) -> list[Trainer]:
-        """Return the other trainers on its card, or on the CPU, that have a job."""
+        """Return the other trainers on its card, or on the CPU, that have a job or prove their place."""
         return [
             other
             for other in self._trainers
-            if other is not trainer and other.gpu == trainer.gpu and other.job is not None
+            if other is not trainer and other.gpu == trainer.gpu and (other.job is not None or other.proves)
         ]
 
     def of(self, job: Job) -> Trainer | None:

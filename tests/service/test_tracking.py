@@ -287,7 +287,7 @@ def test_a_store_is_proved_and_nothing_stays(tracking_uri, tmp_path):
             experiments.prove_store(tracker, experiment, tmp_path)
         between.set("403", only="DELETE")
         experiments.prove_store(tracker, experiment, tmp_path)
-        assert len(root.list_artifacts()) == 1, "a server that deletes nothing keeps one file of a host"
+        assert len(root.list_artifacts()) == 1, "a server that deletes nothing keeps one file of a process"
         between.set(None)
         experiments.prove_store(tracker, experiment, tmp_path)
     assert root.list_artifacts() == [] and list(tmp_path.iterdir()) == []

@@ -1,13 +1,18 @@
 """When a study pauses: rules on any history of the attempts of its trials."""
 
+from contextlib import suppress
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.queue import Attempt, AttemptOutcome
+from hpo.errors import ServiceError
+from hpo.operations import work
+from hpo.queue import Attempt, AttemptOutcome, PlaceFailures
 from hpo.queue.delays import FIRST_DELAY, LONGEST_DELAY, delay
 from hpo.queue.pauses import IN_A_ROW, doubtful_since, is_tried, pause_reason
+from models.specs import SpecError
 
 FAULTS = [AttemptOutcome.FAILED, AttemptOutcome.LOST, AttemptOutcome.OUT_OF_MEMORY]
 
@@ -76,3 +81,39 @@ def test_one_trial_that_fails_again_and_again_pauses_nothing():
 def test_the_delay_of_a_failing_place_grows_to_its_limit(count):
     assert FIRST_DELAY <= delay(count) <= delay(count + 1) <= LONGEST_DELAY
     assert delay(10) == LONGEST_DELAY
+
+
+class Noted:
+    """What a worker notes of its place, of which two have failed."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def failures(self, study, *, host, device):
+        return PlaceFailures(count=2, reason="odd.", seconds_left=0.5)
+
+    def note_failure(self, study, *, host, device, reason):
+        self.notes.append(reason)
+
+    def note_success(self, study, *, host, device):
+        self.notes.append("success")
+
+
+@pytest.mark.parametrize("error", [ServiceError("no GPU"), SpecError("no weights"), ZeroDivisionError(), None])
+def test_a_worker_that_ends_by_any_error_makes_the_next_one_wait(monkeypatch, error):
+    noted, slept, said = Noted(), [], work.Watch()
+    monkeypatch.setattr(work.time, "sleep", slept.append)
+    with suppress(Exception), work._slower_after_failures(noted, "s", "cpu", said, most=0.2) as note_success:
+        if error is not None:
+            raise error
+        note_success()
+    assert noted.notes == ["success" if error is None else str(error) or "ZeroDivisionError"]
+    assert slept == [0.2], "no longer than its own limit"
+
+
+def test_a_worker_that_is_interrupted_notes_nothing(monkeypatch):
+    noted = Noted()
+    monkeypatch.setattr(work.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt), work._slower_after_failures(noted, "s", "cpu", work.Watch(), most=9.0):
+        raise AssertionError("it does not begin")
+    assert noted.notes == []

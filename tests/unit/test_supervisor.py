@@ -634,6 +634,21 @@ def test_a_proof_that_lacks_memory_beside_a_trial_is_repeated_after_it(tmp_path)
     assert len(bench.requests(protocol.Prove, 2)) == 2
 
 
+def test_a_proof_that_lacks_memory_beside_another_one_is_repeated_after_it(tmp_path):
+    bench = Bench(tmp_path, count=2)
+    bench.proof = None
+    bench.steps(2)
+    bench.says(protocol.OutOfMemory(reason="no memory"), trainer=1)
+    bench.steps(2)
+    assert len(bench.requests(protocol.Prove, 1)) == 1 and bench.supervisor.ending.error is None
+    bench.says(protocol.Proved(device=""))
+    bench.steps(2)
+    assert len(bench.requests(protocol.Prove, 1)) == 2
+    bench.says(protocol.OutOfMemory(reason="no memory"), trainer=1)
+    with pytest.raises(ServiceError, match="no memory"):
+        bench.supervisor.run()
+
+
 def test_a_proof_that_meets_a_damaged_data_file_is_repeated_with_a_fetched_one(bench):
     bench.queue.waiting.append(JOB)
     bench.proof = protocol.DataDamaged(reason="odd.")
