@@ -124,6 +124,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.service
+@pytest.mark.slow
 def test_a_database_that_cannot_be_one_is_refused_with_what_is_wrong(refused, database_url, tracking_uri, tmp_path):
     server, name = database_url.rsplit("/", 1)
     port = urlsplit(database_url).port
@@ -144,6 +145,7 @@ def test_a_database_that_cannot_be_one_is_refused_with_what_is_wrong(refused, da
 
 
 @pytest.mark.service
+@pytest.mark.slow
 def test_a_database_is_reached_however_its_url_is_spelled(database_url, tracking_uri, tmp_path, monkeypatch, capsys):
     url = urlsplit(database_url)
     spelled = "".join(f"%{ord(letter):02x}" for letter in url.password)
@@ -159,6 +161,7 @@ def test_a_database_is_reached_however_its_url_is_spelled(database_url, tracking
 
 
 @pytest.mark.service
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["/#/", "/wrong", "https", "version"])
 def test_an_address_that_is_no_mlflow_server_is_refused(refused, database_url, tracking_uri, tmp_path, change):
     uri = tracking_uri.replace("http://", "https://") if change == "https" else f"{tracking_uri}{change}"
