@@ -70,12 +70,9 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         specs = ready.specs(facts)
         jobs = [NewJob(kind="closing", number=-1)]
         for repeat in range(ready.study.repeats):
-            for trial in trials:
-                config = trial.user_attrs.get("config")
+            for number, config in trials:
                 spec, cost = (None, 0.0) if config is None else specs[repeat * len(trials) + config]
-                jobs.append(
-                    NewJob(kind="trial", number=trial.number, repeat=repeat, config=config, cost=cost, spec=spec)
-                )
+                jobs.append(NewJob(kind="trial", number=number, repeat=repeat, config=config, cost=cost, spec=spec))
         queue.put_jobs(ready.name, jobs)
         queue.put_study(replace(row, facts=replace(facts, planned=True)))
     return queue.study(ready.name)

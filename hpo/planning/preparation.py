@@ -190,14 +190,13 @@ def _check_sizes(chosen: Study, folder: Path, data: Dataset) -> None:
     """Raise StudyError if the study can reach a network or a batch that does not fit the images."""
     shape = data.images.shape[1:]
     for point in chosen.combinations("backbone", "trainable", "batch_size"):
-        model, training = chosen.trial(point)
         try:
-            sizes.check_batches(specs.from_dict(model), specs.training_from_dict(training), shape)
+            sizes.check_batches(*chosen.specifications(point), shape)
         except specs.SpecError as error:
             raise StudyError(f"{folder}: {chosen.name} at {point_text(point) or 'its one point'}: {error}") from None
     for point in chosen.largest():
         try:
-            sizes.size(specs.from_dict(chosen.trial(point)[0]), shape, len(data.target_names), len(data.input_names))
+            sizes.size(chosen.specifications(point)[0], shape, len(data.target_names), len(data.input_names))
         except specs.SpecError as error:
             raise StudyError(
                 f"{folder}: its images do not fit {chosen.name} at {point_text(point) or 'its one point'}: "

@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 
 from hpo.queue import Job
@@ -52,6 +52,49 @@ def grid_attributes(sampler: optuna.samplers.BaseSampler) -> Callable[[Mapping[s
     return lambda point: {"grid_id": ids[tuple(point[key] for key in names)], "search_space": space}
 
 
+def planned(store: optuna.storages.RDBStorage, study_id: int) -> list[tuple[int, int | None]]:
+    """Return number and config number (None outside grids) of a study's trials, by number.
+
+    Optuna's own call reads each trial with its whole space.
+    """
+    with store.engine.begin() as connection:
+        rows = connection.execute(
+            text("""
+                SELECT number, cast(value_json AS int)
+                FROM trials t LEFT JOIN trial_user_attributes a ON a.trial_id = t.trial_id AND key = 'config'
+                WHERE study_id = :study ORDER BY number
+            """),
+            {"study": study_id},
+        )
+        return [(number, config) for number, config in rows]
+
+
+def waiting(
+    point: Mapping[str, Any],
+    *,
+    distributions: dict[str, BaseDistribution],
+    user_attrs: dict[str, Any],
+    system_attrs: dict[str, Any],
+) -> FrozenTrial:
+    """Return the waiting trial of a point.
+
+    Optuna's own `create_trial` compares all values of the whole space for each trial.
+    """
+    return FrozenTrial(
+        number=-1,
+        trial_id=-1,
+        state=TrialState.WAITING,
+        value=None,
+        datetime_start=None,
+        datetime_complete=None,
+        params=dict(point),
+        distributions=distributions,
+        user_attrs=user_attrs,
+        system_attrs=system_attrs,
+        intermediate_values={},
+    )
+
+
 def create_waiting(
     store: optuna.storages.RDBStorage, study_id: int, trials: Sequence[FrozenTrial], *, first: int
 ) -> None:
@@ -72,33 +115,47 @@ def create_waiting(
             {"study": study_id, "first": first, "last": first + len(trials) - 1},
         )
         numbered = list(zip(sorted(inserted.scalars()), trials, strict=True))
-        params = [
-            {
-                "trial": trial_id,
-                "name": name,
-                "value": trial.distributions[name].to_internal_repr(value),
-                "distribution": distribution_to_json(trial.distributions[name]),
-            }
-            for trial_id, trial in numbered
-            for name, value in trial.params.items()
-        ]
-        statement = """
-            INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)
-            VALUES (:trial, :name, :value, :distribution)
-        """
-        if params:
-            connection.execute(text(statement), params)
-        for table, attributes in (("user", "user_attrs"), ("system", "system_attrs")):
-            rows = [
-                {"trial": trial_id, "key": key, "value": json.dumps(value)}
-                for trial_id, trial in numbered
-                for key, value in getattr(trial, attributes).items()
-            ]
-            statement = (
-                f"INSERT INTO trial_{table}_attributes (trial_id, key, value_json) VALUES (:trial, :key, :value)"
+        params: dict[tuple[str, BaseDistribution], list[tuple[int, float]]] = {}
+        for trial_id, trial in numbered:
+            for name, distribution in trial.distributions.items():
+                value = distribution.to_internal_repr(trial.params[name])
+                params.setdefault((name, distribution), []).append((trial_id, value))
+        for (name, distribution), values in params.items():
+            connection.execute(
+                text("""
+                    INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)
+                    SELECT trial, :name, value, :distribution  -- sent once: that of a long list is long
+                    FROM unnest(cast(:trials AS int[]), cast(:values AS float8[])) AS point (trial, value)
+                """),
+                {
+                    "name": name,
+                    "distribution": distribution_to_json(distribution),
+                    "trials": [trial_id for trial_id, _ in values],
+                    "values": [value for _, value in values],
+                },
             )
-            if rows:
-                connection.execute(text(statement), rows)
+        for table, attributes in (("user", "user_attrs"), ("system", "system_attrs")):
+            values_of: dict[str, list[tuple[int, Any]]] = {}
+            for trial_id, trial in numbered:
+                for key, value in getattr(trial, attributes).items():
+                    values_of.setdefault(key, []).append((trial_id, value))
+            for key, rows in values_of.items():
+                distinct = list({id(value): value for _, value in rows}.values())
+                place = {id(value): number for number, value in enumerate(distinct, start=1)}
+                connection.execute(
+                    text(f"""
+                        INSERT INTO trial_{table}_attributes (trial_id, key, value_json)
+                        SELECT trial, :key, value  -- a space that all trials share is sent once
+                        FROM unnest(cast(:trials AS int[]), cast(:numbers AS int[])) AS attribute (trial, number)
+                        JOIN unnest(cast(:texts AS text[])) WITH ORDINALITY AS shared (value, number) USING (number)
+                    """),
+                    {
+                        "key": key,
+                        "trials": [trial_id for trial_id, _ in rows],
+                        "numbers": [place[id(value)] for _, value in rows],
+                        "texts": [json.dumps(value) for value in distinct],
+                    },
+                )
 
 
 def name_metric(store: optuna.storages.RDBStorage, study_id: int, name: str) -> None:

@@ -6,6 +6,7 @@ up to date, so that plain Optuna and optuna-dashboard read the study like any ot
 """
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
@@ -22,6 +23,7 @@ from hpo.errors import ServiceError
 from hpo.queue import Job, State, engine_arguments, lost, postgres_url
 from hpo.search import foreign
 from hpo.study import BEST, Choices, Interval, Study
+from hpo.text import duration
 
 STATES = {
     State.WAITING: TrialState.WAITING,
@@ -92,27 +94,24 @@ def sampler(study: Study, number: int = 0) -> optuna.samplers.BaseSampler:
 
 
 @database()
-def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[FrozenTrial]:
-    """Create the study and its waiting trials as far as they are missing; return all, by number.
+def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[tuple[int, int | None]]:
+    """Create the study and its waiting trials as far as they are missing; return number and config number of all.
 
     The caller holds the planning lock. A grid's trial carries its point, Optuna's `grid_id`, and the config number
     (`user_attrs["config"]`), which counts in the order of the file; GridSampler sorts and shuffles, so the two differ.
     """
     chosen = sampler(study)
-    stored = optuna.create_study(
-        study_name=name, storage=store, sampler=chosen, load_if_exists=True, direction="minimize"
-    )
-    present = stored.get_trials(deepcopy=False)
+    optuna.create_study(study_name=name, storage=store, sampler=chosen, load_if_exists=True, direction="minimize")
+    study_id = store.get_study_id_from_name(name)
     grid = study.sampler == "grid"
     points = study.grid() if grid else [*study.start, *[{}] * (study.trials - len(study.start))]
     space, attributes = distributions(study), foreign.grid_attributes(chosen)
-    study_id = store.get_study_id_from_name(name)
     foreign.name_metric(store, study_id, METRIC)
-    for first in range(len(present), len(points), BATCH):
+    begin, present = time.monotonic(), len(foreign.planned(store, study_id))
+    for first in range(present, len(points), BATCH):
         trials = [
-            create_trial(
-                state=TrialState.WAITING,
-                params=point,
+            foreign.waiting(
+                point,
                 distributions=space if point else {},
                 user_attrs={"config": config} if grid else {},
                 system_attrs=attributes(point),
@@ -120,9 +119,11 @@ def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[Fro
             for config, point in enumerate(points[first : first + BATCH], start=first)
         ]
         foreign.create_waiting(store, study_id, trials, first=first)
+        count = first + len(trials)
         if len(points) > BATCH:
-            log.info(f"{name}: {first + len(trials):,} of {len(points):,} configurations are planned")
-    return stored.get_trials(deepcopy=False)
+            left = (time.monotonic() - begin) / (count - present) * (len(points) - count)
+            log.info(f"{name}: {count:,} of {len(points):,} configurations are planned, {duration(left)} left")
+    return foreign.planned(store, study_id)
 
 
 @database()

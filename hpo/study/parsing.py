@@ -1,6 +1,7 @@
 """From the tables of a study file to a specification; everything wrong is said with what was expected."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hpo.errors import StudyError
@@ -74,7 +75,7 @@ def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *
     _check_together(label, table, study)
     try:  # every extreme of the space must be a network and a training that exist
         for point in (*study.corners(), *second_values(study.space), *study.start):
-            study.trial(point)
+            study.specifications(point)
         completed = _completed(study)
     except specs.SpecError as error:
         raise StudyError(f"{label}: {error}") from None
@@ -131,7 +132,7 @@ def _completed(study: Study) -> Study:
     model, training = study.trial(study.corners()[0])
     fixed_model = {key: value for key, value in model.items() if key not in study.space}
     fixed_training = {key: value for key, value in training.items() if key not in study.space}
-    return Study(**{**study.__dict__, "model": fixed_model, "training": fixed_training})
+    return replace(study, model=fixed_model, training=fixed_training)
 
 
 def _pruner(label: str, table: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """What a study is: a validated specification, its canonical form and its trials."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from hpo.study.claims import Claim
 from hpo.study.identity import digest
@@ -22,6 +22,8 @@ BEST = "best"  # in the place of a sampler: the best configurations of an earlie
 
 
 DEFAULT_DATA = "default"
+
+Spec = TypeVar("Spec")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,7 @@ class Study:
     claims: tuple[Claim, ...] = field(default=(), compare=False)  # that the report decides; no part of the identity
     file: str = field(default="", compare=False)  # the shipped name, or the path
     command: str = field(default="", compare=False)  # for a shell, that loads it
+    _parsed: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # by the values' text
 
     def canonical(
         self,
@@ -107,8 +110,7 @@ class Study:
 
     def most(self, key: str) -> float:
         """The largest value that a number among the training's settings takes."""
-        settings = (specs.training_from_dict(training) for _, training in map(self.trial, self.corners()))
-        return max(float(getattr(values, key)) for values in settings)
+        return max(float(getattr(training, key)) for _, training in map(self.specifications, self.corners()))
 
     def pretrained(self) -> list[str]:
         """The backbones whose pretrained weights this study, or the one it starts from, begins with."""
@@ -170,33 +172,42 @@ class Study:
         axes = [values if key in keys else values[:1] for key, values in ends.items()]
         return [dict(zip(ends, values, strict=True)) for values in itertools.product(*axes)]
 
-    def trial(self, point: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The model's and the training's settings at one point, complete and validated."""
+    def specifications(self, point: Mapping[str, Any]) -> tuple[specs.ModelSpec, specs.TrainingSpec]:
+        """The specifications of model and training at one point. Raise SpecError if they do not exist."""
         in_training = specs.training_keys()
         model = self.model | {key: value for key, value in point.items() if key not in in_training}
         training = self.training | {key: value for key, value in point.items() if key in in_training}
-        chosen = specs.from_dict(model), specs.training_from_dict(training)
+        chosen = self._once(specs.from_dict, model), self._once(specs.training_from_dict, training)
         specs.check_together(*chosen)
-        return specs.to_dict(chosen[0]), specs.training_to_dict(chosen[1])
+        return chosen
+
+    def _once(self, parse: Callable[[dict[str, Any]], Spec], values: dict[str, Any]) -> Spec:
+        """Return what `parse` makes of the values. The points of a large grid share most models and trainings."""
+        key = repr(values)  # tells 1 from 1.0 and True
+        if key not in self._parsed:
+            self._parsed[key] = parse(values)
+        parsed: Spec = self._parsed[key]
+        return parsed
+
+    def trial(self, point: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The model's and the training's settings at one point, complete and validated."""
+        model, training = self.specifications(point)
+        return specs.to_dict(model), specs.training_to_dict(training)
 
     def needs_phases(self) -> bool:
         """Whether it can be run only where the constants of two phases are known."""
-        return any(specs.physical(specs.from_dict(self.trial(point)[0])) for point in self.corners())
+        return any(specs.physical(model) for model, _ in map(self.specifications, self.corners()))
 
     def needs_periodic_images(self) -> bool:
         """Whether it can be run only on images that wrap around."""
-        trials = [(specs.from_dict(model), training) for model, training in map(self.trial, self.corners())]
         return any(
-            isinstance(model, specs.PeriodicSpec) or specs.training_from_dict(training).augmentation != "none"
-            for model, training in trials
+            isinstance(model, specs.PeriodicSpec) or training.augmentation != "none"
+            for model, training in map(self.specifications, self.corners())
         )
 
     def needs_symmetries(self) -> bool:
         """Whether it can be run only where it is known how the targets move with the image."""
-        return any(
-            specs.needs_symmetries(specs.from_dict(model), specs.training_from_dict(training))
-            for model, training in map(self.trial, self.corners())
-        )
+        return any(specs.needs_symmetries(*chosen) for chosen in map(self.specifications, self.corners()))
 
 
 def trial_spec(
@@ -212,8 +223,8 @@ def trial_spec(
 
     Repeats count the seed up.
     """
+    network, _ = plan.specifications(point)
     model, training = plan.trial(point)
-    network = specs.from_dict(model)
     best = next((source for source in facts.best_of or () if source.point == point), None)
     starts = plan.starts_from is not None
     pretrained = not starts and model.get("weights") == "imagenet"

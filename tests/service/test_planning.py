@@ -122,7 +122,9 @@ def test_the_start_is_planned_first_and_the_sampler_chooses_the_others(services,
         store = sampling.storage(url)
         fill = filling(url, store, chosen, "started")
         for _ in range(2):  # planning again adds nothing
-            trials = sampling.plan(store, "started", chosen)
+            numbers = sampling.plan(store, "started", chosen)
+            assert numbers == [(number, None) for number in range(14)]
+            trials = store.get_all_trials(store.get_study_id_from_name("started"))
             assert [trial.params for trial in trials] == [first, *[{}] * 13]
         study_id = store.get_study_id_from_name("started")
         for number in (3, 0, *range(4, 14)):  # beyond the first ten, which TPE draws at random
