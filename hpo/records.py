@@ -38,8 +38,8 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def decoded(hint: Any, value: Any) -> Any:
     """Return a JSON value as what the type hint of its field says."""
-    if value is None:
-        return None
+    if value is None or _stays(hint):
+        return value
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return decoded(arguments[0], value)
@@ -50,6 +50,18 @@ def decoded(hint: Any, value: Any) -> Any:
     if isinstance(hint, type) and issubclass(hint, Record):
         return hint.from_json(value)
     return hint.from_dict(value) if hasattr(hint, "from_dict") else value
+
+
+@cache
+def _stays(hint: Any) -> bool:
+    """Return whether a JSON value is already what the hint says: no record or tuple is in it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _stays(arguments[0])
+    if origin in (dict, Mapping):
+        return _stays(arguments[1])
+    is_record = isinstance(hint, type) and issubclass(hint, Record)
+    return origin is not tuple and not is_record and not hasattr(hint, "from_dict")
 
 
 def _encoded(value: Any) -> Any:

@@ -9,9 +9,7 @@ from sqlalchemy import Connection, text
 
 from hpo.queue.database import Database, as_json
 from hpo.queue.records import Job, Judged, Pace
-from hpo.queue.rows import (
-    hold,
-)
+from hpo.queue.rows import CHANGED, hold
 
 log = logging.getLogger("hpo")
 
@@ -93,18 +91,22 @@ class Epochs(Database):
                 found.setdefault(job, {name: {} for name in scores})[score][number] = value
         return found
 
-    def paces(self, study: str) -> tuple[float, dict[int, Pace]]:
-        """Return the server's clock (seconds since 1970), and by job id how fast trials with an epoch are trained."""
+    def paces(self, study: str, *, after: float | None = None) -> tuple[float, dict[int, Pace]]:
+        """Return the server's clock (seconds since 1970), and by job id how fast trials with an epoch are trained.
+
+        With `after` (likewise): of trials that are running or have changed since then.
+        """
         with self._transaction() as connection:
             now = float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())::float8")) or 0.0)
             rows = connection.execute(
-                text("""
+                text(f"""
                     SELECT e.job, avg((e.metrics->>'seconds')::float8) AS seconds,
                         min((e.metrics->>'val/nmse')::float8) AS best,
                         extract(epoch FROM min(e.at))::float8 AS first, extract(epoch FROM max(e.at))::float8 AS last
-                    FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job WHERE j.study = :study GROUP BY e.job
+                    FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job WHERE j.study = :study AND {CHANGED}
+                    GROUP BY e.job
                 """),
-                {"study": study},
+                {"study": study, "after": after},
             )
             return now, {row.job: Pace(row.seconds, row.best, row.first, row.last) for row in rows}
 

@@ -9,7 +9,7 @@ from hpo.queue.attempts import Attempt, AttemptOutcome
 from hpo.queue.database import Database, LeaseLost
 from hpo.queue.pauses import doubtful_since, is_tried, pause_reason
 from hpo.queue.records import Job, State
-from hpo.queue.rows import EXPIRED, JOB, LEFT, REASON, all_ended, attempts_of, end_attempts, lock_study
+from hpo.queue.rows import CHANGED, EXPIRED, JOB, LEFT, REASON, all_ended, attempts_of, end_attempts, lock_study
 from hpo.text import utf8
 
 log = logging.getLogger("hpo")
@@ -20,7 +20,7 @@ CLAIM = f"""
         lease_until = clock_timestamp() + make_interval(secs => :lease),
         mirrored = false, changed_at = clock_timestamp()
     WHERE id = (
-        SELECT id FROM hpo.job candidate
+        SELECT id FROM hpo.job
         WHERE study = :study AND state = 'waiting'
           -- a worker that is asked to leave takes nothing more
           AND (cast(:stops AS int) IS NULL
@@ -30,10 +30,7 @@ CLAIM = f"""
         -- what was begun goes on first; what has failed waits for the others, which show whether
         -- anything works; then the most expensive, so that the last ones are short; the cheapest if one
         -- after the other fails
-        ORDER BY CASE WHEN :doubtful THEN cost END, checkpoint IS NULL, (
-            SELECT count(*) FROM hpo.attempt WHERE job = candidate.id AND NOT forgiven
-              AND outcome IN ('failed', 'out of memory')
-        ), cost DESC, number
+        ORDER BY {{cheapest_first}} checkpoint IS NULL, failures, cost DESC, number
         LIMIT 1
         FOR UPDATE SKIP LOCKED  -- a row another worker is claiming right now is not waited for
     )
@@ -72,12 +69,22 @@ class Leases(Database):
             if is_doubtful is None:
                 return None
             values = {"study": study, "worker": worker, "lease": lease, "stops": stops, "closes": closes}
-            claimed = connection.execute(text(CLAIM), values | {"doubtful": is_doubtful}).one_or_none()
+            claim = CLAIM.format(cheapest_first="cost," if is_doubtful else "")  # else the index has their order
+            claimed = connection.execute(text(claim), values).one_or_none()
             if claimed is None:
                 return None
             connection.execute(
-                text("INSERT INTO hpo.attempt (job, fence, host, device) VALUES (:job, :fence, :host, :device)"),
-                {"job": claimed.id, "fence": claimed.fence, "host": worker.partition(":")[0], "device": device},
+                text("""
+                    INSERT INTO hpo.attempt (job, study, fence, host, device)
+                    VALUES (:job, :study, :fence, :host, :device)
+                """),
+                {
+                    "job": claimed.id,
+                    "study": study,
+                    "fence": claimed.fence,
+                    "host": worker.partition(":")[0],
+                    "device": device,
+                },
             )
             rows = connection.execute(text(f"SELECT {JOB} FROM hpo.job WHERE id = :id"), {"id": claimed.id})
             return Job.from_row(rows.mappings().one())
@@ -158,14 +165,27 @@ class Leases(Database):
     def attempts(self, study: str) -> dict[int, list[Attempt]]:
         """Return the attempts of all jobs of a study, by job id, in their order."""
         with self._transaction() as connection:
-            where = "job IN (SELECT id FROM hpo.job WHERE study = :study)"
-            return attempts_of(connection, where, study=study)
+            return attempts_of(connection, "study = :study", study=study)
 
-    def jobs(self, study: str) -> list[Job]:
-        """All jobs of a study by number; the closing comes first, as number -1."""
+    def jobs(self, study: str, *, after: float | None = None) -> list[Job]:
+        """All jobs of a study by number; the closing comes first, as number -1.
+
+        With `after` (seconds since 1970, server clock): those that are running or have changed since then, and the
+        closing.
+        """
         with self._transaction() as connection:
             rows = connection.execute(
-                text(f"SELECT {JOB} FROM hpo.job WHERE study = :study ORDER BY number, repeat"), {"study": study}
+                text(f"SELECT {JOB} FROM hpo.job WHERE study = :study AND {CHANGED} ORDER BY number, repeat"),
+                {"study": study, "after": after},
+            )
+            return [Job.from_row(row) for row in rows.mappings()]
+
+    def repeats(self, study: str, number: int) -> list[Job]:
+        """All jobs of one configuration, by repeat."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text(f"SELECT {JOB} FROM hpo.job WHERE study = :study AND number = :number ORDER BY repeat"),
+                {"study": study, "number": number},
             )
             return [Job.from_row(row) for row in rows.mappings()]
 
@@ -208,6 +228,20 @@ def _expire(connection: Connection, study: str, *, lease: float, sparing: str = 
     return jobs
 
 
+# Whether an epoch was stored after the latest failure, or nothing has failed: then nothing is in doubt, and claims do
+# not read all attempts of the study.
+_EPOCH_SINCE = """
+    WITH latest AS (
+        SELECT max(ended) AS failed FROM hpo.attempt
+        WHERE study = :study AND outcome IN ('failed', 'out of memory', 'lost', 'not recorded')
+    )
+    SELECT failed IS NULL OR coalesce(  -- in the order of an index: else the planner may read the whole table
+        (SELECT true FROM hpo.attempt WHERE study = :study AND (ended IS NULL OR ended > failed) AND epoch_at >= failed
+         ORDER BY ended DESC LIMIT 1), false)
+    FROM latest
+"""
+
+
 def _is_doubtful(connection: Connection, study: str) -> bool | None:
     """Return whether so many trials have failed in a row that the cheapest is to be tried next.
 
@@ -219,10 +253,12 @@ def _is_doubtful(connection: Connection, study: str) -> bool | None:
     ).one_or_none()
     if row is None or row.paused is not None:
         return None
+    if connection.scalar(text(_EPOCH_SINCE), {"study": study}):
+        return False
     where = """
-        job IN (SELECT id FROM hpo.job WHERE study = :study AND kind = 'trial') AND (ended IS NULL OR ended > (
-            SELECT coalesce(max(epoch_at), 'epoch') FROM hpo.attempt a JOIN hpo.job ON job.id = a.job
-            WHERE study = :study
+        study = :study AND job IN (SELECT id FROM hpo.job WHERE study = :study AND kind = 'trial')
+        AND (ended IS NULL OR ended > (
+            SELECT coalesce(max(epoch_at), 'epoch') FROM hpo.attempt WHERE study = :study
         ))
     """
     by_job = attempts_of(connection, where, study=study)

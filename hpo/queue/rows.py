@@ -23,6 +23,11 @@ TRIAL = "study = :study AND kind = 'trial' AND number = :number AND repeat = coa
 
 LEFT = "study = :study AND kind = 'trial' AND state IN ('waiting', 'running')"  # trials that are still to be trained
 
+# What may differ from what was read at :after, if that is not null.
+CHANGED = """
+    (cast(:after AS float8) IS NULL OR state = 'running' OR kind = 'closing' OR changed_at > to_timestamp(:after))
+"""
+
 JOB = """
     id, study, kind, number, repeat, config, cost, spec, state, fence, worker, run_id, checkpoint, result,
     reason, mirrored, discarded, judged, state = 'running' AND lease_until >= clock_timestamp() AS alive,
@@ -52,7 +57,9 @@ def lock_study(connection: Connection, study: str, how: str = "FOR NO KEY UPDATE
 
 
 def all_ended(connection: Connection, study: str) -> bool:
-    return not connection.scalar(text(f"SELECT EXISTS (SELECT FROM hpo.job WHERE {LEFT})"), {"study": study})
+    # In the order of an index: else the planner may read the whole table.
+    one = text(f"SELECT id FROM hpo.job WHERE {LEFT} ORDER BY state LIMIT 1")
+    return connection.scalar(one, {"study": study}) is None
 
 
 def reopen_closing(connection: Connection, study: str) -> None:
@@ -107,6 +114,10 @@ def end_attempts(
         """),
         {"jobs": list(jobs), "outcome": outcome, "reason": reason and utf8(reason)[:REASON], "alone": alone},
     )
+    if outcome in (AttemptOutcome.FAILED, AttemptOutcome.OUT_OF_MEMORY):
+        connection.execute(
+            text("UPDATE hpo.job SET failures = failures + 1 WHERE id = ANY(:jobs)"), {"jobs": list(jobs)}
+        )
     if outcome.failed:
         by_job = attempts_of(connection, "job = ANY(:jobs)", jobs=list(jobs))
         exhausted = [job for job, attempts in by_job.items() if is_exhausted(attempts)]
@@ -141,3 +152,4 @@ def forgive(connection: Connection, jobs: Sequence[int]) -> None:
     """Let the attempts of these jobs so far count no more; one that runs has lost its job."""
     end_attempts(connection, jobs, AttemptOutcome.HANDED_BACK, "the job was brought back")
     connection.execute(text("UPDATE hpo.attempt SET forgiven = true WHERE job = ANY(:jobs)"), {"jobs": list(jobs)})
+    connection.execute(text("UPDATE hpo.job SET failures = 0 WHERE id = ANY(:jobs)"), {"jobs": list(jobs)})

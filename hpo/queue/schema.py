@@ -1,6 +1,6 @@
 """The tables of the queue, and what leads from an earlier version of them to this one."""
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 FIRST_VERSION = 3  # of the tables that SCHEMA makes; what came later stands in MIGRATIONS alone
 
 _WORKER = """
@@ -133,6 +133,23 @@ CREATE TABLE IF NOT EXISTS hpo.place (  -- where workers failed, since the last 
 );
 """
 
+_CLAIMS = """
+-- Claims read a few rows of each index, however many trials a study has.
+ALTER TABLE hpo.job ADD COLUMN IF NOT EXISTS failures int NOT NULL DEFAULT 0;  -- of its attempts, not forgiven
+UPDATE hpo.job SET failures = counted.failures FROM (
+    SELECT job, count(*) AS failures FROM hpo.attempt
+    WHERE NOT forgiven AND outcome IN ('failed', 'out of memory') GROUP BY job
+) AS counted WHERE job.id = counted.job;
+CREATE INDEX IF NOT EXISTS job_claim ON hpo.job (study, (checkpoint IS NULL), failures, cost DESC, number)
+    WHERE state = 'waiting';
+ALTER TABLE hpo.attempt ADD COLUMN IF NOT EXISTS study text;  -- the job's
+UPDATE hpo.attempt SET study = job.study FROM hpo.job WHERE job.id = attempt.job;
+ALTER TABLE hpo.attempt ALTER COLUMN study SET NOT NULL;
+CREATE INDEX IF NOT EXISTS attempt_ended ON hpo.attempt (study, ended);
+CREATE INDEX IF NOT EXISTS attempt_failed ON hpo.attempt (study, ended)
+    WHERE outcome IN ('failed', 'out of memory', 'lost', 'not recorded');
+"""
+
 # What leads from a version to the next one; new tables go the same way from FIRST_VERSION on.
 MIGRATIONS = {
     1: """
@@ -169,6 +186,7 @@ MIGRATIONS = {
     """
     + _JUDGED,
     4: _ATTEMPT,
+    5: _CLAIMS,
 }
 
 # After a backup's rows, whatever version's they are: running jobs wait, no attempt counted, and nobody works, for all

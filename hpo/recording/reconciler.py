@@ -122,7 +122,7 @@ class Reconciler:
         """Return all jobs of this one's configuration."""
         if self.study.spec.get("repeats", 1) == 1:
             return [job]
-        return [other for other in self.queue.jobs(self.study.name) if other.number == job.number]
+        return self.queue.repeats(self.study.name, job.number)
 
     def ensure_run(self, job: Job) -> str:
         """Return the id of the job's MLflow run; create the run if there is none yet."""

@@ -3,6 +3,7 @@
 Measured on the trials that have ended; what has not happened yet is taken to last as long as usual.
 """
 
+import bisect
 import heapq
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -104,15 +105,28 @@ class Forecast:
         if job.id in self._measured:
             return self._measured[job.id].seconds
         if job.spec is None:
-            return statistics.fmean(pace.seconds for pace in self._measured.values())
+            return self._mean_seconds
         return self.at_cost(job.cost)
 
     def at_cost(self, cost: float) -> float:
         """Return the seconds of an epoch of a network of this cost, from those of the nearest cost."""
-        costs = {job.id: job.cost for job in self.jobs if job.id in self._measured}
-        near = min(costs.values(), key=lambda own: abs(own - cost))
-        seconds = statistics.fmean(self._measured[id].seconds for id, own in costs.items() if own == near)
+        costs = self._seconds_by_cost
+        place = bisect.bisect_left(costs, cost, key=lambda pair: pair[0])
+        near, seconds = min(costs[max(0, place - 1) : place + 1], key=lambda pair: abs(pair[0] - cost))
         return seconds * (FIXED + (1 - FIXED) * cost / near if near else 1.0)
+
+    @cached_property
+    def _seconds_by_cost(self) -> list[tuple[float, float]]:
+        """Costs of measured networks, ascending, each with the mean seconds of an epoch."""
+        seconds: dict[float, list[float]] = {}
+        for job in self.jobs:
+            if job.id in self._measured:
+                seconds.setdefault(job.cost, []).append(self._measured[job.id].seconds)
+        return sorted((cost, statistics.fmean(values)) for cost, values in seconds.items())
+
+    @cached_property
+    def _mean_seconds(self) -> float:
+        return statistics.fmean(pace.seconds for pace in self._measured.values())
 
     @cached_property
     def _measured(self) -> Mapping[int, Pace]:

@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from hpo.queue import ENDED, Job, Pace, Present, Queue, State, StudyRow
+from hpo.queue import ENDED, FREEZE_LIMIT, Job, Pace, Present, Queue, State, StudyRow
 from hpo.report.forecast import Forecast
 from hpo.text import duration, in_brackets, point_text
+
+OVERLAP = 2 * FREEZE_LIMIT  # seconds: what changed so long before a look may have been committed after it
 
 
 class Progress:
@@ -12,6 +14,7 @@ class Progress:
 
     def __init__(self, queue: Queue, study: StudyRow) -> None:
         self.queue, self.study = queue, study
+        self._jobs: dict[int, Job] = {}  # by id
         self.jobs: list[Job] = []  # trials
         self.paces: dict[int, Pace] = {}
         self.workers: list[Present] = []
@@ -20,11 +23,16 @@ class Progress:
         self.now = 0.0  # the database's clock, seconds since 1970
 
     def refresh(self) -> None:
-        """Read the database. Raise DatabaseLost."""
-        jobs = self.queue.jobs(self.study.name)
+        """Read from the database what may have changed since the last time. Raise DatabaseLost."""
+        after = self.now - OVERLAP if self._jobs else None
+        for job in self.queue.jobs(self.study.name, after=after):
+            self._jobs[job.id] = job
+            self.paces.pop(job.id, None)  # its curve may have been cut back
+        self.now, paces = self.queue.paces(self.study.name, after=after)
+        self.paces |= paces
+        jobs = sorted(self._jobs.values(), key=lambda job: (job.number, job.repeat))
         self.jobs = [job for job in jobs if job.kind == "trial"]
         self.closing = next((job for job in jobs if job.kind == "closing"), None)
-        self.now, self.paces = self.queue.paces(self.study.name)
         self.workers = self.queue.workers(self.study.name)
         self.pause = self.queue.pause(self.study.name)
 

@@ -169,8 +169,9 @@ def test_what_the_pruner_decided_stands_though_its_worker_dies_at_once(planned):
     assert seen(shown, bad) == {}, "Optuna hears of it later"
     with shown.queue.engine.begin() as connection:
         connection.exec_driver_sql(f"""
-            INSERT INTO hpo.attempt (job, fence, host, device, ended, outcome)
-            SELECT {bad.id}, -fence, '', 'cpu', clock_timestamp(), 'failed' FROM generate_series(1, 6) AS fence;
+            INSERT INTO hpo.attempt (job, study, fence, host, device, ended, outcome)
+            SELECT {bad.id}, '{bad.study}', -fence, '', 'cpu', clock_timestamp(), 'failed'
+            FROM generate_series(1, 6) AS fence;
             UPDATE hpo.job SET lease_until = '2000-01-01' WHERE id = {bad.id}
         """)
     assert shown.queue.expire(shown.study.name, lease=0) == [bad.id]

@@ -8,8 +8,8 @@ import records
 from rich.console import Console
 
 from hpo.machine import now_ms
-from hpo.queue import NewJob, Queue
-from hpo.report import tables
+from hpo.queue import AttemptOutcome, NewJob, Queue
+from hpo.report import progress, tables
 from hpo.report.progress import Progress
 
 SPEC = records.spec(training={"epochs": 10})
@@ -43,6 +43,50 @@ def test_the_time_left_counts_trials_not_chosen_yet_and_those_that_end_early(dat
         queue.end(first, "pruned", result={"epoch": 4}, reason="worse than others")
         shown.refresh()
         assert 100 < shown.seconds_left < 140, "others are taken to end early, too: else it were at least 154 s"
+
+
+def test_a_display_that_looks_again_shows_what_one_that_looks_first_shows(database_url, monkeypatch):
+    monkeypatch.setattr(progress, "OVERLAP", 0.5)  # seconds
+    with closing(Queue(database_url)) as queue:
+        queue.install()
+        queue.put_study(records.study_row("looks", spec={"space": [], "training": {"epochs": 10}}))
+        trials = [NewJob(kind="trial", number=number, cost=9.0 - number, spec=SPEC) for number in range(6)]
+        queue.put_jobs("looks", [*trials, NewJob(kind="closing", number=-1)])
+        with queue.engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE hpo.job SET changed_at = '2000-01-01'")
+        kept = Progress(queue, queue.study("looks"))
+
+        def look() -> None:
+            kept.refresh()
+            first = Progress(queue, queue.study("looks"))
+            first.refresh()
+            assert kept.jobs == first.jobs and kept.closing == first.closing
+            assert kept.paces == first.paces and kept.counts() == first.counts()
+
+        def epochs(job, *values: float) -> None:
+            rows = enumerate(values, start=1)
+            queue.add_epochs(job, [(n, n * 1000, {"val/nmse": value, "seconds": 1.0}) for n, value in rows])
+
+        look()
+        assert len(queue.jobs("looks", after=kept.now)) == 1, "the closing alone is read again"
+        done, dead, back = (queue.claim("looks", worker="w", lease=60) for _ in range(3))
+        look()
+        for job in (done, dead, back):
+            epochs(job, 0.9, 0.8)
+        look()
+        queue.cut(back, 0)
+        look()
+        queue.end(done, "done", result=records.result(0.8))
+        queue.give_back(dead, AttemptOutcome.NOT_RECORDED, reason="why")
+        queue.cancel("looks", 5, None, by="anna")
+        look()
+        with queue.engine.begin() as connection:
+            connection.exec_driver_sql(f"UPDATE hpo.job SET lease_until = '2000-01-01' WHERE id = {back.id}")
+        look()
+        queue.revive("looks", trials=True)
+        queue.undo_cancel("looks", 5, None)
+        queue.expire("looks", lease=0)
+        look()
 
 
 def test_a_table_breaks_no_row_in_a_file_and_no_number_on_a_terminal():

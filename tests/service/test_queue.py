@@ -8,11 +8,12 @@ import pytest
 import records
 from optuna.study import StudyDirection
 from shell import at_once, read_only
+from sqlalchemy import event
 from sqlalchemy.exc import ProgrammingError
 
 from hpo import study
 from hpo.errors import NotFound, ServiceError, StudyConflict
-from hpo.queue import AttemptOutcome, DatabaseLost, LeaseLost, NewJob, Queue, database
+from hpo.queue import SCHEMA_VERSION, AttemptOutcome, DatabaseLost, LeaseLost, NewJob, Queue, database
 from hpo.queue.attempts import COUNTED_LIMIT, LIMIT
 from hpo.queue.rows import hold
 from hpo.search import sampling
@@ -62,6 +63,44 @@ def test_the_dearest_trial_is_claimed_first_and_the_order_of_a_point_survives(da
     job = claim(queue)
     assert job.number == 2
     assert list(job.spec.point) == ["filters", "a"]
+
+
+def test_a_claim_reads_a_few_rows_of_a_large_study(database_url):
+    queue = planned(database_url, 3000)
+    with queue.engine.begin() as connection:  # two thirds have ended, a failure among them
+        connection.exec_driver_sql("""
+            UPDATE hpo.job SET state = 'done' WHERE number >= 1000;
+            INSERT INTO hpo.attempt (job, study, fence, host, device, ended, epochs, epoch_at, outcome)
+            SELECT id, study, 1, 'w', 'cpu', clock_timestamp(), 1, clock_timestamp(),
+                CASE WHEN number = 1500 THEN 'failed' ELSE 'recorded' END
+            FROM hpo.job WHERE state = 'done' ORDER BY number;
+            ANALYZE hpo.attempt  -- as the server does within a minute
+        """)
+    counts: list[int] = []
+
+    def count(connection) -> None:
+        total = "sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables"
+        counts.append(int(connection.exec_driver_sql(f"SELECT {total} WHERE schemaname = 'hpo'").scalar()))
+
+    for moment in ("begin", "commit"):
+        event.listen(queue.engine, moment, count)
+    assert claim(queue).number == 999
+    begin, end = counts
+    assert end - begin < 100
+
+
+def test_failures_that_an_earlier_hpo_stored_still_wait_for_the_others(database_url):
+    queue = planned(database_url, 3)
+    for _ in range(2):
+        queue.give_back(claim(queue), FAILED, reason="exit 1")
+    with queue.engine.begin() as connection:
+        connection.exec_driver_sql("""
+            ALTER TABLE hpo.job DROP COLUMN failures;
+            ALTER TABLE hpo.attempt DROP COLUMN study;
+            UPDATE hpo.schema SET version = 5
+        """)
+    Queue(database_url).install()
+    assert [claim(queue).number for _ in range(3)] == [0, 2, 1]
 
 
 def test_sixteen_claimers_at_once_get_each_job_once(database_url):
@@ -306,7 +345,7 @@ def test_another_schema_version_is_refused_and_left_alone(database_url):
     queue = planned(database_url, 1)
     with queue.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE hpo.schema SET version = 99")
-    with pytest.raises(ServiceError, match="schema version 99 of hpo, this program needs 5"):
+    with pytest.raises(ServiceError, match=f"schema version 99 of hpo, this program needs {SCHEMA_VERSION}"):
         Queue(database_url).install()
     assert len(queue.jobs("s")) == 2
 

@@ -48,10 +48,10 @@ class Recorded:
 
     # What Progress asks the queue
 
-    def jobs(self, study: str) -> list[Job]:
+    def jobs(self, study: str, *, after: float | None = None) -> list[Job]:
         return [self._job(id, job) for id, job in enumerate(self.facts["jobs"])]
 
-    def paces(self, study: str) -> tuple[float, dict[int, Pace]]:
+    def paces(self, study: str, *, after: float | None = None) -> tuple[float, dict[int, Pace]]:
         paces = {}
         for id, job in enumerate(self.facts["jobs"]):
             times = [time for time in job["epochs"] if time <= self.now]
