@@ -23,7 +23,7 @@ from data_pipeline.phase import Phase
 from data_pipeline.png import LARGEST_SIDE
 from data_pipeline.sources import Notes
 from data_pipeline.split import Split, split
-from data_pipeline.target_transforms import scaled_name
+from data_pipeline.target_transforms import scaled_name, undo
 
 DEFAULT = Path(__file__).parent / "default"  # the data set that ships with this package
 MOST_PROBLEMS = 20  # of a folder, that an error lists
@@ -71,6 +71,13 @@ class Dataset:
     def missing(self) -> dict[str, int]:
         """How many labels of each target are missing, by its name."""
         return dict(zip(self.target_names, np.isnan(self.targets).sum(axis=0).tolist(), strict=True))
+
+    def in_unit(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+        """Return those of the targets (n, k) that have a transform without it, (n,), by their name and unit."""
+        transforms, units = self.description.layout.transform or {}, self.description.layout.units or {}
+        plain, names = undo(targets, self.target_names, transforms)
+        named = {name: f"{name} [{units[name]}]" if name in units else name for name in transforms}
+        return {named[name]: values for name, values in zip(names, plain.T, strict=True) if name in transforms}
 
     @property
     def input_units(self) -> dict[str, str]:

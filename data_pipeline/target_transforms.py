@@ -41,7 +41,8 @@ def undo(
     targets = targets.copy()
     for place, name in enumerate(names):
         if name in originals:
-            targets[:, place] = TRANSFORMS[transforms[originals[name]]][1](targets[:, place])
+            with np.errstate(over="ignore"):  # 10 to the power of what a bad network predicts
+                targets[:, place] = TRANSFORMS[transforms[originals[name]]][1](targets[:, place])
     return targets, tuple(originals.get(name, name) for name in names)
 
 

@@ -96,6 +96,15 @@ def score_text(value: float | None, places: str = ".4g") -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:{places}}"
 
 
+def in_unit_text(in_unit: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Return the scores of targets in their unit, as `k [m²]: R² 0.93, RMSE 1.2e-13, NRMSE 0.2`; of the first five."""
+    texts = [
+        f"{name}: R² {score_text(of['r2'])}, RMSE {score_text(of['rmse'])}, NRMSE {score_text(of['nrmse'])}"
+        for name, of in in_unit.items()
+    ]
+    return "; ".join(texts[:5]) + (f"; and {len(texts) - 5} more" if len(texts) > 5 else "")
+
+
 def duration(seconds: float) -> str:
     """Return seconds as people say them, such as `1 h 05 min`, `12 min`, `40 s`."""
     whole = round(seconds)

@@ -1,10 +1,12 @@
 """Scores of predictions, and the baseline predictors that every model is compared with (numpy only)."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+
+InUnit = Mapping[str, np.ndarray]  # labels or predictions (n,) by their target's name and unit
 
 
 class Predictor(Protocol):
@@ -30,17 +32,22 @@ class Scores:
     mae: float | None  # unit
     mape: float | None  # fraction, not per cent
     per_target: Mapping[str, list[float | None]]  # of each score, by its name
+    # Of each target with a transform, by its name and unit: rmse (unit), nrmse and r2 with the transform undone.
+    in_unit: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form: every mean by its name, and "per_target"."""
-        return {name: getattr(self, name) for name in SCORES} | {"per_target": dict(self.per_target)}
+        """Return the JSON form: every mean by its name, "per_target", and "in_unit" if there is any."""
+        means = {name: getattr(self, name) for name in SCORES} | {"per_target": dict(self.per_target)}
+        return means | ({"in_unit": dict(self.in_unit)} if self.in_unit else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Scores":
         """Return the scores in JSON form; a score unknown to an earlier version is None."""
-        return cls(**{name: values.get(name) for name in SCORES}, per_target=values.get("per_target", {}))
+        means = {name: values.get(name) for name in SCORES}
+        return cls(**means, per_target=values.get("per_target", {}), in_unit=values.get("in_unit", {}))
 
 
+IN_UNIT = ("rmse", "nrmse", "r2")
 SCORES = ("nmse", "mse", "r2", "nrmse", "mae", "mape")
 
 
@@ -81,7 +88,23 @@ def scores(predictions: np.ndarray, targets: np.ndarray, *, train_variance: np.n
     numbers = {name: [x if np.isfinite(x) else None for x in values.tolist()] for name, values in per_target.items()}
     if not present.all():
         numbers["n"] = present.sum(axis=0).tolist()
-    return Scores(**means, per_target=numbers)
+    return Scores(**means, per_target=numbers, in_unit={})
+
+
+def scores_of_part(
+    predictions: np.ndarray, targets: np.ndarray, *, learned: np.ndarray, in_unit: Callable[[np.ndarray], InUnit]
+) -> Scores:
+    """Return the scores of predictions (n, k) against targets (n, k) by the variance of those `learned` (m, k).
+
+    `in_unit` gives the targets with a transform in the label's unit, which are scored there as well.
+    """
+    predicted, true, trained = (in_unit(values) for values in (predictions, targets, learned))
+    unit: dict[str, dict[str, float | None]] = {}
+    for name, values in predicted.items():
+        variance = moments(trained[name][:, None])[1]
+        alone = scores(values[:, None], true[name][:, None], train_variance=variance)
+        unit[name] = {"rmse": None if alone.mse is None else alone.mse**0.5, "nrmse": alone.nrmse, "r2": alone.r2}
+    return replace(scores(predictions, targets, train_variance=moments(learned)[1]), in_unit=unit)
 
 
 def moments(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from hpo.queue import Job, StudyRow
 from hpo.queue.closing_result import ClosingEntry
 from hpo.scores import champion
 from hpo.study.records import SplitScores
-from hpo.text import for_markdown, in_brackets, number_text, score_text
+from hpo.text import for_markdown, in_brackets, in_unit_text, number_text, score_text
 
 NAME_SHOWN = 20  # letters of a study's name that leave room for its trial where 32 are shown
 VERDICTS = {
@@ -38,7 +38,7 @@ def of_version(
 ) -> str:
     """Return the description of a winner's version, with its scores on the test split beside the predictors'."""
     assert job.spec is not None
-    unit = for_markdown(study.facts.data.unit)
+    unit, in_unit = for_markdown(study.facts.data.unit), for_markdown(in_unit_text(entry.test.in_unit))
     point = ", ".join(f"{name} = {number_text(value)}" for name, value in job.spec.point.items())
     title = job.run_name
     if len(study.name) > NAME_SHOWN:
@@ -61,6 +61,7 @@ def of_version(
         + f"{WEIGHTS.get(str(entry.weights), '')}{job.spec.parameters:,} parameters.\n\n"
         + "\n".join(table)
         + "\n\nNMSE: mean over the targets of MSE / variance of the training split. Selected on validation alone."
+        + (f" With the transform undone, test split: {in_unit}." if in_unit else "")
     )
 
 

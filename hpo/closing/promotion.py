@@ -9,7 +9,7 @@ from hpo.closing import descriptions
 from hpo.closing.scored import Scored
 from hpo.queue import Job, State
 from hpo.queue.closing_result import ClosingEntry, ClosingResult, FailedTrial
-from hpo.recording.reconciler import Reconciler
+from hpo.recording.reconciler import Reconciler, in_unit
 from hpo.scores import alarms, champion, ranking
 from hpo.study import provenance
 from hpo.study.records import Scores, SplitScores
@@ -144,7 +144,7 @@ def _log_test_scores(tracker: Tracker, job: Job, entry: ClosingEntry) -> None:
     assert job.result is not None
     tracker.log_summary(
         str(job.run_id),
-        {f"test_{name}": getattr(entry.test, name) for name in SCORES},
+        {f"test_{name}": getattr(entry.test, name) for name in SCORES} | in_unit("test", entry.test),
         timestamp_ms=round(job.changed_at * 1000),
         step=job.result.best_epoch,
     )

@@ -17,6 +17,7 @@ from hpo.machine import environment
 from hpo.queue import FREEZE_LIMIT, DatabaseLost, Job, Judged, Queue, State, StudyRow, TrialResult
 from hpo.search import sampling
 from hpo.study import provenance, restore
+from hpo.study.records import Scores
 from hpo.text import first_line
 from hpo.tracking import foreign, logged_models
 from hpo.tracking.client import Status, Tracker
@@ -245,4 +246,11 @@ def summary(result: TrialResult) -> dict[str, float | None]:
     for score in ("r2", "nrmse"):
         for name, value in zip(result.target_names, result.validation.per_target[score], strict=True):
             flat[f"best_val_{score}/{name}"] = value
-    return flat
+    return flat | in_unit("best_val", result.validation)
+
+
+def in_unit(prefix: str, scores: Scores) -> dict[str, float | None]:
+    """Return the metrics of targets with a transform in the label's unit: by the target's own name, without the unit,
+    which MLflow does not take."""
+    named = {name.partition(" [")[0]: values for name, values in scores.in_unit.items()}
+    return {f"{prefix}_{score}/{name}": value for name, values in named.items() for score, value in values.items()}

@@ -271,6 +271,11 @@ def _components(prefix: str, scores: Scores | None, targets: Sequence[str]) -> V
         for name in ("nmse", "r2")
         for target, value in (zip(targets, scores.per_target[name], strict=True) if scores else ())
         if value is not None
+    } | {
+        f"{prefix}_{name}/{target}": value
+        for target, values in (scores.in_unit if scores else {}).items()
+        for name, value in values.items()
+        if value is not None
     }
 
 

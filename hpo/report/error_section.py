@@ -54,6 +54,15 @@ def by_component(tested: Tested, scores: Mapping[str, Scores]) -> Iterator[Table
             named = zip([*tested.dataset.target_names, "mean"], [*values, mean], strict=True)
             records.append({"model": model} | {mark + name: value for name, value in named})
         yield tables.of_records(records, name=f"components-{score}", title=f"{title} by component, {tested.name}")
+    if any(own.in_unit for own in scores.values()):
+        heads = {"r2": "R²", "nrmse": "NRMSE", "rmse": "RMSE"}
+        records = [
+            {"model": model}
+            | {f"{heads[score]} {name}": of[score] for score in heads for name, of in own.in_unit.items()}
+            for model, own in scores.items()
+        ]
+        title = f"With the transform undone, in the unit of the labels, {tested.name}"
+        yield tables.of_records(records, name="components-in-unit", title=title)
     if (missing := np.isnan(tested.truth)).any():
         labels = dict(zip(tested.dataset.target_names, (~missing).sum(axis=0).tolist(), strict=True))
         title = f"Labels by component, {tested.name}: only these count"

@@ -70,8 +70,10 @@ def _failures(ended: ClosingResult) -> list[str]:
 
 
 def _result_tables(study: StudyRow, jobs: list[Job], ended: ClosingResult | None) -> list[Table]:
-    winner = [winner_table(study, ended)] if ended is not None and ended.winner is not None else []
-    return [top_table(study, jobs), *winner]
+    if ended is None or ended.winner is None:
+        return [top_table(study, jobs)]
+    in_unit = [in_unit_table(ended)] if ended.winner.test.in_unit else []
+    return [top_table(study, jobs), winner_table(study, ended), *in_unit]
 
 
 def fruitless(study: str, jobs: list[Job]) -> list[str]:
@@ -167,6 +169,20 @@ def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
         columns=[Column(name="component", left=True), *(Column(name=head) for head in columns)],
         rows=rows,
     )
+
+
+def in_unit_table(ended: ClosingResult) -> Table:
+    """Return the winner's scores on the test split of the targets with a transform, without it."""
+    assert ended.winner is not None and ended.predictors is not None
+    baselines = {"R² volume fraction": "volume fraction", "R² mean predictor": "mean"}
+    tested = {head: ended.predictors[name].test for head, name in baselines.items()}
+    rows = []
+    for name, scores in ended.winner.test.in_unit.items():
+        values = {"component": name, "RMSE": scores["rmse"], "NRMSE": scores["nrmse"], "R²": scores["r2"]}
+        values |= {head: test.in_unit[name]["r2"] if test and test.in_unit else None for head, test in tested.items()}
+        rows.append(Row(values=values))
+    columns = [Column(name="component", left=True), *(Column(name=head) for head in list(rows[0].values)[1:])]
+    return Table(title="The same with the transform undone, in the unit of the labels", columns=columns, rows=rows)
 
 
 def trials_table(study: StudyRow, jobs: list[Job], *, sort: str = "score", top: int | None = None) -> Table:

@@ -56,7 +56,7 @@ README = """\
 
 Predicts {targets} in {unit} from images of shape {shape} (channels, height, width), {pixels}{inputs}.
 Images on another scale, such as 0..255, are refused with an error.
-
+{in_unit}
 With PyTorch alone (`torch.export.load` can run code: only for files you trust; SHA256SUMS tells whether they changed):
 
 ```python
@@ -91,6 +91,7 @@ def package(
     unit: str,
     example_images: np.ndarray,
     pixels: str = "grey values 0..1 (pixel / 255)",
+    in_unit: str = "",
     title: str = "Stiffness from microstructure images",
     extra: Mapping[str, Any] | None = None,
     example_inputs: np.ndarray | None = None,
@@ -98,7 +99,8 @@ def package(
     """Write the model's folder, which must not exist or be empty. The regressor itself stays as it is.
 
     `spec` is the model specification's dict form and `extra` what spec.json tells besides (digests, scores).
-    `pixels` says how the pixels of a file become numbers in 0..1.
+    `pixels` says how the pixels of a file become numbers in 0..1, `in_unit` how good the targets with a transform are
+    without it.
     `example_images` (at least 2, channels, height, width), 0..1: with a single one the batch size would be frozen.
     `example_inputs` (as many, m) are those beside them, if the regressor takes any.
     """
@@ -133,6 +135,7 @@ def package(
         shape=f"({sizes})",
         sizes=sizes,
         pixels=pixels,
+        in_unit=f"\n`hpo predict` undoes the transform. Then, on the validation split: {in_unit}.\n" if in_unit else "",
         pt2=PT2,
         **_readme_inputs(network),
     )

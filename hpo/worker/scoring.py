@@ -26,7 +26,6 @@ def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
     regressor.levels = regressor.ranges = None  # these images are on the scale of training, however bright
     bundle.check_shape(spec, dataset.images.shape[1:], where="the data set")
     learned = dataset.part(parts.train)
-    _, variance = metrics.moments(learned[1])
     predictors = {name: fit(*learned) for name, fit in metrics.PREDICTORS.items()}
     predictors["model"] = lambda images, inputs=None: predict(regressor, images, inputs, alive=alive)
     scores: dict[str, dict[str, metrics.Scores]] = {name: {} for name in predictors}
@@ -35,7 +34,7 @@ def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
         images, truth, *inputs = dataset.part(indices)
         for name, predictor in predictors.items():
             predicted = predictor(images, *inputs)
-            scores[name][part] = metrics.scores(predicted, truth, train_variance=variance)
+            scores[name][part] = metrics.scores_of_part(predicted, truth, learned=learned[1], in_unit=dataset.in_unit)
             if name == "model":
                 tables.append(prediction_table(dataset, indices, predicted))
                 tables[-1].insert(1, "split", part)

@@ -15,6 +15,7 @@ from data_pipeline.split import Split
 from hpo import crash
 from hpo.files import sha256_of
 from hpo.recording.trained import Trained
+from hpo.text import for_markdown, in_unit_text
 from hpo.worker import inputs, protocol
 from hpo.worker.channel import Send, signs_of_life
 from hpo.worker.scoring import prediction_table, write_table
@@ -132,7 +133,8 @@ def _package(
 
     def evaluate(regressor: Regressor) -> tuple[np.ndarray, metrics.Scores]:
         predicted = predict(regressor, images, *numbers, alive=alive)
-        return predicted, metrics.scores(predicted, targets, train_variance=run.scaling.variance)
+        learned = dataset.targets[dataset.split.train]
+        return predicted, metrics.scores_of_part(predicted, targets, learned=learned, in_unit=dataset.in_unit)
 
     best = run.best_regressor()
     predicted, best_scores = evaluate(best)
@@ -151,6 +153,7 @@ def _package(
         example_images=images[:2],
         example_inputs=numbers[0][:2] if numbers else None,
         pixels=dataset.description.layout.pixels(),
+        in_unit=for_markdown(in_unit_text(best_scores.in_unit)),
         extra={
             "trial": request.spec.to_json(),
             "validation": best_scores.to_dict(),

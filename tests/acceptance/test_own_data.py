@@ -39,8 +39,12 @@ def test_phases_in_colours_with_two_targets_of_two_units_go_from_check_to_predic
     assert "5 channels, phases" in shell.hpo("data", "check", data)
     output = shell.hpo("run", "--study", study, "--data", data)
     assert "16 x 16 pixels, 5 channels; 16 / 4 / 4 images for training / validation / test" in " ".join(output.split())
+    assert "The same with the transform undone, in the unit of the labels" in output and "│ k md [m²] │" in output
     shell.hpo("report", "-o", tmp_path / "report")
+    assert "With the transform undone, in the unit of the labels" in (tmp_path / "report" / "report.md").read_text()
     shell.hpo("download", tmp_path / "champion")
+    readme = (tmp_path / "champion" / "README.md").read_text()
+    assert "`hpo predict` undoes the transform. Then, on the validation split: k md [m²]\\: R² " in readme
     frame = pandas.read_csv(_csv(shell, tmp_path / "champion", data / "micrographs" / "m1.png"))
     assert list(frame.columns) == ["image", "YS [MPa]", "k md [m²]"] and (frame["k md [m²]"] > 0).all()
 

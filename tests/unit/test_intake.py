@@ -23,6 +23,7 @@ from data_pipeline.symmetry import SymmetryProblem, orders
 from data_pipeline.target_transforms import undo
 from hpo.cli.main import main
 from hpo.operations.data import check_data
+from models import metrics
 
 
 def good(folder: Path) -> Understanding:
@@ -229,6 +230,28 @@ def test_a_target_over_decades_is_trained_as_its_logarithm(tmp_path):
     assert main(["data", "check", str(tmp_path)]) == 0
     back, names = undo(data.targets, data.target_names, data.description.layout.transform)
     assert np.allclose(back, plain.targets, rtol=1e-12) and names == ("k",)
+
+
+def test_a_transformed_target_is_scored_in_its_unit_as_well(tmp_path):
+    folders.permeability(tmp_path)
+    write(tmp_path, 'transform = {k = "log10"}\nunits = {k = "m²"}')
+    data = good(tmp_path).dataset
+    learned, truth = data.targets[data.split.train], data.targets[data.split.test]
+    predicted = truth + 0.1
+    found = metrics.scores_of_part(predicted, truth, learned=learned, in_unit=data.in_unit)
+    plain = metrics.scores(10**predicted, 10**truth, train_variance=(10**learned).var(axis=0))
+    assert found.in_unit == {
+        "k [m²]": {
+            "rmse": pytest.approx(plain.mse**0.5, rel=1e-9),
+            "nrmse": pytest.approx(plain.nrmse, rel=1e-9),
+            "r2": pytest.approx(plain.r2, rel=1e-9),
+        }
+    }
+    assert metrics.Scores.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    wild = metrics.scores_of_part(truth + 1e4, truth, learned=learned, in_unit=data.in_unit)
+    assert set(wild.in_unit["k [m²]"].values()) == {None} and wild.nmse is not None
+    write(tmp_path, "")
+    assert good(tmp_path).dataset.in_unit(learned) == {}
 
 
 def test_names_have_no_characters_that_mlflow_refuses(tmp_path):
