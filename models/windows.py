@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MOST_DISTINCT = 0.25  # of the windows; with more, the plain convolution is as fast
+PART = 512  # images that are looked at together: of 64 x 64 pixels they take 100 MB
 
 
 @dataclass(frozen=True)
@@ -60,39 +61,55 @@ def distinct(images: Tensor, *, kernel_size: int, padding: int) -> Windows | Non
 
     Equal windows are found by a 64-bit hash and then compared pixel by pixel, so the result is exact.
     """
-    padded = F.pad(images, [padding] * 4)
-    n, channels, height, width = padded.shape
-    size = kernel_size + 1
-    rows, columns = (height - kernel_size + 1) // 2, (width - kernel_size + 1) // 2
-    down, right = 2 * rows - 1, 2 * columns - 1
+    n, channels, height, width = images.shape
+    rows, columns = ((side + 2 * padding - kernel_size + 1) // 2 for side in (height, width))
+    size, count = kernel_size + 1, n * rows * columns
+    index = torch.empty(n, rows, columns, dtype=torch.int64)  # first the hashes, then their places among the values
+    values = torch.empty(0, dtype=torch.int64)
+    parts = list(zip(torch.split(images, PART), torch.split(index, PART), strict=True))
+    for part, places in parts:
+        places[:] = _hashes(F.pad(part, [padding] * 4), size, rows, columns)
+        values = torch.unique(torch.cat([values, torch.unique(places)]))
+        if len(values) > MOST_DISTINCT * count:
+            return None
+    windows = torch.empty(len(values), channels * size**2)
+    filled = torch.zeros(len(values), dtype=torch.bool)
+    for part, places in parts:
+        places[:] = torch.searchsorted(values, places)
+        numbers, pixels = places.view(-1), _pixels(F.pad(part, [padding] * 4), size, rows, columns)
+        example = torch.full((len(values),), -1).scatter_(0, numbers, torch.arange(len(numbers)))
+        first = (example >= 0) & ~filled
+        windows[first] = pixels[example[first]]
+        filled |= first
+        if not torch.equal(windows[numbers], pixels):
+            return None  # two different windows have the same hash: practically never
+    unit = torch.eye(channels * size**2).view(-1, channels, size, size)
+    return Windows(windows, index, places=F.unfold(unit, kernel_size).permute(2, 1, 0).contiguous())
+
+
+def _hashes(padded: Tensor, size: int, rows: int, columns: int) -> Tensor:
+    """Return a hash (b, rows, columns) of every window of the images (b, c, h, w)."""
+    n, channels, height, _ = padded.shape
     # Any odd 64-bit numbers will do; the hash is linear in the pixels' bits, and separable in y and x.
     factors = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63, (channels, 2, size))) | 1
-    parts = []
-    for part in torch.split(padded, 64):
-        hashes = torch.zeros(len(part), rows, columns, dtype=torch.int64)
-        bits = part.contiguous().view(torch.int32).to(torch.int64)
-        for c in range(channels):
-            across = torch.zeros(len(part), height, columns, dtype=torch.int64)
-            for x in range(size):
-                across += factors[c, 0, x] * bits[:, c, :, x : x + right : 2]
-            for y in range(size):
-                hashes += factors[c, 1, y] * across[:, y : y + down : 2]
-        parts.append(hashes.view(-1))
-    values, index = torch.unique(torch.cat(parts), return_inverse=True)
-    if len(values) > MOST_DISTINCT * len(index):
-        return None
-    example = torch.empty_like(values).scatter_(0, index, torch.arange(len(index)))
-    pixels = []
+    hashes = torch.zeros(n, rows, columns, dtype=torch.int64)
+    bits = padded.contiguous().view(torch.int32).to(torch.int64)
     for c in range(channels):
+        across = torch.zeros(n, height, columns, dtype=torch.int64)
+        for x in range(size):
+            across += factors[c, 0, x] * bits[:, c, :, x : x + 2 * columns - 1 : 2]
         for y in range(size):
-            for x in range(size):
-                pixel = padded[:, c, y : y + down : 2, x : x + right : 2].reshape(-1)
-                pixels.append(pixel[example])
-                if not torch.equal(pixels[-1][index], pixel):
-                    return None  # two different windows have the same hash: practically never
-    unit = torch.eye(channels * size**2).view(-1, channels, size, size)
-    return Windows(
-        windows=torch.stack(pixels, dim=1),
-        index=index.view(n, rows, columns),
-        places=F.unfold(unit, kernel_size).permute(2, 1, 0).contiguous(),
-    )
+            hashes += factors[c, 1, y] * across[:, y : y + 2 * rows - 1 : 2]
+    return hashes
+
+
+def _pixels(padded: Tensor, size: int, rows: int, columns: int) -> Tensor:
+    """Return the pixels of every window of the images (b, c, h, w): (b * rows * columns, c * size²)."""
+    down, right, places = 2 * rows - 1, 2 * columns - 1, range(size)
+    pixels = [
+        padded[:, c, y : y + down : 2, x : x + right : 2]
+        for c in range(padded.shape[1])
+        for y in places
+        for x in places
+    ]
+    return torch.stack(pixels, dim=-1).flatten(0, 2)
