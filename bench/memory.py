@@ -18,6 +18,9 @@ from pathlib import Path
 import numpy as np
 from machine import cores, machine
 
+from hpo import settings
+from hpo.services import serving
+
 SEED = 0
 STUDY = """
 [model]
@@ -53,7 +56,7 @@ def main() -> None:
                 command = [*hpo(), "run", "--study", str(folder / "memory.toml"), "--data", str(folder / "data")]
                 seconds, peak = watched(command, folder)
             finally:
-                subprocess.run([*hpo(), "down"], env=environment(folder), check=False, capture_output=True)
+                serving.erase(settings.read({"HPO_HOME": str(folder / "home")}))
             print(ROW.format(f"train, {kind}, {cores()} trainers", f"{seconds:.1f}", f"{peak / 1e9:.2f}"), flush=True)
 
 

@@ -27,6 +27,7 @@ from data_pipeline.target_transforms import scaled_name, undo
 
 DEFAULT = Path(__file__).parent / "default"  # the data set that ships with this package
 MOST_PROBLEMS = 20  # of a folder, that an error lists
+BLOCK = 256  # images that are converted together
 MIXED_UNITS = "their own units"  # of targets that have several
 
 
@@ -112,7 +113,7 @@ class Dataset:
         if self.inputs is not None:
             facts["inputs"] = self.input_names
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        digest.update(self.pixels().tobytes())
+        digest.update(np.ascontiguousarray(self.pixels()).data)
         targets = np.where(np.isnan(self.targets), np.nan, self.targets)  # of the many NaNs, one
         for numbers in (targets, self.inputs):
             digest.update(b"" if numbers is None else np.ascontiguousarray(numbers, dtype="<f8").tobytes())
@@ -126,8 +127,13 @@ class Dataset:
 
     def pixels(self) -> np.ndarray:
         """Return the images (n, c, h, w) as uint8, 0..255; as float32 in 0..1 if they have more levels than that."""
-        pixels = np.rint(self.images * np.float32(255)).astype(np.uint8)
-        return pixels if np.array_equal(scaled(pixels), self.images) else self.images
+        pixels = np.empty(self.images.shape, np.uint8)
+        for start in range(0, len(pixels), BLOCK):
+            images = self.images[start : start + BLOCK]
+            pixels[start : start + BLOCK] = np.rint(images * np.float32(255))
+            if not np.array_equal(scaled(pixels[start : start + BLOCK]), images):
+                return self.images
+        return pixels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

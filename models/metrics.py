@@ -47,6 +47,7 @@ class Scores:
         return cls(**means, per_target=values.get("per_target", {}), in_unit=values.get("in_unit", {}))
 
 
+BLOCK = 256  # images that are converted to double precision together
 IN_UNIT = ("rmse", "nrmse", "r2")
 SCORES = ("nmse", "mse", "r2", "nrmse", "mae", "mape")
 
@@ -173,11 +174,11 @@ PREDICTORS: dict[str, Callable[..., Predictor]] = {
 
 
 def _fractions(images: np.ndarray) -> np.ndarray:
+    blocks = np.split(images, range(BLOCK, len(images), BLOCK))
+    means = np.concatenate([np.asarray(block, np.float64).mean(axis=(2, 3)) for block in blocks])
     if images.shape[1] > 1:
-        means = np.asarray(images, np.float64).mean(axis=(2, 3))
         return np.column_stack([np.ones(len(means)), means])
-    fraction = np.asarray(images, np.float64).mean(axis=(1, 2, 3))
-    return np.polynomial.legendre.legvander(2 * fraction - 1, 3)
+    return np.polynomial.legendre.legvander(2 * means[:, 0] - 1, 3)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

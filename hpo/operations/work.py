@@ -171,19 +171,21 @@ def run(
     if requests[0]:
         requests[0].check(chosen)
     _fetch_weights(studies, watch)
-    prepared = [part if isinstance(part, Plan) else prepare(part) for part in parts]
+    prepared: list[Plan] = []
+    for part in parts:
+        prepared.append(part if isinstance(part, Plan) else prepare(part, earlier=prepared))
     services, started = serving.up(chosen, report=watch.say)
     outcomes: list[Outcome] = []
     with opened(chosen, services) as connection:
-        for index, request in enumerate(requests):
-            outcomes.append(_run(prepared[index:], connection, compute, request, retry, watch))
+        for request in requests:
+            outcomes.append(_run(prepared, connection, compute, request, retry, watch))
             watch.end(outcomes[-1])
             if outcomes[-1].stopped:
                 break
         tracker = connection.tracker
         closings = [(outcome.row, outcome.closing.closing) for outcome in outcomes if outcome.closing is not None]
         closed = [(row, result) for row, result in closings if result is not None]
-        are_compared = len(prepared) > 1 and all(outcome.succeeded for outcome in outcomes)
+        are_compared = len(parts) > 1 and all(outcome.succeeded for outcome in outcomes)
         groups = winners.comparable(closed) if are_compared else []
         comparisons = [(alike, winners.log_winners(tracker, alike)) for alike in groups]
     return Run(outcomes=outcomes, comparisons=comparisons, services=services, are_services_started=started)
@@ -203,31 +205,32 @@ def _fetch_weights(studies: Sequence[Study], watch: Watch) -> None:
 
 
 def _run(
-    plans_left: Sequence[Plan],
+    plans_left: list[Plan],
     connection: Connection,
     compute: Compute,
     request: arrays.Request | None,
     retry: bool,
     watch: Watch,
 ) -> Outcome:
-    """Plan the first of these studies, and work on it or let an array job do so."""
-    plan, *later = plans_left
+    """Plan the first of these studies, take it from the list, and work on it or let an array job do so."""
+    plan = plans_left.pop(0)
     queue, tracker, chosen = connection.queue, connection.tracker, connection.settings
     row = plans.plan(plan, queue, tracker, chosen, connection.services.database_url)
+    study, image = plan.study, plan.folder / plan.dataset.names[0]
+    del plan  # its images may take a gigabyte, and the trainers have theirs
     queue.revive(row.name, trials=retry)
     if queue.resume(row.name):
         watch.say(f"{row.name} was paused ({row.paused}). It goes on.")
         tracker.set_tags(row.facts.study_run_id, {PAUSED: ""})
     links = links_of(tracker, row)
     place = _place(queue, row, compute, watch) if request is None else CPU
-    watch.begin(Begun(row=row, study=plan.study, queue=queue, links=links, later=later))
+    watch.begin(Begun(row=row, study=study, queue=queue, links=links, later=tuple(plans_left)))
     if request is None:
         outcome = _work(connection, row, compute, place, Limits(), None, watch)
     else:
         outcome = _on_slurm(request, connection, row, watch)
     if not outcome.closed:  # the database may be away: it is not asked again
         return replace(outcome, stopped=True)
-    image = plan.folder / plan.dataset.names[0]
     return replace(outcome, jobs=queue.jobs(row.name), links=links, image=image if image.exists() else None)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -100,13 +101,15 @@ class Plan:
         ]
 
 
-def prepare(chosen: Study, *, trial_run: bool = False) -> Plan:
+def prepare(chosen: Study, *, trial_run: bool = False, earlier: Sequence[Plan] = ()) -> Plan:
     """Load the data and find the identity. Raises DatasetError, StudyError, SpecError (no pretrained weights).
 
-    For a trial run files of weights that are not there yet do without a digest.
+    For a trial run files of weights that are not there yet do without a digest. `earlier` plans may be on the same
+    data, which are held once.
     """
     folder = folder_of(chosen.data_path)
-    data = data_sets.load(folder, image_size=chosen.image_size)
+    same = [plan for plan in earlier if (plan.folder, plan.study.image_size) == (folder, chosen.image_size)]
+    data = same[0].dataset if same else data_sets.load(folder, image_size=chosen.image_size)
     if lacking := lacks(data):
         raise StudyError(f"{folder}: {lacking}.")
     parts = data.split

@@ -1,8 +1,12 @@
 """What a trainer's requests start from: the data set, the tensors of a trained network, the device."""
 
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data_pipeline.dataset import Dataset
@@ -12,12 +16,30 @@ from hpo.study.records import TrialSpec
 from models import bundle, weights
 from models.specs import SpecError
 
+LARGEST_OWN = 2**26  # bytes of images that each trainer holds for itself
+
 
 @lru_cache(maxsize=2)
 def load_data(path: Path) -> tuple[Dataset, Split]:
     """Return the data set of a file and its split. Raise DatasetError if the file is damaged."""
     dataset = load_npz(path, sha256=sha256_in(path))
+    if dataset.images.nbytes > LARGEST_OWN:
+        with suppress(OSError):  # without room on the disk, each trainer has its own
+            dataset = replace(dataset, images=_shared(dataset.images, path.with_suffix(".images.npy")))
     return dataset, dataset.split
+
+
+def _shared(images: np.ndarray, path: Path) -> np.ndarray:
+    """Return the images mapped from a file, so that all trainers of a machine hold them once; write it if need be."""
+    try:
+        if np.array_equal(mapped := np.load(path, mmap_mode="r"), images):
+            path.touch()  # in use
+            return mapped
+    except (OSError, ValueError, EOFError):
+        pass  # none, or a damaged one
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".images-") as folder:
+        np.save(Path(folder, "images.npy"), images)
+        return np.load(Path(folder, "images.npy").replace(path), mmap_mode="r")
 
 
 def initial_tensors(spec: TrialSpec, start: Path | None) -> dict[str, torch.Tensor] | None:

@@ -158,7 +158,7 @@ def _package(
             "trial": request.spec.to_json(),
             "validation": best_scores.to_dict(),
             "best_epoch": run.best_epoch,
-            "data": {"name": dataset.name, "digest": dataset.digest} | _reading(dataset),
+            "data": {"name": dataset.name, "digest": request.spec.data} | _reading(dataset),
         },
     )
     gpu = inputs.gpu_name(run.device)

@@ -1,6 +1,7 @@
 """What a trainer process does with a request, called in this process."""
 
 import dataclasses
+import errno
 import threading
 
 import folders
@@ -163,3 +164,26 @@ def test_a_proof_is_given_where_a_trial_of_this_study_diverges(tmp_path, data):
     path = tmp_path / "data.npz"
     npz.save_npz(dataset.load(data), path)
     assert prove(tmp_path, path, training={"learning_rate": 1e15}) == protocol.Proved(device="")
+
+
+def test_trainers_share_large_images_through_a_mapped_file(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(inputs, "LARGEST_OWN", 0)
+    loaded = dataset.load(data)
+    npz.save_npz(loaded, tmp_path / "x.npz")
+    mapped = tmp_path / "x.images.npy"
+    for content in (None, None, b"damaged", b""):  # the first trainer writes it, the second one finds it
+        if content is not None:
+            mapped.write_bytes(content)
+        inputs.load_data.cache_clear()
+        images = inputs.load_data(tmp_path / "x.npz")[0].images
+        assert isinstance(images, np.memmap) and np.array_equal(images, loaded.images)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["x.images.npy", "x.npz"]
+    mapped.unlink()
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(inputs.np, "save", no_room)
+    inputs.load_data.cache_clear()
+    assert not isinstance(inputs.load_data(tmp_path / "x.npz")[0].images, np.memmap)
+    inputs.load_data.cache_clear()
