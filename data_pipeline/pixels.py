@@ -95,6 +95,7 @@ def converted(raw: np.ndarray, layout: Layout, *, slack: float = 0.0) -> np.ndar
         raw = (raw.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).round()  # as Pillow converts
     if raw.ndim == 3:
         raw = raw[..., np.newaxis]
+    raw = raw.astype(np.uint8) if raw.dtype == bool else raw
     n, height, width, channels = raw.shape
     if layout.levels == "phases":
         return _phases(raw, layout.colours or ())
@@ -106,7 +107,9 @@ def converted(raw: np.ndarray, layout: Layout, *, slack: float = 0.0) -> np.ndar
     images[:] = raw.transpose(0, 3, 1, 2)
     beyond = slack * (high - low)
     if images.size and (images.min() < low - beyond or images.max() > high + beyond):
-        raise PixelProblem(f"expected pixels from {low:g} to {high:g}, found {images.min():g} to {images.max():g}.")
+        hint = " Save it on the scale of the images trained on." if slack else ""
+        there = f"{images.min():g} to {images.max():g}"
+        raise PixelProblem(f"expected pixels from {low:g} to {high:g}, found {there}.{hint}")
     images -= np.float32(low)
     images /= np.float32(high - low)
     return images
@@ -114,11 +117,15 @@ def converted(raw: np.ndarray, layout: Layout, *, slack: float = 0.0) -> np.ndar
 
 def _phases(raw: np.ndarray, colours: Sequence[Sequence[int]]) -> np.ndarray:
     """Return a channel for every phase; one channel, of the second, if there are two."""
+    if raw.shape[3] == 1 and colours and len(colours[0]) == 3:
+        raw = np.repeat(raw, 3, axis=3)  # grey pictures among coloured ones
     n, height, width, channels = raw.shape
     chosen = colours[1:] if len(colours) == 2 else colours
     _check_total(n * len(chosen) * height * width)
     if any(len(colour) != channels for colour in colours):
-        raise PixelProblem(f"expected pixels of {len(colours[0])} numbers, as the colours have, found {channels}.")
+        kinds = {1: "grey pixels", 3: "coloured pixels"}
+        expected, there = (kinds.get(count, f"pixels of {count} numbers") for count in (len(colours[0]), channels))
+        raise PixelProblem(f"expected {expected}, as the phases have, found {there}.")
     images = np.empty((n, len(chosen), height, width), np.float32)
     left = np.ones((n, height, width), bool)
     for colour in colours:
@@ -129,8 +136,9 @@ def _phases(raw: np.ndarray, colours: Sequence[Sequence[int]]) -> np.ndarray:
     if left.any():
         image, row, column = np.argwhere(left)[0].tolist()
         raise PixelProblem(
-            f"expected one of the {len(colours)} phases' colours, found {raw[image, row, column].tolist()} in image "
-            f"{image}, row {row}, column {column}, and {left.sum() - 1} more such pixels."
+            f"expected one of the {len(colours)} phases' colours ({_listed(colours)}), found "
+            f"{_listed((tuple(raw[image, row, column].tolist()),))} in image {image}, row {row}, column {column}, and "
+            f"{left.sum() - 1} more such pixels."
         )
     return images
 
@@ -184,7 +192,7 @@ def _guess_range(dtype: np.dtype[Any], low: float, high: float) -> tuple[float, 
     return (0.0, 255.0) if dtype == np.uint8 else (low, high)
 
 
-def _listed(colours: tuple[tuple[int, ...], ...]) -> str:
+def _listed(colours: Sequence[Sequence[int]]) -> str:
     return ", ".join(str(colour[0]) if len(colour) == 1 else str(list(colour)) for colour in colours)
 
 

@@ -70,7 +70,10 @@ def read_like(path: Path, layout: Layout) -> list[tuple[str, np.ndarray]]:
     path = Path(one[1]) if one else path
     file, key = arrays.parted(str(path))
     if path.suffix.lower() in KINDS:
-        raw = read_picture(path).pixels[np.newaxis]
+        picture = read_picture(path)
+        raw = picture.pixels[np.newaxis]
+        if picture.is_bilevel and 255 in (layout.range or ()) + sum(layout.colours or (), ()):
+            raw = raw * np.uint8(255)
     elif Path(file).suffix.lower() in arrays.READERS:
         array = arrays.read(Path(file).parent, f"{Path(file).name}:{key}" if key else Path(file).name)
         axes = layout.axes or ("np" if layout.shape else "")

@@ -29,7 +29,7 @@ INPUT_CONVENTION = "float32, (batch, channel, height, width), {}"  # and how the
 MOST_INPUTS = 100
 LARGEST_INPUT = 1e30  # single precision ends at 1e38
 RESERVED = (  # keys of spec.json
-    *("format", "model", "image_shape", "input", "levels", "inputs"),
+    *("format", "model", "image_shape", "input", "levels", "contrast", "inputs"),
     *("target_names", "unit", "symmetries", "phases"),
 )
 
@@ -45,6 +45,7 @@ class Description:
     symmetries: Mapping[str, list[int]] | None  # of a symmetric model
     phases: Phases | None  # of a model with physics
     levels: Levels  # grey values
+    contrast: float = 0.0  # the smallest within an image of training
     input_names: tuple[str, ...] = ()  # of the numbers beside the image
     ranges: Ranges = ()  # of these in training
     extra: Mapping[str, Any]  # every other key
@@ -76,6 +77,7 @@ def save(
         "image_shape": [int(n) for n in image_shape],
         "input": INPUT_CONVENTION.format(pixels),
         "levels": list(regressor.levels or DEFAULT),
+        "contrast": regressor.contrast,
         "target_names": list(target_names),
         "unit": unit,
     }
@@ -162,6 +164,7 @@ def _outline(description: Description) -> Regressor:
             image_shape=shape,
             physics=physics,
             levels=description.levels,
+            contrast=description.contrast,
             input_names=description.input_names,
             ranges=description.ranges,
         )
@@ -225,6 +228,7 @@ def _description(path: Path) -> Description:
         symmetries=_symmetries(spec.get("symmetries")) if symmetric(model) else None,
         phases=_phases(spec.get("phases")) if physical(model) else None,
         levels=_levels(spec.get("levels", list(DEFAULT))),
+        contrast=_contrast(spec.get("contrast", 0.0)),
         input_names=tuple(inputs),
         ranges=tuple(inputs.values()),
         extra={key: value for key, value in spec.items() if key not in RESERVED},
@@ -245,6 +249,13 @@ def _levels(value: Any) -> Levels:
     ):
         return value[0], value[1]
     raise SpecError(f'"levels": expected two numbers, 0.0 to 1.0, the lower one first, found {value!r:.80}.')
+
+
+def _contrast(value: Any) -> float:
+    """Return the smallest contrast that training saw in an image; 0.0 if an earlier version did not write it."""
+    if isinstance(value, float) and 0 <= value <= 1:
+        return value
+    raise SpecError(f'"contrast": expected a number, 0.0 to 1.0, found {value!r:.80}.')
 
 
 def _inputs(value: Any) -> dict[str, tuple[float, float]]:

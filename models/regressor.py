@@ -25,8 +25,9 @@ class Regressor(nn.Module):
     changes with the image exactly, except for rounding. Only then `image_shape` is needed. Raise SpecError if they do
     not fit.
 
-    With `levels`, images on another scale, such as 0..255, raise GreyValueError; with `ranges`, inputs far outside
-    them raise InputError. Both may be set later. Inputs that are missing, or too many, always raise InputError.
+    With `levels`, images on another scale, such as 0..255, raise GreyValueError, and so do images of far less contrast
+    than `contrast`. With `ranges`, inputs far outside them raise InputError. All may be set later. Inputs that are
+    missing, or too many, always raise InputError.
     """
 
     target_mean: Tensor  # (k,), label's unit; with physics (6,)
@@ -42,12 +43,13 @@ class Regressor(nn.Module):
         image_shape: Sequence[int] = (),
         physics: Physics | None = None,
         levels: Levels | None = None,
+        contrast: float = 0.0,
         input_names: Sequence[str] = (),
         ranges: Ranges | None = None,
     ) -> None:
         super().__init__()
         self.symmetries, self.physics, self.levels = symmetries, physics, levels
-        self.input_names, self.ranges = tuple(input_names), ranges
+        self.contrast, self.input_names, self.ranges = contrast, tuple(input_names), ranges
         self.n_targets = len(target_mean) if physics is None else len(physics.target_names)
         self.positions = () if symmetries is None else elements(symmetries, image_shape, self.n_targets)
         self.network = network
@@ -56,7 +58,7 @@ class Regressor(nn.Module):
 
     def forward(self, images: Tensor, inputs: Tensor | None = None) -> Tensor:
         if self.levels is not None:
-            check(images, self.levels)
+            check(images, self.levels, self.contrast)
         scalars.check(inputs, self.input_names, self.ranges, images)
         if not self.positions:
             return self.targets(self.network(images, inputs), images)

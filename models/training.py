@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import Snapshots, State
+from models.levels import contrast
 from models.networks import Network, build
 from models.optimisation import adam, changing_tensors, move_average, schedule
 from models.physics import Phases, Physics
@@ -113,6 +114,7 @@ class Training:
         self.scaling = Scaling.of(labels, training.target_scaling)
         images = (train[0], validation[0])
         self._levels = min(float(part.min()) for part in images), max(float(part.max()) for part in images)
+        self._contrast = min(filter(None, map(contrast, images)), default=0.0)
         self._wrap = _wrapping(spec, train, self.scaling, shape, symmetries or {}, phases, target_names, input_names)
         moves = elements(symmetries, shape, n_targets) if needs_symmetries(spec, training) else ()
         with _generators(seed, 0, self.device):
@@ -288,7 +290,7 @@ class Training:
         network = copy.deepcopy(self.network).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         _set_tensors(network, weights)
         regressor = self._wrap(network).eval()
-        regressor.levels, regressor.ranges = self._levels, self._ranges
+        regressor.levels, regressor.contrast, regressor.ranges = self._levels, self._contrast, self._ranges
         return regressor
 
 

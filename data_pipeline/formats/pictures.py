@@ -29,6 +29,7 @@ class Picture:
 
     pixels: np.ndarray  # (h, w) or (h, w, 3): uint8, uint16, int32 or float32
     note: str = ""
+    is_bilevel: bool = False  # one bit a pixel: 0 and 1, which others store as 0 and 255
 
 
 def read_picture(path: Path, size: tuple[int, int] | None = None) -> Picture:
@@ -69,11 +70,11 @@ def _picture(image: Image.Image, size: tuple[int, int] | None) -> Picture:
     elif image.mode == "LA":
         image = image.convert("L")
     pixels = np.array(image)
-    if pixels.dtype == bool:
+    if is_bilevel := pixels.dtype == bool:
         pixels = pixels.astype(np.uint8)
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]  # grey, stored as colours
-    return Picture(resized(pixels, size), note)
+    return Picture(resized(pixels, size), note, is_bilevel)
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:

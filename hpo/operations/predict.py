@@ -20,6 +20,7 @@ from hpo.text import utf8
 
 if TYPE_CHECKING:
     from models.bundle import Description
+    from models.regressor import Regressor
 
 
 def predict(folder: Path, image_paths: Sequence[Path], inputs: Path | None = None) -> pd.DataFrame:
@@ -33,9 +34,7 @@ def predict(folder: Path, image_paths: Sequence[Path], inputs: Path | None = Non
     Raises ModelError: the folder holds no usable model; an image cannot be read, has the wrong size, or has other grey
     values than 0 and 255 where the model knows the mechanics of two phases; an input is missing or far from training.
     """
-    from models import bundle, regressor  # torch: 4 s, so not for those who only ask for help
-    from models.levels import GreyValueError
-    from models.scalars import InputError
+    from models import bundle  # torch: 4 s, so not for those who only ask for help
     from models.specs import SpecError
 
     try:
@@ -51,13 +50,8 @@ def predict(folder: Path, image_paths: Sequence[Path], inputs: Path | None = Non
     rows = np.zeros((len(images), len(spec.target_names)))
     for shape in {image.shape for image in images}:
         alike = [number for number, image in enumerate(images) if image.shape == shape]
-        try:
-            stack = np.stack([images[number] for number in alike])
-            rows[alike] = regressor.predict(model, stack, None if numbers is None else numbers[alike])
-        except InputError as error:
-            raise ModelError(f"{inputs}: {error}") from None
-        except GreyValueError as error:
-            raise ModelError(f"{', '.join(names[number] for number in alike[:3])}: {error}") from None
+        stack, beside = np.stack([images[number] for number in alike]), None if numbers is None else numbers[alike]
+        rows[alike] = _predict(model, stack, beside, [names[number] for number in alike])
     rows, targets = undo(rows, spec.target_names, (layout.transform if layout else None) or {})
     frame = pd.DataFrame(rows, columns=list(targets))
     frame.insert(0, "image", [utf8(name) for name in names])
@@ -67,6 +61,21 @@ def predict(folder: Path, image_paths: Sequence[Path], inputs: Path | None = Non
     stated = {name: unit for name, unit in units.items() if name in targets}
     frame.attrs["unit"] = shared.pop() if len(shared) == 1 else ", ".join(map(": ".join, stated.items()))
     return frame
+
+
+def _predict(model: "Regressor", images: np.ndarray, numbers: np.ndarray | None, names: Sequence[str]) -> np.ndarray:
+    """Return the targets (n, k). Raise ModelError, naming the image, if the model refuses one or its inputs."""
+    from models.levels import GreyValueError
+    from models.regressor import predict
+    from models.scalars import InputError
+
+    try:
+        return predict(model, images, numbers)
+    except (GreyValueError, InputError) as error:
+        for index, name in enumerate(names if len(names) > 1 else []):
+            one = slice(index, index + 1)
+            _predict(model, images[one], None if numbers is None else numbers[one], [name])
+        raise ModelError(f"{names[0]}: {error}") from None
 
 
 def _layout(spec: "Description") -> Layout | None:

@@ -472,7 +472,7 @@ def test_a_word_among_the_numbers_is_named_with_its_line(tmp_path):
         ('levels = "gray"', 'levels: expected "grey", "rgb" or "phases", found \'gray\'.'),
         ("range = [5, 1]", "range: expected [lowest, highest], found [5, 1]."),
         ("range = [0, 100]", "images: expected pixels from 0 to 100, found 0 to 255."),
-        ('levels = "phases"\ncolours = [0, 128]', "images: expected one of the 2 phases' colours, found [255]"),
+        ('levels = "phases"\ncolours = [0, 128]', "images: expected one of the 2 phases' colours (0, 128), found 255"),
         ('split = "rock"', "k.tsv line 2: rock: expected training, validation or test, found 'rock_0'."),
         ('transform = {E = "log"}', "transform: no target is called E. There are: k."),
         ('transform = {k = "ln"}', "transform: expected targets with one of log10, log, sqrt, found"),

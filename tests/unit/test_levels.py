@@ -79,7 +79,7 @@ def test_images_on_another_scale_are_refused_by_the_model_itself(folder, way, na
         "two bytes": cells(3) * 65535,
         "not a number": np.full((3, *SHAPE), np.nan, np.float32),
     }[name]
-    numbers = {"bytes": "0 to 255", "normalised": "-1 to 1", "two bytes": "0 to 65535", "not a number": "nan to nan"}
+    numbers = {"bytes": "0 to 255", "normalised": "-1 to 1", "two bytes": "0 to 65535", "not a number": "NaN"}
     words = {"bytes": "values up to 255: divide 8-bit pixels by 255"}
     expected = numbers[name] if way is loaded else words.get(name, "values below 0, above 255 or not a number")
     with pytest.raises(GreyValueError if way is loaded else RuntimeError, match=EXPECTED + expected):
