@@ -83,7 +83,8 @@ def understand(table: Table, layout: Layout, used: str, notes: Notes) -> Columns
         targets = _guess_targets(table, taken | {group}, notes)
     if not 1 <= len(targets) <= MOST_TARGETS:
         notes.errors.append(
-            f"targets: expected 1 to {MOST_TARGETS} columns of numbers that vary, found {len(targets)}."
+            f"targets: expected 1 to {MOST_TARGETS} columns of numbers that vary, found {len(targets)}"
+            f"{_why_none(table, taken | {group})}."
         )
         return None
     names = tuple(named[column][0] for column in targets)
@@ -191,6 +192,17 @@ def _guess_targets(table: Table, used: set[str], notes: Notes) -> list[str]:
         more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
         notes.remarks.append(f"no targets: {', '.join(named[:MOST_NAMED])}{more}")
     return targets
+
+
+def _why_none(table: Table, used: set[str]) -> str:
+    """Return what the columns that might be targets hold instead of numbers."""
+    texts = [
+        f"{printable(column)} with {str(table.cells[column][row]).strip()!r:.40}"
+        for column in map(str, table.cells)
+        if column not in used
+        for row in np.flatnonzero(table.numbers(column)[1])[:1]
+    ][:MOST_NAMED]
+    return f": no numbers are in {', '.join(texts)}. A unit belongs into the header, as in 'E [GPa]'" if texts else ""
 
 
 def _numbers(table: Table, columns: list[str], notes: Notes) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.files import not_a_file
-from data_pipeline.messages import printable
+from data_pipeline.messages import RESIZE, printable
 from data_pipeline.pixels import LARGEST_TOTAL
 from data_pipeline.png import LARGEST_SIDE, ImageProblem, png_size, read_png
 from data_pipeline.table import COLUMNS, is_header, read_table
@@ -151,13 +151,13 @@ def _pixels(files: list[Path], image_size: int | None, problems: list[str]) -> n
             if expected[0] * expected[1] * len(files) > LARGEST_TOTAL:
                 problems.append(
                     f"{len(files)} images of {_size(expected)} pixels are too many to hold at once "
-                    f"(at most {LARGEST_TOTAL:,} pixels). Give a smaller image_size."
+                    f"(at most {LARGEST_TOTAL:,} pixels). Give a smaller data.image_size in the study file."
                 )
                 return None
             if image_size is None and size != expected:
                 raise ImageProblem(
                     f"expected {_size(expected)} pixels (height x width) as in {printable(first)}, "
-                    f"found {_size(size)}. Give an image_size to have all resized."
+                    f"found {_size(size)}. {RESIZE}"
                 )
             pixels, mode, size = read_png(file, image_size=image_size)
         except ImageProblem as problem:

@@ -3,6 +3,11 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+RESIZE = (
+    "To have all resized, say to how many pixels: data.image_size of the study (`--set data.image_size=N`), or "
+    "`--image-size N` of a check."
+)
+
 
 def printable(name: str) -> str:
     """Return the name for a message: on one line, without characters that a terminal obeys or hides."""

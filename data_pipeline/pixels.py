@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.dataset_keys import MOST_PHASES, Layout
+from data_pipeline.messages import RESIZE
 from data_pipeline.sources import Notes
 
 LARGEST_TOTAL = 2**29  # numbers of all images together: 2 GiB as float32
@@ -147,7 +148,7 @@ def _check_total(count: int) -> None:
     if count > LARGEST_TOTAL:
         raise PixelProblem(
             f"expected at most {LARGEST_TOTAL:,} numbers of all images together, found {count:,}. "
-            "Give a smaller image_size."
+            "Give a smaller data.image_size in the study file."
         )
 
 
@@ -209,16 +210,14 @@ def read_all(names: Sequence[str], reader: Callable[[str], np.ndarray], notes: N
         if image.size * len(names) > LARGEST_TOTAL:
             notes.errors.append(
                 f"{len(names)} images of {image.shape[0]} x {image.shape[1]} pixels are too many to hold at once (at "
-                f"most {LARGEST_TOTAL:,} numbers). Give a smaller image_size."
+                f"most {LARGEST_TOTAL:,} numbers). Give a smaller data.image_size in the study file."
             )
             return None
         sizes.setdefault(image.shape[:2], []).append(name)
         pixels.append(image)
     if len(sizes) > 1:
         counts = [f"{height} x {width} ({len(of)}, such as {of[0]})" for (height, width), of in sizes.items()]
-        notes.errors.append(
-            f"expected images of one size, found {', '.join(counts[:3])}. Give an image_size to have all resized."
-        )
+        notes.errors.append(f"expected images of one size, found {', '.join(counts[:3])}. {RESIZE}")
     if not pixels or len(pixels) < len(names) or len(sizes) > 1:
         return None
     if any(image.ndim == 3 for image in pixels):

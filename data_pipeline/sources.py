@@ -15,10 +15,12 @@ from data_pipeline.messages import printable
 
 MOST_FILES = 200_000
 DEEPEST = 3  # folders below the data set's own
+MOST_OFFERED = 5  # candidates that a question names
 LARGEST_TENSOR = 6  # rows of a stiffness tensor; arrays (n, 2, 2) to (n, 6, 6) are labels, larger ones images
 PARTS = {"train": "training", "val": "validation", "valid": "validation", "test": "test"}
 
 _SIDE_FILES = {"cells.csv", "cells.partial.csv", "dataset.toml", "thumbs.db"}
+_WORDS = re.compile(r"(.*/)?(read.?me|licen[cs]e|copying|changelog|citation|authors|requirements).*[.]txt", re.I)
 _PART = re.compile(r"(?<![a-z])(train|val|test)(?:id|idation|ing)?(?![a-z])", re.IGNORECASE)
 _WIDE = 64  # numbers a line from which a text file holds images
 
@@ -93,6 +95,8 @@ def guess(folder: Path, files: Sequence[str], notes: Notes) -> tuple[dict[str, l
             if pattern not in images.setdefault(key, []):
                 images[key].append(pattern)
             counts[key] = counts.get(key, 0) + 1
+        elif _WORDS.fullmatch(file):
+            continue  # words about the data; named in dataset.toml it may be the table
         elif suffix in arrays.READERS:
             single.setdefault((where, suffix), []).append(file)
         elif suffix in tables.SUFFIXES:
@@ -136,7 +140,9 @@ def _is_images(shape: tuple[int, ...], suffix: str) -> bool:
 def choose(candidates: dict[str, list[str]], key: str, notes: Notes) -> tuple[str, ...]:
     """Return the only candidate; ask which if there are several, and return none."""
     if len(candidates) > 1:
-        lines = [f"{key} = {_listed(patterns)}" for patterns in list(candidates.values())[:5]]
+        several = list(candidates.values())[:MOST_OFFERED]  # and images also all together
+        together = [[pattern for patterns in several for pattern in patterns]] if key == "images" else []
+        lines = [f"{key} = {_listed(patterns)}" for patterns in several + together]
         notes.ask(
             f"{len(candidates)} things in the folder may be the {'images' if key == 'images' else 'table'}.", *lines
         )

@@ -287,7 +287,8 @@ def _kept(meaning: Columns, rows: np.ndarray, table: Table, missing: str | None,
     kept: np.ndarray = there.any(axis=1) if missing == "mask" else there.all(axis=1)
     if not kept.all() and not missing:
         lines = [table.lines[rows[index]] for index in np.flatnonzero(~kept)[:5]]
-        question = f"Targets are missing in {(~kept).sum()} rows: {', '.join(lines)}, …."
+        more = ", …" if (~kept).sum() > len(lines) else ""
+        question = f"Targets are missing in {(~kept).sum()} rows: {', '.join(lines)}{more}."
         notes.ask(question, 'missing = "mask"', 'missing = "drop"')
         return None
     if empty := [name for name, any_ in zip(meaning.names, there[kept].any(axis=0), strict=True) if not any_]:

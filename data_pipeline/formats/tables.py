@@ -232,7 +232,9 @@ def _headed(raw: pd.DataFrame, where: str, decimal: str, remarks: tuple[str, ...
     first, rest = raw.iloc[0], raw.iloc[1:]
     plain = Table(raw.set_axis(raw.columns.astype(str), axis=1), (), decimal)
     parsed = np.stack([plain.numbers(name)[0] for name in plain.cells.columns], axis=1)
-    has_header = not np.isfinite(parsed[0]).any() and bool(np.isfinite(parsed[1:]).any())
+    digits = raw.apply(lambda column: column.str.contains(r"\d")).to_numpy().any(axis=1)  # of "0.3 GPa": no number
+    numbers = np.isfinite(parsed).any(axis=1)
+    has_header = not numbers[0] and bool(numbers[1:].any() or (not digits[0] and digits[1:].all() and len(digits) > 1))
     if has_header:
         names = [name or f"column {index + 1}" for index, name in enumerate(first)]
         for column in [column for column, name in first.items() if not name]:  # no header, but cells

@@ -392,7 +392,8 @@ def test_two_folders_of_images_or_two_tables_are_asked_about(tmp_path):
     for name in ("raw", "masks"):
         folders.pictures(tmp_path / name, [f"{row}.png" for row in range(4)], folders.cells(4) * 255)
     (tmp_path / "t.csv").write_text("file,E\n" + "".join(f"{row},{row**2}\n" for row in range(4)))
-    assert 'images = "masks/*.png"  or  images = "raw/*.png"' in question(tmp_path)
+    asked = question(tmp_path)
+    assert 'images = "masks/*.png"  or  images = "raw/*.png"  or  images = ["masks/*.png", "raw/*.png"]' in asked
     shutil.copy(tmp_path / "t.csv", tmp_path / "u.csv")
     assert 'table = "t.csv"  or  table = "u.csv"' in question(tmp_path, 'images = "raw/*.png"')
     write(tmp_path, 'images = "raw/*.png"\ntable = "u.csv"')
@@ -448,6 +449,24 @@ def test_forty_images_without_a_row_are_one_message(tmp_path):
         "40 images without a row: 100_b.png, 101_b.png, 102_b.png, 103_b.png, 104_b.png, and 35 more. "
         "Add the rows, or remove the images."
     ]
+
+
+def test_a_text_about_the_data_is_no_table(tmp_path):
+    folders.pictures(tmp_path, [f"p{row}.png" for row in range(4)], folders.cells(4) * 255)
+    (tmp_path / "t.csv").write_text("file,E\n" + "".join(f"p{row},{row**2}\n" for row in range(4)))
+    for name in ("README.txt", "Read_me first.txt", "LICENCE.txt", "docs/license.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("Cells of 2024.\nPlease cite us.\n")
+    assert good(tmp_path).dataset.description.layout.table == ("t.csv",)
+
+
+def test_numbers_with_their_unit_are_named_and_no_header_is_lost(tmp_path):
+    folders.pictures(tmp_path, [f"p{row}.png" for row in range(4)], folders.cells(4) * 255)
+    (tmp_path / "t.csv").write_text("file,E\n" + "".join(f"p{row},{row**2} GPa\n" for row in range(4)))
+    (message,) = wrong(tmp_path)
+    assert message.endswith(
+        "found 0: no numbers are in E with '0 GPa'. A unit belongs into the header, as in 'E [GPa]'."
+    )
 
 
 def test_a_word_among_the_numbers_is_named_with_its_line(tmp_path):
