@@ -57,7 +57,7 @@ class Outbox(Database):
                 {"id": job.id, "fence": job.fence, "state": job.state, "run": run_id},
             )
 
-    def outbox(self, job_id: int, *, limit: int = 150) -> list[tuple[int, int, dict[str, float]]]:
+    def outbox(self, job_id: int, *, limit: int) -> list[tuple[int, int, dict[str, float]]]:
         """Epochs MLflow does not have yet: (number, milliseconds since 1970, metrics)."""
         with self._transaction() as connection:
             rows = connection.execute(

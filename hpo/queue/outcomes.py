@@ -170,7 +170,8 @@ class Outcomes(Database):
             revived = connection.execute(
                 text(f"""
                     UPDATE hpo.job SET state = 'waiting', reason = NULL, mirrored = false,
-                        changed_at = clock_timestamp()
+                        changed_at = clock_timestamp(),
+                        fence = fence + 1  -- it may have a run that was never claimed: only a first claim searches none
                     WHERE {TRIAL} AND state = 'cancelled' RETURNING {JOB}
                 """),
                 {"study": study, "number": number, "repeat": repeat},

@@ -5,8 +5,10 @@ by half is completed by the next pass.
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -20,10 +22,12 @@ from hpo.study import provenance, restore
 from hpo.study.records import Scores
 from hpo.text import first_line
 from hpo.tracking import foreign, logged_models
-from hpo.tracking.client import Status, Tracker
+from hpo.tracking.client import Row, Status, Tracker, summary_row
 from hpo.tracking.errors import TrackingUnavailable
 
 log = logging.getLogger("hpo")
+
+PAGE = 150  # epochs that go to MLflow in one request, which takes 1,000 values
 
 RUN_STATUS: dict[State, Status] = {
     State.WAITING: "SCHEDULED",  # between attempts: a run that was KILLED would keep its old end time
@@ -50,6 +54,7 @@ class Reconciler:
     ) -> None:
         """`worker`: the one whose expired leases are left to itself to renew."""
         self.queue, self.tracker, self.store, self.study, self.worker = queue, tracker, store, study, worker
+        self._tried: set[str] = set()
 
     def reconcile_job(self, job: Job) -> None:
         """Bring the run (params, tags, epochs, status) and the trial (state, value) in line with the row."""
@@ -72,18 +77,15 @@ class Reconciler:
 
     def _reconcile_run(self, job: Job) -> str:
         """Bring the run in line with the row; return its id."""
-        run_id = self.ensure_run(job)
-        self.send_epochs(job, run_id)
-        now = round(job.changed_at * 1000)
-        tags: dict[str, Any] = {"hpo.attempt": job.attempt, "hpo.state": job.state, "hpo.reason": job.reason or ""}
-        if job.state == State.RUNNING:
-            tags |= environment() | {"hpo.worker": job.worker or ""}
-        self.tracker.set_tags(run_id, tags)
+        run_id, is_new = self._run(job)
+        now, rows = round(job.changed_at * 1000), list[Row]()
+        labels = {} if is_new else state_tags(job)
         if job.state == State.DONE and job.result:
-            self.tracker.log_summary(run_id, summary(job.result), timestamp_ms=now, step=job.result.best_epoch)
-            if job.result.device:
-                self.tracker.set_tags(run_id, {"hpo.device": job.result.device})
-        self.tracker.set_status(run_id, RUN_STATUS[job.state], end_ms=now if job.state.ended else None)
+            rows = [summary_row(summary(job.result), timestamp_ms=now, step=job.result.best_epoch)]
+            labels |= {"hpo.device": job.result.device} if job.result.device else {}
+        self.send_epochs(job, run_id, rows=rows, tags=labels)
+        if not is_new:
+            self.tracker.set_status(run_id, RUN_STATUS[job.state], end_ms=now if job.state.ended else None)
         if job.state == State.DONE:
             crash.at("run ended")
         return run_id
@@ -101,11 +103,13 @@ class Reconciler:
             return current is not None and (current.state, current.fence) == (job.state, job.fence)
 
         experiment, kept = self.study.facts.experiment_id, job.result.model_id if job.result else None
+        is_cancelled = job.state == State.CANCELLED
+        is_retried = job.fence > 1 or is_cancelled  # otherwise the only claim has logged the only model
         try:
             for run in (run_id, *job.discarded):
-                if (job.checkpoint is not None or job.discarded) and job.state != State.CANCELLED:
+                if (job.checkpoint is not None or job.discarded) and not is_cancelled:
                     self.tracker.delete_artifact(run, "checkpoints")
-                if job.state == State.CANCELLED or (job.state == State.DONE and job.result):
+                if is_cancelled or (is_retried and job.state == State.DONE and job.result):
                     logged_models.delete_others(self.tracker, run, experiment, keep=kept, still=still)
         except DatabaseLost:
             raise
@@ -127,11 +131,17 @@ class Reconciler:
 
     def ensure_run(self, job: Job) -> str:
         """Return the id of the job's MLflow run; create the run if there is none yet."""
+        return self._run(job)[0]
+
+    def _run(self, job: Job) -> tuple[str, bool]:
+        """Return the id of the job's MLflow run, and whether it was created now, as the run of a running trial."""
         if job.run_id is not None:
-            return job.run_id
+            return job.run_id, False
         assert job.spec is not None
-        experiment = self.study.facts.experiment_id
+        experiment, is_running = self.study.facts.experiment_id, job.state == State.RUNNING
         searched = {f"{section}.{name}" for section in ("model", "training") for name in job.spec.point}
+        # Nobody else has had a reason to create it: the trial waits no more, and no claim came before ours.
+        is_first = is_running and job.fence == 1 and job.worker == self.worker and self.is_first(job.key)
         try:
             run_id = self.tracker.ensure_run(
                 experiment,
@@ -139,36 +149,47 @@ class Reconciler:
                 name=job.run_name,
                 kind="trial",
                 params={name: value for name, value in job.spec.params().items() if name not in searched},
-                tags=tags(job),
+                tags=tags(job) | (state_tags(job) if is_first else {}),
                 start_ms=round(job.changed_at * 1000),
                 without=job.discarded,
+                is_first=is_first,
             )
         except MlflowException:  # another creator may have won, and deleted this run before its params were written
             current = self.queue.job(job.id)
             if current is None or current.run_id is None:
                 raise
-            return current.run_id
+            return current.run_id, False
         crash.at("run made")
         kept = self.queue.set_run(job.id, run_id)  # of two creators at once the database says whose run it is
         if kept is None:
-            return run_id  # the study was deleted meanwhile, or the run discarded
-        self.tracker.delete_other_runs(experiment, job.key, keep=kept)
-        run_id = kept
+            return run_id, False  # the study was deleted meanwhile, or the run discarded
+        if not is_first or kept != run_id:
+            self.tracker.delete_other_runs(experiment, job.key, keep=kept)
         data = self.study.facts.data
-        self.tracker.log_dataset(run_id, name=data.name, digest=data.digest, source=data.source, profile=data.profile)
-        return run_id
+        self.tracker.log_dataset(kept, name=data.name, digest=data.digest, source=data.source, profile=data.profile)
+        return kept, is_first and kept == run_id
 
-    def send_epochs(self, job: Job, run_id: str) -> int:
-        """Send the epochs that MLflow does not have yet; return their number.
+    def is_first(self, what: str) -> bool:
+        """Return whether this worker asks so for the first time: what it has tried once may be there."""
+        is_first = what not in self._tried
+        self._tried.add(what)
+        return is_first
+
+    def send_epochs(
+        self, job: Job, run_id: str, *, rows: Sequence[Row] = (), tags: Mapping[str, Any] = MappingProxyType({})
+    ) -> int:
+        """Send the epochs that MLflow does not have yet; return their number. Send `rows` and `tags` with the last.
 
         They carry the times they were stored with, so that sending them again doubles nothing.
         """
-        count = 0
-        while rows := self.queue.outbox(job.id):
-            self.tracker.log_epochs(run_id, rows)
-            if not self.queue.set_forwarded(job.id, run_id, [number for number, _, _ in rows]):
+        count, is_last = 0, False
+        while not is_last:
+            epochs = self.queue.outbox(job.id, limit=PAGE)
+            is_last = len(epochs) < PAGE
+            self.tracker.log_epochs(run_id, [*epochs, *rows] if is_last else epochs, tags=tags if is_last else {})
+            if epochs and not self.queue.set_forwarded(job.id, run_id, [number for number, _, _ in epochs]):
                 break  # the curve was cut back meanwhile
-            count += len(rows)
+            count += len(epochs)
         return count
 
     def update_judged(self, job: Job) -> None:
@@ -229,6 +250,12 @@ def tags(job: Job) -> dict[str, Any]:
     if "hpo.best_of" in words:
         words[foreign.NOTE] += f" The point is that of {words['hpo.best_of']}."
     return words
+
+
+def state_tags(job: Job) -> dict[str, Any]:
+    """Return the tags that follow the job's state."""
+    words: dict[str, Any] = {"hpo.attempt": job.attempt, "hpo.state": job.state, "hpo.reason": job.reason or ""}
+    return words | environment() | {"hpo.worker": job.worker or ""} if job.state == State.RUNNING else words
 
 
 def summary(result: TrialResult) -> dict[str, float | None]:

@@ -157,7 +157,8 @@ class Tasks:
         weights = sha256_of(trained.folder / "weights.safetensors")[:12]
         key = f"{job.key}/{job.fence}-{weights}"
         name, experiment = logged_models.name_of(job.run_name, job.repeat), study.facts.experiment_id
-        model = logged_models.log(tracker, run_id, experiment, trained.folder, name=name, key=key)
+        is_first = self.reconciler.is_first(key)  # nobody else has this fence
+        model = logged_models.log(tracker, run_id, experiment, trained.folder, name=name, key=key, is_first=is_first)
         crash.at("model logged")
         tracker.upload(run_id, trained.predictions, "predictions")
         seconds = sum(metrics["seconds"] for metrics in curve.values())

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import requests
@@ -13,6 +14,7 @@ from hpo.errors import ModelError, NotFound
 from hpo.tracking import foreign
 from hpo.tracking.errors import TrackingUnavailable, server
 
+UPLOADS = 4  # requests at a time
 MOST_ENTRIES = 200  # files and folders of a model, which has a dozen: a listing need not end by itself
 
 
@@ -51,6 +53,26 @@ class Store:
         self._root.log_artifact(str(file), None if parent == "." else parent)
 
 
+def upload(repository: ArtifactRepository, files: Mapping[str, Path], *, is_proved: bool) -> None:
+    """Upload files, by their paths in the store, UPLOADS of them at a time.
+
+    Raise TrackingUnavailable where they have not arrived. `is_proved`: this store has kept what it was given before,
+    and is asked again only about files that MLflow does not say it has stored.
+    """
+
+    def put(path: str) -> bool:
+        return foreign.put_file(repository, files[path], path.rpartition("/")[0] or None)
+
+    with ThreadPoolExecutor(UPLOADS) as threads:
+        answers = list(threads.map(put, files))
+    unsure = {
+        path: file for (path, file), answer in zip(files.items(), answers, strict=True) if not (answer and is_proved)
+    }
+    if unsure:
+        folders = {path.rpartition("/")[0] or None for path in unsure}
+        check_sizes(unsure, [info for folder in folders for info in repository.list_artifacts(folder)])
+
+
 @server()
 def delete(repository: ArtifactRepository, path: str | None = None) -> None:
     """Delete a file or folder, or all files there are; none is no error."""
@@ -81,7 +103,7 @@ def stored_files(repository: ArtifactRepository) -> Iterator[FileInfo]:
 def check_sizes(files: Mapping[str, Path], listed: Iterable[FileInfo]) -> None:
     """Raise TrackingUnavailable unless these files, by path in the store, are as large as the store lists them.
 
-    A login page answers an upload, and a download, with a status that says all is well.
+    A login page answers a download with a status that says all is well.
     """
     sizes = {info.path: info.file_size for info in listed}
     for path, file in files.items():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, Literal
 
 import psycopg
@@ -31,6 +32,7 @@ PAUSED = "hpo.paused"  # tag of a study's run: why nobody claims a trial of it; 
 KEY = "hpo.key"
 OWNER = "hpo.database"
 CREATED = "hpo.created"  # nanoseconds, the creator's clock: which of two runs with one key is the older
+Row = tuple[int, int, Mapping[str, float]]  # epoch, milliseconds since 1970, metrics
 RACES = 10  # refusals in a row that sound as if another worker wrote the same; that worker is done after one or two
 
 
@@ -48,6 +50,8 @@ class Tracker:
         self.uri = uri.rstrip("/")
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._races: dict[str, int] = {}  # by what was to be written: how often in a row another worker wrote it
+        self._artifact_uris: dict[str, str] = {}  # of runs
+        self._is_proved = False  # the artifact store: it has listed what was uploaded
 
     # The server
 
@@ -119,31 +123,35 @@ class Tracker:
         tags: Mapping[str, Any],
         start_ms: int,
         without: Collection[str] = (),
+        is_first: bool = False,
     ) -> str:
         """Return the id of the oldest active run with this key, created if there is none; set its params and tags.
 
-        Runs of `without` are deleted first. Of two creators at once each may get its own run: the caller that decides
-        between them calls `delete_other_runs`. Raise MlflowException (INVALID_PARAMETER_VALUE) if a param has another
-        value already, TrackingUnavailable if another worker writes it at this moment.
+        `is_first`: nobody has tried to create it before, so nothing is searched. Runs of `without` are deleted first.
+        Of two creators at once each may get its own run: the caller that decides between them calls
+        `delete_other_runs`. Raise MlflowException (INVALID_PARAMETER_VALUE) if a param has another value already,
+        TrackingUnavailable if another worker writes it at this moment.
         """
         name = cut(name, foreign.LONGEST_RUN_NAME)
         words = {tag: cut(str(value), foreign.LONGEST_RUN_TAG) for tag, value in tags.items()}
         values = {param: cut(str(value), foreign.LONGEST_PARAM) for param, value in params.items()}
         if without:
             self._delete_runs(run for run in self._runs(experiment_id, key) if run.info.run_id in without)
-        runs = self._runs(experiment_id, key)
+        runs = [] if is_first else self._runs(experiment_id, key)
         if not runs:
             own = {KEY: key, "hpo.kind": kind, CREATED: str(time.time_ns())} | words
-            self.client.create_run(experiment_id, start_time=start_ms, run_name=name, tags=own)
-            runs = self._runs(experiment_id, key)
+            created = self.client.create_run(experiment_id, start_time=start_ms, run_name=name, tags=own)
+            runs = [created] if is_first else self._runs(experiment_id, key)
         if not runs:
             raise TrackingUnavailable(f"the run with the key {key} vanished between two requests")
         kept = runs[0]
+        run_id = str(kept.info.run_id)
+        self._artifact_uris[run_id] = kept.info.artifact_uri
         missing = [Param(param, value) for param, value in values.items() if kept.data.params.get(param) != value]
-        with self.written_once(f"the params of {name}, run {kept.info.run_id}"):
-            self.client.log_batch(kept.info.run_id, params=missing)
-        self.set_tags(kept.info.run_id, {tag: word for tag, word in words.items() if kept.data.tags.get(tag) != word})
-        return str(kept.info.run_id)
+        changed = [RunTag(tag, word) for tag, word in words.items() if kept.data.tags.get(tag) != word]
+        with self.written_once(f"the params of {name}, run {run_id}"):
+            self.client.log_batch(run_id, params=missing, tags=changed)
+        return run_id
 
     def _runs(self, experiment_id: str, key: str) -> list[Run]:
         runs = self.client.search_runs([experiment_id], f"tags.`{KEY}` = {quoted(key)}", ViewType.ACTIVE_ONLY)
@@ -166,34 +174,30 @@ class Tracker:
         """Return all tags of a run."""
         return dict(self.client.get_run(run_id).data.tags)
 
-    @server()
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Set tags of a run; values that are too long are cut."""
-        words = [RunTag(tag, cut(str(value), foreign.LONGEST_RUN_TAG)) for tag, value in tags.items()]
-        self.client.log_batch(run_id, tags=words)
+        self.log_epochs(run_id, [], tags=tags)
 
     @server()
-    def log_epochs(self, run_id: str, rows: Iterable[tuple[int, int, Mapping[str, float]]]) -> None:
-        """Log rows of (epoch, milliseconds since 1970, metrics). Sending the same rows again changes nothing.
+    def log_epochs(self, run_id: str, rows: Iterable[Row], *, tags: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Log rows of metrics and set tags, in one request if it takes them all.
 
-        The server keeps not-a-number as such, and infinity as the largest double.
+        Sending the same rows again changes nothing. The server keeps not-a-number as such, and infinity as the largest
+        double; tags that are too long are cut.
         """
         metrics = [
             Metric(name, float(value), time_ms, epoch)
             for epoch, time_ms, values in rows
             for name, value in values.items()
         ]
-        self.client.log_batch(run_id, metrics=metrics)
+        words = [RunTag(tag, cut(str(value), foreign.LONGEST_RUN_TAG)) for tag, value in tags.items()]
+        self.client.log_batch(run_id, metrics=metrics, tags=words)
 
     def log_summary(
         self, run_id: str, metrics: Mapping[str, float | None], *, timestamp_ms: int, step: int = 0
     ) -> None:
-        """Log scores of the run as a whole; safe to repeat with the same time and step.
-
-        A score that is undefined (R² of a target that does not vary in a split) is left out.
-        """
-        defined = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
-        self.log_epochs(run_id, [(step, timestamp_ms, defined)])
+        """Log scores of the run as a whole; safe to repeat with the same time and step."""
+        self.log_epochs(run_id, [summary_row(metrics, timestamp_ms=timestamp_ms, step=step)])
 
     @server()
     def log_dataset(self, run_id: str, *, name: str, digest: str, source: str, profile: str | None = None) -> None:
@@ -211,6 +215,7 @@ class Tracker:
             self.client.update_run(run_id, status=status)
         else:
             self.client.set_terminated(run_id, status=status, end_time=end_ms)
+            self._artifact_uris.pop(run_id, None)
 
     @server()
     def delete_other_runs(self, experiment_id: str, key: str, *, keep: str) -> None:
@@ -238,11 +243,17 @@ class Tracker:
     @server()
     def upload(self, run_id: str, local_file: Path, artifact_dir: str) -> str:
         """Upload one file to a run under its own name; return its runs:/ URI."""
-        path = str(PurePosixPath(artifact_dir, local_file.name))
         with self.storing(local_file):
-            self.client.log_artifact(run_id, str(local_file), artifact_dir or None)
-            artifacts.check_sizes({path: local_file}, self.client.list_artifacts(run_id, artifact_dir or None))
-        return f"runs:/{run_id}/{path}"
+            if run_id not in self._artifact_uris:
+                self._artifact_uris[run_id] = self.client.get_run(run_id).info.artifact_uri
+            files = {str(PurePosixPath(artifact_dir, local_file.name)): local_file}
+            self.put_files(self._artifact_uris[run_id], files)
+        return f"runs:/{run_id}/{PurePosixPath(artifact_dir, local_file.name)}"
+
+    def put_files(self, artifact_uri: str, files: Mapping[str, Path]) -> None:
+        """Upload files, by their paths below an artifact URI of this server."""
+        artifacts.upload(self.repository(artifact_uri), files, is_proved=self._is_proved)
+        self._is_proved = True
 
     @server()
     def download_artifact(self, run_id: str, path: str, to_folder: Path) -> Path:
@@ -275,6 +286,11 @@ class Tracker:
     def repository(self, artifact_uri: str) -> ArtifactRepository:
         """Return the files below an artifact URI of this server."""
         return get_artifact_repository(artifact_uri, tracking_uri=self.uri)
+
+
+def summary_row(metrics: Mapping[str, float | None], *, timestamp_ms: int, step: int = 0) -> Row:
+    """Return scores of a run as a whole without those that are undefined, as R² of a target that does not vary is."""
+    return step, timestamp_ms, {k: value for k, value in metrics.items() if value is not None and math.isfinite(value)}
 
 
 def pages(search: Callable[[str | None], Any]) -> list[Any]:

@@ -22,8 +22,10 @@ import psycopg
 import requests
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
+from mlflow.utils.mime_type_utils import _guess_mime_type
+from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
 
 from hpo import surroundings
 from hpo.errors import SettingsError
@@ -148,6 +150,22 @@ def database_error(text: str) -> type[psycopg.Error] | None:
 def download_file(repository: ArtifactRepository, path: str, to: Path) -> None:
     """Download one file. The public call lists its folder first, and takes every error for a file that is missing."""
     repository._download_file(path, str(to))
+
+
+def put_file(repository: ArtifactRepository, file: Path, folder: str | None) -> bool:
+    """Upload one file into a folder of the store; return whether the answer is the one of MLflow's own server.
+
+    The public call looks at the status alone, and a login page has a status that says all is well.
+    """
+    if not isinstance(repository, HttpArtifactRepository) or repository._should_multipart_upload(str(file)):
+        repository.log_artifact(str(file), folder)
+        return False
+    endpoint = "/" + (f"{folder}/" if folder else "") + file.name
+    kind = {"Content-Type": _guess_mime_type(file.name)}
+    with file.open("rb") as content:
+        answer = http_request(repository._host_creds, endpoint, "PUT", data=content, extra_headers=kind)
+    augmented_raise_for_status(answer)
+    return answer.content.strip() in (b"", b"{}")
 
 
 def delete_files(repository: ArtifactRepository, path: str | None = None) -> None:

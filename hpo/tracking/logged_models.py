@@ -32,42 +32,45 @@ def name_of(run_name: str, repeat: int) -> str:
 
 
 @server()
-def log(tracker: Tracker, run_id: str, experiment_id: str, folder: Path, *, name: str, key: str) -> Model:
+def log(
+    tracker: Tracker, run_id: str, experiment_id: str, folder: Path, *, name: str, key: str, is_first: bool = False
+) -> Model:
     """Upload a folder of `hpo.worker.packaging` as the model with this key, and name it an output of the run.
 
-    The folder's MLmodel gets the ids of the model and the run. A finished model with this key is returned as it is,
-    with the hashes of the files that were uploaded then; an unfinished one is deleted and made again, so that two
-    writers never share files. Raise TrackingUnavailable if another writer deleted the model meanwhile: the next attempt
-    finds out whether this writer still may. Of two that finish at once both stay, until the queue has recorded one
-    (`delete_others`).
+    `is_first`: nobody has tried it before, so nothing is searched. The folder's MLmodel gets the ids of the model and
+    the run. A finished model with this key is returned as it is, with the hashes of the files that were uploaded then;
+    an unfinished one is deleted and made again, so that two writers never share files. Raise TrackingUnavailable if
+    another writer deleted the model meanwhile: the next attempt finds out whether this writer still may. Of two that
+    finish at once both stay, until the queue has recorded one (`delete_others`).
     """
-    ready, unfinished = _with_key(tracker, experiment_id, key)
+    ready, unfinished = ([], []) if is_first else _with_key(tracker, experiment_id, key)
     for model in unfinished:
         delete(tracker, model)
-    if not ready:
-        _upload(tracker, run_id, experiment_id, folder, name, key)
-        ready, _ = _with_key(tracker, experiment_id, key)
-    if not ready:
-        raise TrackingUnavailable(f"the model with the key {key} vanished between two requests")
-    kept = ready[0]
-    outputs = tracker.client.get_run(run_id).outputs  # log_outputs does not deduplicate
-    if kept.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
+    if ready:
+        model_id, tags = ready[0].model_id, ready[0].tags
+        sha256 = {tag.removeprefix(SHA256): value for tag, value in tags.items() if tag.startswith(SHA256)}
+        outputs = tracker.client.get_run(run_id).outputs  # log_outputs does not deduplicate
+        is_output = model_id in {output.model_id for output in (outputs.model_outputs if outputs else [])}
+    else:
+        model_id, sha256 = _upload(tracker, run_id, experiment_id, folder, name, key)
+        is_output = False
+    if not is_output:
         with tracker.written_once(f"the model of the run {run_id}"):
-            tracker.client.log_outputs(run_id, [LoggedModelOutput(kept.model_id, step=0)])
-    sha256 = {tag.removeprefix(SHA256): value for tag, value in kept.tags.items() if tag.startswith(SHA256)}
-    return Model(model_id=kept.model_id, uri=f"models:/{kept.model_id}", sha256=sha256)
+            tracker.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    return Model(model_id=model_id, uri=f"models:/{model_id}", sha256=sha256)
 
 
-def _upload(tracker: Tracker, run_id: str, experiment_id: str, folder: Path, name: str, key: str) -> None:
+def _upload(
+    tracker: Tracker, run_id: str, experiment_id: str, folder: Path, name: str, key: str
+) -> tuple[str, dict[str, str]]:
+    """Return the id of the new model and the hashes of its files."""
     model = tracker.client.create_logged_model(experiment_id, name, source_run_id=run_id, tags={KEY: key})
     try:
         crash.at("model registered unfinished")
         foreign.adopt(folder, model_id=model.model_id, run_id=run_id)
         hashes = sha256_of_files(folder)
         with tracker.storing(*folder.rglob("*")):
-            tracker.client.log_model_artifacts(model.model_id, str(folder))
-            listed = list(artifacts.stored_files(tracker.repository(model.artifact_location)))
-            artifacts.check_sizes({path: folder / path for path in hashes}, listed)
+            tracker.put_files(model.artifact_location, {path: folder / path for path in hashes})
         tags = {SHA256 + path: digest for path, digest in hashes.items()}
         tracker.client.set_logged_model_tags(model.model_id, tags)
         tracker.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
@@ -75,6 +78,7 @@ def _upload(tracker: Tracker, run_id: str, experiment_id: str, folder: Path, nam
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise TrackingUnavailable(f"another writer deleted the model {model.model_id}") from error
+    return model.model_id, hashes
 
 
 def _with_key(tracker: Tracker, experiment_id: str, key: str) -> tuple[list[LoggedModel], list[LoggedModel]]:

@@ -60,6 +60,11 @@ class Crew:
         devices = self.trainers.devices - self._alone.keys()
         return (trainer for trainer in self.trainers if trainer.free and trainer.gpu in devices)
 
+    @property
+    def finished(self) -> int:
+        """Number of trials that are held and no longer trained: they wait to be recorded."""
+        return sum(self.trainers.of(job) is None for job in self._leases.trials)
+
     def begin(self, trainer: Trainer, job: Job) -> None:
         """Begin a claimed job on a free trainer, or let it wait there for the end of those beside it."""
         if self.trials.proofs.needs_place_alone(job):

@@ -206,6 +206,7 @@ class Machine(RuleBasedStateMachine):
         assert len(self.queue.undo_cancel(self.name, number, None)) == (1 if cancelled else 0)
         if cancelled:
             row.state = "waiting"
+            row.fence += 1
             row.forgive()
         self.close_again()
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from proxy import proxy
 from shell import at_once
 from sqlalchemy import text
 from torch import nn
@@ -137,6 +138,30 @@ def model(shown: Reconciler, job, folder) -> Trained:
         last_validation=validation,
         device=None,
     )
+
+
+def test_a_trial_takes_21_requests_from_its_claim_to_its_end(shown, held, tmp_path):
+    _, first = held
+    trained = model(shown, first, tmp_path / "model")
+    with proxy(shown.tracker.uri) as between:
+        tasks = of(Reconciler(shown.queue, Tracker(between.url), shown.store, shown.study, worker="w"))
+        tasks.record(first, trained)
+        job = shown.queue.claim(shown.study.name, worker="w", lease=60)
+        between.requests.clear()
+        tasks.reconcile(job)
+        begin = Counter(between.requests)
+        shown.queue.add_epochs(job, [(n, 1_000 * n, {"val/nmse": 1 / n, "seconds": 1.0}) for n in range(1, EPOCHS + 1)])
+        tasks.record(job, trained)
+        tasks.reconcile(job)
+        requests = Counter(request.partition("/m-")[0] for request in between.requests)
+    api = "/api/2.0/mlflow/"
+    assert begin == {f"POST {api}runs/{what}": 1 for what in ("create", "log-batch", "log-inputs")}
+    files = sum(path.is_file() for path in trained.folder.rglob("*")) + 1  # what it predicts
+    uploads = sum(count for request, count in requests.items() if request.startswith("PUT"))
+    assert uploads == files == 11
+    assert requests.total() - uploads == 10, requests
+    history = shown.tracker.client.get_metric_history(shown.queue.job(job.id).run_id, "val/nmse")
+    assert [metric.step for metric in history] == [1, 2, 3]
 
 
 def test_a_result_that_met_a_dead_server_is_recorded_at_the_next_try_and_only_once(shown, held, tmp_path):

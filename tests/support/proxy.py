@@ -37,6 +37,7 @@ class Proxy:
         self.mode: str | None = None
         self.only = ""
         self.answered: Counter[str] = Counter()  # requests by the mode they met
+        self.requests: list[str] = []  # method and path of each, in order
         self._closing = False
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -89,6 +90,7 @@ def _handler(owner: Proxy) -> type[BaseHTTPRequestHandler]:
             if self.path.startswith(LOGIN):
                 mode = mode or "html"
             owner.answered[str(mode)] += 1
+            owner.requests.append(f"{self.command} {self.path.partition('?')[0]}")
             while mode == HANG and owner.mode == HANG and not owner._closing:
                 threading.Event().wait(0.05)
             if mode in (HANG, DROP):

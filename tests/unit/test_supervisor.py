@@ -21,7 +21,7 @@ from hpo.worker.collaborators import Collaborators
 from hpo.worker.data_file import FETCH_ATTEMPTS, DataFile
 from hpo.worker.ending import STOP_GRACE, STOP_LIMIT, Ending
 from hpo.worker.folders import WorkFolder
-from hpo.worker.supervisor import OUT_OF_TIME, Limits, Supervisor
+from hpo.worker.supervisor import BACKLOG, OUT_OF_TIME, Limits, Supervisor
 
 FAILED, HANDED_BACK, PLACE_FAILED = AttemptOutcome.FAILED, AttemptOutcome.HANDED_BACK, AttemptOutcome.PLACE_FAILED
 OUT_OF_MEMORY = AttemptOutcome.OUT_OF_MEMORY
@@ -322,6 +322,25 @@ def test_a_trial_is_claimed_trained_recorded_and_reconciled(bench):
     names = [event[0] for event in bench.of("epochs", "record", "reconcile")]
     assert names == ["reconcile", "epochs", "record", "reconcile"]
     assert bench.supervisor.leases.jobs == [] and bench.supervisor.claimed == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_trial_is_claimed_while_too_many_finished_ones_wait(tmp_path, count):
+    bench = Bench(tmp_path, count=count)
+    bench.recorder.work()  # the proof of the artifact store
+    bench.queue.waiting += [replace(JOB, id=number, number=number) for number in range(1, 20)]
+    for _ in range(10):
+        bench.steps(2, record=False)
+        for index, trainer in enumerate(bench.supervisor._crew.trainers):
+            if trainer.trains:
+                bench.says(epoch(1), epoch(2), TRAINED, trainer=index)
+    held = len(bench.supervisor.leases.jobs)
+    assert count + BACKLOG < held <= 2 * count + BACKLOG, "each trainer may end one more"
+    bench.steps(LEASE, record=False)
+    assert len(bench.supervisor.leases.jobs) == held
+    bench.steps(2)
+    assert len(bench.of("record")) == held
+    assert len(bench.supervisor.leases.jobs) == count, "and the trainers have work again"
 
 
 def test_leases_are_renewed_before_epochs_are_stored(bench):
