@@ -60,7 +60,8 @@ class Description:
     def to_toml(self) -> str:
         """Return the content of dataset.toml."""
         lines = [f"name = {json.dumps(self.name, ensure_ascii=False)}"]
-        lines += [f"unit = {json.dumps(self.unit, ensure_ascii=False)}"] if not self.layout.units else []
+        of_targets = set(self.layout.units or ()) - set(self.layout.inputs or ())
+        lines += [f"unit = {json.dumps(self.unit, ensure_ascii=False)}"] if not of_targets else []
         lines += self.layout.to_toml()
         tables: dict[str, Mapping[str, float]] = {}
         tables |= {f"phases.{name}": asdict(phase) for name, phase in (self.phases or {}).items()}

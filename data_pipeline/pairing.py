@@ -168,8 +168,9 @@ def _ask(names: Sequence[str], table: Table, stated: tuple[str, str] | None, not
     notes.ask(f"No column of the table names the images. {rows} How do they belong together?", *lines)
 
 
-def check(pairing: Pairing, names: Sequence[str], table: Table, notes: Notes) -> None:
+def check(pairing: Pairing, names: Sequence[str], table: Table, notes: Notes, *, has_inputs: bool) -> None:
     """Add the images without a row, the rows without an image, and what occurs twice to the errors."""
+    copies = "Give each row a copy of the image, under a name of its own, and name a group that all copies share."
     if pairing.offset:
         notes.remarks.append(f"number in the image's name = {pairing.match[1]} {pairing.offset:+d}")
     lonely = [name for name, row in zip(names, pairing.rows, strict=True) if row < 0]
@@ -177,7 +178,11 @@ def check(pairing: Pairing, names: Sequence[str], table: Table, notes: Notes) ->
     for what, things, remedy in (
         ("image without a row", [*map(printable, lonely)], "Add the rows, or remove the images."),
         ("row without an image", [table.lines[row] for row in unused], "Add the images, or remove the rows."),
-        ("name that several images or rows have", [*map(printable, pairing.twice)], "Keep one of each."),
+        (
+            "name that several images or rows have",
+            [*map(printable, pairing.twice)],
+            copies if has_inputs else "Keep one of each.",
+        ),
     ):
         if things and not (
             what.startswith("row") and pairing.twice and not lonely and len(unused) == len(pairing.twice)

@@ -235,7 +235,7 @@ def _paired(source: _Images, table: Table, labels: tuple[str, ...], stated: Layo
         return None
     rows_of = zip(source.names, pairs.rows.tolist(), strict=True)
     notes.facts["pairs"] = [[name, table.lines[row]] for name, row in rows_of if row >= 0]
-    pairing.check(pairs, source.names, table, notes)
+    pairing.check(pairs, source.names, table, notes, has_inputs=bool(stated.inputs))
     if meaning is None or notes.errors or notes.questions:
         return None
     names, rows, chosen = source.names, pairs.rows, np.arange(len(source.names))

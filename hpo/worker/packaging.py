@@ -92,7 +92,7 @@ def package(
     example_images: np.ndarray,
     pixels: str = "grey values 0..1 (pixel / 255)",
     in_unit: str = "",
-    title: str = "Stiffness from microstructure images",
+    title: str = "Properties from microstructure images",
     extra: Mapping[str, Any] | None = None,
     example_inputs: np.ndarray | None = None,
 ) -> None:

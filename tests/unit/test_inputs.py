@@ -147,6 +147,23 @@ def test_inputs_that_cannot_be_are_refused(folder, toml, message):
     assert any(message in problem for problem in check(folder)), check(folder)
 
 
+def test_the_description_that_is_written_gives_the_same_data(folder):
+    edit(folder, "E [GPa]", "E")
+    (folder / "dataset.toml").write_text('inputs = ["R", "T"]\nunit = "MPa"\n')
+    data = load(folder)
+    (folder / "dataset.toml").write_text(data.description.to_toml())
+    again = load(folder)
+    assert (again.digest, again.units, again.input_units) == (data.digest, {"E": "MPa"}, {"R": "mm"})
+
+
+def test_an_image_with_several_rows_is_refused_with_the_way_out(folder):
+    text = (folder / "labels.csv").read_text()
+    (folder / "labels.csv").write_text(f"{text}cell_03.png,0.5,400,21\n")
+    assert any(
+        re.search("1 name that .* cell_03. Give each row a copy .* and name a group", line) for line in check(folder)
+    )
+
+
 def test_an_input_that_does_not_vary_is_refused(folder):
     text = (folder / "labels.csv").read_text()
     (folder / "labels.csv").write_text(re.sub(r"(png,[^,]+),[^,]+", r"\1,300", text))
@@ -252,6 +269,20 @@ def test_a_training_with_inputs_goes_on_to_the_bit(folder):
     assert [epoch.metrics["val/mse"] for epoch in resumed.epochs()] == [
         epoch.metrics["val/mse"] for epoch in epochs[2:]
     ]
+
+
+def test_a_second_phase_starts_from_a_network_with_inputs(folder):
+    data, first = trained(folder, epochs=30)
+    second = Training(
+        CNN,
+        specs.TrainingSpec(epochs=1, batch_size=8, learning_rate=1e-9),
+        train=data.part(data.split.train),
+        validation=data.part(data.split.validation),
+        input_names=data.input_names,
+        initial=first.best_regressor().network.state_dict(),
+    )
+    list(second.epochs())
+    assert second.best_nmse == pytest.approx(first.best_nmse, rel=1e-3)
 
 
 def test_the_baseline_predictor_is_linear_in_the_inputs(folder):
