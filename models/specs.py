@@ -217,7 +217,8 @@ def _parse(kind: type[Spec], values: Mapping[str, Any], where: str) -> Spec:
             raise SpecError(f"{where}: unknown key {key!r}{_near(key, rules)}; {valid}.")
     missing = [name for name, f in rules.items() if name not in values and f.default is MISSING]
     if missing:
-        raise SpecError(f"{where}: {missing[0]} is missing; expected {_expected(rules[missing[0]])}.")
+        what = " ".join(f"{name} is missing; expected {_expected(rules[name])}." for name in missing)
+        raise SpecError(f"{where}: {what}")
     return kind(**{name: _value(rules[name], value, where) for name, value in values.items()})
 
 
