@@ -105,7 +105,8 @@ def converted(raw: np.ndarray, layout: Layout, *, slack: float = 0.0) -> np.ndar
     _check_total(n * channels * height * width)
     low, high = layout.range or (0.0, 1.0)
     images = np.empty((n, channels, height, width), np.float32)
-    images[:] = raw.transpose(0, 3, 1, 2)
+    with np.errstate(over="ignore"):  # infinity, which is out of range
+        images[:] = raw.transpose(0, 3, 1, 2)
     beyond = slack * (high - low)
     if images.size and (images.min() < low - beyond or images.max() > high + beyond):
         hint = " Save it on the scale of the images trained on." if slack else ""

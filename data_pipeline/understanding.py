@@ -76,8 +76,7 @@ def read_like(path: Path, layout: Layout) -> list[tuple[str, np.ndarray]]:
             raw = raw * np.uint8(255)
     elif Path(file).suffix.lower() in arrays.READERS:
         array = arrays.read(Path(file).parent, f"{Path(file).name}:{key}" if key else Path(file).name)
-        axes = layout.axes or ("np" if layout.shape else "")
-        raw = pixels.stacked(array, axes, layout.shape) if array.ndim == len(axes) else array[np.newaxis]
+        raw = _stack(array, layout)
     else:
         raise FormatProblem("expected an image (png, jpg, tif, bmp, gif) or an array (npy, npz, h5, mat, txt).")
     if one:
@@ -87,6 +86,20 @@ def read_like(path: Path, layout: Layout) -> list[tuple[str, np.ndarray]]:
         return [(one[0], pixels.converted(raw[index : index + 1], layout, slack=SLACK)[0])]
     images = pixels.converted(raw, layout, slack=SLACK)
     return [(str(path) if len(images) == 1 else f"{path}[{index}]", image) for index, image in enumerate(images)]
+
+
+def _stack(array: np.ndarray, layout: Layout) -> np.ndarray:
+    """Return the images of an array as (n, h, w) or (n, h, w, c); it is one image, or images along its first axis."""
+    axes = layout.axes or ("np" if layout.shape else "")
+    if array.ndim != len(axes):
+        has_colours = array.ndim > 2 and array.shape[-1] in (1, 3)
+        axes = {2: "hw", 3: "hwc" if has_colours else "nhw", 4: "nhwc" if has_colours else "nchw"}.get(array.ndim, "")
+    if not axes or 0 in array.shape:
+        raise FormatProblem(
+            f"expected an image (height, width), or images (n, height, width), found an array of the shape "
+            f"{array.shape}."
+        )
+    return pixels.stacked(array, axes, layout.shape) if "n" in axes else array[np.newaxis]
 
 
 def _must_guess(stated: Layout) -> bool:

@@ -131,6 +131,35 @@ def test_a_picture_of_another_form_is_read_as_in_training_or_refused(tmp_path, k
         assert re.search(message, str(predicted(model, name))), (name, predicted(model, name))
 
 
+@pytest.mark.parametrize(
+    ("array", "outcome"),
+    [
+        (BITS * 255, 1),
+        (BITS[..., None] * 255, 1),
+        (np.stack([BITS * 255] * 4), 4),
+        (np.stack([BITS * 255] * 4)[:, None], 4),
+        (np.stack([BITS * 255] * 4)[..., None], 4),
+        (np.stack([BITS * 255] * 4)[:, :8], r"found \(1, 8, 16\)"),
+        (BITS[0], r"expected an image \(height, width\), or images \(n, height, width\), found .* shape \(16,\)"),
+        (np.float32(3), r"found an array of the shape \(\)"),
+        (BITS[None, None, None], r"found an array of the shape \(1, 1, 1, 16, 16\)"),
+        (np.zeros((0, 16, 16)), r"found an array of the shape \(0, 16, 16\)"),
+        (BITS * 1e300, "expected pixels from 0 to 255, found 0 to inf"),
+        (np.where(BITS, np.nan, 0.0), "Expected grey values from 0 to 1 as in training, found NaN"),
+        (BITS.astype(bool), "Is it on another scale, such as 0 and 1"),
+    ],
+)
+def test_an_array_of_any_shape_is_one_image_or_several_or_refused(tmp_path, array, outcome):
+    model = trained_on(tmp_path, "0 and 255")
+    np.save(tmp_path / "x.npy", array)
+    if isinstance(outcome, int):
+        assert len(set(predict(model, [tmp_path / "x.npy"])["E"])) == 1
+        assert len(predict(model, [tmp_path / "x.npy"])) == outcome
+    else:
+        with pytest.raises(ModelError, match=rf"x\.npy.*: .*{outcome}"):
+            predict(model, [tmp_path / "x.npy"])
+
+
 def test_of_several_images_the_one_that_is_refused_is_named(tmp_path):
     model = trained_on(tmp_path, "0 and 255")
     files = [tmp_path / f"{name}.png" for name in ("0 and 255", "palette", "0 and 1")]
