@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data_pipeline.npz import load_npz
 from hpo import settings
-from hpo.errors import ServiceError, StudyError
+from hpo.errors import ServiceError, StudyError, Unreachable
 from hpo.launch import slurm as arrays
 from hpo.operations.compute import Compute, Slurm
 from hpo.operations.connection import Connection, connect, opened
@@ -348,6 +348,8 @@ def _slower_after_failures(
         time.sleep(max(0.0, min(failures.seconds_left, most)))
     try:
         yield partial(queue.note_success, study, **place)
+    except Unreachable:
+        raise  # that is no fault of this place
     except Exception as error:  # of any kind: a fault of hpo comes again, too
         with suppress(DatabaseLost):
             queue.note_failure(study, reason=str(error) or type(error).__name__, **place)

@@ -31,7 +31,7 @@ class Workers(Database):
                     SELECT :name, name, :trainers, :device, :stops, :lease, clock_timestamp()
                     FROM hpo.study WHERE name = :study  -- it may have been deleted
                     FOR KEY SHARE
-                    ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at,
+                    ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at, trainers = excluded.trainers,
                         since = CASE WHEN worker.seen_at < excluded.seen_at - make_interval(secs => :gap)
                             THEN excluded.seen_at ELSE worker.since END
                 """),

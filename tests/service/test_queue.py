@@ -537,3 +537,10 @@ def test_leases_may_be_taken_over_only_once_somebody_could_renew_for_a_whole_lea
     shift(60, "since")
     shift(3000, "seen_at")
     assert not attend("late"), "those that wrote so long are silent now"
+
+
+def test_a_worker_that_goes_on_with_fewer_trainers_is_shown_so(database_url):
+    queue = planned(database_url, 1)
+    for trainers in (4, 2):
+        queue.attend("w", "s", trainers=trainers, device="cuda", stops=0, lease=60)
+    assert [worker.trainers for worker in queue.workers("s")] == [2]

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from hpo.errors import ServiceError
 from hpo.operations import work
-from hpo.queue import Attempt, AttemptOutcome, PlaceFailures
+from hpo.queue import Attempt, AttemptOutcome, DatabaseLost, PlaceFailures
 from hpo.queue.delays import FIRST_DELAY, LONGEST_DELAY, delay
 from hpo.queue.pauses import IN_A_ROW, doubtful_since, is_tried, pause_reason
+from hpo.tracking.errors import TrackingUnavailable
 from models.specs import SpecError
 
 FAULTS = [AttemptOutcome.FAILED, AttemptOutcome.LOST, AttemptOutcome.OUT_OF_MEMORY]
@@ -109,6 +110,15 @@ def test_a_worker_that_ends_by_any_error_makes_the_next_one_wait(monkeypatch, er
         note_success()
     assert noted.notes == ["success" if error is None else str(error) or "ZeroDivisionError"]
     assert slept == [0.2], "no longer than its own limit"
+
+
+@pytest.mark.parametrize("error", [DatabaseLost("gone"), TrackingUnavailable("gone")])
+def test_a_worker_that_reaches_no_service_notes_nothing_of_its_place(monkeypatch, error):
+    noted = Noted()
+    monkeypatch.setattr(work.time, "sleep", lambda _: None)
+    with suppress(Exception), work._slower_after_failures(noted, "s", "cpu", work.Watch(), most=9.0):
+        raise error
+    assert noted.notes == []
 
 
 def test_a_worker_that_is_interrupted_notes_nothing(monkeypatch):
