@@ -15,7 +15,7 @@ from hpo.cli import main
 from hpo.services import serving
 
 # Everything that a folder's name may hold, in one.
-NAME = "two words ünd 日本 'a\" a%b $HOME `x` #?=&; \\ " + 60 * "long "
+NAME = "two words ünd 日本 'a\" a%b $HOME `x` #?=&; \\ " + 30 * "long "
 # Variables that other programs read, with values that some of those would not take.
 POSTGRES = {
     "PGPASSFILE": "/nonexistent",
