@@ -311,7 +311,7 @@ def worker(
             return Outcome(row=row, closed=False)
         stops = row.stops if stops is None else stops  # so that `hpo stop` reaches a worker that waits, too
         most = math.inf if limits.seconds is None else limits.seconds - (time.monotonic() - begin)
-        with _slower_after_failures(connection.queue, row.name, compute.device, watch, most=most) as note_success:
+        with _slower_after_failures(connection.queue, row, compute.device, watch, most, stops) as note_success:
             if limits.seconds is not None:
                 limits = replace(limits, seconds=max(0.0, limits.seconds - (time.monotonic() - begin)))
             place = _place(connection.queue, row, compute, watch)
@@ -332,20 +332,23 @@ def worker(
 
 @contextmanager
 def _slower_after_failures(
-    queue: Queue, study: str, device: str, watch: Watch, *, most: float
+    queue: Queue, row: StudyRow, device: str, watch: Watch, most: float, stops: int
 ) -> Iterator[Callable[[], None]]:
-    """Wait if workers have failed at this place lately, longer each time, `most` seconds; note if this one fails, too.
+    """Wait if workers have failed at this place lately, longer each time, and note if this one fails, too.
 
-    Give the function that forgets all failures. A program that restarts a worker without end does no harm then.
+    It waits `most` seconds, and not after the study was stopped more than `stops` times. Give the function that forgets
+    all failures. A program that restarts a worker without end does no harm then.
     """
-    place = {"host": socket.gethostname(), "device": device}
+    study, place = row.name, {"host": socket.gethostname(), "device": device}
     failures = queue.failures(study, **place)
     if failures is not None and failures.seconds_left > 0:
         watch.say(
             f"Workers failed here {failures.count} times in a row, at last: {failures.reason} "
             f"Waiting {failures.seconds_left:.0f} s before the next try; Ctrl-C ends it."
         )
-        time.sleep(max(0.0, min(failures.seconds_left, most)))
+        end = time.monotonic() + min(failures.seconds_left, most)
+        while (left := end - time.monotonic()) > 0 and queue.study(study).stops <= stops:
+            time.sleep(min(POLL, left))
     try:
         yield partial(queue.note_success, study, **place)
     except Unreachable:

@@ -1,9 +1,11 @@
 """When a study pauses: rules on any history of the attempts of its trials."""
 
+import math
 from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+import records
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,13 +87,24 @@ def test_the_delay_of_a_failing_place_grows_to_its_limit(count):
 
 
 class Noted:
-    """What a worker notes of its place, of which two have failed."""
+    """What a worker notes of its place, of which two have failed; `hpo stop` comes in the first second."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch) -> None:
         self.notes: list[str] = []
+        self.now = 0.0
+        monkeypatch.setattr(work, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def study(self, name):
+        return records.study_row(name, stops=int(self.now > 1))
 
     def failures(self, study, *, host, device):
-        return PlaceFailures(count=2, reason="odd.", seconds_left=0.5)
+        return PlaceFailures(count=2, reason="odd.", seconds_left=60.0)
 
     def note_failure(self, study, *, host, device, reason):
         self.notes.append(reason)
@@ -99,31 +112,41 @@ class Noted:
     def note_success(self, study, *, host, device):
         self.notes.append("success")
 
+    def begin(self, *, most: float = math.inf, stops: int = 9):
+        return work._slower_after_failures(self, records.study_row("s"), "cpu", work.Watch(), most, stops)
+
 
 @pytest.mark.parametrize("error", [ServiceError("no GPU"), SpecError("no weights"), ZeroDivisionError(), None])
 def test_a_worker_that_ends_by_any_error_makes_the_next_one_wait(monkeypatch, error):
-    noted, slept, said = Noted(), [], work.Watch()
-    monkeypatch.setattr(work.time, "sleep", slept.append)
-    with suppress(Exception), work._slower_after_failures(noted, "s", "cpu", said, most=0.2) as note_success:
+    noted = Noted(monkeypatch)
+    with suppress(Exception), noted.begin() as note_success:
         if error is not None:
             raise error
         note_success()
     assert noted.notes == ["success" if error is None else str(error) or "ZeroDivisionError"]
-    assert slept == [0.2], "no longer than its own limit"
+    assert noted.now == pytest.approx(60)
 
 
 @pytest.mark.parametrize("error", [DatabaseLost("gone"), TrackingUnavailable("gone")])
 def test_a_worker_that_reaches_no_service_notes_nothing_of_its_place(monkeypatch, error):
-    noted = Noted()
-    monkeypatch.setattr(work.time, "sleep", lambda _: None)
-    with suppress(Exception), work._slower_after_failures(noted, "s", "cpu", work.Watch(), most=9.0):
+    noted = Noted(monkeypatch)
+    with suppress(Exception), noted.begin():
         raise error
     assert noted.notes == []
 
 
-def test_a_worker_that_is_interrupted_notes_nothing(monkeypatch):
-    noted = Noted()
-    monkeypatch.setattr(work.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt), work._slower_after_failures(noted, "s", "cpu", work.Watch(), most=9.0):
+def test_a_worker_waits_no_longer_than_its_own_limit_and_until_hpo_stop(monkeypatch):
+    noted = Noted(monkeypatch)
+    with noted.begin(most=7.0):
+        assert noted.now == pytest.approx(7)
+    noted = Noted(monkeypatch)
+    with noted.begin(stops=0):
+        assert noted.now == pytest.approx(work.POLL)
+
+
+def test_a_worker_that_is_interrupted_while_it_waits_notes_nothing(monkeypatch):
+    noted = Noted(monkeypatch)
+    monkeypatch.setattr(noted, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt), noted.begin():
         raise AssertionError("it does not begin")
     assert noted.notes == []
