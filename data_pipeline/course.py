@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipeline.files import not_a_file
 from data_pipeline.messages import RESIZE, printable
-from data_pipeline.pixels import LARGEST_TOTAL
+from data_pipeline.pixels import PixelProblem, check_total
 from data_pipeline.png import LARGEST_SIDE, ImageProblem, png_size, read_png
 from data_pipeline.table import COLUMNS, is_header, read_table
 
@@ -148,11 +148,10 @@ def _pixels(files: list[Path], image_size: int | None, problems: list[str]) -> n
             size = png_size(file)
             if expected is None:
                 expected, first = size, file.name
-            if expected[0] * expected[1] * len(files) > LARGEST_TOTAL:
-                problems.append(
-                    f"{len(files)} images of {_size(expected)} pixels are too many to hold at once "
-                    f"(at most {LARGEST_TOTAL:,} pixels). Give a smaller data.image_size in the study file."
-                )
+            try:
+                check_total(len(files), 1, *expected)
+            except PixelProblem as problem:
+                problems.append(str(problem))
                 return None
             if image_size is None and size != expected:
                 raise ImageProblem(

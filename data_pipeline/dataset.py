@@ -195,7 +195,14 @@ def understand(folder: Path, *, image_size: int | None = None) -> Understanding:
         return _extended(_of_course(folder, described, image_size, notes), image_size)
     if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
         notes.errors.append(f"image_size: expected 1 to {LARGEST_SIDE} pixels, found {image_size}.")
-    reading = None if notes.errors else understanding.read(folder, described.layout, notes, image_size=image_size)
+    try:
+        reading = None if notes.errors else understanding.read(folder, described.layout, notes, image_size=image_size)
+    except MemoryError:
+        reading = None
+        notes.errors.append(
+            f"{folder}: expected data that fit into the memory here, found more. Write the images as one .npy, which "
+            "is read piece by piece, and give an image_size."
+        )
     if reading is None:
         return Understanding(folder=folder, dataset=None, notes=notes)
     columns, named = reading.columns, described.unit

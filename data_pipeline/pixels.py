@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline import memory
 from data_pipeline.dataset_keys import MOST_PHASES, Layout
 from data_pipeline.messages import RESIZE
 from data_pipeline.sources import Notes
 
 LARGEST_TOTAL = 2**29  # numbers of all images together: 2 GiB as float32
+BYTES = 6  # of memory that a number takes while images are read: as float32, as in a picture, and what is computed
 
 _BLOCK = 256  # images that are looked at together
 
@@ -67,7 +69,7 @@ def stacked(array: np.ndarray, axes: str, shape: tuple[int, ...] | None) -> np.n
 
 def understand(raw: np.ndarray, layout: Layout, notes: Notes) -> Images:
     """Return raw pixels (n, h, w) or (n, h, w, c) as images. Raise PixelProblem if they are not as the layout says."""
-    if raw.dtype.kind == "f" and not np.isfinite(raw).all():
+    if raw.dtype.kind == "f" and not all(np.isfinite(block).all() for block in _blocks(raw)):
         raise PixelProblem("expected finite pixels, found NaN or infinity.")
     colours = _distinct(raw)
     low, high = min(float(block.min()) for block in _blocks(raw)), max(float(block.max()) for block in _blocks(raw))
@@ -102,7 +104,7 @@ def converted(raw: np.ndarray, layout: Layout, *, slack: float = 0.0) -> np.ndar
         return _phases(raw, layout.colours or ())
     if layout.levels == "rgb" and channels == 1:
         channels = 3  # grey pictures among coloured ones
-    _check_total(n * channels * height * width)
+    check_total(n, channels, height, width)
     low, high = layout.range or (0.0, 1.0)
     images = np.empty((n, channels, height, width), np.float32)
     with np.errstate(over="ignore"):  # infinity, which is out of range
@@ -123,7 +125,7 @@ def _phases(raw: np.ndarray, colours: Sequence[Sequence[int]]) -> np.ndarray:
         raw = np.repeat(raw, 3, axis=3)  # grey pictures among coloured ones
     n, height, width, channels = raw.shape
     chosen = colours[1:] if len(colours) == 2 else colours
-    _check_total(n * len(chosen) * height * width)
+    check_total(n, len(chosen), height, width)
     if any(len(colour) != channels for colour in colours):
         kinds = {1: "grey pixels", 3: "coloured pixels"}
         expected, there = (kinds.get(count, f"pixels of {count} numbers") for count in (len(colours[0]), channels))
@@ -145,11 +147,15 @@ def _phases(raw: np.ndarray, colours: Sequence[Sequence[int]]) -> np.ndarray:
     return images
 
 
-def _check_total(count: int) -> None:
-    if count > LARGEST_TOTAL:
+def check_total(count: int, channels: int, height: int, width: int) -> None:
+    """Raise PixelProblem, with the size that fits, for more images than can be held."""
+    numbers, fit = count * channels * height * width, memory.room() // BYTES
+    if numbers > (most := min(LARGEST_TOTAL, fit)):
+        here = ", as the memory here holds" if fit < LARGEST_TOTAL else ""
         raise PixelProblem(
-            f"expected at most {LARGEST_TOTAL:,} numbers of all images together, found {count:,}. "
-            "Give a smaller data.image_size in the study file."
+            f"{count} images of {height} x {width} pixels are too many to hold at once (at most {most:,} numbers"
+            f"{here}). Give a data.image_size of at most {int(min(height, width) * (most / numbers) ** 0.5)} in the "
+            "study file."
         )
 
 
@@ -208,12 +214,7 @@ def read_all(names: Sequence[str], reader: Callable[[str], np.ndarray], notes: N
         except ValueError as problem:
             notes.errors.append(f"{name}: {problem}")
             continue
-        if image.size * len(names) > LARGEST_TOTAL:
-            notes.errors.append(
-                f"{len(names)} images of {image.shape[0]} x {image.shape[1]} pixels are too many to hold at once (at "
-                f"most {LARGEST_TOTAL:,} numbers). Give a smaller data.image_size in the study file."
-            )
-            return None
+        check_total(len(names), image.shape[2] if image.ndim == 3 else 1, *image.shape[:2])
         sizes.setdefault(image.shape[:2], []).append(name)
         pixels.append(image)
     if len(sizes) > 1:

@@ -61,8 +61,20 @@ def of_version(
         + f"{WEIGHTS.get(str(entry.weights), '')}{job.spec.parameters:,} parameters.\n\n"
         + "\n".join(table)
         + "\n\nNMSE: mean over the targets of MSE / variance of the training split. Selected on validation alone."
+        + _labels(study, entry)
         + (f" With the transform undone, test split: {in_unit}." if in_unit else "")
     )
+
+
+def _labels(study: StudyRow, entry: ClosingEntry) -> str:
+    """Say of how many labels the scores are where some are missing."""
+    data, counts = study.facts.data, entry.test.per_target.get("n", [])
+    fewer = [
+        f"{name} {count}" for name, count in zip(data.target_names, counts, strict=False) if count != data.sizes[2]
+    ]
+    more = f" and {len(fewer) - 5} more targets" if len(fewer) > 5 else ""
+    text = f" Of {data.sizes[2]} labels of the test split some are missing; there are: {', '.join(fewer[:5])}{more}."
+    return for_markdown(text) if fewer else ""
 
 
 def _choice(study: StudyRow, job: Job) -> str:
