@@ -139,9 +139,10 @@ def _phases(raw: np.ndarray, colours: Sequence[Sequence[int]]) -> np.ndarray:
             images[:, list(chosen).index(colour)] = places
     if left.any():
         image, row, column = np.argwhere(left)[0].tolist()
+        where = f"image {image}, " if n > 1 else ""
         raise PixelProblem(
             f"expected one of the {len(colours)} phases' colours ({_listed(colours)}), found "
-            f"{_listed((tuple(raw[image, row, column].tolist()),))} in image {image}, row {row}, column {column}, and "
+            f"{_listed((tuple(raw[image, row, column].tolist()),))} in {where}row {row}, column {column}, and "
             f"{left.sum() - 1} more such pixels."
         )
     return images

@@ -30,6 +30,11 @@ def one_line(text: str) -> str:
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def squared(unit: str) -> str:
+    """Return the square of a unit, with parentheses around a compound one: (W/(m K))², (log10 S/m)²."""
+    return f"({unit})²" if re.search(r"[/*·^²³⁻]|^(?:log10|log|sqrt) ", unit) else f"{unit}²"
+
+
 def for_markdown(text: str) -> str:
     """Text on one line of a Markdown page, or in a cell of a table, that reads there as it is."""
     line = visible(text).replace("\n", " ")

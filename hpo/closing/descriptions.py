@@ -6,7 +6,7 @@ from hpo.queue import Job, StudyRow
 from hpo.queue.closing_result import ClosingEntry
 from hpo.scores import champion
 from hpo.study.records import SplitScores
-from hpo.text import for_markdown, in_brackets, in_unit_text, number_text, score_text
+from hpo.text import for_markdown, in_brackets, in_unit_text, number_text, score_text, squared
 
 NAME_SHOWN = 20  # letters of a study's name that leave room for its trial where 32 are shown
 VERDICTS = {
@@ -48,7 +48,7 @@ def of_version(
         ("volume fraction, cubic", predictors["volume fraction"].test),
         ("mean of the training labels", predictors["mean"].test),
     )
-    table = [f"| predictor | test NMSE | test MSE ({unit}²) | test R² | test NRMSE |", "|---|---|---|---|---|"]
+    table = [f"| predictor | test NMSE | test MSE ({squared(unit)}) | test R² | test NRMSE |", "|---|---|---|---|---|"]
     for name, scores in rows:
         assert scores is not None
         values = (scores.nmse, scores.mse, scores.r2, scores.nrmse)

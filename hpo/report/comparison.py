@@ -19,7 +19,7 @@ from hpo.report import names, tables
 from hpo.report.words import BASELINES, SCORES
 from hpo.scores import ranking
 from hpo.study import provenance
-from hpo.text import first_line, number_text, point_text
+from hpo.text import first_line, number_text, point_text, squared
 from hpo.tracking import registry
 from hpo.tracking.client import Tracker
 from hpo.tracking.errors import TrackingUnavailable, server
@@ -310,7 +310,7 @@ def _label(key: str, unit: str) -> str:
     score = SCORE.fullmatch(key)
     if score is None:
         return key if "." in key else key.replace("_", " ")
-    name = SCORES[score[2]] + (f" {unit}²" if score[2] == "mse" else "")
+    name = SCORES[score[2]] + (f" {squared(unit)}" if score[2] == "mse" else "")
     return " ".join(filter(None, ("last epoch's" if score[1] == "last_val" else "", name, score[3])))
 
 

@@ -13,7 +13,7 @@ from hpo.report.words import BASELINES
 from hpo.scores import alarms, analysis
 from hpo.scores.evidence import Closed, Evidence
 from hpo.study import Choices, Interval
-from hpo.text import number_text, score_text
+from hpo.text import number_text, score_text, squared
 from models.metrics import Scores
 
 Record = dict[str, Any]
@@ -117,7 +117,7 @@ def _models(evidence: Evidence) -> Section:
                 "validation NMSE": winner.nmse,
                 "best epoch": job.result.best_epoch,
                 "last epoch NMSE": job.result.last_val_nmse,
-                f"last epoch MSE {unit}²": job.result.last_val_mse,
+                f"last epoch MSE {squared(unit)}": job.result.last_val_mse,
                 "epochs to 5 %": evidence.converged(winner.curves["val/nmse"]),
                 "training s": job.result.seconds,
                 "version": entry.version,

@@ -15,7 +15,7 @@ from hpo.scores import analysis, ranking
 from hpo.scores.evidence import Closed, Evidence
 from hpo.search import sampling
 from hpo.study import provenance
-from hpo.text import number_text
+from hpo.text import number_text, squared
 
 FEWEST = 10  # trials from which importances are computed
 MEAN = "mean NMSE of the repeats"
@@ -70,7 +70,7 @@ def _best(closed: Closed, records: list[Record], baselines: list[Record]) -> Tab
 
 def _all(evidence: Evidence, closed: Closed, records: list[Record], baselines: list[Record]) -> Table:
     """Return all configurations as the source study orders them; those without a score stand last."""
-    mse, again = f"validation MSE {evidence.dataset.unit}²", closed.study.repeats > 1
+    mse, again = f"validation MSE {squared(evidence.dataset.unit)}", closed.study.repeats > 1
     unscored = [
         {_counter(closed): number(job), "state": f"{job.state}, repeat {job.repeat}" if again else job.state}
         | (job.spec.point if job.spec else {})
@@ -107,13 +107,13 @@ def trials(evidence: Evidence, closed: Closed) -> list[Record]:
             record |= {"repeats": lacking[job.number]} if any(lacking.values()) else {}
             near = records and within_spread(spread, spreads[closed.points[0][0].number])
             record["≈"] = "≈" if near else ""
-        record |= {NMSE: result.best_val_nmse, f"validation MSE {unit}²": result.best_val_mse}
+        record |= {NMSE: result.best_val_nmse, f"validation MSE {squared(unit)}": result.best_val_mse}
         record |= {"R²": result.validation.r2, "NRMSE": result.validation.nrmse, "MAPE": result.validation.mape}
         record |= {
             "best epoch": result.best_epoch,
             "epochs to 5 %": evidence.converged(closed.curves[job.id]["val/nmse"]),
             "last epoch NMSE": result.last_val_nmse,
-            f"last epoch MSE {unit}²": result.last_val_mse,
+            f"last epoch MSE {squared(unit)}": result.last_val_mse,
             "training s": result.seconds,
             "state": job.state,
             "run_id": job.run_id,
@@ -124,7 +124,10 @@ def trials(evidence: Evidence, closed: Closed) -> list[Record]:
 
 def _baselines(evidence: Evidence, closed: Closed) -> list[Record]:
     """Return the baseline predictors as rows among the configurations."""
-    first, renamed = next(iter(_parameters(closed)), _counter(closed)), ("NMSE", f"MSE {evidence.dataset.unit}²")
+    first, renamed = (
+        next(iter(_parameters(closed)), _counter(closed)),
+        ("NMSE", f"MSE {squared(evidence.dataset.unit)}"),
+    )
     records = []
     for name, predictor in closed.row.facts.predictors.items():
         scores = score_values(predictor.validation, evidence.dataset.unit)

@@ -8,7 +8,7 @@ from hpo.queue.closing_result import ClosingEntry
 from hpo.report.tables import Column
 from hpo.study import provenance
 from hpo.study.records import TrialSpec
-from hpo.text import point_text, score_text
+from hpo.text import point_text, score_text, squared
 from models.metrics import Scores
 
 BASELINES = {"mean": "mean of the training labels", "volume fraction": "volume fraction, cubic"}  # the predictors
@@ -41,12 +41,12 @@ def within_spread(spread: Spread, best: Spread) -> bool:
 
 def score_columns(unit: str) -> list[Column]:
     """Return the columns of NMSE, MSE in the label's `unit` squared, R² and NRMSE; rows have them by `score_values`."""
-    return [Column(name=SCORES[name], unit=f"{unit}²" if name == "mse" else "") for name in list(SCORES)[:4]]
+    return [Column(name=SCORES[name], unit=f"{squared(unit)}" if name == "mse" else "") for name in list(SCORES)[:4]]
 
 
 def score_values(scores: Scores, unit: str = "") -> dict[str, Any]:
     """Return all scores by their heads; with a `unit` its square stands behind that of the MSE."""
-    heads = SCORES | ({"mse": f"MSE {unit}²"} if unit else {})
+    heads = SCORES | ({"mse": f"MSE {squared(unit)}"} if unit else {})
     return {head: getattr(scores, name) for name, head in heads.items()}
 
 

@@ -17,7 +17,7 @@ from hpo.queue import State
 from hpo.report import results, tables
 from hpo.report.display import View
 from hpo.report.tables import Column, Row, Table
-from hpo.text import in_brackets
+from hpo.text import in_brackets, squared
 
 WIDTHS = (80, 120)
 RUNS = ["grid", "tpe", "first-phase", "second-phase", "single"]
@@ -202,3 +202,17 @@ def test_a_study_that_nobody_trains_measures_nothing():
     progress.workers, progress.paces = [], {}
     progress.jobs = [replace(job, state=State.WAITING) for job in progress.jobs]
     assert progress.line().endswith("no worker is here")
+
+
+@pytest.mark.parametrize(
+    ("unit", "square"),
+    [
+        ("GPa", "GPa²"),
+        ("label unit", "label unit²"),
+        ("W/(m K)", "(W/(m K))²"),
+        ("m²", "(m²)²"),
+        ("log10 S/m", "(log10 S/m)²"),
+    ],
+)
+def test_the_square_of_a_compound_unit_has_parentheses(unit, square):
+    assert squared(unit) == square

@@ -118,7 +118,7 @@ def predicted(model, name):
             "labels",
             ("one bit", "0 and 1"),
             {
-                "grey": r"expected one of the 3 phases' colours \(0, 1, 2\), found 214 in image 0, row 0, column 0",
+                "grey": r"expected one of the 3 phases' colours \(0, 1, 2\), found 214 in row 0, column 0",
                 "labels in a palette of colours": "expected grey pixels, as the phases have, found coloured pixels",
             },
         ),
