@@ -14,7 +14,8 @@ STEPS = (
     "epochs stored",
     "verdict stored",  # the pruner's: the trainer goes on, and neither Optuna nor MLflow shows it
     "checkpoint uploaded",  # the queue does not know it yet
-    "trained",  # the model is packaged, nothing of it is in MLflow
+    "trained",  # the model is packaged, nobody knows it yet
+    "training stored",  # the queue has the hashes of its files, nothing of it is in MLflow
     "model registered unfinished",  # in MLflow, its files not all there
     "model logged",
     "recorded",  # the result is; neither Optuna nor MLflow shows it

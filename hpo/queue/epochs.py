@@ -164,6 +164,7 @@ def _cut(connection: Connection, job: Job, epoch: int) -> None:
     connection.execute(  # before the epochs, as whoever notes what MLflow has: nobody waits in a circle
         text("""
             UPDATE hpo.job SET run_id = NULL, discarded = discarded || array_remove(ARRAY[run_id], NULL),
+                trained = NULL,
                 checkpoint = CASE WHEN cast(checkpoint->>'epoch' AS int) > :epoch THEN NULL ELSE checkpoint END,
                 -- the pruner sees what comes now from the start, unless it has ended the trial
                 judged = CASE WHEN cast(judged->>'epoch' AS int) > :epoch AND judged->>'ends' IS NULL

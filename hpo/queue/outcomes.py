@@ -84,10 +84,17 @@ class Outcomes(Database):
 
     def judge(self, job: Job, judged: Judged) -> None:
         """Store what the pruner has made of the job. Raise LeaseLost."""
+        self._store(job, "judged", as_json(judged.to_json()))
+
+    def set_trained(self, job: Job, trained: str) -> None:
+        """Store what the trainer says of a finished training, for the worker that records it. Raise LeaseLost."""
+        self._store(job, "trained", trained)
+
+    def _store(self, job: Job, column: str, value: str) -> None:
         with self._transaction() as connection:
             changed = connection.execute(
-                text("UPDATE hpo.job SET judged = :judged WHERE id = :id AND fence = :fence AND state = 'running'"),
-                {"id": job.id, "fence": job.fence, "judged": as_json(judged.to_json())},
+                text(f"UPDATE hpo.job SET {column} = :value WHERE id = :id AND fence = :fence AND state = 'running'"),
+                {"id": job.id, "fence": job.fence, "value": value},
             )
             if changed.rowcount == 0:
                 raise LeaseLost(f"trial {job.number} of {job.study}")
@@ -103,7 +110,8 @@ class Outcomes(Database):
             change(
                 connection,
                 job,
-                "state = :state, result = :result, reason = :reason, lease_until = NULL, mirrored = false",
+                "state = :state, result = :result, reason = :reason, lease_until = NULL, mirrored = false, "
+                "trained = NULL",
                 state=state,
                 result=as_json(result.to_json() if isinstance(result, Record) else result),
                 reason=reason and utf8(reason)[:REASON],

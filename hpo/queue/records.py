@@ -121,6 +121,7 @@ class Job:
     discarded: Sequence[str] = ()  # MLflow's runs of this job that show epochs it does not have, or other ones
     changed_at: float  # seconds since 1970, server clock
     judged: Judged | None = None
+    trained: str | None = None  # what the trainer of a finished training said of it, while that is not recorded
 
     @classmethod
     def from_row(cls, row: RowMapping) -> Self:

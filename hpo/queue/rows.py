@@ -30,7 +30,7 @@ CHANGED = """
 
 JOB = """
     id, study, kind, number, repeat, config, cost, spec, state, fence, worker, run_id, checkpoint, result,
-    reason, mirrored, discarded, judged, state = 'running' AND lease_until >= clock_timestamp() AS alive,
+    reason, mirrored, discarded, judged, trained, state = 'running' AND lease_until >= clock_timestamp() AS alive,
     coalesce((SELECT max(e.number) FROM hpo.epoch e WHERE e.job = job.id), 0) AS epochs,
     (SELECT count(*) FROM hpo.attempt a WHERE a.job = job.id AND NOT forgiven
      AND outcome IS DISTINCT FROM 'handed back' AND outcome IS DISTINCT FROM 'place failed') AS attempt,

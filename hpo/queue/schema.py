@@ -1,6 +1,6 @@
 """The tables of the queue, and what leads from an earlier version of them to this one."""
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 FIRST_VERSION = 3  # of the tables that SCHEMA makes; what came later stands in MIGRATIONS alone
 
 _WORKER = """
@@ -187,6 +187,8 @@ MIGRATIONS = {
     + _JUDGED,
     4: _ATTEMPT,
     5: _CLAIMS,
+    # what the trainer of a finished training said of it, until it is recorded
+    6: "ALTER TABLE hpo.job ADD COLUMN IF NOT EXISTS trained text",
 }
 
 # After a backup's rows, whatever version's they are: running jobs wait, no attempt counted, and nobody works, for all

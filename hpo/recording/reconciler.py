@@ -27,7 +27,7 @@ from hpo.tracking.errors import TrackingUnavailable
 
 log = logging.getLogger("hpo")
 
-PAGE = 150  # epochs that go to MLflow in one request, which takes 1,000 values
+PAGE = 1000  # epochs of a trial that are read and sent at a time; the client makes requests of 1,000 values of them
 
 RUN_STATUS: dict[State, Status] = {
     State.WAITING: "SCHEDULED",  # between attempts: a run that was KILLED would keep its old end time

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from hpo.study.records import Scores
 
+FINISHED = "finished"  # file in the folder of a trial: it is trained, and its files are whole
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -20,4 +22,5 @@ class Trained:
     last_val_mse: float  # unit²
     validation: Scores  # of the best epoch's weights
     last_validation: Scores  # of the last epoch's weights
+    files: dict[str, str]  # SHA-256 of the files above by their path beside `predictions`, of MLmodel none: it gets ids
     device: str | None  # the GPU it was trained on; None for the CPU

@@ -17,6 +17,7 @@ from hpo.worker.processes import last_error
 from hpo.worker.trials import Answers, Trials
 
 START_ATTEMPTS = 3  # trainers in a row that may end before they are ready
+BACKLOG = 2  # finished trials, beyond one a trainer, that may wait to be recorded when another one is begun
 SLEPT = 5.0  # seconds; a longer turn of the loop means that the whole worker was stopped
 LAST = (  # messages after which a trainer is free
     Trained,
@@ -60,10 +61,10 @@ class Crew:
         devices = self.trainers.devices - self._alone.keys()
         return (trainer for trainer in self.trainers if trainer.free and trainer.gpu in devices)
 
-    @property
-    def finished(self) -> int:
-        """Number of trials that are held and no longer trained: they wait to be recorded."""
-        return sum(self.trainers.of(job) is None for job in self._leases.trials)
+    def has_room(self) -> bool:
+        """Return whether another trial may be begun: the disk takes it, and few finished ones wait to be recorded."""
+        finished = sum(self.trainers.of(job) is None for job in self._leases.trials)
+        return finished <= self.trainers.count + BACKLOG and self.trials.has_room()
 
     def begin(self, trainer: Trainer, job: Job) -> None:
         """Begin a claimed job on a free trainer, or let it wait there for the end of those beside it."""

@@ -8,13 +8,17 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from hpo import ownership
+from hpo.files import sha256_of
 from hpo.queue import Job
+from hpo.recording.trained import FINISHED, Trained
 
 ROOM = 64 * 2**20  # bytes that must be free under HPO_HOME before a trial is claimed after the disk was full
+KEPT = 86400.0  # seconds a finished training that is not recorded stays in the folder of a dead worker
 SILENT_HOST = 7 * 86400.0  # seconds another host's worker is not heard of until its folder counts as left
 WORK_FOLDER = re.compile(r"(?P<host>.+)-\d+-[0-9a-f]{6}")  # HOST-PROCESS-RANDOM
 
@@ -38,13 +42,25 @@ class WorkFolder:
             try:
                 yield
             finally:
-                shutil.rmtree(self.path, ignore_errors=True)
+                _clear(self.path)
 
     def of(self, job: Job) -> Path:
         return self.path / f"job-{job.id}-{job.fence}"
 
     def discard(self, job: Job) -> None:
         shutil.rmtree(self.of(job), ignore_errors=True)
+
+    def adopt(self, job: Job, trained: Trained) -> Trained | None:
+        """Take over what a dead worker of this home has trained of the job; None if it is not here, or not whole."""
+        folder = trained.folder.parent
+        left = self.path.parent / folder.parent.name
+        if (lock := _lock_of_dead(left)) is None:
+            return None
+        with lock, suppress(OSError):
+            if all(sha256_of(left / folder.name / path) == sha256 for path, sha256 in trained.files.items()):
+                own = (left / folder.name).rename(self.of(job))
+                return replace(trained, folder=own / trained.folder.name, predictions=own / trained.predictions.name)
+        return None
 
     def touch(self) -> None:
         """Show that the worker lives to hosts that do not see that the folder is locked."""
@@ -76,7 +92,35 @@ def own_folder(folder: Path) -> IO[str]:
 
 
 def sweep(folder: Path, *, remove: bool = True) -> bool:
-    """Remove a work folder whose worker is dead, so that its lock is free; return whether it is dead.
+    """Remove a work folder whose worker is dead, so that its lock is free; return whether all of it may go.
+
+    What the worker had trained and not recorded stays for a day: another one records it.
+    """
+    lock = _lock_of_dead(folder)
+    if lock is None:
+        return False  # it lives, or another worker sweeps it right now
+    with lock:
+        return _clear(folder) if remove else not _finished(folder)
+
+
+def _clear(folder: Path) -> bool:
+    """Remove a folder but for finished trainings, its lock held; return whether none is left."""
+    finished = _finished(folder)
+    if not finished:
+        shutil.rmtree(folder, ignore_errors=True)
+        return True
+    for path in set(folder.iterdir()) - {*finished, folder / "lock"}:
+        shutil.rmtree(path, ignore_errors=True)
+    return False
+
+
+def _finished(folder: Path) -> list[Path]:
+    now = time.time()
+    return [file.parent for file in folder.glob(f"*/{FINISHED}") if now - file.stat().st_mtime < KEPT]
+
+
+def _lock_of_dead(folder: Path) -> IO[str] | None:
+    """Return the locked lock of a work folder whose worker is dead; None if it lives.
 
     A file system may show the lock of another host's worker to that host alone: then nothing has been heard of it for a
     week, either.
@@ -86,16 +130,16 @@ def sweep(folder: Path, *, remove: bool = True) -> bool:
         if named is None or named["host"] != socket.gethostname():
             last_sign = (folder / "lock").stat().st_mtime
             if time.time() - last_sign < SILENT_HOST:
-                return False
-        with (folder / "lock").open("a" if named else "r+") as lock:  # it may have died before it had one
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_at(lock, folder / "lock"):
-                return False
-            if remove:
-                shutil.rmtree(folder, ignore_errors=True)
-            return True
+                return None
+        lock = (folder / "lock").open("a" if named else "r+")  # it may have died before it had one
     except OSError:
-        return False  # it lives, or another worker sweeps it right now
+        return None
+    with suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(lock, folder / "lock"):
+            return lock
+    lock.close()
+    return None
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

@@ -24,6 +24,7 @@ class _Next:
 
     task: Task
     give_up: GiveUp | None
+    trained: str | None  # what its trainer said of a finished training: stored before the task
 
 
 @dataclass
@@ -81,11 +82,14 @@ class Leases:
     def put_epoch(self, job: Job, epoch: Epoch) -> None:
         self._held[job.id, job.fence].backlog.append(epoch)
 
-    def put_task(self, job: Job, task: Task, give_up: GiveUp | None = None) -> None:
-        """Give the recorder a task once all epochs of the job that have arrived before it are stored."""
+    def put_task(self, job: Job, task: Task, give_up: GiveUp | None = None, *, trained: str | None = None) -> None:
+        """Give the recorder a task once all epochs of the job that have arrived before it are stored, and `trained`.
+
+        That is what its trainer said of a finished training.
+        """
         held = self._held.get((job.id, job.fence))
-        if held is not None and held.backlog:
-            held.backlog.append(_Next(task, give_up))
+        if held is not None and (held.backlog or trained is not None):
+            held.backlog.append(_Next(task, give_up, trained))
         else:
             self._recorder.put(job, task, give_up)
 
@@ -105,6 +109,10 @@ class Leases:
         backlog = held.backlog
         while backlog and (most > 0 or isinstance(backlog[0], _Next)):
             if isinstance(first := backlog[0], _Next):
+                if first.trained is not None:
+                    with suppress(LeaseLost):
+                        self._queue.set_trained(held.job, first.trained)
+                        crash.at("training stored")
                 backlog.popleft()
                 self._recorder.put(held.job, first.task, first.give_up)
                 continue

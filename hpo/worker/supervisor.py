@@ -24,7 +24,6 @@ from hpo.worker.leases import Leases
 TICK = 0.25  # seconds between two looks at the clock
 FLUSH_INTERVAL = 1.0  # seconds an epoch may wait for the database
 CLAIM_PAUSE = 1.0  # seconds between two looks into an empty queue
-BACKLOG = 2  # finished trials, beyond one a trainer, that may wait to be recorded when another one is claimed
 OUT_OF_TIME = "--max-hours is over"
 
 log = logging.getLogger("hpo")
@@ -180,8 +179,7 @@ class Supervisor:
         """Give work to every free trainer, as far as there is some."""
         recorder, lease = self._recorder, self._settings.lease
         is_away = recorder.outage.seconds > self._settings.outage_limit or recorder.outage.store_full
-        is_full = self._crew.finished > self._crew.trainers.count + BACKLOG
-        if is_away or is_full or recorder.refusing or not self._crew.trials.has_room():
+        if is_away or recorder.refusing or not self._crew.has_room():
             self._idle_since = None
             return
         free = self._crew.free_trainers()

@@ -13,8 +13,8 @@ import torch
 from data_pipeline.dataset import Dataset
 from data_pipeline.split import Split
 from hpo import crash
-from hpo.files import sha256_of
-from hpo.recording.trained import Trained
+from hpo.files import sha256_of, sha256_of_files
+from hpo.recording.trained import FINISHED, Trained
 from hpo.text import for_markdown, in_unit_text
 from hpo.worker import inputs, protocol
 from hpo.worker.channel import Send, signs_of_life
@@ -161,6 +161,8 @@ def _package(
             "data": {"name": dataset.name, "digest": request.spec.data} | _reading(dataset),
         },
     )
+    files = {f"{folder.name}/{path}": sha256 for path, sha256 in sha256_of_files(folder).items() if path != "MLmodel"}
+    (request.folder / FINISHED).touch()
     gpu = inputs.gpu_name(run.device)
     return Trained(
         folder=folder,
@@ -173,5 +175,6 @@ def _package(
         last_val_mse=run.last_mse,
         validation=best_scores,
         last_validation=last_scores,
+        files=files | {predictions.name: sha256_of(predictions)},
         device=f"cuda: {gpu}" if gpu else None,
     )

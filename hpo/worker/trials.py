@@ -5,6 +5,7 @@ Owned by the supervisor's thread. A message or outcome on a job that is held no 
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,10 @@ class Trials:
             log.info("%s was %s", job.title, job.verdict)
             self._recorder.put(job, partial(self._tasks.end, job, State.PRUNED, epoch=job.epochs, reason=job.verdict))
             return
+        if (trained := self._trained(job)) is not None:
+            log.info("%s was trained by a worker that has ended: its result is recorded", job.title)
+            self._record(job, trained)
+            return
         trainer.reserve(job, fetches=self._data.fetches)
         if job.spec is None:  # a slot: choosing its point takes longer with every trial, so another process does it
             self.suggester = self.suggester or self._start_suggester()
@@ -77,6 +82,13 @@ class Trials:
         else:
             self._recorder.put(job, partial(self._tasks.fetch, job, self._folder.of(job)))
         self._recorder.put(job, partial(self._tasks.reconcile, job))
+
+    def _trained(self, job: Job) -> Trained | None:
+        """Return what an earlier worker of this home has trained of the job, if it is whole."""
+        with suppress(protocol.ProtocolError):  # of another version of hpo
+            message = protocol.decode(job.trained) if job.trained is not None else None
+            return self._folder.adopt(job, message) if isinstance(message, Trained) else None
+        return None
 
     def _train(self, trainer: Trainer, files: outcomes.Fetched) -> None:
         self._data.touch()
@@ -111,7 +123,11 @@ class Trials:
 
     def _on_trained(self, trainer: Trainer, job: Job, message: Trained) -> None:
         crash.at("trained")
-        self._leases.put_task(job, partial(self._tasks.record, job, message), partial(self._tasks.bury, job))
+        self._record(job, message)
+
+    def _record(self, job: Job, trained: Trained) -> None:
+        record, bury = partial(self._tasks.record, job, trained), partial(self._tasks.bury, job)
+        self._leases.put_task(job, record, bury, trained=protocol.encode(trained).decode())
 
     def _on_returned(self, trainer: Trainer, job: Job, message: protocol.Returned) -> None:
         if reason := self._pruning.reason(job):

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.acceptance
 EPOCHS = 8
 OF_THE_TRAINER = ("batch", "packaging", "scoring")
 QUICK = ("model logged",)
-SLOW = ("claimed", "model registered unfinished", "recorded", "scoring")
+TRAINED = ("training stored", "model registered unfinished", "model logged")
+SLOW = ("claimed", "training stored", "model registered unfinished", "recorded", "scoring")
 # the others: long
 OF_THE_PRUNER = "verdict stored"
 
@@ -64,6 +65,10 @@ def test_a_process_that_dies_there_loses_nothing_and_changes_no_bit(shell, data,
         if step not in ("recorded", "run ended", "closing recorded"):
             assert "worker lost, attempt 2" in output
     check_recorded_once(shell, name, points=1, epochs=EPOCHS)
+    if step in TRAINED:
+        (job,) = shell.trials(name)
+        first, second = shell.queue.attempts(name)[job.id]
+        assert (first.epochs, second.epochs) == (EPOCHS, 0), "nothing is trained twice"
     for job in shell.trials(name):
         calm = undisturbed[json.dumps(job.spec.point)]
         for key in ("best_val_nmse", "best_epoch", "last_val_mse", "validation"):

@@ -136,6 +136,7 @@ def model(shown: Reconciler, job, folder) -> Trained:
         **{name: 1 / EPOCHS for name in ("best_val_nmse", "best_val_mse", "last_val_nmse", "last_val_mse")},
         validation=validation,
         last_validation=validation,
+        files={},
         device=None,
     )
 

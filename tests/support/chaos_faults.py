@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psutil
+from proxy import HANG
 from shell import resume, suspend
 
 if TYPE_CHECKING:
@@ -31,6 +32,20 @@ def kill_trainer(chaos: "Chaos") -> None:
 
 def kill_worker(chaos: "Chaos") -> None:
     _worker(chaos).kill()
+
+
+def kill_worker_before_it_records_what_it_has_trained(chaos: "Chaos") -> bool:
+    """Uploads hang until a worker holds a finished training; then it dies."""
+    with chaos.proxy.answering(HANG, only="PUT"):
+        end = time.monotonic() + 4 * chaos.lease
+        while time.monotonic() < end:
+            jobs = [job for study in chaos.studies if not study.deleted for job in study.trials()]
+            for job in jobs:
+                if job.state == "running" and job.trained is not None and job.worker is not None:
+                    psutil.Process(int(job.worker.rpartition(":")[2].partition("-")[0])).kill()
+                    return True
+            time.sleep(0.1)
+    return False
 
 
 def freeze_worker_beyond_its_lease(chaos: "Chaos") -> None:
@@ -110,7 +125,8 @@ def _answer(chaos: "Chaos", *modes: str) -> None:
 
 
 FAULTS = (
-    *(kill_trainer, kill_worker, freeze_worker_beyond_its_lease, stop_worker, stop_worker_twice),
+    *(kill_trainer, kill_worker, kill_worker_before_it_records_what_it_has_trained),
+    *(freeze_worker_beyond_its_lease, stop_worker, stop_worker_twice),
     *(stop_postgres_immediately, stop_postgres_fast, kill_postgres, freeze_postgres, kill_mlflow, freeze_mlflow),
     *(refuse_the_login_at_mlflow, send_to_a_login_page, answer_as_a_gateway_without_mlflow),
 )

@@ -1,5 +1,6 @@
 """The supervisor's decisions, driven with a fake clock, a queue in memory and trainers that are no processes."""
 
+import socket
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import records
 
 from hpo import settings
 from hpo.errors import NotFound, ServiceError
+from hpo.files import sha256_of
 from hpo.queue import AttemptOutcome, DatabaseLost, Job, Judged, LeaseLost, State, Stop
 from hpo.recording import outcomes
 from hpo.recording.trained import Trained
@@ -18,10 +20,11 @@ from hpo.worker import leases as leases_module
 from hpo.worker import protocol
 from hpo.worker.children import Suggester, Trainers
 from hpo.worker.collaborators import Collaborators
+from hpo.worker.crew import BACKLOG
 from hpo.worker.data_file import FETCH_ATTEMPTS, DataFile
 from hpo.worker.ending import STOP_GRACE, STOP_LIMIT, Ending
-from hpo.worker.folders import WorkFolder
-from hpo.worker.supervisor import BACKLOG, OUT_OF_TIME, Limits, Supervisor
+from hpo.worker.folders import WorkFolder, own_folder
+from hpo.worker.supervisor import OUT_OF_TIME, Limits, Supervisor
 
 FAILED, HANDED_BACK, PLACE_FAILED = AttemptOutcome.FAILED, AttemptOutcome.HANDED_BACK, AttemptOutcome.PLACE_FAILED
 OUT_OF_MEMORY = AttemptOutcome.OUT_OF_MEMORY
@@ -34,7 +37,8 @@ JOB = Job(
 SCORES = records.result(0.5).validation
 TRAINED = Trained(
     folder=Path("model"), predictions=Path("validation.csv"), epochs=2, best_epoch=2, best_val_nmse=0.5,
-    best_val_mse=1.0, last_val_nmse=0.5, last_val_mse=1.0, validation=SCORES, last_validation=SCORES, device=None,
+    best_val_mse=1.0, last_val_nmse=0.5, last_val_mse=1.0, validation=SCORES, last_validation=SCORES, files={},
+    device=None,
 )  # fmt: skip
 
 
@@ -77,6 +81,9 @@ class FakeQueue:
         if job.id in self.lost:
             raise LeaseLost(job.title)
         self._answer("epochs", job.id, [number for number, _, _ in epochs])
+
+    def set_trained(self, job, trained):
+        self._answer("trained", job.id)
 
     def give_back(self, job, outcome, *, reason, alone=True):
         self._answer("give back", job.id, reason, outcome, *([] if alone else ["beside others"]))
@@ -341,6 +348,34 @@ def test_no_trial_is_claimed_while_too_many_finished_ones_wait(tmp_path, count):
     bench.steps(2)
     assert len(bench.of("record")) == held
     assert len(bench.supervisor.leases.jobs) == count, "and the trainers have work again"
+
+
+def test_a_finished_training_is_stored_before_it_is_recorded(bench):
+    bench.training()
+    bench.queue.is_away = True
+    bench.says(epoch(1), TRAINED)
+    bench.steps(2)
+    assert bench.of("trained", "record") == []
+    bench.queue.is_away = False
+    bench.steps(2)
+    assert bench.of("epochs", "trained", "record") == [("epochs", 1, [1]), ("trained", 1), ("record", 1)]
+
+
+def test_what_a_dead_worker_of_this_home_has_trained_is_recorded_without_a_trainer(bench):
+    left = bench.folder.path.parent / f"{socket.gethostname()}-2-fedcba"
+    own_folder(left).close()
+    (left / "job-1-1").mkdir()
+    (left / "job-1-1" / "validation.csv").write_text("1")
+    files = {"validation.csv": sha256_of(left / "job-1-1" / "validation.csv")}
+    place = {"folder": left / "job-1-1" / "model", "predictions": left / "job-1-1" / "validation.csv"}
+    trained = protocol.encode(replace(TRAINED, files=files, **place)).decode()
+    bench.queue.waiting.append(replace(JOB, fence=2, trained=trained))
+    bench.steps(3)
+    assert bench.requests(protocol.Train) == []
+    assert bench.of("trained", "record") == [("trained", 1), ("record", 1)]
+    bench.queue.waiting.append(replace(JOB, fence=3, trained=trained))
+    bench.steps(3)
+    assert bench.requests(protocol.Train), "its folder is gone"
 
 
 def test_leases_are_renewed_before_epochs_are_stored(bench):

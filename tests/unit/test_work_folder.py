@@ -4,13 +4,18 @@ import os
 import socket
 import threading
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import records
 from shell import at_once
 
-from hpo.worker.folders import SILENT_HOST, WorkFolder, own_folder, sweep
+from hpo.files import sha256_of
+from hpo.recording.trained import FINISHED, Trained
+from hpo.worker.folders import KEPT, SILENT_HOST, WorkFolder, own_folder, sweep
 
 HOST = socket.gethostname()
 
@@ -68,6 +73,65 @@ def test_a_folder_of_another_host_stays_until_nothing_was_heard_of_it_for_a_week
     with own_folder(folder):
         assert not sweep(folder), "its lock is seen"
     assert sweep(folder)
+
+
+@pytest.fixture
+def left(tmp_path):
+    """The folder of a dead worker with a finished training and an unfinished one."""
+    folder = tmp_path / "work" / f"{HOST}-1-abcdef"
+    folder.parent.mkdir()
+    own_folder(folder).close()
+    for name in ("job-7-1", "job-8-1"):
+        (folder / name / "model").mkdir(parents=True)
+        for file in ("model/weights", "model/MLmodel", "validation.csv"):
+            (folder / name / file).write_text(f"{name} {file}")
+    (folder / "job-7-1" / FINISHED).touch()
+    return folder
+
+
+def trained(folder: Path) -> Trained:
+    job = folder / "job-7-1"
+    files = {path: sha256_of(job / path) for path in ("model/weights", "validation.csv")}
+    scores = records.result(0.5).validation
+    numbers = dict.fromkeys(("best_val_nmse", "best_val_mse", "last_val_nmse", "last_val_mse"), 0.5)
+    return Trained(
+        folder=job / "model", predictions=job / "validation.csv", epochs=2, best_epoch=2, validation=scores,
+        last_validation=scores, files=files, device=None, **numbers,
+    )  # fmt: skip
+
+
+JOB = SimpleNamespace(id=7, fence=2)
+
+
+def test_a_finished_training_of_a_dead_worker_is_taken_over_and_only_once(tmp_path, left):
+    said = trained(left)
+    with WorkFolder(tmp_path, "2-fedcba").lock():
+        assert os.listdir(left / "job-7-1") and not (left / "job-8-1").exists(), "what is finished stays"
+    own = WorkFolder(tmp_path, "3-fedcba")
+    with own.lock():
+        adopted = own.adopt(JOB, said)
+        assert adopted.folder == own.of(JOB) / "model" and adopted.predictions.read_text() == "job-7-1 validation.csv"
+        assert own.adopt(JOB, said) is None
+        assert sweep(left), "nothing is left to be taken over"
+
+
+@pytest.mark.parametrize("fault", ["lives", "changed", "lost"])
+def test_nothing_is_taken_over_of_a_worker_that_lives_or_of_damaged_files(tmp_path, left, fault):
+    said, own = trained(left), WorkFolder(tmp_path, "3-fedcba")
+    if fault == "changed":
+        (left / "job-7-1" / "model" / "weights").write_text("other")
+    elif fault == "lost":
+        (left / "job-7-1" / "validation.csv").unlink()
+    with own.lock(), own_folder(left) if fault == "lives" else nullcontext():
+        assert own.adopt(JOB, said) is None
+    assert (left / "job-7-1").exists()
+
+
+def test_a_finished_training_that_nobody_records_goes_after_a_day(left):
+    assert not sweep(left, remove=False) and not sweep(left)
+    long_ago = time.time() - KEPT - 1
+    os.utime(left / "job-7-1" / FINISHED, (long_ago, long_ago))
+    assert sweep(left) and not left.exists()
 
 
 def test_a_folder_that_is_no_workers_stays(tmp_path):
