@@ -10,6 +10,7 @@ from mlflow.entities import FileInfo
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from hpo import machine
 from hpo.errors import ModelError, NotFound
 from hpo.tracking import foreign
 from hpo.tracking.errors import TrackingUnavailable, server
@@ -54,7 +55,7 @@ class Store:
 
 
 def upload(repository: ArtifactRepository, files: Mapping[str, Path], *, is_proved: bool) -> None:
-    """Upload files, by their paths in the store, UPLOADS of them at a time.
+    """Upload files, by their paths in the store, UPLOADS of them at a time if so many threads may be started.
 
     Raise TrackingUnavailable where they have not arrived. `is_proved`: this store has kept what it was given before,
     and is asked again only about files that MLflow does not say it has stored.
@@ -63,8 +64,11 @@ def upload(repository: ArtifactRepository, files: Mapping[str, Path], *, is_prov
     def put(path: str) -> bool:
         return foreign.put_file(repository, files[path], path.rpartition("/")[0] or None)
 
-    with ThreadPoolExecutor(UPLOADS) as threads:
-        answers = list(threads.map(put, files))
+    if len(files) > 1 and machine.may_start(UPLOADS):
+        with ThreadPoolExecutor(UPLOADS) as threads:
+            answers = list(threads.map(put, files))
+    else:
+        answers = [put(path) for path in files]
     unsure = {
         path: file for (path, file), answer in zip(files.items(), answers, strict=True) if not (answer and is_proved)
     }
