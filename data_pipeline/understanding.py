@@ -176,7 +176,13 @@ class _Images:
         size = (self.image_size, self.image_size) if self.image_size else None
         if self.are_files:
             seen: dict[str, list[str]] = {}
-            raw = pixels.read_all(names, partial(self._read_one, size=size, seen=seen), notes)
+            bits: list[str] = []
+            raw = pixels.read_all(names, partial(self._read_one, size=size, seen=seen, bits=bits), notes)
+            if raw is not None and raw.dtype == np.uint8 and 0 < len(bits) < len(names):
+                is_bits = np.isin(names, bits)
+                if raw[~is_bits].max() > 1:
+                    raw[is_bits] *= np.uint8(255)
+                    seen["one bit a pixel, read as 0 and 255"] = bits
             notes.remarks += [f"{len(of)} images: {note}, such as {printable(of[0])}" for note, of in seen.items()]
             return raw
         stacks = []
@@ -186,12 +192,16 @@ class _Images:
         raw = stacks[0] if len(stacks) == 1 else np.concatenate(stacks)
         return raw if size is None else np.stack([resized(image, size) for image in raw])
 
-    def _read_one(self, name: str, *, size: tuple[int, int] | None, seen: dict[str, list[str]]) -> np.ndarray:
+    def _read_one(
+        self, name: str, *, size: tuple[int, int] | None, seen: dict[str, list[str]], bits: list[str]
+    ) -> np.ndarray:
         try:
             if Path(name).suffix.lower() in KINDS:
                 picture = read_picture(self.folder / name, size)
                 if picture.note:
                     seen.setdefault(picture.note, []).append(name)
+                if picture.is_bilevel:
+                    bits.append(name)
                 return picture.pixels
             image = arrays.read(self.folder, name)
         except FormatProblem as problem:

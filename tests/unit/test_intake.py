@@ -524,6 +524,17 @@ def test_images_of_two_sizes_are_counted_and_resized_on_request(tmp_path):
     assert load(tmp_path, image_size=8).images.shape == (24, 1, 8, 8)
 
 
+@pytest.mark.parametrize("levels", [1, 255])
+def test_pictures_of_one_bit_among_others_of_eight_are_on_their_scale(tmp_path, levels):
+    folders.numbered(tmp_path)
+    expected = load(tmp_path)
+    for number, path in enumerate(sorted(tmp_path.glob("*.png"))):
+        with Image.open(path) as image:
+            new = image.convert("1") if number % 3 == 0 else Image.fromarray(np.asarray(image) // (255 // levels))
+        new.save(path)
+    assert np.array_equal(load(tmp_path).images, expected.images)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
 def test_a_black_and_white_picture_of_any_mode_gives_the_same_images(tmp_path, mode):
     folders.numbered(tmp_path)
