@@ -5,9 +5,11 @@ import json
 import re
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
+import records
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -17,6 +19,7 @@ from data_pipeline.npz import load_npz, save_npz
 from hpo.errors import ModelError
 from hpo.operations.predict import predict as predict_files
 from hpo.tracking.foreign import PT2
+from hpo.worker import probing, protocol, scoring, train_trial
 from hpo.worker.packaging import package
 from models import bundle, metrics, sizes, specs
 from models.networks import build, parameter_count
@@ -303,6 +306,31 @@ def test_inputs_that_do_not_fit_the_images_are_refused(folder):
     broken = (train[0], train[1], np.full_like(train[2], np.nan))
     with pytest.raises(specs.SpecError, match="training split: expected finite inputs"):
         Training(CNN, spec, train=broken, validation=validation, input_names=NAMES)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_trainer_process_proves_trains_and_scores_with_inputs(folder, tmp_path):
+    data, file = load(folder), tmp_path / "set.npz"
+    save_npz(data, file)
+    model, settings = specs.to_dict(CNN), {"epochs": 30, "batch_size": 8, "learning_rate": 3e-3}
+    spec = records.spec(model=model, training=settings, seed=1)
+    where = {"spec": spec, "data": file, "device": "cpu"}
+    stop = threading.Event()
+    proved = probing.prove(protocol.Prove(folder=tmp_path / "proof", **where), lambda message: None, stop)
+    assert proved == protocol.Proved(device="")
+    paths = {"checkpoint": None, "start": None, "folder": tmp_path / "trial", "cache": tmp_path / "cache"}
+    request = protocol.Train(checkpoint_interval=60.0, **paths, **where)
+    trained = train_trial.train(request, lambda message: None, stop)
+    score = protocol.Score(folder=trained.folder, data=file, predictions=tmp_path / "predictions.csv")
+    scored = scoring.score(score, lambda message: None, stop)
+    assert scored.model.validation.r2 == pytest.approx(trained.validation.r2)
+    assert scored.model.test.r2 > 0.7
+    assert scored.predictors["volume fraction"].test.r2 == pytest.approx(1.0)  # the target is linear in R
+
+    files = [folder / name for name in data.names[:3]]
+    frame = predict_files(trained.folder, files, folder / "labels.csv")
+    expected = predict(bundle.load(trained.folder)[0], data.images[:3], data.inputs[:3])
+    assert frame["E"].to_numpy() == pytest.approx(expected[:, 0], rel=1e-5)
 
 
 # The model's folder
