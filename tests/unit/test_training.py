@@ -338,6 +338,24 @@ def test_a_model_with_physics_learns_and_has_the_scores_that_are_reported(kind, 
     assert [epoch.metrics["val/nmse"] for epoch in again.epochs()] == reported[3:]
 
 
+@pytest.mark.parametrize("kind", ["hill", "bounded"])
+def test_a_model_with_physics_learns_where_components_are_missing(kind):
+    short = TrainingSpec(epochs=8, batch_size=8, learning_rate=1e-2, augmentation="symmetry")
+    spec = PeriodicSpec(width=4, depth=2, stride=2, head=4, physics=kind)
+    images, whole = stiff(37, seed=SEED)
+    targets = np.where(
+        np.random.default_rng(SEED).random(whole.shape) < [0, 0, 0, 0, 0, 0, 0.3, 0.3, 0.3], np.nan, whole
+    )
+    known = {"symmetries": COMPONENT_SYMMETRIES, "phases": PHASES, "target_names": NAMES}
+    parts = {"train": (images, targets), "validation": stiff(13, seed=SEED + 1)}
+    one = training(spec=spec, short=short, **parts, **known)
+    assert min(epoch.metrics["val/nmse"] for epoch in one.epochs()) < 0.5, f"seed {SEED}"
+    never = whole.copy()
+    never[::2, 8] = never[1::2, 7] = np.nan  # no image has all
+    with pytest.raises(SpecError, match="expected two training images with all nine components"):
+        training(spec=spec, short=short, train=(images, never), validation=parts["validation"], **known)
+
+
 def test_schedules_have_their_closed_form():
     assert schedule("constant", 0.7) == 1
     assert [schedule("cosine", done) for done in (0, 1 / 3, 0.5, 1)] == pytest.approx([1, 0.75, 0.5, 0])
