@@ -43,6 +43,7 @@ bench: $(VENV)/installed
 	@$(BIN)/python bench/frozen_features.py
 	@$(BIN)/python bench/overhead.py --trials 1 --epochs 150
 	@$(BIN)/python bench/report_of_a_thousand.py
+	@$(BIN)/python bench/growth.py --trials 100 --studies 4 --epochs 3
 
 # An interrupted `venv` leaves a python without pip: then it is made again. One that is complete is used as it is.
 $(VENV)/ready:

@@ -27,7 +27,7 @@ import venv
 from pathlib import Path
 
 import numpy as np
-from machine import cores, machine  # beside this file, and without packages of ours, for Keras runs it, too
+from machine import cores, machine  # beside this file; needs no installed package, for Keras runs it, too
 
 GRID = list(itertools.product((8, 16, 32), (3, 5), (0.0, 0.2), (1e-3, 1e-4)))  # filters, kernel, dropout, learning rate
 EPOCHS = 300

@@ -1,8 +1,11 @@
 """What each script of this folder prints first: the machine that its figures are of."""
 
-import os
 import platform
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # hpo need not be installed: Keras runs a script, too
+from data_pipeline.cores import cores
 
 
 def machine() -> str:
@@ -13,8 +16,3 @@ def machine() -> str:
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
     return f"{name}, {cores()} cores, Python {platform.python_version()}"
-
-
-def cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -138,7 +138,7 @@ def test_the_start_is_planned_first_and_the_sampler_chooses_the_others(services,
 
 
 @pytest.mark.parametrize("kind", ["grid", "tpe"])
-def test_planned_trials_have_the_rows_of_optunas_own_calls(services, data, tmp_path, monkeypatch, kind):
+def test_planned_trials_have_the_rows_of_optunas_own_calls(services, data, tmp_path, monkeypatch, caplog, kind):
     file = cells.study(tmp_path, f"rows-{kind}", data=data, epochs=1)
     if kind == "tpe":
         rest = '[sampler]\nname = "tpe"\ntrials = 5\n[[start]]\nfilters = 4\nlearning_rate = 1e-3\n'
@@ -153,7 +153,22 @@ def test_planned_trials_have_the_rows_of_optunas_own_calls(services, data, tmp_p
     with fresh_database(services) as url:
         store = sampling.storage(url)
         monkeypatch.setattr(sampling, "BATCH", 2)  # several transactions
-        sampling.plan(store, "ours", chosen)
+
+        def dies(*rows, first):
+            if first:
+                raise KeyboardInterrupt
+            insert(*rows, first=first)
+
+        insert = sampling.foreign.create_waiting
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(sampling.foreign, "create_waiting", dies)
+            sampling.plan(store, "ours", chosen)
+        with caplog.at_level("INFO", logger="hpo"):
+            numbers = sampling.plan(store, "ours", chosen)
+        assert [number for number, _ in numbers] == list(range(len(numbers)))
+        done = [line for line in caplog.messages if "configurations are planned" in line]
+        assert done[-1] == f"ours: {len(numbers)} of {len(numbers)} configurations are planned, 0 s left"
+        assert not done[0].startswith("ours: 2 "), "the first two were there"
 
         def one_by_one(store, study_id, trials, *, first):
             for trial in trials:
