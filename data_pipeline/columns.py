@@ -63,8 +63,10 @@ def of_array(reference: str, array: np.ndarray, n: int) -> Table:
     return Table(cells, tuple(f"{reference}[{row}]" for row in range(len(cells))))
 
 
-def understand(table: Table, layout: Layout, used: str, notes: Notes) -> Columns | None:
-    """Return the meaning of the columns; `used` is the one that names the images. Add what is wrong to the notes."""
+def understand(table: Table, layout: Layout, used: str, notes: Notes, *, further: bool = False) -> Columns | None:
+    """Return the meaning of the columns; `used` is the one that names the images. Add what is wrong to the notes.
+
+    Inputs of `further` images need not vary."""
     named = {column: name_and_unit(column) for column in map(str, table.cells)}
     columns = {name: column for column, (name, _) in named.items()}
     columns |= {column: column for column in named}  # a name with its unit is understood as well
@@ -104,13 +106,13 @@ def understand(table: Table, layout: Layout, used: str, notes: Notes) -> Columns
         units=tuple(units.get(name, "") for name in names),
         groups=tuple(table.cells[group].astype(str)) if group else None,
         parts=_parts(table, split, notes) if split else None,
-        inputs=_inputs(table, inputs, notes),
+        inputs=_inputs(table, inputs, notes, further=further),
         input_names=input_names,
         input_units=tuple(units.get(name, "") for name in input_names),
     )
 
 
-def _inputs(table: Table, columns: list[str], notes: Notes) -> np.ndarray:
+def _inputs(table: Table, columns: list[str], notes: Notes, *, further: bool) -> np.ndarray:
     """Return the inputs (rows, m); add missing ones, and columns that do not vary, to the errors."""
     numbers = _numbers(table, columns, notes)
     if len(columns) > MOST_INPUTS:
@@ -124,7 +126,7 @@ def _inputs(table: Table, columns: list[str], notes: Notes) -> np.ndarray:
                 f"{lines}{more}: {printable(column)}: expected a number, because it is an input, found none. "
                 "Fill it in, or remove the row."
             )
-        elif (values == values[0]).all():
+        elif (values == values[0]).all() and not further:
             notes.errors.append(f"inputs: {printable(column)} is {values[0]:g} in every row. Leave it out.")
     return numbers
 

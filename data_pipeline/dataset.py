@@ -16,6 +16,7 @@ import numpy as np
 
 from data_pipeline import course, description, understanding
 from data_pipeline.components import COMPONENTS, SYMMETRIES
+from data_pipeline.dataset_keys import UNSTATED, Layout
 from data_pipeline.description import UNKNOWN_UNIT, Description
 from data_pipeline.errors import DatasetError
 from data_pipeline.parts import SplitProblem, extending
@@ -183,22 +184,29 @@ class Understanding:
         return facts | {name: getattr(self.notes, name) for name in ("remarks", "doubts", "questions", "errors")}
 
 
-def understand(folder: Path, *, image_size: int | None = None) -> Understanding:
+def understand(folder: Path, *, image_size: int | None = None, like: Layout | None = None) -> Understanding:
     """Return what hpo understands of a folder.
 
     With `image_size` (pixels) images of another size are resized to that square, nearest pixel; without it all images
-    must have one size.
+    must have one size. With `like` pixels and targets mean what they mean in another data set's layout, and what the
+    folder says of groups and its split is not needed.
     """
     folder, notes = Path(folder), Notes()
     described = description.read(folder, notes.errors)
     if described.layout.set().keys() <= {"extends"} and course.is_course(folder):
-        return _extended(_of_course(folder, described, image_size, notes), image_size)
+        if like is not None and like.pixels() != UNSTATED.pixels():
+            notes.errors.append(f"images: expected {like.pixels()}, found {UNSTATED.pixels()}, the form of the course.")
+        understood = _of_course(folder, described, image_size, notes)
+        return _extended(understood, image_size) if like is None else understood
+    if like is not None:
+        described = replace(described, layout=described.layout.like(like, notes.errors))
     if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
         notes.errors.append(f"image_size: expected 1 to {LARGEST_SIDE} pixels, found {image_size}.")
+    reading, further = None, like is not None
     try:
-        reading = None if notes.errors else understanding.read(folder, described.layout, notes, image_size=image_size)
+        if not notes.errors:
+            reading = understanding.read(folder, described.layout, notes, image_size=image_size, further=further)
     except MemoryError:
-        reading = None
         notes.errors.append(
             f"{folder}: expected data that fit into the memory here, found more. Write the images as one .npy, which "
             "is read piece by piece, and give an image_size."
@@ -228,7 +236,7 @@ def understand(folder: Path, *, image_size: int | None = None) -> Understanding:
     understood = Understanding(
         folder=folder, dataset=data, rows=reading.rows, greys=reading.greys, groups=columns.groups, notes=notes
     )
-    return _extended(understood, image_size)
+    return _extended(understood, image_size) if like is None else understood
 
 
 def _extended(understood: Understanding, image_size: int | None) -> Understanding:
@@ -284,12 +292,12 @@ def _of_shape(symmetries: Mapping[str, tuple[int, ...]], shape: Sequence[int]) -
     return {name: order for name, order in symmetries.items() if shape[-2] == shape[-1] or name not in turns}
 
 
-def load(folder: Path, *, image_size: int | None = None) -> Dataset:
+def load(folder: Path, *, image_size: int | None = None, like: Layout | None = None) -> Dataset:
     """Return the data set of a folder. Raise DatasetError with its first twenty problems and their count.
 
-    `image_size` as in `understand`.
+    `image_size` and `like` as in `understand`.
     """
-    return the_dataset(understand(folder, image_size=image_size))
+    return the_dataset(understand(folder, image_size=image_size, like=like))
 
 
 def the_dataset(understood: Understanding) -> Dataset:

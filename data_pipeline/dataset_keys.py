@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data_pipeline.symmetry import MOVES
@@ -197,6 +197,21 @@ class Layout:
         """Return what is needed to read further images as these, and to name the units of what they predict."""
         kept = ("shape", "axes", "levels", "range", "colours", "units", "transform")
         return Layout(**{name: value for name, value in self.set().items() if name in kept})
+
+    def like(self, other: "Layout", problems: list[str]) -> "Layout":
+        """Return this layout with all that another one says of pixels, targets, their scales and inputs.
+
+        Add a key that says something else here to `problems`. Targets beyond those of the other one are left out, and
+        labels that are missing count nowhere.
+        """
+        values: dict[str, Any] = {"missing": self.missing or "mask"}
+        for name in ("levels", "range", "colours", "targets", "transform", "inputs"):
+            own, values[name] = getattr(self, name), getattr(other, name)
+            is_same = own == values[name] or (name == "targets" and set(own or ()) >= set(values[name] or ()))
+            if own is not None and not is_same:
+                expected = "nothing" if values[name] is None else _toml(values[name])
+                problems.append(f"dataset.toml: {name}: expected {expected}, found {_toml(own)}. Remove the key.")
+        return replace(self, **values)
 
     def set(self) -> dict[str, Any]:
         """Return the keys that are set with their values."""

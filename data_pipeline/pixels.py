@@ -67,8 +67,9 @@ def stacked(array: np.ndarray, axes: str, shape: tuple[int, ...] | None) -> np.n
     return array.transpose([axes.index(letter) for letter in "nhwc" if letter in axes])
 
 
-def understand(raw: np.ndarray, layout: Layout, notes: Notes) -> Images:
-    """Return raw pixels (n, h, w) or (n, h, w, c) as images. Raise PixelProblem if they are not as the layout says."""
+def understand(raw: np.ndarray, layout: Layout, notes: Notes, *, slack: float = 0.0) -> Images:
+    """Return raw pixels (n, h, w) or (n, h, w, c) as images. Raise PixelProblem if they are not as the layout says;
+    `slack` is that of `converted`."""
     if raw.dtype.kind == "f" and not all(np.isfinite(block).all() for block in _blocks(raw)):
         raise PixelProblem("expected finite pixels, found NaN or infinity.")
     colours = _distinct(raw)
@@ -86,7 +87,7 @@ def understand(raw: np.ndarray, layout: Layout, notes: Notes) -> Images:
     if levels != "phases" and layout.range is None:
         layout = replace(layout, range=_guess_range(raw.dtype, low, high))
     layout = replace(layout, levels=levels)
-    return Images(converted(raw, layout), layout, greys)
+    return Images(converted(raw, layout, slack=slack), layout, greys)
 
 
 def converted(raw: np.ndarray, layout: Layout, *, slack: float = 0.0) -> np.ndarray:

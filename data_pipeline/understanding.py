@@ -39,8 +39,13 @@ class Reading:
     symmetries: Mapping[str, tuple[int, ...]]
 
 
-def read(folder: Path, stated: Layout, notes: Notes, *, image_size: int | None = None) -> Reading | None:
-    """Return the data of a folder; None, with questions or errors in `notes`, if it cannot be used as it is."""
+def read(
+    folder: Path, stated: Layout, notes: Notes, *, image_size: int | None = None, further: bool = False
+) -> Reading | None:
+    """Return the data of a folder; None, with questions or errors in `notes`, if it cannot be used as it is.
+
+    `further` images are read like those of another data set: their pixels may lie a little beyond its range, and they
+    are not split."""
     files = sources.files_of(folder)
     image_candidates, table_candidates = sources.guess(folder, files, notes) if _must_guess(stated) else ({}, {})
     references = stated.images or sources.choose(image_candidates, "images", notes)
@@ -60,7 +65,8 @@ def read(folder: Path, stated: Layout, notes: Notes, *, image_size: int | None =
     if table is None or not source.count(notes, {len(table.cells)}):
         return None
     notes.facts["images"] = len(source.names)
-    return _paired(source, table, labels, replace(stated, images=tuple(references), table=labels), notes)
+    stated = replace(stated, images=tuple(references), table=labels)
+    return _paired(source, table, labels, stated, notes, further=further)
 
 
 def read_like(path: Path, layout: Layout) -> list[tuple[str, np.ndarray]]:
@@ -247,10 +253,13 @@ def _table(folder: Path, labels: tuple[str, ...], stated: Layout, source: _Image
     return table
 
 
-def _paired(source: _Images, table: Table, labels: tuple[str, ...], stated: Layout, notes: Notes) -> Reading | None:
+def _paired(
+    source: _Images, table: Table, labels: tuple[str, ...], stated: Layout, notes: Notes, *, further: bool
+) -> Reading | None:
     pairs = pairing.pair(source.names, table, stated.match, notes, are_files=source.are_files)
     # What is said of the columns waits for the column that names the images.
-    meaning = columns.understand(table, stated, pairs.match[1] if pairs else "", notes if pairs else Notes())
+    used, waiting = (pairs.match[1], notes) if pairs else ("", Notes())
+    meaning = columns.understand(table, stated, used, waiting, further=further)
     if meaning is not None:
         units = {name: unit for name, unit in zip(meaning.names, meaning.units, strict=True) if unit}
         notes.facts |= {"targets": list(meaning.names), "units": units}
@@ -271,13 +280,16 @@ def _paired(source: _Images, table: Table, labels: tuple[str, ...], stated: Layo
         if raw is None:
             return None
         notes.facts["size"] = list(raw.shape[1:3])
-        images = pixels.understand(raw[chosen] if len(chosen) < len(raw) else raw, stated, notes)
+        images = pixels.understand(
+            raw[chosen] if len(chosen) < len(raw) else raw, stated, notes, slack=SLACK if further else 0.0
+        )
         meaning = _of_rows(meaning, rows)
         notes.facts |= {"channels": images.images.shape[1], "levels": images.greys, "groups": meaning.groups}
         turned = symmetry.orders(stated.symmetry or {}, meaning.names, meaning.input_names)
         scaled, scaled_names = target_transforms.apply(meaning.targets, meaning.names, stated.transform or {})
         symmetry.check_scales(turned, scaled_names, meaning.names)
-        sides = _sides_of_split(meaning, [source.parts[index] for index in chosen] if source.parts else None)
+        by_source = [source.parts[index] for index in chosen] if source.parts else None
+        sides = None if further else _sides_of_split(meaning, by_source)
     except (PixelProblem, FormatProblem) as problem:
         notes.errors.append(f"images: {problem}")
         return None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hpo.operations.details import Attempt, Details, attempts, show
     from hpo.operations.doctor import Checkup, doctor
     from hpo.operations.dry_run import Estimate, dry_run
+    from hpo.operations.evaluate import Evaluation, evaluate
     from hpo.operations.models import Download, download
     from hpo.operations.overview import (
         Promotion,
@@ -56,6 +57,7 @@ _NAMES = {  # by the module of hpo.operations
     "details": "Attempt Details attempts show",
     "doctor": "Checkup doctor",
     "dry_run": "Estimate dry_run",
+    "evaluate": "Evaluation evaluate",
     "models": "Download download",
     "overview": "Promotion Report Status StudySummary compare jobs promote report results status studies trials",
     "predict": "predict",

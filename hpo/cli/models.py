@@ -1,4 +1,4 @@
-"""`hpo download`, `predict`, `weights`: registered models and pretrained weights."""
+"""`hpo download`, `predict`, `evaluate`, `weights`: registered models and pretrained weights."""
 
 import argparse
 import json
@@ -47,6 +47,33 @@ def predict(options: argparse.Namespace) -> int:
         return 0
     frame = frame.rename(columns={name: f"{name} [{own}]" for name, own in frame.attrs["units"].items()})
     terminal.exactly(for_csv(frame).to_csv(index=False))
+    return 0
+
+
+@command(
+    option("model", "MODEL", "folder that `hpo download` made, @ALIAS, MODEL/NUMBER, MODEL@ALIAS, study or trial"),
+    option("folder", "DIR", "folder of images and labels"),
+    option("--image-size", "N", "resize to N x N pixels (default: as in the model's study)"),
+    option("-o --output", "FILE", "HTML page to write"),
+    JSON,
+)
+def evaluate(options: argparse.Namespace) -> int:
+    """Score a model on new labelled images, beside the baseline predictors; a run in MLflow keeps the result."""
+    result = api.evaluate(options.model, options.folder, image_size=options.image_size, page=options.output)
+    if options.json:
+        print(json.dumps(result.as_dict(), indent=2))
+        return 0
+    from hpo.report import evaluation, tables
+
+    console = tables.console()
+    for make in (evaluation.scores_table, evaluation.worst_table, evaluation.distance_table):
+        tables.print_table(console, make(result))
+    for line in [*result.summary, *(f"Note: {note}" for note in result.notes)]:
+        console.print(line, soft_wrap=True)
+    if result.link:
+        print(f"In MLflow: {result.link}")
+    if options.output:
+        print(f"{options.output}: open it in a browser.")
     return 0
 
 

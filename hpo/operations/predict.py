@@ -43,7 +43,7 @@ def predict(folder: Path, image_paths: Sequence[Path], inputs: Path | None = Non
         raise ModelError(str(error)) from error
     if "image" in spec.target_names:
         raise ModelError(f"{folder}: a target is called image, as the column of the images' paths. Train it anew.")
-    layout = _layout(spec)
+    layout = layout_of(spec)
     named = [pair for path in image_paths for pair in _images(Path(path), spec, layout)]
     names, images = [name for name, _ in named], [image for _, image in named]
     numbers = _inputs(inputs, names, spec, (layout.units if layout else None) or {})
@@ -51,7 +51,7 @@ def predict(folder: Path, image_paths: Sequence[Path], inputs: Path | None = Non
     for shape in {image.shape for image in images}:
         alike = [number for number, image in enumerate(images) if image.shape == shape]
         stack, beside = np.stack([images[number] for number in alike]), None if numbers is None else numbers[alike]
-        rows[alike] = _predict(model, stack, beside, [names[number] for number in alike])
+        rows[alike] = predicted(model, stack, beside, [names[number] for number in alike])
     rows, targets = undo(rows, spec.target_names, (layout.transform if layout else None) or {})
     frame = pd.DataFrame(rows, columns=list(targets))
     frame.insert(0, "image", [utf8(name) for name in names])
@@ -63,7 +63,7 @@ def predict(folder: Path, image_paths: Sequence[Path], inputs: Path | None = Non
     return frame
 
 
-def _predict(model: "Regressor", images: np.ndarray, numbers: np.ndarray | None, names: Sequence[str]) -> np.ndarray:
+def predicted(model: "Regressor", images: np.ndarray, numbers: np.ndarray | None, names: Sequence[str]) -> np.ndarray:
     """Return the targets (n, k). Raise ModelError, naming the image, if the model refuses one or its inputs."""
     from models.levels import GreyValueError
     from models.regressor import predict
@@ -74,11 +74,11 @@ def _predict(model: "Regressor", images: np.ndarray, numbers: np.ndarray | None,
     except (GreyValueError, InputError) as error:
         for index, name in enumerate(names if len(names) > 1 else []):
             one = slice(index, index + 1)
-            _predict(model, images[one], None if numbers is None else numbers[one], [name])
+            predicted(model, images[one], None if numbers is None else numbers[one], [name])
         raise ModelError(f"{names[0]}: {error}") from None
 
 
-def _layout(spec: "Description") -> Layout | None:
+def layout_of(spec: "Description") -> Layout | None:
     """Return how the images that the model was trained on were read; None for PNGs of the course's form."""
     facts = spec.extra.get("data")
     content = facts.get("layout") if isinstance(facts, dict) else None
@@ -110,7 +110,7 @@ def _inputs(
 
 def _images(path: Path, spec: "Description", layout: Layout | None) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the images of a file, or of an array in it (FILE:KEY), as (channels, height, width), with their names."""
-    from models import bundle, specs
+    from models import bundle
     from models.specs import SpecError
 
     if layout is None:
@@ -125,13 +125,20 @@ def _images(path: Path, spec: "Description", layout: Layout | None) -> Iterator[
             bundle.check_shape(spec, image.shape, where=name)
         except SpecError as error:
             raise ModelError(str(error)) from None
-        if specs.physical(spec.model) and (between := ~np.isin(image, (0, 1))).any():
-            raise ModelError(
-                f"{name}: expected pixels of 0 and 255 alone, found {between.sum()} of {image.size} in between. The "
-                "model's last layer takes the mean grey value for the volume fraction of two phases: threshold the "
-                "image first."
-            )
+        check_phases(spec, name, image)
         yield name, image
+
+
+def check_phases(spec: "Description", name: str, image: np.ndarray) -> None:
+    """Raise ModelError if a model that knows the mechanics of two phases cannot take the image."""
+    from models import specs
+
+    if specs.physical(spec.model) and (between := ~np.isin(image, (0, 1))).any():
+        raise ModelError(
+            f"{name}: expected pixels of 0 and 255 alone, found {between.sum()} of {image.size} in between. The "
+            "model's last layer takes the mean grey value for the volume fraction of two phases: threshold the "
+            "image first."
+        )
 
 
 def _read_png(path: Path, spec: "Description") -> np.ndarray:

@@ -96,7 +96,7 @@ def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings,
         tracker,
         ready.name,
         description=note,
-        params=[*ready.study.space, *(["config"] if ready.study.sampler == "grid" else [])],
+        params=ready.study.columns,
         owner=owner,
     )
     run_id = tracker.ensure_run(

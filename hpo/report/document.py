@@ -15,6 +15,7 @@ from hpo.report import tables
 from hpo.report.answers import Answer
 from hpo.report.tables import Column, Row, Table
 
+GENERATOR = '<meta name="generator" content="hpo">'  # by which a page is known
 SUMS = "report.sha256"  # which files of a folder are a report's
 
 
@@ -90,6 +91,27 @@ def write(document: Document, folder: Path) -> list[Path]:
                 (folder / stale).unlink(missing_ok=True)
         sums.write(folder / SUMS, hashes)
     return [folder / name for name in files]
+
+
+def check_page(path: Path) -> None:
+    """Raise ReportError if a page cannot be written there: an earlier one is replaced, any other file is kept."""
+    if not path.parent.is_dir():
+        raise ReportError(f"{path}: expected a file in a folder that exists, found no folder {path.parent}. Make it.")
+    if path.is_dir():
+        raise ReportError(f"{path}: expected the name of a file, such as page.html, found a folder. Name a file in it.")
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not _is_page(path)):
+        raise ReportError(f"{path} exists and is no page of hpo: nothing was changed. Name another file, or remove it.")
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return GENERATOR.encode() in file.read(1024)
+
+
+def write_page(document: Document, path: Path) -> None:
+    """Write the document as one HTML page with all its figures, whole or not at all. Raise ReportError."""
+    check_page(path)
+    write_atomically(path, tables.page("report.html.j2", document=document).encode())
 
 
 @contextmanager

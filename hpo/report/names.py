@@ -13,7 +13,7 @@ from hpo.tracking.registry import Version
 
 FORMS = (
     "a study (grid: its best trial), a trial (grid/22; grid/22/1: its repeat 1), an MLflow run (32 hexadecimal digits) "
-    "or a registered version (MODEL@champion, MODEL/3, @champion)"
+    "or a registered version (MODEL@champion, MODEL/3, @champion, champion)"
 )
 
 
@@ -34,6 +34,8 @@ def find(queue: Queue, tracker: Tracker | None, studies: Mapping[str, StudyRow],
         return job
     tracker = require(tracker)
     models = champion.downloadable(queue, tracker)
+    if not slash and any(full.endswith(f"@{name}") for full in _aliases(tracker, models)):
+        name = f"@{name}"
     if "@" in name:
         return _of_version(queue, *_aliased(tracker, models, name))
     if slash and head in models:
@@ -72,18 +74,23 @@ def _aliased(tracker: Tracker, models: Sequence[str], name: str) -> tuple[str, V
     model, _, alias = name.rpartition("@")
     if model in models:
         return model, registry.find(tracker, model, alias)
-    versions = {
-        f"{other}@{alias}": (other, version)
-        for other in models
-        for version in registry.versions(tracker, other)
-        for alias in version.aliases
-    }
+    versions = _aliases(tracker, models)
     matches = [full for full in versions if not model and full.endswith(name)]
     if len(matches) > 1:
         raise NotFound(f"'{name}' stands for several versions: expected one of {', '.join(matches)}.")
     if not matches:
         raise _unknown(name, list(versions) if model else [f"@{full.rpartition('@')[2]}" for full in versions])
     return versions[matches[0]]
+
+
+def _aliases(tracker: Tracker, models: Sequence[str]) -> dict[str, tuple[str, Version]]:
+    """Return model and version of each alias, by MODEL@ALIAS."""
+    return {
+        f"{model}@{alias}": (model, version)
+        for model in models
+        for version in registry.versions(tracker, model)
+        for alias in version.aliases
+    }
 
 
 def _of_version(queue: Queue, model: str, version: Version) -> Job:

@@ -367,12 +367,15 @@ def csv(full: pandas.DataFrame) -> str:
 
 def records(full: pandas.DataFrame) -> str:
     """Return a frame as a JSON list of objects; a number that is undefined is null."""
-    rows = [{name: _plain(value) for name, value in row.items()} for row in full.to_dict("records")]
-    return json.dumps(rows, indent=1, allow_nan=False)
+    return json.dumps(plain(full.to_dict("records")), indent=1, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as JSON takes it."""
+def plain(value: Any) -> Any:
+    """Return a value as JSON takes it: None for a number that is undefined."""
+    if isinstance(value, dict):
+        return {name: plain(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [plain(member) for member in value]
     if value is pandas.NA:
         return None
     if isinstance(value, float):

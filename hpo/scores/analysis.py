@@ -64,7 +64,7 @@ def target_samples(
         return share @ np.where(present, values, 0) / there
 
     centred = truth - metrics.moments(truth)[0]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         mse, square = mean((predicted - truth) ** 2), mean(centred**2)
         variance = square - mean(centred) ** 2
         variance[variance <= 1e-12 * square] = np.nan  # one cell drawn again and again, or labels that do not vary

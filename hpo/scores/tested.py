@@ -92,8 +92,3 @@ class Tested:
     def samples(self, predicted: np.ndarray) -> dict[str, np.ndarray]:
         """Return resampled scores of predictions (n, k), by the name of the score."""
         return analysis.score_samples(self.truth, predicted, train_variance=self.train_variance, drawn=self.drawn)
-
-    def target_intervals(self, predicted: np.ndarray) -> dict[str, list[analysis.Interval]]:
-        """Return the interval of each score of each target, for predictions (n, k), by the name of the score."""
-        samples = analysis.target_samples(self.truth, predicted, train_variance=self.train_variance, drawn=self.drawn)
-        return {name: [analysis.interval(column) for column in values.T] for name, values in samples.items()}

@@ -104,6 +104,11 @@ class Study:
         return self.starts_from or self.best_of
 
     @property
+    def columns(self) -> list[str]:
+        """The params of a trial by which MLflow's list shows its configuration."""
+        return [*self.space, *(["config"] if self.sampler == "grid" else [])]
+
+    @property
     def threads(self) -> int:
         """How many cores each of its trainers uses: the most that one of its trials asks for."""
         return int(self.most("threads"))

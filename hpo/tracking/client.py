@@ -26,7 +26,7 @@ from hpo.text import cut
 from hpo.tracking import artifacts, foreign
 from hpo.tracking.errors import Refused, StoreRefuses, TrackingUnavailable, meaning, server
 
-Kind = Literal["trial", "predictor", "study"]
+Kind = Literal["trial", "predictor", "study", "evaluation"]
 Status = Literal["SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"]
 PAUSED = "hpo.paused"  # tag of a study's run: why nobody claims a trial of it; empty if somebody may
 KEY = "hpo.key"
@@ -200,11 +200,20 @@ class Tracker:
         self.log_epochs(run_id, [summary_row(metrics, timestamp_ms=timestamp_ms, step=step)])
 
     @server()
-    def log_dataset(self, run_id: str, *, name: str, digest: str, source: str, profile: str | None = None) -> None:
-        """Show the data set on the run's page. `source` and `profile` are JSON texts."""
+    def log_dataset(
+        self,
+        run_id: str,
+        *,
+        name: str,
+        digest: str,
+        source: str,
+        profile: str | None = None,
+        context: str = "training",
+    ) -> None:
+        """Show the data set on the run's page. `source` and `profile` are JSON texts, `context` says what it is for."""
         name, short = cut(name, foreign.LONGEST_DATASET_NAME), digest[: foreign.LONGEST_DATASET_DIGEST]
         dataset = Dataset(name, short, "local", source, profile=profile)
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
         with self.written_once(f"the data set {name} of the run {run_id}"):
             self.client.log_inputs(run_id, inputs)
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,12 +31,8 @@ def ensure(tracker: Tracker, study: str, *, description: str, params: Sequence[s
     `owner` is the queue's database: two databases on one server must not share runs. Raise StudyConflict if the
     experiment has another owner, or was deleted in MLflow: it is neither used nor replaced.
     """
-    tags = foreign.EXPERIMENT_KIND | {
-        foreign.NOTE: cut(description, foreign.LONGEST_EXPERIMENT_TAG),
-        foreign.view_tag(LIST_VIEW): foreign.view(params),
-        foreign.view_tag(CHARTS_VIEW): foreign.view(params, trials_only=True),
-        OWNER: owner,
-    }
+    tags = foreign.EXPERIMENT_KIND | views(params)
+    tags |= {foreign.NOTE: cut(description, foreign.LONGEST_EXPERIMENT_TAG), OWNER: owner}
     experiment = tracker.client.get_experiment_by_name(study)
     if experiment is None:
         with passing(EXISTS):  # another process was quicker
@@ -55,10 +51,26 @@ def ensure(tracker: Tracker, study: str, *, description: str, params: Sequence[s
             "not made from this database. Nothing was touched. Use a copy of the study file under another name, or "
             "the database that made the experiment, or rename the experiment in MLflow."
         )
+    _set_tags(tracker, experiment, tags)
+    return str(experiment.experiment_id)
+
+
+def views(params: Sequence[str]) -> dict[str, str]:
+    """Return the tags that hold the saved views over `params`."""
+    charts = foreign.view(params, trials_only=True)
+    return {foreign.view_tag(LIST_VIEW): foreign.view(params), foreign.view_tag(CHARTS_VIEW): charts}
+
+
+@server()
+def renew_views(tracker: Tracker, experiment_id: str, params: Sequence[str]) -> None:
+    """Make the saved views those of this version: those of an earlier one list runs of other kinds among the trials."""
+    _set_tags(tracker, tracker.client.get_experiment(experiment_id), views(params))
+
+
+def _set_tags(tracker: Tracker, experiment: Experiment, tags: Mapping[str, str]) -> None:
     for name, value in tags.items():
         if experiment.tags.get(name) != value:
             tracker.client.set_experiment_tag(experiment.experiment_id, name, value)
-    return str(experiment.experiment_id)
 
 
 @contextmanager

@@ -49,6 +49,8 @@ NOTE = "mlflow.note.content"  # tag with the description of a run or an experime
 
 # Files.
 STORE = "mlflow-artifacts:/"  # the root of the artifact store behind a server
+LARGEST_MLMODEL = 2**16  # characters that are read of a model's MLmodel file; usual are two thousand
+_RUN = re.compile(r"^run_id: ['\"]?([0-9a-f]{32})['\"]?$", re.MULTILINE)
 PT2 = "data/model.pt2"  # the exported program, in the folder of a model in the pt2 flavour
 
 
@@ -196,6 +198,16 @@ def adopt(folder: Path, *, model_id: str, run_id: str) -> None:
     new.replace(folder / "MLmodel")
 
 
+def run_of(folder: Path) -> str | None:
+    """Return the id of the run that a model's folder names in its MLmodel file, as `adopt` wrote it; None if none."""
+    try:
+        with (folder / "MLmodel").open(encoding="utf-8") as file:
+            match = _RUN.search(file.read(LARGEST_MLMODEL))
+    except (OSError, ValueError):
+        return None
+    return match[1] if match else None
+
+
 # The web page
 
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens as one of a chat bot
@@ -221,9 +233,14 @@ def experiments_link(uri: str, experiment_ids: Sequence[str], *, view: str) -> s
     return f"{uri}/#/compare-experiments/s?{query}"
 
 
+def run_link(experiment_id: str, run_id: str) -> str:
+    """Return the page of a run, for a link within MLflow's pages."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}"
+
+
 def file_link(experiment_id: str, run_id: str, path: str) -> str:
     """Return the page of a file of a run, for a link within MLflow's pages."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{path}"
+    return f"{run_link(experiment_id, run_id)}/artifacts/{path}"
 
 
 SORT_KEY = "best_val_nmse"
@@ -248,7 +265,8 @@ def view(params: Sequence[str], *, trials_only: bool = False, without: Sequence[
     """
     # The study's own run has no scores. The baseline predictors stay in a list, where every score is to be seen beside
     # theirs; they have no curves.
-    chosen = "tags.`hpo.kind` = 'trial'" if trials_only else "tags.`hpo.kind` != 'study'"
+    others = [f"tags.`hpo.kind` != '{kind}'" for kind in ("study", "evaluation")]
+    chosen = "tags.`hpo.kind` = 'trial'" if trials_only else " AND ".join(others)
     if without:
         chosen += f" AND attributes.run_id NOT IN ({', '.join(repr(run_id) for run_id in without)})"
     columns = {f"tags.`{RANK}`": len(RANK) * LETTER + MARGIN, f"metrics.`{SORT_KEY}`": NUMBER - LETTER}  # no sign

@@ -15,6 +15,7 @@ from data_pipeline.split import Split
 from hpo import crash
 from hpo.files import sha256_of, sha256_of_files
 from hpo.recording.trained import FINISHED, Trained
+from hpo.scores import trained_on
 from hpo.text import for_markdown, in_unit_text
 from hpo.worker import inputs, protocol
 from hpo.worker.channel import Send, signs_of_life
@@ -159,6 +160,7 @@ def _package(
             "validation": best_scores.to_dict(),
             "best_epoch": run.best_epoch,
             "data": {"name": dataset.name, "digest": request.spec.data} | _reading(dataset),
+            trained_on.KEY: trained_on.describe(dataset),
         },
     )
     files = {f"{folder.name}/{path}": sha256 for path, sha256 in sha256_of_files(folder).items() if path != "MLmodel"}
