@@ -36,7 +36,7 @@ lint: $(VENV)/installed-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-# The short benchmarks, each beside its rival where there is one: five to six minutes on two cores. The long ones:
+# The short benchmarks, each beside its rival where there is one: ten to eleven minutes on two cores. The long ones:
 # docs/reference/performance.md.
 bench: $(VENV)/installed
 	@$(BIN)/python bench/training_speed.py --epochs 3
@@ -44,6 +44,7 @@ bench: $(VENV)/installed
 	@$(BIN)/python bench/overhead.py --trials 1 --epochs 150
 	@$(BIN)/python bench/report_of_a_thousand.py
 	@$(BIN)/python bench/growth.py --trials 100 --studies 4 --epochs 3
+	@$(BIN)/python bench/throughput.py --workers 2 --trials 20 --study 0
 
 # An interrupted `venv` leaves a python without pip: then it is made again. One that is complete is used as it is.
 $(VENV)/ready:

@@ -11,15 +11,12 @@ once per process. Prints seconds per trial of both, and the ratio.
 
 import argparse
 import multiprocessing
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
-from machine import cores, machine
+from machine import cores, machine, temporary_home
 
 SPEC = {"family": "cnn", "filters": 8, "kernel_size": 3, "dropout": 0.0}
 STUDY = """
@@ -90,31 +87,22 @@ def bare(trials: int, epochs: int) -> float:
 
 def trial_seconds_tracked(trials: int, epochs: int, processes: int) -> float:
     """Seconds a trial takes with everything, all cores busy, from the first round's end to the last's."""
-    from hpo import settings
     from hpo.queue import Queue
-    from hpo.services import serving
 
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder, "home")
-        read = settings.read({"HPO_HOME": str(home)})
+    with temporary_home() as home:
         rates = [1e-3 + 1e-9 * index for index in range(processes * (trials + 1))]
-        study = Path(folder, "overhead.toml")
+        study = home.folder / "overhead.toml"
         study.write_text(STUDY.format(rates=rates, epochs=epochs))
-        try:
-            found, _ = serving.up(read, report=lambda line: None)
-            environment = {k: v for k, v in os.environ.items() if not k.startswith(("HPO_", "MLFLOW_"))}
-            subprocess.run(
-                [sys.executable, "-P", "-m", "hpo", "run", "--study", str(study)],
-                env=environment | {"HPO_HOME": str(home)},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                check=True,
-            )
-            queue = Queue(found.database_url)
-            ends = sorted(job.changed_at for job in queue.jobs("overhead") if job.kind == "trial")
-            queue.close()
-        finally:
-            serving.erase(read)
+        subprocess.run(
+            [sys.executable, "-P", "-m", "hpo", "run", "--study", str(study)],
+            env=home.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+        queue = Queue(home.services.database_url)
+        ends = sorted(job.changed_at for job in queue.jobs("overhead") if job.kind == "trial")
+        queue.close()
     first_round, last_round = ends[:processes], ends[-processes:]
     return (statistics.mean(last_round) - statistics.mean(first_round)) / trials
 

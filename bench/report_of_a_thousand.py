@@ -5,19 +5,14 @@ database up. What is timed is the whole command, as a user starts it.
 """
 
 import argparse
-import os
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
-from machine import machine
+from machine import machine, temporary_home
 from sqlalchemy import text
 
-from hpo import settings
 from hpo.queue import Queue
-from hpo.services import serving
 
 STUDY = """
 [model]
@@ -52,30 +47,20 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000, help="rounded down to tens (default: 1000)")
     count = parser.parse_args().trials // 10
     print(machine(), flush=True)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        # Nothing of the caller's settings: the copies must not go into a database that is in use.
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("HPO_", "MLFLOW_"))}
-        environment["HPO_HOME"] = str(folder / "home")
-        hpo = [sys.executable, "-P", "-m", "hpo"]
+    with temporary_home() as home:
+        hpo, folder, environment = [sys.executable, "-P", "-m", "hpo"], home.folder, home.environment
         (folder / "many.toml").write_text(STUDY)
-        read = settings.read({"HPO_HOME": str(folder / "home")})
-        try:
-            run = [*hpo, "run", "--study", folder / "many.toml"]
-            subprocess.run(run, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            found = serving.running(read)
-            assert found is not None
-            queue = Queue(found.database_url)
-            with queue.engine.begin() as connection:
-                connection.execute(text(TRIALS), {"copies": count - 1})
-                connection.execute(text(EPOCHS))
-            queue.close()
-            begin = time.monotonic()
-            report = [*hpo, "report", "-o", folder / "report"]
-            subprocess.run(report, env=environment, check=True, stdout=subprocess.DEVNULL)
-            print(f"A report of {10 * count} trials of 300 epochs: {time.monotonic() - begin:.1f} s.")
-        finally:
-            serving.erase(read)
+        run = [*hpo, "run", "--study", folder / "many.toml"]
+        subprocess.run(run, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        queue = Queue(home.services.database_url)
+        with queue.engine.begin() as connection:
+            connection.execute(text(TRIALS), {"copies": count - 1})
+            connection.execute(text(EPOCHS))
+        queue.close()
+        begin = time.monotonic()
+        report = [*hpo, "report", "-o", folder / "report"]
+        subprocess.run(report, env=environment, check=True, stdout=subprocess.DEVNULL)
+        print(f"A report of {10 * count} trials of 300 epochs: {time.monotonic() - begin:.1f} s.")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Process:
         os.set_blocking(self._messages, False)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", f"hpo.worker.{module}", str(messages)],
+                [*self._program(), str(messages)],
                 stdin=subprocess.PIPE,
                 stdout=log,  # not for the messages: code that Python runs before hpo.worker.trainer may print
                 stderr=log,
@@ -51,6 +51,9 @@ class Process:
         self._partial = b""
         self.killed: str | None = None  # why we killed it
         self.closed = False  # it has ended, and all its messages have been taken
+
+    def _program(self) -> list[str]:
+        return [sys.executable, "-P", "-m", f"hpo.worker.{self._module}"]
 
     def fileno(self) -> int:
         return self._messages

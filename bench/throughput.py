@@ -1,0 +1,346 @@
+"""How many trials a second are recorded, beside Optuna with MLflow's own client: `python bench/throughput.py`.
+
+    python bench/throughput.py [--workers 1 2 4] [--trials 60] [--study 200] [--rival NAME …]
+
+Trials without training: each has a curve of 300 epochs and a model of 1 MB. `hpo` is the real worker with one trainer
+process, whose training stops after the first epoch and repeats its scores; all else is real: claims, leases, the model
+packaged and hashed, everything recorded. The rivals are as many processes on the same servers:
+
+- `optuna + mlflow`: `Study.optimize`, the client logs the same curve and table, `mlflow.pytorch.log_model` a pickle;
+- `the same, no model`;
+- `smallest calls`: no search at all; create, curve, params and tags, the files of a model of hpo, end.
+
+A rate counts from the first trial's end to the last one's, so that no start is in it. CPU seconds are of all processes
+of one kind, from the first trial on. At last `hpo run` trains a real study of 200 trials of 3 epochs, start and end
+included.
+"""
+
+import argparse
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+from machine import Home, machine, temporary_home, versions
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
+
+EPOCHS, SCORES = 300, ("train/nmse", "val/nmse", "train/mse", "val/mse")
+MODEL = {"family": "cnn", "filters": 100, "kernel_size": 3, "dropout": 0.0}  # 1 MB for images of 8 x 8 pixels
+STUDY = """
+[data]
+path = "{data}"
+[model]
+family = "cnn"
+kernel_size = 3
+dropout = 0.0
+[space]
+filters = {filters}
+learning_rate = {rates}
+[training]
+epochs = {epochs}
+batch_size = 16
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What one side did."""
+
+    side: str
+    workers: int
+    rate: float  # trials a second
+    cpu: dict[str, float]  # seconds a trial, by kind of process
+    duplicates: int
+    unfinished: int
+    lost: int
+
+    def row(self) -> str:
+        total, faults = sum(self.cpu.values()), f"{self.duplicates} / {self.unfinished} / {self.lost}"
+        parts = ", ".join(f"{kind} {seconds:.2f}" for kind, seconds in self.cpu.items())
+        return f"| {self.side} | {self.workers} | {self.rate:.2f} | {total:.2f} ({parts}) | {faults} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4], help="processes (default 1 2 4)")
+    parser.add_argument("--trials", type=int, default=60, help="of each side (default 60)")
+    parser.add_argument("--study", type=int, default=200, help="trials of the real study; 0: none (default 200)")
+    parser.add_argument("--rival", nargs="*", choices=RIVALS, default=list(RIVALS), help="(default: all)")
+    arguments = parser.parse_args()
+    print(f"{machine()}; {versions()}", flush=True)
+    with temporary_home() as home:
+        import cells
+
+        data = cells.make(home.folder / "cells", size=8)
+        print("| side | processes | trials/s | CPU s a trial | duplicates / unfinished / lost |\n|---|---|---|---|---|")
+        for workers in arguments.workers:
+            print(ours(home, data, workers, arguments.trials).row(), flush=True)
+            for rival in arguments.rival:
+                print(theirs(home, rival, workers, arguments.trials).row(), flush=True)
+        if arguments.study:
+            seconds = real_study(home, data, arguments.study)
+            print(f"real study: {arguments.study} trials in {seconds:.0f} s, {arguments.study / seconds:.2f} a second")
+
+
+def write_study(folder: Path, name: str, data: Path, *, filters: list[int], trials: int, epochs: int) -> Path:
+    """Write the file of a grid."""
+    rates = [round(1e-3 + 1e-7 * index, 9) for index in range(trials // len(filters))]
+    file = folder / f"{name}.toml"
+    file.write_text(STUDY.format(data=data, filters=filters, rates=rates, epochs=epochs))
+    return file
+
+
+def real_study(home: Home, data: Path, trials: int) -> float:
+    """Train a study of tiny networks with `hpo run`; return its seconds, start and end included."""
+    file = write_study(home.folder, "real", data, filters=[1, 2], trials=trials, epochs=3)
+    begin = time.monotonic()
+    command = [sys.executable, "-P", "-m", "hpo", "run", "--study", str(file), "--trainers", "2", "--device", "cpu"]
+    subprocess.run(command, env=home.environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.monotonic() - begin
+
+
+# Our side
+
+
+def ours(home: Home, data: Path, workers: int, trials: int) -> Figures:
+    from hpo import study
+    from hpo.planning import plans
+    from hpo.planning.preparation import prepare
+    from hpo.queue import Queue
+    from hpo.tracking.client import Tracker
+
+    file = write_study(home.folder, f"untrained-{workers}", data, filters=[100], trials=trials, epochs=EPOCHS)
+    queue = Queue(home.services.database_url)
+    queue.install()
+    tracker = Tracker(home.services.tracking_uri)
+    row = plans.plan(prepare(study.load(str(file))), queue, tracker, home.settings, home.services.database_url)
+    queue.close()
+    return measure(
+        home, "hpo", workers, trials, row.facts.experiment_id, partial(work, home, row.name, trials // workers)
+    )
+
+
+def work(home: Home, name: str, trials: int, ready: Any, go: Any, used: Any) -> None:
+    """Be one worker for so many trials of the study, with one trainer that does not train."""
+    from dataclasses import replace
+
+    from hpo.worker.children import Trainers
+    from hpo.worker.processes import Process
+    from hpo.worker.supervisor import Limits
+    from hpo.worker.worker import Worker
+
+    class Untrained(Process):
+        def _program(self) -> list[str]:
+            folder = str(Path(__file__).resolve().parent)
+            return [
+                sys.executable,
+                "-c",
+                f"import sys; sys.path.insert(0, {folder!r}); import throughput; throughput.be()",
+            ]
+
+    class Recording(Worker):
+        def _parts(self, log: Any, data: Any) -> Any:
+            trainers = Trainers(lambda gpu: Untrained("trainer", log), count=1, clock=time)
+            return replace(super()._parts(log, data), trainers=trainers)
+
+    begin: dict[str, float] = {}
+
+    def look(supervisor: Any) -> None:
+        trainers = psutil.Process().children()
+        now = {"worker": cpu(psutil.Process()), "trainers": sum(map(cpu, trainers))}
+        if supervisor.claimed:
+            begin.update(begin or now)
+            used.update({kind: now[kind] - begin[kind] for kind in now} if now["trainers"] else {})
+
+    worker = Recording(home.settings, home.services.database_url, home.services.tracking_uri, name, trainers=1)
+    ready.release()
+    go.wait()
+    worker.run(limits=Limits(trials=trials), on_tick=look)
+
+
+def be() -> None:
+    """Be a trainer that repeats the scores of its first epoch."""
+    from dataclasses import replace
+
+    from hpo.worker.channel import serve
+    from hpo.worker.trainer import answer_requests
+    from models.training import Training
+
+    def epochs(training: Training, stop: Callable[[], bool] | None = None) -> Any:
+        first = training._run_epoch(stop)
+        yield first
+        for number in range(2, training.training.epochs + 1):
+            training.epoch = number
+            yield replace(first, number=number, best=False)
+
+    Training.epochs = epochs  # type: ignore[method-assign]
+    serve(answer_requests)
+
+
+# Their side
+
+RIVALS = {"optuna": "optuna + mlflow", "optuna-no-model": "the same, no model", "calls": "smallest calls"}
+
+
+def theirs(home: Home, rival: str, workers: int, trials: int) -> Figures:
+    from mlflow import MlflowClient
+
+    name = f"{rival}-{workers}"
+    experiment = MlflowClient(home.services.tracking_uri).create_experiment(name)
+    task = partial(compete, home, rival, name, experiment, trials // workers)
+    return measure(home, RIVALS[rival], workers, trials // workers * workers, experiment, task)
+
+
+def compete(home: Home, rival: str, name: str, experiment: str, trials: int, ready: Any, go: Any, used: Any) -> None:
+    """Record so many trials in one process."""
+    import logging
+    import warnings
+
+    import mlflow
+    import mlflow.pytorch
+    import optuna
+    import torch
+    from mlflow.entities import Metric, Param, RunTag
+
+    from models import networks, specs
+
+    warnings.simplefilter("ignore")
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(1)
+    mlflow.set_tracking_uri(home.services.tracking_uri)
+    client, network = mlflow.MlflowClient(), networks.build(specs.from_dict(MODEL), (1, 8, 8), 9)
+    folder = home.folder / f"{name}-{os.getpid()}"
+    files(folder)
+    requirements = [f"{package}=={version.partition('+')[0]}" for package, version in (("torch", torch.__version__),)]
+
+    def record(number: int, rate: float, model: str) -> None:
+        now = time.time_ns() // 1_000_000
+        run = client.create_run(
+            experiment, tags={"hpo.key": f"{os.getpid()}/{number}", "hpo.kind": "trial"}
+        ).info.run_id
+        curve = [Metric(score, 0.5, now, epoch) for epoch in range(1, EPOCHS + 1) for score in SCORES]
+        params = [Param(f"p{index}", str(rate)) for index in range(20)]
+        client.log_batch(run, metrics=curve, params=params, tags=[RunTag(f"t{index}", "x") for index in range(15)])
+        if model == "files":
+            client.log_artifacts(run, str(folder))
+        else:
+            client.log_artifact(run, str(folder / "validation.csv"), "predictions")
+        if model == "pickle":
+            with mlflow.start_run(run_id=run):
+                mlflow.pytorch.log_model(
+                    network, name="model", pip_requirements=requirements, serialization_format="pickle"
+                )
+        client.set_terminated(run)
+
+    def objective(trial: optuna.Trial) -> float:
+        rate = trial.suggest_float("learning_rate", 1e-4, 1e-2)
+        record(trial.number, rate, "pickle" if rival == "optuna" else "none")
+        return rate
+
+    storage = optuna.storages.RDBStorage(home.services.database_url.replace("postgresql://", "postgresql+psycopg://"))
+    sampler = optuna.samplers.RandomSampler()
+    search = optuna.create_study(study_name=name, storage=storage, sampler=sampler, load_if_exists=True)
+    ready.release()
+    go.wait()
+    begin = cpu(psutil.Process())
+    if rival == "calls":
+        for number in range(trials):
+            record(number, 1e-3, "files")
+    else:
+        search.optimize(objective, n_trials=trials)
+    used["client"] = cpu(psutil.Process()) - begin
+
+
+def files(folder: Path) -> None:
+    """Write the files of a trial of hpo: a model of 1 MB in both forms, and its table."""
+    import numpy as np
+    import torch
+
+    from hpo.worker.packaging import package
+    from models import networks, specs
+    from models.regressor import Regressor
+
+    network = networks.build(specs.from_dict(MODEL), (1, 8, 8), 9)
+    images = np.zeros((2, 1, 8, 8), np.float32)
+    names = [f"C{index}" for index in range(9)]
+    regressor = Regressor(network, torch.zeros(9), torch.ones(9))
+    package(folder, regressor, spec=MODEL, image_shape=(1, 8, 8), target_names=names, unit="GPa", example_images=images)
+    (folder / "validation.csv").write_text("\n".join([",".join(["1.2345678"] * 19)] * 9))
+
+
+# Measuring
+
+
+def measure(
+    home: Home, side: str, workers: int, trials: int, experiment: str, task: Callable[[Any, Any, Any], None]
+) -> Figures:
+    """Run `task` in so many processes at once; return what the servers say of the experiment afterwards."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        ready, go, used = context.Semaphore(0), context.Event(), [manager.dict() for _ in range(workers)]
+        processes = [context.Process(target=task, args=(ready, go, usage)) for usage in used]
+        for process in processes:
+            process.start()
+        for _ in processes:
+            ready.acquire()
+        before = services_cpu(home)
+        go.set()
+        for process in processes:
+            process.join()
+            if process.exitcode:
+                raise SystemExit(f"a process of {side} failed: exit {process.exitcode}")
+        after = services_cpu(home)
+        total = Counter[str]()
+        for usage in used:
+            total.update(dict(usage))
+    ends, faults = result(home, experiment, trials)
+    seconds = {kind: after[kind] - before[kind] for kind in after} | total
+    return Figures(
+        side=side,
+        workers=workers,
+        rate=(len(ends) - 1) / (ends[-1] - ends[0]) * 1000,
+        cpu={kind: value / trials for kind, value in seconds.items()},
+        **faults,
+    )
+
+
+def result(home: Home, experiment: str, trials: int) -> tuple[list[int], dict[str, int]]:
+    """Return when trials ended (milliseconds, in order), and how many are there twice, open or not at all."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(home.services.tracking_uri)
+    runs = client.search_runs([experiment], "tags.`hpo.kind` = 'trial'", max_results=10_000)
+    finished = [run for run in runs if run.info.status == "FINISHED"]
+    distinct = {run.data.tags["hpo.key"] for run in finished}
+    faults = {"duplicates": len(finished) - len(distinct), "unfinished": len(runs) - len(finished)}
+    return sorted(run.info.end_time for run in finished), faults | {"lost": trials - len(distinct)}
+
+
+def services_cpu(home: Home) -> dict[str, float]:
+    """Return the CPU seconds that both services have used."""
+    from shell import mlflow_processes, postgres_processes
+
+    kinds = {"mlflow": mlflow_processes, "postgres": postgres_processes}
+    return {kind: sum(map(cpu, processes(home.settings))) for kind, processes in kinds.items()}
+
+
+def cpu(process: psutil.Process) -> float:
+    """Return the CPU seconds of a process and of its children that have ended."""
+    try:
+        return float(sum(process.cpu_times()[:4]))
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+if __name__ == "__main__":
+    main()
