@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import optuna
 from mlflow.entities import LoggedModelStatus
 from optuna.trial import TrialState
 
@@ -78,8 +77,7 @@ class _Seen:
         for job in jobs:
             self.repeats.setdefault(job.number, []).append(job)
         experiment = reconciler.study.facts.experiment_id
-        study_id = reconciler.store.get_study_id_from_name(reconciler.study.name)
-        self.trials = {trial.number: trial for trial in reconciler.store.get_all_trials(study_id, deepcopy=False)}
+        self.trials = sampling.outcomes(reconciler.store, reconciler.study.name)
         self.runs: dict[str, list[Any]] = {}
         for run in reconciler.tracker.runs(experiment, kind="trial"):
             self.runs.setdefault(run.data.tags.get(KEY, ""), []).append(run)
@@ -146,17 +144,18 @@ def _result(job: Job, attempts: Sequence[Attempt]) -> Iterator[str]:
         yield f"is dead, though its {len(attempts)} attempts reach no limit"
 
 
-def _optuna(repeats: list[Job], trial: optuna.trial.FrozenTrial | None) -> Iterator[tuple[str, str]]:
+def _optuna(repeats: list[Job], trial: tuple[TrialState, float | None] | None) -> Iterator[tuple[str, str]]:
     unfilled = repeats[0].spec is None and any(job.state not in ENDED for job in repeats)
     if trial is None or unfilled or not all(job.mirrored for job in repeats):
         return
     state, value = sampling.together(repeats)
     expected = sampling.STATES[state]
-    if trial.state != expected:
-        rule = "I3" if trial.state == TrialState.RUNNING else "I1"
-        yield rule, f"expected {expected.name} in Optuna, found {trial.state.name}"
-    elif state == State.DONE and trial.value != value:
-        yield "I1", f"expected the value {value} in Optuna, found {trial.value}"
+    seen_state, seen_value = trial
+    if seen_state != expected:
+        rule = "I3" if seen_state == TrialState.RUNNING else "I1"
+        yield rule, f"expected {expected.name} in Optuna, found {seen_state.name}"
+    elif state == State.DONE and seen_value != value:
+        yield "I1", f"expected the value {value} in Optuna, found {seen_value}"
 
 
 def _mlflow(job: Job, seen: _Seen) -> Iterator[tuple[str, str]]:

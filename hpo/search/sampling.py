@@ -127,6 +127,12 @@ def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[tup
 
 
 @database()
+def outcomes(store: optuna.storages.RDBStorage, name: str) -> dict[int, tuple[TrialState, float | None]]:
+    """Return state and value of a study's trials in Optuna, by number. Raise KeyError if there is no such study."""
+    return foreign.outcomes(store, store.get_study_id_from_name(name))
+
+
+@database()
 def suggest(store: optuna.storages.RDBStorage, name: str, study: Study, number: int) -> dict[str, Any]:
     """Return the point that the sampler chooses for a planned trial; one that has its point keeps it.
 

@@ -301,6 +301,8 @@ def test_the_seed_decides_the_points_whoever_fills_them(services, data, tmp_path
             trial_id = store.get_trial_id_from_study_id_trial_number(study_id, 2)
             for ended, value in (("FAIL", None), ("COMPLETE", [0.5])):  # it was dead; another repeat of it is done
                 store.set_trial_state_values(trial_id, sampling.TrialState[ended], values=value)
+                outcomes = {trial.number: (trial.state, trial.value) for trial in store.get_all_trials(study_id)}
+                assert sampling.outcomes(store, "sampled") == outcomes
                 assert found[2] == fill(2), "and is not shown as waiting yet"
             store.remove_session()
             store.engine.dispose()

@@ -36,7 +36,7 @@ def columns(tmp_path):
 
 def test_the_tables_have_the_columns_that_we_write(columns):
     assert {"trial_id", "state", "datetime_start", "datetime_complete"} <= columns["trials"]
-    assert "trial_id" in columns["trial_values"]
+    assert {"trial_id", "value"} <= columns["trial_values"]
     assert {"trial_id", "number", "study_id"} <= columns["trials"] and "study_id" in columns["studies"]
     assert {"trial_id", "param_name", "param_value", "distribution_json"} <= columns["trial_params"]
     for kind in ("user", "system"):
