@@ -54,10 +54,14 @@ class _Recorded:
                     return name, version
         return None
 
-    def data(self) -> Dataset:
-        """Return the data set that it was trained on."""
+    def data(self) -> Dataset | None:
+        """Return the data set that it was trained on; None, with a warning, if there is no sound copy."""
         home, tracker = self.connection.settings.home, self.connection.tracker
-        return load_npz(data_files.fetch(home, tracker, self.study.name, self.study.facts))
+        try:
+            return load_npz(data_files.fetch(home, tracker, self.study.name, self.study.facts))
+        except ServiceError as error:
+            log.warning("%s", error)
+            return None
 
 
 def evaluate(model: str | Path, folder: Path, *, image_size: int | None = None, page: Path | None = None) -> Evaluation:
@@ -75,7 +79,10 @@ def evaluate(model: str | Path, folder: Path, *, image_size: int | None = None, 
     with _opened(model) as (files, recorded):
         evaluation = _evaluated(str(model), files, recorded, Path(folder), image_size)
         if recorded is not None:
-            evaluation = _logged(evaluation, recorded)
+            try:
+                evaluation = _logged(evaluation, recorded)
+            except Unreachable as error:  # the scores are there all the same
+                log.warning("Not logged to MLflow, the same command does it later: %s", first_line(error))
     if page is not None:
         document.write_page(evaluation.document(), page)
     return evaluation

@@ -240,9 +240,10 @@ def test_a_file_of_a_run_is_downloaded_and_deleted_and_a_missing_one_is_told(tra
 
 def test_a_models_folder_takes_the_ids_of_model_and_run(tmp_path: Path) -> None:
     MLmodel().save(str(tmp_path / "MLmodel"))
-    foreign.adopt(tmp_path, model_id="m-1", run_id="r")
+    run_id = "12345678" * 4  # as a number, YAML would quote it
+    foreign.adopt(tmp_path, model_id="m-1", run_id=run_id)
     model = MLmodel.load(str(tmp_path))
-    assert (model.model_id, model.run_id) == ("m-1", "r")
+    assert (model.model_id, model.run_id, foreign.run_of(tmp_path)) == ("m-1", run_id, run_id)
     assert [file.name for file in tmp_path.iterdir()] == ["MLmodel"]
 
 

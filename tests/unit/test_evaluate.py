@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import folders
 import numpy as np
@@ -13,7 +15,8 @@ from data_pipeline.dataset import load
 from data_pipeline.errors import DatasetError
 from hpo import api
 from hpo.cli.main import main
-from hpo.errors import ModelError, ReportError, UserError
+from hpo.errors import ModelError, ReportError, ServiceError, TrackingUnreachable, UserError
+from hpo.operations import evaluate
 from hpo.scores import analysis, tested, trained_on
 from models import bundle, metrics
 from models.networks import build
@@ -274,6 +277,30 @@ def test_damaged_facts_of_training_are_one_message(content, steel, tmp_path):
     (folder / "spec.json").write_text(json.dumps(spec | {trained_on.KEY: content}))
     with pytest.raises(ModelError, match="the facts of the training split"):
         api.evaluate(folder, steel)
+
+
+def test_scores_are_not_lost_when_mlflow_goes_away(steel, tmp_path, monkeypatch, caplog):
+    folder, _ = model_of(load(steel), tmp_path / "model")
+
+    def away(*_):
+        raise TrackingUnreachable("gone")
+
+    def no_copy(*_):
+        raise ServiceError("no sound copy")
+
+    connection = SimpleNamespace(settings=SimpleNamespace(home=tmp_path), tracker=None)
+    study = SimpleNamespace(
+        spec={"data": {"image_size": None}}, name="grid", facts=SimpleNamespace(model_name="m", models=())
+    )
+    recorded = evaluate._Recorded(connection=connection, study=study, job=SimpleNamespace(run_id="r"))
+    monkeypatch.setattr(evaluate, "connect", lambda: nullcontext(connection))
+    monkeypatch.setattr(evaluate, "_of_folder", lambda *_: recorded)
+    monkeypatch.setattr(evaluate.registry, "versions", lambda *_: [])
+    monkeypatch.setattr(evaluate.data_files, "fetch", no_copy)
+    monkeypatch.setattr(evaluate, "_logged", away)
+    result = api.evaluate(folder, steel)
+    assert result.run_id is None and {"mean", "volume fraction"} <= result.means.keys()
+    assert "no sound copy" in caplog.text and "Not logged to MLflow" in caplog.text
 
 
 def test_a_name_that_is_no_folder_needs_the_services(steel):
