@@ -1,10 +1,13 @@
 """Whether a data set is good enough to train networks on it and to compare them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from data_pipeline import image_checks, label_checks
 from data_pipeline.dataset import Dataset
+from data_pipeline.findings import Finding
+from data_pipeline.split import SMALLEST, Split
 
 LEAST_SPREAD = 1e-5  # of a component, relative to its largest value; 32-bit networks cannot resolve much less
 SMALLEST_LABEL = 1e-30  # of a component's largest; networks compute in single precision, which ends at 1e-38
@@ -33,30 +36,45 @@ def lacks(dataset: Dataset) -> str | None:
     return None
 
 
-def _constant(names: Sequence[str], learned: np.ndarray) -> list[str]:
-    """Return the names of those columns (n, k) that hardly vary."""
-    alike = learned.std(axis=0) <= LEAST_SPREAD * np.abs(learned).max(axis=0)
-    return [name for name, same in zip(names, alike, strict=True) if same]
+def look(dataset: Dataset, where: Sequence[str]) -> Iterator[Finding]:
+    """Yield what is wrong or doubtful with images and labels, but for what mechanics knows of stiffness; `where` names
+    each image and its row."""
+    images, targets = dataset.images, dataset.targets
+    parts = dataset.split if len(images) >= SMALLEST else None
+    same = image_checks.copies(images, dataset.inputs)
+    yield from image_checks.of_copies(same, targets, parts, where)
+    yield from image_checks.of_levels(images, where)
+    if parts is not None:
+        yield from image_checks.of_near(images, same, parts, where)
+        yield from _of_parts(dataset, parts)
+    for name, labels in zip(dataset.target_names, targets.T, strict=True):
+        yield from label_checks.of_column(name, labels, where)
+    yield from label_checks.of_rows(images, targets)
 
 
-def doubts(dataset: Dataset) -> list[str]:
-    """Return what is doubtful about the split, in sentences: parts that are too small to tell anything, and scores that
-    do not exist for some targets."""
-    parts = dataset.split
-    sentences = []
+def _of_parts(dataset: Dataset, parts: Split) -> Iterator[Finding]:
+    """Yield parts of the split that are too small to tell anything, and scores that do not exist for some targets."""
     for name, part in (("validation", parts.validation), ("test", parts.test)):
         if len(part) < TELLING:
-            sentences.append(f"the {name} split has {len(part)} images: scores of so few tell little.")
+            sentence = f"the {name} split has {len(part)} images: scores of so few tell little."
+            yield Finding(name="small-split", sentence=sentence)
         targets = dataset.targets[part]
+        if np.isnan(targets).all(axis=0).any():
+            continue  # `lacks` says so
         few = (~np.isnan(targets)).sum(axis=0) < min(TELLING, len(part))
-        for what, doubtful, why in (
-            ("few labels", few, "scores of fewer than five tell little"),
-            ("no R²", np.nanmax(targets, axis=0) == np.nanmin(targets, axis=0), "for its labels do not vary there"),
-            ("no MAPE", (targets == 0).any(axis=0), "for one of its labels there is zero"),
+        for finding, what, doubtful, why in (
+            ("few-labels", "few labels", few, "scores of fewer than five tell little"),
+            (
+                "constant-labels",
+                "no R²",
+                np.nanmax(targets, axis=0) == np.nanmin(targets, axis=0),
+                "for its labels do not vary there",
+            ),
+            ("zero-labels", "no MAPE", (targets == 0).any(axis=0), "for one of its labels there is zero"),
         ):
             if doubtful.any():
-                sentences.append(f"{_named(dataset, doubtful)}: {what} in the {name} split, {why}.")
-    return sentences
+                sentence = f"{_named(dataset, doubtful)}: {what} in the {name} split, {why}."
+                yield Finding(name=finding, sentence=sentence)
 
 
 def _named(dataset: Dataset, chosen: np.ndarray) -> str:

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.files import not_a_file
+from data_pipeline.findings import Finding, in_alpha
 from data_pipeline.messages import RESIZE, printable
 from data_pipeline.pixels import PixelProblem, check_total
-from data_pipeline.png import LARGEST_SIDE, ImageProblem, png_size, read_png
+from data_pipeline.png import LARGEST_SIDE, ImageProblem, is_in_alpha, png_size, read_png
 from data_pipeline.table import COLUMNS, is_header, read_table
 
 _IMAGE = re.compile(r"(0|[1-9][0-9]*)_.*\.png", re.IGNORECASE | re.DOTALL)
@@ -45,10 +46,10 @@ def is_course(folder: Path) -> bool:
 
 
 def read(
-    folder: Path, image_size: int | None, problems: list[str]
+    folder: Path, image_size: int | None, problems: list[str], findings: list[Finding]
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]] | None:
     """Return pixels (n, 1, h, w) as uint8, components (n, 9) and the names of the image files; None, and what is wrong
-    in `problems`, if there is anything wrong.
+    in `problems`, if there is anything wrong. Add what is lost of images to `findings`.
 
     With `image_size` (pixels) images of another size are resized to that square, nearest pixel; without it all images
     must have one size. Conversions to grey and resizing are logged as warnings.
@@ -65,7 +66,7 @@ def read(
         return None
     targets = _targets(folder, entries, problems)
     files = _image_files(folder, entries, None if targets is None else len(targets), problems)
-    pixels = _pixels(files, image_size, problems)
+    pixels = _pixels(files, image_size, problems, findings)
     if problems or targets is None or pixels is None:
         return None
     return pixels, targets, tuple(file.name for file in files)
@@ -134,11 +135,14 @@ def _image_files(folder: Path, entries: list[str], rows: int | None, problems: l
     return files
 
 
-def _pixels(files: list[Path], image_size: int | None, problems: list[str]) -> np.ndarray | None:
+def _pixels(
+    files: list[Path], image_size: int | None, problems: list[str], findings: list[Finding]
+) -> np.ndarray | None:
     """Return the images (n, 1, h, w) as uint8, or None if there is none or one cannot be used."""
     images: list[np.ndarray] = []
     converted: dict[str, list[str]] = {}  # mode -> files
     resized: list[str] = []
+    hidden: list[int] = []
     expected: tuple[int, int] | None = None if image_size is None else (image_size, image_size)
     first = ""
     for file in files:
@@ -162,11 +166,15 @@ def _pixels(files: list[Path], image_size: int | None, problems: list[str]) -> n
         except ImageProblem as problem:
             problems.append(f"{printable(file.name)}: {problem}")
             continue
+        if pixels.min() == pixels.max() and is_in_alpha(file):
+            hidden.append(len(images))
         if mode != "L":
             converted.setdefault(mode, []).append(file.name)
         if size != expected:
             resized.append(file.name)
         images.append(pixels)
+    if hidden:
+        findings.append(in_alpha([printable(file.name) for file in files], hidden))
     for mode, names in converted.items():
         _log.warning("%d image(s) converted from mode %s to grey, such as %s", len(names), mode, printable(names[0]))
     if resized and expected:

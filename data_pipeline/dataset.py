@@ -181,6 +181,7 @@ class Understanding:
                 else None,
                 "digest": data.digest,
             }
+        facts["findings"] = [finding.to_dict() for finding in self.notes.findings]
         return facts | {name: getattr(self.notes, name) for name in ("remarks", "doubts", "questions", "errors")}
 
 
@@ -193,7 +194,7 @@ def understand(folder: Path, *, image_size: int | None = None, like: Layout | No
     """
     folder, notes = Path(folder), Notes()
     described = description.read(folder, notes.errors)
-    if described.layout.set().keys() <= {"extends"} and course.is_course(folder):
+    if described.layout.set().keys() <= {"extends", "accept"} and course.is_course(folder):
         if like is not None and like.pixels() != UNSTATED.pixels():
             notes.errors.append(f"images: expected {like.pixels()}, found {UNSTATED.pixels()}, the form of the course.")
         understood = _of_course(folder, described, image_size, notes)
@@ -268,7 +269,7 @@ def _keys(data: Dataset) -> list[bytes]:
 
 
 def _of_course(folder: Path, described: Description, image_size: int | None, notes: Notes) -> Understanding:
-    content = course.read(folder, image_size, notes.errors)
+    content = course.read(folder, image_size, notes.errors, notes.findings)
     if content is None:
         return Understanding(folder=folder, dataset=None, notes=notes)
     pixels, targets, names = content
@@ -304,7 +305,9 @@ def the_dataset(understood: Understanding) -> Dataset:
     """Return the data set of a folder. Raise DatasetError with its first twenty problems and their count."""
     if understood.dataset is not None:
         return understood.dataset
-    problems = [*understood.notes.questions, *understood.notes.errors]
+    notes = understood.notes
+    said = [*notes.questions, *notes.errors, *(finding.text for finding in notes.findings)]
+    problems = list(dict.fromkeys(said))
     head = f"The data set in {understood.folder} has {len(problems)} problem{'s' if len(problems) > 1 else ''}:"
     more = [f"... and {len(problems) - MOST_PROBLEMS} more."] if len(problems) > MOST_PROBLEMS else []
     raise DatasetError("\n  ".join([head, *problems[:MOST_PROBLEMS], *more]))

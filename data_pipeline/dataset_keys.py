@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from data_pipeline.findings import DOUBTS, ERRORS
+from data_pipeline.messages import near_miss
 from data_pipeline.symmetry import MOVES
 from data_pipeline.target_transforms import TRANSFORMS
 
@@ -41,6 +43,17 @@ def _texts(value: Any) -> tuple[str, ...]:
     if len(set(texts)) < len(texts) or not texts:
         raise ValueError
     return texts
+
+
+def _findings(value: Any) -> tuple[str, ...]:
+    names = _texts(value)
+    if unknown := [name for name in names if name not in ERRORS | DOUBTS]:
+        raise _Unknown(near_miss(unknown[0], ERRORS | DOUBTS))
+    return names
+
+
+class _Unknown(ValueError):
+    """The message is the near miss."""
 
 
 def _files(value: Any) -> tuple[str, ...]:
@@ -144,6 +157,7 @@ KEYS = {
     "periodic": Key(_truth, "true or false", "whether the images wrap around"),
     "extends": Key(_relative, "the path of another data set, relative to this folder", "whose split stays"),
     "split": Key(_text, "a column", "holds training, validation or test"),
+    "accept": Key(_findings, f"a list of {', '.join((*ERRORS, *DOUBTS))}", "findings that are as they should be"),
 }
 
 
@@ -170,6 +184,7 @@ class Layout:
     periodic: bool | None = None
     extends: str | None = None
     split: str | None = None
+    accept: tuple[str, ...] | None = None
 
     def to_toml(self) -> list[str]:
         """Return the lines of the keys that are set, each with a comment."""
@@ -227,8 +242,9 @@ def parse(content: Mapping[str, Any], file: str, problems: list[str]) -> Layout:
     for name in KEYS.keys() & content.keys():
         try:
             values[name] = KEYS[name].check(content[name])
-        except (ValueError, TypeError):
-            problems.append(f"{file}: {name}: expected {KEYS[name].expected}, found {content[name]!r:.60}.")
+        except (ValueError, TypeError) as error:
+            near = error if isinstance(error, _Unknown) else ""
+            problems.append(f"{file}: {name}: expected {KEYS[name].expected}, found {content[name]!r:.60}.{near}")
     return Layout(**values)
 
 

@@ -53,16 +53,16 @@ def homogenize(image: np.ndarray, *, matrix: Phase, inclusion: Phase, subdivisio
     return effective
 
 
-def voigt(volume_fraction: float, *, matrix: Phase, inclusion: Phase) -> np.ndarray:
-    """Return the upper bound (6, 6), the mean stiffness, at the inclusion's volume fraction.
+def voigt(volume_fraction: float | np.ndarray, *, matrix: Phase, inclusion: Phase) -> np.ndarray:
+    """Return the upper bound (6, 6), the mean stiffness, at the inclusion's volume fraction; (n, 6, 6) for (n, 1, 1).
 
     Bound - effective stiffness is positive semi-definite.
     """
     return (1 - volume_fraction) * matrix.stiffness + volume_fraction * inclusion.stiffness
 
 
-def reuss(volume_fraction: float, *, matrix: Phase, inclusion: Phase) -> np.ndarray:
-    """Return the lower bound (6, 6), the inverse of the mean compliance, at the inclusion's volume fraction.
+def reuss(volume_fraction: float | np.ndarray, *, matrix: Phase, inclusion: Phase) -> np.ndarray:
+    """Return the lower bound (6, 6), the inverse of the mean compliance, of a volume fraction; (n, 6, 6) for (n, 1, 1).
 
     Effective stiffness - bound is positive semi-definite.
     """

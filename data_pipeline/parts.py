@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from data_pipeline.split import SEED, SMALLEST, Split, split
 
@@ -21,6 +23,20 @@ def by_group(groups: Sequence[str]) -> Split:
     place = {name: index for index, name in enumerate(names)}
     numbers = np.array([place[group] for group in groups])
     return Split(*(np.flatnonzero(np.isin(numbers, part)) for part in (parts.train, parts.validation, parts.test)))
+
+
+def joined(groups: Sequence[str] | None, same: np.ndarray) -> Sequence[str] | None:
+    """Return the groups, of which those with an equal image are one; `same` is for each image the first that is equal,
+    (n,). Return the groups as they are if no images are equal, or too few differ to be split."""
+    doubled = np.flatnonzero(same != np.arange(len(same)))
+    if not len(doubled) or len(same) - len(doubled) < SMALLEST:
+        return groups
+    first: dict[str, int] = {}
+    names = [first.setdefault(group, index) for index, group in enumerate(groups or map(str, range(len(same))))]
+    links = coo_array(
+        (np.ones(2 * len(same)), (np.tile(np.arange(len(same)), 2), np.r_[same, names])), (len(same),) * 2
+    )
+    return tuple(map(str, connected_components(links, directed=False)[1].tolist()))
 
 
 def given(parts: Sequence[str], groups: Sequence[str] | None) -> Split:

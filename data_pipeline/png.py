@@ -82,6 +82,21 @@ def read_png(path: Path, *, image_size: int | None = None) -> tuple[np.ndarray, 
         raise ImageProblem(f"is truncated or damaged ({error}). Write the image again.") from None
 
 
+def is_in_alpha(path: Path) -> bool:
+    """Return whether only the transparency of a PNG varies, which `read_png` has read."""
+    with warnings.catch_warnings(), Image.open(path, formats=["PNG"]) as image:
+        warnings.simplefilter("ignore")
+        return hides_structure(image)
+
+
+def hides_structure(image: Image.Image) -> bool:
+    """Return whether an image has one colour, and transparency that varies."""
+    if image.mode not in ("LA", "PA", "RGBA") and "transparency" not in image.info:
+        return False
+    *colours, alpha = image.convert("RGBA").split()
+    return len(set(np.array(alpha).flat)) > 1 and all(np.ptp(np.array(colour)) == 0 for colour in colours)
+
+
 def check_whole(content: bytes) -> None:
     """Raise ValueError unless all chunks are there, undamaged, with as many bytes of pixels as the header says.
 

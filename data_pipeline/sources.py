@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.findings import Finding
 from data_pipeline.formats import arrays, tables
 from data_pipeline.formats.limits import FormatProblem
 from data_pipeline.formats.pictures import KINDS
@@ -36,6 +37,7 @@ class Notes:
     doubts: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def ask(self, question: str, *lines: str) -> None:

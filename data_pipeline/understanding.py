@@ -11,10 +11,12 @@ import numpy as np
 from data_pipeline import columns, pairing, parts, pixels, sources, symmetry, target_transforms
 from data_pipeline.columns import Columns
 from data_pipeline.dataset_keys import Layout
+from data_pipeline.findings import in_alpha
 from data_pipeline.formats import arrays, tables
 from data_pipeline.formats.limits import FormatProblem
 from data_pipeline.formats.pictures import KINDS, read_picture, resized
 from data_pipeline.formats.tables import Table
+from data_pipeline.image_checks import copies
 from data_pipeline.messages import printable
 from data_pipeline.pixels import PixelProblem
 from data_pipeline.sources import Notes
@@ -182,13 +184,17 @@ class _Images:
         size = (self.image_size, self.image_size) if self.image_size else None
         if self.are_files:
             seen: dict[str, list[str]] = {}
+            hidden: list[str] = []
             bits: list[str] = []
-            raw = pixels.read_all(names, partial(self._read_one, size=size, seen=seen, bits=bits), notes)
+            reader = partial(self._read_one, size=size, seen=seen, bits=bits, hidden=hidden)
+            raw = pixels.read_all(names, reader, notes)
             if raw is not None and raw.dtype == np.uint8 and 0 < len(bits) < len(names):
                 is_bits = np.isin(names, bits)
                 if raw[~is_bits].max() > 1:
                     raw[is_bits] *= np.uint8(255)
                     seen["one bit a pixel, read as 0 and 255"] = bits
+            if hidden:
+                notes.findings.append(in_alpha(list(map(printable, names)), [*map(list(names).index, hidden)]))
             notes.remarks += [f"{len(of)} images: {note}, such as {printable(of[0])}" for note, of in seen.items()]
             return raw
         stacks = []
@@ -199,7 +205,13 @@ class _Images:
         return raw if size is None else np.stack([resized(image, size) for image in raw])
 
     def _read_one(
-        self, name: str, *, size: tuple[int, int] | None, seen: dict[str, list[str]], bits: list[str]
+        self,
+        name: str,
+        *,
+        size: tuple[int, int] | None,
+        seen: dict[str, list[str]],
+        bits: list[str],
+        hidden: list[str],
     ) -> np.ndarray:
         try:
             if Path(name).suffix.lower() in KINDS:
@@ -208,6 +220,8 @@ class _Images:
                     seen.setdefault(picture.note, []).append(name)
                 if picture.is_bilevel:
                     bits.append(name)
+                if picture.is_hidden:
+                    hidden.append(name)
                 return picture.pixels
             image = arrays.read(self.folder, name)
         except FormatProblem as problem:
@@ -289,7 +303,8 @@ def _paired(
         scaled, scaled_names = target_transforms.apply(meaning.targets, meaning.names, stated.transform or {})
         symmetry.check_scales(turned, scaled_names, meaning.names)
         by_source = [source.parts[index] for index in chosen] if source.parts else None
-        sides = None if further else _sides_of_split(meaning, by_source)
+        same = None if further or stated.extends else copies(images.images, meaning.inputs)
+        sides = None if further else _sides_of_split(meaning, by_source, same)
     except (PixelProblem, FormatProblem) as problem:
         notes.errors.append(f"images: {problem}")
         return None
@@ -350,8 +365,12 @@ def _of_rows(meaning: Columns, rows: np.ndarray) -> Columns:
     )
 
 
-def _sides_of_split(meaning: Columns, by_source: Sequence[str] | None) -> Split | None:
-    """Return the split that a column or the files' names give, or the one by group; None for the source's rule."""
+def _sides_of_split(meaning: Columns, by_source: Sequence[str] | None, same: np.ndarray | None) -> Split | None:
+    """Return the split that a column or the files' names give, or the one by group; None for the source's rule.
+
+    `same` is for each image the first that is equal, (n,): equal images are a group.
+    """
     if words := meaning.parts or by_source:
         return parts.given(words, meaning.groups)
-    return parts.by_group(meaning.groups) if meaning.groups else None
+    groups = parts.joined(meaning.groups, same) if same is not None else meaning.groups
+    return parts.by_group(groups) if groups else None

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.formats.limits import FormatProblem, check_file
-from data_pipeline.png import LARGEST_FILE, LARGEST_SIDE, ImageProblem, check_whole, png_size
+from data_pipeline.png import LARGEST_FILE, LARGEST_SIDE, ImageProblem, check_whole, hides_structure, png_size
 
 KINDS = {
     ".png": "PNG",
@@ -30,6 +30,7 @@ class Picture:
     pixels: np.ndarray  # (h, w) or (h, w, 3): uint8, uint16, int32 or float32
     note: str = ""
     is_bilevel: bool = False  # one bit a pixel: 0 and 1, which others store as 0 and 255
+    is_hidden: bool = False  # only what was left out varies
 
 
 def read_picture(path: Path, size: tuple[int, int] | None = None) -> Picture:
@@ -64,6 +65,7 @@ def read_picture(path: Path, size: tuple[int, int] | None = None) -> Picture:
 
 def _picture(image: Image.Image, size: tuple[int, int] | None) -> Picture:
     note = "transparency is ignored" if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info else ""
+    is_hidden = bool(note) and hides_structure(image)
     image.info.pop("transparency", None)
     if image.mode in ("P", "PA", "RGBA"):
         image = image.convert("RGB")
@@ -74,7 +76,7 @@ def _picture(image: Image.Image, size: tuple[int, int] | None) -> Picture:
         pixels = pixels.astype(np.uint8)
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]  # grey, stored as colours
-    return Picture(resized(pixels, size), note, is_bilevel)
+    return Picture(resized(pixels, size), note, is_bilevel, is_hidden)
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:

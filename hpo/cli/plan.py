@@ -15,10 +15,13 @@ LONG = 3600.0  # seconds of fine-tuning that deserve a word
 
 def show(estimates: Iterable[Estimate], console: Console) -> None:
     """Print each plan as soon as it is measured: configurations, parameters, times, what is done; then the total."""
-    plans = []
+    plans, told = [], set[str]()
     for estimate in estimates:
         plans.append(estimate)
         _show_plan(estimate, console)
+        for note in [note for note in estimate.notes if note not in told]:
+            console.print(f"Note: {note}", markup=False)
+            told.add(note)
     total, on_cpu = sum(estimate.seconds for estimate in plans), plans[-1].is_on_cpu
     missing = [file.name for estimate in plans for file in estimate.plan.weights.values() if not file.sha256]
     for name in dict.fromkeys(missing):
@@ -70,8 +73,6 @@ def _show_plan(estimate: Estimate, console: Console) -> None:
         for measured in estimate.configurations
     ]
     tables.print_table(console, Table(title=f"Plan of {plan.name}: {_title(estimate)}", columns=columns, rows=rows))
-    for note in estimate.notes:
-        console.print(f"Note: {note}")
     if study.pruner["name"] != "none":
         console.print("The pruner ends some of them earlier; the time below takes each to its end.")
 

@@ -57,6 +57,7 @@ def of_version(
         f"{title}\n\n"  # the model's page shows of each version the first 32 letters
         f"Trial {job.number} of the study {study.name}{in_brackets(point)}; {VERDICTS[entry.verdict]}.\n\n"
         + "".join(f"**Alarm:** {alarm}\n\n" for alarm in alarms)
+        + "".join(f"**Doubt about the data:** {for_markdown(note)}\n\n" for note in study.facts.findings or ())
         + _choice(study, job)
         + f"{WEIGHTS.get(str(entry.weights), '')}{job.spec.parameters:,} parameters.\n\n"
         + "\n".join(table)

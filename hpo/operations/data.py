@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from data_pipeline import dataset
-from data_pipeline.checks import doubts, lacks
+from data_pipeline.checks import lacks
 from data_pipeline.dataset import Understanding
 from data_pipeline.description import FILE
 from data_pipeline.errors import DatasetError
 from data_pipeline.files import write_atomically
 from data_pipeline.phase import Phase
 from data_pipeline.synthesize import make as make_data
+from hpo.planning.content import findings
 
 __all__ = ["Phase", "Understanding", "check_data", "describe_data", "make_data"]
 
@@ -17,14 +18,16 @@ __all__ = ["Phase", "Understanding", "check_data", "describe_data", "make_data"]
 def check_data(folder: Path, *, image_size: int | None = None) -> Understanding:
     """Return what hpo understands of a folder, with everything that is doubtful, to be asked, or wrong.
 
-    The data set is None if it cannot be read. Errors beside a data set say why no study can be trained on it.
+    The data set is None if it cannot be read. Errors beside a data set say why no study is trained on it.
     """
     understood = dataset.understand(Path(folder), image_size=image_size)
     if (data := understood.dataset) is not None:
         if lack := lacks(data):
             understood.notes.errors.append(f"No study can be trained on it: {lack}.")
-        else:
-            understood.notes.doubts.extend(doubts(data))  # a set of two cells has no splits
+        understood.notes.findings[:] = findings(understood)
+    for finding in understood.notes.findings:
+        kinds = {"error": understood.notes.errors, "doubt": understood.notes.doubts}
+        kinds.get(finding.kind, understood.notes.remarks).append(finding.text)
     return understood
 
 

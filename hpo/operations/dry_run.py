@@ -9,12 +9,12 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_pipeline.checks import doubts
 from data_pipeline.npz import save_npz
 from hpo import settings
 from hpo.errors import ServiceError
 from hpo.operations.compute import Compute
 from hpo.operations.work import as_parts
+from hpo.planning.content import require_content
 from hpo.planning.preparation import START, Plan, prepare
 from hpo.queue import ENDED, Job, Queue
 from hpo.services import serving
@@ -66,8 +66,8 @@ class Estimate:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences on what the labels lack."""
-        return doubts(self.plan.dataset)
+        """Sentences on what is doubtful about images and labels."""
+        return [finding.text for finding in self.plan.findings if finding.kind != "accepted"]
 
     @property
     def seconds(self) -> float:
@@ -100,9 +100,12 @@ def estimate(plan: Plan, chosen: Settings, *, trainers: int, place: Place, say: 
 
     `say` gets a line for each network, an empty one at the end.
 
-    Raise ServiceError if the device cannot train, StudyConflict if the plan's name is another study's.
+    Raise ServiceError if the device cannot train, StudyConflict if the plan's name is another study's, StudyError if
+    its images or labels are wrong and it is not planned yet.
     """
     jobs, repeats = _planned(plan, chosen), plan.study.repeats
+    if not jobs:
+        require_content(plan.folder, plan.findings)
     grid = [spec for spec, _ in plan.specs()]
     # another repeat of a configuration costs the same
     specs = [(str(config), spec) for config, spec in enumerate(grid[: len(grid) // repeats])] or plan.examples()

@@ -177,6 +177,9 @@ def run(
     services, started = serving.up(chosen, report=watch.say)
     outcomes: list[Outcome] = []
     with opened(chosen, services) as connection:
+        plans.require_contents(prepared, connection.queue)
+        for note in dict.fromkeys(finding.text for plan in prepared for finding in plan.findings):
+            watch.say(f"Note: {note}")
         for request in requests:
             outcomes.append(_run(prepared, connection, compute, request, retry, watch))
             watch.end(outcomes[-1])

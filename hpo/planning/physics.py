@@ -6,11 +6,10 @@ import numpy as np
 
 from data_pipeline.dataset import Dataset
 from hpo.errors import StudyError
+from hpo.planning.stiffness import BOUND_SLACK, QUESTION, amplification, beyond_bounds
 from models import hill
 
-# What labels that were rounded to three digits may miss: of the bounds, as a share of the cell's largest component; of
-# Hill's relations, as a share of the smallest standard deviation of a component.
-BOUND_SLACK, HILL_SLACK = 0.01, 0.01
+HILL_SLACK = 0.01  # of the smallest standard deviation of a component: what labels of three digits may miss
 
 
 def constants(data: Dataset) -> dict[str, dict[str, float]] | None:
@@ -50,16 +49,14 @@ def check_physics(data: Dataset, folder: Path) -> None:
         raise StudyError(f"{folder}: model.physics needs images with all nine components, found none. {leave}")
     targets, fractions = data.targets[whole], data.images.mean(axis=(1, 2, 3), dtype=np.float64)[whole]
     given = (targets, data.target_names, fractions, data.phases)
-    beyond = np.maximum(*analysis.beyond_bounds(*given).values())
-    outside, worst = int((beyond > BOUND_SLACK).sum()), int(beyond.argmax())
-    residual = float(np.sqrt((analysis.hill_residuals(*given) ** 2).mean()))
-    # A label's error comes out of the relations so many times as large.
-    allowed = HILL_SLACK * targets.std(axis=0).min() * max(1.0, abs((lambdas[1] - lambdas[0]) / (ks[1] - ks[0])))
+    beyond, residuals = beyond_bounds(*given), analysis.hill_residuals(*given)
+    outside, residual = int((beyond > BOUND_SLACK).sum()), float(np.sqrt((residuals**2).mean()))
+    worst = int(beyond.argmax() if outside else np.abs(residuals).max(axis=1).argmax())
+    allowed = HILL_SLACK * targets.std(axis=0).min() * amplification(data.phases)
     if outside or residual > allowed:
         raise StudyError(
             f"{folder}: model.physics needs labels that the phases of dataset.toml can have made: {outside} of "
             f"{len(beyond)} lie outside the bounds of Voigt and Reuss by more than {BOUND_SLACK:.0%} of their largest "
             f"component (the worst, {data.names[whole[worst]]}, by {max(beyond[worst], 0):.2%}), and Hill's relations "
-            f"are missed by {residual:.3g} {data.unit} (at most {allowed:.3g}). Are young_modulus and poisson_ratio "
-            f"those of the labels, in their unit, and is the matrix the phase of the black pixels? {leave}"
+            f"are missed by {residual:.3g} {data.unit} (at most {allowed:.3g}). {QUESTION} {leave}"
         )

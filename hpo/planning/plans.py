@@ -3,6 +3,7 @@
 Everything is idempotent: a planner that died, or two at once, leave the same rows as one.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from hpo import study
 from hpo.errors import StudyConflict
 from hpo.machine import now_ms
 from hpo.planning.baselines import LEARNED
+from hpo.planning.content import require_content
 from hpo.planning.earlier import earlier_name, follow
 from hpo.planning.preparation import Plan
 from hpo.queue import NewJob, Queue, StudyRow, require_whole
@@ -76,6 +78,14 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         queue.put_jobs(ready.name, jobs)
         queue.put_study(replace(row, facts=replace(facts, planned=True)))
     return queue.study(ready.name)
+
+
+def require_contents(ready: Sequence[Plan], queue: Queue) -> None:
+    """Raise StudyError if images or labels of a study are wrong that is not planned yet."""
+    planned = {row.name for row in queue.studies() if row.facts.planned}
+    for plan_ in ready:
+        if plan_.name not in planned:
+            require_content(plan_.folder, plan_.findings)
 
 
 def lock_plan(queue: Queue, name: str) -> AbstractContextManager[object]:

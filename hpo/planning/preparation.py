@@ -11,10 +11,12 @@ from typing import Any
 from data_pipeline import dataset as data_sets
 from data_pipeline.checks import lacks
 from data_pipeline.dataset import Dataset
+from data_pipeline.findings import Finding
 from data_pipeline.split import Split
 from hpo import study
 from hpo.errors import StudyError
 from hpo.planning.baselines import predictors
+from hpo.planning.content import findings
 from hpo.planning.physics import check_physics, constants
 from hpo.queue import StudyRow
 from hpo.study import Study
@@ -39,6 +41,7 @@ class Plan:
     canonical: dict[str, Any]
     identity: str
     weights: dict[str, WeightsFile]  # name and SHA-256 of the file, for each backbone that begins pretrained
+    findings: tuple[Finding, ...] = ()  # about the data's content; errors are for the caller to raise
 
     @cached_property
     def facts(self) -> StudyFacts:
@@ -64,6 +67,7 @@ class Plan:
             ),
             model_name=model_name(data, self.split),
             predictors=predictors(data, self.split),
+            findings=tuple(finding.text for finding in self.findings) or None,
             # only where a trainer reads the files: not when it starts from another study's networks
             weights=None if self.study.starts_from is not None or not self.weights else self.weights,
         )
@@ -109,7 +113,8 @@ def prepare(chosen: Study, *, trial_run: bool = False, earlier: Sequence[Plan] =
     """
     folder = folder_of(chosen.data_path)
     same = [plan for plan in earlier if (plan.folder, plan.study.image_size) == (folder, chosen.image_size)]
-    data = same[0].dataset if same else data_sets.load(folder, image_size=chosen.image_size)
+    understood = None if same else data_sets.understand(folder, image_size=chosen.image_size)
+    data = data_sets.the_dataset(understood) if understood else same[0].dataset
     if lacking := lacks(data):
         raise StudyError(f"{folder}: {lacking}.")
     parts = data.split
@@ -158,6 +163,7 @@ def prepare(chosen: Study, *, trial_run: bool = False, earlier: Sequence[Plan] =
         canonical=canonical,
         identity=identity,
         weights=weights,
+        findings=findings(understood) if understood else same[0].findings,
     )
 
 

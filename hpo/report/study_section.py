@@ -28,6 +28,7 @@ def section(evidence: Evidence, closed: Closed) -> Section:
     title, unscored = f"Study {closed.row.name}", [job for job in closed.jobs if job.state != State.DONE]
     text = [closed.row.facts.description]
     text += [f"{closed.study.at_random}."] if closed.study.at_random else []
+    text += [f"Doubt about the data: {note}" for note in closed.row.facts.findings or ()]
     if unscored:
         text.append(f"{len(unscored)} of {len(closed.jobs)} trials have no score: see the table of trials.")
     if not closed.points:

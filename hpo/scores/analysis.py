@@ -237,6 +237,6 @@ def beyond_bounds(
     """
     full, size = tensor(targets, tuple(names)), np.abs(targets).max(axis=1)
     size[size == 0] = 1.0  # of an empty cell
-    upper, lower = (np.stack([bound(float(f), **phases) for f in fractions]) for bound in (voigt, reuss))
+    upper, lower = (bound(fractions[:, None, None], **phases) for bound in (voigt, reuss))
     gaps = {"above_voigt": upper - full, "below_reuss": full - lower}
     return {name: -np.linalg.eigvalsh(gap)[:, 0] / size for name, gap in gaps.items()}

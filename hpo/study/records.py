@@ -124,6 +124,7 @@ class StudyFacts(Record):
     predictors: dict[str, SplitScores]  # of the baseline predictors, by name
     description: str = ""
     claims: tuple[Claim, ...] | None = None  # of its file; the report decides them
+    findings: tuple[str, ...] | None = None  # what was doubtful about the data, or accepted, when it was planned
     weights: dict[str, WeightsFile] | None = None  # by backbone, where a trainer reads them
     starts_from: dict[str, Network] | None = None  # by origin
     best_of: tuple[SourceTrial, ...] | None = None

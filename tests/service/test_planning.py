@@ -211,10 +211,8 @@ def filling(url: str, store, chosen: study.Study, name: str):
 
 
 def test_targets_that_move_in_unknown_ways_are_refused_where_it_must_be_known(data, tmp_path, monkeypatch):
-    load = preparation.data_sets.load
-    monkeypatch.setattr(
-        preparation.data_sets, "load", lambda *words, **more: replace(load(*words, **more), symmetries={})
-    )
+    load = preparation.data_sets.the_dataset
+    monkeypatch.setattr(preparation.data_sets, "the_dataset", lambda *words: replace(load(*words), symmetries={}))
     file = str(cells.study(tmp_path, "unknown", data=data, epochs=1))
     prepare(study.load(file))
     with pytest.raises(StudyError, match=r"tiny: nothing is known of how the targets move .* model.symmetric = false"):

@@ -130,7 +130,7 @@ def course_with_header(folder: Path) -> np.ndarray:
     """Case 9: the course's nine columns under a header, in another order; return them in the file's order."""
     labels = cells()
     pictures(folder, [f"{row}_cell.png" for row in range(N)], labels * 255)
-    values = stiffness(labels)[:, None] * np.linspace(1, 0.2, 9)
+    values = stiffness(labels)[:, None] * np.linspace(0.2, 1, 9)
     rows = [",".join([str(row + 1), *map(repr, line)]) for row, line in enumerate(values.tolist())]
     (folder / "labels.csv").write_text("\n".join([",".join(["index", *reversed(COURSE)]), *rows]))
     return values
