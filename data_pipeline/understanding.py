@@ -312,15 +312,7 @@ def _paired(
         notes.errors.append(str(problem))
         return None
     return Reading(
-        layout=replace(
-            images.layout,
-            axes=source.axes if source.axes not in ("", "np") else None,
-            shape=raw.shape[1:3] if source.axes == "np" else None,
-            match=pairs.match,
-            targets=meaning.names,
-            inputs=meaning.input_names or None,
-            units=_stated_units(meaning),
-        ),
+        layout=_found_out(images.layout, source.axes, raw.shape, pairs.match, meaning),
         names=tuple(names[index] for index in chosen),
         rows=tuple(table.lines[row] for row in rows),
         images=images.images,
@@ -328,6 +320,19 @@ def _paired(
         columns=replace(meaning, targets=scaled, names=scaled_names),
         split=sides,
         symmetries=turned,
+    )
+
+
+def _found_out(layout: Layout, axes: str, shape: tuple[int, ...], match: tuple[str, str], meaning: Columns) -> Layout:
+    """Return the layout with what was found out: the axes of arrays, the pairing, the columns and their units."""
+    return replace(
+        layout,
+        axes=axes if axes not in ("", "np") else None,
+        shape=shape[1:3] if axes == "np" else None,
+        match=match,
+        targets=meaning.names,
+        inputs=meaning.input_names or None,
+        units=_stated_units(meaning),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from hpo.queue import Job
 
@@ -147,28 +147,33 @@ def create_waiting(
                     "values": [value for _, value in values],
                 },
             )
-        for table, attributes in (("user", "user_attrs"), ("system", "system_attrs")):
-            values_of: dict[str, list[tuple[int, Any]]] = {}
-            for trial_id, trial in numbered:
-                for key, value in getattr(trial, attributes).items():
-                    values_of.setdefault(key, []).append((trial_id, value))
-            for key, rows in values_of.items():
-                distinct = list({id(value): value for _, value in rows}.values())
-                place = {id(value): number for number, value in enumerate(distinct, start=1)}
-                connection.execute(
-                    text(f"""
-                        INSERT INTO trial_{table}_attributes (trial_id, key, value_json)
-                        SELECT trial, :key, value  -- a space that all trials share is sent once
-                        FROM unnest(cast(:trials AS int[]), cast(:numbers AS int[])) AS attribute (trial, number)
-                        JOIN unnest(cast(:texts AS text[])) WITH ORDINALITY AS shared (value, number) USING (number)
-                    """),
-                    {
-                        "key": key,
-                        "trials": [trial_id for trial_id, _ in rows],
-                        "numbers": [place[id(value)] for _, value in rows],
-                        "texts": [json.dumps(value) for value in distinct],
-                    },
-                )
+        _insert_attributes(connection, "user", [(trial_id, trial.user_attrs) for trial_id, trial in numbered])
+        _insert_attributes(connection, "system", [(trial_id, trial.system_attrs) for trial_id, trial in numbered])
+
+
+def _insert_attributes(connection: Connection, table: str, attributes: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+    """Insert the attributes of trials, by their ids, into the table of users or that of the system."""
+    values_of: dict[str, list[tuple[int, Any]]] = {}
+    for trial_id, of_trial in attributes:
+        for key, value in of_trial.items():
+            values_of.setdefault(key, []).append((trial_id, value))
+    for key, rows in values_of.items():
+        distinct = list({id(value): value for _, value in rows}.values())
+        place = {id(value): number for number, value in enumerate(distinct, start=1)}
+        connection.execute(
+            text(f"""
+                INSERT INTO trial_{table}_attributes (trial_id, key, value_json)
+                SELECT trial, :key, value  -- a space that all trials share is sent once
+                FROM unnest(cast(:trials AS int[]), cast(:numbers AS int[])) AS attribute (trial, number)
+                JOIN unnest(cast(:texts AS text[])) WITH ORDINALITY AS shared (value, number) USING (number)
+            """),
+            {
+                "key": key,
+                "trials": [trial_id for trial_id, _ in rows],
+                "numbers": [place[id(value)] for _, value in rows],
+                "texts": [json.dumps(value) for value in distinct],
+            },
+        )
 
 
 def name_metric(store: optuna.storages.RDBStorage, study_id: int, name: str) -> None:

@@ -36,6 +36,30 @@ Row = tuple[int, int, Mapping[str, float]]  # epoch, milliseconds since 1970, me
 RACES = 10  # refusals in a row that sound as if another worker wrote the same; that worker is done after one or two
 
 
+class Races:
+    """Insertions that the server refused because another worker had just made the same, by what was inserted."""
+
+    def __init__(self) -> None:
+        self._refusals: dict[str, int] = {}
+
+    @contextmanager
+    def written_once(self, what: str) -> Iterator[None]:
+        """Raise TrackingUnavailable if the server refuses an insertion because another worker has just made the same.
+
+        It words other refusals alike, which will not end: after RACES of them in a row the error is raised as it is.
+        """
+        try:
+            yield
+        except MlflowException as error:
+            # A changed value has a code of its own; one that is too long does not get shorter.
+            own_fault = issubclass(foreign.database_error(error.message) or object, psycopg.DataError)
+            if error.error_code == "BAD_REQUEST" and not own_fault and self._refusals.get(what, 0) < RACES:
+                self._refusals[what] = self._refusals.get(what, 0) + 1
+                raise TrackingUnavailable(f"another worker is writing {what}") from error
+            raise
+        self._refusals.pop(what, None)
+
+
 class Tracker:
     """A connection to one MLflow server, its runs and their files; experiments and models have modules of their own.
 
@@ -49,7 +73,7 @@ class Tracker:
         foreign.require_usable(uri)
         self.uri = uri.rstrip("/")
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        self._races: dict[str, int] = {}  # by what was to be written: how often in a row another worker wrote it
+        self.races = Races()
         self._artifact_uris: dict[str, str] = {}  # of runs
         self._is_proved = False  # the artifact store: it has listed what was uploaded
 
@@ -77,23 +101,6 @@ class Tracker:
                 f"as is installed here ({installed}), found {served[:40]!r}. Nothing was touched. Use a server of that "
                 "version, or install the server's version here if this program's range admits it."
             )
-
-    @contextmanager
-    def written_once(self, what: str) -> Iterator[None]:
-        """Raise TrackingUnavailable if the server refuses an insertion because another worker has just made the same.
-
-        It words other refusals alike, which will not end: after RACES of them in a row the error is raised as it is.
-        """
-        try:
-            yield
-        except MlflowException as error:
-            # A changed value has a code of its own; one that is too long does not get shorter.
-            own_fault = issubclass(foreign.database_error(error.message) or object, psycopg.DataError)
-            if error.error_code == "BAD_REQUEST" and not own_fault and self._races.get(what, 0) < RACES:
-                self._races[what] = self._races.get(what, 0) + 1
-                raise TrackingUnavailable(f"another worker is writing {what}") from error
-            raise
-        self._races.pop(what, None)
 
     @contextmanager
     def storing(self, *files: Path) -> Iterator[None]:
@@ -149,7 +156,7 @@ class Tracker:
         self._artifact_uris[run_id] = kept.info.artifact_uri
         missing = [Param(param, value) for param, value in values.items() if kept.data.params.get(param) != value]
         changed = [RunTag(tag, word) for tag, word in words.items() if kept.data.tags.get(tag) != word]
-        with self.written_once(f"the params of {name}, run {run_id}"):
+        with self.races.written_once(f"the params of {name}, run {run_id}"):
             self.client.log_batch(run_id, params=missing, tags=changed)
         return run_id
 
@@ -214,7 +221,7 @@ class Tracker:
         name, short = cut(name, foreign.LONGEST_DATASET_NAME), digest[: foreign.LONGEST_DATASET_DIGEST]
         dataset = Dataset(name, short, "local", source, profile=profile)
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
-        with self.written_once(f"the data set {name} of the run {run_id}"):
+        with self.races.written_once(f"the data set {name} of the run {run_id}"):
             self.client.log_inputs(run_id, inputs)
 
     @server()

@@ -54,5 +54,5 @@ def log(
 def _name_model(tracker: Tracker, run_id: str, model_id: str) -> None:
     inputs = tracker.client.get_run(run_id).inputs
     if model_id not in {model.model_id for model in (inputs.model_inputs if inputs else [])}:
-        with tracker.written_once(f"the model of the run {run_id}"):
+        with tracker.races.written_once(f"the model of the run {run_id}"):
             tracker.client.log_inputs(run_id, models=[LoggedModelInput(model_id=model_id)])

@@ -55,7 +55,7 @@ def log(
         model_id, sha256 = _upload(tracker, run_id, experiment_id, folder, name, key)
         is_output = False
     if not is_output:
-        with tracker.written_once(f"the model of the run {run_id}"):
+        with tracker.races.written_once(f"the model of the run {run_id}"):
             tracker.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     return Model(model_id=model_id, uri=f"models:/{model_id}", sha256=sha256)
 

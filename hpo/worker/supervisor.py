@@ -25,6 +25,14 @@ TICK = 0.25  # seconds between two looks at the clock
 FLUSH_INTERVAL = 1.0  # seconds an epoch may wait for the database
 CLAIM_PAUSE = 1.0  # seconds between two looks into an empty queue
 OUT_OF_TIME = "--max-hours is over"
+PAUSED = (
+    "The study {study} is paused: {reason}. Nobody claims a trial of it. When the cause is gone, `hpo run` with the "
+    "same options ends the pause; `hpo show` lists a trial's attempts."
+)
+NOTHING_RECORDED = (
+    "No result can be recorded any more. {reason}. Everything is given back, and no attempt counts. When the cause is "
+    "gone, the same command goes on; if it is this trial alone, `hpo cancel` lets its study close without it."
+)
 
 log = logging.getLogger("hpo")
 
@@ -37,6 +45,10 @@ class Limits:
     seconds: float | None = None  # since its start; what it trains then is handed back
     idle: float | None = None  # seconds without anything to claim; time in which it cannot ask does not count
     stays: bool = False  # while the study is paused, too
+
+    def has_its_trials(self, claimed: int) -> bool:
+        """Return whether a worker has claimed all that it was to claim."""
+        return self.trials is not None and claimed >= self.trials
 
 
 NO_LIMITS = Limits()
@@ -93,9 +105,8 @@ class Supervisor:
     @property
     def concern(self) -> str | None:
         """What people should know now: that it stops, what it cannot reach, or which result cannot be recorded."""
-        reason = self.ending.reason
-        if reason:
-            return f"stopping ({reason}): giving trials back"
+        if self.ending.reason:
+            return f"stopping ({self.ending.reason}): giving trials back"
         return self._recorder.concern or (f"paused: {self._pause}" if self._pause else None)
 
     @property
@@ -153,7 +164,7 @@ class Supervisor:
         """Claim what trainers are free for; return whether the study is closed if there is nothing left to do here."""
         if self.leases.jobs:
             self._idle_since = None
-        elif self._has_its_trials() or self._is_idle(now):
+        elif self.limits.has_its_trials(self.claimed) or self._is_idle(now):
             return self._is_closed()
         if now >= self._next_claim:
             if self._is_closed():
@@ -167,9 +178,6 @@ class Supervisor:
         if state is None:
             raise NotFound(f"The study {self._study.name} was deleted meanwhile.")
         return state in ENDED
-
-    def _has_its_trials(self) -> bool:
-        return self.limits.trials is not None and self.claimed >= self.limits.trials
 
     def _is_idle(self, now: float) -> bool:
         limit, since = self.limits.idle, self._idle_since
@@ -187,7 +195,7 @@ class Supervisor:
             self._idle_since = None
             return
         for trainer in free:
-            if self._has_its_trials():
+            if self.limits.has_its_trials(self.claimed):
                 return
             job = self._queue.claim(
                 self._study.name,
@@ -221,10 +229,7 @@ class Supervisor:
             log.warning("%s is paused: %s", self._study.name, reason)
             self._recorder.put(None, partial(self._tasks.show_pause, reason))
         if not self.limits.stays:
-            raise ServiceError(
-                f"The study {self._study.name} is paused: {reason.rstrip('.')}. Nobody claims a trial of it. When the "
-                "cause is gone, `hpo run` with the same options ends the pause; `hpo show` lists a trial's attempts."
-            )
+            raise ServiceError(PAUSED.format(study=self._study.name, reason=reason.rstrip(".")))
         self._idle_since = None
         return True
 
@@ -277,11 +282,7 @@ class Supervisor:
         self.leases.return_soon(outcome.job, outcome.reason)
 
     def _on_nothing_recorded(self, outcome: outcomes.NothingRecorded) -> None:
-        raise ServiceError(
-            f"No result can be recorded any more. {outcome.reason}. Everything is given back, and no attempt counts. "
-            "When the cause is gone, the same command goes on; if it is this trial alone, `hpo cancel` lets its study "
-            "close without it."
-        )
+        raise ServiceError(NOTHING_RECORDED.format(reason=outcome.reason))
 
     # The end
 

@@ -163,6 +163,7 @@ def test_planned_trials_have_the_rows_of_optunas_own_calls(services, data, tmp_p
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(sampling.foreign, "create_waiting", dies)
             sampling.plan(store, "ours", chosen)
+        caplog.clear()
         with caplog.at_level("INFO", logger="hpo"):
             numbers = sampling.plan(store, "ours", chosen)
         assert [number for number, _ in numbers] == list(range(len(numbers)))
