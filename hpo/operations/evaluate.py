@@ -22,13 +22,14 @@ from hpo.operations.predict import predicted
 from hpo.queue import Job, StudyRow
 from hpo.report import document, names
 from hpo.report.evaluation import Evaluation
-from hpo.scores import champion, trained_on
+from hpo.scores import champion
 from hpo.scores.tested import Tested
-from hpo.scores.trained_on import TrainedOn
 from hpo.study import restore
 from hpo.text import first_line, for_markdown
 from hpo.tracking import data_sets as data_files
 from hpo.tracking import evaluations, experiments, foreign, registry
+from hpo.worker import trained_on
+from hpo.worker.trained_on import TrainedOn
 
 if TYPE_CHECKING:
     from models.bundle import Description

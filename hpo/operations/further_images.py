@@ -14,8 +14,8 @@ from data_pipeline.errors import DatasetError
 from data_pipeline.target_transforms import undo
 from hpo.errors import ModelError
 from hpo.operations.predict import check_phases, layout_of
-from hpo.scores.trained_on import TrainedOn
 from hpo.text import one_line
+from hpo.worker.trained_on import TrainedOn
 
 if TYPE_CHECKING:
     from models.bundle import Description

@@ -15,9 +15,8 @@ from data_pipeline.split import Split
 from hpo import crash
 from hpo.files import sha256_of, sha256_of_files
 from hpo.recording.trained import FINISHED, Trained
-from hpo.scores import trained_on
 from hpo.text import for_markdown, in_unit_text
-from hpo.worker import inputs, protocol
+from hpo.worker import inputs, protocol, trained_on
 from hpo.worker.channel import Send, signs_of_life
 from hpo.worker.scoring import prediction_table, write_table
 from models import checkpoint, metrics, networks, specs, training

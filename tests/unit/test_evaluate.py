@@ -17,7 +17,8 @@ from hpo import api
 from hpo.cli.main import main
 from hpo.errors import ModelError, ReportError, ServiceError, TrackingUnreachable, UserError
 from hpo.operations import evaluate
-from hpo.scores import analysis, tested, trained_on
+from hpo.scores import analysis, tested
+from hpo.worker import trained_on
 from models import bundle, metrics
 from models.networks import build
 from models.regressor import Regressor, predict
