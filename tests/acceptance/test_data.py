@@ -52,6 +52,7 @@ def cut(shell: Shell) -> None:
 
 
 @pytest.mark.acceptance
+@pytest.mark.slow
 def test_a_damaged_cache_costs_no_trial_an_attempt_and_is_uploaded_nowhere(shell, data, tmp_path):
     study = cells.study(tmp_path, "first", data=data, epochs=3, rates=RATES)
     shell.hpo("run", "--study", study)

@@ -132,6 +132,7 @@ def versions(shell, study_name):
 
 
 @pytest.mark.acceptance
+@pytest.mark.slow
 def test_a_repeat_that_comes_back_moves_the_champion_and_every_tag(shell, tmp_path):
     data = cells.make(tmp_path / "own", seed=31)
     file = small(tmp_path, "luck", data=data, filters="[2, 4]", epochs=40, lines="repeats = 2")

@@ -276,6 +276,7 @@ def test_a_sequence_compares_what_is_on_one_data_set_and_split():
     assert comparable([a, b, c, d, e]) == [[a, c], [b, e]]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reported_is_said(shell, data, tmp_path):
     assert "No study is closed yet" in shell.hpo("report", "-o", tmp_path / "report", code=1)
     assert "No study 'gird' has been planned here" in shell.hpo("report", "--study", "gird", "-o", tmp_path, code=1)
@@ -315,6 +316,7 @@ def test_without_a_finished_trial_reasons_are_counted_and_the_way_out_is_said():
     assert ["--retry" in line for line in lines] == [False, False, False, True, False] and "--undo" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_study_in_which_every_trial_diverged_is_reported_with_that(shell, tmp_path):
     data = cells.make(tmp_path / "cells", count=30, seed=8)
     study = cells.study(tmp_path, "wild", data=data, epochs=20, rates="[1e15]")

@@ -119,6 +119,7 @@ def test_a_sampler_fills_its_slots_when_they_are_claimed_in_any_time_zone(shell,
         assert all(0 <= seconds < PATIENCE for seconds in connection.exec_driver_sql(age).scalars())
 
 
+@pytest.mark.slow
 def test_the_periodic_studys_champion_moves_with_the_image(shell, tmp_path):
     # Its own: all studies on one data set compete for one champion. The smallest cells for the point to start from.
     data = cells.make(tmp_path / "cells", size=18, seed=2)

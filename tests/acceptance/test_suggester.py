@@ -19,6 +19,7 @@ RATES = "{low = 1e-4, high = 1e-2, log = true}"
 
 
 @pytest.mark.acceptance
+@pytest.mark.slow
 def test_a_sampler_that_takes_long_costs_no_lease_and_one_that_is_killed_no_attempt(shell, data, tmp_path):
     file = cells.study(tmp_path, "slow", data=data, epochs=2, rates=RATES)
     file.write_text(file.read_text() + '[sampler]\nname = "tpe"\ntrials = 2\n')

@@ -43,6 +43,6 @@ def test_images_that_do_not_fit_are_refused_with_the_size_that_does(tmp_path, mo
 
 def test_a_lack_of_memory_is_one_message(tmp_path, monkeypatch):
     folders.permeability(tmp_path)
-    monkeypatch.setattr("data_pipeline.understanding.pixels.understand", lambda *_: bytearray(2**62))
+    monkeypatch.setattr("data_pipeline.understanding.pixels.understand", lambda *_, **__: bytearray(2**62))
     (error,) = understand(tmp_path).notes.errors
     assert "expected data that fit into the memory here" in error

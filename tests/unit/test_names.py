@@ -43,3 +43,8 @@ def test_the_name_of_a_test_is_a_sentence_of_less_than_80_characters():
     ]
     assert len(names) > 500
     assert [name for name in names if len(name) > LONGEST_NAME] == []
+
+
+def test_no_two_files_of_tests_have_the_same_name():
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names), "pytest imports them by name"
