@@ -168,13 +168,23 @@ def _claim(home: Home) -> None:
 
 
 def _plain(home: Home) -> dict[str, Any]:
-    return asdict(home) | {"path": str(home.path), "data": str(home.data)}
+    return asdict(home) | {name: _as_written(getattr(home, name)) for name in ("path", "data")}
 
 
 def _home(state: dict[str, Any]) -> Home:
     """What `_plain` gave. Another hpo wrote the number of the user besides: the file's owner is what counts."""
     state = {name: value for name, value in state.items() if name != "uid"}
-    return Home(**state | {"path": Path(state["path"]), "data": Path(state["data"])})
+    return Home(**state | {name: _as_read(state[name]) for name in ("path", "data")})
+
+
+def _as_written(path: Path) -> str:
+    """Return a path as text that means the same file in every locale."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def _as_read(text: str) -> Path:
+    """Return the path of `_as_written`, as this locale spells it."""
+    return Path(os.fsdecode(text.encode("utf-8", "surrogateescape")))
 
 
 def _identity(path: Path) -> str | None:
@@ -188,7 +198,7 @@ def _identity(path: Path) -> str | None:
 def _owner(data: Path) -> Path | None:
     """Path of the home that root's data directory belongs to."""
     try:
-        return Path(json.loads((data.parent / "owner.json").read_text(encoding="utf-8"))["path"])
+        return _as_read(json.loads((data.parent / "owner.json").read_text(encoding="utf-8"))["path"])
     except FileNotFoundError:
         return None
 
@@ -201,4 +211,4 @@ def left_behind(path: Path) -> list[Home]:
     for file in ROOT_STORE.glob("*/owner.json"):
         with suppress(FileNotFoundError):  # another home was erased meanwhile
             states.append(json.loads(file.read_text(encoding="utf-8")))
-    return [_home(state) for state in states if state["path"] == str(path)]
+    return [_home(state) for state in states if _as_read(state["path"]) == path]

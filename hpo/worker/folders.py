@@ -1,10 +1,12 @@
 """The folders under HPO_HOME/work, one for each worker, locked while it lives."""
 
+import codecs
 import fcntl
 import os
 import re
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,9 +15,11 @@ from pathlib import Path
 from typing import IO
 
 from hpo import ownership
+from hpo.errors import SettingsError
 from hpo.files import sha256_of
 from hpo.queue import Job
 from hpo.recording.trained import FINISHED, Trained
+from hpo.text import utf8
 
 ROOM = 64 * 2**20  # bytes that must be free under HPO_HOME before a trial is claimed after the disk was full
 KEPT = 86400.0  # seconds a finished training that is not recorded stays in the folder of a dead worker
@@ -32,7 +36,11 @@ class WorkFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder and keep it locked; remove those of dead workers, and this one in the end."""
+        """Make the folder and keep it locked; remove those of dead workers, and this one in the end.
+
+        Raise SettingsError for a home in which PyTorch could not write.
+        """
+        _require_a_name_for_pytorch(self._home)
         ownership.folder(self._home, "cache", "features")
         parent = ownership.folder(self._home, "work")
         with own_folder(self.path):
@@ -73,6 +81,16 @@ class WorkFolder:
         return any(
             not os.access(folder, os.W_OK, effective_ids=True) or shutil.disk_usage(folder).free < ROOM
             for folder in folders
+        )
+
+
+def _require_a_name_for_pytorch(home: Path) -> None:
+    """Raise SettingsError for a name that PyTorch cannot open: it takes all names for UTF-8, whatever the locale."""
+    encoding = sys.getfilesystemencoding()
+    if not str(home).isascii() and codecs.lookup(encoding).name != "utf-8":
+        raise SettingsError(
+            "HPO_HOME: PyTorch writes there only if the name is in ASCII, or the locale in UTF-8: expected one, "
+            f"found {utf8(str(home))} and {encoding}. Set LC_ALL=C.UTF-8, or choose another folder."
         )
 
 

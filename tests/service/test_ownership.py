@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -90,6 +91,30 @@ def test_the_state_of_an_earlier_hpo_is_read_and_its_user_number_means_nothing(t
     state = tmp_path / "services" / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"uid": os.geteuid() + 1}))
     assert homes.read(tmp_path) == home
+
+
+def test_a_home_whose_name_is_not_ascii_is_the_same_one_in_every_locale(tmp_path):
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from hpo import ownership
+        from hpo.services import home as homes
+
+        path = Path(sys.argv[1])
+        if sys.argv[2] == "make":
+            data = ownership.folder(path, "services") / "postgres"
+            homes.write(homes.Home(path=path, identity="1", data=data, password="p"))
+        home = homes.read(path)
+        print(home.path == path and home.data == path / "services" / "postgres")
+    """
+    locales = ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, {"LC_ALL": "C.UTF-8"})
+    for place, order in enumerate((locales, locales[::-1])):
+        for locale, what in zip(order, ("make", "read"), strict=True):
+            words = [sys.executable, "-c", code, str(tmp_path / f"cells-é-{place}"), what]
+            answer = subprocess.run(
+                words, env=os.environ | {"PYTHONUTF8": "0"} | locale, capture_output=True, text=True
+            )
+            assert answer.stdout == "True\n", answer.stderr
 
 
 @pytest.mark.root

@@ -1,7 +1,10 @@
 """The folders that workers of one HPO_HOME have for themselves: each keeps its own, and those of dead ones go."""
 
 import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import nullcontext
@@ -147,3 +150,14 @@ def test_room_is_looked_for_though_the_workers_folder_is_gone(tmp_path):
     assert not folder.lacks_room()
     (tmp_path / "work").rmdir()
     assert folder.lacks_room()
+
+
+@pytest.mark.parametrize("language", [{"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, {"LC_ALL": "C.UTF-8"}])
+def test_a_name_that_pytorch_cannot_open_is_refused_before_anything_is_claimed(tmp_path, language):
+    code = "import sys, pathlib; from hpo.worker.folders import WorkFolder; "
+    code += "WorkFolder(pathlib.Path(sys.argv[1]), 'x').lock().__enter__()"
+    words = [sys.executable, "-c", code, str(tmp_path / "cells-é")]
+    ended = subprocess.run(words, env=os.environ | {"PYTHONUTF8": "0"} | language, capture_output=True, text=True)
+    is_utf8 = language["LC_ALL"] == "C.UTF-8"
+    assert (ended.returncode == 0) == is_utf8
+    assert is_utf8 or re.search("expected one, found .* Set LC_ALL=C.UTF-8", ended.stderr)
