@@ -22,6 +22,7 @@ from data_pipeline.pixels import PixelProblem
 from data_pipeline.sources import Notes
 from data_pipeline.split import Split
 
+PICTURES, ARRAYS = (", ".join(suffix[1:] for suffix in kinds) for kinds in (KINDS, arrays.READERS))  # their suffixes
 SLACK = 0.25  # of the range, by which pixels of further images may lie beyond that of the data set
 
 _INDEXED = re.compile(r"(.*)\[([0-9]{1,9})\]")  # an image of an array, as the data set names it
@@ -53,9 +54,7 @@ def read(
     references = stated.images or sources.choose(image_candidates, "images", notes)
     if not references and not notes.questions:
         kinds = ", ".join(sorted({Path(file).suffix for file in files})[:10]) or "nothing"
-        notes.errors.append(
-            f"{folder}: expected images (png, jpg, tif, bmp, gif, npy, npz, h5, mat, txt) and a table, found {kinds}."
-        )
+        notes.errors.append(f"{folder}: expected images ({PICTURES}, {ARRAYS}) and a table, found {kinds}.")
     chosen = sources.expand(references, files)
     if references and not chosen:
         notes.errors.append(f"images: expected files such as {references[0]}, found none.")
@@ -86,7 +85,7 @@ def read_like(path: Path, layout: Layout) -> list[tuple[str, np.ndarray]]:
         array = arrays.read(Path(file).parent, f"{Path(file).name}:{key}" if key else Path(file).name)
         raw = _stack(array, layout)
     else:
-        raise FormatProblem("expected an image (png, jpg, tif, bmp, gif) or an array (npy, npz, h5, mat, txt).")
+        raise FormatProblem(f"expected an image ({PICTURES}) or an array ({ARRAYS}).")
     if one:
         index = int(one[2])
         if index >= len(raw):

@@ -43,13 +43,15 @@ def schedule(name: str, done: float) -> float:
     "cosine" falls to 0 along half a wave. "one-cycle" (Smith & Topin 2018) rises from 1/25 over the first 30 % and
     then falls to 1/250,000, both along half a wave.
     """
+    if name == "constant":
+        return 1.0
     if name == "cosine":
         return _half_wave(1.0, 0.0, done)
     if name == "one-cycle":
         if done < CYCLE_WARMUP:
             return _half_wave(CYCLE_START, 1.0, done / CYCLE_WARMUP)
         return _half_wave(1.0, CYCLE_END, (done - CYCLE_WARMUP) / (1 - CYCLE_WARMUP))
-    return 1.0
+    raise ValueError(f"no schedule of the learning rate is called {name}")
 
 
 def _half_wave(begin: float, end: float, done: float) -> float:

@@ -28,7 +28,7 @@ from hpo.scores import champion, evidence, ranking
 from hpo.settings import Settings
 from hpo.tracking import data_sets, experiments, latency, logged_models, registry
 from hpo.tracking.client import KEY, Tracker
-from hpo.worker.folders import sweep
+from hpo.worker.work_folder import sweep
 
 YOUNG = 3600.0  # seconds: what is younger may still be in the making
 # Seconds since cached data or features were last used: workers of other databases share the folder.

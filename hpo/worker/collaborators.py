@@ -15,7 +15,7 @@ from hpo.settings import Settings
 from hpo.study.records import TrialSpec
 from hpo.worker.children import Clock, Suggester, Trainers
 from hpo.worker.data_file import DataFile
-from hpo.worker.folders import WorkFolder
+from hpo.worker.work_folder import WorkFolder
 
 
 @dataclass(frozen=True, kw_only=True)

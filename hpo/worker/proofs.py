@@ -15,8 +15,8 @@ from hpo.recording import outcomes
 from hpo.worker import protocol
 from hpo.worker.children import Trainer
 from hpo.worker.collaborators import Collaborators
-from hpo.worker.folders import ROOM
 from hpo.worker.leases import Leases
+from hpo.worker.work_folder import ROOM
 
 log = logging.getLogger("hpo")
 

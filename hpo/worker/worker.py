@@ -31,10 +31,10 @@ from hpo.worker.children import Suggester, Trainers
 from hpo.worker.collaborators import Collaborators
 from hpo.worker.data_file import DataFile
 from hpo.worker.devices import CPU, Place
-from hpo.worker.folders import WorkFolder
 from hpo.worker.processes import Process, open_log
 from hpo.worker.signals import stopped_by_signals
 from hpo.worker.supervisor import NO_LIMITS, Limits, Supervisor
+from hpo.worker.work_folder import WorkFolder
 from models import weights
 from models.specs import SpecError
 

@@ -512,7 +512,7 @@ def test_a_key_that_does_not_fit_the_folder_says_so(tmp_path, text, message):
 def test_a_folder_of_something_else_says_what_was_expected(tmp_path):
     (tmp_path / "notes.docx").write_text("hello")
     assert (
-        "expected images (png, jpg, tif, bmp, gif, npy, npz, h5, mat, txt) and a table, found .docx"
+        "expected images (png, jpg, jpeg, tif, tiff, bmp, gif, npy, npz, h5, hdf5, mat, txt) and a table, found .docx"
         in wrong(tmp_path)[0]
     )
 

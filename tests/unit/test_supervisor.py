@@ -23,8 +23,8 @@ from hpo.worker.collaborators import Collaborators
 from hpo.worker.crew import BACKLOG
 from hpo.worker.data_file import FETCH_ATTEMPTS, DataFile
 from hpo.worker.ending import STOP_GRACE, STOP_LIMIT, Ending
-from hpo.worker.folders import WorkFolder, own_folder
 from hpo.worker.supervisor import OUT_OF_TIME, Limits, Supervisor
+from hpo.worker.work_folder import WorkFolder, own_folder
 
 FAILED, HANDED_BACK, PLACE_FAILED = AttemptOutcome.FAILED, AttemptOutcome.HANDED_BACK, AttemptOutcome.PLACE_FAILED
 OUT_OF_MEMORY = AttemptOutcome.OUT_OF_MEMORY

@@ -18,7 +18,7 @@ from shell import at_once
 
 from hpo.files import sha256_of
 from hpo.recording.trained import FINISHED, Trained
-from hpo.worker.folders import KEPT, SILENT_HOST, WorkFolder, own_folder, sweep
+from hpo.worker.work_folder import KEPT, SILENT_HOST, WorkFolder, own_folder, sweep
 
 HOST = socket.gethostname()
 
@@ -154,7 +154,7 @@ def test_room_is_looked_for_though_the_workers_folder_is_gone(tmp_path):
 
 @pytest.mark.parametrize("language", [{"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, {"LC_ALL": "C.UTF-8"}])
 def test_a_name_that_pytorch_cannot_open_is_refused_before_anything_is_claimed(tmp_path, language):
-    code = "import sys, pathlib; from hpo.worker.folders import WorkFolder; "
+    code = "import sys, pathlib; from hpo.worker.work_folder import WorkFolder; "
     code += "WorkFolder(pathlib.Path(sys.argv[1]), 'x').lock().__enter__()"
     words = [sys.executable, "-c", code, str(tmp_path / "cells-é")]
     ended = subprocess.run(words, env=os.environ | {"PYTHONUTF8": "0"} | language, capture_output=True, text=True)
