@@ -87,15 +87,43 @@ def test_a_home_of_any_name_works_among_files_variables_and_limits_of_all_kinds(
     harmless = POSTGRES | PYTHON | TERMINAL | MLFLOW
     limited = ("bash", "-c", 'ulimit -n 64; exec "$@"', "bash")
     try:
-        hpo(home, "up", folder=folder, **harmless)
+        hpo(home, "up", folder=folder, PATH="", **harmless)
         output = hpo(link, "run", "--study", study, folder=folder, before=limited, PYTHONOPTIMIZE="2", **harmless)
         assert "trial 1 of passing done" in output and "study passing closed" in output
         for variables in ENCODINGS:
             output = hpo(home, "trials", "--study", "passing", folder=folder, **variables)
             assert "passing" in output
         assert (folder / "mlruns" / "meta.yaml").read_text() == "of somebody else\n"
+        assert "Stopped" in hpo(home, "down", folder=folder, PATH="")
     finally:
         serving.erase(settings.read({"HPO_HOME": str(home)}))
+
+
+@pytest.mark.acceptance
+@pytest.mark.long
+def test_everything_is_listed_checked_and_reported_in_any_encoding(shell, data, tmp_path):
+    study = cells.study(tmp_path, "spelled", data=data, epochs=2, rates="[1e-3]")
+    lines = study.read_text().splitlines()
+    lines = [line if not line.startswith("description") else 'description = "größer: R² µm"' for line in lines]
+    study.write_text("\n".join(lines), encoding="utf-8")
+    shell.hpo("run", "--study", study)
+    listings = [["trials", "--study", "spelled"], ["studies"], ["show", "spelled"]]
+    for place, variables in enumerate(ENCODINGS):
+
+        def printed(*words: object, variables: dict[str, str] = variables) -> str:
+            command = [*shell.PROGRAM, *map(str, words)]
+            done = subprocess.run(command, env=shell.environment | variables, capture_output=True, timeout=PATIENCE)
+            output = (done.stdout + done.stderr).decode(errors="replace")
+            assert done.returncode == 0 and "Traceback" not in output, (words, variables, output)
+            return output
+
+        for words in listings:
+            assert "spelled" in printed(*words)
+        assert "Healthy" in printed("doctor", "--study", "spelled") and "MLflow: " in printed("status")
+        assert "usage: hpo" in printed("--help") and "good" in printed("data", "check", data)
+        assert "Plan of spelled" in printed("run", "--study", study, "--dry-run")
+        printed("report", "--study", "spelled", "-o", tmp_path / f"report-{place}")
+        assert "R²" in (tmp_path / f"report-{place}" / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
