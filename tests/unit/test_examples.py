@@ -2,18 +2,15 @@
 
 import importlib.util
 import re
-import threading
 
 import numpy as np
 import pytest
-import records
+import trained
 from places import ROOT
 
 from data_pipeline.dataset import load
-from data_pipeline.npz import save_npz
 from hpo.cli.main import main
 from hpo.operations.predict import predict
-from hpo.worker import protocol, train_trial
 
 EXAMPLES = ROOT / "examples"
 IMAGES = {
@@ -71,21 +68,7 @@ def test_the_stated_symmetries_of_the_fibres_are_those_of_the_solver(make):
 def test_an_example_goes_from_check_to_predict(name, tmp_path, capsys):
     assert main(["data", "check", str(EXAMPLES / name)]) == 0
     data = load(EXAMPLES / name)
-    save_npz(data, tmp_path / "set.npz")
-    request = protocol.Train(
-        spec=records.spec(
-            model={"family": "cnn", "filters": 4, "kernel_size": 3, "dropout": 0.0},
-            training={"epochs": 20, "threads": 1, "augmentation": "symmetry" if data.symmetries else "none"},
-        ),
-        data=tmp_path / "set.npz",
-        checkpoint=None,
-        start=None,
-        folder=tmp_path / "trial",
-        cache=tmp_path / "cache",
-        device="cpu",
-        checkpoint_interval=60.0,
-    )
-    ended = train_trial.train(request, lambda message: None, threading.Event())
+    ended = trained.network(data, tmp_path, epochs=20)
     assert ended.best_val_nmse < 0.7  # of the variance: it has learned
     frame = predict(tmp_path / "trial" / "model", [EXAMPLES / name / IMAGES[name]])
     assert np.isfinite(frame.iloc[0, 1:].to_numpy(np.float64)).all() and frame["image"][0].endswith(IMAGES[name])
