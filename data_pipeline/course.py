@@ -30,7 +30,7 @@ def is_course(folder: Path) -> bool:
     """Return whether a folder has images `r_….png`, or none, and a table of ten columns without a header or with the
     course's name. One that cannot be read counts: then the form is the one that a message describes."""
     try:
-        entries = os.listdir(folder)
+        entries = [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError:
         return True
     others = any(Path(name).suffix.lower() not in (".csv", ".png", ".toml") for name in entries)
