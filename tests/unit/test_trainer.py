@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import records
 import torch
+import trained
 
 from data_pipeline import dataset, npz
 from hpo.operations.predict import predict
@@ -68,21 +69,7 @@ PREDICTED = {  # case: what a user gives to `hpo predict`, and the first image o
 def test_a_model_predicts_the_same_from_the_folder_as_from_the_data_set(tmp_path, case):
     folders.CASES[case](tmp_path)
     data = dataset.load(tmp_path)
-    npz.save_npz(data, tmp_path / "set.npz")
-    request = protocol.Train(
-        spec=records.spec(
-            model={"family": "cnn", "filters": 2, "kernel_size": 3, "dropout": 0.0},
-            training={"epochs": 1, "threads": 1},
-        ),
-        data=tmp_path / "set.npz",
-        checkpoint=None,
-        start=None,
-        folder=tmp_path / "trial",
-        cache=tmp_path / "cache",
-        device="cpu",
-        checkpoint_interval=60.0,
-    )
-    train_trial.train(request, lambda message: None, threading.Event())
+    trained.network(data, tmp_path, epochs=1)
     model, _ = bundle.load(tmp_path / "trial" / "model")
     given, index = PREDICTED[case]
     frame = predict(tmp_path / "trial" / "model", [tmp_path / given])
