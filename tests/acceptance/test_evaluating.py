@@ -14,24 +14,12 @@ from hpo.tracking import foreign
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
-STUDY = """
-[model]
-family = "cnn"
-kernel_size = 3
-dropout = 0.0
-[space]
-filters = [2, 4]
-[training]
-epochs = 3
-batch_size = 8
-"""
-
 
 def test_a_model_is_evaluated_by_alias_version_and_folder(shell, tmp_path):
     data, study, page = tmp_path / "steel", tmp_path / "steel-evaluated.toml", tmp_path / "page.html"
     data.mkdir()
     folders.phases(data)
-    study.write_text(STUDY)
+    study.write_text(folders.STUDY.format(epochs=3))
     shell.hpo("run", "--study", study, "--data", data)
     shell.hpo("download", tmp_path / "champion")
     everything = load(data)

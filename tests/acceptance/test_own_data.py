@@ -13,18 +13,6 @@ from data_pipeline.split import split
 
 pytestmark = pytest.mark.acceptance
 
-STUDY = """
-[model]
-family = "cnn"
-kernel_size = 3
-dropout = 0.0
-[space]
-filters = [2, 4]
-[training]
-epochs = 2
-batch_size = 8
-"""
-
 
 def test_phases_in_colours_with_two_targets_of_two_units_go_from_check_to_predict(shell, tmp_path):
     data = tmp_path / "steel"
@@ -35,7 +23,7 @@ def test_phases_in_colours_with_two_targets_of_two_units_go_from_check_to_predic
     (data / "results.csv").write_text("\n".join([f"{table[0]};k (md) [m²]", *more]))
     (data / "dataset.toml").write_text('transform = {"k md" = "log10"}\n')
     study = tmp_path / "steel-first.toml"
-    study.write_text(STUDY)
+    study.write_text(folders.STUDY.format(epochs=2))
     assert "5 channels, phases" in shell.hpo("data", "check", data)
     output = shell.hpo("run", "--study", study, "--data", data)
     assert "16 x 16 pixels, 5 channels; 16 / 4 / 4 images for training / validation / test" in " ".join(output.split())
@@ -56,7 +44,7 @@ def test_targets_with_gaps_go_from_check_to_predict(shell, tmp_path):
     folders.missing(data)
     (data / "dataset.toml").write_text('missing = "mask"\ntransform = {t31 = "log10"}\n')
     study = tmp_path / "gaps-first.toml"
-    study.write_text(STUDY)
+    study.write_text(folders.STUDY.format(epochs=2))
     assert "missing t7 8, log10 t31 8 of 24 labels" in " ".join(shell.hpo("data", "check", data).split())
     output = shell.hpo("run", "--study", study, "--data", data, "--epochs", "60")
     rows = [[cell.strip() for cell in line.split("│")] for line in output.splitlines()]
@@ -90,7 +78,7 @@ def test_a_number_beside_the_image_goes_from_check_to_predict_and_to_plain_mlflo
     (data / "tests.csv").write_text("\n".join(["sample image;R;strength [MPa]", *lines]) + "\n")
     (data / "dataset.toml").write_text('inputs = ["R"]\n')
     study = tmp_path / "fatigue-first.toml"
-    study.write_text(STUDY.replace("epochs = 2", "epochs = 40\nlearning_rate = 3e-3"))
+    study.write_text(folders.STUDY.format(epochs="40\nlearning_rate = 3e-3"))
     assert "inputs   numbers that the networks see beside the image" in shell.hpo("data", "check", data)
     output = shell.hpo("run", "--study", study, "--data", data)
     assert "targets strength in MPa; inputs beside the image: R" in " ".join(output.split())

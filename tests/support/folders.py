@@ -10,6 +10,18 @@ from PIL import Image
 N, SIZE = 24, 16
 COURSE = ("C11", "C22", "C33", "C12", "C23", "C13", "C44", "C55", "C66")
 
+STUDY = """
+[model]
+family = "cnn"
+kernel_size = 3
+dropout = 0.0
+[space]
+filters = [2, 4]
+[training]
+epochs = {epochs}
+batch_size = 8
+"""  # of any folder here
+
 
 def cells(n: int = N, size: int = SIZE, *, seed: int = 0, phases: int = 2) -> np.ndarray:
     """Return labels 0..phases-1 of random cells (n, size, size) uint8; the share of phase 0 differs."""
