@@ -126,6 +126,19 @@ def test_everything_is_listed_checked_and_reported_in_any_encoding(shell, data, 
         assert "R²" in (tmp_path / f"report-{place}" / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.acceptance
+@pytest.mark.long
+def test_a_home_whose_path_has_800_characters_works(tmp_path: Path):
+    home = tmp_path.joinpath(*["long" * 50] * 4, "home")
+    home.parent.mkdir(parents=True)
+    try:
+        hpo(home, "up", folder=tmp_path)
+        assert "MLflow: " in hpo(home, "status", folder=tmp_path)
+        assert "Stopped" in hpo(home, "down", folder=tmp_path)
+    finally:
+        serving.erase(settings.read({"HPO_HOME": str(home)}))
+
+
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator:
     """Run a command that is refused, with these variables; return its message."""
