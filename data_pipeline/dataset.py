@@ -46,6 +46,7 @@ class Dataset:
     description: Description
     symmetries: Mapping[str, tuple[int, ...]]  # move of the image -> order of the k targets, see symmetry.Order
     given_split: Split | None = None  # None: the source study's
+    groups: tuple[str, ...] | None = None  # of each image
     inputs: np.ndarray | None = None  # (n, m) float64, numbers beside the images
     input_names: tuple[str, ...] = ()  # m
 
@@ -145,7 +146,6 @@ class Understanding:
     dataset: Dataset | None  # None if there are questions or errors
     rows: tuple[str, ...] = ()  # where the labels of each image stand
     greys: str = ""  # what the pixels are in the files
-    groups: tuple[str, ...] | None = None  # of each image
     notes: Notes
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class Understanding:
                 "channels": data.images.shape[1],
                 "size": list(data.images.shape[2:]),
                 "levels": self.greys,
-                "groups": None if self.groups is None else list(self.groups),
+                "groups": None if data.groups is None else list(data.groups),
                 "split": {name: getattr(data.split, name).tolist() for name in ("train", "validation", "test")}
                 if len(data.images) >= 4
                 else None,
@@ -231,12 +231,11 @@ def understand(folder: Path, *, image_size: int | None = None, like: Layout | No
         description=replace(described, unit=unit, layout=layout),
         symmetries=_of_shape(symmetries, reading.images.shape),
         given_split=reading.split,
+        groups=columns.groups,
         inputs=columns.inputs if columns.input_names else None,
         input_names=columns.input_names,
     )
-    understood = Understanding(
-        folder=folder, dataset=data, rows=reading.rows, greys=reading.greys, groups=columns.groups, notes=notes
-    )
+    understood = Understanding(folder=folder, dataset=data, rows=reading.rows, greys=reading.greys, notes=notes)
     return _extended(understood, image_size) if like is None else understood
 
 
@@ -249,7 +248,7 @@ def _extended(understood: Understanding, image_size: int | None) -> Understandin
     try:
         if description.read(folder, []).layout.extends is not None:
             raise SplitProblem(f"extends: {name} extends another data set itself. Name that one.")
-        if understood.groups or data.given_split:
+        if data.groups or data.given_split:
             raise SplitProblem("extends: expected neither groups nor a given split beside it.")
         earlier = load(folder, image_size=image_size)
         keys, earlier_keys = (_keys(both) for both in (data, earlier))

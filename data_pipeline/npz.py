@@ -38,6 +38,8 @@ def save_npz(dataset: Dataset, path: Path) -> None:
     }
     if dataset.given_split is not None:
         facts["split"] = {name: getattr(dataset.given_split, name).tolist() for name in _SIDES}
+    if dataset.groups is not None:
+        facts["groups"] = dataset.groups
     arrays = {"pixels": dataset.pixels(), "targets": dataset.targets.astype("<f8")}
     if dataset.inputs is not None:
         facts["input_names"] = dataset.input_names
@@ -134,6 +136,9 @@ def _dataset(pixels: np.ndarray, targets: np.ndarray, text: str, inputs: np.ndar
         raise ValueError(f"inputs for {n} images and {len(input_names)} names stated, found others")
     if inputs is not None and not np.isfinite(inputs).all():
         raise ValueError("inputs that are not finite")
+    groups = facts.get("groups")
+    if groups is not None and (len(groups) != n or not all(isinstance(group, str) for group in groups)):
+        raise ValueError(f"groups of {n} images stated, found others")
     return Dataset(
         inputs=inputs,
         input_names=tuple(input_names),
@@ -144,6 +149,7 @@ def _dataset(pixels: np.ndarray, targets: np.ndarray, text: str, inputs: np.ndar
         description=description,
         symmetries={name: tuple(order) for name, order in facts["symmetries"].items()},
         given_split=_split(facts["split"], n) if "split" in facts else None,
+        groups=None if groups is None else tuple(groups),
     )
 
 

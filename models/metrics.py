@@ -1,6 +1,6 @@
 """Scores of predictions, and the baseline predictors that every model is compared with (numpy only)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -106,6 +106,29 @@ def scores_of_part(
         alone = scores(values[:, None], true[name][:, None], train_variance=variance)
         unit[name] = {"rmse": None if alone.mse is None else alone.mse**0.5, "nrmse": alone.nrmse, "r2": alone.r2}
     return replace(scores(predictions, targets, train_variance=moments(learned)[1]), in_unit=unit)
+
+
+def mean_of(folds: Sequence[Scores]) -> Scores:
+    """Return the mean of the scores of each fold; None where one of them is None. "n" is a sum."""
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        present = [value for value in values if value is not None]
+        return sum(present) / len(values) if len(present) == len(values) else None
+
+    per_target = {
+        name: [mean(values) for values in zip(*(fold.per_target[name] for fold in folds), strict=True)]
+        for name in folds[0].per_target
+        if name in SCORES
+    }
+    counts = [fold.per_target["n"] for fold in folds if "n" in fold.per_target]
+    if len(counts) == len(folds):
+        per_target["n"] = [sum(filter(None, values)) for values in zip(*counts, strict=True)]
+    in_unit = {
+        name: {score: mean([fold.in_unit[name][score] for fold in folds]) for score in scores}
+        for name, scores in folds[0].in_unit.items()
+    }
+    means = {name: mean([getattr(fold, name) for fold in folds]) for name in SCORES}
+    return Scores(**means, per_target=per_target, in_unit=in_unit)
 
 
 def moments(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

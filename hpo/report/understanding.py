@@ -45,8 +45,8 @@ def _show(understood: Understanding, data: Dataset) -> None:
         _line("inputs", "numbers that the networks see beside the image")
         for name, column in zip(data.input_names, data.inputs.T, strict=True):
             _column(name, data.input_units.get(name, ""), column)
-    if understood.groups:
-        _line("groups", f"{len(set(understood.groups))}, of which none is on two sides of the split")
+    if data.groups:
+        _line("groups", f"{len(set(data.groups))}, of which none is on two sides of the split")
     if count >= SMALLEST:
         parts = data.split
         _line("split", f"{len(parts.train)} training, {len(parts.validation)} validation, {len(parts.test)} test")

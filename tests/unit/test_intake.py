@@ -101,9 +101,8 @@ def test_a_missing_validation_part_is_drawn_from_the_training_part(tmp_path):
 
 def test_no_group_is_on_two_sides_of_the_split(tmp_path):
     folders.simulations(tmp_path)
-    understood = good(tmp_path)
-    groups = np.array(understood.groups)
-    data = understood.dataset
+    data = good(tmp_path).dataset
+    groups = np.array(data.groups)
     sides = [set(groups[part]) for part in (data.split.train, data.split.validation, data.split.test)]
     assert list(map(len, sides)) == [4, 1, 1] and len(set.union(*sides)) == 6
 
