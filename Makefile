@@ -55,11 +55,11 @@ $(VENV)/ready:
 
 # Which build of PyTorch that is, and TORCH=cpu, default or PATH: docs/how-to/install.md.
 $(VENV)/installed: pyproject.toml $(AGAIN) | $(VENV)/ready
-	@$(BIN)/python hpo/launch/install.py
+	@$(BIN)/python install.py
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml $(AGAIN) | $(VENV)/ready
-	@$(BIN)/python hpo/launch/install.py --extra dev
+	@$(BIN)/python install.py --extra dev
 	@touch $@ $(VENV)/installed
 
 FORCE:

@@ -197,13 +197,12 @@ def record(*names: str) -> dict[str, float]:
     """Claim and record all trials of studies; the first one that was trained is the template, else one is made up."""
     from hpo.operations.connection import connect
     from hpo.search import sampling
-    from hpo.study import restore
 
     taken = dict.fromkeys(("claim", "record", "Optuna"), 0.0)
     with connect(mlflow=False) as connection:
         queue, store = connection.queue, sampling.storage(connection.services.database_url)
         for name in names:
-            study = restore(name, queue.study(name).spec)
+            study = queue.study(name).specification
             template = next((job for job in queue.jobs(name) if job.state == State.DONE), None)
             epochs = int(study.training["epochs"])
             made_up = [(n, {"train/nmse": 1.0, "val/nmse": 1.0, "seconds": 0.1}) for n in range(1, epochs + 1)]

@@ -73,7 +73,7 @@ def _show_plan(estimate: Estimate, console: Console) -> None:
         for measured in estimate.configurations
     ]
     tables.print_table(console, Table(title=f"Plan of {plan.name}: {_title(estimate)}", columns=columns, rows=rows))
-    if study.pruner["name"] != "none":
+    if study.is_pruned:
         console.print("The pruner ends some of them earlier; the time below takes each to its end.")
 
 

@@ -132,7 +132,7 @@ def _details(details: "api.Details") -> dict[str, Any]:
         "command": details.row.facts.command,
         "file": details.file,
         "changed": details.changed,
-        "settings": details.row.spec,
+        "settings": details.row.canonical,
         "data": details.row.facts.data.uri,
         "links": details.links,
         "result": closing and closing.to_json(),

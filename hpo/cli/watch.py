@@ -88,8 +88,9 @@ class Terminal(Watch):
 
 def print_head(console: Console, study: Begun | Details) -> None:
     """Print what a study is, and where MLflow shows it."""
-    row, bare = study.row, ", NOT PRETRAINED" if study.study.at_random else ""
-    text = f"Study {row.name}: {study.study.trials} trials, data set {row.facts.data.name}, seed {study.study.seed}"
+    row, planned = study.row, study.row.specification
+    bare = ", NOT PRETRAINED" if planned.at_random else ""
+    text = f"Study {row.name}: {planned.trials} trials, data set {row.facts.data.name}, seed {planned.seed}"
     console.print(f"{text}{bare}.")
     facts, (channels, height, width) = row.facts.data, row.facts.data.image_shape
     names = ", ".join(facts.target_names[:TARGETS]) + (", …" if len(facts.target_names) > TARGETS else "")

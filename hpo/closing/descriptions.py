@@ -87,9 +87,9 @@ def _choice(study: StudyRow, job: Job) -> str:
     text = ""
     if (origin := job.spec.best_of) is not None:
         text = f"The point is that of trial {origin.trial} of {origin.study}. "
-    if study.spec.get("repeats", 1) > 1:
+    if (repeats := study.specification.repeats) > 1:
         text += (
-            f"It is trained with {study.spec['repeats']} seeds: of points the mean of their validation NMSE decides "
+            f"It is trained with {repeats} seeds: of points the mean of their validation NMSE decides "
             f"(tag {champion.POINT}), of the point's networks the lowest (tag {champion.OWN})."
         )
     return f"{text.strip()}\n\n" if text else ""

@@ -11,7 +11,7 @@ from hpo.operations.connection import connect
 from hpo.planning.preparation import folder_of
 from hpo.queue import Attempt, Job, StudyRow
 from hpo.report import names
-from hpo.study import Study, differences, file_name, load, restore
+from hpo.study import differences, file_name, load
 from hpo.tracking import experiments
 from hpo.tracking.client import Tracker
 
@@ -23,7 +23,6 @@ class Details:
     """A planned study in full."""
 
     row: StudyRow
-    study: Study
     jobs: Sequence[Job]  # trials, repeats and the closing
     links: Mapping[str, str]  # name and URL of MLflow's pages about it
     file: str  # its study file
@@ -38,7 +37,6 @@ def show(study: str) -> Details:
         uri = row.facts.data.uri
         return Details(
             row=row,
-            study=restore(row.name, row.spec),
             jobs=connection.queue.jobs(row.name),
             links=links_of(connection.tracker, row),
             file=row.facts.file or file_name(row.name),
@@ -73,10 +71,10 @@ def _changed(row: StudyRow) -> dict[str, tuple[Any, Any]] | None:
         data_digest=data.digest,
         split_digest=data.split,
         weights=defaultdict(str),
-        phases=row.spec.get("phases"),
+        phases=row.canonical.get("phases"),
     )
     there, here = (
         {key: value for key, value in spec.items() if key not in FOLLOWED} | {"data.path": path}
-        for spec, path in ((canonical, original.data_path), (row.spec, data.uri))
+        for spec, path in ((canonical, original.data_path), (row.canonical, data.uri))
     )
     return differences(there, here)

@@ -256,7 +256,7 @@ def _data_set(reconciler: Reconciler, settings: Settings) -> Iterator[Finding]:
         try:
             dataset = load_npz(data_sets.download(reconciler.tracker, row.name, row.facts, Path(folder)))
         except ServiceError as error:
-            here = data_sets.copy_here(settings.home, row.facts.data, row.spec["data"]["image_size"])
+            here = data_sets.copy_here(settings.home, row.facts.data, row.specification.image_size)
             yield Finding(
                 "files",
                 str(error).partition(" `hpo doctor")[0].rstrip("."),

@@ -150,7 +150,7 @@ def _planned(plan: Plan, chosen: Settings) -> list[Job]:
         if row is None:
             return []
         if row.identity != plan.identity:
-            raise conflict(plan.name, row.spec, plan.canonical)
+            raise conflict(plan.name, row.canonical, plan.canonical)
         return [job for job in queue.jobs(plan.name) if job.kind == "trial"]
 
 

@@ -24,7 +24,6 @@ from hpo.report import document, names
 from hpo.report.evaluation import Evaluation
 from hpo.scores import champion
 from hpo.scores.tested import Tested
-from hpo.study import restore
 from hpo.text import first_line, for_markdown
 from hpo.tracking import data_sets as data_files
 from hpo.tracking import evaluations, experiments, foreign, registry
@@ -147,7 +146,7 @@ def _evaluated(title: str, files: Path, recorded: _Recorded | None, folder: Path
     except SpecError as error:
         raise ModelError(str(error)) from None
     if image_size is None and recorded is not None:
-        image_size = recorded.study.spec["data"]["image_size"]
+        image_size = recorded.study.specification.image_size
     data = labelled(spec, title, folder, image_size)
     images, _, *inputs = data.part(np.arange(len(data.images)))
     predictions = predicted(
@@ -226,7 +225,7 @@ def _logged(evaluation: Evaluation, recorded: _Recorded) -> Evaluation:
     tracker, job, study = recorded.connection.tracker, recorded.job, recorded.study
     assert job.result is not None
     data, experiment = evaluation.tested.dataset, study.facts.experiment_id
-    experiments.renew_views(tracker, experiment, restore(study.name, study.spec).columns)
+    experiments.renew_views(tracker, experiment, study.specification.columns)
     tags = {"hpo.study": job.study, "hpo.trial": job.number, "hpo.model": evaluation.model, "hpo.data": data.digest}
     with tempfile.TemporaryDirectory() as folder:
         page, numbers = Path(folder, "evaluation.html"), Path(folder, "evaluation.json")

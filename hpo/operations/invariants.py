@@ -98,7 +98,7 @@ def _same(job: Job, later: Job) -> bool:
 
 def _planned(reconciler: Reconciler, jobs: list[Job], seen: _Seen) -> Iterator[str]:
     best = reconciler.study.facts.best_of  # of fewer points than were asked for, if no more were trained to their end
-    planned = reconciler.study.spec["sampler"]["trials"] if best is None else len(best)
+    planned = reconciler.study.specification.trials if best is None else len(best)
     numbers = sorted({job.number for job in jobs if job.kind == "trial"})
     if numbers != list(range(planned)):
         yield f"expected the {planned} planned points in the queue, found {len(numbers)}"

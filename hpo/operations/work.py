@@ -26,7 +26,7 @@ from hpo.queue import ENDED, DatabaseLost, Job, Queue, State, Stop, StudyRow, re
 from hpo.report import winners
 from hpo.services import serving
 from hpo.services.serving import Services
-from hpo.study import Study, is_file, load_all, restore, shipped
+from hpo.study import Study, is_file, load_all, shipped
 from hpo.text import near_miss, utf8
 from hpo.tracking import data_sets
 from hpo.tracking.client import PAUSED
@@ -45,7 +45,6 @@ class Begun:
     """A study whose work begins."""
 
     row: StudyRow
-    study: Study
     queue: Queue
     links: Mapping[str, str]  # name and URL of MLflow's pages about it
     later: Sequence[Plan] = ()  # what follows it in the same run
@@ -219,7 +218,7 @@ def _run(
     plan = plans_left.pop(0)
     queue, tracker, chosen = connection.queue, connection.tracker, connection.settings
     row = plans.plan(plan, queue, tracker, chosen, connection.services.database_url)
-    study, image = plan.study, plan.folder / plan.dataset.names[0]
+    image = plan.folder / plan.dataset.names[0]
     del plan  # its images may take a gigabyte, and the trainers have theirs
     queue.revive(row.name, trials=retry)
     if queue.resume(row.name):
@@ -227,7 +226,7 @@ def _run(
         tracker.set_tags(row.facts.study_run_id, {PAUSED: ""})
     links = links_of(tracker, row)
     place = _place(queue, row, compute, watch) if request is None else CPU
-    watch.begin(Begun(row=row, study=study, queue=queue, links=links, later=tuple(plans_left)))
+    watch.begin(Begun(row=row, queue=queue, links=links, later=tuple(plans_left)))
     if request is None:
         outcome = _work(connection, row, compute, place, Limits(), None, watch)
     else:
@@ -257,7 +256,7 @@ def _work(
 ) -> Outcome:
     """Be a worker of a planned study until it is closed, the worker is stopped, or it reaches a limit."""
     chosen, services = connection.settings, connection.services
-    count = compute.count(chosen, restore(row.name, row.spec).threads, place)
+    count = compute.count(chosen, row.specification.threads, place)
     worker = Worker(
         chosen,
         services.database_url,
@@ -318,7 +317,7 @@ def worker(
             if limits.seconds is not None:
                 limits = replace(limits, seconds=max(0.0, limits.seconds - (time.monotonic() - begin)))
             place = _place(connection.queue, row, compute, watch)
-            watch.begin(Begun(row=row, study=restore(row.name, row.spec), queue=connection.queue, links={}))
+            watch.begin(Begun(row=row, queue=connection.queue, links={}))
             outcome = _work(connection, row, compute, place, limits, stops, watch)
             if outcome.closed and connection.queue.closing_state(study) == State.DEAD:
                 raise ServiceError(

@@ -39,7 +39,7 @@ def _ranked(ready: Plan, queue: Queue, key: str, what: str) -> list[Job]:
     first, name = ready.canonical[key], earlier_name(ready, key)
     rows = {row.name: row for row in queue.studies()}
     if name in rows and rows[name].identity != study.digest(first["spec"]):
-        raise study.conflict(name, rows[name].spec, first["spec"])
+        raise study.conflict(name, rows[name].canonical, first["spec"])
     jobs = [job for job in queue.jobs(name) if job.kind == "trial"] if name in rows else []
     left = sum(job.state in (State.WAITING, State.RUNNING) for job in jobs)
     if left or not jobs:

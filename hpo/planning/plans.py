@@ -47,7 +47,7 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
                 "first."
             )
         if row is not None and row.identity != ready.identity:
-            raise study.conflict(ready.name, row.spec, ready.canonical)
+            raise study.conflict(ready.name, row.canonical, ready.canonical)
         if row is not None and row.facts.planned:
             if (row.facts.claims or ()) != ready.study.claims:  # they may change, for they move no number
                 queue.amend_facts(row.name, {"claims": [claim.to_dict() for claim in ready.study.claims]})
@@ -59,7 +59,7 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         owner = queue.database_id()
         with experiments.undone_on_failure(tracker, ready.name, owner=owner):
             facts = _track(ready, facts, tracker, settings, owner)
-        row = StudyRow(name=ready.name, identity=ready.identity, spec=ready.canonical, facts=facts)
+        row = StudyRow(name=ready.name, identity=ready.identity, canonical=ready.canonical, facts=facts)
         queue.put_study(row)
         with queue.lock("optuna"):  # Optuna makes its tables without a lock of its own
             store = sampling.storage(database_url)

@@ -171,7 +171,7 @@ def stored(row: StudyRow, dataset: Dataset) -> Plan:
     """Return the plan of a study that is planned already, from what the database keeps of it and its data set."""
     facts, uri = row.facts, row.facts.data.uri
     chosen = replace(
-        study.restore(row.name, row.spec),
+        row.specification,
         description=facts.description,
         claims=facts.claims or (),
         data_path=uri,
@@ -184,7 +184,7 @@ def stored(row: StudyRow, dataset: Dataset) -> Plan:
         folder=folder_of(uri),
         dataset=dataset,
         split=dataset.split,
-        canonical=row.spec,
+        canonical=row.canonical,
         identity=row.identity,
         weights=facts.weights or {},
     )

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 from sqlalchemy import RowMapping
 
 from hpo.queue.closing_result import ClosingResult
 from hpo.records import Record
+from hpo.study import Study, restore
 from hpo.study.records import Scores, StudyFacts, TrialSpec
 from hpo.text import point_text
 
@@ -171,12 +173,17 @@ class StudyRow:
 
     name: str
     identity: str
-    spec: dict[str, Any]  # the canonical specification: `hpo.study.restore` reads it
+    canonical: dict[str, Any]  # the specification's canonical form, which the identity stands for
     facts: StudyFacts
     created_at: float = 0.0  # seconds since 1970, server clock
     stops: int = 0  # how often its workers were asked to leave
     deleting: bool = False  # a deletion has begun
     paused: str | None = None  # why nobody claims a trial of it
+
+    @cached_property
+    def specification(self) -> Study:
+        """The specification that was planned."""
+        return restore(self.name, self.canonical)
 
 
 class Pace(NamedTuple):

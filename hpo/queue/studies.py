@@ -32,12 +32,12 @@ class Studies(Database):
                 {
                     "name": row.name,
                     "identity": row.identity,
-                    "spec": as_json(row.spec),
+                    "spec": as_json(row.canonical),
                     "facts": as_json(row.facts.to_json()),
                 },
             )
         if found is None:
-            raise conflict(row.name, self.study(row.name).spec, row.spec)
+            raise conflict(row.name, self.study(row.name).canonical, row.canonical)
 
     def amend_facts(self, name: str, facts: Mapping[str, Any]) -> None:
         """Add to a study's facts, or change some."""
@@ -60,8 +60,8 @@ class Studies(Database):
         with self._transaction() as connection:
             rows = connection.execute(
                 text("""
-                    SELECT name, identity, spec, facts, extract(epoch FROM created_at)::float8 AS created_at, stops,
-                        deleting, paused
+                    SELECT name, identity, spec AS canonical, facts, stops, deleting, paused,
+                        extract(epoch FROM created_at)::float8 AS created_at
                     FROM hpo.study ORDER BY study.created_at
                 """)
             )

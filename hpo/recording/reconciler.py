@@ -18,7 +18,7 @@ from hpo import crash
 from hpo.machine import environment
 from hpo.queue import FREEZE_LIMIT, DatabaseLost, Job, Judged, Queue, State, StudyRow, TrialResult
 from hpo.search import sampling
-from hpo.study import provenance, restore
+from hpo.study import provenance
 from hpo.study.records import Scores
 from hpo.text import first_line
 from hpo.tracking import foreign, logged_models
@@ -65,7 +65,7 @@ class Reconciler:
         with self._alone(job), self.queue.frozen(job) as same:
             if same:
                 if job.spec is not None and job.config is None:  # the worker whose sampler chose it may have died since
-                    planned = restore(self.study.name, self.study.spec)
+                    planned = self.study.specification
                     sampling.tell(self.store, planned, job, job.spec.point)
                 sampling.update_trial(self.store, self.study.name, self._seen(job), self._repeats(job))
         if same and run_id is not None and job.state in (State.DONE, State.DIVERGED, State.PRUNED, State.CANCELLED):
@@ -119,13 +119,13 @@ class Reconciler:
 
     def _alone(self, job: Job) -> AbstractContextManager[object]:
         """Serialise the updates of one configuration, so that the last writer has seen every repeat."""
-        if self.study.spec.get("repeats", 1) == 1:
+        if self.study.specification.repeats == 1:
             return nullcontext()
         return self.queue.lock(f"show.{job.study}.{job.number}", patience=FREEZE_LIMIT)
 
     def _repeats(self, job: Job) -> list[Job]:
         """Return all jobs of this one's configuration."""
-        if self.study.spec.get("repeats", 1) == 1:
+        if self.study.specification.repeats == 1:
             return [job]
         return self.queue.repeats(self.study.name, job.number)
 
@@ -198,7 +198,7 @@ class Reconciler:
 
     def _seen(self, job: Job) -> Job:
         """Return the job as Optuna sees it: where nothing is pruned all epochs count as judged, of the first repeat."""
-        is_judged = "pruner" in self.study.spec or job.repeat > 0
+        is_judged = self.study.specification.is_pruned or job.repeat > 0
         return job if is_judged else replace(job, judged=Judged(epoch=job.epochs))
 
     def answers(self) -> bool:

@@ -143,7 +143,7 @@ def _identity(study: StudyRow, job: Job) -> Values:
     values = {
         "study": job.study,
         "trial": job.number,
-        "repeat": job.repeat if study.spec.get("repeats", 1) > 1 else None,
+        "repeat": job.repeat if study.specification.repeats > 1 else None,
         "config": job.config,
         "point": point_text(job.spec.point) if job.spec else None,
         "weights": provenance(job.spec.model) if job.spec else None,
@@ -254,9 +254,9 @@ def _score_sections(
     """Return the sections of `means` of the validation split, and of the scores on both splits, if any."""
     return {
         "validation split": means,
-        "validation, by component": _components("best_val", validation, targets),
+        "validation, by target": _targets("best_val", validation, targets),
         TEST: _means("test", test),
-        "test, by component": _components("test", test, targets),
+        "test, by target": _targets("test", test, targets),
     }
 
 
@@ -265,7 +265,7 @@ def _means(prefix: str, scores: Scores | None) -> Values:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _components(prefix: str, scores: Scores | None, targets: Sequence[str]) -> Values:
+def _targets(prefix: str, scores: Scores | None, targets: Sequence[str]) -> Values:
     return {
         f"{prefix}_{name}/{target}": value
         for name in ("nmse", "r2")

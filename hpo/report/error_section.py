@@ -40,8 +40,8 @@ def against_volume_fraction(tested: Tested, predicted: np.ndarray) -> str:
     return f"{word} a cubic polynomial in the volume fraction (difference of the {tested.score} {ends})"
 
 
-def by_component(tested: Tested, scores: Mapping[str, Scores]) -> Iterator[Table]:
-    """Yield a table for each score: models and baseline predictors, by their titles, by component, and the mean."""
+def by_target(tested: Tested, scores: Mapping[str, Scores]) -> Iterator[Table]:
+    """Yield a table for each score: models and baseline predictors, by their titles, by target, and the mean."""
     titles = {"r2": "R²", "nrmse": "NRMSE", "rmse": f"RMSE in {tested.dataset.unit}", "mape": "MAPE"}
     for score, title in titles.items():
         records = []
@@ -53,7 +53,7 @@ def by_component(tested: Tested, scores: Mapping[str, Scores]) -> Iterator[Table
                 values, mean = own.per_target[score], getattr(own, score)
             named = zip([*tested.dataset.target_names, "mean"], [*values, mean], strict=True)
             records.append({"model": model} | {mark + name: value for name, value in named})
-        yield tables.of_records(records, name=f"components-{score}", title=f"{title} by component, {tested.name}")
+        yield tables.of_records(records, name=f"targets-{score}", title=f"{title} by target, {tested.name}")
     if any(own.in_unit for own in scores.values()):
         heads = {"r2": "R²", "nrmse": "NRMSE", "rmse": "RMSE"}
         records = [
@@ -62,13 +62,11 @@ def by_component(tested: Tested, scores: Mapping[str, Scores]) -> Iterator[Table
             for model, own in scores.items()
         ]
         title = f"With the transform undone, in the unit of the labels, {tested.name}"
-        yield tables.of_records(records, name="components-in-unit", title=title)
+        yield tables.of_records(records, name="targets-in-unit", title=title)
     if (missing := np.isnan(tested.truth)).any():
         labels = dict(zip(tested.dataset.target_names, (~missing).sum(axis=0).tolist(), strict=True))
-        title = f"Labels by component, {tested.name}: only these count"
-        yield tables.of_records(
-            [{"labels of": f"{len(missing)} cells"} | labels], name="components-labels", title=title
-        )
+        title = f"Labels by target, {tested.name}: only these count"
+        yield tables.of_records([{"labels of": f"{len(missing)} cells"} | labels], name="targets-labels", title=title)
 
 
 def errors(tested: Tested) -> Section:

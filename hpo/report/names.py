@@ -53,7 +53,7 @@ def trial(queue: Queue, study: StudyRow, rest: str) -> Job:
     jobs = [job for job in queue.jobs(study.name) if job.kind == "trial"]
     matches = [job for job in jobs if str(job.number) == number and repeat in ("", str(job.repeat))]
     if not matches:
-        last, repeats = max((job.number for job in jobs), default=0), study.spec.get("repeats", 1)
+        last, repeats = max((job.number for job in jobs), default=0), study.specification.repeats
         again = f", then perhaps / and a repeat of 0 to {repeats - 1}" if repeats > 1 else ""
         raise NotFound(
             f"The study {study.name} has no trial '{rest}': expected a number of 0 to {last}{again}. "

@@ -67,7 +67,7 @@ class Progress:
         return min(scored, key=lambda pair: pair[0], default=None)
 
     def epochs_planned(self, job: Job) -> int:
-        training = job.spec.training if job.spec else dict(self.study.spec["training"])
+        training = job.spec.training if job.spec else dict(self.study.specification.training)
         return int(training.get("epochs", 0))
 
     @property
@@ -79,8 +79,8 @@ class Progress:
             paces=self.paces,
             now=self.now,
             epochs=self.epochs_planned,
-            report_by=self.study.spec.get("report_by", ()),
-            pruner=self.study.spec.get("pruner", {}),
+            report_by=self.study.specification.report_by,
+            pruner=self.study.specification.pruner,
         )
 
     @property

@@ -39,7 +39,7 @@ T = TypeVar("T")
 def show_result(
     console: Console, study: StudyRow, jobs: list[Job], links: dict[str, str], *, program: str, image: str
 ) -> None:
-    """Print the result of a study whose trials have ended: the ten best configurations, the winner by component, what
+    """Print the result of a study whose trials have ended: the ten best configurations, the winner by target, what
     was promoted and why, and the next commands."""
     close = next((job for job in jobs if job.kind == "closing"), None)
     ended = close.closing if close is not None else None
@@ -95,10 +95,10 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
     ranked, repeats = ranking.ranked(jobs), ranking.repeats(jobs)
     planned = len({job.number for job in jobs if job.kind == "trial"})
     title = f"{study.name}: best {min(TOP, len(ranked))} of {planned} trials, scores on the validation split"
-    repeated = study.spec.get("repeats", 1) > 1
+    repeated = (times := study.specification.repeats) > 1
     if repeated:
         title += (
-            f"; each {study.spec['repeats']} times, NMSE as mean ± standard deviation, the others of the best repeat; "
+            f"; each {times} times, NMSE as mean ± standard deviation, the others of the best repeat; "
             "≈: within the spread of the first"
         )
     listed: list[Row] = []
@@ -139,12 +139,12 @@ def among_baselines(study: StudyRow, jobs: list[Job], listed: Sequence[T], basel
 
 
 def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
-    """Return the winner's scores on the test split, by component, beside the baseline predictors."""
+    """Return the winner's scores on the test split, by target, beside the baseline predictors."""
     winner = ended.winner
     assert winner is not None and ended.predictors is not None
     bare = "not pretrained" if winner.weights == "not pretrained" else ""
     roots, mean = rmse(winner.test)
-    columns: dict[str, list[float | None]] = {  # by component, and the mean
+    columns: dict[str, list[float | None]] = {  # by target, and the mean
         f"RMSE {study.facts.data.unit}": [*roots, mean],
         "NRMSE": [*winner.test.per_target["nrmse"], winner.test.nrmse],
         "R²": [*winner.test.per_target["r2"], winner.test.r2],
@@ -158,7 +158,7 @@ def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
     names = [*study.facts.data.target_names, "mean"]
     rows = [
         Row(
-            values={"component": name} | {head: values[index] for head, values in columns.items()},
+            values={"target": name} | {head: values[index] for head, values in columns.items()},
             rule=index == len(names) - 1,
         )
         for index, name in enumerate(names)
@@ -166,7 +166,7 @@ def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
     title = f"config {number(winner)}{in_brackets(point_text(winner.point), bare)} on the test split, opened once, "
     return Table(
         title=f"{title}{study.facts.data.sizes[2]} cells",
-        columns=[Column(name="component", left=True), *(Column(name=head) for head in columns)],
+        columns=[Column(name="target", left=True), *(Column(name=head) for head in columns)],
         rows=rows,
     )
 
@@ -178,10 +178,10 @@ def in_unit_table(ended: ClosingResult) -> Table:
     tested = {head: ended.predictors[name].test for head, name in baselines.items()}
     rows = []
     for name, scores in ended.winner.test.in_unit.items():
-        values = {"component": name, "RMSE": scores["rmse"], "NRMSE": scores["nrmse"], "R²": scores["r2"]}
+        values = {"target": name, "RMSE": scores["rmse"], "NRMSE": scores["nrmse"], "R²": scores["r2"]}
         values |= {head: test.in_unit[name]["r2"] if test and test.in_unit else None for head, test in tested.items()}
         rows.append(Row(values=values))
-    columns = [Column(name="component", left=True), *(Column(name=head) for head in list(rows[0].values)[1:])]
+    columns = [Column(name="target", left=True), *(Column(name=head) for head in list(rows[0].values)[1:])]
     return Table(title="The same with the transform undone, in the unit of the labels", columns=columns, rows=rows)
 
 
@@ -197,14 +197,14 @@ def trials_table(study: StudyRow, jobs: list[Job], *, sort: str = "score", top: 
         result = job.result if job.state == State.DONE else None
         values |= {"NMSE": result.best_val_nmse if result else "", "R²": result.validation.r2 if result else ""}
         rows.append(Row(values=values))
-    keys = ["number"] + ["repeat"] * (study.spec.get("repeats", 1) > 1)
+    keys = ["number"] + ["repeat"] * (study.specification.repeats > 1)
     keys += ["config"] * any(job.config not in (None, job.number) for job in trials)
     title = f"Trials of {study.name}" + (", not pretrained" if bare else "") + ", scores on the validation split"
     return Table(
         title=title + (f": {len(rows)} of {len(trials)}" if len(rows) < len(trials) else ""),
         columns=[
             *(Column(name=key, text=tables.cell_text) for key in keys),
-            *(Column(name=f"point.{name}", label=name, text=_in_short) for name, _ in study.spec["space"]),
+            *(Column(name=f"point.{name}", label=name, text=_in_short) for name in study.specification.space),
             Column(name="NMSE"),
             Column(name="R²"),
             Column(name="state", left=True),
@@ -228,7 +228,7 @@ def _in_short(value: Any) -> str:
 def in_order(study: StudyRow, jobs: list[Job], sort: str) -> list[Job]:
     """Return the trials in the order of `sort`. Raise SettingsError if there is no such order."""
     trials = sorted((job for job in jobs if job.kind == "trial"), key=lambda job: (job.number, job.repeat))
-    keys = ["score", *SORTS, *(name for name, _ in study.spec["space"])]
+    keys = ["score", *SORTS, *(name for name in study.specification.space)]
     if sort not in keys:
         raise SettingsError(f"--sort: expected one of {', '.join(keys)}, found '{sort}'.{near_miss(sort, keys)}")
     if sort == "score":

@@ -18,11 +18,11 @@ from models.metrics import Scores
 
 Record = dict[str, Any]
 SCORES_EXPLAINED = (
-    "NMSE: mean over the components of MSE / variance of the training labels; 0 is perfect, 1 is what the mean of "
-    "the training labels achieves. MSE: in the label's unit squared, mean over the components, so the largest "
-    "components make most of it. R²: against the mean of the split that is evaluated, mean over the components "
+    "NMSE: mean over the targets of MSE / variance of the training labels; 0 is perfect, 1 is what the mean of "
+    "the training labels achieves. MSE: in the label's unit squared, mean over the targets, so the largest "
+    "targets make most of it. R²: against the mean of the split that is evaluated, mean over the targets "
     "(those that vary there). NRMSE: RMSE / standard deviation of the training labels. MAPE: mean of "
-    "|error| / |label|, as a fraction (of components without a label of zero there). "
+    "|error| / |label|, as a fraction (of targets without a label of zero there). "
     "Baseline predictors: the mean of the training labels, and a cubic polynomial in the volume fraction, both "
     "fitted on the training split."
 )
@@ -61,16 +61,16 @@ def _summary(evidence: Evidence) -> list[str]:
     per_target = [
         (value, name)
         for value, name in zip(test.per_target["r2"], evidence.dataset.target_names, strict=True)
-        if value is not None  # a component that does not vary in the test split
+        if value is not None  # a target that does not vary in the test split
     ]
-    worst, component = min(per_target, default=(None, "none"))
+    worst, target = min(per_target, default=(None, "none"))
     all_vary = len(per_target) == len(test.per_target["r2"])
-    over = f"{len(per_target)} components" if all_vary else f"the {len(per_target)} components that vary there"
+    over = f"{len(per_target)} targets" if all_vary else f"the {len(per_target)} targets that vary there"
     ends = analysis.interval(evidence.tested.samples(first.predicted)["r2"])
     r2, low, high, least = (score_text(value, ".4f") for value in (test.r2, *ends, worst))
     return [
         f"Selected: {first.title}, with {first.entry.parameters:,} parameters. It explains {percent(test.r2)} "
-        f"of the variance of the labels (R² {r2}, 95 % interval {low} to {high}, mean over {over}; least {component}: "
+        f"of the variance of the labels (R² {r2}, 95 % interval {low} to {high}, mean over {over}; least {target}: "
         f"{least}). A cubic polynomial in the volume fraction alone explains {percent(cubic)}, the "
         f"mean of the training labels {percent(mean)}. The selected model is "
         f"{error_section.against_volume_fraction(evidence.tested, first.predicted)}.",
@@ -146,7 +146,7 @@ def _models(evidence: Evidence) -> Section:
         "of the registered model; a model that does not beat the mean has none.",
     )
     return Section(
-        title="The models", tables=[of_test, of_training, *error_section.by_component(evidence.tested, by_title)]
+        title="The models", tables=[of_test, of_training, *error_section.by_target(evidence.tested, by_title)]
     )
 
 

@@ -204,7 +204,7 @@ def _importances(closed: Closed) -> dict[str, float]:
 
 
 def _parameters(closed: Closed) -> list[str]:
-    return [name for name, _ in closed.row.spec["space"]]
+    return list(closed.row.specification.space)
 
 
 def _counter(closed: Closed) -> str:

@@ -99,5 +99,5 @@ def log_winners(tracker: Tracker, closed: list[Closed]) -> str:
         "comparison.txt": tables.text(winners_table(closed)),
     }
     results.attach(tracker, [study.facts.study_run_id for study, _ in closed], files)
-    searched = dict.fromkeys(name for study, _ in closed for name, _ in study.spec["space"])
+    searched = dict.fromkeys(name for study, _ in closed for name in study.specification.space)
     return experiments.comparison_link(tracker, [study.facts for study, _ in closed], ["model.family", *searched])

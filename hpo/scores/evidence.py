@@ -89,9 +89,9 @@ class Closed:
     ended: ClosingResult
     curves: dict[int, dict[str, dict[int, float]]]  # job id -> name of the score -> epoch -> value
 
-    @cached_property
+    @property
     def study(self) -> study.Study:
-        return study.restore(self.row.name, self.row.spec)
+        return self.row.specification
 
     @cached_property
     def points(self) -> list[tuple[Job, float]]:

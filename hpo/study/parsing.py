@@ -92,7 +92,7 @@ def _check_together(label: str, table: Mapping[str, Any], study: Study) -> None:
         raise StudyError(f"{label}: points: they are those of the study that best_of names, and there is none.")
     if study.multivariate and study.sampler != "tpe":
         raise StudyError(f"{label}: sampler.multivariate: only \"tpe\" has it, found sampler.name = '{study.sampler}'.")
-    if study.repeats > 1 and study.pruner["name"] != "none":
+    if study.repeats > 1 and study.is_pruned:
         raise StudyError(f"{label}: repeats and a pruner do not go together: every repeat of a point counts.")
     if len(study.start) > study.trials:
         raise StudyError(f"{label}: start: expected at most sampler.trials = {study.trials} points, found more.")

@@ -79,7 +79,7 @@ class Study:
             used["best_of"] = {"study": with_digits(self.best_of, digest(first)), "spec": first}
         if self.needs_phases():
             used["phases"] = phases
-        if self.pruner["name"] != "none":
+        if self.is_pruned:
             used["pruner"] = self.pruner
         if self.repeats > 1:
             used["repeats"] = self.repeats
@@ -102,6 +102,11 @@ class Study:
     def follows(self) -> "Study | None":
         """The study that has to be finished before this one."""
         return self.starts_from or self.best_of
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether a pruner may end its trials early."""
+        return bool(self.pruner["name"] != "none")
 
     @property
     def columns(self) -> list[str]:

@@ -46,7 +46,7 @@ def fill(queue: Queue, store: optuna.storages.RDBStorage, name: str, job_id: int
     if job is None or job.fence != fence or job.state != State.RUNNING:
         raise LeaseLost(name)
     row = queue.study(name)
-    planned = study.restore(name, row.spec)
+    planned = row.specification
     point = queue.point(job) or sampling.suggest(store, name, planned, job.number)
     while True:
         spec, cost = study.trial_spec(planned, row.identity, row.facts, point, config=None, repeat=job.repeat)

@@ -21,7 +21,7 @@ from hpo.recording.tasks import Tasks
 from hpo.search import sampling
 from hpo.search.pruning import Pruning
 from hpo.settings import Settings
-from hpo.study import restore, trial_spec
+from hpo.study import trial_spec
 from hpo.study.records import TrialSpec
 from hpo.tracking import data_sets
 from hpo.tracking.client import Tracker
@@ -62,7 +62,7 @@ class Worker:
         require_whole(self.row)
         if stops is not None:
             self.row = replace(self.row, stops=min(stops, self.row.stops))
-        self._database_url, self._study = database_url, restore(name, self.row.spec)
+        self._database_url, self._study = database_url, self.row.specification
         # The job's row is locked while Optuna is written: if somebody locks a table of Optuna, the lease must not wait.
         self._store = sampling.storage(database_url, patience=min(LOCK_PATIENCE, settings.lease / 3))
         self.tracker = Tracker(tracking_uri)  # of the recorder's thread, once that runs

@@ -52,7 +52,7 @@ def test_targets_with_gaps_go_from_check_to_predict(shell, tmp_path):
     assert [row[-2] for row in rows if row[1:2] == ["t7"]] == [str(labels)] and "nan" not in output
     shell.hpo("report", "-o", tmp_path / "report")
     report = (tmp_path / "report" / "report.md").read_text()
-    assert "Labels by component, test split" in report and "nan" not in report
+    assert "Labels by target, test split" in report and "nan" not in report
     shell.hpo("download", tmp_path / "champion")
     frame = pandas.read_csv(_csv(shell, tmp_path / "champion", data / "a1.png"))
     assert frame.shape == (1, 41) and frame.iloc[0, 1:].notna().all()

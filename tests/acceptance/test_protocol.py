@@ -152,7 +152,7 @@ def test_pretrained_weights_are_asked_for_brought_and_part_of_the_study(shell, i
     assert "not pretrained" not in hpo(*words).lower()
     (row,) = shell.queue.studies()
     (job,) = shell.trials(row.name)
-    assert row.spec["weights"] == {"densenet121": sha256_of(brought)}
+    assert row.canonical["weights"] == {"densenet121": sha256_of(brought)}
     assert job.spec.weights == WeightsFile(name=brought.name, sha256=sha256_of(brought))
     (run,) = runs(shell, row.name)
     assert run.data.params["weights.sha256"] == sha256_of(brought) and run.data.tags["hpo.weights"] == "ImageNet"

@@ -46,7 +46,7 @@ def planned(database_url, tracking_uri, data, tmp_path):
         home = settings.read({"HPO_HOME": str(tmp_path / "home")})
         row = plans.plan(prepare(chosen), queue, tracker, home, database_url)
         stores.append(sampling.storage(database_url))
-        return Reconciler(queue, tracker, stores[-1], row), study.restore(row.name, row.spec)
+        return Reconciler(queue, tracker, stores[-1], row), row.specification
 
     yield plan
     for store in stores:

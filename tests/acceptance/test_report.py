@@ -129,7 +129,7 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
     models = pandas.read_csv(report / "tables/models-test.csv").set_index("model")
     sizes = pandas.read_csv(report / "tables/models.csv").set_index("model")
     components = {
-        score: pandas.read_csv(report / f"tables/components-{score}.csv").set_index("model")
+        score: pandas.read_csv(report / f"tables/targets-{score}.csv").set_index("model")
         for score in ("r2", "nrmse", "rmse", "mape")
     }
     said = {"mean of the training labels": np.tile(data.targets[parts.train].mean(axis=0), (len(truth), 1))}

@@ -93,7 +93,7 @@ def test_two_runs_and_workers_at_once_train_no_point_twice(shell, data, workers)
     words += ("--set", "space.dropout=[0.2]")
     first = shell.start("run", "--study", "grid", *words, "--trainers", 1)
     study = shell.until(
-        lambda: next((row.name for row in shell.queue.studies() if row.spec["seed"] == seed), None), "plan"
+        lambda: next((row.name for row in shell.queue.studies() if row.specification.seed == seed), None), "plan"
     )
     shell.until(lambda: shell.queue.study(study).facts.planned, "the plan")
     others = [shell.start("worker", "--study", study, "--trainers", 1) for _ in range(workers)]

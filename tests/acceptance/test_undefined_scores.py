@@ -90,6 +90,6 @@ def test_networks_are_trained_recorded_closed_and_reported_without_them(folder, 
     shell.hpo("report", "--study", "zeros", "-o", tmp_path / "report")
     for table in (tmp_path / "report" / "tables").glob("*.json"):
         strict(table.read_text())
-    by_component = pandas.read_csv(tmp_path / "report" / "tables" / "components-r2.csv")
-    assert by_component["R² C66"].isna().all() and by_component["R² mean"].notna().all()
+    by_target = pandas.read_csv(tmp_path / "report" / "tables" / "targets-r2.csv")
+    assert by_target["R² C66"].isna().all() and by_target["R² mean"].notna().all()
     assert "Healthy" in shell.hpo("doctor", "--study", "zeros")

@@ -12,14 +12,13 @@ from hpo.queue import AttemptOutcome, NewJob, Queue
 from hpo.report import progress, tables
 from hpo.report.progress import Progress
 
-SPEC = records.spec(training={"epochs": 10})
+SPEC, CANONICAL = (of(training={"epochs": 10}) for of in (records.spec, records.canonical))
 
 
 def test_the_time_left_counts_trials_not_chosen_yet_and_those_that_end_early(database_url):
     with closing(Queue(database_url)) as queue:
         queue.install()
-        spec = {"space": [], "training": {"epochs": 10}}
-        queue.put_study(records.study_row("s", spec=spec))
+        queue.put_study(records.study_row("s", canonical=CANONICAL))
         slots = [NewJob(kind="trial", number=number, spec=None if number > 1 else SPEC) for number in range(6)]
         queue.put_jobs("s", slots)
         shown = Progress(queue, queue.study("s"))
@@ -49,7 +48,7 @@ def test_a_display_that_looks_again_shows_what_one_that_looks_first_shows(databa
     monkeypatch.setattr(progress, "OVERLAP", 0.5)  # seconds
     with closing(Queue(database_url)) as queue:
         queue.install()
-        queue.put_study(records.study_row("looks", spec={"space": [], "training": {"epochs": 10}}))
+        queue.put_study(records.study_row("looks", canonical=CANONICAL))
         trials = [NewJob(kind="trial", number=number, cost=9.0 - number, spec=SPEC) for number in range(6)]
         queue.put_jobs("looks", [*trials, NewJob(kind="closing", number=-1)])
         with queue.engine.begin() as connection:

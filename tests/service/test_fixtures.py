@@ -188,7 +188,7 @@ def test_restored_studies_have_the_specs_results_and_curves_that_were_stored(res
         curves.setdefault(row["job"], []).append((row["number"], row["metrics"]))
     for name, row in STUDIES.items():
         found = restored.queue.study(name)
-        assert (found.identity, found.spec) == (row["identity"], row["spec"])
+        assert (found.identity, found.canonical) == (row["identity"], row["spec"])
     for row in TRIALS:
         job = jobs(restored, row["study"])[row["number"], row["repeat"]]
         assert job.state == {"running": "waiting"}.get(row["state"], row["state"])

@@ -101,7 +101,7 @@ def test_the_best_configurations_are_those_of_finished_trials_also_after_a_crash
         store.engine.dispose()
         jobs = [(job.number, job.repeat) for job in queue.jobs(again) if job.kind == "trial"]
         assert sorted(jobs) == [(number, repeat) for number in range(3) for repeat in range(2)]
-        plain = study.restore(again, row.spec)
+        plain = row.specification
         spec, _ = study.trial_spec(plain, row.identity, row.facts, points[2], config=None, repeat=1)
         assert spec.seed == 2 and spec.best_of == SourceTrial(study=name, trial=2, run_id="run 2")
         assert spec.params().items() >= {"best_of.study": name, "best_of.trial": 2, "best_of.run_id": "run 2"}.items()

@@ -77,7 +77,7 @@ def held(shown):
 
 
 def of(shown: Reconciler) -> Tasks:
-    pruning = Pruning(shown.queue, shown.study.name, study.restore(shown.study.name, shown.study.spec))
+    pruning = Pruning(shown.queue, shown.study.name, shown.study.specification)
     return Tasks(shown, pruning, Path())
 
 

@@ -24,9 +24,25 @@ def facts(**changes: Any) -> StudyFacts:
     return StudyFacts(**{"data": DATA, "model_name": "model", "predictors": {}} | changes)
 
 
+def canonical(**changes: Any) -> dict[str, Any]:
+    """The canonical specification of a study with some values replaced."""
+    values = {
+        "data": {"digest": DATA.digest, "image_size": None},
+        "split": DATA.split,
+        "seed": 0,
+        "model": {"family": "cnn"},
+        "sampler": {"name": "grid", "trials": 1},
+        "space": [],
+        "training": {"epochs": 3},
+        "report_by": [],
+        "numerics": 1,
+    }
+    return values | changes
+
+
 def study_row(name: str, identity: str = "i", **changes: Any) -> StudyRow:
     """The row of a study that was not planned to its end."""
-    return StudyRow(**{"name": name, "identity": identity, "spec": {"space": []}, "facts": facts()} | changes)
+    return StudyRow(**{"name": name, "identity": identity, "canonical": canonical(), "facts": facts()} | changes)
 
 
 def spec(**changes: Any) -> TrialSpec:

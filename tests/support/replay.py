@@ -33,14 +33,14 @@ class Recorded:
     @property
     def row(self) -> StudyRow:
         trial = self._trials[0]
-        spec = {
-            "space": [[name, []] for name in trial["point"]],
-            "training": {"epochs": trial["planned"]},
-            "report_by": self.facts["report_by"],
-            "pruner": self.facts["pruner"],
-        }
+        canonical = records.canonical(
+            space=[[name, []] for name in trial["point"]],
+            training={"epochs": trial["planned"]},
+            report_by=self.facts["report_by"],
+            pruner={"name": "none"} | self.facts["pruner"],
+        )
         predictors = {name: SplitScores(validation=_scores(*scores)) for name, scores in BASELINES.items()}
-        return records.study_row(self.facts["study"], spec=spec, facts=records.facts(predictors=predictors))
+        return records.study_row(self.facts["study"], canonical=canonical, facts=records.facts(predictors=predictors))
 
     @property
     def _trials(self) -> list[dict[str, Any]]:

@@ -43,9 +43,9 @@ def test_missing_labels_stand_as_such_among_the_errors_and_count_in_none(tmp_pat
     assert lacking.values["t0"] is not None and "nan" not in repr(section)
     assert label.values["NRMSE"] == prediction.values["NRMSE"] < 10  # without the predictions of what is missing
     scores = everything.winners[0].entry.test
-    tables = {table.name: table for table in error_section.by_component(everything.tested, {"grid": scores})}
-    assert tables["components-labels"].rows[0].values["t7"] == (~np.isnan(truth[:, 7])).sum()
-    assert tables["components-rmse"].rows[0].values["t7"] == 1.0
+    tables = {table.name: table for table in error_section.by_target(everything.tested, {"grid": scores})}
+    assert tables["targets-labels"].rows[0].values["t7"] == (~np.isnan(truth[:, 7])).sum()
+    assert tables["targets-rmse"].rows[0].values["t7"] == 1.0
     samples = everything.tested.samples(everything.winners[0].predicted)
     assert all(np.isfinite(analysis.interval(samples[score])).all() for score in ("nmse", "mse", "nrmse", "mape"))
     assert everything.mean_nmse > 0

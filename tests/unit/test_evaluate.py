@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import folders
 import numpy as np
 import pytest
+import records
 import torch
 
 from data_pipeline.dataset import load
@@ -290,9 +291,7 @@ def test_scores_are_not_lost_when_mlflow_goes_away(steel, tmp_path, monkeypatch,
         raise ServiceError("no sound copy")
 
     connection = SimpleNamespace(settings=SimpleNamespace(home=tmp_path), tracker=None)
-    study = SimpleNamespace(
-        spec={"data": {"image_size": None}}, name="grid", facts=SimpleNamespace(model_name="m", models=())
-    )
+    study = records.study_row("grid")
     recorded = evaluate._Recorded(connection=connection, study=study, job=SimpleNamespace(run_id="r"))
     monkeypatch.setattr(evaluate, "connect", lambda: nullcontext(connection))
     monkeypatch.setattr(evaluate, "_of_folder", lambda *_: recorded)

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from hpo.launch import install
-from hpo.launch.install import Choice, InstallError, choose
+import install
+from install import Choice, InstallError, choose
 
 
 class Index:
