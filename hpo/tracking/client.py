@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import psycopg
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -63,7 +63,7 @@ class Races:
 class Tracker:
     """A connection to one MLflow server, its runs and their files; experiments and models have modules of their own.
 
-    Every method may raise TrackingUnavailable; use it from one thread.
+    Every method may raise TrackingUnavailable. Several threads may use it, for different runs.
     """
 
     def __init__(self, uri: str, *, timeout: int = 10) -> None:
@@ -193,12 +193,10 @@ class Tracker:
         double; tags that are too long are cut.
         """
         metrics = [
-            Metric(name, float(value), time_ms, epoch)
-            for epoch, time_ms, values in rows
-            for name, value in values.items()
+            (name, float(value), time_ms, epoch) for epoch, time_ms, values in rows for name, value in values.items()
         ]
-        words = [RunTag(tag, cut(str(value), foreign.LONGEST_RUN_TAG)) for tag, value in tags.items()]
-        self.client.log_batch(run_id, metrics=metrics, tags=words)
+        words = {tag: cut(str(value), foreign.LONGEST_RUN_TAG) for tag, value in tags.items()}
+        foreign.log_batch(self.uri, run_id, metrics, words)
 
     def log_summary(
         self, run_id: str, metrics: Mapping[str, float | None], *, timestamp_ms: int, step: int = 0

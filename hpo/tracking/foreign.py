@@ -9,10 +9,11 @@ version.
 import base64
 import importlib
 import json
+import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.mime_type_utils import _guess_mime_type
-from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
+from mlflow.utils.rest_utils import augmented_raise_for_status, http_request, verify_rest_response
 
 from hpo import surroundings
 from hpo.errors import SettingsError
@@ -44,6 +45,7 @@ LONGEST_VERSION_TAG = 100_000
 LONGEST_DESCRIPTION = 5000  # of a registered model, or of a version of it
 LONGEST_ALIAS = 255
 LONGEST_TAG_KEY = 250  # of any tag
+LARGEST_BATCH, LARGEST_TAG_BATCH = 1000, 100  # metrics and tags of a request; tags of a request
 NOT_IN_MODEL_NAMES = re.compile(r"[/:.%\"']")  # of logged models
 NOTE = "mlflow.note.content"  # tag with the description of a run or an experiment, Markdown
 
@@ -78,6 +80,30 @@ def server_version(uri: str) -> str:
     answer = http_request(get_default_host_creds(uri), "/version", "GET", timeout=10)
     answer.raise_for_status()
     return str(answer.text).strip()
+
+
+def log_batch(uri: str, run_id: str, metrics: Sequence[tuple[str, float, int, int]], tags: Mapping[str, str]) -> None:
+    """Log metrics (name, value, milliseconds since 1970, step) and tags of a run, in as few requests as take them.
+
+    The client's own call takes ten times the CPU: it turns every value into objects of four kinds, one after the other.
+    """
+    endpoint = "/api/2.0/mlflow/runs/log-batch"
+    points = [{"key": key, "value": _number(value), "timestamp": ms, "step": step} for key, value, ms, step in metrics]
+    words = [{"key": key, "value": value} for key, value in tags.items()]
+    while points or words:
+        now, words = words[:LARGEST_TAG_BATCH], words[LARGEST_TAG_BATCH:]
+        room = LARGEST_BATCH - len(now)
+        body = {"run_id": run_id, "metrics": points[:room], "tags": now}
+        points = points[room:]
+        answer = http_request(get_default_host_creds(uri), endpoint, "POST", json=body)
+        json.loads(verify_rest_response(answer, endpoint).text)  # a login page is no JSON
+
+
+def _number(value: float) -> float | str:
+    """Return the number as MLflow's JSON has it."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 # Errors

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 import requests
 from mlflow import MlflowClient, environment_variables
-from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model as MLmodel
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -39,6 +39,28 @@ def unique(length: int) -> str:
 
 def a_run(client: MlflowClient) -> str:
     return str(client.create_run(client.create_experiment(unique(12))).info.run_id)
+
+
+def test_metrics_and_tags_arrive_as_the_clients_own_call_stores_them(tracker, tracking_uri):
+    values = [0.1, 1e-300, -3.0, float("nan"), float("inf"), -float("inf")]
+    metrics = [("a", values[step % 6], 1_700_000_000_000 + step, step) for step in range(1200)]
+    tags = {f"tag {number}": "ä ' \n" * number for number in range(120)}
+    ours, theirs = a_run(tracker.client), a_run(tracker.client)
+    foreign.log_batch(tracking_uri, ours, metrics, tags)
+    tracker.client.log_batch(
+        theirs, [Metric(*metric) for metric in metrics], tags=[RunTag(*tag) for tag in tags.items()]
+    )
+    curves = [
+        sorted(
+            (point.step, point.timestamp, repr(point.value)) for point in tracker.client.get_metric_history(run, "a")
+        )
+        for run in (ours, theirs)
+    ]
+    assert curves[0] == curves[1] and len(curves[0]) == 1200
+    stored = [tracker.client.get_run(run).data.tags for run in (ours, theirs)]
+    assert all(each[tag] == value for each in stored for tag, value in tags.items())
+    with pytest.raises(MlflowException, match="not found"):
+        foreign.log_batch(tracking_uri, "0" * 32, metrics[:1], {})
 
 
 # Limits
