@@ -176,7 +176,9 @@ def _save_for_mlflow(
 
     That of a network with inputs names an array for the images and one for each input.
     """
-    with _quiet():
+    from hpo.worker.exporting import export_once
+
+    with _quiet(), export_once():
         from mlflow import pyfunc
         from mlflow.models import Model, ModelSignature
         from mlflow.pytorch import save_model

@@ -14,7 +14,9 @@ ALLOWED = {
     "models": {"models", "numpy", "torch", "torchvision", "safetensors"},
 }
 BINARY = ("os.open", "tarfile.open", "gzip.open", "Image.open", "archive.open")
-TRAINS = {f"hpo.worker.{name}" for name in ("train_trial", "scoring", "probing", "inputs")}  # may import torch
+TRAINS = {
+    f"hpo.worker.{name}" for name in ("train_trial", "exporting", "scoring", "probing", "inputs")
+}  # may import torch
 ORDER = [  # each package imports only from those after it
     "hpo.cli",
     "hpo.api",
