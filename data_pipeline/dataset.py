@@ -148,6 +148,11 @@ class Understanding:
     greys: str = ""  # what the pixels are in the files
     notes: Notes
 
+    @property
+    def groups(self) -> tuple[str, ...] | None:
+        """The group of each image; None without groups."""
+        return None if self.dataset is None else self.dataset.groups
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, with the same keys whatever was understood."""
         data = self.dataset

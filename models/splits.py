@@ -18,10 +18,10 @@ Split = tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, np.ndarray
 Batch = tuple[Tensor, Tensor | None]  # numbers (b,) of its images; with augmentation their draws (b, 3)
 
 
-def check_splits(train: Split, validation: Split) -> None:
+def check_splits(train: Split, *validation: Split) -> None:
     """Raise SpecError if the arrays do not fit together, a target is infinite, without a label in the validation split,
     or constant in the training split."""
-    for name, split in (("training", train), ("validation", validation)):
+    for name, split in (("training", train), *(("validation", part) for part in validation)):
         images, targets = split[:2]
         _check_inputs(name, inputs_of(split), len(images), None if len(train) == 2 else train[2].shape[1])
         if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets) or not len(images):

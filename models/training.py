@@ -80,6 +80,9 @@ class Training:
     With a moving average (`training.ema`) of the weights and of batch-norms' averages, it is these averages that are
     evaluated, selected and returned. A symmetric model is evaluated as the mean over the symmetries.
 
+    Without `validation` no epoch is selected: the best one is the newest. `last_epoch` ends the training before the
+    specification's last epoch, which the schedule of the learning rate follows all the same.
+
     Raise SpecError if the arrays do not fit together, a target does not vary in the training split, symmetries or
     phases are needed but missing, or `state` belongs to another specification or seed.
     """
@@ -90,7 +93,7 @@ class Training:
         training: TrainingSpec,
         *,
         train: Split,
-        validation: Split,
+        validation: Split | None,
         seed: int = 0,
         device: str = "cpu",
         initial: Mapping[str, Tensor] | None = None,
@@ -101,10 +104,12 @@ class Training:
         phases: Phases | None = None,
         target_names: Sequence[str] = (),
         input_names: Sequence[str] = (),
+        last_epoch: int | None = None,
         channels_last: bool = True,
         fused: bool = True,
     ) -> None:
-        check_splits(train, validation)
+        parts = (train,) if validation is None else (train, validation)
+        check_splits(*parts)
         check_together(spec, training)
         self.spec, self.training, self.seed, self.device = spec, training, seed, torch.device(device)
         labels = np.asarray(train[1], np.float64)
@@ -112,7 +117,7 @@ class Training:
         check_batches(spec, training, shape)
         self._least_batch, self._alive = least_batch(spec, shape), alive
         self.scaling = Scaling.of(labels, training.target_scaling)
-        images = (train[0], validation[0])
+        images = [part[0] for part in parts]
         self._levels = min(float(part.min()) for part in images), max(float(part.max()) for part in images)
         self._contrast = min(filter(None, map(contrast, images)), default=0.0)
         self._wrap = _wrapping(spec, train, self.scaling, shape, symmetries or {}, phases, target_names, input_names)
@@ -120,7 +125,7 @@ class Training:
         with _generators(seed, 0, self.device):
             self.network = build(spec, shape, n_targets, len(input_names))
         _set_tensors(self.network, initial or {})
-        self._ranges = _learn_inputs(self.network, train, validation, input_names)
+        self._ranges = _learn_inputs(self.network, parts, input_names)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
         # The network whose weights are evaluated and returned.
@@ -131,7 +136,10 @@ class Training:
         in_unit = symmetric(spec) or physical(spec)
         self._scored = self._wrap(evaluated).to(self.device) if in_unit else evaluated
         rows = EVALUATION_BATCH // (len(moves) if symmetric(spec) else 1)
-        self._validation = ValidationSet(validation, self.scaling, prepare, self.device, in_unit=in_unit, rows=rows)
+        self._validation: ValidationSet | None = None
+        if validation is not None:
+            self._validation = ValidationSet(validation, self.scaling, prepare, self.device, in_unit=in_unit, rows=rows)
+        self._last_epoch = min(last_epoch or training.epochs, training.epochs)
         self._shift, self._stretch = (tensor(x).to(self.device) for x in (self.scaling.mean, self.scaling.scale))
         self._optimiser = adam(self.network, training, fused=fused)
         self._changing, self._weights = changing_tensors(self.network), changing_tensors(evaluated)
@@ -149,13 +157,14 @@ class Training:
 
         Metrics: "train/nmse" and "train/mse" are the running losses of the epoch, each batch with the weights it was
         trained with (and with dropout), weighted by its length, as in a Keras history. "val/nmse" and "val/mse" are
-        evaluated after the epoch. nmse is the mean over the targets of MSE / variance of the training split; mse is
-        the mean over all numbers, in the label's unit squared. Then "learning_rate", the last batch's, and "seconds".
+        evaluated after the epoch, if there is a validation split. nmse is the mean over the targets of MSE / variance
+        of the training split; mse is the mean over all numbers, in the label's unit squared. Then "learning_rate", the
+        last batch's, and "seconds".
 
         `stop` is called before every batch; when it returns true, Interrupted is raised. A loss that is not finite
         raises Diverged. After either, `state()` is still that of the newest completed epoch.
         """
-        while self.epoch < self.training.epochs and not self._is_patience_over():
+        while self.epoch < self._last_epoch and not self._is_patience_over():
             yield self._run_epoch(stop)
 
     def _is_patience_over(self) -> bool:
@@ -187,26 +196,23 @@ class Training:
         try:
             with _generators(self.seed, number, self.device):
                 train = self.scaling.errors(*self._train_one_epoch(number, stop))
-            validation = self._validation.errors(self._scored, self._alive)
+            validation = train if self._validation is None else self._validation.errors(self._scored, self._alive)
             if not np.isfinite([*train, *validation]).all():
                 raise Diverged(number)
         except BaseException:
             self._snapshots.roll_back()  # so that `epochs()` may be called again
             raise
-        best = validation[0] < self.best_nmse
+        best = self._validation is None or validation[0] < self.best_nmse
         if best:
             self._snapshots.keep_best()
             self.best_nmse, self.best_mse, self.best_epoch = *validation, number
         self._snapshots.keep()
         self.epoch, self.last_nmse, self.last_mse = number, *validation
+        sides = {"train": train} | ({} if self._validation is None else {"val": validation})
         metrics = {
-            "train/nmse": train[0],
-            "val/nmse": validation[0],
-            "train/mse": train[1],
-            "val/mse": validation[1],
-            "learning_rate": self._optimiser.param_groups[0]["lr"],
-            "seconds": time.perf_counter() - start,
+            f"{side}/{name}": errors[i] for i, name in enumerate(("nmse", "mse")) for side, errors in sides.items()
         }
+        metrics |= {"learning_rate": self._optimiser.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
         return Epoch(number, metrics, best)
 
     def _train_one_epoch(self, number: int, stop: Callable[[], bool] | None) -> tuple[Tensor, Tensor]:
@@ -278,6 +284,7 @@ class Training:
 
     def _evaluate_again(self) -> dict[str, float]:
         """Return SCORES, of the weights of the best and of the newest epoch."""
+        assert self._validation is not None  # that version had no training without it
         scores = {}
         newest = {name: values.clone() for name, values in self._weights.items()}
         for kind, weights in (("best", self._snapshots.best), ("last", newest)):
@@ -328,16 +335,17 @@ def _wrapping(
     )
 
 
-def _learn_inputs(network: Network, train: Split, validation: Split, names: Sequence[str]) -> Ranges | None:
-    """Let the network standardise its inputs by the training split; return the range of each in both splits."""
-    learned, other = inputs_of(train), inputs_of(validation)
+def _learn_inputs(network: Network, parts: Sequence[Split], names: Sequence[str]) -> Ranges | None:
+    """Let the network standardise its inputs by the first of the parts, the training split; return the range of each
+    input in all of them."""
+    learned = inputs_of(parts[0])
     if (0 if learned is None else learned.shape[1]) != len(names):
         raise SpecError(f"inputs: expected a column for each of {', '.join(names) or 'no names'}.")
-    if learned is None or other is None or network.scalars is None:
+    if learned is None or network.scalars is None:
         return None
     network.scalars.learn(tensor(learned))
-    both = np.concatenate([learned, other])
-    return tuple(zip(both.min(axis=0).tolist(), both.max(axis=0).tolist(), strict=True))
+    every = np.concatenate([numbers for numbers in map(inputs_of, parts) if numbers is not None])
+    return tuple(zip(every.min(axis=0).tolist(), every.max(axis=0).tolist(), strict=True))
 
 
 def _set_tensors(network: Network, tensors: Mapping[str, Tensor]) -> None:

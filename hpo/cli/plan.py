@@ -66,7 +66,7 @@ def _show_plan(estimate: Estimate, console: Console) -> None:
                 "parameters": measured.spec.parameters,
                 "trainable": measured.spec.trainable_parameters,
                 "seconds an epoch": measured.epoch_seconds,
-                "time": (study.repeats if is_grid else 1) * measured.seconds,
+                "time": (study.trainings if is_grid else 1) * measured.seconds,
                 "state": ", ".join(dict.fromkeys(measured.states)),
             }
         )
@@ -82,6 +82,7 @@ def _title(estimate: Estimate) -> str:
     study = estimate.plan.study
     text = f"the best {study.trials} points of {study.best_of.name}" if study.best_of else f"{study.trials} trials"
     text += f", each {study.repeats} times" if study.repeats > 1 else ""
+    text += f", each in {study.folds} folds, and the best once more on all of them" if study.folds else ""
     text += ", NOT PRETRAINED" if study.at_random else ""
     if estimate.is_grid:
         return text

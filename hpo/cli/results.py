@@ -176,6 +176,7 @@ def _trial(job: "Job") -> dict[str, Any]:
         "epochs": job.epochs,
         "worker": job.worker if job.alive else None,
         "reason": job.reason,
+        **({"refit": True} if job.is_refit else {}),
     }
 
 

@@ -87,7 +87,14 @@ def _choice(study: StudyRow, job: Job) -> str:
     text = ""
     if (origin := job.spec.best_of) is not None:
         text = f"The point is that of trial {origin.trial} of {origin.study}. "
-    if (repeats := study.specification.repeats) > 1:
+    if (refit := job.spec.refit) is not None:
+        text += (
+            f"Cross-validation: {refit.folds} networks of the point were each trained without one fold of the training "
+            f"and validation images, and have a validation NMSE of {score_text(refit.nmse)} ± "
+            f"{score_text(refit.deviation)} there. This network was trained again on all of these images, for "
+            f"{refit.epochs} epochs, the median of the folds' best. Its validation scores are the folds' means."
+        )
+    elif (repeats := study.specification.repeats) > 1:
         text += (
             f"It is trained with {repeats} seeds: of points the mean of their validation NMSE decides "
             f"(tag {champion.POINT}), of the point's networks the lowest (tag {champion.OWN})."

@@ -60,8 +60,11 @@ def promote(reconciler: Reconciler, closing: Job, winners: Sequence[Winner]) -> 
     )
     pruned = sum(job.state == State.PRUNED for job in trials)
     if not winners:
-        return ClosingResult(failed=failed, pruned=pruned, reason="no trial was finished", alarms=())
-    warnings = alarms.alarms(ranking.ranked(jobs), study.facts.predictors, winners[0].predictions)
+        what = "configuration has a score of every fold" if study.specification.folds else "trial was finished"
+        return ClosingResult(failed=failed, pruned=pruned, reason=f"no {what}", alarms=())
+    repeats = ranking.repeats(jobs)
+    means = [replace(job, result=ranking.result_of(repeats[job.number])) for job in ranking.ranked(jobs)]
+    warnings = alarms.alarms(means, study.facts.predictors, winners[0].predictions)
     with champion.lock(queue, study):
         queue.require(closing)
         model_name = champion.claim_model(queue, tracker, study, description=descriptions.of_model(study))

@@ -8,11 +8,15 @@ from hpo.study.records import SplitScores
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Predict the validation and the test split with a downloaded model. Answer: Scored."""
+    """Predict the validation and the test split with a downloaded model. Answer: Scored.
+
+    Of a refit the images that it was trained on stand in the place of the validation split.
+    """
 
     folder: Path  # of the model
     data: Path  # the data set, NPZ
     predictions: Path  # CSV to be written
+    is_refit: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,7 @@ def _changed(row: StudyRow) -> dict[str, tuple[Any, Any]] | None:
         split_digest=data.split,
         weights=defaultdict(str),
         phases=row.canonical.get("phases"),
+        folds_digest=row.facts.folds,
     )
     there, here = (
         {key: value for key, value in spec.items() if key not in FOLLOWED} | {"data.path": path}

@@ -291,7 +291,9 @@ def _predict_again(reconciler: Reconciler, number: int, settings: Settings) -> N
     """Score a winner's recorded model as its closing did, and put what it predicts at the study's run."""
     from hpo.worker import protocol, scoring
 
-    job = next(job for job in ranking.ranked(reconciler.queue.jobs(reconciler.study.name)) if job.number == number)
+    jobs = reconciler.queue.jobs(reconciler.study.name)
+    best = next(job for job in ranking.ranked(jobs) if job.number == number)
+    job = ranking.network(jobs, best) or best
     data = data_sets.fetch(settings.home, reconciler.tracker, reconciler.study.name, reconciler.study.facts)
     with tempfile.TemporaryDirectory() as folder:
         model, table = Path(folder, "model"), Path(folder, f"trial-{number}.csv")
@@ -299,7 +301,7 @@ def _predict_again(reconciler: Reconciler, number: int, settings: Settings) -> N
         registry.download_model(
             reconciler.tracker, model_id=job.result.model_id, folder=model, expected_sha256=job.result.files
         )
-        request = protocol.Score(folder=model, data=data, predictions=table)
+        request = protocol.Score(folder=model, data=data, predictions=table, is_refit=job.is_refit)
         scored = scoring.score(request, lambda message: None, threading.Event())
         ranking.check_same(scored.model, job)
         reconciler.tracker.upload(reconciler.study.facts.study_run_id, table, "predictions")

@@ -103,7 +103,7 @@ def estimate(plan: Plan, chosen: Settings, *, trainers: int, place: Place, say: 
     Raise ServiceError if the device cannot train, StudyConflict if the plan's name is another study's, StudyError if
     its images or labels are wrong and it is not planned yet.
     """
-    jobs, repeats = _planned(plan, chosen), plan.study.repeats
+    jobs, repeats = _planned(plan, chosen), plan.study.trainings
     if not jobs:
         require_content(plan.folder, plan.findings)
     grid = [spec for spec, _ in plan.specs()]
@@ -128,7 +128,9 @@ def estimate(plan: Plan, chosen: Settings, *, trainers: int, place: Place, say: 
     if not grid:
         at_start = [measured.seconds for measured in configurations if measured.label == START]
         mean = statistics.fmean(at_start or [measured.seconds for measured in configurations])
-        left = [mean] * (plan.study.trials * repeats - sum(job.state in ENDED for job in jobs))
+        left = [mean] * (plan.study.trials * repeats - sum(job.state in ENDED and not job.is_refit for job in jobs))
+    if plan.study.folds and left:
+        left.append(statistics.fmean(measured.seconds for measured in configurations))  # a winner, trained again
     return Estimate(
         plan=plan,
         trainers=trainers,

@@ -75,7 +75,8 @@ class _Seen:
         self.attempts = reconciler.queue.attempts(reconciler.study.name)
         self.repeats: dict[int, list[Job]] = {}  # by number
         for job in jobs:
-            self.repeats.setdefault(job.number, []).append(job)
+            if not job.is_refit:
+                self.repeats.setdefault(job.number, []).append(job)
         experiment = reconciler.study.facts.experiment_id
         self.trials = sampling.outcomes(reconciler.store, reconciler.study.name)
         self.runs: dict[str, list[Any]] = {}
@@ -114,7 +115,8 @@ def _planned(reconciler: Reconciler, jobs: list[Job], seen: _Seen) -> Iterator[s
 def _closed_early(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
     left = [job for job in jobs if job.kind == "trial" and job.state in (State.WAITING, State.RUNNING)]
     for closing in jobs:
-        if closing.kind == "closing" and closing.state != State.WAITING and left:
+        planning = closing.state == State.RUNNING and all(job.is_refit for job in left)  # it plans them, and then waits
+        if closing.kind == "closing" and closing.state != State.WAITING and left and not planning:
             yield closing, f"is {closing.state}, but {left[0].title} is {left[0].state}"
 
 
@@ -185,7 +187,7 @@ def _curve(job: Job, curve: Curve) -> Iterator[str]:
     if job.state == State.DONE and job.result:
         if len(numbers) != job.result.epochs:
             yield f"expected {job.result.epochs} epochs, found {len(numbers)}"
-        elif min(values["val/nmse"] for _, values in curve) != job.result.best_val_nmse:
+        elif not job.is_refit and min(values["val/nmse"] for _, values in curve) != job.result.best_val_nmse:
             yield "its result is not the lowest value of its curve"
     if job.checkpoint is not None and job.checkpoint.epoch > len(numbers):
         yield f"its checkpoint is of epoch {job.checkpoint.epoch}, its curve ends at {len(numbers)}"
@@ -194,7 +196,7 @@ def _curve(job: Job, curve: Curve) -> Iterator[str]:
 def _shown_curve(reconciler: Reconciler, job: Job, curve: Curve) -> Iterator[str]:
     if job.state != State.RUNNING and job.run_id is not None and curve:
         for metric in ("train/nmse", "val/nmse"):
-            expected = [(number, values[metric]) for number, values in curve if values[metric] is not None]
+            expected = [(number, values[metric]) for number, values in curve if values.get(metric) is not None]
             if reconciler.tracker.curve(job.run_id, metric) != expected:
                 yield f"its curve {metric} in MLflow differs from the recorded one"
 

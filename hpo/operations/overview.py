@@ -125,7 +125,10 @@ def studies() -> list[StudySummary]:
 
 def _summary(row: StudyRow, jobs: list[Job]) -> StudySummary:
     trials = [job for job in jobs if job.kind == "trial"]
-    best = ranking.ranked(jobs)
+    points = ranking.points(jobs)
+    best = [
+        score if row.specification.folds or job.result is None else job.result.best_val_nmse for job, score in points
+    ]
     closing = next((job for job in jobs if job.kind == "closing"), None)
     state = "planned"
     if row.deleting:
@@ -146,7 +149,7 @@ def _summary(row: StudyRow, jobs: list[Job]) -> StudySummary:
         failed=sum(job.state in (State.DEAD, State.DIVERGED) for job in trials),
         pruned=sum(job.state == State.PRUNED for job in trials),
         cancelled=sum(job.state == State.CANCELLED for job in trials),
-        best_val_nmse=best[0].result.best_val_nmse if best and best[0].result else None,
+        best_val_nmse=best[0] if best else None,
         data=row.facts.data.name,
         identity=row.identity,
         experiment_id=row.facts.experiment_id,

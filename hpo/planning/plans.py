@@ -71,7 +71,7 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         store.engine.dispose()
         specs = ready.specs(facts)
         jobs = [NewJob(kind="closing", number=-1)]
-        for repeat in range(ready.study.repeats):
+        for repeat in range(ready.study.trainings):
             for number, config in trials:
                 spec, cost = (None, 0.0) if config is None else specs[repeat * len(trials) + config]
                 jobs.append(NewJob(kind="trial", number=number, repeat=repeat, config=config, cost=cost, spec=spec))
@@ -150,6 +150,8 @@ def _note(ready: Plan) -> str:
     bare = f"**{chosen.at_random}.**\n\n" if chosen.at_random else ""
     best = f" best configurations of {earlier_name(ready, 'best_of')}" if chosen.best_of else " trials"
     repeats = f", each {chosen.repeats} times with another seed" if chosen.repeats > 1 else ""
+    if chosen.folds:
+        repeats = f", each in {chosen.folds} folds of the training and validation cells"
     return (
         f"{for_markdown(chosen.description or ready.name)}\n\n{bare}"
         f"{chosen.trials}{best}{repeats}; data set {data.name} ({len(ready.dataset.images)} cells, "

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline import dataset as data_sets
+from data_pipeline import folds as cross_validation
 from data_pipeline.checks import lacks
 from data_pipeline.dataset import Dataset
 from data_pipeline.findings import Finding
+from data_pipeline.parts import SplitProblem
 from data_pipeline.split import Split
 from hpo import study
 from hpo.errors import StudyError
@@ -38,6 +40,7 @@ class Plan:
     folder: Path
     dataset: Dataset
     split: Split
+    folds: tuple[Split, ...] = ()  # of a cross-validation
     canonical: dict[str, Any]
     identity: str
     weights: dict[str, WeightsFile]  # name and SHA-256 of the file, for each backbone that begins pretrained
@@ -66,14 +69,16 @@ class Plan:
                 profile=json.dumps({"num_rows": len(data.images), "num_elements": int(data.images.size)}),
             ),
             model_name=model_name(data, self.split),
-            predictors=predictors(data, self.split),
+            predictors=predictors(data, self.folds or (self.split,)),
+            folds=cross_validation.digest(self.folds) if self.folds else None,
             findings=tuple(finding.text for finding in self.findings) or None,
             # only where a trainer reads the files: not when it starts from another study's networks
             weights=None if self.study.starts_from is not None or not self.weights else self.weights,
         )
 
     def specs(self, facts: StudyFacts | None = None) -> list[tuple[TrialSpec, float]]:
-        """Return specification and cost of each trial of a grid, repeat after repeat; [] if a sampler chooses later.
+        """Return specification and cost of each trial of a grid, repeat after repeat (or fold); [] if a sampler
+        chooses later.
 
         Without `facts` the networks to start from are left open.
         """
@@ -81,7 +86,7 @@ class Plan:
             return []
         return [
             study.trial_spec(self.study, self.identity, facts or self.facts, point, config=config, repeat=repeat)
-            for repeat in range(self.study.repeats)
+            for repeat in range(self.study.trainings)
             for config, point in enumerate(self.study.grid())
         ]
 
@@ -94,7 +99,7 @@ class Plan:
         if self.study.sampler == "grid":
             return [cost for _, cost in self.specs()]
         mean = statistics.fmean(cost for _, (_, cost) in self._examples())
-        return [mean] * (self.study.trials * self.study.repeats)
+        return [mean] * (self.study.trials * self.study.trainings)
 
     def _examples(self) -> list[tuple[str, tuple[TrialSpec, float]]]:
         points = [(START, point) for point in (self.study.best_of or self.study).start]
@@ -117,7 +122,7 @@ def prepare(chosen: Study, *, trial_run: bool = False, earlier: Sequence[Plan] =
     data = data_sets.the_dataset(understood) if understood else same[0].dataset
     if lacking := lacks(data):
         raise StudyError(f"{folder}: {lacking}.")
-    parts = data.split
+    parts, folds = data.split, _folds(chosen, folder, data)
     if chosen.needs_symmetries() and not data.symmetries:
         raise StudyError(
             f"{folder}: nothing is known of how the targets move when an image is flipped or transposed, which "
@@ -145,6 +150,7 @@ def prepare(chosen: Study, *, trial_run: bool = False, earlier: Sequence[Plan] =
         split_digest=parts.digest,
         weights={backbone: file.sha256 for backbone, file in weights.items()},
         phases=constants(data) if chosen.needs_phases() else None,
+        folds_digest=cross_validation.digest(folds) if folds else None,
     )
     identity = study.digest(canonical)
     name = study.full_name(chosen, identity)
@@ -160,6 +166,7 @@ def prepare(chosen: Study, *, trial_run: bool = False, earlier: Sequence[Plan] =
         folder=folder,
         dataset=data,
         split=parts,
+        folds=folds,
         canonical=canonical,
         identity=identity,
         weights=weights,
@@ -184,10 +191,26 @@ def stored(row: StudyRow, dataset: Dataset) -> Plan:
         folder=folder_of(uri),
         dataset=dataset,
         split=dataset.split,
+        folds=_folds(chosen, folder_of(uri), dataset),
         canonical=row.canonical,
         identity=row.identity,
         weights=facts.weights or {},
     )
+
+
+def _folds(chosen: Study, folder: Path, data: Dataset) -> tuple[Split, ...]:
+    """Return the folds of the study's cross-validation, none without one. Raise StudyError if they do not exist, or one
+    cannot be trained on."""
+    if chosen.folds is None:
+        return ()
+    try:
+        folds = cross_validation.folds(data, chosen.folds)
+    except SplitProblem as problem:
+        raise StudyError(f"{folder}: {problem}") from None
+    for number, parts in enumerate(folds):
+        if lacking := lacks(cross_validation.with_split(data, parts)):
+            raise StudyError(f"{folder}: data.folds: fold {number} of {chosen.folds}: {lacking}. Or take fewer folds.")
+    return folds
 
 
 def folder_of(data_path: str) -> Path:

@@ -57,7 +57,10 @@ class Checkpoint(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult(Record):
-    """The one result of a trial that was trained to its end. Scores are of the validation split."""
+    """The one result of a trial that was trained to its end. Scores are of the validation split.
+
+    Those of a refit, which has no validation split, are means over the folds of its configuration.
+    """
 
     best_val_nmse: float
     best_val_mse: float  # unit²
@@ -72,6 +75,7 @@ class TrialResult(Record):
     model_id: str  # MLflow's
     files: dict[str, str]  # SHA-256 of the model's files by relative path
     device: str | None = None  # if not the CPU
+    training: Scores | None = None  # of a refit: on the images that it was trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +147,23 @@ class Job:
         )
 
     @property
+    def is_refit(self) -> bool:
+        """Whether it trains the network of a configuration again after its cross-validation."""
+        return self.spec is not None and self.spec.refit is not None
+
+    @property
+    def part(self) -> str:
+        """Which training of its configuration it is, in words; empty of the first or only one."""
+        if self.is_refit:
+            return "refit"
+        if self.spec is not None and self.spec.fold is not None:
+            return f"fold {self.repeat}"
+        return f"repeat {self.repeat}" if self.repeat else ""
+
+    @property
     def title(self) -> str:
         """What messages call it: `trial 7 of grid`."""
-        again = f", repeat {self.repeat}" if self.repeat else ""
+        again = f", {self.part}" if self.part else ""
         return f"closing of {self.study}" if self.kind == "closing" else f"trial {self.number} of {self.study}{again}"
 
     @property
@@ -158,8 +176,7 @@ class Job:
         """The name of its MLflow run, such as `grid/22 f32 k5 d0.2 lr1e-3`."""
         assert self.spec is not None
         number = self.number if self.config is None else self.config
-        again = f" repeat {self.repeat}" if self.repeat else ""
-        return f"{self.study}/{number} {point_text(self.spec.point)}".strip() + again
+        return " ".join(filter(None, (f"{self.study}/{number}", point_text(self.spec.point), self.part)))
 
     @property
     def verdict(self) -> str | None:
@@ -190,7 +207,7 @@ class Pace(NamedTuple):
     """How fast a trial is trained, by its stored epochs."""
 
     seconds: float  # of an epoch, their mean
-    best: float  # validation NMSE
+    best: float | None  # validation NMSE; None of a refit
     first: float  # when its first epoch was over, seconds since 1970, the trainer's clock
     last: float  # when its last one was
 

@@ -8,8 +8,8 @@ from sqlalchemy import text
 
 from hpo.errors import NotFound, StudyConflict
 from hpo.queue.database import Database, as_json
-from hpo.queue.records import NewJob, StudyRow
-from hpo.queue.rows import EXPIRED, lock_study
+from hpo.queue.records import Job, NewJob, StudyRow
+from hpo.queue.rows import EXPIRED, hold, lock_study
 from hpo.study import conflict
 from hpo.study.records import StudyFacts, TrialSpec
 
@@ -67,10 +67,13 @@ class Studies(Database):
             )
             return [StudyRow(**{**row, "facts": StudyFacts.from_json(row["facts"])}) for row in rows.mappings()]
 
-    def put_jobs(self, study: str, jobs: Iterable[NewJob]) -> None:
-        """Insert the jobs that are not there yet."""
+    def put_jobs(self, study: str, jobs: Iterable[NewJob], *, closing: Job | None = None) -> None:
+        """Insert the jobs that are not there yet. Raise LeaseLost if another worker holds the `closing` that plans
+        them."""
         rows = [{**vars(job), "spec": job.spec and job.spec.to_json()} for job in jobs]
         with self._transaction() as connection:
+            if closing is not None:
+                hold(connection, closing)
             connection.execute(
                 text("""
                     INSERT INTO hpo.job (study, kind, number, repeat, config, cost, spec)

@@ -5,6 +5,7 @@ by half is completed by the next pass.
 """
 
 import logging
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -63,11 +64,13 @@ class Reconciler:
             return
         run_id = self._reconcile_run(job) if job.spec is not None else None  # a slot no sampler has filled has no run
         with self._alone(job), self.queue.frozen(job) as same:
-            if same:
+            if same and not job.is_refit:  # Optuna has no trial of its own for a refit
                 if job.spec is not None and job.config is None:  # the worker whose sampler chose it may have died since
                     planned = self.study.specification
                     sampling.tell(self.store, planned, job, job.spec.point)
                 sampling.update_trial(self.store, self.study.name, self._seen(job), self._repeats(job))
+        if same and job.state == State.DONE and job.spec is not None and job.spec.fold is not None:
+            self._tag_spread(self._repeats(job))
         if same and run_id is not None and job.state in (State.DONE, State.DIVERGED, State.PRUNED, State.CANCELLED):
             self._remove_leftovers(job, run_id)  # before the row is reconciled, or doctor would report what is left
         self.queue.set_mirrored(job, run_id)
@@ -117,17 +120,24 @@ class Reconciler:
             self.tracker.ping(experiment)  # one that is away is asked again later
             log.warning("%s: what it does not need any more stays in MLflow: %s", job.title, first_line(error))
 
+    def _tag_spread(self, folds: Sequence[Job]) -> None:
+        """Tag the runs of a configuration with the mean of its folds and their spread, once all are done."""
+        values = [fold.result.best_val_nmse for fold in folds if fold.result is not None]
+        if len(values) == len(folds):
+            for run in {fold.run_id for fold in folds if fold.run_id is not None}:
+                self.tracker.set_tags(run, spread_tags(statistics.fmean(values), statistics.stdev(values)))
+
     def _alone(self, job: Job) -> AbstractContextManager[object]:
         """Serialise the updates of one configuration, so that the last writer has seen every repeat."""
-        if self.study.specification.repeats == 1:
+        if self.study.specification.trainings == 1:
             return nullcontext()
         return self.queue.lock(f"show.{job.study}.{job.number}", patience=FREEZE_LIMIT)
 
     def _repeats(self, job: Job) -> list[Job]:
-        """Return all jobs of this one's configuration."""
-        if self.study.specification.repeats == 1:
+        """Return all jobs of this one's configuration, but for its refit."""
+        if self.study.specification.trainings == 1:
             return [job]
-        return self.queue.repeats(self.study.name, job.number)
+        return [other for other in self.queue.repeats(self.study.name, job.number) if not other.is_refit]
 
     def ensure_run(self, job: Job) -> str:
         """Return the id of the job's MLflow run; create the run if there is none yet."""
@@ -249,7 +259,20 @@ def tags(job: Job) -> dict[str, Any]:
             words[f"hpo.{name}"] = f"trial {origin.trial} of {origin.study}, run {origin.run_id}"
     if "hpo.best_of" in words:
         words[foreign.NOTE] += f" The point is that of {words['hpo.best_of']}."
+    if (fold := job.spec.fold) is not None:
+        words[foreign.NOTE] += f" Fold {fold.number} of {fold.count} (from 0) of its cross-validation."
+    if (refit := job.spec.refit) is not None:
+        words |= {"hpo.refit": "true"} | spread_tags(refit.nmse, refit.deviation)
+        words[foreign.NOTE] += (
+            f" Trained again on the images of all {refit.folds} folds, for the median of their best epochs. Its "
+            "validation scores are their means."
+        )
     return words
+
+
+def spread_tags(mean: float, deviation: float) -> dict[str, Any]:
+    """Return the tags of mean and standard deviation of the validation NMSE of a configuration's folds."""
+    return {"hpo.point_val_nmse": repr(mean), "hpo.point_val_deviation": repr(deviation)}
 
 
 def state_tags(job: Job) -> dict[str, Any]:

@@ -176,6 +176,7 @@ class Tasks:
             model_id=model.model_id,
             files=model.sha256,
             device=trained.device,
+            training=trained.training,
         )
         queue.end(job, State.DONE, result=result)
         crash.at("recorded")

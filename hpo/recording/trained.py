@@ -13,7 +13,7 @@ class Trained:
     """A trainer's last message on a trial. Scores are those of the validation split."""
 
     folder: Path  # the packaged model: weights.safetensors, spec.json, model.pt2
-    predictions: Path  # CSV of what the model predicts of the validation split
+    predictions: Path  # CSV of what the model predicts of the validation split; of a refit: of the training images
     epochs: int  # trained; fewer than planned if patience ran out
     best_epoch: int  # whose weights are in the folder
     best_val_nmse: float
@@ -24,3 +24,4 @@ class Trained:
     last_validation: Scores  # of the last epoch's weights
     files: dict[str, str]  # SHA-256 of the files above by their path beside `predictions`, of MLmodel none: it gets ids
     device: str | None  # the GPU it was trained on; None for the CPU
+    training: Scores | None = None  # of a refit, whose others are means over the folds

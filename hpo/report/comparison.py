@@ -33,8 +33,7 @@ VALIDATION = (
     "best_epoch",
     "last_val_nmse",
     "last_val_mse",
-    "repeats_nmse_mean",
-    "repeats_nmse_deviation",
+    *(f"{part}s_nmse_{value}" for part in ("repeat", "fold") for value in ("mean", "deviation")),
     "epochs",
     "train_seconds",
 )
@@ -143,7 +142,9 @@ def _identity(study: StudyRow, job: Job) -> Values:
     values = {
         "study": job.study,
         "trial": job.number,
-        "repeat": job.repeat if study.specification.repeats > 1 else None,
+        study.specification.part: ("refit" if job.is_refit else job.repeat)
+        if study.specification.trainings > 1
+        else None,
         "config": job.config,
         "point": point_text(job.spec.point) if job.spec else None,
         "weights": provenance(job.spec.model) if job.spec else None,
@@ -210,14 +211,16 @@ def _validation(queue: Queue, job: Job, jobs: list[Job]) -> Values:
         values |= {"last_val_nmse": last["val/nmse"], "last_val_mse": last["val/mse"]}
         values |= {"seconds": sum(epoch["seconds"] for _, epoch in curve)}
     if len(repeats := ranking.repeats(jobs).get(job.number, [])) > 1:
-        values["repeats_nmse_mean"], values["repeats_nmse_deviation"] = ranking.spread(repeats)
+        part = "folds" if repeats[0].spec and repeats[0].spec.fold else "repeats"
+        values[f"{part}_nmse_mean"], values[f"{part}_nmse_deviation"] = ranking.spread(repeats)
     values |= {"epochs": job.epochs, "train_seconds": values.get("seconds")}  # "seconds" is the name of an epoch's
     return {name: values[name] for name in VALIDATION if values.get(name) is not None}
 
 
 def _tested(job: Job, jobs: list[Job]) -> Scores | None:
     """Return the trial's scores on the test split, as the study's closing stored them; None if it did not score it."""
-    if job.id not in (best.id for best in ranking.ranked(jobs)):  # of a configuration's repeats only the best
+    networks = (ranking.network(jobs, best) for best in ranking.ranked(jobs))
+    if job.id not in (network.id for network in networks if network is not None):  # of repeats only the best
         return None
     return next((group.test for group in _ended(jobs).groups if group.number == job.number), None)
 

@@ -84,11 +84,11 @@ class View:
             state = "recording"
         return {
             "number": str(number(job)),
-            "point": point_text(job.spec.point) if job.spec else "not chosen yet",
+            "point": f"{point_text(job.spec.point)} {job.part}".strip() if job.spec else "not chosen yet",
             "epoch": f"epoch {job.epochs}/{planned}",
             "state": state,
             "left": f"{duration(left)} left" if left else "",
-            "nmse": f"val NMSE {pace.best:.4g}" if pace else "",
+            "nmse": f"val NMSE {pace.best:.4g}" if pace and pace.best is not None else "",
             "speed": f"{speed:.1f} epochs/s" if speed else "",
             "attempt": f"attempt {job.attempt}" if job.attempt > 1 else "",
         }

@@ -5,6 +5,7 @@ Measured on the trials that have ended; what has not happened yet is taken to la
 
 import bisect
 import heapq
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class Forecast:
     epochs: Callable[[Job], int]  # planned
     report_by: Sequence[str]  # parameters: a winner of each combination of their values is registered
     pruner: Mapping[str, Any]  # of the study's specification
+    folds: int | None = None  # of a cross-validation: its winners are trained again
 
     @cached_property
     def trainers(self) -> int:
@@ -65,10 +67,20 @@ class Forecast:
         if closing is not None and closing.alive:
             return _rest(self.closing_seconds, self.now - closing.changed_at)
         if not self.open and self.jobs:
-            return self.closing_seconds if self.trainers or self.workers else None
+            return self._refit_seconds + self.closing_seconds if self.trainers or self.workers else None
         if not self.paces or not self.trainers:
             return None
-        return self._training_seconds() + self.closing_seconds
+        return self._training_seconds() + self._refit_seconds + self.closing_seconds
+
+    @property
+    def _refit_seconds(self) -> float:
+        """Return the seconds in which the winners of a cross-validation are trained again, while that is not planned:
+        each as long as a mean trial, on the images of one fold more."""
+        if not self.folds or not self.paces or any(job.is_refit for job in self.jobs):
+            return 0.0
+        times = [self._share * self.epochs(job) * self.epoch_seconds(job) for job in self.jobs]
+        rounds = math.ceil(self._winners / max(1, self.trainers))
+        return rounds * (statistics.fmean(times) * self.folds / (self.folds - 1) + RECORD)
 
     def _training_seconds(self) -> float:
         """Return the seconds until the last trial is recorded: trainers take the open trials one after the other."""
@@ -212,16 +224,17 @@ class Forecast:
         return sum(job.state == State.DONE for job in ended) / len(ended)
 
     @property
+    def _winners(self) -> int:
+        """How many networks are registered."""
+        points = (job.spec.point for job in self.jobs if job.spec is not None)
+        return max(1, len({tuple(repr(point.get(name)) for name in self.report_by) for point in points}))
+
+    @property
     def closing_seconds(self) -> float:
         """Return the seconds of the whole closing."""
-        values = {
-            tuple(repr(job.spec.point.get(name)) for name in self.report_by)
-            for job in self.jobs
-            if job.spec is not None
-        }
         done = {job.number for job in self.jobs if job.state == State.DONE}
         configurations = min(PICTURED, len(done) + self._done_share * len({job.number for job in self.open}))
-        usual = CLOSING + WINNER * max(1, len(values)) + PICTURES * configurations
+        usual = CLOSING + WINNER * self._winners + PICTURES * configurations
         is_recorded = any(job.state == State.DONE for job in self._first)
         return usual * max(1.0, self._pauses[0] / self._usual_first) if is_recorded else usual  # on a slow machine
 

@@ -24,10 +24,10 @@ def find(queue: Queue, tracker: Tracker | None, studies: Mapping[str, StudyRow],
     """
     head, slash, rest = name.partition("/")
     if name in studies:
-        best = ranking.ranked(queue.jobs(name))
+        best = ranking.ranked(jobs := queue.jobs(name))
         if not best:
             raise NotFound(f"The study {name} has no finished trial that could stand for it. Name one, as in {name}/0.")
-        return best[0]
+        return ranking.network(jobs, best[0]) or best[0]
     if slash and head in studies:
         return trial(queue, studies[head], rest)
     if (job := queue.by_run(name)) is not None:
@@ -53,13 +53,15 @@ def trial(queue: Queue, study: StudyRow, rest: str) -> Job:
     jobs = [job for job in queue.jobs(study.name) if job.kind == "trial"]
     matches = [job for job in jobs if str(job.number) == number and repeat in ("", str(job.repeat))]
     if not matches:
-        last, repeats = max((job.number for job in jobs), default=0), study.specification.repeats
-        again = f", then perhaps / and a repeat of 0 to {repeats - 1}" if repeats > 1 else ""
+        last, repeats = max((job.number for job in jobs), default=0), study.specification.trainings
+        again = f", then perhaps / and a {study.specification.part} of 0 to {repeats - 1}" if repeats > 1 else ""
+        again += f", or {repeats} for the refit" if study.specification.folds else ""
         raise NotFound(
             f"The study {study.name} has no trial '{rest}': expected a number of 0 to {last}{again}. "
             f"`hpo trials --study {study.name}` lists them."
         )
-    return next(iter(ranking.ranked(matches)), matches[0])
+    best = next(iter(ranking.ranked(matches)), matches[0])
+    return ranking.network(matches, best) or best
 
 
 def require(tracker: Tracker | None) -> Tracker:

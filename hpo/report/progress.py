@@ -1,5 +1,6 @@
 """The progress of a study over all workers, from the database."""
 
+import statistics
 from typing import Any
 
 from hpo.queue import ENDED, FREEZE_LIMIT, Job, Pace, Present, Queue, State, StudyRow
@@ -62,13 +63,23 @@ class Progress:
 
     @property
     def best(self) -> tuple[float, Job] | None:
-        """The lowest validation NMSE so far, of running trials too, and its trial."""
-        scored = [(self.paces[job.id].best, job) for job in self.jobs if job.id in self.paces]
-        return min(scored, key=lambda pair: pair[0], default=None)
+        """The lowest validation NMSE so far, of running trials too, and its trial; after a cross-validation the mean
+        of a configuration's folds, once all of them have begun."""
+        trials: dict[tuple[int, int], list[tuple[float, Job]]] = {}
+        for job in self.jobs:
+            if job.id in self.paces and (best := self.paces[job.id].best) is not None:
+                trials.setdefault((job.number, 0 if self.study.specification.folds else job.repeat), []).append(
+                    (best, job)
+                )
+        means = [
+            (statistics.fmean(best for best, _ in own), own[0][1])
+            for own in trials.values()
+            if len(own) == (self.study.specification.folds or 1)
+        ]
+        return min(means, key=lambda pair: pair[0], default=None)
 
     def epochs_planned(self, job: Job) -> int:
-        training = job.spec.training if job.spec else dict(self.study.specification.training)
-        return int(training.get("epochs", 0))
+        return job.spec.epochs if job.spec else int(self.study.specification.training.get("epochs", 0))
 
     @property
     def forecast(self) -> Forecast:
@@ -81,6 +92,7 @@ class Progress:
             epochs=self.epochs_planned,
             report_by=self.study.specification.report_by,
             pruner=self.study.specification.pruner,
+            folds=self.study.specification.folds,
         )
 
     @property

@@ -95,20 +95,21 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
     ranked, repeats = ranking.ranked(jobs), ranking.repeats(jobs)
     planned = len({job.number for job in jobs if job.kind == "trial"})
     title = f"{study.name}: best {min(TOP, len(ranked))} of {planned} trials, scores on the validation split"
-    repeated = (times := study.specification.repeats) > 1
-    if repeated:
+    plan, near = study.specification, "≈: within the spread of the first"
+    if plan.folds:
+        title += f"; each in {plan.folds} folds, means over them, NMSE ± standard deviation; {near}"
+    elif plan.repeats > 1:
         title += (
-            f"; each {times} times, NMSE as mean ± standard deviation, the others of the best repeat; "
-            "≈: within the spread of the first"
+            f"; each {plan.repeats} times, NMSE as mean ± standard deviation, the others of the best repeat; {near}"
         )
     listed: list[Row] = []
     for job in ranked[:TOP]:
         assert job.result is not None and job.spec is not None
-        result = job.result
+        result = ranking.result_of(repeats[job.number])
         values = score_values(result.validation) | {"NMSE": result.best_val_nmse, "MSE": result.best_val_mse}
         values |= {"config": number(job), "point": label(job.spec)}
         values |= {"best epoch": result.best_epoch, "seconds": round(result.seconds)}
-        if repeated:
+        if plan.trainings > 1:
             best = None if job is ranked[0] else ranking.spread(repeats[ranked[0].number])
             values["NMSE"] = spread_text(ranking.spread(repeats[job.number]), best)
             if lacks := ranking.incomplete([other for other in jobs if other.number == job.number]):
@@ -192,12 +193,13 @@ def trials_table(study: StudyRow, jobs: list[Job], *, sort: str = "score", top: 
     rows = []
     for job in trials[:top]:
         values = {f"point.{name}": value for name, value in (job.spec.point if job.spec else {}).items()}
-        values |= {key: getattr(job, key) for key in ("number", "repeat", "config", "attempt", "epochs", "reason")}
+        values |= {key: getattr(job, key) for key in ("number", "config", "attempt", "epochs", "reason")}
+        values[study.specification.part] = "refit" if job.is_refit else job.repeat
         values["state"] = job.state.label
         result = job.result if job.state == State.DONE else None
         values |= {"NMSE": result.best_val_nmse if result else "", "R²": result.validation.r2 if result else ""}
         rows.append(Row(values=values))
-    keys = ["number"] + ["repeat"] * (study.specification.repeats > 1)
+    keys = ["number"] + [study.specification.part] * (study.specification.trainings > 1)
     keys += ["config"] * any(job.config not in (None, job.number) for job in trials)
     title = f"Trials of {study.name}" + (", not pretrained" if bare else "") + ", scores on the validation split"
     return Table(
@@ -233,7 +235,10 @@ def in_order(study: StudyRow, jobs: list[Job], sort: str) -> list[Job]:
         raise SettingsError(f"--sort: expected one of {', '.join(keys)}, found '{sort}'.{near_miss(sort, keys)}")
     if sort == "score":
         repeats = ranking.repeats(trials)
-        best = [job for first in ranking.ranked(trials) for job in sorted(repeats[first.number], key=ranking.nmse)]
+        ranked = ranking.ranked(trials)
+        best = [job for first in ranked for job in sorted(repeats[first.number], key=ranking.nmse)]
+        if study.specification.folds:
+            best = [*filter(None, (ranking.network(trials, job) for job in ranked)), *best]
         places = {job.id: place for place, job in enumerate(best)}
         states = list(State)
         return sorted(trials, key=lambda job: (places.get(job.id, len(places)), states.index(job.state)))

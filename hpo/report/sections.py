@@ -49,9 +49,14 @@ def build(evidence: Evidence) -> Document:
 def _summary(evidence: Evidence) -> list[str]:
     trials = sum(job.state == State.DONE for closed in evidence.closed for job in closed.jobs)
     sizes = evidence.closed[0].row.facts.data.sizes
+    folds = {closed.study.folds for closed in evidence.closed}
+    how = f"trained on {sizes[0]} cells and selected on {sizes[1]} others"
+    if folds != {None}:
+        counts = ", ".join(f"{count} folds" if count else how for count in sorted(folds, key=lambda one: one or 0))
+        how = f"trained and selected on {sizes[0] + sizes[1]} cells ({counts})"
     head = (
-        f"{trials} networks were trained on {sizes[0]} cells and selected on {sizes[1]} others. The scores below are "
-        f"of {sizes[2]} test cells that neither training nor selection saw."
+        f"{trials} networks were {how}. The scores below are of {sizes[2]} test cells that neither training nor "
+        "selection saw."
     )
     if not evidence.winners:
         return [head, "No trial was finished, so no model was selected."]
@@ -215,6 +220,7 @@ def _origin_of(evidence: Evidence, closed: Closed) -> Record:
         "sampler, pruner": f"{plan.sampler}, {plan.pruner['name']}",
         "seed": plan.seed,
         "repeats": plan.repeats,
+        **({"folds": plan.folds} if plan.folds else {}),
         **{f"model.{name}": value for name, value in plan.model.items()},
         **{f"training.{name}": value for name, value in plan.training.items()},
         **{f"space.{name}": ", ".join(values) for name, values in space.items()},

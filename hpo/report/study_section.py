@@ -62,7 +62,7 @@ def _best(closed: Closed, records: list[Record], baselines: list[Record]) -> Tab
         name=f"{closed.row.name}-top",
         title=f"Best {min(TOP, len(records))} of {len({job.number for job in closed.jobs})} configurations, "
         "validation split",
-        note=note + (" ≈: within the spread of the first." if closed.study.repeats > 1 else ""),
+        note=note + (" ≈: within the spread of the first." if closed.study.trainings > 1 else ""),
         keys=[key for key in records[0] if key not in ("run_id", "state")],
         texts=dict.fromkeys(_parameters(closed), tables.cell_text),
         leading=1 + bool(_parameters(closed)),
@@ -71,9 +71,12 @@ def _best(closed: Closed, records: list[Record], baselines: list[Record]) -> Tab
 
 def _all(evidence: Evidence, closed: Closed, records: list[Record], baselines: list[Record]) -> Table:
     """Return all configurations as the source study orders them; those without a score stand last."""
-    mse, again = f"validation MSE {squared(evidence.dataset.unit)}", closed.study.repeats > 1
+    mse, again = f"validation MSE {squared(evidence.dataset.unit)}", closed.study.trainings > 1
     unscored = [
-        {_counter(closed): number(job), "state": f"{job.state}, repeat {job.repeat}" if again else job.state}
+        {
+            _counter(closed): number(job),
+            "state": f"{job.state}, {closed.study.part} {job.repeat}" if again else job.state,
+        }
         | (job.spec.point if job.spec else {})
         for job in closed.jobs
         if job.state != State.DONE
@@ -100,12 +103,13 @@ def trials(evidence: Evidence, closed: Closed) -> list[Record]:
     records: list[Record] = []
     for job, _ in closed.points:
         assert job.spec is not None and job.result is not None
-        result, spread = job.result, spreads[job.number]
+        result, spread = ranking.result_of(repeats[job.number]), spreads[job.number]
         record = {_counter(closed): number(job), **job.spec.point}
         record |= {"weights": provenance(job.spec.model) or "from scratch", "parameters": job.spec.parameters}
-        if closed.study.repeats > 1:
-            record |= {MEAN: spread[0], "standard deviation": spread[1]}
-            record |= {"repeats": lacking[job.number]} if any(lacking.values()) else {}
+        if closed.study.trainings > 1:
+            record |= {} if closed.study.folds else {MEAN: spread[0]}
+            record["standard deviation"] = spread[1]
+            record |= {f"{closed.study.part}s": lacking[job.number]} if any(lacking.values()) else {}
             near = records and within_spread(spread, spreads[closed.points[0][0].number])
             record["≈"] = "≈" if near else ""
         record |= {NMSE: result.best_val_nmse, f"validation MSE {squared(unit)}": result.best_val_mse}

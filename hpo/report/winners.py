@@ -28,7 +28,7 @@ def comparable(closed: list[Closed]) -> list[list[Closed]]:
 
 def winners_table(closed: list[Closed]) -> Table:
     """Return the winners beside the baseline predictors, best first: a row for each split, and one for repeats."""
-    rows = []
+    rows, parts = [], {row.name: f"{row.specification.part}s" for row, _ in closed}
     for study, point, entry in _ranked(closed):
         first: dict[str, Any] = {"model": f"{study} {point}".strip(), "weights": "", "parameters": ""}
         second, spread = dict.fromkeys(first, ""), ""
@@ -41,7 +41,7 @@ def winners_table(closed: list[Closed]) -> Table:
             lines.append(second | {"split": "test"} | score_values(entry.test))
         if spread:
             blank = dict.fromkeys((*first, *SCORES.values()), "")
-            lines.append(blank | {"split": "validation, repeats", "NMSE": spread})
+            lines.append(blank | {"split": f"validation, {parts[study]}", "NMSE": spread})
         rows += [Row(values=line, style="" if study else "dim") for line in lines]
     columns = [
         Column(name=name, left=name != "parameters", spare=name in ("weights", "parameters"))

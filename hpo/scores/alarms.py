@@ -52,10 +52,10 @@ def at_the_mean(ranked: list[Job], predictors: Mapping[str, SplitScores]) -> lis
 
 
 def spread(predictions: Path) -> float:
-    """Return the predictions' over the labels' standard deviation on the validation split: the median of the targets
-    that vary."""
+    """Return the predictions' over the labels' standard deviation on the validation split, of a refit on the images
+    that it was trained on: the median of the targets that vary."""
     table = pandas.read_csv(predictions)
-    table = table[table["split"] == "validation"]
+    table = table[table["split"] != "test"]
     names = [column.removesuffix(" true") for column in table.columns if column.endswith(" true")]
     columns = {
         name: table[[f"{name} predicted", f"{name} true"]].dropna() for name in names

@@ -159,7 +159,8 @@ class Contest:
         for rival in self.rivals:
             name = alias(rival.row.name)
             if owners.get(name) == rival.row.name and (rival.is_closed or rival.row.name == self.closing):
-                best = next(iter(ranking.ranked(rival.jobs)), None)
+                networks = (ranking.network(rival.jobs, job) for job in ranking.ranked(rival.jobs))
+                best = next(filter(None, networks), None)
                 result[name] = by_run.get(str(best.run_id)) if best is not None else None
         return result
 

@@ -217,7 +217,7 @@ def _closed(queue: Queue, row: StudyRow) -> Closed:
             f"The study {row.name} is not closed: {left} trials are still to be trained. `hpo run` with the same "
             f"options, or `hpo worker --study {row.name}`, finishes it; then report it."
         )
-    trials = [job for job in jobs if job.kind == "trial"]
+    trials = [job for job in jobs if job.kind == "trial" and not job.is_refit]  # its curve has no validation
     return Closed(row=row, jobs=trials, ended=ended, curves=queue.curves(row.name, CURVES))
 
 

@@ -1,15 +1,19 @@
 """The order of a study's configurations by their validation scores, from the rows of its jobs alone.
 
-A configuration that is trained with several seeds has one finished trial a seed: its repeats. They share a number.
+A configuration that is trained several times has one finished trial for each seed, or for each fold of a
+cross-validation: its repeats. They share a number. After a cross-validation the best one is trained once more, on the
+images of all folds: its refit has the same number, and is none of the repeats.
 """
 
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
-from hpo.queue import Job, State
-from hpo.study.records import SplitScores
+from hpo.queue import Job, State, TrialResult
+from hpo.study.records import Refit, SplitScores
 from hpo.text import score_text
+from models.metrics import mean_of
 
 
 def nmse(job: Job) -> float:
@@ -22,9 +26,14 @@ def repeats(jobs: Sequence[Job]) -> dict[int, list[Job]]:
     """Return the finished trials of each configuration, by its number."""
     by_number: dict[int, list[Job]] = {}
     for job in jobs:
-        if job.kind == "trial" and job.state == State.DONE and job.result:
+        if job.kind == "trial" and job.state == State.DONE and job.result and not job.is_refit:
             by_number.setdefault(job.number, []).append(job)
     return by_number
+
+
+def refits(jobs: Sequence[Job]) -> dict[int, Job]:
+    """Return the refit of each configuration that has one, in any state, by its number."""
+    return {job.number: job for job in jobs if job.is_refit}
 
 
 def spread(repeats: Sequence[Job]) -> tuple[float, float | None]:
@@ -34,8 +43,20 @@ def spread(repeats: Sequence[Job]) -> tuple[float, float | None]:
 
 
 def diverged(jobs: Sequence[Job]) -> set[int]:
-    """Return the numbers of the configurations of which a repeat diverged."""
-    return {job.number for job in jobs if job.kind == "trial" and job.state == State.DIVERGED}
+    """Return the numbers of the configurations of which a repeat diverged, or a fold has no score."""
+    return lacking(jobs) | {
+        job.number for job in jobs if job.kind == "trial" and job.state == State.DIVERGED and not job.is_refit
+    }
+
+
+def lacking(jobs: Sequence[Job]) -> set[int]:
+    """Return the numbers of the configurations of which a fold has no score."""
+    finished = repeats(jobs)
+    return {
+        job.number
+        for job in jobs
+        if job.spec and job.spec.fold and len(finished.get(job.number, ())) < job.spec.fold.count
+    }
 
 
 def points(jobs: Sequence[Job]) -> list[tuple[Job, float]]:
@@ -55,12 +76,61 @@ def ranked(jobs: Sequence[Job]) -> list[Job]:
 
 
 def winners(jobs: Sequence[Job], report_by: Sequence[str]) -> list[Job]:
-    """Return the best trial of each combination of values of the `report_by` parameters, the best of all first."""
+    """Return the best trial of each combination of values of the `report_by` parameters, the best of all first.
+
+    A configuration that lacks a fold, or whose refit has failed, is none of them.
+    """
     best: dict[tuple[str, ...], Job] = {}
+    without = lacking(jobs)
+    without |= {number for number, job in refits(jobs).items() if job.state.ended and job.state != State.DONE}
     for job in ranked(jobs):
         assert job.spec is not None
+        if job.number in without:
+            continue
         best.setdefault(tuple(repr(job.spec.point.get(name)) for name in report_by), job)
     return list(best.values())
+
+
+def network(jobs: Sequence[Job], best: Job) -> Job | None:
+    """Return the trial whose network stands for a configuration: after a cross-validation its refit, None if that is
+    not done; else `best`, its best trial."""
+    if best.spec is None or best.spec.fold is None:
+        return best
+    refit = refits(jobs).get(best.number)
+    return refit if refit is not None and refit.state == State.DONE else None
+
+
+def result_of(repeats: Sequence[Job]) -> TrialResult:
+    """Return the result that stands for a configuration: that of its best finished repeat; of folds their means."""
+    best = min(repeats, key=nmse)
+    assert best.result is not None and best.spec is not None
+    if best.spec.fold is None:
+        return best.result
+    results, means = [job.result for job in repeats if job.result is not None], refit_of(repeats)
+    return replace(
+        best.result,
+        best_val_nmse=means.nmse,
+        best_val_mse=means.mse,
+        best_epoch=means.epochs,
+        last_val_nmse=statistics.fmean(result.last_val_nmse for result in results),
+        last_val_mse=statistics.fmean(result.last_val_mse for result in results),
+        validation=means.validation,
+        seconds=sum(result.seconds for result in results),
+    )
+
+
+def refit_of(folds: Sequence[Job]) -> Refit:
+    """Return what the finished folds of a configuration tell of its refit."""
+    results = [job.result for job in folds if job.result is not None]
+    mean, deviation = spread(folds)
+    return Refit(
+        epochs=statistics.median_low(result.best_epoch for result in results),
+        folds=len(folds),
+        nmse=mean,
+        mse=statistics.fmean(result.best_val_mse for result in results),
+        deviation=deviation or 0.0,
+        validation=mean_of([result.validation for result in results]),
+    )
 
 
 def incomplete(repeats: Sequence[Job]) -> str:
@@ -68,17 +138,23 @@ def incomplete(repeats: Sequence[Job]) -> str:
 
     `repeats` are all of them, in any state. Return an empty text if all are finished.
     """
+    repeats = [job for job in repeats if not job.is_refit]
     others = Counter(job.state for job in repeats if job.state != State.DONE)
     words = ", ".join(f"{count} {state}" for state, count in sorted(others.items()))
-    return f"{len(repeats) - others.total()} of {len(repeats)} repeats, {words}" if words else ""
+    kind = "folds" if any(job.spec and job.spec.fold for job in repeats) else "repeats"
+    return f"{len(repeats) - others.total()} of {len(repeats)} {kind}, {words}" if words else ""
 
 
 def check_same(scores: SplitScores, job: Job) -> None:
-    """Raise ValueError unless the downloaded model gives the validation score its trial was recorded with."""
+    """Raise ValueError unless the downloaded model gives the validation score its trial was recorded with.
+
+    Of a refit it is the score of the images that it was trained on, in the place of the validation split.
+    """
     assert job.result is not None
-    recorded, computed = job.result.validation.nmse, scores.validation.nmse
+    part = "training" if job.is_refit else "validation"
+    recorded, computed = (job.result.training or job.result.validation).nmse, scores.validation.nmse
     if computed is None or recorded is None or not abs(computed - recorded) <= 1e-4 * recorded:
         raise ValueError(
-            f"trial {job.number}: its downloaded model has a validation NMSE of {score_text(computed, '.6g')}, "
+            f"trial {job.number}: its downloaded model has a {part} NMSE of {score_text(computed, '.6g')}, "
             f"recorded is {score_text(recorded, '.6g')}"
         )

@@ -82,11 +82,12 @@ def standings(rivals: Sequence[Rival], *, closing: str | None = None) -> dict[st
             if job.run_id is not None:
                 runs.setdefault(job.number, set()).add(job.run_id)
         responsible = [answer for answer in answers if answer.keys() & set().union(*runs.values())]
-        unstable = ranking.diverged(rival.jobs)
+        unstable, refits = ranking.diverged(rival.jobs), ranking.refits(rival.jobs)
         for number, jobs in ranking.repeats(rival.jobs).items():
             point = math.inf if number in unstable else ranking.spread(jobs)[0]
             if responsible:
                 means = [answer[run] for answer in responsible for run in answer.keys() & runs.get(number, set())]
                 point = min(means, default=math.inf)
-            result |= {str(job.run_id): Standing(point=point, own=ranking.nmse(job)) for job in jobs}
+            finished = [job for job in (*jobs, refits.get(number)) if job is not None and job.result is not None]
+            result |= {str(job.run_id): Standing(point=point, own=ranking.nmse(job)) for job in finished}
     return result

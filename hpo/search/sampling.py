@@ -195,12 +195,15 @@ def update_judged(store: optuna.storages.RDBStorage, name: str, job: Job) -> Non
 
 
 def together(repeats: Sequence[Job]) -> tuple[State, float | None]:
-    """Return the state and value of a configuration, from those of its repeats."""
+    """Return the state and value of a configuration, from those of its repeats, or of its folds, which all count."""
     states = [job.state for job in repeats]
     if State.RUNNING in states or State.WAITING in states:
         has_begun = any(state != State.WAITING for state in states)
         return (State.RUNNING if has_begun else State.WAITING), None
     values = [job.result.best_val_nmse for job in repeats if job.state == State.DONE and job.result]
+    lacks_fold = len(values) < len(repeats) and any(job.spec and job.spec.fold for job in repeats)
+    if lacks_fold:
+        return next(state for state in states if state != State.DONE), None
     return (State.DONE, sum(values) / len(values)) if values else (states[0], None)
 
 

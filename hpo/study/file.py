@@ -123,11 +123,11 @@ def _completed_by(label: str, table: dict[str, Any], earlier: Study, stated: Any
         seed = earlier.seed + earlier.repeats
     elif type(seed) is int and not seeded:
         seed = (seed + earlier.seed - stated) % 2**32
-    data: dict[str, Any] = {"path": earlier.data_path}
+    data = {"path": earlier.data_path, "image_size": earlier.image_size, "folds": earlier.folds}
     return {
         **table,
         "seed": seed,
-        "data": data if earlier.image_size is None else data | {"image_size": earlier.image_size},
+        "data": {key: value for key, value in data.items() if value is not None},
         "model": earlier.model,
         "space": {key: as_json(parameter) for key, parameter in earlier.space.items()},
         "training": {**earlier.training, **subtable(label, table, "training")},

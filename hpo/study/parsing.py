@@ -25,7 +25,7 @@ KEYS: dict[str, dict[str, Any]] = {  # by table: the default of each key, or its
         **{"report_by": [], "data": {}, "model": {}, "sampler": {}, "pruner": {}, "space": {}, "start": []},
         **{"training": {}, "claims": object},
     },
-    "data": {"path": DEFAULT_DATA, "image_size": int},
+    "data": {"path": DEFAULT_DATA, "image_size": int, "folds": int},
     "sampler": {"name": "grid", "trials": int, "multivariate": False},
     "pruner": {"name": "none", **dict.fromkeys((key for settings in PRUNERS.values() for key in settings), int)},
 }
@@ -34,7 +34,7 @@ OPTIONS = {"sampler.name": SAMPLERS, "pruner.name": tuple(PRUNERS)}
 RANGES = {  # of whole numbers, both ends included
     **{f"pruner.{key}": (1, 10**7) for key in KEYS["pruner"] if key != "name"},
     **{"pruner.reduction_factor": (2, 10**7), "sampler.trials": (1, 100_000), "points": (1, 100_000)},
-    **{"seed": (0, 2**32 - 1), "repeats": (1, 1000)},
+    **{"seed": (0, 2**32 - 1), "repeats": (1, 1000), "data.folds": (2, 100)},
 }
 TYPES = {str: "text in quotes", int: "a whole number", bool: "true or false", list: "a list", dict: "a table"}
 SEQUENCE_KEYS = ("description", "sequence", "claims")
@@ -60,6 +60,7 @@ def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *
         overridden=overridden,
         data_path=data["path"],
         image_size=data["image_size"],
+        folds=data["folds"],
         sampler=kind,
         trials=_needed(label, "points", file["points"]) if again else _planned(label, kind, sampler["trials"], space),
         multivariate=sampler["multivariate"],
@@ -94,12 +95,32 @@ def _check_together(label: str, table: Mapping[str, Any], study: Study) -> None:
         raise StudyError(f"{label}: sampler.multivariate: only \"tpe\" has it, found sampler.name = '{study.sampler}'.")
     if study.repeats > 1 and study.is_pruned:
         raise StudyError(f"{label}: repeats and a pruner do not go together: every repeat of a point counts.")
+    _check_folds(label, study)
     if len(study.start) > study.trials:
         raise StudyError(f"{label}: start: expected at most sampler.trials = {study.trials} points, found more.")
     for key in study.report_by:
         if not isinstance(key, str) or key not in study.space:
             valid = ", ".join(study.space)
             raise StudyError(f"{label}: report_by: expected parameters of [space] ({valid}), found {key!r}.")
+
+
+def _check_folds(label: str, study: Study) -> None:
+    """Raise StudyError if something does not go together with a cross-validation."""
+    if study.starts_from is not None and (study.folds or study.starts_from.folds):
+        raise StudyError(
+            f"{label}: data.folds: a study that starts from the networks of another one has no folds, nor has the "
+            f"other, {study.starts_from.name}: its networks have seen the images that would validate. Remove the key."
+        )
+    if study.folds and study.pruner["name"] != "none":
+        raise StudyError(
+            f"{label}: data.folds and a pruner do not go together: the mean over all folds of a point decides. "
+            'Remove one, as with pruner.name = "none".'
+        )
+    if study.folds and study.repeats > 1:
+        raise StudyError(
+            f"{label}: data.folds and repeats do not go together: each point is trained once for each fold. "
+            "Remove one, as with repeats = 1."
+        )
 
 
 def _check_seeds(label: str, study: Study, earlier: Study) -> None:

@@ -42,6 +42,27 @@ class SourceTrial(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fold(Record):
+    """The fold of a cross-validation whose images validate a trial."""
+
+    number: int  # from 0
+    count: int
+    digest: str  # of all folds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit(Record):
+    """What the folds of a configuration tell of its network that is trained again on all of their images."""
+
+    epochs: int  # the median of the folds' best epochs
+    folds: int
+    nmse: float  # validation, mean over the folds
+    mse: float  # likewise, unit²
+    deviation: float  # of the folds' NMSE
+    validation: Scores  # means over the folds
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialSpec(Record):
     """Everything that determines the result of one trial."""
 
@@ -56,10 +77,17 @@ class TrialSpec(Record):
     weights: WeightsFile | None = None
     phases: Phases | None = None
     best_of: SourceTrial | None = None
+    fold: Fold | None = None  # of a cross-validation
+    refit: Refit | None = None  # of the network that is trained again after a cross-validation
     data: str  # digest of the data set
     split: str  # digest of the split
     identity: str  # of the study
     numerics: int
+
+    @property
+    def epochs(self) -> int:
+        """For which it is to be trained; patience may end it before."""
+        return int(self.training["epochs"]) if self.refit is None else self.refit.epochs
 
     def params(self) -> dict[str, Any]:
         """Return what determines the result, flat, as MLflow params. The point comes first, by its own names."""
@@ -74,6 +102,8 @@ class TrialSpec(Record):
                 flat |= {f"{name}.{key}": value for key, value in origin.to_json().items() if key != "files"}
         if self.starts_from is not None:
             flat["starts_from.sha256"] = self.starts_from.files["weights.safetensors"]
+        flat |= {} if self.fold is None else {"fold": self.fold.number, "folds": self.fold.count}
+        flat |= {} if self.refit is None else {"folds": self.refit.folds, "refit.epochs": self.refit.epochs}
         flat |= {"seed": self.seed, "parameters": self.parameters}
         flat |= {} if self.trainable_parameters is None else {"trainable_parameters": self.trainable_parameters}
         return flat | {"data": self.data, "split": self.split, "identity": self.identity, "numerics": self.numerics}
@@ -134,6 +164,7 @@ class StudyFacts(Record):
     models: tuple[str, ...] | None = None  # registered models that it has versions of
     registered: bool | None = None
     closed: bool | None = None  # it has been closed once
+    folds: str | None = None  # digest of the folds of its cross-validation
     planned: bool | None = None  # to the end
     file: str | None = None  # the study file: a shipped name, or a path where it was planned
     command: str | None = None  # that planned it

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from hpo.study.claims import Claim
 from hpo.study.identity import digest
 from hpo.study.names import file_name, origin, with_digits
-from hpo.study.records import SourceTrial, StudyFacts, TrialSpec
+from hpo.study.records import Fold, Refit, SourceTrial, StudyFacts, TrialSpec
 from hpo.study.space import Choices, Interval, as_json, corners, highest
 from models import sizes, specs
 
@@ -47,6 +47,7 @@ class Study:
     pruner: dict[str, Any]  # its name, and all its settings
     repeats: int  # how often a configuration is trained, each time with another seed
     starts_from: "Study | None"  # whose best networks the trials begin with
+    folds: int | None = None  # of the cross-validation; None: the data's split validates
     best_of: "Study | None" = None  # whose best configurations are trained again
     claims: tuple[Claim, ...] = field(default=(), compare=False)  # that the report decides; no part of the identity
     file: str = field(default="", compare=False)  # the shipped name, or the path
@@ -60,11 +61,13 @@ class Study:
         split_digest: str,
         weights: Mapping[str, str] | None = None,
         phases: Mapping[str, Mapping[str, float]] | None = None,
+        folds_digest: str | None = None,
     ) -> dict[str, Any]:
         """Everything that determines a result, as plain data: the identity of the study.
 
-        `weights` has the SHA-256 of each backbone's pretrained weights, `phases` the constants of the data's. What is
-        not used is not named: a study that does without a setting keeps the identity it had before there was one.
+        `weights` has the SHA-256 of each backbone's pretrained weights, `phases` the constants of the data's,
+        `folds_digest` is that of the cross-validation's folds. What is not used is not named: a study that does without
+        a setting keeps the identity it had before there was one.
         """
         used: dict[str, Any] = {}
         if self.starts_from is not None:
@@ -74,7 +77,11 @@ class Study:
             used["weights"] = {backbone: (weights or {})[backbone] for backbone in self.pretrained()}
         if self.best_of is not None:
             first = self.best_of.canonical(
-                data_digest=data_digest, split_digest=split_digest, weights=weights, phases=phases
+                data_digest=data_digest,
+                split_digest=split_digest,
+                weights=weights,
+                phases=phases,
+                folds_digest=folds_digest,
             )
             used["best_of"] = {"study": with_digits(self.best_of, digest(first)), "spec": first}
         if self.needs_phases():
@@ -83,6 +90,8 @@ class Study:
             used["pruner"] = self.pruner
         if self.repeats > 1:
             used["repeats"] = self.repeats
+        if self.folds is not None:
+            used["folds"] = {"count": self.folds, "digest": folds_digest}
         if self.start:
             used["start"] = list(self.start)
         multivariate = {"multivariate": True} if self.multivariate else {}
@@ -109,9 +118,19 @@ class Study:
         return bool(self.pruner["name"] != "none")
 
     @property
+    def trainings(self) -> int:
+        """How often each configuration is trained: its repeats or folds."""
+        return self.folds or self.repeats
+
+    @property
+    def part(self) -> str:
+        """What one of these trainings is called."""
+        return "fold" if self.folds else "repeat"
+
+    @property
     def columns(self) -> list[str]:
         """The params of a trial by which MLflow's list shows its configuration."""
-        return [*self.space, *(["config"] if self.sampler == "grid" else [])]
+        return [*self.space, *(["config"] if self.sampler == "grid" else []), *(["fold"] if self.folds else [])]
 
     @property
     def threads(self) -> int:
@@ -228,11 +247,15 @@ def trial_spec(
     *,
     config: int | None,
     repeat: int = 0,
+    refit: Refit | None = None,
 ) -> tuple[TrialSpec, float]:
     """The frozen description of one trial, and its cost (multiply-adds of one image, forward).
 
-    Repeats count the seed up.
+    Repeats count the seed up; folds, and the refit after them, have one seed.
     """
+    fold = None
+    if plan.folds is not None and refit is None:
+        fold = Fold(number=repeat, count=plan.folds, digest=facts.folds or "")
     network, _ = plan.specifications(point)
     model, training = plan.trial(point)
     best = next((source for source in facts.best_of or () if source.point == point), None)
@@ -245,13 +268,15 @@ def trial_spec(
         config=config,
         model=model,
         training=training,
-        seed=(plan.seed + repeat) % 2**32,
+        seed=plan.seed if plan.folds else (plan.seed + repeat) % 2**32,
         parameters=size.parameters,
         trainable_parameters=size.trainable,
         starts_from=(facts.starts_from or {}).get(origin(model)) if starts else None,
         weights=(facts.weights or {})[model["backbone"]] if pretrained else None,
         phases=facts.data.phases if specs.physical(network) else None,
         best_of=best and SourceTrial(study=best.study, trial=best.trial, run_id=best.run_id),
+        fold=fold,
+        refit=refit,
         data=facts.data.digest,
         split=facts.data.split,
         identity=identity,
@@ -283,6 +308,7 @@ def restore(name: str, canonical: Mapping[str, Any]) -> Study:
         training=canonical["training"],
         pruner=canonical.get("pruner", {"name": "none"}),
         repeats=canonical.get("repeats", 1),
+        folds=canonical["folds"]["count"] if "folds" in canonical else None,
         starts_from=_first(canonical, "starts_from"),
         best_of=_first(canonical, "best_of"),
     )

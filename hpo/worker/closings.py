@@ -6,7 +6,7 @@ from functools import partial
 from hpo import crash
 from hpo.closing.steps import Closing
 from hpo.queue import AttemptOutcome, Job
-from hpo.recording.outcomes import Ended, Winners
+from hpo.recording.outcomes import Ended, HandedBack, Winners
 from hpo.worker import protocol
 from hpo.worker.children import Trainer
 from hpo.worker.collaborators import Collaborators
@@ -56,9 +56,10 @@ class Closings:
         self._recorder.put(job, partial(_finish, self._closing))
 
 
-def _fetch(closing: Closing) -> Winners:
-    closing.fetch()
-    return Winners(job=closing.job)
+def _fetch(closing: Closing) -> Winners | HandedBack:
+    if closing.fetch():
+        return Winners(job=closing.job)
+    return HandedBack(job=closing.job, reason="the winners of the cross-validation are trained again first")
 
 
 def _finish(closing: Closing) -> Ended:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from data_pipeline.dataset import Dataset
+from data_pipeline.folds import digest, folds, whole, with_split
 from data_pipeline.npz import load_npz, sha256_in
 from data_pipeline.split import Split
-from hpo.study.records import TrialSpec
+from hpo.study.records import Fold, TrialSpec
 from models import bundle, weights
 from models.specs import SpecError
 
@@ -27,6 +28,31 @@ def load_data(path: Path) -> tuple[Dataset, Split]:
         with suppress(OSError):  # without room on the disk, each trainer has its own
             dataset = replace(dataset, images=_shared(dataset.images, path.with_suffix(".images.npy")))
     return dataset, dataset.split
+
+
+def trial_data(path: Path, spec: TrialSpec) -> Dataset:
+    """Return the data set of a file with the split of the trial: a fold, or for a refit all images that are not for
+    the test. Raise DatasetError if the file is damaged, SpecError if the folds are not those that were planned."""
+    dataset, parts = load_data(path)
+    if spec.refit is not None:
+        return with_split(dataset, whole(parts))
+    return dataset if spec.fold is None else with_split(dataset, _fold(path, spec.fold))
+
+
+def _fold(path: Path, fold: Fold) -> Split:
+    parts, computed = _folds(path, fold.count)
+    if computed != fold.digest:
+        raise SpecError(
+            f"{path}: expected the {fold.count} folds that were planned ({fold.digest:.8}), found others "
+            f"({computed:.8}): train with the version of hpo that planned the study."
+        )
+    return parts[fold.number]
+
+
+@lru_cache(maxsize=2)
+def _folds(path: Path, count: int) -> tuple[tuple[Split, ...], str]:
+    parts = folds(load_data(path)[0], count)
+    return parts, digest(parts)
 
 
 def _shared(images: np.ndarray, path: Path) -> np.ndarray:

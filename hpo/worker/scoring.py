@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 
 from data_pipeline.dataset import Dataset
+from data_pipeline.folds import outside_test
 from hpo import crash
 from hpo.study.records import SplitScores
 from hpo.text import for_csv, utf8
@@ -25,16 +26,18 @@ def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
     regressor, spec = bundle.load(request.folder)
     regressor.levels = regressor.ranges = None  # these images are on the scale of training, however bright
     bundle.check_shape(spec, dataset.images.shape[1:], where="the data set")
+    first = ("training", outside_test(parts)) if request.is_refit else ("validation", parts.validation)
     learned = dataset.part(parts.train)
     predictors = {name: fit(*learned) for name, fit in metrics.PREDICTORS.items()}
     predictors["model"] = lambda images, inputs=None: predict(regressor, images, inputs, alive=alive)
     scores: dict[str, dict[str, metrics.Scores]] = {name: {} for name in predictors}
     tables = []
-    for part, indices in (("validation", parts.validation), ("test", parts.test)):
+    for field, (part, indices) in (("validation", first), ("test", ("test", parts.test))):
         images, truth, *inputs = dataset.part(indices)
+        trained = truth if part == "training" else learned[1]
         for name, predictor in predictors.items():
             predicted = predictor(images, *inputs)
-            scores[name][part] = metrics.scores_of_part(predicted, truth, learned=learned[1], in_unit=dataset.in_unit)
+            scores[name][field] = metrics.scores_of_part(predicted, truth, learned=trained, in_unit=dataset.in_unit)
             if name == "model":
                 tables.append(prediction_table(dataset, indices, predicted))
                 tables[-1].insert(1, "split", part)

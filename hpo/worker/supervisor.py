@@ -279,6 +279,9 @@ class Supervisor:
         self._recorder.put(outcome.job, partial(self._tasks.reconcile, outcome.job))
 
     def _on_handed_back(self, outcome: outcomes.HandedBack) -> None:
+        trainer = self._crew.trainers.of(outcome.job)
+        if outcome.job.kind == "closing" and trainer is not None:  # which was kept for it
+            trainer.release()
         self.leases.return_soon(outcome.job, outcome.reason)
 
     def _on_nothing_recorded(self, outcome: outcomes.NothingRecorded) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from data_pipeline.dataset import Dataset
-from data_pipeline.split import Split
 from hpo import crash
 from hpo.files import sha256_of, sha256_of_files
 from hpo.recording.trained import FINISHED, Trained
@@ -31,10 +30,10 @@ def train(request: protocol.Train, send: Send, stop: Event) -> Trained | protoco
     Send Started, Alive, EpochDone and CheckpointWritten. Return how it ended: stopped (a checkpoint was sent before if
     there is an epoch to keep), diverged, or trained.
     """
-    dataset, parts = inputs.load_data(request.data)
+    dataset = inputs.trial_data(request.data, request.spec)
     alive = signs_of_life(send)
     request.folder.mkdir(parents=True, exist_ok=True)
-    run = _begin(request, dataset, parts, alive)
+    run = _begin(request, dataset, alive)
     send(protocol.Started(epoch=run.epoch, parameters=networks.parameter_count(run.network)))
     checkpoints = _Checkpoints(run, request.folder, send, interval=request.checkpoint_interval)
 
@@ -48,7 +47,7 @@ def train(request: protocol.Train, send: Send, stop: Event) -> Trained | protoco
         for epoch in run.epochs(asked_to_stop):
             at = time.time_ns() // 1_000_000
             send(protocol.EpochDone(number=epoch.number, at=at, metrics=dict(epoch.metrics)))
-            if epoch.number < request.spec.training["epochs"]:
+            if epoch.number < request.spec.epochs:
                 checkpoints.write_if_due()
     except training.Interrupted:
         if run.epoch > checkpoints.newest:
@@ -56,12 +55,12 @@ def train(request: protocol.Train, send: Send, stop: Event) -> Trained | protoco
         return protocol.Returned(epoch=run.epoch)
     except training.Diverged as error:
         return protocol.Diverged(epoch=error.epoch)
-    return _package(request, run, dataset, parts.validation, alive)
+    return _package(request, run, dataset, alive)
 
 
-def _begin(request: protocol.Train, dataset: Dataset, parts: Split, alive: Callable[[], None]) -> training.Training:
+def _begin(request: protocol.Train, dataset: Dataset, alive: Callable[[], None]) -> training.Training:
     """Return the training, at its checkpoint if that fits."""
-    spec = request.spec
+    spec, parts = request.spec, dataset.split
     settings = specs.training_from_dict(spec.training)
     torch.set_num_threads(settings.threads)
     initial = inputs.initial_tensors(spec, request.start)
@@ -71,7 +70,8 @@ def _begin(request: protocol.Train, dataset: Dataset, parts: Split, alive: Calla
             specs.from_dict(spec.model),
             settings,
             train=dataset.part(parts.train),
-            validation=dataset.part(parts.validation),
+            validation=dataset.part(parts.validation) if spec.refit is None else None,
+            last_epoch=spec.epochs,
             seed=spec.seed,
             initial=initial,
             state=state,
@@ -123,13 +123,16 @@ def _reading(dataset: Dataset) -> dict[str, Any]:
     return {"layout": layout.to_dict()} if layout.set() else {}
 
 
-def _package(
-    request: protocol.Train, run: training.Training, dataset: Dataset, validation: np.ndarray, alive: Callable[[], None]
-) -> Trained:
-    """Write the best epoch's model and its predictions of the validation split; return the scores."""
+def _package(request: protocol.Train, run: training.Training, dataset: Dataset, alive: Callable[[], None]) -> Trained:
+    """Write the best epoch's model and its predictions of the validation split; return the scores.
+
+    Those of a refit on the validation split are its folds'; it predicts the images that it was trained on.
+    """
     from hpo.worker.packaging import package  # MLflow takes a second, which probes and scores do not need
 
-    images, targets, *numbers = dataset.part(validation)
+    refit, parts = request.spec.refit, dataset.split
+    part, indices = ("validation", parts.validation) if refit is None else ("training", parts.train)
+    images, targets, *numbers = dataset.part(indices)
 
     def evaluate(regressor: Regressor) -> tuple[np.ndarray, metrics.Scores]:
         predicted = predict(regressor, images, *numbers, alive=alive)
@@ -139,8 +142,11 @@ def _package(
     best = run.best_regressor()
     predicted, best_scores = evaluate(best)
     _, last_scores = evaluate(run.last_regressor())
-    predictions, folder = request.folder / "validation.csv", request.folder / "model"
-    write_table(prediction_table(dataset, validation, predicted), predictions)
+    of_training = None
+    if refit is not None:
+        of_training, best_scores, last_scores = best_scores, refit.validation, refit.validation
+    predictions, folder = request.folder / f"{part}.csv", request.folder / "model"
+    write_table(prediction_table(dataset, indices, predicted), predictions)
     crash.at("packaging")
     shutil.rmtree(folder, ignore_errors=True)
     package(
@@ -170,10 +176,11 @@ def _package(
         predictions=predictions,
         epochs=run.epoch,
         best_epoch=run.best_epoch,
-        best_val_nmse=run.best_nmse,
-        best_val_mse=run.best_mse,
-        last_val_nmse=run.last_nmse,
-        last_val_mse=run.last_mse,
+        best_val_nmse=run.best_nmse if refit is None else refit.nmse,
+        best_val_mse=run.best_mse if refit is None else refit.mse,
+        last_val_nmse=run.last_nmse if refit is None else refit.nmse,
+        last_val_mse=run.last_mse if refit is None else refit.mse,
+        training=of_training,
         validation=best_scores,
         last_validation=last_scores,
         files=files | {predictions.name: sha256_of(predictions)},

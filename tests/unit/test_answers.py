@@ -60,7 +60,7 @@ def trial(
     training = {"epochs": length}
     spec = records.spec(point=point, parameters=parameters, model=model or {"family": "cnn"}, training=training)
     number = next(JOBS)
-    job = SimpleNamespace(id=number, number=number, kind="trial", state=state, spec=spec, result=result)
+    job = SimpleNamespace(id=number, number=number, kind="trial", state=state, spec=spec, result=result, is_refit=False)
     curve = {epoch: nmse * (1 if epoch >= converged else 2) for epoch in range(1, length + 1)}
     return job, {"val/nmse": curve, "train/nmse": {epoch: value / 2 for epoch, value in curve.items()}}
 

@@ -1056,11 +1056,12 @@ def test_a_suggester_that_dies_costs_no_attempt_and_three_end_the_worker(bench):
 
 
 class FakeClosing:
-    def __init__(self, job: Job, events: list, *, wrong: bool = False) -> None:
-        self.job, self.events, self.wrong, self.left = job, events, wrong, 2
+    def __init__(self, job: Job, events: list, *, wrong: bool = False, whole: bool = True) -> None:
+        self.job, self.events, self.wrong, self.left, self.whole = job, events, wrong, 2, whole
 
-    def fetch(self) -> None:
+    def fetch(self) -> bool:
         self.events.append(("fetch winners",))
+        return self.whole
 
     def next_request(self):
         return protocol.Score(folder=Path("m"), data=Path("d"), predictions=Path("p")) if self.left else None
@@ -1098,6 +1099,17 @@ def test_a_closing_whose_model_scores_otherwise_waits_again_and_its_attempt_coun
     bench.says(SCORED)
     bench.steps(1)
     assert bench.of("finish", "give back") == [("give back", 1, "another model", FAILED)]
+
+
+def test_a_closing_that_waits_for_refits_frees_its_trainer(bench):
+    bench.closing = lambda job: FakeClosing(job, bench.events, whole=False)
+    bench.queue.waiting.append(replace(JOB, kind="closing"))
+    bench.steps(3)
+    reason = "the winners of the cross-validation are trained again first"
+    assert bench.of("finish", "give back") == [("give back", 1, reason, HANDED_BACK)]
+    bench.queue.waiting.append(JOB)
+    bench.steps(2)
+    assert len(bench.requests(protocol.Train)) == 1
 
 
 def test_a_closing_whose_trainer_died_while_the_winners_were_fetched_asks_nobody(bench):
