@@ -76,14 +76,3 @@ def extending(keys: Sequence[bytes], earlier: Sequence[bytes], parts: Split) -> 
         more = split(len(new))
         words[new[more.validation]], words[new[more.test]] = "validation", "test"
     return Split(*(np.flatnonzero(words == name) for name in ("training", "validation", "test")))
-
-
-def share_of(train: np.ndarray, groups: Sequence[str] | None, share: float, *, seed: int) -> np.ndarray:
-    """Return a share of the training images, whole groups, in their order: as few drawn groups as have at least
-    `share` of the images. With one seed every smaller share is part of every larger one; 1 is all."""
-    labels = train if groups is None else np.array(groups)[train]
-    _, first, numbers = np.unique(labels, return_index=True, return_inverse=True)
-    order = np.random.RandomState(seed).permutation(len(first))
-    reached = np.cumsum(np.bincount(numbers)[order])
-    count = 1 + int(np.searchsorted(reached, min(round(share * len(train)), len(train))))
-    return train[np.isin(numbers, order[:count])]

@@ -104,6 +104,8 @@ class TrainingSpec:
     gradient_clipping: float = field(default=0.0, metadata={"low": 0.0, "later": True})  # largest norm; 0: no limit
     ema: float = field(default=0.0, metadata={"low": 0.0, "below": 1.0, "later": True})  # decay a batch; 0: no average
     relative: float = field(default=0.0, metadata={"low": 0.0, "later": True})  # weight of relative errors in the loss
+    # of the training images, whole groups, drawn by the seed; an epoch has as many steps as with all
+    share: float = field(default=1.0, metadata={"above": 0.0, "high": 1.0, "later": True})
     threads: int = field(default=1, metadata={"low": 1, "high": 256, "later": True})  # set by the trainer process
 
 

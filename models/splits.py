@@ -65,12 +65,16 @@ class Scaling:
     variance: np.ndarray  # (k,) of the training split, unit²
 
     @classmethod
-    def of(cls, labels: np.ndarray, kind: str) -> "Scaling":
-        """Return the scaling by the mean and deviation of training labels (n, k), float64; none if `kind` is "none"."""
-        mean, variance = metrics.moments(labels)
+    def of(cls, labels: np.ndarray, kind: str, variance: np.ndarray | None = None) -> "Scaling":
+        """Return the scaling by the mean and deviation of training labels (n, k), float64; none if `kind` is "none".
+
+        `variance` (k,) is that of all training labels where these are a part of them.
+        """
+        mean, own = metrics.moments(labels)
+        variance = own if variance is None else variance
         if kind == "standard":
-            return cls(mean, np.sqrt(variance), variance)
-        return cls(np.zeros(len(variance)), np.ones(len(variance)), variance)
+            return cls(mean, np.sqrt(own), variance)
+        return cls(np.zeros(len(own)), np.ones(len(own)), variance)
 
     def apply(self, labels: np.ndarray) -> Tensor:
         """Return the targets (n, k) as float32."""

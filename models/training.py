@@ -76,6 +76,7 @@ class Training:
     `symmetries` maps names in `models.symmetry.GENERATORS` to the permutation of the targets when the image is flipped
     or transposed; needed for augmentation and symmetric models. `phases` and `target_names` (k) describe the labels to
     models with physics. `input_names` (m) are those of the inputs beside the images, which no symmetry changes.
+    `variance` (k,) is that of all training labels, in which NMSE is measured, where `train` is a part of them.
 
     With a moving average (`training.ema`) of the weights and of batch-norms' averages, it is these averages that are
     evaluated, selected and returned. A symmetric model is evaluated as the mean over the symmetries.
@@ -105,6 +106,7 @@ class Training:
         target_names: Sequence[str] = (),
         input_names: Sequence[str] = (),
         last_epoch: int | None = None,
+        variance: np.ndarray | None = None,
         channels_last: bool = True,
         fused: bool = True,
     ) -> None:
@@ -116,7 +118,7 @@ class Training:
         shape, n_targets = (train[0].shape[1], train[0].shape[2], train[0].shape[3]), labels.shape[1]
         check_batches(spec, training, shape)
         self._least_batch, self._alive = least_batch(spec, shape), alive
-        self.scaling = Scaling.of(labels, training.target_scaling)
+        self.scaling = Scaling.of(labels, training.target_scaling, variance)
         images = [part[0] for part in parts]
         self._levels = min(float(part.min()) for part in images), max(float(part.max()) for part in images)
         self._contrast = min(filter(None, map(contrast, images)), default=0.0)

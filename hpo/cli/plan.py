@@ -80,7 +80,7 @@ def _show_plan(estimate: Estimate, console: Console) -> None:
 def _title(estimate: Estimate) -> str:
     """Return which configurations the plan trains."""
     study = estimate.plan.study
-    text = f"the best {study.trials} points of {study.best_of.name}" if study.best_of else f"{study.trials} trials"
+    text = study.scope.format(study.best_of.name if study.best_of else "")
     text += f", each {study.repeats} times" if study.repeats > 1 else ""
     text += f", each in {study.folds} folds, and the best once more on all of them" if study.folds else ""
     text += ", NOT PRETRAINED" if study.at_random else ""

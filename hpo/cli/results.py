@@ -136,6 +136,7 @@ def _details(details: "api.Details") -> dict[str, Any]:
         "data": details.row.facts.data.uri,
         "links": details.links,
         "result": closing and closing.to_json(),
+        "learning_curve": details.learning_curve and details.learning_curve.to_json(),
     }
 
 

@@ -11,6 +11,8 @@ from hpo.operations.connection import connect
 from hpo.planning.preparation import folder_of
 from hpo.queue import Attempt, Job, StudyRow
 from hpo.report import names
+from hpo.scores import learning_curve
+from hpo.scores.learning_curve import LearningCurve
 from hpo.study import differences, file_name, load
 from hpo.tracking import experiments
 from hpo.tracking.client import Tracker
@@ -28,6 +30,11 @@ class Details:
     file: str  # its study file
     changed: Mapping[str, tuple[Any, Any]] | None  # settings: in the file now, and here; None without the file
     image: Path | None  # one of the data set, if it is on this machine
+
+    @property
+    def learning_curve(self) -> LearningCurve | None:
+        """Its learning curve, if it is a study of one."""
+        return learning_curve.of_study(self.row, self.jobs)
 
 
 def show(study: str) -> Details:

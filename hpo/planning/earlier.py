@@ -1,6 +1,7 @@
 """What an earlier study gives a plan: best configurations, or networks to start from."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 
 from hpo import study
@@ -8,6 +9,7 @@ from hpo.errors import StudyError
 from hpo.planning.preparation import Plan
 from hpo.queue import Job, Queue, State
 from hpo.scores import ranking
+from hpo.study import Study
 from hpo.study.records import Network, SourceTrial, StudyFacts
 
 
@@ -26,7 +28,17 @@ def follow(ready: Plan, queue: Queue) -> StudyFacts:
         assert job.spec is not None and job.run_id is not None
         source = SourceTrial(study=job.study, trial=job.number, run_id=job.run_id, point=job.spec.point)
         sources.setdefault(json.dumps(job.spec.point), source)
-    return replace(ready.facts, best_of=tuple(sources.values())[: ready.study.trials])
+    shares = ready.study.shares
+    best_points = list(sources.values())[: ready.study.trials // len(shares)]
+    return replace(ready.facts, best_of=tuple(with_shares(ready.study, best_points)))
+
+
+def with_shares(chosen: Study, sources: list[SourceTrial]) -> Iterator[SourceTrial]:
+    """Yield each configuration once for each share of the training images that the study trains it on."""
+    for source in sources:
+        for share in chosen.shares:
+            own = {"share": share} if "share" in chosen.space else {}
+            yield replace(source, point=(source.point or {}) | own)
 
 
 def earlier_name(ready: Plan, key: str) -> str:

@@ -148,13 +148,13 @@ def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings,
 def _note(ready: Plan) -> str:
     data, chosen = ready.facts.data, ready.study
     bare = f"**{chosen.at_random}.**\n\n" if chosen.at_random else ""
-    best = f" best configurations of {earlier_name(ready, 'best_of')}" if chosen.best_of else " trials"
+    scope = chosen.scope.format(earlier_name(ready, "best_of") if chosen.best_of else "")
     repeats = f", each {chosen.repeats} times with another seed" if chosen.repeats > 1 else ""
     if chosen.folds:
         repeats = f", each in {chosen.folds} folds of the training and validation cells"
     return (
         f"{for_markdown(chosen.description or ready.name)}\n\n{bare}"
-        f"{chosen.trials}{best}{repeats}; data set {data.name} ({len(ready.dataset.images)} cells, "
+        f"{scope[0].upper()}{scope[1:]}{repeats}; data set {data.name} ({len(ready.dataset.images)} cells, "
         f"{'/'.join(map(str, data.sizes))} for training/validation/test), targets {', '.join(data.target_names)} "
         f"in {for_markdown(data.unit + data.beside)}. "
         f"Selected by the lowest validation NMSE: the mean over the targets of MSE / "

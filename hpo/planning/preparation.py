@@ -8,12 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_pipeline import dataset as data_sets
 from data_pipeline import folds as cross_validation
 from data_pipeline.checks import lacks
 from data_pipeline.dataset import Dataset
 from data_pipeline.findings import Finding
 from data_pipeline.parts import SplitProblem
+from data_pipeline.shares import training_share
 from data_pipeline.split import Split
 from hpo import study
 from hpo.errors import StudyError
@@ -25,10 +28,11 @@ from hpo.study import Study
 from hpo.study.records import DataFacts, StudyFacts, TrialSpec, WeightsFile
 from hpo.text import point_text
 from hpo.tracking import experiments, foreign
-from models import sizes, specs
+from models import metrics, sizes, specs
 from models import weights as pretrained
 
 START = "start"  # a point that a search begins with
+FEWEST = 4  # images that a share of the training images has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +142,7 @@ def prepare(chosen: Study, *, trial_run: bool = False, earlier: Sequence[Plan] =
     if chosen.needs_phases():
         check_physics(data, folder)
     _check_sizes(chosen, folder, data)
+    _check_shares(chosen, folder, data)
     files = {backbone: pretrained.FILES[backbone] for backbone in chosen.pretrained()}
     weights = {
         backbone: WeightsFile(
@@ -234,6 +239,21 @@ def _check_sizes(chosen: Study, folder: Path, data: Dataset) -> None:
                 f"{folder}: its images do not fit {chosen.name} at {point_text(point) or 'its one point'}: "
                 f"{error} Plan other networks, or other images (data.image_size)."
             ) from None
+
+
+def _check_shares(chosen: Study, folder: Path, data: Dataset) -> None:
+    """Raise StudyError if the smallest share of the training images that the study asks for cannot be trained on."""
+    share = min(training.share for _, training in map(chosen.specifications, chosen.corners()))
+    for seed in range(chosen.seed, chosen.seed + chosen.repeats if share < 1 else chosen.seed):
+        part = training_share(data, data.split.train, share, seed=seed % 2**32)
+        constant = np.flatnonzero(~metrics.varies(data.targets[part]))
+        if len(part) < FEWEST or len(constant):
+            lacking = f"{data.target_names[constant[0]]} does not vary there" if len(constant) else "they are too few"
+            raise StudyError(
+                f"{folder}: {chosen.name} trains on {share:g} of {len(data.split.train)} training images, which are "
+                f"{len(part)} with the seed {seed}: {lacking}. Expected {FEWEST} images or more, and targets that "
+                "vary: set larger shares (space.share, training.share), or bring more images."
+            )
 
 
 def model_name(data: Dataset, parts: Split) -> str:

@@ -76,6 +76,7 @@ class TrialResult(Record):
     files: dict[str, str]  # SHA-256 of the model's files by relative path
     device: str | None = None  # if not the CPU
     training: Scores | None = None  # of a refit: on the images that it was trained on
+    images: int | None = None  # it was trained on, if not all of the training split
 
 
 @dataclass(frozen=True, kw_only=True)

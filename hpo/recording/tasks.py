@@ -177,6 +177,7 @@ class Tasks:
             files=model.sha256,
             device=trained.device,
             training=trained.training,
+            images=trained.images,
         )
         queue.end(job, State.DONE, result=result)
         crash.at("recorded")

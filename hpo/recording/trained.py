@@ -25,3 +25,4 @@ class Trained:
     files: dict[str, str]  # SHA-256 of the files above by their path beside `predictions`, of MLmodel none: it gets ids
     device: str | None  # the GPU it was trained on; None for the CPU
     training: Scores | None = None  # of a refit, whose others are means over the folds
+    images: int | None = None  # it was trained on; None for all of the training split

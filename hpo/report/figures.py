@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from hpo.scores.learning_curve import Errors
 from models import metrics
 
 Curve = Sequence[tuple[int, Mapping[str, float]]]  # (epoch, metrics), by epoch
@@ -113,6 +114,26 @@ def capacity(sizes: Sequence[int], scores: Sequence[float], lines: Mapping[str, 
         axes.axhline(value, color="0.4", lw=0.8, ls=("--", ":")[index % 2], label=name)
     axes.set(xlabel="parameters", ylabel="validation NMSE", xscale="log", yscale="log")
     axes.legend(fontsize=7)
+    return figure
+
+
+def learning_curve(images: Sequence[int], errors: Mapping[str, Errors]) -> Figure:
+    """Return a panel for each of the first twelve titled errors: those of all trainings over their numbers of images,
+    the power law up to twice as many (where it fits), and the baseline predictors."""
+    titled = list(errors.items())[:MOST_PANELS]
+    figure, panels = _figure(len(titled), columns=min(3, len(titled)), height=2.2)
+    ratios = np.geomspace(min(images) / max(images), 2, 50)
+    for axes, (title, one) in zip(panels, titled, strict=True):
+        axes.plot(images, one.values, "o", ms=3, color=_colour(0), alpha=0.7)
+        if one.law is not None and not one.law.is_poor:
+            axes.plot(max(images) * ratios, one.law.now * ratios**-one.law.exponent, color=_colour(0), lw=1)
+            axes.vlines(2 * max(images), *one.law.twice_interval, color=_colour(1), lw=1.5)
+        for index, value in enumerate(one.baselines.values()):
+            if value:
+                axes.axhline(value, color="0.4", lw=0.8, ls=("--", ":")[index % 2])
+        axes.set_title(_words(title), fontsize=7)
+        axes.set(xlabel="training images", xscale="log", yscale="log")
+        _small(axes)
     return figure
 
 

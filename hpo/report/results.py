@@ -18,10 +18,10 @@ from hpo.errors import SettingsError
 from hpo.machine import now_ms
 from hpo.queue import Job, Queue, State, StudyRow, finite
 from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election
-from hpo.report import tables
+from hpo.report import learning, tables
 from hpo.report.tables import Column, Row, Table
 from hpo.report.words import BASELINES, SCORES, label, number, rmse, score_columns, score_values, spread_text
-from hpo.scores import ranking
+from hpo.scores import learning_curve, ranking
 from hpo.study import provenance
 from hpo.text import in_brackets, near_miss, point_text
 from hpo.tracking.client import Tracker
@@ -45,7 +45,9 @@ def show_result(
     ended = close.closing if close is not None else None
     for table in _result_tables(study, jobs, ended):
         tables.print_table(console, table)
-    lines = [f"ALARM: {alarm}" for alarm in (ended.alarms or () if ended else ())] + promotion(ended, close)
+    curve = learning_curve.of_study(study, jobs)
+    lines = learning.lines(curve) if curve is not None else []
+    lines += [f"ALARM: {alarm}" for alarm in (ended.alarms or () if ended else ())] + promotion(ended, close)
     if ended is not None and ended.winner is None:
         lines += fruitless(study.name, jobs)
     elif ended is not None:
@@ -70,10 +72,12 @@ def _failures(ended: ClosingResult) -> list[str]:
 
 
 def _result_tables(study: StudyRow, jobs: list[Job], ended: ClosingResult | None) -> list[Table]:
+    curve = learning_curve.of_study(study, jobs)
+    of_curve = [learning.table(curve)] if curve is not None else []
     if ended is None or ended.winner is None:
-        return [top_table(study, jobs)]
+        return [top_table(study, jobs), *of_curve]
     in_unit = [in_unit_table(ended)] if ended.winner.test.in_unit else []
-    return [top_table(study, jobs), winner_table(study, ended), *in_unit]
+    return [top_table(study, jobs), winner_table(study, ended), *in_unit, *of_curve]
 
 
 def fruitless(study: str, jobs: list[Job]) -> list[str]:
@@ -366,6 +370,9 @@ def log_study(queue: Queue, tracker: Tracker, study: StudyRow, ended: ClosingRes
         "result.json": json.dumps(finite(ended.to_json()), indent=2, allow_nan=False),
         "result.txt": tables.text(*_result_tables(study, jobs, ended)),
     }
+    if (curve := learning_curve.of_study(study, jobs)) is not None:
+        files |= learning.files(curve)
+        tracker.log_summary(run_id, learning.metrics(curve), timestamp_ms=now)
     attach(tracker, [run_id], files)
     winner = ended.winner
     if winner is not None:

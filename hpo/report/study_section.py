@@ -5,13 +5,13 @@ from typing import Any
 import optuna
 
 from hpo.queue import State
-from hpo.report import figures, results, tables
+from hpo.report import figures, learning, results, tables
 from hpo.report.answers import SAME
 from hpo.report.document import Picture, Section
 from hpo.report.results import TOP
 from hpo.report.tables import HIGH, LOW, Table
 from hpo.report.words import BASELINES, number, score_values, within_spread
-from hpo.scores import analysis, ranking
+from hpo.scores import analysis, learning_curve, ranking
 from hpo.scores.evidence import Closed, Evidence
 from hpo.search import sampling
 from hpo.study import provenance
@@ -40,6 +40,10 @@ def section(evidence: Evidence, closed: Closed) -> Section:
     if len(records) > 1:
         effects, pictures = _effects(closed)
         listed += effects
+    if (curve := learning_curve.of_study(closed.row, closed.jobs)) is not None:
+        text += learning.lines(curve)
+        listed.append(learning.table(curve))
+        pictures.append(learning.picture(curve))
     sizes = [job.spec.parameters for job, _ in closed.points if job.spec]
     if len(set(sizes)) > 2:
         lines = {

@@ -53,7 +53,7 @@ class Rival:
         unstable, finished = ranking.diverged(self.jobs), ranking.repeats(self.jobs)
         scores: dict[str, float] = {}
         for job in self.jobs:
-            origin = job.spec.best_of if job.spec else None
+            origin = job.spec.best_of if job.spec and "share" not in job.spec.point else None  # no learning curve
             if origin is not None and job.number in unstable:
                 scores[origin.run_id] = math.inf
             elif origin is not None and job.number in finished:

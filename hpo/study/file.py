@@ -14,6 +14,7 @@ from hpo.study import claims
 from hpo.study.names import BARE, LONGEST_NAME, RESERVED
 from hpo.study.parsing import (
     BEST_KEYS,
+    BEST_SPACE,
     PRUNERS,
     SEQUENCE_KEYS,
     TABLES,
@@ -98,6 +99,7 @@ def _load(name: str, overrides: Sequence[str], used: set[str], *, strict: bool, 
             seeded = seeded or key == "seed"
     if "best_of" in table:
         check_keys(label, "", table, BEST_KEYS)
+        check_keys(label, "space", subtable(label, table, "space"), BEST_SPACE)
     earlier = None
     for key in ("starts_from", "best_of"):
         if key in table:
@@ -129,7 +131,8 @@ def _completed_by(label: str, table: dict[str, Any], earlier: Study, stated: Any
         "seed": seed,
         "data": {key: value for key, value in data.items() if value is not None},
         "model": earlier.model,
-        "space": {key: as_json(parameter) for key, parameter in earlier.space.items()},
+        "space": {key: as_json(parameter) for key, parameter in earlier.space.items()}
+        | subtable(label, table, "space"),
         "training": {**earlier.training, **subtable(label, table, "training")},
     }
 
@@ -140,7 +143,8 @@ def _fits(table: Mapping[str, Any], key: str) -> bool:
     table = {name: value for name, value in table.items() if name not in TABLES or isinstance(value, dict)}
     space, pruner = table.get("space", {}), str(table.get("pruner", {}).get("name", "none"))
     if "best_of" in table:  # the others, and the seed it is counted from, are the earlier study's
-        own = inner in table.get("training", {}) if where == "training" else where in BEST_KEYS
+        tables, inner = ("training", "space"), inner.partition(".")[0]
+        own = inner in table.get(where, {}) if where in tables else where in BEST_KEYS
         return own and key != "seed"
     if key in ("starts_from", "best_of", "points", "report_by", "start"):
         return key in table

@@ -41,7 +41,8 @@ SEQUENCE_KEYS = ("description", "sequence", "claims")
 
 
 # The others are the earlier study's.
-BEST_KEYS = ("description", "seed", "repeats", "best_of", "points", "training", "claims")
+BEST_KEYS = ("description", "seed", "repeats", "best_of", "points", "space", "training", "claims")
+BEST_SPACE = ("share",)  # parameters of its own: each configuration is trained at each of their values
 
 
 def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *, overridden: bool) -> Study:
@@ -62,7 +63,9 @@ def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *
         image_size=data["image_size"],
         folds=data["folds"],
         sampler=kind,
-        trials=_needed(label, "points", file["points"]) if again else _planned(label, kind, sampler["trials"], space),
+        trials=_needed(label, "points", file["points"]) * len(_shares(label, space))
+        if again
+        else _planned(label, kind, sampler["trials"], space),
         multivariate=sampler["multivariate"],
         start=_start(label, kind, file["start"], space),
         space=space,
@@ -218,6 +221,14 @@ def _planned(label: str, sampler: str, trials: int | None, space: Mapping[str, C
     if count > 100_000:
         raise StudyError(f"{label}: the grid has {count} points; at most 100000 can be planned.")
     return count
+
+
+def _shares(label: str, space: Mapping[str, Choices | Interval]) -> tuple[Any, ...]:
+    """Return the shares of the training images on which each best configuration is trained."""
+    shares = space.get("share", Choices(values=(1.0,)))
+    if not isinstance(shares, Choices):
+        raise StudyError(f"{label}: space.share: expected a list of shares of the training images, found an interval.")
+    return shares.values
 
 
 def _needed(label: str, key: str, trials: int | None) -> int:

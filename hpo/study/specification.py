@@ -128,6 +128,21 @@ class Study:
         return "fold" if self.folds else "repeat"
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        """The shares of the training images on which each best configuration of an earlier study is trained."""
+        share = self.space.get("share") if self.best_of is not None else None
+        return share.values if isinstance(share, Choices) else (1.0,)
+
+    @property
+    def scope(self) -> str:
+        """What it plans, in words; `{}` stands for the name of the study whose best configurations it trains."""
+        if self.best_of is None:
+            return f"{self.trials} trials"
+        count, parts = self.trials // len(self.shares), len(self.shares)
+        best = "the best configuration of {}" if count == 1 else f"the {count} best configurations of {{}}"
+        return best + (f" on {parts} shares of the training images" if parts > 1 else "")
+
+    @property
     def columns(self) -> list[str]:
         """The params of a trial by which MLflow's list shows its configuration."""
         return [*self.space, *(["config"] if self.sampler == "grid" else []), *(["fold"] if self.folds else [])]

@@ -12,6 +12,7 @@ import torch
 from data_pipeline.dataset import Dataset
 from data_pipeline.folds import digest, folds, whole, with_split
 from data_pipeline.npz import load_npz, sha256_in
+from data_pipeline.shares import training_share
 from data_pipeline.split import Split
 from hpo.study.records import Fold, TrialSpec
 from models import bundle, weights
@@ -53,6 +54,11 @@ def _fold(path: Path, fold: Fold) -> Split:
 def _folds(path: Path, count: int) -> tuple[tuple[Split, ...], str]:
     parts = folds(load_data(path)[0], count)
     return parts, digest(parts)
+
+
+def trained_part(dataset: Dataset, train: np.ndarray, spec: TrialSpec) -> np.ndarray:
+    """Return which of the training images a trial is trained on."""
+    return training_share(dataset, train, spec.training.get("share", 1.0), seed=spec.seed)
 
 
 def _shared(images: np.ndarray, path: Path) -> np.ndarray:

@@ -64,12 +64,13 @@ def _begin(request: protocol.Train, dataset: Dataset, alive: Callable[[], None])
     settings = specs.training_from_dict(spec.training)
     torch.set_num_threads(settings.threads)
     initial = inputs.initial_tensors(spec, request.start)
+    part = inputs.trained_part(dataset, parts.train, spec)
 
     def begin(state: checkpoint.State | None) -> training.Training:
         return training.Training(
             specs.from_dict(spec.model),
             settings,
-            train=dataset.part(parts.train),
+            train=dataset.part(np.resize(part, len(parts.train))),  # as many steps, whatever the share
             validation=dataset.part(parts.validation) if spec.refit is None else None,
             last_epoch=spec.epochs,
             seed=spec.seed,
@@ -81,6 +82,7 @@ def _begin(request: protocol.Train, dataset: Dataset, alive: Callable[[], None])
             phases=spec.phases,
             target_names=dataset.target_names,
             input_names=dataset.input_names,
+            variance=metrics.moments(dataset.targets[parts.train])[1],
             device=inputs.device(request.device),
         )
 
@@ -139,7 +141,7 @@ def _package(request: protocol.Train, run: training.Training, dataset: Dataset, 
         learned = dataset.targets[dataset.split.train]
         return predicted, metrics.scores_of_part(predicted, targets, learned=learned, in_unit=dataset.in_unit)
 
-    best = run.best_regressor()
+    best, share = run.best_regressor(), inputs.trained_part(dataset, dataset.split.train, request.spec)
     predicted, best_scores = evaluate(best)
     _, last_scores = evaluate(run.last_regressor())
     of_training = None
@@ -165,7 +167,7 @@ def _package(request: protocol.Train, run: training.Training, dataset: Dataset, 
             "validation": best_scores.to_dict(),
             "best_epoch": run.best_epoch,
             "data": {"name": dataset.name, "digest": request.spec.data} | _reading(dataset),
-            trained_on.KEY: trained_on.describe(dataset),
+            trained_on.KEY: trained_on.describe(dataset) | {"images": len(share)},
         },
     )
     files = {f"{folder.name}/{path}": sha256 for path, sha256 in sha256_of_files(folder).items() if path != "MLmodel"}
@@ -185,4 +187,5 @@ def _package(request: protocol.Train, run: training.Training, dataset: Dataset, 
         last_validation=last_scores,
         files=files | {predictions.name: sha256_of(predictions)},
         device=f"cuda: {gpu}" if gpu else None,
+        images=len(share) if "share" in request.spec.point | request.spec.training else None,
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import threading
 
 import folders
@@ -47,6 +48,34 @@ def test_a_trial_is_trained_and_measured_with_the_threads_it_asks_for(tmp_path, 
         trained[name] = train_trial.train(request, send, threading.Event()).validation
         assert seen[protocol.EpochDone][0] == 3
     assert trained["one"] == trained["another"]
+
+
+def test_a_share_of_the_images_is_trained_on_and_scored_like_all_of_them(tmp_path, data):
+    path = tmp_path / "data.npz"
+    npz.save_npz(dataset.load(data), path)
+    model = {"family": "cnn", "filters": 4, "kernel_size": 3, "dropout": 0.2}
+    ended = {}
+    for share in (1.0, 0.25):
+        training = {"epochs": 2, "batch_size": 16} | ({"share": share} if share < 1 else {})
+        request = protocol.Train(
+            spec=records.spec(model=model, training=training, seed=1),
+            data=path,
+            checkpoint=None,
+            start=None,
+            folder=tmp_path / str(share),
+            cache=tmp_path / "cache",
+            device="cpu",
+            checkpoint_interval=60.0,
+        )
+        ended[share] = train_trial.train(request, lambda message: None, threading.Event())
+    whole, part = ended[1.0], ended[0.25]
+    assert (whole.images, part.images) == (None, 10)
+    assert part.best_val_nmse == pytest.approx(part.validation.nmse, rel=1e-5), "in the unit of all training labels"
+    assert part.best_val_nmse != whole.best_val_nmse
+    spec = json.loads((part.folder / "spec.json").read_text())
+    assert spec["training"]["images"] == 10 and spec["training"]["variance"] == pytest.approx(
+        json.loads((whole.folder / "spec.json").read_text())["training"]["variance"]
+    )
 
 
 PREDICTED = {  # case: what a user gives to `hpo predict`, and the first image of the data set that it is
