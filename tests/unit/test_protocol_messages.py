@@ -20,6 +20,8 @@ VALUES = {
     "Path": Path("/tmp/a\udcff"),
     "pathlib.Path | None": None,
     "str | None": None,
+    "int | None": 7,
+    "models.metrics.Scores | None": records.result(0.5).validation,
     "TrialSpec": records.spec(point={"filters": 8}),
     "tuple[hpo.study.records.TrialSpec, ...]": (records.spec(), records.spec(seed=1)),
     "Scores": records.result(0.5).validation,
