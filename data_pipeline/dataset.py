@@ -251,8 +251,7 @@ def _extended(understood: Understanding, image_size: int | None) -> Understandin
         return understood
     folder = understood.folder / name
     try:
-        if description.read(folder, []).layout.extends is not None:
-            raise SplitProblem(f"extends: {name} extends another data set itself. Name that one.")
+        _check_line(understood.folder)
         if data.groups or data.given_split:
             raise SplitProblem("extends: expected neither groups nor a given split beside it.")
         earlier = load(folder, image_size=image_size)
@@ -264,6 +263,17 @@ def _extended(understood: Understanding, image_size: int | None) -> Understandin
     count = len(data.images) - len(earlier.images)
     notes.remarks.append(f"extends {earlier.name}: its split stays, {count} images are new")
     return replace(understood, dataset=replace(data, given_split=parts))
+
+
+def _check_line(folder: Path) -> None:
+    """Raise SplitProblem if a data set extends itself, also through others that it extends."""
+    line = [folder.resolve()]
+    while name := description.read(line[-1], []).layout.extends:
+        if (earlier := (line[-1] / name).resolve()) in line:
+            raise SplitProblem(
+                f"extends: {earlier} extends itself, through {', '.join(map(str, line[1:])) or 'nothing'}."
+            )
+        line.append(earlier)
 
 
 def _keys(data: Dataset) -> list[bytes]:

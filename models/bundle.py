@@ -115,6 +115,22 @@ def load(folder: Path) -> tuple[Regressor, Description]:
     return regressor.eval(), description
 
 
+def misfits(
+    regressor: Regressor, spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int
+) -> list[str]:
+    """Return which tensors of the network do not fit one of this specification, with what was expected and found."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        outline = build(spec, image_shape, n_targets, n_inputs)
+    expected, present = (
+        {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()} for net in (outline, regressor.network)
+    )
+    return [
+        f"{name}: expected {expected.get(name, 'none')}, found {present.get(name, 'none')}"
+        for name in expected | present
+        if expected.get(name) != present.get(name)
+    ]
+
+
 @contextmanager
 def _naming(what: object) -> Iterator[None]:
     """Put the name of a file before the message of any SpecError."""

@@ -106,6 +106,7 @@ class TrainingSpec:
     relative: float = field(default=0.0, metadata={"low": 0.0, "later": True})  # weight of relative errors in the loss
     # of the training images, whole groups, drawn by the seed; an epoch has as many steps as with all
     share: float = field(default=1.0, metadata={"above": 0.0, "high": 1.0, "later": True})
+    start_from: str = field(default="", metadata={"later": True})  # a model whose weights it begins with; "": none
     threads: int = field(default=1, metadata={"low": 1, "high": 256, "later": True})  # set by the trainer process
 
 
@@ -245,8 +246,8 @@ def _expected(rule: Field[Any]) -> str:
     limits = rule.metadata
     if "options" in limits:
         return "one of " + ", ".join(map(repr, limits["options"]))
-    if rule.type is bool:
-        return "true or false"
+    if rule.type in (bool, str):
+        return "true or false" if rule.type is bool else "text in quotes"
     number = "a number" if rule.type is float else "an odd whole number" if "odd" in limits else "a whole number"
     bounds = [f"{words} {_plain(limits[name])}" for name, words in BOUNDS.items() if name in limits]
     return f"{number}, {' and '.join(bounds)}"

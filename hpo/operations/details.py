@@ -17,7 +17,12 @@ from hpo.study import differences, file_name, load
 from hpo.tracking import experiments
 from hpo.tracking.client import Tracker
 
-FOLLOWED = ("weights", "starts_from", "best_of")  # digests of files and of an earlier study: no settings of its own
+FOLLOWED = (
+    "weights",
+    "starts_from",
+    "best_of",
+    "start_from",
+)  # digests of files and of an earlier study: no settings of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,7 @@ def _changed(row: StudyRow) -> dict[str, tuple[Any, Any]] | None:
         data_digest=data.digest,
         split_digest=data.split,
         weights=defaultdict(str),
+        starts=defaultdict(str),
         phases=row.canonical.get("phases"),
         folds_digest=row.facts.folds,
     )

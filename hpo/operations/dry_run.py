@@ -13,6 +13,7 @@ from data_pipeline.npz import save_npz
 from hpo import settings
 from hpo.errors import ServiceError
 from hpo.operations.compute import Compute
+from hpo.operations.starts import starting_models
 from hpo.operations.work import as_parts
 from hpo.planning.content import require_content
 from hpo.planning.preparation import START, Plan, prepare
@@ -85,7 +86,13 @@ def dry_run(
     ServiceError if the device cannot train.
     """
     chosen, compute = settings.read(), compute or Compute()
-    for plan in [part if isinstance(part, Plan) else prepare(part, trial_run=True) for part in as_parts(study)]:
+    parts = as_parts(study)
+    with starting_models([part for part in parts if not isinstance(part, Plan)]) as starts:
+        plans = [
+            part if isinstance(part, Plan) else prepare(part, trial_run=True, starts=starts.get(part.name))
+            for part in parts
+        ]
+    for plan in plans:
         # Where `auto` has chosen GPUs, the time of the CPU is worth knowing, too.
         choices = [compute.place, CPU] if compute.device == "auto" and compute.place.gpus else [compute.place]
         here, *others = (

@@ -8,7 +8,7 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from hpo.launch import slurm as arrays
 from hpo.operations.compute import Compute, Slurm
 from hpo.operations.connection import Connection, connect, opened
 from hpo.operations.details import links_of
+from hpo.operations.starts import starting_models
 from hpo.planning import plans
 from hpo.planning.preparation import Plan, prepare, stored
 from hpo.queue import ENDED, DatabaseLost, Job, Queue, State, Stop, StudyRow, require_whole
@@ -171,11 +172,15 @@ def run(
         requests[0].check(chosen)
     _fetch_weights(studies, watch)
     prepared: list[Plan] = []
-    for part in parts:
-        prepared.append(part if isinstance(part, Plan) else prepare(part, earlier=prepared))
-    services, started = serving.up(chosen, report=watch.say)
-    outcomes: list[Outcome] = []
-    with opened(chosen, services) as connection:
+    with ExitStack() as stack:
+        starts = stack.enter_context(starting_models([part for part in parts if isinstance(part, Study)]))
+        for part in parts:
+            if isinstance(part, Study):
+                part = prepare(part, earlier=prepared, starts=starts.get(part.name))
+            prepared.append(part)
+        services, started = serving.up(chosen, report=watch.say)
+        outcomes: list[Outcome] = []
+        connection = stack.enter_context(opened(chosen, services))
         plans.require_contents(prepared, connection.queue)
         for note in dict.fromkeys(finding.text for plan in prepared for finding in plan.findings):
             watch.say(f"Note: {note}")

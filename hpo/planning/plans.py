@@ -120,6 +120,10 @@ def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings,
     )
     file = data_files.keep(settings.home, ready.dataset)
     data_files.upload(tracker, run_id, file)
+    for start in ready.starts.values():
+        if start.folder is not None:
+            for file_name in start.model.files:
+                tracker.upload(run_id, start.folder / file_name, start.model.folder)
     ids = {}
     for name, scores in facts.predictors.items():
         ids[name] = tracker.ensure_run(

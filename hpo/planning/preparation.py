@@ -2,8 +2,8 @@
 
 import json
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from hpo.errors import StudyError
 from hpo.planning.baselines import predictors
 from hpo.planning.content import findings
 from hpo.planning.physics import check_physics, constants
+from hpo.planning.starts import Start, check_starts
 from hpo.queue import StudyRow
 from hpo.study import Study
 from hpo.study.records import DataFacts, StudyFacts, TrialSpec, WeightsFile
@@ -48,6 +49,7 @@ class Plan:
     canonical: dict[str, Any]
     identity: str
     weights: dict[str, WeightsFile]  # name and SHA-256 of the file, for each backbone that begins pretrained
+    starts: Mapping[str, Start] = field(default_factory=dict)  # the models that trials begin with, by name
     findings: tuple[Finding, ...] = ()  # about the data's content; errors are for the caller to raise
 
     @cached_property
@@ -77,6 +79,7 @@ class Plan:
             folds=cross_validation.digest(self.folds) if self.folds else None,
             findings=tuple(finding.text for finding in self.findings) or None,
             # only where a trainer reads the files: not when it starts from another study's networks
+            starts={name: start.model for name, start in self.starts.items()} or None,
             weights=None if self.study.starts_from is not None or not self.weights else self.weights,
         )
 
@@ -114,11 +117,17 @@ class Plan:
         ]
 
 
-def prepare(chosen: Study, *, trial_run: bool = False, earlier: Sequence[Plan] = ()) -> Plan:
+def prepare(
+    chosen: Study,
+    *,
+    trial_run: bool = False,
+    earlier: Sequence[Plan] = (),
+    starts: Mapping[str, Start] | None = None,
+) -> Plan:
     """Load the data and find the identity. Raises DatasetError, StudyError, SpecError (no pretrained weights).
 
     For a trial run files of weights that are not there yet do without a digest. `earlier` plans may be on the same
-    data, which are held once.
+    data, which are held once. `starts` are the models that trials begin with, by name.
     """
     folder = folder_of(chosen.data_path)
     same = [plan for plan in earlier if (plan.folder, plan.study.image_size) == (folder, chosen.image_size)]
@@ -143,6 +152,8 @@ def prepare(chosen: Study, *, trial_run: bool = False, earlier: Sequence[Plan] =
         check_physics(data, folder)
     _check_sizes(chosen, folder, data)
     _check_shares(chosen, folder, data)
+    starts = {name: (starts or {})[name] for name in chosen.starting_models}
+    check_starts(chosen, data, starts)
     files = {backbone: pretrained.FILES[backbone] for backbone in chosen.pretrained()}
     weights = {
         backbone: WeightsFile(
@@ -156,6 +167,7 @@ def prepare(chosen: Study, *, trial_run: bool = False, earlier: Sequence[Plan] =
         weights={backbone: file.sha256 for backbone, file in weights.items()},
         phases=constants(data) if chosen.needs_phases() else None,
         folds_digest=cross_validation.digest(folds) if folds else None,
+        starts={name: start.model.sha256 for name, start in starts.items()},
     )
     identity = study.digest(canonical)
     name = study.full_name(chosen, identity)
@@ -175,6 +187,7 @@ def prepare(chosen: Study, *, trial_run: bool = False, earlier: Sequence[Plan] =
         canonical=canonical,
         identity=identity,
         weights=weights,
+        starts=starts,
         findings=findings(understood) if understood else same[0].findings,
     )
 
@@ -200,6 +213,7 @@ def stored(row: StudyRow, dataset: Dataset) -> Plan:
         canonical=row.canonical,
         identity=row.identity,
         weights=facts.weights or {},
+        starts={name: Start(model=model, folder=None) for name, model in (facts.starts or {}).items()},
     )
 
 

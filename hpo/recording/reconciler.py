@@ -257,6 +257,8 @@ def tags(job: Job) -> dict[str, Any]:
     for name, origin in (("starts_from", job.spec.starts_from), ("best_of", job.spec.best_of)):
         if origin is not None:
             words[f"hpo.{name}"] = f"trial {origin.trial} of {origin.study}, run {origin.run_id}"
+    if job.spec.start is not None:
+        words["hpo.start_from"] = f"{job.spec.start.name} ({job.spec.start.source})"
     if "hpo.best_of" in words:
         words[foreign.NOTE] += f" The point is that of {words['hpo.best_of']}."
     if (fold := job.spec.fold) is not None:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo import crash, ownership
-from hpo.errors import NotFound, ServiceError, disk_is_full
+from hpo.errors import ModelError, NotFound, ServiceError, disk_is_full
 from hpo.files import sha256_of
 from hpo.queue import AttemptOutcome, Checkpoint, DatabaseLost, Job, LeaseLost, State, TrialResult
 from hpo.recording.outcomes import DataFetched, Ended, Fetched, HandedBack, NoData, NoStore, Refused, StoreProved
 from hpo.recording.reconciler import Reconciler
 from hpo.recording.trained import Trained
 from hpo.search.pruning import Pruning
+from hpo.study.records import StartingModel
 from hpo.text import first_line
 from hpo.tracking import data_sets, experiments, logged_models, registry
 from hpo.tracking.client import PAUSED
@@ -88,7 +89,22 @@ class Tasks:
                 folder=folder / "start",
                 expected_sha256=network.files,
             )
+        elif job.spec.start is not None:
+            start = self._fetch_start(job.spec.start, folder / "start")
         return Fetched(job=job, checkpoint=checkpoint, start=start)
+
+    def _fetch_start(self, model: StartingModel, folder: Path) -> Path:
+        """Return a folder with the files of the model that a trial starts from, as they lie at the study's run."""
+        run_id = self.reconciler.study.facts.study_run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, expected in model.files.items():
+            path = self.reconciler.tracker.download_artifact(run_id, f"{model.folder}/{name}", folder)
+            if (sha256 := sha256_of(path)) != expected:
+                raise ModelError(
+                    f"{model.folder}/{name} of the run {run_id}: expected SHA-256 {expected:.8}, found {sha256:.8}."
+                )
+            path.replace(folder / name)
+        return folder
 
     def _fetch_checkpoint(self, job: Job, folder: Path) -> Path | None:
         """Return the job's newest checkpoint as a local file; None, with a warning, if it is missing or damaged."""

@@ -201,7 +201,16 @@ def _file(name: str) -> tuple[str, str, dict[str, Any], Path | None]:
     data = table.get("data")
     if isinstance(data, dict) and isinstance(data.get("path"), str) and data["path"] != DEFAULT_DATA:
         data["path"] = str((path.parent / Path(data["path"]).expanduser()).absolute())  # relative to the study file
+    training = table.get("training")
+    if isinstance(training, dict) and isinstance(training.get("start_from"), str):
+        training["start_from"] = _model(training["start_from"], path.parent)
     return name, label, table, folder
+
+
+def _model(name: str, folder: Path) -> str:
+    """Return the name of a model to start from, absolute if it is that of a folder, which counts from `folder`."""
+    path = folder / Path(name).expanduser()
+    return str(path.absolute()) if name and path.is_dir() else name
 
 
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -240,6 +249,8 @@ def _override(table: dict[str, Any], text: str) -> None:
         table = inner
     if last == "path" and tables == ["data"] and parsed != DEFAULT_DATA:
         parsed = str(Path(str(parsed)).expanduser().absolute())
+    if key == "training.start_from" and isinstance(parsed, str):
+        parsed = _model(parsed, Path())
     if key == "pruner.name":  # the settings of another one do not fit it
         for setting in set(table) - {"name", *PRUNERS.get(str(parsed), table)}:
             del table[setting]

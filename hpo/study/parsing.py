@@ -94,6 +94,8 @@ def _check_together(label: str, table: Mapping[str, Any], study: Study) -> None:
         _check_seeds(label, study, study.best_of)
     elif "points" in table:
         raise StudyError(f"{label}: points: they are those of the study that best_of names, and there is none.")
+    if "starts_from" in table and study.starting_models:
+        raise StudyError(f"{label}: starts_from and training.start_from: a trial begins with one network: keep one.")
     if study.multivariate and study.sampler != "tpe":
         raise StudyError(f"{label}: sampler.multivariate: only \"tpe\" has it, found sampler.name = '{study.sampler}'.")
     if study.repeats > 1 and study.is_pruned:

@@ -32,6 +32,25 @@ class Network(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartingModel(Record):
+    """A trained model whose weights trials begin with. Its files lie at the study's run."""
+
+    name: str  # as the study asks for it: an alias, a version, a folder
+    source: str  # the trial that made it, or the folder, in words
+    files: dict[str, str]  # SHA-256 by name
+
+    @property
+    def folder(self) -> str:
+        """Where its files lie among the artifacts of the study's run."""
+        return f"start/{self.sha256[:16]}"
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of its weights."""
+        return self.files["weights.safetensors"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceTrial(Record):
     """A trial of an earlier study, whose configuration a trial has."""
 
@@ -74,6 +93,7 @@ class TrialSpec(Record):
     parameters: int
     trainable_parameters: int | None = None
     starts_from: Network | None = None
+    start: StartingModel | None = None
     weights: WeightsFile | None = None
     phases: Phases | None = None
     best_of: SourceTrial | None = None
@@ -96,7 +116,12 @@ class TrialSpec(Record):
         flat |= {f"model.{name}": value for name, value in self.model.items()}
         flat |= {f"training.{name}": value for name, value in self.training.items()}
         # The file or trial that it begins with, and the trial of the same configuration.
-        origins = {"weights": self.weights, "starts_from": self.starts_from, "best_of": self.best_of}
+        origins = {
+            "weights": self.weights,
+            "starts_from": self.starts_from,
+            "best_of": self.best_of,
+            "start": self.start,
+        }
         for name, origin in origins.items():
             if origin is not None:
                 flat |= {f"{name}.{key}": value for key, value in origin.to_json().items() if key != "files"}
@@ -104,6 +129,7 @@ class TrialSpec(Record):
             flat["starts_from.sha256"] = self.starts_from.files["weights.safetensors"]
         flat |= {} if self.fold is None else {"fold": self.fold.number, "folds": self.fold.count}
         flat |= {} if self.refit is None else {"folds": self.refit.folds, "refit.epochs": self.refit.epochs}
+        flat |= {"start.sha256": self.start.sha256} if self.start is not None else {}
         flat |= {"seed": self.seed, "parameters": self.parameters}
         flat |= {} if self.trainable_parameters is None else {"trainable_parameters": self.trainable_parameters}
         return flat | {"data": self.data, "split": self.split, "identity": self.identity, "numerics": self.numerics}
@@ -157,6 +183,7 @@ class StudyFacts(Record):
     findings: tuple[str, ...] | None = None  # what was doubtful about the data, or accepted, when it was planned
     weights: dict[str, WeightsFile] | None = None  # by backbone, where a trainer reads them
     starts_from: dict[str, Network] | None = None  # by origin
+    starts: dict[str, StartingModel] | None = None  # by name
     best_of: tuple[SourceTrial, ...] | None = None
     experiment_id: str = ""
     study_run_id: str = ""

@@ -62,16 +62,19 @@ class Study:
         weights: Mapping[str, str] | None = None,
         phases: Mapping[str, Mapping[str, float]] | None = None,
         folds_digest: str | None = None,
+        starts: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Everything that determines a result, as plain data: the identity of the study.
 
-        `weights` has the SHA-256 of each backbone's pretrained weights, `phases` the constants of the data's,
-        `folds_digest` is that of the cross-validation's folds. What is not used is not named: a study that does without
-        a setting keeps the identity it had before there was one.
+        `weights` has the SHA-256 of each backbone's pretrained weights, `starts` that of each model to start from,
+        `phases` the constants of the data's, `folds_digest` is that of the cross-validation's folds. What is not used
+        is not named: a study that does without a setting keeps the identity it had before there was one.
         """
         used: dict[str, Any] = {}
         if self.starts_from is not None:
-            first = self.starts_from.canonical(data_digest=data_digest, split_digest=split_digest, weights=weights)
+            first = self.starts_from.canonical(
+                data_digest=data_digest, split_digest=split_digest, weights=weights, starts=starts
+            )
             used["starts_from"] = {"study": with_digits(self.starts_from, digest(first)), "spec": first}
         elif self.pretrained():
             used["weights"] = {backbone: (weights or {})[backbone] for backbone in self.pretrained()}
@@ -82,8 +85,11 @@ class Study:
                 weights=weights,
                 phases=phases,
                 folds_digest=folds_digest,
+                starts=starts,
             )
             used["best_of"] = {"study": with_digits(self.best_of, digest(first)), "spec": first}
+        if self.starting_models:
+            used["start_from"] = {name: (starts or {})[name] for name in self.starting_models}
         if self.needs_phases():
             used["phases"] = phases
         if self.is_pruned:
@@ -160,9 +166,19 @@ class Study:
         """The backbones whose pretrained weights this study, or the one it starts from, begins with."""
         if self.starts_from is not None:
             return self.starts_from.pretrained()
-        if "imagenet" not in self.values_of("weights"):
+        if "imagenet" not in self.values_of("weights") or self._starts_warm():
             return []
         return [str(backbone) for backbone in self.values_of("backbone")]
+
+    @property
+    def starting_models(self) -> list[str]:
+        """The names of the trained models whose weights its trials begin with, each once."""
+        names = [training.start_from for _, training in map(self.specifications, self.corners())]
+        return sorted(set(filter(None, names)))
+
+    def _starts_warm(self) -> bool:
+        """Return whether all its trials begin with the weights of trained models."""
+        return all(training.start_from for _, training in map(self.specifications, self.corners()))
 
     @property
     def at_random(self) -> str:
@@ -275,7 +291,8 @@ def trial_spec(
     model, training = plan.trial(point)
     best = next((source for source in facts.best_of or () if source.point == point), None)
     starts = plan.starts_from is not None
-    pretrained = not starts and model.get("weights") == "imagenet"
+    start = (facts.starts or {}).get(training.get("start_from", ""))
+    pretrained = not starts and start is None and model.get("weights") == "imagenet"
     data = facts.data
     size = sizes.size(network, data.image_shape, len(data.target_names), len(data.inputs or ()))
     spec = TrialSpec(
@@ -287,6 +304,7 @@ def trial_spec(
         parameters=size.parameters,
         trainable_parameters=size.trainable,
         starts_from=(facts.starts_from or {}).get(origin(model)) if starts else None,
+        start=start,
         weights=(facts.weights or {})[model["backbone"]] if pretrained else None,
         phases=facts.data.phases if specs.physical(network) else None,
         best_of=best and SourceTrial(study=best.study, trial=best.trial, run_id=best.run_id),

@@ -1,6 +1,7 @@
 """Folders as people have them are understood as a colleague would, or end in a question or an error with its remedy."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import tomllib
@@ -126,7 +127,22 @@ def test_a_data_set_that_grows_keeps_its_test_images(tmp_path):
     (new / "rock_3.bmp").write_bytes((new / "rock_4.bmp").read_bytes())
     assert wrong(new) == ["extends: expected all images of the data set it extends, 1 are missing."]
     write(old, 'extends = "../new"')
-    assert wrong(new) == ["extends: ../old extends another data set itself. Name that one."]
+    assert wrong(new) == [f"extends: {new} extends itself, through {old}."]
+
+
+def test_a_data_set_that_grows_twice_keeps_the_split_of_both(tmp_path):
+    sets = []
+    for number, count in enumerate((24, 40, 60)):
+        (folder := tmp_path / str(number)).mkdir()
+        cells = folders.cells(60, seed=5)[:count]
+        folders.pictures(folder, [f"a{row}.bmp" for row in range(count)], cells * 255)
+        (folder / "k.tsv").write_text("name\tk\n" + "".join(f"a{row}\t{row + 1}e-15\n" for row in range(count)))
+        write(folder, f'extends = "../{number - 1}"' if number else "")
+        sets.append(good(folder).dataset)
+    for earlier, later in itertools.pairwise(sets):
+        for part in ("train", "validation", "test"):
+            names = {earlier.names[index] for index in getattr(earlier.split, part)}
+            assert names < {later.names[index] for index in getattr(later.split, part)}
 
 
 def test_the_split_travels_with_the_data(tmp_path):
