@@ -136,22 +136,7 @@ def prepare(
     if lacking := lacks(data):
         raise StudyError(f"{folder}: {lacking}.")
     parts, folds = data.split, _folds(chosen, folder, data)
-    if chosen.needs_symmetries() and not data.symmetries:
-        raise StudyError(
-            f"{folder}: nothing is known of how the targets move when an image is flipped or transposed, which "
-            'training.augmentation and model.symmetric need: set training.augmentation = "none" and, for a periodic '
-            "network, model.symmetric = false. Or state them: symmetry in dataset.toml."
-        )
-    if chosen.needs_periodic_images() and not data.is_periodic:
-        raise StudyError(
-            f"{folder}: training.augmentation shifts images, and periodic networks let them wrap around. If these "
-            "images do, add periodic = true to dataset.toml. Else choose another model, and set "
-            'training.augmentation = "none".'
-        )
-    if chosen.needs_phases():
-        check_physics(data, folder)
-    _check_sizes(chosen, folder, data)
-    _check_shares(chosen, folder, data)
+    _check_data(chosen, folder, data)
     starts = {name: (starts or {})[name] for name in chosen.starting_models}
     check_starts(chosen, data, starts)
     files = {backbone: pretrained.FILES[backbone] for backbone in chosen.pretrained()}
@@ -190,6 +175,26 @@ def prepare(
         starts=starts,
         findings=findings(understood) if understood else same[0].findings,
     )
+
+
+def _check_data(chosen: Study, folder: Path, data: Dataset) -> None:
+    """Raise StudyError if the study cannot be trained on the data set."""
+    if chosen.needs_symmetries() and not data.symmetries:
+        raise StudyError(
+            f"{folder}: nothing is known of how the targets move when an image is flipped or transposed, which "
+            'training.augmentation and model.symmetric need: set training.augmentation = "none" and, for a periodic '
+            "network, model.symmetric = false. Or state them: symmetry in dataset.toml."
+        )
+    if chosen.needs_periodic_images() and not data.is_periodic:
+        raise StudyError(
+            f"{folder}: training.augmentation shifts images, and periodic networks let them wrap around. If these "
+            "images do, add periodic = true to dataset.toml. Else choose another model, and set "
+            'training.augmentation = "none".'
+        )
+    if chosen.needs_phases():
+        check_physics(data, folder)
+    _check_sizes(chosen, folder, data)
+    _check_shares(chosen, folder, data)
 
 
 def stored(row: StudyRow, dataset: Dataset) -> Plan:
