@@ -18,7 +18,7 @@ from models.physics import Phases, Physics
 from models.regressor import Regressor
 from models.scalars import Ranges
 from models.sizes import check_image
-from models.specs import INDEPENDENT, ModelSpec, PeriodicSpec, SpecError, from_dict, physical, symmetric
+from models.specs import INDEPENDENT, ModelSpec, SpecError, from_dict, physical, symmetric, wraps
 
 WEIGHTS, SPEC = "weights.safetensors", "spec.json"
 FORMAT = 1
@@ -143,14 +143,14 @@ def _naming(what: object) -> Iterator[None]:
 def check_shape(description: Description, image_shape: Sequence[int], where: str = "the image") -> None:
     """Raise SpecError unless the model predicts images of (channels, height, width).
 
-    Every model predicts images of the shape it was trained on. A periodic network also predicts other cells with pixels
-    of the same size; only square ones if it is symmetric and was trained on squares.
+    Every model predicts images of the shape it was trained on. A network that continues images periodically also
+    predicts other cells with pixels of the same size; only square ones if it is symmetric and was trained on squares.
     """
     model, expected, (channels, height, width) = description.model, description.image_shape, image_shape
     if (channels, height, width) == expected:
         return
     if (
-        isinstance(model, PeriodicSpec)
+        wraps(model)
         and channels == expected[0]
         and (height == width or not symmetric(model) or expected[1] != expected[2])
     ):

@@ -3,12 +3,22 @@
 from torch import nn
 
 from models.cnn import ConvNet
-from models.periodic import PeriodicNet
 from models.sizes import check_image
-from models.specs import INDEPENDENT, ModelSpec, PeriodicSpec, TransferSpec, layout, physical
+from models.specs import (
+    BY_DATA,
+    INDEPENDENT,
+    ConvSpec,
+    ModelSpec,
+    SpecError,
+    StagesSpec,
+    TransferSpec,
+    layout,
+    physical,
+)
+from models.stages import StageNet
 from models.transfer import TransferNet
 
-Network = ConvNet | TransferNet | PeriodicNet
+Network = ConvNet | TransferNet | StageNet
 
 
 def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int = 0) -> Network:
@@ -20,10 +30,12 @@ def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_
     small for the poolings.
     """
     check_image(spec, image_shape)
+    if isinstance(spec, ConvSpec) and spec.padding == BY_DATA:
+        raise SpecError(f"model.padding = '{BY_DATA}' stands for what the data say: expected that in its place.")
     if isinstance(spec, TransferSpec):
         return TransferNet(spec, n_targets, n_inputs)
-    if isinstance(spec, PeriodicSpec):
-        return PeriodicNet(spec, image_shape, INDEPENDENT if physical(spec) else n_targets, n_inputs)
+    if isinstance(spec, StagesSpec):
+        return StageNet(spec, image_shape, INDEPENDENT if physical(spec) else n_targets, n_inputs)
     return ConvNet(layout(spec), image_shape, n_targets, n_inputs)
 
 

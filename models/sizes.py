@@ -10,13 +10,14 @@ from models.specs import (
     HEAD_UNITS,
     INDEPENDENT,
     ModelSpec,
-    PeriodicSpec,
     SpecError,
+    StagesSpec,
     TrainingSpec,
     TransferSpec,
     family_name,
     layout,
     physical,
+    wraps,
 )
 
 # The backbones without their tops: parameters, and multiply-adds of one image of 224x224 pixels (in proportion to the
@@ -41,8 +42,8 @@ def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_i
     check_image(spec, image_shape)
     if isinstance(spec, TransferSpec):
         return _transfer_size(spec, image_shape, n_targets, n_inputs)
-    if isinstance(spec, PeriodicSpec):
-        return _periodic_size(spec, image_shape, INDEPENDENT if physical(spec) else n_targets, n_inputs)
+    if isinstance(spec, StagesSpec):
+        return _stages_size(spec, image_shape, INDEPENDENT if physical(spec) else n_targets, n_inputs)
     layers = layout(spec)
     channels, height, width = image_shape
     parameters, multiply_adds = 0, 0
@@ -67,11 +68,11 @@ def _transfer_size(spec: TransferSpec, image_shape: tuple[int, int, int], n_targ
     )
 
 
-def _periodic_size(spec: PeriodicSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int) -> Size:
+def _stages_size(spec: StagesSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int) -> Size:
     channels, height, width = image_shape
     beside = 1 if spec.normalisation == "none" else 2  # a bias, or the shift and scale of a normalisation
     parameters, multiply_adds = 0, 0
-    height, width = height // spec.stride, width // spec.stride
+    height, width = math.ceil(height / spec.stride), math.ceil(width / spec.stride)
     for stage in range(spec.depth):
         filters = spec.width * 2**stage
         inputs = channels if stage else channels * spec.stride**2  # the first kernel is wider by the stride
@@ -98,12 +99,13 @@ def _dense(*units: int) -> Size:
 def check_image(spec: ModelSpec, image_shape: Sequence[int]) -> None:
     """Raise SpecError if the model cannot be built for images of (channels, height, width)."""
     smallest = SMALLEST.get(family_name(spec), 0)
-    if isinstance(spec, PeriodicSpec):
-        # Two pixels a side after the last stage, and no fewer than the last convolution wraps around.
-        smallest = ((max(2, spec.kernel_size // 2) - 1) * 2**spec.depth + 1) * spec.stride
-        if any(side % spec.stride for side in image_shape[1:]):
+    if isinstance(spec, StagesSpec):
+        # Two pixels a side after the last stage, and no fewer than the last convolution's padding repeats.
+        repeated = {"circular": spec.kernel_size // 2, "reflect": spec.kernel_size // 2 + 1}.get(spec.padding, 0)
+        smallest = ((max(2, repeated) - 1) * 2**spec.depth + 1) * spec.stride
+        if wraps(spec) and any(side % spec.stride for side in image_shape[1:]):
             raise SpecError(
-                f"periodic: stride = {spec.stride}: expected images whose sides are multiples of it, found "
+                f"{family_name(spec)}: stride = {spec.stride}: expected images whose sides are multiples of it, found "
                 f"{image_shape[1]}x{image_shape[2]} pixels."
             )
     if min(image_shape[1:]) < smallest or min(image_shape) < 1:

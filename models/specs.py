@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 
 class SpecError(ValueError):
@@ -68,8 +68,8 @@ INDEPENDENT = 6  # numbers that determine the stiffness of an extruded two-phase
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeriodicSpec:
-    """Stages of periodic convolutions with residuals, global average pooling, a small head; for periodic cells."""
+class _Stages:
+    """Stages of convolutions with residuals, global average pooling, a small head."""
 
     width: int = field(default=24, metadata={"low": 1, "high": 512})  # channels of the first stage; doubled by the next
     depth: int = field(default=3, metadata={"low": 1, "high": 6})  # stages; each halves the sides
@@ -79,8 +79,32 @@ class PeriodicSpec:
     activation: str = field(default="gelu", metadata={"options": ("relu", "gelu", "silu")})
     head: int = field(default=64, metadata={"low": 0, "high": 4096})  # units of a dense layer before the last; 0: none
     volume_fraction: bool = True  # whether the head gets the mean grey value of each channel as well
-    symmetric: bool = True  # whether predictions are the mean over the square's eight symmetries
+    symmetric: bool = False  # whether predictions are the mean over the square's eight symmetries
     physics: str = field(default="none", metadata={"options": ("none", "hill", "bounded")})  # of the last layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeriodicSpec(_Stages):
+    """The stages for periodic cells: predictions of the moved image are the moved predictions."""
+
+    symmetric: bool = True
+    padding: ClassVar[str] = "circular"
+    dropout: ClassVar[float] = 0.0
+
+
+BY_DATA = "data"  # a padding that the data decide: circular if their images wrap around, else reflect
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvSpec(_Stages):
+    """The stages for images of any kind."""
+
+    # how a convolution sees the image continued beyond its edges
+    padding: str = field(default=BY_DATA, metadata={"options": (BY_DATA, "circular", "reflect", "zeros")})
+    dropout: float = field(default=0.0, metadata={"low": 0.0, "below": 1.0})  # probability, before the dense head
+
+
+StagesSpec = PeriodicSpec | ConvSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +121,12 @@ class TrainingSpec:
     patience: int = field(default=0, metadata={"low": 0, "high": 10**7, "later": True})
     precision: str = field(default="fp32", metadata={"options": ("fp32", "bf16"), "later": True})
     augmentation: str = field(default="none", metadata={"options": ("none", "symmetry"), "later": True})
+    # Random changes of each training image, which assume that its targets stay the same:
+    rotation: float = field(default=0.0, metadata={"low": 0.0, "high": 180.0, "later": True})  # degrees, either way
+    # the smallest part of the sides that is seen, magnified to the whole image
+    crop: float = field(default=1.0, metadata={"above": 0.0, "high": 1.0, "later": True})
+    brightness: float = field(default=0.0, metadata={"low": 0.0, "high": 1.0, "later": True})  # of 0..1, either way
+    noise: float = field(default=0.0, metadata={"low": 0.0, "high": 1.0, "later": True})  # its deviation, of 0..1
     weight_decay: float = field(default=0.0, metadata={"low": 0.0, "later": True})  # AdamW's; 0: plain Adam
     schedule: str = field(
         default="constant", metadata={"options": ("constant", "cosine", "one-cycle"), "later": True}
@@ -110,15 +140,17 @@ class TrainingSpec:
     threads: int = field(default=1, metadata={"low": 1, "high": 256, "later": True})  # set by the trainer process
 
 
+DISTORTIONS = ("rotation", "crop", "brightness", "noise")
 ADAM_BETAS = (0.9, 0.999)  # decay of the mean and of the square
 ADAM_EPSILON = 1e-7  # as in the source study's framework; PyTorch's own default is 1e-8
 
-ModelSpec = BaselineSpec | CnnSpec | TransferSpec | PeriodicSpec
+ModelSpec = BaselineSpec | CnnSpec | TransferSpec | PeriodicSpec | ConvSpec
 FAMILIES: dict[str, type[ModelSpec]] = {
     "baseline": BaselineSpec,
     "cnn": CnnSpec,
     "transfer": TransferSpec,
     "periodic": PeriodicSpec,
+    "conv": ConvSpec,
 }
 
 
@@ -170,12 +202,17 @@ def training_keys() -> tuple[str, ...]:
 
 def symmetric(spec: ModelSpec) -> bool:
     """Return whether the model's predictions are means over the symmetries of the image."""
-    return isinstance(spec, PeriodicSpec) and spec.symmetric
+    return isinstance(spec, StagesSpec) and spec.symmetric
 
 
-def physical(spec: ModelSpec) -> TypeGuard[PeriodicSpec]:
+def physical(spec: ModelSpec) -> TypeGuard[StagesSpec]:
     """Return whether the model's last layer computes with the elastic constants of two phases."""
-    return isinstance(spec, PeriodicSpec) and spec.physics != "none"
+    return isinstance(spec, StagesSpec) and spec.physics != "none"
+
+
+def wraps(spec: ModelSpec) -> bool:
+    """Return whether the model continues images periodically beyond their edges."""
+    return isinstance(spec, StagesSpec) and spec.padding == "circular"
 
 
 def needs_symmetries(model: ModelSpec, training: TrainingSpec) -> bool:
@@ -183,12 +220,23 @@ def needs_symmetries(model: ModelSpec, training: TrainingSpec) -> bool:
     return training.augmentation != "none" or symmetric(model)
 
 
+def distorts(training: TrainingSpec) -> list[str]:
+    """Return the settings that change training images though their targets stay."""
+    return [name for name in DISTORTIONS if getattr(training, name) != TrainingSpec.__dataclass_fields__[name].default]
+
+
 def check_together(model: ModelSpec, training: TrainingSpec) -> None:
     """Raise SpecError if this model cannot be trained in this way."""
-    if training.augmentation != "none" and isinstance(model, TransferSpec) and model.trainable == "head":
+    changes = ["augmentation"] * (training.augmentation != "none") + distorts(training)
+    if changes and isinstance(model, TransferSpec) and model.trainable == "head":
         raise SpecError(
-            "training: augmentation: the features of a frozen backbone are computed once, before the first epoch: "
-            "expected 'none', or model.trainable = 'all'."
+            f"training: {', '.join(changes)}: the features of a frozen backbone are computed once, before the first "
+            "epoch: expected no change of the images, or model.trainable = 'all'."
+        )
+    if physical(model) and (changes := distorts(training)):
+        raise SpecError(
+            f"training: {', '.join(changes)}: model.physics computes with the phases of each pixel: expected images "
+            'that stay as they are, or model.physics = "none".'
         )
 
 

@@ -2,20 +2,29 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models import metrics
-from models.specs import SpecError, TrainingSpec
+from models.distortion import Distortion
+from models.specs import SpecError, TrainingSpec, distorts
 from models.symmetry import Augmentation, Element
 from models.windows import WindowBatch, Windows
 
 # Images (n, c, h, w) in 0..1 and targets (n, k) in the label's unit, NaN where missing; then inputs (n, m), if the
 # network sees any.
 Split = tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, np.ndarray]
-Batch = tuple[Tensor, Tensor | None]  # numbers (b,) of its images; with augmentation their draws (b, 3)
+
+
+class Batch(NamedTuple):
+    """Numbers (b,) of its images, and what was drawn to change each of them, if anything."""
+
+    numbers: Tensor
+    moves: Tensor | None  # (b, 3)
+    distortions: Tensor | None  # (b, 5)
 
 
 def check_splits(train: Split, *validation: Split) -> None:
@@ -114,8 +123,8 @@ def relative_weights(labels: np.ndarray, relative: float) -> np.ndarray:
 class TrainingSet:
     """The training split, on the device that trains.
 
-    `prepare` returns images (n, c, h, w) in the form that trains fastest; `moves` are the symmetries for augmentation,
-    which needs the images as they are.
+    `prepare` returns images (n, c, h, w) in the form that trains fastest; `moves` are the symmetries for augmentation.
+    This and distortion need the images as they are. `periodic`: the images wrap around, so augmentation shifts them.
     """
 
     def __init__(
@@ -126,6 +135,8 @@ class TrainingSet:
         prepare: Callable[[Tensor], Tensor | Windows],
         moves: Sequence[Element],
         device: torch.device,
+        *,
+        periodic: bool = True,
     ) -> None:
         images, labels = tensor(split[0]).to(device), np.asarray(split[1], np.float64)
         self.targets = scaling.apply(labels).to(device)  # (n, k)
@@ -137,31 +148,39 @@ class TrainingSet:
         inputs = inputs_of(split)
         self._inputs = None if inputs is None else tensor(inputs).to(device)  # (n, m)
         self._augmentation: Augmentation | None = None
-        if training.augmentation == "none":
-            self._images = prepare(images)
-        else:
-            self._augmentation = Augmentation(moves, images.shape, device)
+        self._distortion = Distortion(training) if distorts(training) else None
+        if training.augmentation != "none":
+            self._augmentation = Augmentation(moves, images.shape, device, shifts=periodic)
             moved = [scaling.apply(move.moved(labels)) for move in moves]
             self._moved = torch.stack(moved).to(device)  # the targets under each symmetry, (symmetries, n, k)
+        elif self._distortion is None:
+            self._images = prepare(images)
 
     def shuffle(self, batch_size: int, least: int) -> list[Batch]:
         """Return an epoch's batches in random order; a last one of fewer than `least` images joins the one before."""
-        batches = list(torch.split(torch.randperm(len(self.targets)).to(self.targets.device), batch_size))
+        device, count = self.targets.device, len(self.targets)
+        batches = list(torch.split(torch.randperm(count).to(device), batch_size))
         if len(batches) > 1 and len(batches[-1]) < least:
             batches[-2:] = [torch.cat(batches[-2:])]
-        if self._augmentation is None:
-            return [(numbers, None) for numbers in batches]
-        draws = self._augmentation.draw(len(self.targets)).to(self.targets.device)
-        return [(numbers, draws[numbers]) for numbers in batches]
+        moves = None if self._augmentation is None else self._augmentation.draw(count).to(device)
+        changes = None if self._distortion is None else self._distortion.draw(count).to(device)
+        return [
+            Batch(numbers, *(None if draws is None else draws[numbers] for draws in (moves, changes)))
+            for numbers in batches
+        ]
 
     def take(self, batch: Batch) -> tuple[Tensor | WindowBatch, Tensor, Tensor | None]:
         """Return the images, the scaled targets (b, k) and the inputs (b, m) of a batch."""
-        numbers, draws = batch
+        numbers, moves, changes = batch
         images, inputs = self._images[numbers], None if self._inputs is None else self._inputs[numbers]
-        if self._augmentation is None or draws is None:
-            return images, self.targets[numbers], inputs
-        assert isinstance(images, Tensor)  # because they are not prepared
-        return self._augmentation(images, draws), self._moved[draws[:, 0], numbers], inputs
+        targets = self.targets[numbers]
+        if self._augmentation is not None and moves is not None:
+            assert isinstance(images, Tensor)  # because they are not prepared
+            images, targets = self._augmentation(images, moves), self._moved[moves[:, 0], numbers]
+        if self._distortion is not None and changes is not None:
+            assert isinstance(images, Tensor)
+            images = self._distortion(images, changes)
+        return images, targets, inputs
 
 
 class ValidationSet:

@@ -83,8 +83,11 @@ def elements(
 class Augmentation:
     """Moves each image of a batch by a symmetry and a periodic shift of its own, in one gather of pixels."""
 
-    def __init__(self, moves: Sequence[Element], image_shape: Sequence[int], device: torch.device) -> None:
-        self.moves = moves
+    def __init__(
+        self, moves: Sequence[Element], image_shape: Sequence[int], device: torch.device, *, shifts: bool = True
+    ) -> None:
+        """`shifts`: whether the images wrap around, so that a shift changes no target; else none is shifted."""
+        self.moves, self.shifts = moves, shifts
         self.height, self.width = image_shape[-2:]
         self._flipped = torch.tensor([[-2 in move.flips, -1 in move.flips] for move in moves], device=device)
         self._transposed = torch.tensor([move.transposed for move in moves], device=device)
@@ -94,7 +97,7 @@ class Augmentation:
 
         Uniform, from torch's generator, on the CPU: the same numbers for every device that trains.
         """
-        bounds = (len(self.moves), self.height, self.width)
+        bounds = (len(self.moves), *((self.height, self.width) if self.shifts else (1, 1)))
         return torch.stack([torch.randint(bound, (n,)) for bound in bounds], dim=1)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:

@@ -77,6 +77,7 @@ class Training:
     or transposed; needed for augmentation and symmetric models. `phases` and `target_names` (k) describe the labels to
     models with physics. `input_names` (m) are those of the inputs beside the images, which no symmetry changes.
     `variance` (k,) is that of all training labels, in which NMSE is measured, where `train` is a part of them.
+    `periodic` images wrap around: augmentation shifts them.
 
     With a moving average (`training.ema`) of the weights and of batch-norms' averages, it is these averages that are
     evaluated, selected and returned. A symmetric model is evaluated as the mean over the symmetries.
@@ -107,6 +108,7 @@ class Training:
         input_names: Sequence[str] = (),
         last_epoch: int | None = None,
         variance: np.ndarray | None = None,
+        periodic: bool = True,
         channels_last: bool = True,
         fused: bool = True,
     ) -> None:
@@ -133,7 +135,7 @@ class Training:
         # The network whose weights are evaluated and returned.
         evaluated = copy.deepcopy(self.network) if training.ema else self.network
         prepare = partial(self.network.prepare, cache=cache, alive=alive)
-        self._train = TrainingSet(train, training, self.scaling, prepare, moves, self.device)
+        self._train = TrainingSet(train, training, self.scaling, prepare, moves, self.device, periodic=periodic)
         # A symmetric or physical model is evaluated as a regressor in the label's unit, others with scaled targets.
         in_unit = symmetric(spec) or physical(spec)
         self._scored = self._wrap(evaluated).to(self.device) if in_unit else evaluated
@@ -236,7 +238,7 @@ class Training:
                 outputs = network(images, inputs)
             difference, count = differences(self._scaled(outputs.float(), images), targets)
             square = difference**2
-            loss = square if weights is None else square * weights[batch[0]][:, None]
+            loss = square if weights is None else square * weights[batch.numbers][:, None]
             torch.autograd.backward(loss.sum() / count.sum().clamp(min=1))  # the mean over the labels that are there
             if training.gradient_clipping:
                 nn.utils.clip_grad_norm_(network.parameters(), training.gradient_clipping)

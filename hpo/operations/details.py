@@ -79,7 +79,8 @@ def _changed(row: StudyRow) -> dict[str, tuple[Any, Any]] | None:
         original = load(row.facts.file or file_name(row.name))
     except StudyError:
         return None
-    canonical = original.canonical(
+    wraps_around = row.specification.model.get("padding") == "circular"
+    canonical = original.suited(is_periodic=wraps_around).canonical(
         data_digest=data.digest,
         split_digest=data.split,
         weights=defaultdict(str),

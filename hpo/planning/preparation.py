@@ -135,6 +135,7 @@ def prepare(
     data = data_sets.the_dataset(understood) if understood else same[0].dataset
     if lacking := lacks(data):
         raise StudyError(f"{folder}: {lacking}.")
+    chosen = chosen.suited(is_periodic=data.is_periodic)
     parts, folds = data.split, _folds(chosen, folder, data)
     _check_data(chosen, folder, data)
     starts = {name: (starts or {})[name] for name in chosen.starting_models}
@@ -187,9 +188,8 @@ def _check_data(chosen: Study, folder: Path, data: Dataset) -> None:
         )
     if chosen.needs_periodic_images() and not data.is_periodic:
         raise StudyError(
-            f"{folder}: training.augmentation shifts images, and periodic networks let them wrap around. If these "
-            "images do, add periodic = true to dataset.toml. Else choose another model, and set "
-            'training.augmentation = "none".'
+            f"{folder}: these networks let images wrap around. If these images do, add periodic = true to "
+            'dataset.toml. Else set model.family = "conv", with model.padding = "data".'
         )
     if chosen.needs_phases():
         check_physics(data, folder)

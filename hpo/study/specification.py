@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from hpo.study.claims import Claim
@@ -260,10 +260,15 @@ class Study:
 
     def needs_periodic_images(self) -> bool:
         """Whether it can be run only on images that wrap around."""
-        return any(
-            isinstance(model, specs.PeriodicSpec) or training.augmentation != "none"
-            for model, training in map(self.specifications, self.corners())
-        )
+        return any(specs.wraps(model) for model, _ in map(self.specifications, self.corners()))
+
+    def suited(self, *, is_periodic: bool) -> "Study":
+        """Return the study for images that wrap around or not, where its file leaves something to the data."""
+        first, best = (study and study.suited(is_periodic=is_periodic) for study in (self.starts_from, self.best_of))
+        model = dict(self.model)
+        if model.get("padding") == specs.BY_DATA:
+            model["padding"] = "circular" if is_periodic else "reflect"
+        return replace(self, model=model, starts_from=first, best_of=best)
 
     def needs_symmetries(self) -> bool:
         """Whether it can be run only where it is known how the targets move with the image."""

@@ -78,6 +78,7 @@ def _begin(
         phases=spec.phases,
         target_names=dataset.target_names,
         input_names=dataset.input_names,
+        periodic=dataset.is_periodic,
         device=device,
     )
 

@@ -83,6 +83,7 @@ def _begin(request: protocol.Train, dataset: Dataset, alive: Callable[[], None])
             target_names=dataset.target_names,
             input_names=dataset.input_names,
             variance=metrics.moments(dataset.targets[parts.train])[1],
+            periodic=dataset.is_periodic,
             device=inputs.device(request.device),
         )
 

@@ -17,10 +17,10 @@ from hpo.tracking.foreign import PT2
 from hpo.worker.packaging import package
 from models import bundle
 from models.networks import build, parameter_count
-from models.periodic import wrap
 from models.regressor import Regressor, predict
 from models.sizes import size
 from models.specs import PeriodicSpec, SpecError, from_dict, to_dict
+from models.stages import wrap
 from models.symmetry import Augmentation, elements
 
 SEED = 3
