@@ -23,11 +23,14 @@ def test_phases_in_colours_with_two_targets_of_two_units_go_from_check_to_predic
     (data / "results.csv").write_text("\n".join([f"{table[0]};k (md) [m²]", *more]))
     (data / "dataset.toml").write_text('transform = {"k md" = "log10"}\n')
     study = tmp_path / "steel-first.toml"
-    study.write_text(folders.STUDY.format(epochs=2))
+    study.write_text(folders.CONV.format(epochs=2))
     assert "5 channels, phases" in shell.hpo("data", "check", data)
     output = shell.hpo("run", "--study", study, "--data", data)
     assert "16 x 16 pixels, 5 channels; 16 / 4 / 4 images for training / validation / test" in " ".join(output.split())
     assert "The same with the transform undone, in the unit of the labels" in output and "│ k md [m²] │" in output
+    (name,) = (row.name for row in shell.queue.studies() if row.name.startswith("steel-first"))
+    assert shell.json("show", name)["settings"]["model"]["padding"] == "reflect", "these images do not wrap around"
+    assert "model.padding" not in shell.hpo("show", name), "it does not differ from the file"
     shell.hpo("report", "-o", tmp_path / "report")
     assert "With the transform undone, in the unit of the labels" in (tmp_path / "report" / "report.md").read_text()
     shell.hpo("download", tmp_path / "champion")

@@ -21,6 +21,19 @@ filters = [2, 4]
 epochs = {epochs}
 batch_size = 8
 """  # of any folder here
+CONV = """
+[model]
+family = "conv"
+depth = 2
+dropout = 0.1
+stride = 1
+[space]
+width = [2, 4]
+[training]
+epochs = {epochs}
+batch_size = 8
+rotation = 10.0
+"""
 
 
 def cells(n: int = N, size: int = SIZE, *, seed: int = 0, phases: int = 2) -> np.ndarray:
