@@ -20,6 +20,7 @@ from hpo.errors import StudyError
 from hpo.planning.preparation import prepare
 from hpo.queue import Job, Pace, Present, State
 from hpo.report.forecast import RECORD, Forecast
+from hpo.report.progress import Progress
 from hpo.scores import ranking
 from hpo.scores.standings import Rival, Standing, standings
 from hpo.search import sampling
@@ -148,6 +149,15 @@ def test_folds_are_part_of_the_identity_and_their_absence_leaves_it(tmp_path):
     assert "folds" not in plain.canonical(**digests) and (plain.trainings, folded.trainings) == (1, 5)
     assert study.restore("cv", canonical).canonical(**digests, folds_digest="f") == canonical
     assert load_study(tmp_path, "", "data.folds=5").folds == 5
+
+
+def test_best_configurations_are_trained_again_in_the_same_folds(tmp_path):
+    load_study(tmp_path)
+    (tmp_path / "again.toml").write_text('best_of = "./cv.toml"\npoints = 1\n')
+    again = study.load(str(tmp_path / "again.toml"), ["data.folds=4"])
+    assert (again.folds, again.best_of.folds, again.trainings, again.seed) == (4, 4, 4, 1)
+    with pytest.raises(StudyError, match=r"data\.folds and repeats do not go together"):
+        study.load(str(tmp_path / "again.toml"), ["data.folds=4", "again:repeats=3"])
 
 
 def test_a_plan_has_a_trial_for_each_fold_and_their_mean_of_each_predictor(tmp_path):
@@ -325,6 +335,23 @@ def test_a_training_without_validation_has_the_weights_of_one_with_it(tmp_path):
     expected, found = (run.last_regressor().state_dict() for run in (with_it, resumed))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert resumed.best_epoch == 4, "the newest, whatever its loss"
+
+
+# What is shown meanwhile
+
+
+def test_the_best_so_far_is_the_mean_of_a_configuration_whose_folds_have_all_begun():
+    canonical = {"folds": {"count": 3, "digest": "f"}, "seed": 0, "report_by": [], "data": {"image_size": None}}
+    canonical |= {"model": {}, "training": {}, "space": [], "sampler": {"name": "grid", "trials": 2}}
+    progress = Progress(queue=None, study=records.study_row("cv", canonical=canonical))
+    begun = [*STEADY, *LUCKY[:2]]
+    progress.jobs = [replace(one, id=index) for index, one in enumerate([*STEADY, *LUCKY])]
+    progress.paces = {
+        index: Pace(seconds=1.0, best=ranking.nmse(one), first=0.0, last=1.0) for index, one in enumerate(begun)
+    }
+    assert progress.best == (pytest.approx(0.3), progress.jobs[0]), "the fold of 0.1 is no configuration's score"
+    progress.paces = {}
+    assert progress.best is None
 
 
 # The time left
