@@ -112,8 +112,7 @@ class Training:
         channels_last: bool = True,
         fused: bool = True,
     ) -> None:
-        parts = (train,) if validation is None else (train, validation)
-        check_splits(*parts)
+        check_splits(*(parts := (train,) if validation is None else (train, validation)))
         check_together(spec, training)
         self.spec, self.training, self.seed, self.device = spec, training, seed, torch.device(device)
         labels = np.asarray(train[1], np.float64)
@@ -121,9 +120,7 @@ class Training:
         check_batches(spec, training, shape)
         self._least_batch, self._alive = least_batch(spec, shape), alive
         self.scaling = Scaling.of(labels, training.target_scaling, variance)
-        images = [part[0] for part in parts]
-        self._levels = min(float(part.min()) for part in images), max(float(part.max()) for part in images)
-        self._contrast = min(filter(None, map(contrast, images)), default=0.0)
+        self._levels, self._contrast = _greys([part[0] for part in parts])
         self._wrap = _wrapping(spec, train, self.scaling, shape, symmetries or {}, phases, target_names, input_names)
         moves = elements(symmetries, shape, n_targets) if needs_symmetries(spec, training) else ()
         with _generators(seed, 0, self.device):
@@ -140,15 +137,13 @@ class Training:
         in_unit = symmetric(spec) or physical(spec)
         self._scored = self._wrap(evaluated).to(self.device) if in_unit else evaluated
         rows = EVALUATION_BATCH // (len(moves) if symmetric(spec) else 1)
-        self._validation: ValidationSet | None = None
-        if validation is not None:
-            self._validation = ValidationSet(validation, self.scaling, prepare, self.device, in_unit=in_unit, rows=rows)
+        evaluate = partial(ValidationSet, scaling=self.scaling, device=self.device, in_unit=in_unit, rows=rows)
+        self._validation = None if validation is None else evaluate(validation, prepare=prepare)
         self._last_epoch = min(last_epoch or training.epochs, training.epochs)
         self._shift, self._stretch = (tensor(x).to(self.device) for x in (self.scaling.mean, self.scaling.scale))
         self._optimiser = adam(self.network, training, fused=fused)
         self._changing, self._weights = changing_tensors(self.network), changing_tensors(evaluated)
-        self.epoch = 0  # completed
-        self.best_epoch = 0  # of the lowest val/nmse; 0: none yet
+        self.epoch = self.best_epoch = 0  # completed; of the lowest val/nmse, 0: none yet
         self.best_nmse = self.best_mse = float("inf")
         self.last_nmse = self.last_mse = float("inf")  # of the newest completed epoch
         self._snapshots = Snapshots(self._live_tensors(), self._weights)
@@ -337,6 +332,12 @@ def _wrapping(
         physics=physics,
         input_names=input_names,
     )
+
+
+def _greys(images: Sequence[np.ndarray]) -> tuple[tuple[float, float], float]:
+    """Return the lowest and the highest grey value of the splits' images, and the lower of their contrasts."""
+    levels = min(float(part.min()) for part in images), max(float(part.max()) for part in images)
+    return levels, min(filter(None, map(contrast, images)), default=0.0)
 
 
 def _learn_inputs(network: Network, parts: Sequence[Split], names: Sequence[str]) -> Ranges | None:

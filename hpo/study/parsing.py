@@ -116,6 +116,11 @@ def _check_folds(label: str, study: Study) -> None:
             f"{label}: data.folds: a study that starts from the networks of another one has no folds, nor has the "
             f"other, {study.starts_from.name}: its networks have seen the images that would validate. Remove the key."
         )
+    if study.folds and study.starting_models:
+        raise StudyError(
+            f"{label}: data.folds and training.start_from do not go together: that model may have seen the images that "
+            "validate. Remove one of them."
+        )
     if study.folds and study.pruner["name"] != "none":
         raise StudyError(
             f"{label}: data.folds and a pruner do not go together: the mean over all folds of a point decides. "

@@ -65,8 +65,7 @@ class Supervisor:
         self.claimed = 0  # trials
         self._study, self._worker, self._settings, self._folder = study, worker, parts.settings, parts.folder
         self._queue, self._recorder, self._tasks = parts.queue, parts.recorder, parts.tasks
-        self._pruning = parts.pruning
-        self._inbox, self._clock = parts.inbox, parts.clock
+        self._pruning, self._inbox, self._clock = parts.pruning, parts.inbox, parts.clock
         self.leases = Leases(parts.queue, parts.recorder, discard=parts.folder.discard)
         self._crew = Crew(parts, self.leases, self.ending)
         trials, closings = self._crew.trials, self._crew.closings

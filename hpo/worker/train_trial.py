@@ -120,6 +120,19 @@ class _Checkpoints:
         self._send(protocol.CheckpointWritten(path=path, epoch=self.newest, sha256=sha256))
 
 
+def _origin(
+    request: protocol.Train, run: training.Training, dataset: Dataset, scores: metrics.Scores, *, images: int
+) -> dict[str, Any]:
+    """Return what `spec.json` says of the training, which had so many images, and of its data."""
+    return {
+        "trial": request.spec.to_json(),
+        "validation": scores.to_dict(),
+        "best_epoch": run.best_epoch,
+        "data": {"name": dataset.name, "digest": request.spec.data} | _reading(dataset),
+        trained_on.KEY: trained_on.describe(dataset) | {"images": images},
+    }
+
+
 def _reading(dataset: Dataset) -> dict[str, Any]:
     """Return how images are read for the model, if not in the form of the course."""
     layout = dataset.description.layout.of_images()
@@ -163,13 +176,7 @@ def _package(request: protocol.Train, run: training.Training, dataset: Dataset, 
         example_inputs=numbers[0][:2] if numbers else None,
         pixels=dataset.description.layout.pixels(),
         in_unit=for_markdown(in_unit_text(best_scores.in_unit)),
-        extra={
-            "trial": request.spec.to_json(),
-            "validation": best_scores.to_dict(),
-            "best_epoch": run.best_epoch,
-            "data": {"name": dataset.name, "digest": request.spec.data} | _reading(dataset),
-            trained_on.KEY: trained_on.describe(dataset) | {"images": len(share)},
-        },
+        extra=_origin(request, run, dataset, best_scores, images=len(share)),
     )
     files = {f"{folder.name}/{path}": sha256 for path, sha256 in sha256_of_files(folder).items() if path != "MLmodel"}
     (request.folder / FINISHED).touch()

@@ -126,6 +126,7 @@ def load_study(tmp_path, text="", *overrides):
         (["data.folds=five"], "data.folds: expected a whole number, found 'five'."),
         (["data.fold=5"], "unknown key 'data.fold'. Did you mean 'folds'?"),
         (["data.folds=5", "repeats=2"], "data.folds and repeats do not go together"),
+        (["data.folds=5", "training.start_from=@champion"], "data.folds and training.start_from do not go together"),
         (["data.folds=5", "pruner.name=median"], "data.folds and a pruner do not go together"),
     ],
 )
