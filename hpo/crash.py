@@ -22,6 +22,7 @@ STEPS = (
     "run ended",  # MLflow shows it, Optuna does not
     # of the supervisor, for the closing
     "closing claimed",
+    "refits planned",  # of a cross-validation; the closing still holds its lease
     "winner scored",
     "version registered",
     "alias set",

@@ -87,13 +87,13 @@ def output_of(process) -> str:
 def test_a_trial_trained_while_a_gateway_answers_for_mlflow_is_kept(
     shell, data, tmp_path, tracking_uri, mode, only, words
 ):
-    study = cells.study(tmp_path, f"kept-{mode}-{len(only)}", data=data, epochs=300, rates="[1e-3]")
+    study = cells.study(tmp_path, f"kept-{mode}-{len(only)}", data=data, epochs=900, rates="[1e-3]")
     with proxy(tracking_uri) as between:
         shell.environment |= {"MLFLOW_TRACKING_URI": between.url, "HPO_OUTAGE_LIMIT": "0.2"}
         process = shell.start("run", "--study", study, "--trainers", 1)
         job = shell.training(study.stem, epochs=20)
         with between.answering(mode, only=only):
-            shell.until(lambda: shell.queue.job(job.id).epochs == 300, "training goes on to the last epoch")
+            shell.until(lambda: shell.queue.job(job.id).epochs == 900, "training goes on to the last epoch")
             shell.until(
                 lambda: list(shell.home.glob(f"work/*/job-{job.id}-*/model/README.md")), "the model is packaged"
             )
@@ -106,7 +106,7 @@ def test_a_trial_trained_while_a_gateway_answers_for_mlflow_is_kept(
             ], "it is kept, and no other trial is claimed"
         output = output_of(process)
     assert words in output and "all services answer again" in output
-    check_recorded_once(shell, study.stem, points=2, epochs=300)
+    check_recorded_once(shell, study.stem, points=2, epochs=900)
     assert {each.attempt for each in shell.trials(study.stem)} == {1}
     assert shell.queue.jobs(study.stem)[0].closing.election.champion, "and the study has closed by itself"
 

@@ -15,6 +15,7 @@ from hpo.scores import ranking
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
 FOLDS, EPOCHS = 3, 200
+OF_FOLDS = "refits planned"
 
 
 def end(process):
@@ -22,6 +23,23 @@ def end(process):
     for each in family(process):
         each.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def test_a_closing_that_dies_when_it_has_planned_the_refit_plans_it_once(shell, tmp_path):
+    file = cells.study(tmp_path, "refit-once", data=cells.make(tmp_path / "cells", count=60, seed=4), epochs=5)
+    file.write_text(file.read_text().replace("[data]", "[data]\nfolds = 2"))
+    calm, marker = shell.environment, tmp_path / "died"
+    shell.environment = calm | {"HPO_CRASH_AT": f"{OF_FOLDS}:{marker}", "HPO_LEASE": "2"}
+    first = shell.start("run", "--study", file)
+    output, _ = first.communicate(timeout=PATIENCE)
+    assert marker.exists() and first.returncode == -signal.SIGKILL, output
+    shell.environment = calm
+    shell.hpo("run", "--study", file)
+    jobs = shell.trials("refit-once")
+    assert all(job.state == State.DONE for job in jobs) and sum(job.is_refit for job in jobs) == 1
+    assert shell.queue.jobs("refit-once")[0].closing.election.champion
+    with mirrored(shell, "refit-once") as reconciler:
+        assert not invariants.check(reconciler)
 
 
 def weights(jobs):
