@@ -1,7 +1,7 @@
 """Statistics behind the report: intervals, main effects, convergence, physical consistency. Plain arrays in and out."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from data_pipeline.phase import Phase
 from models import hill, metrics
 
 RESAMPLES = 4000
+BLOCK = 2**24  # numbers that are held at once as eight bytes each
 CONFIDENCE = 0.95
 NEAR = 0.05  # of the best: from the first epoch so near to it on, a network counts as converged
 END = 0.05  # of the epochs: a curve that is lowest in so many of its last ones may go on falling
@@ -28,8 +29,17 @@ Interval = tuple[float, float]  # of 95 %, lower and upper end
 
 
 def resamples(n: int, *, seed: int = 0) -> np.ndarray:
-    """Return how often each of n cells is drawn, (RESAMPLES, n): bootstrap samples of n cells with replacement."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    """Return how often each of n cells is drawn, (RESAMPLES, n) bytes: bootstrap samples with replacement."""
+    random, drawn = np.random.default_rng(seed), np.empty((RESAMPLES, n), np.uint8)  # hardly ever more than ten times
+    for rows in _blocks(drawn):
+        drawn[rows] = random.multinomial(n, np.full(n, 1 / n), size=len(drawn[rows]))
+    return drawn
+
+
+def _blocks(drawn: np.ndarray) -> Iterator[slice]:
+    """Yield the resamples in blocks: numbers of eight bytes for all of 100,000 cells would take gigabytes."""
+    size = max(1, BLOCK // drawn.shape[1])
+    yield from (slice(start, start + size) for start in range(0, len(drawn), size))
 
 
 def score_samples(
@@ -43,7 +53,7 @@ def score_samples(
     same for models that are compared.
     """
     means = {}
-    counts = (drawn @ ~np.isnan(truth)) > 0  # a target of which no label was drawn is left out of that resample's mean
+    counts = _labelled(drawn, ~np.isnan(truth)) > 0  # a target without a drawn label is left out of that mean
     samples = target_samples(truth, predicted, train_variance=train_variance, drawn=drawn)
     with np.errstate(invalid="ignore"):
         for name, values in samples.items():
@@ -57,24 +67,36 @@ def target_samples(
     truth: np.ndarray, predicted: np.ndarray, *, train_variance: np.ndarray, drawn: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return the scores of every resample for each target, (count, k); all else as `score_samples` has it."""
-    total, present = drawn.sum(axis=1, keepdims=True), ~np.isnan(truth)
-    share, there = drawn / total, drawn @ present / total  # `there`: of the drawn cells, those with the label
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return share @ np.where(present, values, 0) / there
-
-    centred = truth - metrics.moments(truth)[0]
+    present = ~np.isnan(truth)
+    error, centred = predicted - truth, truth - metrics.moments(truth)[0]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        mse, square = mean((predicted - truth) ** 2), mean(centred**2)
-        variance = square - mean(centred) ** 2
+        values = [np.where(present, own, 0) for own in (error**2, centred**2, centred, np.abs(error / truth))]
+        blocks = [_means(drawn[rows], values) for rows in _blocks(drawn)]
+        labelled = _labelled(drawn, present)
+        mse, square, mean, mape = (np.concatenate(own) / labelled for own in zip(*blocks, strict=True))
+        variance = square - mean**2
         variance[variance <= 1e-12 * square] = np.nan  # one cell drawn again and again, or labels that do not vary
         return {
             "nmse": mse / train_variance,
             "mse": mse,
             "r2": 1 - mse / variance,
             "nrmse": np.sqrt(mse / train_variance),
-            "mape": mean(np.abs((predicted - truth) / truth)),
+            "mape": mape,
         }
+
+
+def _labelled(drawn: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Return which share of the drawn cells has each label, (count, k)."""
+    present = present.astype(np.float64)  # whole numbers: exact in any order
+    counts = np.concatenate([drawn[rows].astype(np.float64) @ present for rows in _blocks(drawn)])
+    share: np.ndarray = counts / drawn.sum(axis=1, keepdims=True)
+    return share
+
+
+def _means(drawn: np.ndarray, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the means of values (n, k) over the drawn cells, (count, k) each."""
+    share = drawn / drawn.sum(axis=1, keepdims=True)
+    return [share @ own for own in values]
 
 
 def _existing(truth: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -174,3 +175,19 @@ def test_what_cannot_be_judged_is_not_measured(labelled):
     found = analysis.physics(targets, COMPONENTS, fractions, None)
     assert found["not_positive_definite"] == 0 and found["hill"] is None and found["above_voigt"] is None
     assert set(analysis.physics(targets[:, :2], ("a", "b"), fractions, PHASES).values()) == {None}
+
+
+def test_intervals_of_many_images_hold_few_numbers_at_once_and_are_those_of_all_at_once(monkeypatch):
+    random = np.random.default_rng(2)
+    truth = np.where(random.random((500, 3)) < 0.1, np.nan, random.normal(size=(500, 3)))
+    arguments = {"train_variance": np.ones(3), "drawn": analysis.resamples(500)}
+    whole = analysis.score_samples(truth, truth + 0.1, **arguments)
+    monkeypatch.setattr(analysis, "BLOCK", 500 * 70)  # 58 blocks, the last one smaller
+    assert (analysis.resamples(500) == arguments["drawn"]).all()
+    tracemalloc.start()
+    parts = analysis.score_samples(truth, truth + 0.1, **arguments)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000, "4000 x 500 numbers of eight bytes are four times that"
+    for name, values in whole.items():
+        assert parts[name] == pytest.approx(values, rel=1e-12), name
