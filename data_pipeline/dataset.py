@@ -19,6 +19,7 @@ from data_pipeline.components import COMPONENTS, SYMMETRIES
 from data_pipeline.dataset_keys import UNSTATED, Layout
 from data_pipeline.description import UNKNOWN_UNIT, Description
 from data_pipeline.errors import DatasetError
+from data_pipeline.messages import counted
 from data_pipeline.parts import SplitProblem, extending
 from data_pipeline.phase import Phase
 from data_pipeline.png import LARGEST_SIDE
@@ -81,6 +82,24 @@ class Dataset:
         plain, names = undo(targets, self.target_names, transforms)
         named = {name: f"{name} [{units[name]}]" if name in units else name for name in transforms}
         return {named[name]: values for name, values in zip(names, plain.T, strict=True) if name in transforms}
+
+    def fractions(self, indices: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
+        """Return the volume fraction of each phase in these images, (n,), by name; of colours and greys the mean of
+        each channel, 0..1."""
+        layout, count = self.description.layout, self.images.shape[1]
+        if count == 1:
+            names = ["volume fraction"]
+        elif layout.levels == "phases" and len(layout.colours or ()) == count:
+            names = [
+                f"volume fraction of phase {colour[0] if len(colour) == 1 else list(colour)}"
+                for colour in layout.colours or ()
+            ]
+        elif layout.levels == "rgb" and count == 3:
+            names = [f"mean {colour}" for colour in ("red", "green", "blue")]
+        else:
+            names = [f"mean of channel {channel + 1}" for channel in range(count)]
+        means = self.images[indices].mean(axis=(2, 3), dtype=np.float64)
+        return dict(zip(names, means.T, strict=True))
 
     @property
     def input_units(self) -> dict[str, str]:
@@ -322,7 +341,7 @@ def the_dataset(understood: Understanding) -> Dataset:
     notes = understood.notes
     said = [*notes.questions, *notes.errors, *(finding.text for finding in notes.findings)]
     problems = list(dict.fromkeys(said))
-    head = f"The data set in {understood.folder} has {len(problems)} problem{'s' if len(problems) > 1 else ''}:"
+    head = f"The data set in {understood.folder} has {counted(len(problems), 'problem')}:"
     more = [f"... and {len(problems) - MOST_PROBLEMS} more."] if len(problems) > MOST_PROBLEMS else []
     raise DatasetError("\n  ".join([head, *problems[:MOST_PROBLEMS], *more]))
 

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_pipeline.messages import counted
+
 MOST_NAMED = 5  # images or pairs in a sentence
 
 ERRORS = {
@@ -40,6 +42,8 @@ class Finding:
     name: str  # in ERRORS or DOUBTS
     sentence: str
     images: tuple[int, ...] = ()  # that it concerns; () if all of them, or none in particular
+    others: tuple[int, ...] = ()  # for each of these the one that it equals, if that is what was found
+    target: str = ""  # if it concerns one alone
     is_accepted: bool = False  # by dataset.toml
 
     @property
@@ -54,7 +58,8 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return {"name": self.name, "kind": self.kind, "sentence": self.sentence, "images": list(self.images)}
+        concerns = {"target": self.target or None, "images": list(self.images), "others": list(self.others)}
+        return {"name": self.name, "kind": self.kind, "sentence": self.sentence, **concerns}
 
 
 def listed(where: Sequence[str], images: Iterable[int]) -> str:
@@ -67,7 +72,7 @@ def listed(where: Sequence[str], images: Iterable[int]) -> str:
 def in_alpha(where: Sequence[str], images: Sequence[int]) -> Finding:
     """Return the finding that these images have their structure in their transparency."""
     sentence = (
-        f"{len(images)} of {len(where)} images are of one colour, and only their transparency, which hpo ignores, "
-        f"varies: {listed(where, images)}. Write the structure as grey values."
+        f"{counted(len(images), 'image', 'are', of=len(where))} of one colour, and only the transparency, which hpo "
+        f"ignores, varies: {listed(where, images)}. Write the structure as grey values."
     )
     return Finding(name="structure-in-alpha", sentence=sentence, images=tuple(images))

@@ -7,6 +7,7 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from data_pipeline.findings import MOST_NAMED, Finding, listed
+from data_pipeline.messages import counted
 from data_pipeline.split import Split
 
 SAME_LABEL = 0.01  # of a target's standard deviation, by which labels of equal images may differ
@@ -43,8 +44,9 @@ def of_copies(same: np.ndarray, targets: np.ndarray, parts: Split | None, where:
         more = f"; and {len(differ) - MOST_NAMED} more pairs" if len(differ) > MOST_NAMED else ""
         yield Finding(
             name="equal-images-other-labels",
-            sentence=f"{len(differ)} pairs of images are equal but labelled differently: {pairs}{more}.",
+            sentence=f"{counted(len(differ), 'pair')} of equal images, labelled differently: {pairs}{more}.",
             images=tuple(differ.tolist()),
+            others=tuple(same[differ].tolist()),
         )
     if parts is None:
         return
@@ -52,10 +54,13 @@ def of_copies(same: np.ndarray, targets: np.ndarray, parts: Split | None, where:
     across = doubled[(side[doubled] != side[same[doubled]]) & (side[doubled] >= 0) & (side[same[doubled]] >= 0)]
     if len(across):
         pairs = "; ".join(f"{where[same[index]]} and {where[index]}" for index in across[:MOST_NAMED])
+        more = f"; and {len(across) - MOST_NAMED} more" if len(across) > MOST_NAMED else ""
+        images = counted(len(across), "image", "are")
         yield Finding(
             name="copies-across-split",
-            sentence=f"{len(across)} images are equal to one on another side of the split: {pairs}. Scores flatter.",
+            sentence=f"{images} equal to one on another side of the split: {pairs}{more}. Scores flatter.",
             images=tuple(across.tolist()),
+            others=tuple(same[across].tolist()),
         )
 
 
@@ -80,10 +85,12 @@ def of_near(images: np.ndarray, same: np.ndarray, parts: Split, where: Sequence[
     if pairs:
         named = "; ".join(f"{where[image]} and {where[other]}" for image, other in list(pairs.items())[:MOST_NAMED])
         more = f"; and {len(pairs) - MOST_NAMED} more" if len(pairs) > MOST_NAMED else ""
+        near = counted(len(pairs), "image", "are")
         yield Finding(
             name="near-duplicates",
-            sentence=f"{len(pairs)} images are nearly equal to one on another side of the split: {named}{more}.",
+            sentence=f"{near} nearly equal to one on another side of the split: {named}{more}.",
             images=tuple(pairs),
+            others=tuple(pairs.values()),
         )
 
 
@@ -114,7 +121,7 @@ def of_levels(images: np.ndarray, where: Sequence[str]) -> Iterator[Finding]:
 
 
 def _other_levels(few: np.ndarray, what: str, where: Sequence[str]) -> Finding:
-    sentence = f"{len(few)} of {len(where)} images have {what}: {listed(where, few)}."
+    sentence = f"{counted(len(few), 'image', 'have', of=len(where))} {what}: {listed(where, few)}."
     return Finding(name="other-levels", sentence=sentence, images=tuple(few.tolist()))
 
 

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from data_pipeline.findings import Finding, listed
+from data_pipeline.messages import counted
 
 FARTHEST = 20  # robust z of a label
+ALONE = 6  # of its logarithm, if it is twice as far from all others as these are from each other
 SENTINELS = (-1.0, -9.0, -99.0, -999.0, -9999.0, -99999.0, 99.0, 999.0, 9999.0, 99999.0, 1e20, 1e30)
 APART = 2.0  # decades between two clusters
 FEW = 0.4  # of the labels, that have the other sign
@@ -25,16 +27,18 @@ def of_column(name: str, labels: np.ndarray, where: Sequence[str]) -> Iterator[F
         return
     for find in (_sentinels, _two_scales, _flipped, _outliers):
         if explained := find(labels, there & ~odd):
-            indices, finding, text = explained
+            indices, finding, verb, text = explained
             odd[indices] = True
+            those = counted(len(indices), "label", verb, of=len(labels))
             yield Finding(
                 name=finding,
-                sentence=f"{name}: {len(indices)} of {len(labels)} labels {text}: {listed(where, indices)}.",
+                sentence=f"{name}: {those} {text}: {listed(where, indices)}.",
                 images=tuple(indices.tolist()),
+                target=name,
             )
 
 
-Doubt = tuple[np.ndarray, str, str] | None  # the images, the finding's name, what is said of the labels
+Doubt = tuple[np.ndarray, str, str, str] | None  # the images, the finding's name, verb and what is said of the labels
 
 
 def _sentinels(labels: np.ndarray, there: np.ndarray) -> Doubt:
@@ -50,7 +54,7 @@ def _sentinels(labels: np.ndarray, there: np.ndarray) -> Doubt:
         else:
             is_far, has_sign = np.abs(others).min() > GAP * size, True
         if is_outside and is_far and has_sign:
-            return np.flatnonzero(is_it), "sentinels", f"are {value:g}, as if they were missing"
+            return np.flatnonzero(is_it), "sentinels", "are", f"{value:g}, which may stand for a missing one"
     return None
 
 
@@ -75,7 +79,8 @@ def _two_scales(labels: np.ndarray, there: np.ndarray) -> Doubt:
     return (
         np.sort(few),
         "two-scales",
-        f"are about {medians[0]:.2g}, the others about {medians[1]:.2g}: are these two units",
+        "are",
+        f"about {medians[0]:.2g}, the others about {medians[1]:.2g}: are these two units",
     )
 
 
@@ -91,17 +96,21 @@ def _flipped(labels: np.ndarray, there: np.ndarray) -> Doubt:
     is_alike = np.quantile(others, 0.02) <= np.median(sizes) <= np.quantile(others, 0.98)
     if gap < 2 * GAP or gap * np.median(others) < 5 * usual or not is_alike:
         return None
-    return np.flatnonzero(few), "flipped-signs", "have the other sign, as if they were taken times -1"
+    return np.flatnonzero(few), "flipped-signs", "have", "the other sign, as if taken times -1"
 
 
 def _outliers(labels: np.ndarray, there: np.ndarray) -> Doubt:
     far = _robust(labels, there) > FARTHEST
     if (labels[there] > 0).all():  # of sizes over decades the logarithms
         with np.errstate(divide="ignore", invalid="ignore"):
-            far &= _robust(np.log(labels), there) > FARTHEST / 2
+            sizes = np.log(labels)
+        distance = _robust(sizes, there)
+        usual = sizes[there & (distance <= ALONE)]
+        gap = np.maximum(usual.min() - sizes, sizes - usual.max())
+        far &= (distance > FARTHEST / 2) | ((distance > ALONE) & (gap > 2 * np.ptp(usual)))
     if not far.any():
         return None
-    return np.flatnonzero(far), "outliers", f"are far from the median {np.median(labels[there]):.3g}"
+    return np.flatnonzero(far), "outliers", "are", f"far from the median {np.median(labels[there]):.3g}"
 
 
 def _robust(values: np.ndarray, there: np.ndarray) -> np.ndarray:

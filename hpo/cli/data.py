@@ -9,7 +9,7 @@ from hpo import api
 from hpo.cli import terminal
 from hpo.cli.options import JSON, command, flag, option
 from hpo.errors import SettingsError
-from hpo.text import duration
+from hpo.text import counted, duration
 
 PHASES = ("matrix", "inclusion")
 
@@ -31,9 +31,14 @@ def make(options: argparse.Namespace) -> int:
     for done in api.make_data(options.folder, **cells, **_phases(options)):
         first = done - 1 if first is None else first
         seconds = (time.monotonic() - begin) / max(1, done - first)
-        terminal.progress(f"{done} of {options.count} cells, {duration((options.count - done) * seconds)} left")
+        terminal.progress(
+            f"{counted(done, 'cell', of=options.count)}, {duration((options.count - done) * seconds)} left"
+        )
     terminal.progress("")
-    print(f"{options.folder}: {options.count} cells. `hpo run --study grid --data {options.folder}` trains on them.")
+    print(
+        f"{options.folder}: {counted(options.count, 'cell')}. "
+        f"`hpo run --study grid --data {options.folder}` trains on them."
+    )
     return 0
 
 
@@ -52,6 +57,7 @@ def _phases(options: argparse.Namespace) -> dict[str, Any]:
 @command(
     option("folder", "DIR", "folder of images and labels"),
     option("--image-size", "N", "resize to N x N pixels"),
+    option("-o --output", "FILE", "HTML page to write: images, labels, and what was found"),
     JSON,
     flag("--write", "write dataset.toml as it was understood, to be edited"),
 )
@@ -59,12 +65,14 @@ def check(options: argparse.Namespace) -> int:
     """Print what hpo understands of a folder, what is doubtful, and what is wrong."""
     from hpo.report.understanding import show  # numpy and pandas
 
-    understood = api.check_data(options.folder, image_size=options.image_size)
+    understood = api.check_data(options.folder, image_size=options.image_size, page=options.output)
     wrong = [*understood.notes.questions, *understood.notes.errors]
     if options.json:
         print(json.dumps(understood.to_dict(), indent=2, ensure_ascii=False))
         return 1 if wrong else 0
     show(understood)
+    if options.output and understood.dataset is not None:
+        print(f"{options.output}: open it in a browser.")
     if options.write or understood.dataset is None:
         print(f"{api.describe_data(understood)} was written. Edit what is not so.")  # or raises what is wrong
     return 1 if wrong else 0

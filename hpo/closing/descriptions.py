@@ -6,7 +6,7 @@ from hpo.queue import Job, StudyRow
 from hpo.queue.closing_result import ClosingEntry
 from hpo.scores import champion
 from hpo.study.records import SplitScores
-from hpo.text import for_markdown, in_brackets, in_unit_text, number_text, score_text, squared
+from hpo.text import doubts_text, for_markdown, in_brackets, in_unit_text, number_text, score_text, squared
 
 NAME_SHOWN = 20  # letters of a study's name that leave room for its trial where 32 are shown
 VERDICTS = {
@@ -57,7 +57,7 @@ def of_version(
         f"{title}\n\n"  # the model's page shows of each version the first 32 letters
         f"Trial {job.number} of the study {study.name}{in_brackets(point)}; {VERDICTS[entry.verdict]}.\n\n"
         + "".join(f"**Alarm:** {alarm}\n\n" for alarm in alarms)
-        + "".join(f"**Doubt about the data:** {for_markdown(note)}\n\n" for note in study.facts.findings or ())
+        + "".join(f"{doubt}\n\n" for doubt in doubts_text(study.facts.findings or ()))
         + _choice(study, job)
         + f"{WEIGHTS.get(str(entry.weights), '')}{job.spec.parameters:,} parameters.\n\n"
         + "\n".join(table)

@@ -11,15 +11,19 @@ from data_pipeline.files import write_atomically
 from data_pipeline.phase import Phase
 from data_pipeline.synthesize import make as make_data
 from hpo.planning.content import findings
+from hpo.report import document
 
 __all__ = ["Phase", "Understanding", "check_data", "describe_data", "make_data"]
 
 
-def check_data(folder: Path, *, image_size: int | None = None) -> Understanding:
+def check_data(folder: Path, *, image_size: int | None = None, page: Path | None = None) -> Understanding:
     """Return what hpo understands of a folder, with everything that is doubtful, to be asked, or wrong.
 
-    The data set is None if it cannot be read. Errors beside a data set say why no study is trained on it.
+    The data set is None if it cannot be read. Errors beside a data set say why no study is trained on it. `page` is an
+    HTML file to write, on a data set that can be read. Raise ReportError if it would replace another file.
     """
+    if page is not None:
+        document.check_page(page)
     understood = dataset.understand(Path(folder), image_size=image_size)
     if (data := understood.dataset) is not None:
         if lack := lacks(data):
@@ -28,6 +32,10 @@ def check_data(folder: Path, *, image_size: int | None = None) -> Understanding:
     for finding in understood.notes.findings:
         kinds = {"error": understood.notes.errors, "doubt": understood.notes.doubts}
         kinds.get(finding.kind, understood.notes.remarks).append(finding.text)
+    if page is not None and data is not None:
+        from hpo.report import data_page  # matplotlib
+
+        document.write_page(data_page.document(data, understood.rows, understood.notes.findings), page)
     return understood
 
 

@@ -14,7 +14,7 @@ from hpo.report import names
 from hpo.scores import learning_curve
 from hpo.scores.learning_curve import LearningCurve
 from hpo.study import differences, file_name, load
-from hpo.tracking import experiments
+from hpo.tracking import experiments, foreign
 from hpo.tracking.client import Tracker
 
 FOLLOWED = (
@@ -68,8 +68,11 @@ def attempts(trial: str) -> list[Attempt]:
 
 def links_of(tracker: Tracker, row: StudyRow) -> dict[str, str]:
     """Return name and URL of MLflow's pages about a study."""
-    experiment = row.facts.experiment_id
-    return {"list": experiments.link(tracker, experiment), "charts": experiments.chart_link(tracker, experiment)}
+    facts, experiment = row.facts, row.facts.experiment_id
+    links = {"list": experiments.link(tracker, experiment), "charts": experiments.chart_link(tracker, experiment)}
+    if facts.page is not None:
+        links["data"] = f"{tracker.uri}/{foreign.file_link(experiment, facts.study_run_id, facts.page)}"
+    return links
 
 
 def _changed(row: StudyRow) -> dict[str, tuple[Any, Any]] | None:

@@ -14,7 +14,7 @@ from data_pipeline.errors import DatasetError
 from data_pipeline.target_transforms import undo
 from hpo.errors import ModelError
 from hpo.operations.predict import check_phases, layout_of
-from hpo.text import one_line
+from hpo.text import counted, one_line
 from hpo.worker.trained_on import TrainedOn
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _kind(spec: "Description", layout: Layout, targets: tuple[str, ...]) -> str:
     units = {name: (layout.units or {}).get(name, spec.unit) for name in targets}
     beside = f" the inputs {', '.join(spec.input_names)} and" if spec.input_names else ""
     labels = ", ".join(f"{name} in {unit}" for name, unit in units.items())
-    images = f"images of {height} x {width} pixels, {channels} channels, {layout.pixels()}"
+    images = f"images of {height} x {width} pixels, {counted(channels, 'channel')}, {layout.pixels()}"
     return f"{images}, with{beside} the targets {labels}"
 
 
@@ -104,9 +104,7 @@ def distance(spec: "Description", facts: TrainedOn | None, data: Dataset) -> lis
     ]
     by_image = data.images.reshape(len(data.images), -1)
     records.append(_range("pixels, 0 to 1", spec.levels, by_image.min(axis=1), by_image.max(axis=1)))
-    means = data.images.mean(axis=(2, 3), dtype=np.float64)
-    for channel, values in enumerate(means.T):
-        name = "volume fraction" if means.shape[1] == 1 else f"volume fraction, channel {channel}"
+    for channel, (name, values) in enumerate(data.fractions().items()):
         records.append(_range(name, facts.fractions[channel] if facts else None, values, values))
     beside = np.zeros((0, 0)) if data.inputs is None else data.inputs
     for name, ends, values in zip(spec.input_names, spec.ranges, beside.T, strict=True):

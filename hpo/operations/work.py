@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from data_pipeline.dataset import Dataset
+from data_pipeline.findings import Finding
 from data_pipeline.npz import load_npz
 from hpo import settings
 from hpo.errors import ServiceError, StudyError, Unreachable
@@ -28,7 +30,7 @@ from hpo.report import winners
 from hpo.services import serving
 from hpo.services.serving import Services
 from hpo.study import Study, is_file, load_all, shipped
-from hpo.text import near_miss, utf8
+from hpo.text import counted, near_miss, utf8
 from hpo.tracking import data_sets
 from hpo.tracking.client import PAUSED
 from hpo.worker.devices import CPU, Place
@@ -222,7 +224,7 @@ def _run(
     """Plan the first of these studies, take it from the list, and work on it or let an array job do so."""
     plan = plans_left.pop(0)
     queue, tracker, chosen = connection.queue, connection.tracker, connection.settings
-    row = plans.plan(plan, queue, tracker, chosen, connection.services.database_url)
+    row = plans.plan(plan, queue, tracker, chosen, connection.services.database_url, draw=_draw)
     image = plan.folder / plan.dataset.names[0]
     del plan  # its images may take a gigabyte, and the trainers have theirs
     queue.revive(row.name, trials=retry)
@@ -239,6 +241,13 @@ def _run(
     if not outcome.closed:  # the database may be away: it is not asked again
         return replace(outcome, stopped=True)
     return replace(outcome, jobs=queue.jobs(row.name), links=links, image=image if image.exists() else None)
+
+
+def _draw(data: Dataset, rows: Sequence[str], findings: Sequence[Finding]) -> str:
+    """Return the page on images and labels."""
+    from hpo.report import data_page  # matplotlib
+
+    return data_page.page(data, rows, findings)
 
 
 def _place(queue: Queue, row: StudyRow, compute: Compute, watch: Watch) -> Place:
@@ -350,7 +359,7 @@ def _slower_after_failures(
     failures = queue.failures(study, **place)
     if failures is not None and failures.seconds_left > 0:
         watch.say(
-            f"Workers failed here {failures.count} times in a row, at last: {failures.reason} "
+            f"Workers failed here {counted(failures.count, 'time')} in a row, at last: {failures.reason} "
             f"Waiting {failures.seconds_left:.0f} s before the next try; Ctrl-C ends it."
         )
         end = time.monotonic() + min(failures.seconds_left, most)

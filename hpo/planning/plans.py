@@ -3,11 +3,16 @@
 Everything is idempotent: a planner that died, or two at once, leave the same rows as one.
 """
 
-from collections.abc import Sequence
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 from data_pipeline import npz
+from data_pipeline.dataset import Dataset
+from data_pipeline.findings import Finding
 from hpo import study
 from hpo.errors import StudyConflict
 from hpo.machine import now_ms
@@ -19,15 +24,24 @@ from hpo.queue import NewJob, Queue, StudyRow, require_whole
 from hpo.search import sampling
 from hpo.settings import Settings
 from hpo.study.records import StudyFacts
-from hpo.text import for_markdown
+from hpo.text import counted, doubts_text, first_line, for_markdown
 from hpo.tracking import data_sets as data_files
 from hpo.tracking import experiments, foreign
 from hpo.tracking.client import Tracker
 
+Draw = Callable[[Dataset, Sequence[str], Sequence[Finding]], str]  # the page on images, their rows and what was found
 
-def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, database_url: str) -> StudyRow:
-    """Write the study down as far as it is not yet. Raise StudyConflict if its name stands for something else, and
-    StudyError if the one it starts from has not been finished."""
+log = logging.getLogger("hpo")
+
+
+def plan(
+    ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, database_url: str, *, draw: Draw | None = None
+) -> StudyRow:
+    """Write the study down as far as it is not yet; `draw` makes the page on images and labels for its run.
+
+    Raise StudyConflict if its name stands for something else, and StudyError if the one it starts from has not been
+    finished.
+    """
     earlier = earlier_name(ready, "best_of" if ready.study.best_of else "starts_from") if ready.study.follows else None
     if earlier is not None and study.alias(earlier) == study.alias(ready.name):
         raise StudyConflict(
@@ -58,7 +72,7 @@ def plan(ready: Plan, queue: Queue, tracker: Tracker, settings: Settings, databa
         facts = replace(ready.facts, best_of=chosen) if chosen else follow(ready, queue)
         owner = queue.database_id()
         with experiments.undone_on_failure(tracker, ready.name, owner=owner):
-            facts = _track(ready, facts, tracker, settings, owner)
+            facts = _track(ready, facts, tracker, settings, owner, draw)
         row = StudyRow(name=ready.name, identity=ready.identity, canonical=ready.canonical, facts=facts)
         queue.put_study(row)
         with queue.lock("optuna"):  # Optuna makes its tables without a lock of its own
@@ -96,7 +110,9 @@ def lock_plan(queue: Queue, name: str) -> AbstractContextManager[object]:
     return queue.lock(f"plan.{study.alias(name)}")
 
 
-def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings, owner: str) -> StudyFacts:
+def _track(
+    ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings, owner: str, draw: Draw | None
+) -> StudyFacts:
     """Make the experiment, the study's own run with its data set, and the baseline predictors as runs.
 
     Return the facts with their ids.
@@ -124,6 +140,12 @@ def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings,
         if start.folder is not None:
             for file_name in start.model.files:
                 tracker.upload(run_id, start.folder / file_name, start.model.folder)
+    page = None if draw is None else _page(ready, tracker, run_id, draw)
+    more = doubts_text(facts.findings or ())
+    if page is not None:
+        more.append(f"[Images and labels]({foreign.file_link(experiment_id, run_id, page)})")
+    if more:
+        tracker.set_tags(run_id, {foreign.NOTE: "\n\n".join([note, *more])})
     ids = {}
     for name, scores in facts.predictors.items():
         ids[name] = tracker.ensure_run(
@@ -143,10 +165,27 @@ def _track(ready: Plan, facts: StudyFacts, tracker: Tracker, settings: Settings,
     return replace(
         facts,
         data=replace(data, sha256=npz.sha256_in(file)),
+        page=page,
         experiment_id=experiment_id,
         study_run_id=run_id,
         predictor_run_ids=ids,
     )
+
+
+def _page(ready: Plan, tracker: Tracker, run_id: str, draw: Draw) -> str | None:
+    """Upload the page on images and labels; return its path at the run. None, with a warning, if it cannot be drawn: no
+    picture keeps a study from being planned."""
+    try:
+        text = draw(ready.dataset, ready.rows, ready.findings)
+    except Exception as error:
+        log.warning("%s gets no page on its images and labels: %s", ready.name, first_line(error))
+        log.debug("", exc_info=True)
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "page.html")
+        file.write_text(text, encoding="utf-8")
+        tracker.upload(run_id, file, "data")
+    return f"data/{file.name}"
 
 
 def _note(ready: Plan) -> str:
@@ -158,7 +197,7 @@ def _note(ready: Plan) -> str:
         repeats = f", each in {chosen.folds} folds of the training and validation cells"
     return (
         f"{for_markdown(chosen.description or ready.name)}\n\n{bare}"
-        f"{scope[0].upper()}{scope[1:]}{repeats}; data set {data.name} ({len(ready.dataset.images)} cells, "
+        f"{scope[0].upper()}{scope[1:]}{repeats}; data set {data.name} ({counted(len(ready.dataset.images), 'cell')}, "
         f"{'/'.join(map(str, data.sizes))} for training/validation/test), targets {', '.join(data.target_names)} "
         f"in {for_markdown(data.unit + data.beside)}. "
         f"Selected by the lowest validation NMSE: the mean over the targets of MSE / "

@@ -50,6 +50,7 @@ class Plan:
     identity: str
     weights: dict[str, WeightsFile]  # name and SHA-256 of the file, for each backbone that begins pretrained
     starts: Mapping[str, Start] = field(default_factory=dict)  # the models that trials begin with, by name
+    rows: tuple[str, ...] = ()  # where the labels of each image stand in the folder
     findings: tuple[Finding, ...] = ()  # about the data's content; errors are for the caller to raise
 
     @cached_property
@@ -174,6 +175,7 @@ def prepare(
         identity=identity,
         weights=weights,
         starts=starts,
+        rows=understood.rows if understood else same[0].rows,
         findings=findings(understood) if understood else same[0].findings,
     )
 

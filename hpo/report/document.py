@@ -3,7 +3,7 @@
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +29,26 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tile:
+    """An image of a data set, or several that are to be compared, with a few lines below."""
+
+    uris: Sequence[str]  # of the images themselves, as data:
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Images side by side; only pages have them."""
+
+    title: str
+    tiles: Sequence[Tile]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
     title: str
     text: list[str] = field(default_factory=list)
+    galleries: list[Gallery] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
 
@@ -70,7 +87,7 @@ def write(document: Document, folder: Path) -> list[Path]:
     none of this report, removed; everything else stays. Processes that write into one folder take turns. Raise
     ReportError, with nothing changed, if a file that is not of a report has one of these names.
     """
-    files = {name: tables.page(f"{name}.j2", document=document) for name in ("report.html", "report.md")}
+    files = {"report.html": html(document), "report.md": tables.page("report.md.j2", document=document)}
     for table in document.tables:
         full = tables.frame(table)
         files |= {f"tables/{table.name}.csv": tables.csv(full), f"tables/{table.name}.json": tables.records(full)}
@@ -97,6 +114,10 @@ def check_page(path: Path) -> None:
     """Raise ReportError if a page cannot be written there: an earlier one is replaced, any other file is kept."""
     if not path.parent.is_dir():
         raise ReportError(f"{path}: expected a file in a folder that exists, found no folder {path.parent}. Make it.")
+    if path.suffix not in (".html", ".htm"):
+        raise ReportError(f"{path}: expected the name of a page, such as page.html, found another ending.")
+    if not os.access(path.parent, os.W_OK):
+        raise ReportError(f"{path}: expected a folder in which files can be made, found one in which none can.")
     if path.is_dir():
         raise ReportError(f"{path}: expected the name of a file, such as page.html, found a folder. Name a file in it.")
     if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not _is_page(path)):
@@ -111,7 +132,12 @@ def _is_page(path: Path) -> bool:
 def write_page(document: Document, path: Path) -> None:
     """Write the document as one HTML page with all its figures, whole or not at all. Raise ReportError."""
     check_page(path)
-    write_atomically(path, tables.page("report.html.j2", document=document).encode())
+    write_atomically(path, html(document).encode())
+
+
+def html(document: Document) -> str:
+    """Return the document as one HTML page with all its figures."""
+    return tables.page("report.html.j2", document=document)
 
 
 @contextmanager

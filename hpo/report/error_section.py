@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.components import COMPONENTS
-from data_pipeline.dataset import Dataset
-from hpo.report import figures, tables
+from hpo.report import figures, tables, thumbnails
 from hpo.report.answers import SAME, interval_text
 from hpo.report.document import Picture, Section
 from hpo.report.tables import HIGH, LOW, Table
 from hpo.report.words import BASELINES, SCORES, rmse, score_values
 from hpo.scores import analysis
 from hpo.scores.tested import Tested
-from hpo.text import one_line, utf8
+from hpo.text import counted, one_line, utf8
 from models import metrics
 from models.metrics import Scores
 
@@ -66,7 +65,8 @@ def by_target(tested: Tested, scores: Mapping[str, Scores]) -> Iterator[Table]:
     if (missing := np.isnan(tested.truth)).any():
         labels = dict(zip(tested.dataset.target_names, (~missing).sum(axis=0).tolist(), strict=True))
         title = f"Labels by target, {tested.name}: only these count"
-        yield tables.of_records([{"labels of": f"{len(missing)} cells"} | labels], name="targets-labels", title=title)
+        count = counted(len(missing), "cell")
+        yield tables.of_records([{"labels of": count} | labels], name="targets-labels", title=title)
 
 
 def errors(tested: Tested) -> Section:
@@ -80,9 +80,11 @@ def errors(tested: Tested) -> Section:
             tested.truth, tested.predicted, data.target_names, data.unit
         ),
         ("errors", f"Error of each {image} over its volume fraction"): figures.errors(
-            tested.fractions, tested.nrmse, tested.kinds
+            tested.by_phase, tested.nrmse, tested.kinds
         ),
-        ("worst", f"The {len(worst)} worst {image}s"): figures.cells(_grey(data, tested.indices[worst]), titles),
+        ("worst", f"The {counted(len(worst), f'worst {image}')}"): figures.cells(
+            thumbnails.grey(data, tested.indices[worst]), titles
+        ),
     }
     return Section(
         title="Where it errs",
@@ -90,14 +92,6 @@ def errors(tested: Tested) -> Section:
         tables=[*_kinds(tested), *_physics(tested), _worst(tested)],
         pictures=[Picture(name=name, title=title, svg=figures.svg(figure)) for (name, title), figure in drawn.items()],
     )
-
-
-def _grey(data: Dataset, indices: np.ndarray) -> np.ndarray:
-    """Return images (n, h, w) to look at, 0..1; the phases of one that has several are greys from black to white."""
-    images = data.images[indices]
-    if data.description.layout.levels != "phases" or images.shape[1] == 1:
-        return np.asarray(images.mean(axis=1))
-    return np.tensordot(images, np.linspace(0, 1, images.shape[1]), axes=([1], [0]))
 
 
 def _kinds(tested: Tested) -> list[Table]:
@@ -150,7 +144,7 @@ def _worst(tested: Tested) -> Table:
         for what, values in rows.items():
             head = {
                 "image": image,
-                "volume fraction": float(tested.fractions[index]),
+                **{name: float(values[index]) for name, values in tested.by_phase.items()},
                 "NRMSE": float(tested.nrmse[index]),
             }
             numbers = [None if math.isnan(value) else float(value) for value in values]

@@ -15,7 +15,7 @@ from hpo.report.tables import HIGH, LOW, Column, Row, Table
 from hpo.report.words import BASELINES
 from hpo.scores import analysis
 from hpo.scores.tested import Tested
-from hpo.text import score_text, utf8
+from hpo.text import counted, score_text, utf8
 from models import metrics
 
 Record = dict[str, Any]
@@ -100,7 +100,7 @@ class Evaluation:
             {
                 "image": utf8(data.names[index]),
                 "nrmse": float(self.tested.nrmse[index]),
-                "volume_fraction": float(self.tested.fractions[index]),
+                "volume_fractions": {name: float(own[index]) for name, own in self.tested.by_phase.items()},
             }
             for index in self.tested.worst
         ]
@@ -127,7 +127,7 @@ class Evaluation:
         mean, tested = self.means["model"], self.tested
         r2, low, high = (score_text(mean[name], ".4f") for name in ("r2", "r2_low", "r2_high"))
         sentences = (
-            f"{self.model} on {len(tested.indices)} images of {tested.dataset.name}: R² {r2} "
+            f"{self.model} on {counted(len(tested.indices), 'image')} of {tested.dataset.name}: R² {r2} "
             f"(95 % interval {low} to {high}, mean over the targets)."
         )
         if "volume fraction" in tested.predictors:
@@ -168,7 +168,7 @@ def scores_table(evaluation: Evaluation) -> Table:
         else:
             for score, head in HEADS.items():
                 row |= {head: record[score], head + LOW: record[f"{score}_low"], head + HIGH: record[f"{score}_high"]}
-    title = f"{evaluation.model} on {len(evaluation.tested.indices)} images"
+    title = f"{evaluation.model} on {counted(len(evaluation.tested.indices), 'image')}"
     listed = [Row(values=row) for row in rows.values()]
     return Table(title=title, columns=columns, rows=listed, name="scores", note=_unknown(evaluation), limit=len(listed))
 
@@ -201,10 +201,10 @@ def baseline_tables(evaluation: Evaluation) -> list[Table]:
 def worst_table(evaluation: Evaluation) -> Table:
     """Return the ten worst images."""
     records = [
-        {"image": record["image"], "volume fraction": record["volume_fraction"], "NRMSE": record["nrmse"]}
+        {"image": record["image"], **record["volume_fractions"], "NRMSE": record["nrmse"]}
         for record in evaluation.as_dict()["worst"]
     ]
-    return tables.of_records(records, title=f"The {len(records)} worst images", name="worst")
+    return tables.of_records(records, title=f"The {counted(len(records), 'worst image')}", name="worst")
 
 
 def distance_table(evaluation: Evaluation) -> Table:

@@ -137,17 +137,20 @@ def learning_curve(images: Sequence[int], errors: Mapping[str, Errors]) -> Figur
     return figure
 
 
-def errors(fractions: np.ndarray, nrmse: np.ndarray, kinds: Sequence[str] | None) -> Figure:
-    """Return the NRMSE (n,) of each cell over its volume fraction (n,), a colour for each kind of microstructure."""
-    figure, (axes,) = _figure(1, height=3.0)
+def errors(fractions: Mapping[str, np.ndarray], nrmse: np.ndarray, kinds: Sequence[str] | None) -> Figure:
+    """Return the NRMSE (n,) of each cell over its volume fractions (n,): a panel for each phase, a colour for each kind
+    of microstructure."""
+    columns = min(2, len(fractions))
+    figure, panels = _figure(len(fractions), columns=columns, height=3.0 if columns == 1 else 2.2, sharey=True)
     kind = np.array(kinds if kinds is not None else [""] * len(nrmse))
-    for index, name in enumerate(sorted(set(kind))):
-        axes.plot(
-            fractions[kind == name], nrmse[kind == name], "o", ms=3.5, color=_colour(index), label=_words(name) or None
-        )
-    axes.set(xlabel="volume fraction (mean grey value)", ylabel="NRMSE of the cell", ylim=(0, None))
+    for place, (axes, (phase, values)) in enumerate(zip(panels, fractions.items(), strict=True)):
+        for index, name in enumerate(sorted(set(kind))):
+            dots = values[kind == name], nrmse[kind == name]
+            axes.plot(*dots, "o", ms=3.5, color=_colour(index), label=_words(name) or None)
+        label = "NRMSE of the cell" if place % columns == 0 else ""
+        axes.set(xlabel=f"{phase} (mean grey value)" if columns == 1 else phase, ylabel=label, ylim=(0, None))
     if kinds is not None:
-        axes.legend(fontsize=7)
+        panels[0].legend(fontsize=7)
     return figure
 
 
@@ -158,6 +161,58 @@ def cells(images: np.ndarray, titles: Sequence[str]) -> Figure:
         axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(_words(title), fontsize=7)
         axes.set(xticks=[], yticks=[])
+    return figure
+
+
+def histograms(columns: Mapping[str, np.ndarray], parts: Mapping[str, np.ndarray], *, what: str) -> Figure:
+    """Return a panel for each of the first twelve columns (n,): how its numbers are distributed, as shares of each part
+    of `what`, whose places in the columns are given."""
+    names = list(columns)[:MOST_PANELS]
+    figure, panels = _figure(len(names), columns=min(3, len(names)), height=1.9)
+    for index, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        values = columns[name]
+        finite = values[np.isfinite(values)]
+        edges = np.histogram_bin_edges(finite, bins=min(30, max(5, round(len(finite) ** 0.5))))
+        for place, (part, indices) in enumerate(parts.items()):
+            inside = values[indices]
+            inside = inside[np.isfinite(inside)]
+            weights = np.full(len(inside), 1 / max(1, len(inside)))
+            axes.hist(inside, edges, weights=weights, histtype="step", color=_colour(place), label=part)
+        axes.set(xlabel=_words(name), ylabel=f"share of the {what}" if index % 3 == 0 else "")
+        axes.locator_params(axis="x", nbins=5)
+        _small(axes)
+    if names and len(parts) > 1:
+        panels[0].legend(fontsize=6, frameon=False)
+    return figure
+
+
+def clouds(x: np.ndarray, label: str, columns: Mapping[str, np.ndarray]) -> Figure:
+    """Return a panel for each of the first twelve columns (n,), over x (n,), whose axis has this label."""
+    names = list(columns)[:MOST_PANELS]
+    figure, panels = _figure(len(names), columns=min(3, len(names)), height=1.9)
+    for index, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        axes.plot(x, columns[name], ".", ms=2.5, color=_colour(0), alpha=0.6, rasterized=True)
+        axes.set(ylabel=_words(name), xlabel=_words(label) if index >= len(names) - 3 else "")
+        axes.locator_params(nbins=5)
+        _small(axes)
+    return figure
+
+
+def correlations(matrix: np.ndarray, names: Sequence[str]) -> Figure:
+    """Return correlations (k, k), NaN where undefined, as colours, with their numbers if there are few."""
+    size = max(2.6, min(WIDTH, 1.6 + 0.5 * len(names)))
+    figure = Figure(figsize=(size, 0.85 * size), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+    places, labels = range(len(names)), [_words(name) for name in names]
+    axes.set_xticks(places, labels, rotation=90)
+    axes.set_yticks(places, labels)
+    _small(axes)
+    for row, column in np.argwhere(np.isfinite(matrix)) if len(names) <= MOST_PANELS else ():
+        value = matrix[row, column]
+        colour = "white" if abs(value) > 0.6 else "black"
+        axes.text(column, row, f"{value:.2f}", color=colour, fontsize=6, ha="center", va="center")
+    figure.colorbar(drawn, ax=axes, shrink=0.7).ax.tick_params(labelsize=7)
     return figure
 
 

@@ -71,6 +71,11 @@ class Tested:
         return self.dataset.images[self.indices].mean(axis=(1, 2, 3), dtype=np.float64)
 
     @cached_property
+    def by_phase(self) -> dict[str, np.ndarray]:
+        """Volume fraction of each phase, (n,), by name; of colours the mean of each channel."""
+        return self.dataset.fractions(self.indices)
+
+    @cached_property
     def kinds(self) -> list[str] | None:
         """The kind of microstructure of each image, by the word behind the number in its file's name; None if the
         names are no kinds."""

@@ -181,6 +181,7 @@ class StudyFacts(Record):
     description: str = ""
     claims: tuple[Claim, ...] | None = None  # of its file; the report decides them
     findings: tuple[str, ...] | None = None  # what was doubtful about the data, or accepted, when it was planned
+    page: str | None = None  # on images and labels: its path at the study's run
     weights: dict[str, WeightsFile] | None = None  # by backbone, where a trainer reads them
     starts_from: dict[str, Network] | None = None  # by origin
     starts: dict[str, StartingModel] | None = None  # by name

@@ -4,6 +4,8 @@ import cells
 import numpy as np
 import pytest
 
+from hpo.tracking.client import Tracker
+
 pytestmark = pytest.mark.acceptance
 
 
@@ -23,6 +25,18 @@ def test_wrong_labels_stop_a_new_study_and_are_told_of_one_that_is_planned(shell
     assert shell.hpo("run", "--study", study).count(sentence) == 1
     row = shell.queue.study("wrongly-labelled")
     assert any(note.startswith(sentence) for note in row.facts.findings)
+    page = (
+        Tracker(shell.tracking_uri)
+        .download_artifact(row.facts.study_run_id, "data/page.html", tmp_path / "page")
+        .read_text()
+    )
+    assert "Accepted: not-positive-definite" in page and sentence in page and page.count("data:image/png") > 40
+    link = f"#/experiments/{row.facts.experiment_id}/runs/{row.facts.study_run_id}/artifacts/data/page.html"
+    assert f"data: {shell.tracking_uri}/{link}" in shell.hpo("show", "wrongly-labelled")
+    assert (
+        f"[Images and labels]({link})"
+        in Tracker(shell.tracking_uri).tags(row.facts.study_run_id)["mlflow.note.content"]
+    )
     shell.hpo("report", "--study", "wrongly-labelled", "-o", tmp_path / "report")
     assert sentence in (tmp_path / "report" / "report.md").read_text().replace("\\", "")
     (data / "dataset.toml").write_text(description)  # now an error again, but the study is planned

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import folders
 import numpy as np
+import pytest
 import records
 
 from data_pipeline.dataset import load
-from hpo.report import error_section
+from hpo.report import error_section, thumbnails
 from hpo.scores import analysis
 from hpo.scores.evidence import Evidence, Winner
 from models import metrics
@@ -57,7 +58,15 @@ def test_errors_of_phases_with_a_target_of_ones_own_have_pictures_and_no_tensor(
     section = error_section.errors(evidence(data, data.targets[data.split.test] + 1.0).tested)
     assert [table.name for table in section.tables] == ["worst"]
     assert [picture.name for picture in section.pictures] == ["parity", "errors", "worst"]
-    greys = error_section._grey(data, data.split.test[:2])
+    (worst,) = section.tables
+    shares = [
+        {name: value for name, value in row.values.items() if name.startswith("volume fraction of phase [")}
+        for row in worst.rows
+    ]
+    assert {len(own) for own in shares} == {5} and all(sum(own.values()) == pytest.approx(1) for own in shares)
+    assert len({tuple(own.values()) for own in shares}) == len(worst.rows) / 2, "each image has its own"
+    assert section.pictures[1].svg.count("volume fraction of phase [") == 5
+    greys = thumbnails.grey(data, data.split.test[:2])
     assert greys.shape == (2, 16, 16) and set(np.unique(greys)) <= {0.0, 0.25, 0.5, 0.75, 1.0}
     plain = dataclasses.replace(data, images=data.images[:, :1])
-    assert np.array_equal(error_section._grey(plain, data.split.test[:2]), data.images[data.split.test[:2], 0])
+    assert np.array_equal(thumbnails.grey(plain, data.split.test[:2]), data.images[data.split.test[:2], 0])
