@@ -39,19 +39,24 @@ def joined(groups: Sequence[str] | None, same: np.ndarray) -> Sequence[str] | No
     return tuple(map(str, connected_components(links, directed=False)[1].tolist()))
 
 
-def given(parts: Sequence[str], groups: Sequence[str] | None) -> Split:
+def given(parts: Sequence[str], groups: Sequence[str] | None, same: np.ndarray | None = None) -> Split:
     """Return the split of images that name their part; validation, if none does, is drawn from the training images,
-    whole groups if there are any. Raise SplitProblem if a part is missing, or a group is on two sides."""
+    whole groups if there are any, and equal images together: `same` as in `joined`.
+
+    Raise SplitProblem if a part is missing, or a group is on two sides.
+    """
     words = np.array(parts)
     train, validation, test = (np.flatnonzero(words == part) for part in ("training", "validation", "test"))
     if not len(train) or not len(test):
         raise SplitProblem("split: expected images for training and for test, found none of one of them.")
     labels = np.array(groups if groups is not None else range(len(parts))).astype(str)
     if not len(validation):
-        names = np.array(list(dict.fromkeys(labels[train])))
+        together = groups if same is None else joined(groups, same)
+        units = labels if together is None else np.array(together).astype(str)
+        names = np.array(list(dict.fromkeys(units[train])))
         order = np.random.RandomState(SEED).permutation(len(names))
         drawn = names[order[: max(1, round(0.15 / 0.85 * len(names)))]]
-        is_drawn = np.isin(labels[train], drawn)
+        is_drawn = np.isin(units[train], drawn)
         train, validation = train[~is_drawn], train[is_drawn]
         if not len(train):
             raise SplitProblem("split: expected more than one group for training and validation.")
@@ -63,16 +68,17 @@ def given(parts: Sequence[str], groups: Sequence[str] | None) -> Split:
 
 def extending(keys: Sequence[bytes], earlier: Sequence[bytes], parts: Split) -> Split:
     """Return the split of images, each with a key of its pixels, of which those of an earlier data set stay on their
-    side; the others are split among themselves, or train if they are fewer than four. Raise SplitProblem if an earlier
-    image is missing."""
+    side, also in copies; the others are split among themselves, equal ones together, or train if they are fewer than
+    four. Raise SplitProblem if an earlier image is missing."""
     sides = dict.fromkeys(earlier, "training")
     for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
         sides |= {earlier[index]: name for index in part.tolist()}  # of equal images the test image decides
     if missing := len(sides.keys() - set(keys)):
         raise SplitProblem(f"extends: expected all images of the data set it extends, {missing} are missing.")
-    words = np.array([sides.get(key, "training") for key in keys], dtype="U10")
-    new = np.array([index for index, key in enumerate(keys) if key not in sides], dtype=np.int64)
+    new = [key for key in dict.fromkeys(keys) if key not in sides]
     if len(new) >= SMALLEST:
         more = split(len(new))
-        words[new[more.validation]], words[new[more.test]] = "validation", "test"
+        for name, part in (("validation", more.validation), ("test", more.test)):
+            sides |= {new[index]: name for index in part.tolist()}
+    words = np.array([sides.get(key, "training") for key in keys], dtype="U10")
     return Split(*(np.flatnonzero(words == name) for name in ("training", "validation", "test")))

@@ -375,6 +375,6 @@ def _sides_of_split(meaning: Columns, by_source: Sequence[str] | None, same: np.
     `same` is for each image the first that is equal, (n,): equal images are a group.
     """
     if words := meaning.parts or by_source:
-        return parts.given(words, meaning.groups)
+        return parts.given(words, meaning.groups, same)
     groups = parts.joined(meaning.groups, same) if same is not None else meaning.groups
     return parts.by_group(groups) if groups else None

@@ -8,6 +8,7 @@ from sklearn.model_selection import train_test_split
 
 from data_pipeline.checks import lacks
 from data_pipeline.dataset import DatasetError, load
+from data_pipeline.parts import extending, given
 from data_pipeline.split import split
 
 
@@ -46,3 +47,45 @@ def test_a_component_that_is_the_same_but_for_rounding_is_nothing_to_learn(data)
     alike[:, 2] = 1e6 + 1e-6 * alike[:, 2]
     assert lacks(replace(dataset, targets=alike)).startswith("C33 is the same number for every training image")
     assert lacks(replace(dataset, targets=dataset.targets * 1e-14)) is None, "a tiny unit is no matter"
+
+
+def sides(parts, names) -> dict[str, set[int]]:
+    """The parts, by number, that images of each name are in."""
+    places: dict[str, set[int]] = {}
+    for number, part in enumerate((parts.train, parts.validation, parts.test)):
+        for index in part.tolist():
+            places.setdefault(names[index], set()).add(number)
+    return places
+
+
+@pytest.mark.parametrize("with_groups", [False, True])
+def test_copies_stay_together_when_validation_is_drawn_from_a_given_training_part(with_groups):
+    images, same = [f"i{index // 2}" for index in range(60)], np.arange(60) // 2 * 2  # each twice
+    words = ["training"] * 50 + ["test"] * 10
+    groups = [f"g{index % 10}" for index in range(50)] + ["t"] * 10 if with_groups else None
+    parts = given(words, groups, same)
+    places = sides(parts, images)
+    assert all(len(own) == 1 for own in places.values()) and {1} in places.values()
+    if groups:
+        assert all(len(own) == 1 for own in sides(parts, groups).values())
+        return
+    words[49] = "test"  # its copy trains: so the folder says
+    places = sides(given(words, None, same), images)
+    assert places.pop("i24") in ({0, 2}, {1, 2}) and all(len(own) == 1 for own in places.values())
+
+
+def test_a_given_split_and_one_that_grows_stay_what_they_were_without_copies():
+    words, alone = ["training"] * 50 + ["test"] * 10, np.arange(60)
+    assert given(words, None, alone).digest == given(words, None).digest
+    keys, more = [bytes([index]) for index in range(60)], split(20)
+    grown = extending(keys, keys[:40], split(40))
+    assert set(grown.test) == {*split(40).test, *(40 + more.test)}
+    assert set(grown.validation) == {*split(40).validation, *(40 + more.validation)}
+
+
+def test_copies_among_the_images_of_a_set_that_grows_stay_on_one_side():
+    old = [bytes([index]) for index in range(40)]
+    keys = [*old, *old[:5], *(bytes([100 + index // 2]) for index in range(40))]
+    places = sides(extending(keys, old, split(40)), keys)
+    assert all(len(own) == 1 for own in places.values()) and len(places) == 60
+    assert {side for key, own in places.items() if key[0] >= 100 for side in own} == {0, 1, 2}
