@@ -7,6 +7,7 @@ import numpy as np
 from data_pipeline import image_checks, label_checks
 from data_pipeline.dataset import Dataset
 from data_pipeline.findings import Finding
+from data_pipeline.messages import counted
 from data_pipeline.split import SMALLEST, Split
 
 LEAST_SPREAD = 1e-5  # of a component, relative to its largest value; 32-bit networks cannot resolve much less
@@ -56,7 +57,7 @@ def _of_parts(dataset: Dataset, parts: Split) -> Iterator[Finding]:
     """Yield parts of the split that are too small to tell anything, and scores that do not exist for some targets."""
     for name, part in (("validation", parts.validation), ("test", parts.test)):
         if len(part) < TELLING:
-            sentence = f"the {name} split has {len(part)} images: scores of so few tell little."
+            sentence = f"the {name} split has {counted(len(part), 'image')}: scores of so few tell little."
             yield Finding(name="small-split", sentence=sentence)
         targets = dataset.targets[part]
         if np.isnan(targets).all(axis=0).any():

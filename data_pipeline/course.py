@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipeline.files import not_a_file
 from data_pipeline.findings import Finding, in_alpha
-from data_pipeline.messages import RESIZE, printable
+from data_pipeline.messages import RESIZE, counted, printable
 from data_pipeline.pixels import PixelProblem, check_total
 from data_pipeline.png import LARGEST_SIDE, ImageProblem, is_in_alpha, png_size, read_png
 from data_pipeline.table import COLUMNS, is_header, read_table
@@ -176,10 +176,15 @@ def _pixels(
     if hidden:
         findings.append(in_alpha([printable(file.name) for file in files], hidden))
     for mode, names in converted.items():
-        _log.warning("%d image(s) converted from mode %s to grey, such as %s", len(names), mode, printable(names[0]))
+        _log.warning(
+            "%s converted from mode %s to grey, such as %s", counted(len(names), "image"), mode, printable(names[0])
+        )
     if resized and expected:
         _log.warning(
-            "%d image(s) resized to %s pixels, such as %s", len(resized), _size(expected), printable(resized[0])
+            "%s resized to %s pixels, such as %s",
+            counted(len(resized), "image"),
+            _size(expected),
+            printable(resized[0]),
         )
     return np.stack(images)[:, np.newaxis] if images and len(images) == len(files) else None
 

@@ -7,7 +7,7 @@ import sys
 from hpo import api
 from hpo.cli import terminal
 from hpo.cli.options import JSON, command, exclusive, option
-from hpo.text import for_csv
+from hpo.text import counted, for_csv
 
 
 @command(
@@ -24,7 +24,7 @@ def download(options: argparse.Namespace) -> int:
     model = api.download(options.folder, alias=options.alias or "champion", model=options.model, study=options.study)
     aliases = ", ".join(f"@{alias}" for alias in model.version.aliases) or "no alias"
     print(f"{model.name} version {model.version.number} ({aliases}) is in {model.folder}.")
-    print(f"{model.files} files, each as recorded in the database. Its README.md shows how to use it.")
+    print(f"{counted(model.files, 'file')}, each as recorded in the database. Its README.md shows how to use it.")
     if model.version.tags.get("hpo.verdict") == "below volume fraction":
         print("Note: a cubic polynomial in the volume fraction predicts better than this model.")
     return 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hpo import api, settings
 from hpo.cli import terminal
 from hpo.cli.options import JSON, STUDY, command, exclusive, flag, many, option
+from hpo.text import counted
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -221,7 +222,10 @@ def report(options: argparse.Namespace) -> int:
     for line in written.summary + [f"ALARM: {alarm}" for alarm in written.alarms]:
         print(line)
     tables = len(written.others) - 1
-    print(f"{written.page}: open it in a browser. Beside it: report.md, {tables} files in tables/ and figures/.")
+    print(
+        f"{written.page}: open it in a browser. Beside it: report.md, "
+        f"{counted(tables, 'file')} in tables/ and figures/."
+    )
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hpo import api, settings
 from hpo.cli import terminal
 from hpo.cli.options import JSON, command, flag, option, say
+from hpo.text import counted
 
 if TYPE_CHECKING:
     from hpo.api import Backup
@@ -67,8 +68,10 @@ def restore(options: argparse.Namespace) -> int:
 
 
 def _text(contents: "Backup") -> str:
-    studies = [f"{name} ({done} of {trials} trials done)" for name, (done, trials) in contents.studies.items()]
-    return f"{', '.join(studies) or 'no study'} as of {contents.at}, {contents.artifacts} artifacts"
+    studies = [
+        f"{name} ({counted(done, 'trial', of=trials)} done)" for name, (done, trials) in contents.studies.items()
+    ]
+    return f"{', '.join(studies) or 'no study'} as of {contents.at}, {counted(contents.artifacts, 'artifact')}"
 
 
 @command(

@@ -8,6 +8,7 @@ from hpo import api
 from hpo.cli import terminal
 from hpo.cli.options import STUDY, choice, command, exclusive, flag, many, one_of, option, say
 from hpo.errors import NotFound, SettingsError
+from hpo.text import counted
 
 if TYPE_CHECKING:
     from hpo.api import Plan, Study, StudyRow
@@ -197,7 +198,7 @@ def stop(options: argparse.Namespace) -> int:
         return 0
     _tell_if_not_recorded(outcome.is_recorded)
     print(
-        f"Nobody works on {outcome.study}; {outcome.done} of {outcome.trials} trials are done. "
+        f"Nobody works on {outcome.study}; {counted(outcome.done, 'trial', 'are', of=outcome.trials)} done. "
         f"`hpo run --study {outcome.study}` or `hpo worker --study {outcome.study}` goes on."
     )
     return 0
@@ -238,7 +239,10 @@ def delete(options: argparse.Namespace) -> int:
     """Delete a study: trials, runs, models, versions. Asks first."""
 
     def confirm(row: "StudyRow", done: int) -> None:
-        print(f"This deletes the study {row.name} for good: {done} finished trials, their runs, models and versions.")
+        print(
+            f"This deletes the study {row.name} for good: {counted(done, 'finished trial')}, with runs, models and "
+            "versions."
+        )
         try:
             answer = input("Type the study's name to go on: ")
         except EOFError:

@@ -15,7 +15,7 @@ from hpo.cli.options import say
 from hpo.report import results
 from hpo.report.display import Display, is_live
 from hpo.report.progress import Progress
-from hpo.text import duration
+from hpo.text import counted, duration
 
 SETTLED = 20.0  # seconds after which the first measurements tell how long everything takes
 LATEST = 40.0  # seconds after which that is said though nothing is known
@@ -89,14 +89,14 @@ class Terminal(Watch):
 def print_head(console: Console, study: Begun | Details) -> None:
     """Print what a study is, and where MLflow shows it."""
     row, planned = study.row, study.row.specification
-    bare = ", NOT PRETRAINED" if planned.at_random else ""
-    text = f"Study {row.name}: {planned.trials} trials, data set {row.facts.data.name}, seed {planned.seed}"
+    bare, trials = ", NOT PRETRAINED" if planned.at_random else "", counted(planned.trials, "trial")
+    text = f"Study {row.name}: {trials}, data set {row.facts.data.name}, seed {planned.seed}"
     console.print(f"{text}{bare}.")
     facts, (channels, height, width) = row.facts.data, row.facts.data.image_shape
     names = ", ".join(facts.target_names[:TARGETS]) + (", …" if len(facts.target_names) > TARGETS else "")
     sizes = " / ".join(map(str, facts.sizes))
     console.print(
-        f"  {width} x {height} pixels, {channels} channel{'s' if channels > 1 else ''}; {sizes} images for "
+        f"  {width} x {height} pixels, {counted(channels, 'channel')}; {sizes} images for "
         f"training / validation / test; targets {names} in {facts.unit}{facts.beside}",
         soft_wrap=not console.is_terminal,
     )
@@ -120,8 +120,8 @@ def announcement(progress: Progress, later: Sequence[Plan], words: Sequence[str]
     )
     if not total:
         return []  # others have trained the last of it
-    what = f"{1 + len(later)} studies, roughly" if later else f"{len(progress.jobs)} trials"
-    trainers = f"{forecast.trainers} trainer{'' if forecast.trainers == 1 else 's'}"
+    what = f"{1 + len(later)} studies, roughly" if later else counted(len(progress.jobs), "trial")
+    trainers = counted(forecast.trainers, "trainer")
     until = time.strftime("%H:%M" if total < HOUR else "%a %H:%M", time.localtime(time.time() + total))
     lines = [f"Everything ({what}) takes about {duration(total)} more with {trainers}, until {until}."]
     planned = max((progress.epochs_planned(job) for job in progress.jobs), default=0)

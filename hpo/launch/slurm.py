@@ -26,6 +26,7 @@ from hpo import ownership
 from hpo.errors import ServiceError, SettingsError
 from hpo.queue import ENDED, DatabaseLost, Queue, Stop, StudyRow
 from hpo.settings import Settings
+from hpo.text import counted
 
 IDLE_EXIT = 120  # seconds; a node that trains nothing belongs to others
 WARNING = 60  # seconds before its time limit at which a worker is told to hand back; SLURM may add 60
@@ -168,7 +169,7 @@ def hand_in(
 
 
 def _workers(number: int) -> str:
-    return "1 worker" if number == 1 else f"{number} workers"
+    return counted(number, "worker")
 
 
 def _submit(request: Request, array: Array, row: StudyRow) -> str:

@@ -26,6 +26,7 @@ from hpo.queue import ENDED, Job, Queue, State, StudyRow
 from hpo.recording.reconciler import Reconciler
 from hpo.scores import champion, evidence, ranking
 from hpo.settings import Settings
+from hpo.text import counted
 from hpo.tracking import data_sets, experiments, latency, logged_models, registry
 from hpo.tracking.client import KEY, Tracker
 from hpo.worker.work_folder import sweep
@@ -168,7 +169,7 @@ def _dead(reconciler: Reconciler, jobs: list[Job]) -> Iterator[Finding]:
         counts = Counter(job.reason for job in dead)
         yield Finding(
             "dead",
-            f"{name} is closed, but {len(dead)} of its {len(jobs)} trials are dead: "
+            f"{name} is closed, but {counted(len(dead), 'trial', 'are', of=len(jobs))} dead: "
             + "; ".join(f"{reason} ({count})" for reason, count in counts.most_common(3)),
             f"correct the cause, then `hpo run --study {name} --retry` trains them again",
         )
@@ -222,7 +223,7 @@ def _checkpoints(reconciler: Reconciler, jobs: list[Job]) -> Iterator[Finding]:
         if left := reconciler.tracker.files(job.run_id, "checkpoints"):
             yield Finding(
                 "orphan",
-                f"{job.title} is {job.state}, but keeps {len(left)} checkpoints",
+                f"{job.title} is {job.state}, but keeps {counted(len(left), 'checkpoint')}",
                 "delete them",
                 partial(reconciler.tracker.delete_artifact, job.run_id, "checkpoints"),
             )

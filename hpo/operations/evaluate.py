@@ -24,7 +24,7 @@ from hpo.report import document, names
 from hpo.report.evaluation import Evaluation
 from hpo.scores import champion
 from hpo.scores.tested import Tested
-from hpo.text import first_line, for_markdown
+from hpo.text import counted, first_line, for_markdown
 from hpo.tracking import data_sets as data_files
 from hpo.tracking import evaluations, experiments, foreign, registry
 from hpo.worker import trained_on
@@ -204,7 +204,7 @@ def _facts(spec: "Description", files: Path, learned: Dataset | None) -> Trained
 def _notes(records: list[dict[str, Any]], facts: TrainedOn | None, data: Dataset, learned: Dataset | None) -> list[str]:
     """Return in sentences what makes the scores doubtful, and what could not be known."""
     notes = [
-        f"Outside of what training saw: {record['outside']} of {len(data.images)} images ({record['what']}: "
+        f"Outside of what training saw: {counted(record['outside'], 'image', of=len(data.images))} ({record['what']}: "
         f"{record['here']} here, {record['training']} in training)."
         for record in records
         if record["outside"]
@@ -218,8 +218,8 @@ def _notes(records: list[dict[str, Any]], facts: TrainedOn | None, data: Dataset
         keys = {image.tobytes() for image in learned.images[np.r_[learned.split.train, learned.split.validation]]}
         if seen := sum(image.tobytes() in keys for image in data.images):
             notes.append(
-                f"{seen} of {len(data.images)} images are among those that the model was trained or selected on: the "
-                "scores are too good."
+                f"{counted(seen, 'image', 'are', of=len(data.images))} among those that the model was trained or "
+                "selected on: the scores are too good."
             )
     elif facts is not None:
         notes.append("Whether images are among those of training is not known: the folder does not hold them.")

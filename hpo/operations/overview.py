@@ -21,6 +21,7 @@ from hpo.services import serving
 from hpo.services.serving import Services
 from hpo.settings import Settings
 from hpo.study import alias
+from hpo.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,8 +216,8 @@ def closed(row: StudyRow, jobs: list[Job]) -> Job:
     if closing.closing is None:
         left = sum(job.state in (State.WAITING, State.RUNNING) for job in jobs if job.kind == "trial")
         raise NotFound(
-            f"The study {row.name} is not closed: {left} trials are still to be trained. Closing promotes its best "
-            f"model; `hpo run` or `hpo worker --study {row.name}` finishes it."
+            f"The study {row.name} is not closed: {counted(left, 'trial', 'are')} still to be trained. Closing "
+            f"promotes its best model; `hpo run` or `hpo worker --study {row.name}` finishes it."
         )
     return closing
 

@@ -11,6 +11,7 @@ from hpo.queue import Job, Queue, State
 from hpo.scores import ranking
 from hpo.study import Study
 from hpo.study.records import Network, SourceTrial, StudyFacts
+from hpo.text import counted
 
 
 def follow(ready: Plan, queue: Queue) -> StudyFacts:
@@ -55,7 +56,7 @@ def _ranked(ready: Plan, queue: Queue, key: str, what: str) -> list[Job]:
     jobs = [job for job in queue.jobs(name) if job.kind == "trial"] if name in rows else []
     left = sum(job.state in (State.WAITING, State.RUNNING) for job in jobs)
     if left or not jobs:
-        state = f"{left} of its {len(jobs)} trials are still to be trained" if jobs else "it has not been run"
+        state = f"{counted(left, 'trial', 'are', of=len(jobs))} still to be trained" if jobs else "it has not been run"
         raise StudyError(
             f"{ready.name} {what} {name}, and {state}. Run `hpo run --study {study.file_name(name)}` "
             "with the same options first; or add --with-prerequisites to this command."

@@ -8,6 +8,7 @@ import numpy as np
 from data_pipeline.components import COMPONENTS, tensor
 from data_pipeline.findings import Finding, listed
 from data_pipeline.phase import Phase
+from hpo.text import counted
 from models import hill
 
 BOUND_SLACK = 0.01  # of the cell's largest component: what labels that were rounded to three digits may miss of bounds
@@ -42,22 +43,23 @@ def of_stiffness(
         rows = whole[fixed]
         yield Finding(
             name="component-order",
-            sentence=f"{len(rows)} of {len(where)} tensors become possible when {pairs} change places: "
+            sentence=f"{counted(len(rows), 'tensor', 'become', of=len(where))} possible when {pairs} change places: "
             f"{listed(where, rows)}. Is the order of the columns {', '.join(COMPONENTS)}?",
             images=tuple(rows.tolist()),
         )
     for name, is_wrong in wrong.items():
         is_wrong[fixed] = False
         if rows := whole[is_wrong].tolist():
-            what, hint = _TEXTS[name]
-            sentence = f"{len(rows)} of {len(where)} tensors {what}: {listed(where, rows)}. {hint}"
+            verb, what, hint = _TEXTS[name]
+            tensors = counted(len(rows), "tensor", verb, of=len(where))
+            sentence = f"{tensors} {what}: {listed(where, rows)}. {hint}"
             yield Finding(name=name, sentence=sentence.rstrip(), images=tuple(rows))
 
 
 _TEXTS = {
-    "not-positive-definite": ("have an eigenvalue of at most zero", ""),
-    "outside-bounds": (f"lie outside the bounds of Voigt and Reuss by more than {BOUND_SLACK:.0%}", QUESTION),
-    "hill": (f"miss Hill's relations by more than {HILL_ROW:.0%} of their largest component", QUESTION),
+    "not-positive-definite": ("have", "an eigenvalue of at most zero", ""),
+    "outside-bounds": ("lie", f"outside the bounds of Voigt and Reuss by more than {BOUND_SLACK:.0%}", QUESTION),
+    "hill": ("miss", f"Hill's relations by more than {HILL_ROW:.0%} of their largest component", QUESTION),
 }
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from hpo.queue import DatabaseLost, Job, Present, State
 from hpo.report.progress import Progress
 from hpo.report.words import number
-from hpo.text import cut, duration, point_text
+from hpo.text import counted, cut, duration, point_text
 
 REFRESH = 1.0  # seconds between two looks at the database
 LINE_INTERVAL = 15.0  # seconds between two plain lines
@@ -139,4 +139,4 @@ def _about(worker: Present | None) -> str:
     if worker is None:
         return "ended"
     since = f"here for {duration(worker.here)}" if worker.alive else f"SILENT for {duration(worker.silent)}"
-    return f"{worker.trainers} trainer{'' if worker.trainers == 1 else 's'} ({worker.device}), {since}"
+    return f"{counted(worker.trainers, 'trainer')} ({worker.device}), {since}"

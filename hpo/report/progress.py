@@ -5,7 +5,7 @@ from typing import Any
 
 from hpo.queue import ENDED, FREEZE_LIMIT, Job, Pace, Present, Queue, State, StudyRow
 from hpo.report.forecast import Forecast
-from hpo.text import duration, in_brackets, point_text
+from hpo.text import counted, duration, in_brackets, point_text
 
 OVERLAP = 2 * FREEZE_LIMIT  # seconds: what changed so long before a look may have been committed after it
 
@@ -123,7 +123,7 @@ class Progress:
     def counts(self) -> list[str]:
         """Return how many trials are in which state; the first one are those that are done."""
         early = [f"{self.count(state)} {state}" for state in (State.PRUNED, State.CANCELLED) if self.count(state)]
-        done = f"{self.count(State.DONE)} of {len(self.jobs)} trials done"
+        done = f"{counted(self.count(State.DONE), 'trial', of=len(self.jobs))} done"
         failed = f"{self.count(State.DEAD, State.DIVERGED)} failed"
         return [done, f"{len(self.running)} running", f"{self.count(State.WAITING)} waiting", failed, *early]
 

@@ -23,7 +23,7 @@ from hpo.report.tables import Column, Row, Table
 from hpo.report.words import BASELINES, SCORES, label, number, rmse, score_columns, score_values, spread_text
 from hpo.scores import learning_curve, ranking
 from hpo.study import provenance
-from hpo.text import in_brackets, near_miss, point_text
+from hpo.text import counted, in_brackets, near_miss, point_text
 from hpo.tracking.client import Tracker
 
 TOP = 10  # rows of the table of the best configurations
@@ -52,7 +52,7 @@ def show_result(
         lines += fruitless(study.name, jobs)
     elif ended is not None:
         if ended.pruned:
-            lines.append(f"{ended.pruned} trials were ended early by the pruner; their curves are kept.")
+            lines.append(f"{counted(ended.pruned, 'trial', 'were')} ended early by the pruner; curves are kept.")
         lines += _failures(ended)
     console.print("\n".join(["", *lines, ""]), soft_wrap=not console.is_terminal)
     console.print("\n".join(next_steps(study, ended, links, program, image)), soft_wrap=True)
@@ -98,7 +98,7 @@ def top_table(study: StudyRow, jobs: list[Job]) -> Table:
     """Return the best configurations beside the baseline predictors, with scores on the validation split."""
     ranked, repeats = ranking.ranked(jobs), ranking.repeats(jobs)
     planned = len({job.number for job in jobs if job.kind == "trial"})
-    title = f"{study.name}: best {min(TOP, len(ranked))} of {planned} trials, scores on the validation split"
+    title = f"{study.name}: best {counted(min(TOP, len(ranked)), 'trial', of=planned)}, scores on the validation split"
     plan, near = study.specification, "≈: within the spread of the first"
     if plan.folds:
         title += f"; each in {plan.folds} folds, means over them, NMSE ± standard deviation; {near}"
@@ -170,7 +170,7 @@ def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
     ]
     title = f"config {number(winner)}{in_brackets(point_text(winner.point), bare)} on the test split, opened once, "
     return Table(
-        title=f"{title}{study.facts.data.sizes[2]} cells",
+        title=f"{title}{counted(study.facts.data.sizes[2], 'cell')}",
         columns=[Column(name="target", left=True), *(Column(name=head) for head in columns)],
         rows=rows,
     )

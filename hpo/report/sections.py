@@ -13,7 +13,7 @@ from hpo.report.words import BASELINES
 from hpo.scores import alarms, analysis
 from hpo.scores.evidence import Closed, Evidence
 from hpo.study import Choices, Interval
-from hpo.text import number_text, score_text, squared
+from hpo.text import counted, number_text, score_text, squared
 from models.metrics import Scores
 
 Record = dict[str, Any]
@@ -55,8 +55,8 @@ def _summary(evidence: Evidence) -> list[str]:
         counts = ", ".join(f"{count} folds" if count else how for count in sorted(folds, key=lambda one: one or 0))
         how = f"trained and selected on {sizes[0] + sizes[1]} cells ({counts})"
     head = (
-        f"{trials} networks were {how}. The scores below are of {sizes[2]} test cells that neither training nor "
-        "selection saw."
+        f"{counted(trials, 'network', 'were')} {how}. The scores below are of {counted(sizes[2], 'test cell')} that "
+        "neither training nor selection saw."
     )
     if not evidence.winners:
         return [head, "No trial was finished, so no model was selected."]
@@ -70,7 +70,7 @@ def _summary(evidence: Evidence) -> list[str]:
     ]
     worst, target = min(per_target, default=(None, "none"))
     all_vary = len(per_target) == len(test.per_target["r2"])
-    over = f"{len(per_target)} targets" if all_vary else f"the {len(per_target)} targets that vary there"
+    over = counted(len(per_target), "target") if all_vary else f"the {len(per_target)} targets that vary there"
     ends = analysis.interval(evidence.tested.samples(first.predicted)["r2"])
     r2, low, high, least = (score_text(value, ".4f") for value in (test.r2, *ends, worst))
     return [

@@ -15,7 +15,7 @@ from hpo.scores import analysis, learning_curve, ranking
 from hpo.scores.evidence import Closed, Evidence
 from hpo.search import sampling
 from hpo.study import provenance
-from hpo.text import number_text, squared
+from hpo.text import counted, number_text, squared
 
 FEWEST = 10  # trials from which importances are computed
 MEAN = "mean NMSE of the repeats"
@@ -30,7 +30,9 @@ def section(evidence: Evidence, closed: Closed) -> Section:
     text += [f"{closed.study.at_random}."] if closed.study.at_random else []
     text += [f"Doubt about the data: {note}" for note in closed.row.facts.findings or ()]
     if unscored:
-        text.append(f"{len(unscored)} of {len(closed.jobs)} trials have no score: see the table of trials.")
+        text.append(
+            f"{counted(len(unscored), 'trial', 'have', of=len(closed.jobs))} no score: see the table of trials."
+        )
     if not closed.points:
         return Section(title=title, text=text)
     records, baselines = trials(evidence, closed), _baselines(evidence, closed)
@@ -64,7 +66,7 @@ def _best(closed: Closed, records: list[Record], baselines: list[Record]) -> Tab
     return tables.of_records(
         results.among_baselines(closed.row, closed.jobs, records[:TOP], baselines),
         name=f"{closed.row.name}-top",
-        title=f"Best {min(TOP, len(records))} of {len({job.number for job in closed.jobs})} configurations, "
+        title=f"Best {counted(min(TOP, len(records)), 'configuration', of=len({job.number for job in closed.jobs}))}, "
         "validation split",
         note=note + (" ≈: within the spread of the first." if closed.study.trainings > 1 else ""),
         keys=[key for key in records[0] if key not in ("run_id", "state")],
@@ -151,8 +153,8 @@ def _effects(closed: Closed) -> tuple[list[Table], list[Picture]]:
     ordered = sorted(closed.points, key=lambda entry: (entry[0].config or 0, entry[0].number))  # as in the grid
     points, scores = [job.spec.point for job, _ in ordered if job.spec], [score for _, score in ordered]
     lost = (
-        f"{len(closed.lost)} configurations lack a score of a trial: the others were selected by how they went, and "
-        "may mislead."
+        f"{counted(len(closed.lost), 'configuration', 'lack')} a score of a trial: the others were selected by how "
+        "they went, and may mislead."
         if closed.lost
         else ""
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from data_pipeline.dataset import Dataset, Understanding
 from data_pipeline.split import SMALLEST
-from hpo.text import utf8
+from hpo.text import counted, utf8
 
 WIDTH = 80  # columns
 PAIRS = 5  # that are printed
@@ -25,9 +25,11 @@ def show(understood: Understanding) -> None:
 def _show(understood: Understanding, data: Dataset) -> None:
     height, width = data.images.shape[2:]
     layout, count = data.description.layout, len(data.images)
-    _print(f"{understood.folder}: good. {count} images of {width} x {height} pixels, digest {data.digest[:8]}.")
+    _print(
+        f"{understood.folder}: good. {counted(count, 'image')} of {width} x {height} pixels, digest {data.digest[:8]}."
+    )
     pattern = ", ".join(layout.images or ("r_*.png",))
-    channels = f"{data.images.shape[1]} channel{'s' if data.images.shape[1] > 1 else ''}"
+    channels = counted(data.images.shape[1], "channel")
     _line("images", f"{pattern}; {channels}, {layout.levels or 'grey'}; pixels: {understood.greys}")
     if layout.table:
         _line("table", ", ".join(layout.table))

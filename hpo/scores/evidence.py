@@ -23,7 +23,7 @@ from hpo.queue import Job, Queue, State, StudyRow
 from hpo.queue.closing_result import ClosingEntry, ClosingResult
 from hpo.scores import alarms, analysis, ranking
 from hpo.scores.tested import Tested
-from hpo.text import point_text
+from hpo.text import counted, point_text
 from hpo.tracking import data_sets
 from hpo.tracking.client import Tracker
 from models import metrics
@@ -214,8 +214,8 @@ def _closed(queue: Queue, row: StudyRow) -> Closed:
     if ended is None:
         left = sum(job.state in (State.WAITING, State.RUNNING) for job in jobs if job.kind == "trial")
         raise NotFound(
-            f"The study {row.name} is not closed: {left} trials are still to be trained. `hpo run` with the same "
-            f"options, or `hpo worker --study {row.name}`, finishes it; then report it."
+            f"The study {row.name} is not closed: {counted(left, 'trial', 'are')} still to be trained. `hpo run` with "
+            f"the same options, or `hpo worker --study {row.name}`, finishes it; then report it."
         )
     trials = [job for job in jobs if job.kind == "trial" and not job.is_refit]  # its curve has no validation
     return Closed(row=row, jobs=trials, ended=ended, curves=queue.curves(row.name, CURVES))

@@ -10,6 +10,7 @@ from hpo.study.identity import digest
 from hpo.study.names import file_name, origin, with_digits
 from hpo.study.records import Fold, Refit, SourceTrial, StudyFacts, TrialSpec
 from hpo.study.space import Choices, Interval, as_json, corners, highest
+from hpo.text import counted
 from models import sizes, specs
 
 NUMERICS_VERSION = 1  # raised when a change of hpo moves the numbers of an unchanged study
@@ -143,7 +144,7 @@ class Study:
     def scope(self) -> str:
         """What it plans, in words; `{}` stands for the name of the study whose best configurations it trains."""
         if self.best_of is None:
-            return f"{self.trials} trials"
+            return counted(self.trials, "trial")
         count, parts = self.trials // len(self.shares), len(self.shares)
         best = "the best configuration of {}" if count == 1 else f"the {count} best configurations of {{}}"
         return best + (f" on {parts} shares of the training images" if parts > 1 else "")

@@ -44,8 +44,9 @@ def choose(wish: str, *, start: Start = lambda log, gpu: Process("gpu_test", log
     failed = "; ".join(f"GPU {gpu} failed its test: {reason}" for gpu, reason in failures.items())
     if not passed:
         return Place(device="cpu", reason=f"on the CPU: {failed}")
-    plural = "" if len(passed) == 1 else "s"
-    reason = f"on GPU{plural} {', '.join(passed)}, which passed a test" + (f" ({failed})" if failed else "")
+    reason = f"on GPU{'s' * (len(passed) > 1)} {', '.join(passed)}, which passed a test" + (
+        f" ({failed})" if failed else ""
+    )
     return Place(device="cuda", gpus=passed, reason=reason)
 
 

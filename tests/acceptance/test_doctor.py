@@ -87,7 +87,7 @@ def test_what_somebody_did_in_mlflow_and_optuna_is_found_and_mended(closed):
 def test_dead_trials_of_a_closed_study_are_reported(closed):
     damage(closed, "UPDATE hpo.job SET state = 'dead', reason = 'out of memory' WHERE number = 0")
     found = closed.hpo("doctor", code=1)
-    assert f"{name(closed)} is closed, but 1 of its 2 trials are dead: out of memory (1)." in found
+    assert f"{name(closed)} is closed, but 1 of 2 trials is dead: out of memory (1)." in found
     assert f"`hpo run --study {name(closed)} --retry` trains them again" in found
     damage(closed, "UPDATE hpo.job SET state = 'done', reason = NULL WHERE number = 0")
 
