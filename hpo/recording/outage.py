@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hpo.queue import DatabaseLost, Queue
-from hpo.text import counted, first_line
+from hpo.text import first_line
 from hpo.tracking.errors import Refused, StoreRefuses, TrackingUnavailable
 
 REMINDER = 60.0  # seconds between two log lines about the same outage
@@ -69,7 +69,7 @@ class Outage:
             return "database lost, retrying"
         waiting = ""
         with suppress(DatabaseLost):
-            waiting = f", {counted(self._queue.waiting_epochs(self._study), 'epoch')} waiting"
+            waiting = f", {self._queue.waiting_epochs(self._study)} epochs waiting"
         return f"MLflow {error.answer if isinstance(error, Refused) else 'unreachable'}{waiting}"
 
     def _store_words(self, needed: float) -> str:

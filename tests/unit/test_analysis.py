@@ -177,7 +177,7 @@ def test_what_cannot_be_judged_is_not_measured(labelled):
     assert set(analysis.physics(targets[:, :2], ("a", "b"), fractions, PHASES).values()) == {None}
 
 
-def test_intervals_of_many_images_hold_few_numbers_at_once_and_are_those_of_all_at_once(monkeypatch):
+def test_intervals_of_many_images_hold_few_numbers_at_once(monkeypatch):
     random = np.random.default_rng(2)
     truth = np.where(random.random((500, 3)) < 0.1, np.nan, random.normal(size=(500, 3)))
     arguments = {"train_variance": np.ones(3), "drawn": analysis.resamples(500)}

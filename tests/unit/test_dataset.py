@@ -94,7 +94,7 @@ def test_any_8_bit_mode_is_converted_to_grey_with_a_notice(folder, mode, caplog)
     Image.fromarray(PIXELS[2]).convert(mode).save(folder / "2_cell.png")
     with caplog.at_level(logging.WARNING, "data_pipeline"):
         assert load(folder).digest == expected
-    assert f"1 image(s) converted from mode {mode} to grey, such as 2_cell.png" in caplog.text
+    assert f"1 image converted from mode {mode} to grey, such as 2_cell.png" in caplog.text
 
 
 def test_a_palette_image_with_transparency_is_converted_without_a_warning(folder):
@@ -107,7 +107,7 @@ def test_images_are_resized_only_when_asked_and_with_a_notice(folder, caplog):
     Image.fromarray(PIXELS[3]).resize((2 * SIZE, 2 * SIZE), Image.Resampling.NEAREST).save(folder / "3_cell.png")
     assert "3_cell.png: expected 8 x 8 pixels" in only(check(folder))
     assert np.array_equal(load(folder, image_size=SIZE).images[:, 0] * 255, PIXELS)
-    assert "1 image(s) resized to 8 x 8 pixels, such as 3_cell.png" in caplog.text
+    assert "1 image resized to 8 x 8 pixels, such as 3_cell.png" in caplog.text
     assert load(folder, image_size=4).images.shape == (N, 1, 4, 4)
 
 

@@ -23,7 +23,7 @@ def description(*findings):
     return descriptions.of_version(study, job, entry, {"mean": split, "volume fraction": split}, alarms=())
 
 
-def test_doubts_about_the_data_stand_in_the_description_of_a_version_above_its_scores():
+def test_doubts_about_the_data_stand_in_the_description_of_a_version():
     text = description(SENTENCE)
     assert f"**Doubt about the data:** {SENTENCE}\n\n" in text
     assert text.index("Doubt") < text.index("| this model |")

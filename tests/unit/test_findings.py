@@ -376,7 +376,7 @@ def test_structure_that_is_in_the_transparency_alone_is_named(tmp_path, capsys, 
         (folder / "dataset.toml").write_text('images = "*.png"\n')
     assert main(["data", "check", str(folder), "--json"]) == 1
     errors = json.loads(capsys.readouterr().out)["errors"]
-    assert sum("40 of 40 images are of one colour, and only their transparency" in error for error in errors) == 1
+    assert sum("40 of 40 images are of one colour, and only the transparency" in error for error in errors) == 1
 
 
 def test_copies_stay_on_one_side_of_the_split_except_in_the_courses_form(tmp_path):
