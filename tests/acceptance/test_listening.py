@@ -142,7 +142,7 @@ def lab(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def test_the_studies_planned_on_loopback_are_there_and_the_serving_machine_goes_on(lab):
     assert [each["name"] for each in json.loads(lab.hpo("studies", "--json"))] == ["before"]
     assert "export HPO_CREDENTIALS=" in lab.hpo("up")
-    assert "best 1 of 1 trials" in lab.hpo("run", "--study", lab.study("before"))
+    assert "best 1 of 1 trial," in lab.hpo("run", "--study", lab.study("before"))
     assert f"http://{ADDRESS}:" in lab.printed[-1]
 
 
@@ -157,7 +157,7 @@ def test_the_link_of_a_command_shows_the_trials_in_a_browser_that_logged_in(lab)
 
 
 def test_a_worker_elsewhere_needs_the_credentials_file_and_nothing_else(lab, tmp_path):
-    assert "best 1 of 1 trials" in lab.elsewhere("run", "--study", lab.study("elsewhere"))
+    assert "best 1 of 1 trial," in lab.elsewhere("run", "--study", lab.study("elsewhere"))
     shown = lab.elsewhere("up")
     assert "export HPO_CREDENTIALS=" in shown and "DATABASE_URL" not in shown
     lab.elsewhere("download", tmp_path / "model")

@@ -197,7 +197,7 @@ def test_a_worker_that_is_started_again_after_a_failure_waits_longer_each_time(s
         assert poison.returncode == 1, output
         said.append(output)
     assert "Workers failed here" not in said[0]
-    assert "Workers failed here 1 times in a row, at last: This worker cannot train here" in said[1]
+    assert "Workers failed here 1 time in a row, at last: This worker cannot train here" in said[1]
     assert "Workers failed here 2 times in a row" in said[2] and "Ctrl-C ends it" in said[2]
     for before in (
         [],

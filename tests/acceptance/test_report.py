@@ -331,7 +331,7 @@ def test_a_study_in_which_every_trial_diverged_is_reported_with_that(shell, tmp_
     )
     output = shell.hpo("report", "-o", tmp_path / "report")
     assert "No trial was finished, so no model was selected." in output
-    assert "1 of 1 trials have no score" in (tmp_path / "report/report.md").read_text()
+    assert "1 of 1 trial has no score" in (tmp_path / "report/report.md").read_text()
     assert "volume fraction, cubic" in (tmp_path / "report/tables/models-test.csv").read_text()
     (tmp_path / "file").write_text("")
     assert f"{tmp_path / 'file'}" in shell.hpo("report", "-o", tmp_path / "file", code=1)

@@ -28,7 +28,7 @@ def test_a_planned_study_needs_neither_its_file_nor_its_data_folder(shell, tmp_p
     file.unlink()
     shutil.rmtree(data)
     shutil.rmtree(shell.home / "cache")  # what is left is in the database and in MLflow
-    assert f"Plan of {name}: 1 trials" in shell.hpo("run", "--study", name, "--dry-run")
+    assert f"Plan of {name}: 1 trial" in shell.hpo("run", "--study", name, "--dry-run")
     for _ in range(2):  # the second time it is shown
         output = shell.hpo("run", "--study", name)
         assert "Promoted: config 0" in output and "download --alias champion champion/" in output
