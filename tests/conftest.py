@@ -25,9 +25,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    """Ctrl-C is a signal like any other here: a job in the background begins with it ignored, and so would all that
-    the tests start."""
+    """Ctrl-C and the end of the terminal are signals like any other here: a job in the background may begin with them
+    ignored, and so would all that the tests start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(optionalhook=True)
