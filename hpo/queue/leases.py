@@ -228,17 +228,12 @@ def _expire(connection: Connection, study: str, *, lease: float, sparing: str = 
     return jobs
 
 
-# Whether an epoch was stored after the latest failure, or nothing has failed: then nothing is in doubt, and claims do
-# not read all attempts of the study.
-_EPOCH_SINCE = """
-    WITH latest AS (
-        SELECT max(ended) AS failed FROM hpo.attempt
-        WHERE study = :study AND outcome IN ('failed', 'out of memory', 'lost', 'not recorded')
-    )
-    SELECT failed IS NULL OR coalesce(  -- in the order of an index: else the planner may read the whole table
-        (SELECT true FROM hpo.attempt WHERE study = :study AND (ended IS NULL OR ended > failed) AND epoch_at >= failed
-         ORDER BY ended DESC LIMIT 1), false)
-    FROM latest
+# Attempts of trials that tell whether failures come in a row: those that run, and those that ended since the last epoch
+# of the latest attempt with one. What ended before had an epoch after it, or an end of the pause.
+_SINCE = "study = :study AND (ended IS NULL OR ended >= :since) AND (SELECT kind FROM hpo.job WHERE id = attempt.job) = 'trial'"
+_LATEST_EPOCH = """
+    SELECT epoch_at FROM hpo.attempt WHERE study = :study AND ended IS NOT NULL AND epoch_at IS NOT NULL
+    ORDER BY ended DESC LIMIT 1  -- in the order of an index: it reads what failed since then
 """
 
 
@@ -248,20 +243,16 @@ def _is_doubtful(connection: Connection, study: str) -> bool | None:
     None: no trial is to be claimed, for that one runs now or the study is paused. This pauses it.
     """
     row = connection.execute(
-        text("SELECT paused, extract(epoch FROM resumed_at)::float8 AS resumed_at FROM hpo.study WHERE name = :study"),
+        text(f"""
+            SELECT paused, extract(epoch FROM resumed_at)::float8 AS resumed_at,
+                coalesce(greatest(resumed_at, ({_LATEST_EPOCH})), 'epoch') AS since
+            FROM hpo.study WHERE name = :study
+        """),
         {"study": study},
     ).one_or_none()
     if row is None or row.paused is not None:
         return None
-    if connection.scalar(text(_EPOCH_SINCE), {"study": study}):
-        return False
-    where = """
-        study = :study AND job IN (SELECT id FROM hpo.job WHERE study = :study AND kind = 'trial')
-        AND (ended IS NULL OR ended > (
-            SELECT coalesce(max(epoch_at), 'epoch') FROM hpo.attempt WHERE study = :study
-        ))
-    """
-    by_job = attempts_of(connection, where, study=study)
+    by_job = attempts_of(connection, _SINCE, study=study, since=row.since)
     attempts = [attempt for attempts in by_job.values() for attempt in attempts]
     since = doubtful_since(attempts, resumed_at=row.resumed_at or 0.0)
     if since is None:
