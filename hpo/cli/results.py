@@ -160,9 +160,11 @@ def trials(options: argparse.Namespace) -> int:
     settings.at_least("--top", options.top, 1)
     if options.json:
         exclusive("--json", "lists all trials by their number", {"--top": options.top, "--full": options.full})
-        print(json.dumps([_trial(job) for job in api.trials(options.study)], indent=2))
+        print(
+            json.dumps([_trial(job) for job in api.jobs(options.study, brief=True)[1] if job.kind == "trial"], indent=2)
+        )
         return 0
-    table = results.trials_table(*api.jobs(options.study), sort=options.sort, top=options.top)
+    table = results.trials_table(*api.jobs(options.study, brief=True), sort=options.sort, top=options.top)
     tables.print_table(tables.console(), table if not options.full else tables.uncut(table))
     return 0
 

@@ -40,7 +40,7 @@ def log_plots(reconciler: Reconciler, closing: Job, predictions: Mapping[int, Pa
     cannot be drawn costs a warning: no picture keeps a study from closing. Raise LeaseLost, and what asks for another
     try.
     """
-    jobs = reconciler.queue.jobs(reconciler.study.name)
+    jobs = reconciler.queue.jobs(reconciler.study.name, brief=True)
     repeats = ranking.repeats(jobs)
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent)

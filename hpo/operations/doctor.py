@@ -12,23 +12,26 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from mlflow.entities import Experiment, LoggedModel, LoggedModelStatus
+from mlflow.entities import Experiment
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 from data_pipeline.npz import load_npz
 from hpo.errors import ServiceError, StudyConflict
 from hpo.files import sha256_of
 from hpo.operations import invariants
 from hpo.operations.connection import Connection, connect
+from hpo.operations.invariants import Seen
 from hpo.planning.plans import lock_plan
 from hpo.queue import ENDED, Job, Queue, State, StudyRow
 from hpo.recording.reconciler import Reconciler
 from hpo.scores import champion, evidence, ranking
 from hpo.settings import Settings
 from hpo.text import counted
-from hpo.tracking import data_sets, experiments, latency, logged_models, registry
-from hpo.tracking.client import KEY, Tracker
+from hpo.tracking import artifacts, data_sets, experiments, latency, logged_models, registry
+from hpo.tracking.client import Tracker
+from hpo.tracking.foreign import STORE
+from hpo.tracking.logged_models import Listed
 from hpo.worker.work_folder import sweep
 
 YOUNG = 3600.0  # seconds: what is younger may still be in the making
@@ -132,8 +135,10 @@ def _experiment_gone(row: StudyRow) -> Finding:
 
 def _study(reconciler: Reconciler, settings: Settings) -> Iterator[Finding]:
     """Violated invariants, and what belongs to no job."""
-    deleted = {run.info.run_id for run in reconciler.tracker.runs(_experiment(reconciler), kind="trial", deleted=True)}
-    for violation in invariants.check(reconciler, grace=settings.lease):
+    tracker, experiment = reconciler.tracker, reconciler.study.facts.experiment_id
+    deleted = set(tracker.runs(experiment, kind="trial", deleted=True, keep=lambda run: run.info.run_id))
+    seen = invariants.Seen(reconciler, grace=settings.lease)
+    for violation in invariants.violations(seen):
         remedy: Callable[[], object] | None = None
         todo = "see docs/explanation/reliability.md; `hpo delete` removes the study"
         if violation.job is not None and violation.job.kind == "closing":
@@ -150,14 +155,14 @@ def _study(reconciler: Reconciler, settings: Settings) -> Iterator[Finding]:
         elif violation.rule == "I4":
             todo = "do not use these files; take the alias off in MLflow, then `hpo promote` elects the next sound one"
         yield Finding(violation.rule, f"{violation.study}: {violation.what}", todo, remedy)
-    jobs = {job.key: job for job in reconciler.queue.jobs(reconciler.study.name) if job.kind == "trial"}
-    if not jobs:
-        return  # the study was deleted meanwhile
+    if seen.is_deleted:
+        return
+    jobs = {job.key: job for job in seen.jobs if job.kind == "trial"}
     yield from _dead(reconciler, list(jobs.values()))
-    yield from _runs(reconciler, jobs)
-    yield from _models(reconciler, jobs)
-    yield from _checkpoints(reconciler, list(jobs.values()))
-    yield from _files(reconciler, list(jobs.values()))
+    yield from _runs(seen, jobs)
+    yield from _models(seen, jobs)
+    yield from _checkpoints(seen, jobs, settings)
+    yield from _files(seen, jobs, settings)
     yield from _data_set(reconciler, settings)
 
 
@@ -182,65 +187,76 @@ def _show(reconciler: Reconciler, job: Job, deleted: set[str], settings: Setting
     reconciler.reconcile(lease=settings.lease, older_than=0)
 
 
-def _runs(reconciler: Reconciler, jobs: dict[str, Job]) -> Iterator[Finding]:
-    study = reconciler.study.name
-    for run in reconciler.tracker.runs(_experiment(reconciler), kind="trial"):
-        key, job = run.data.tags.get(KEY, ""), jobs.get(run.data.tags.get(KEY, ""))
+def _runs(seen: Seen, jobs: dict[str, Job]) -> Iterator[Finding]:
+    study, tracker = seen.reconciler.study.name, seen.reconciler.tracker
+    for run in (run for runs in seen.runs.values() for run in runs):
+        job = jobs.get(run.key)
         # Of two that were made at once for a trial one goes before its job is reconciled.
-        if job is None or (job.run_id is not None and job.run_id != run.info.run_id and job.mirrored):
+        if job is None or (job.run_id is not None and job.run_id != run.run_id and job.mirrored):
             yield Finding(
                 "orphan",
-                f"{study}: the MLflow run {run.info.run_id} ({key or 'no key'}) belongs to no trial",
+                f"{study}: the MLflow run {run.run_id} ({run.key or 'no key'}) belongs to no trial",
                 "delete the run",
-                partial(reconciler.tracker.delete_run, run.info.run_id),
+                partial(tracker.delete_run, run.run_id),
             )
 
 
-def _models(reconciler: Reconciler, jobs: dict[str, Job]) -> Iterator[Finding]:
+def _models(seen: Seen, jobs: dict[str, Job]) -> Iterator[Finding]:
     """Models that are no trial's result. A trial that is not over may be uploading one right now, and those of earlier
     attempts go before the mirror of one that is over is done."""
     results = {job.result.model_id for job in jobs.values() if job.state == State.DONE and job.result}
-    for model in logged_models.of_experiment(reconciler.tracker, _experiment(reconciler)):
-        key = str(model.tags.get(KEY, ""))
-        job = jobs.get(key.rpartition("/")[0])
-        if not key.startswith(f"{reconciler.study.name}/"):
+    study = seen.reconciler.study.name
+    for model in seen.models:
+        job = jobs.get(model.key.rpartition("/")[0])
+        if not model.key.startswith(f"{study}/"):
             continue  # somebody's own
         if model.model_id in results or (job is not None and not (job.state in ENDED and job.mirrored)):
             continue
-        state = "" if model.status == LoggedModelStatus.READY else "unfinished "
+        state = "" if model.is_ready else "unfinished "
         yield Finding(
             "orphan",
-            f"{reconciler.study.name}: the {state}model {model.model_id} is no trial's result",
+            f"{study}: the {state}model {model.model_id} is no trial's result",
             "delete the model and its files",
-            partial(_delete_model, reconciler, model, job),
+            partial(_delete_model, seen.reconciler, model, job),
         )
 
 
-def _checkpoints(reconciler: Reconciler, jobs: list[Job]) -> Iterator[Finding]:
-    for job in jobs:
-        if job.state not in (State.DONE, State.DIVERGED, State.PRUNED) or job.run_id is None or not job.mirrored:
+def _stored(tracker: Tracker, uri: str, settings: Settings) -> ArtifactRepository:
+    """Return the files below an artifact URI; those of the embedded server can be listed without a request each."""
+    if settings.embedded:
+        uri = uri.replace(STORE, f"{(settings.home.resolve() / 'artifacts').as_uri()}/", 1)
+    return tracker.repository(uri)
+
+
+def _checkpoints(seen: Seen, jobs: dict[str, Job], settings: Settings) -> Iterator[Finding]:
+    tracker, shown = seen.reconciler.tracker, {run.run_id: run for runs in seen.runs.values() for run in runs}
+    for job in jobs.values():
+        if job.state not in (State.DONE, State.DIVERGED, State.PRUNED) or job.run_id not in shown or not job.mirrored:
             continue  # a dead one may be tried again from there; of others they go before its job is reconciled
-        if left := reconciler.tracker.files(job.run_id, "checkpoints"):
+        if left := artifacts.entries(_stored(tracker, shown[job.run_id].artifact_uri, settings), "checkpoints"):
             yield Finding(
                 "orphan",
                 f"{job.title} is {job.state}, but keeps {counted(len(left), 'checkpoint')}",
                 "delete them",
-                partial(reconciler.tracker.delete_artifact, job.run_id, "checkpoints"),
+                partial(tracker.delete_artifact, job.run_id, "checkpoints"),
             )
 
 
-def _files(reconciler: Reconciler, jobs: list[Job]) -> Iterator[Finding]:
+def _files(seen: Seen, jobs: dict[str, Job], settings: Settings) -> Iterator[Finding]:
     """Recorded models whose files are not all there; those with an alias were checked to the last byte already."""
+    tracker, locations = seen.reconciler.tracker, {model.model_id: model.artifact_location for model in seen.models}
     versions = {
         version.run_id: (name, version)
-        for name in champion.names(reconciler.study)
-        for version in registry.versions(reconciler.tracker, name)
+        for name in champion.names(seen.reconciler.study)
+        for version in registry.versions(tracker, name)
     }
-    for job in jobs:
+    for job in jobs.values():
         name, version = versions.get(str(job.run_id), ("", None))
         if job.state != State.DONE or job.result is None or (version is not None and version.aliases):
             continue
-        if missing := sorted(job.result.files.keys() - registry.stored_files(reconciler.tracker, job.result.model_id)):
+        uri = locations.get(job.result.model_id)
+        stored = artifacts.paths(_stored(tracker, uri, settings)) if uri is not None else set()
+        if missing := sorted(job.result.files.keys() - stored):
             registered = f"{name} version {version.number}, " if version is not None else ""
             yield Finding(
                 "files",
@@ -344,7 +360,7 @@ def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
             )
 
 
-def _delete_model(reconciler: Reconciler, model: LoggedModel, seen: Job | None) -> None:
+def _delete_model(reconciler: Reconciler, model: Listed, seen: Job | None) -> None:
     """Delete the model unless its trial is tried again, or has taken it as its result, since we looked."""
     job = reconciler.queue.job(seen.id) if seen is not None else None
     if job is None or (job.state in ENDED and (job.result is None or job.result.model_id != model.model_id)):
@@ -356,7 +372,3 @@ def _delete_experiment(queue: Queue, tracker: Tracker, experiment: Experiment) -
     with lock_plan(queue, experiment.name):
         if experiment.name not in {row.name for row in queue.studies()}:
             experiments.delete(tracker, experiment.experiment_id)
-
-
-def _experiment(reconciler: Reconciler) -> Any:
-    return reconciler.study.facts.experiment_id

@@ -9,11 +9,11 @@ I4  Every alias leads to a version whose files have the recorded hashes, load, a
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
-from mlflow.entities import LoggedModelStatus
+from mlflow.entities import Run
 from optuna.trial import TrialState
 
 from hpo.queue import ENDED, Attempt, Job, State, is_exhausted
@@ -22,8 +22,10 @@ from hpo.scores import champion
 from hpo.search import sampling
 from hpo.tracking import logged_models, registry
 from hpo.tracking.client import KEY, OWNER
+from hpo.tracking.foreign import MOST_RUNS
 
 Curve = list[tuple[int, dict[str, float]]]  # (epoch, metrics)
+MOST_EPOCHS = 10_000  # of the curves that are read at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,30 +39,104 @@ class Violation:
     election: bool = False  # whether aliases or tags are not what the rows say
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownRun:
+    """A trial's run as MLflow shows it."""
+
+    run_id: str
+    key: str  # of the job
+    status: str
+    score: float | None  # best_val_nmse
+    artifact_uri: str
+
+
+class Seen:
+    """A study in the queue and as Optuna and MLflow show it, read once."""
+
+    def __init__(self, reconciler: Reconciler, *, grace: float = 0.0) -> None:
+        """What changed in the last `grace` seconds, or while we look, is not to be judged."""
+        self.reconciler, queue, name = reconciler, reconciler.queue, reconciler.study.name
+        self.jobs = queue.jobs(name)
+        self.late = {job.id for job in queue.unmirrored(name, older_than=grace)}
+        self.abandoned = set(queue.expired(name, lease=grace))
+        self.attempts = queue.attempts(name)
+        self.repeats: dict[int, list[Job]] = {}  # by number
+        for job in self.jobs:
+            if not job.is_refit:
+                self.repeats.setdefault(job.number, []).append(job)
+        self.trials: Mapping[int, tuple[TrialState, float | None]] | None = None  # None: Optuna has no such study
+        with suppress(KeyError):
+            self.trials = sampling.outcomes(reconciler.store, name)
+        experiment = reconciler.study.facts.experiment_id
+        self.runs: dict[str, list[ShownRun]] = {}  # by key
+        for run in reconciler.tracker.runs(experiment, kind="trial", keep=_shown):
+            self.runs.setdefault(run.key, []).append(run)
+        self.models = logged_models.of_experiment(reconciler.tracker, experiment)
+        self.finished: dict[str, list[str]] = {}  # by run: ids of finished models
+        for model in self.models:
+            if model.is_ready:
+                self.finished.setdefault(model.run_id, []).append(model.model_id)
+        self.after = queue.marks(name)
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether the study was deleted while we looked."""
+        return any(job.id not in self.after for job in self.jobs)
+
+    def is_same(self, job: Job) -> bool:
+        """Return whether a job did not change while we looked."""
+        return (job.state, job.fence, job.mirrored, job.run_id) == self.after[job.id]
+
+    def pages(self) -> Iterator[list[Job]]:
+        """Yield the jobs, as many at a time as their curves are read at once."""
+        page, epochs = list[Job](), 0
+        for job in self.jobs:
+            if page and (len(page) == MOST_RUNS or epochs + job.epochs > MOST_EPOCHS):
+                yield page
+                page, epochs = [], 0
+            page.append(job)
+            epochs += job.epochs
+        yield page
+
+
+def _shown(run: Run) -> ShownRun:
+    return ShownRun(
+        run_id=run.info.run_id,
+        key=run.data.tags.get(KEY, ""),
+        status=run.info.status,
+        score=run.data.metrics.get("best_val_nmse"),
+        artifact_uri=run.info.artifact_uri,
+    )
+
+
 def check(reconciler: Reconciler, *, grace: float = 0.0, models: bool = True) -> list[Violation]:
     """All violations of one study. With `models` every aliased version is downloaded, loaded and made to predict.
 
     On a running study give a `grace` in seconds: what changed more recently, or while we looked, is not judged.
     """
-    before = reconciler.queue.jobs(reconciler.study.name)
-    late = {job.id for job in reconciler.queue.unmirrored(reconciler.study.name, older_than=grace)}
-    abandoned = set(reconciler.queue.expired(reconciler.study.name, lease=grace))
-    try:
-        seen = _Seen(reconciler, before)
-    except KeyError:
+    return violations(Seen(reconciler, grace=grace), models=models)
+
+
+def violations(seen: Seen, *, models: bool = True) -> list[Violation]:
+    """All violations of a study that was looked at."""
+    reconciler = seen.reconciler
+    if seen.trials is None:
         return [_violation(reconciler, "I1", "Optuna has no such study: somebody deleted it there")]
-    after = {job.id: job for job in reconciler.queue.jobs(reconciler.study.name)}
-    if any(job.id not in after for job in before):
-        return []  # the study was deleted meanwhile
-    found = [_violation(reconciler, "I1", what) for what in _planned(reconciler, before, seen)]
-    found += [_violation(reconciler, "I1", what, job) for job, what in _closed_early(before)]
-    for job in before:
-        if job.id in abandoned and _same(job, after[job.id]):
-            found.append(_violation(reconciler, "I3", "is running, but its worker's lease ran out", job))
-        elif job.id in late and job.state == after[job.id].state:
-            found.append(_violation(reconciler, "I1", "Optuna and MLflow do not show its state or its curve yet", job))
-        elif job.kind == "trial" and job.mirrored and _same(job, after[job.id]):
-            found += _trial(reconciler, job, seen)
+    if seen.is_deleted:
+        return []
+    found = [_violation(reconciler, "I1", what) for what in _planned(reconciler, seen.jobs, seen.trials)]
+    found += [_violation(reconciler, "I1", what, job) for job, what in _closed_early(seen.jobs)]
+    for page in seen.pages():
+        curves = _Curves(reconciler, [job for job in page if _is_judged(job, seen)])
+        for job in page:
+            if job.id in seen.abandoned and seen.is_same(job):
+                found.append(_violation(reconciler, "I3", "is running, but its worker's lease ran out", job))
+            elif job.id in seen.late and job.state == seen.after[job.id][0]:
+                found.append(
+                    _violation(reconciler, "I1", "Optuna and MLflow do not show its state or its curve yet", job)
+                )
+            elif _is_judged(job, seen):
+                found += _trial(reconciler, job, seen, seen.trials, curves)
     if models:
         found += [_violation(reconciler, "I4", what) for what in _aliases(reconciler)]
         faults = champion.faults(reconciler.queue, reconciler.tracker, reconciler.study)
@@ -68,24 +144,18 @@ def check(reconciler: Reconciler, *, grace: float = 0.0, models: bool = True) ->
     return found
 
 
-class _Seen:
-    """A study as Optuna and MLflow show it, read once."""
+def _is_judged(job: Job, seen: Seen) -> bool:
+    """Return whether Optuna and MLflow are to show a trial as its row says."""
+    return job.kind == "trial" and job.mirrored and seen.is_same(job)
+
+
+class _Curves:
+    """The curves of a page of trials, in the queue and in MLflow."""
 
     def __init__(self, reconciler: Reconciler, jobs: list[Job]) -> None:
-        self.attempts = reconciler.queue.attempts(reconciler.study.name)
-        self.repeats: dict[int, list[Job]] = {}  # by number
-        for job in jobs:
-            if not job.is_refit:
-                self.repeats.setdefault(job.number, []).append(job)
-        experiment = reconciler.study.facts.experiment_id
-        self.trials = sampling.outcomes(reconciler.store, reconciler.study.name)
-        self.runs: dict[str, list[Any]] = {}
-        for run in reconciler.tracker.runs(experiment, kind="trial"):
-            self.runs.setdefault(run.data.tags.get(KEY, ""), []).append(run)
-        self.models: dict[str, list[str]] = {}  # by run: ids of finished models
-        for model in logged_models.of_experiment(reconciler.tracker, experiment):
-            if model.status == LoggedModelStatus.READY:
-                self.models.setdefault(model.source_run_id or "", []).append(model.model_id)
+        self.stored = reconciler.queue.curves_of([job.id for job in jobs])
+        runs = [job.run_id for job in jobs if job.state != State.RUNNING and job.run_id and self.stored[job.id]]
+        self.shown = {metric: reconciler.tracker.curves(runs, metric) for metric in ("train/nmse", "val/nmse")}
 
 
 def _violation(reconciler: Reconciler, rule: str, what: str, job: Job | None = None) -> Violation:
@@ -93,18 +163,14 @@ def _violation(reconciler: Reconciler, rule: str, what: str, job: Job | None = N
     return Violation(rule=rule, study=reconciler.study.name, what=where + what, job=job)
 
 
-def _same(job: Job, later: Job) -> bool:
-    return (job.state, job.fence, job.mirrored, job.run_id) == (later.state, later.fence, later.mirrored, later.run_id)
-
-
-def _planned(reconciler: Reconciler, jobs: list[Job], seen: _Seen) -> Iterator[str]:
+def _planned(reconciler: Reconciler, jobs: list[Job], trials: Collection[int]) -> Iterator[str]:
     best = reconciler.study.facts.best_of  # of fewer points than were asked for, if no more were trained to their end
     planned = reconciler.study.specification.trials if best is None else len(best)
     numbers = sorted({job.number for job in jobs if job.kind == "trial"})
     if numbers != list(range(planned)):
         yield f"expected the {planned} planned points in the queue, found {len(numbers)}"
-    if sorted(seen.trials) != numbers:
-        yield f"expected {len(numbers)} trials in Optuna, found {len(seen.trials)}"
+    if sorted(trials) != numbers:
+        yield f"expected {len(numbers)} trials in Optuna, found {len(trials)}"
     if sum(job.kind == "closing" for job in jobs) != 1:
         yield "expected one closing in the queue"
     points = [repr(job.spec.point) for job in jobs if job.spec is not None and job.config is not None]
@@ -120,13 +186,19 @@ def _closed_early(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
             yield closing, f"is {closing.state}, but {left[0].title} is {left[0].state}"
 
 
-def _trial(reconciler: Reconciler, job: Job, seen: _Seen) -> Iterator[Violation]:
-    curve = reconciler.queue.curve(job.id)
+def _trial(
+    reconciler: Reconciler,
+    job: Job,
+    seen: Seen,
+    trials: Mapping[int, tuple[TrialState, float | None]],
+    curves: _Curves,
+) -> Iterator[Violation]:
+    curve = curves.stored[job.id]
     for rule, what in (
         *(("I1", what) for what in _result(job, seen.attempts.get(job.id, []))),
-        *_optuna(seen.repeats[job.number], seen.trials.get(job.number)),
+        *_optuna(seen.repeats[job.number], trials.get(job.number)),
         *_mlflow(job, seen),
-        *(("I2", what) for what in _shown_curve(reconciler, job, curve)),
+        *(("I2", what) for what in _shown_curve(job, curve, curves.shown)),
     ):
         yield _violation(reconciler, rule, what, job)
     for what in _curve(job, curve):  # showing it again mends none of this
@@ -160,24 +232,23 @@ def _optuna(repeats: list[Job], trial: tuple[TrialState, float | None] | None) -
         yield "I1", f"expected the value {value} in Optuna, found {seen_value}"
 
 
-def _mlflow(job: Job, seen: _Seen) -> Iterator[tuple[str, str]]:
+def _mlflow(job: Job, seen: Seen) -> Iterator[tuple[str, str]]:
     runs = seen.runs.get(job.key, [])
     if job.run_id is None:
         if job.state == State.DONE:
             yield "I1", "is done without an MLflow run"
         return
-    if [run.info.run_id for run in runs] != [job.run_id]:
-        yield "I1", f"expected the one MLflow run {job.run_id}, found {[run.info.run_id for run in runs] or 'none'}"
+    if [run.run_id for run in runs] != [job.run_id]:
+        yield "I1", f"expected the one MLflow run {job.run_id}, found {[run.run_id for run in runs] or 'none'}"
         return
-    status, expected = runs[0].info.status, RUN_STATUS[job.state]
+    status, expected = runs[0].status, RUN_STATUS[job.state]
     if status != expected:
         yield ("I3" if status == "RUNNING" else "I1"), f"expected {expected} in MLflow, found {status}"
     if job.state == State.DONE and job.result:
-        if seen.models.get(job.run_id, []) != [job.result.model_id]:
-            yield "I1", f"expected the one model {job.result.model_id}, found {seen.models.get(job.run_id, [])}"
-        found = runs[0].data.metrics.get("best_val_nmse")
-        if found != job.result.best_val_nmse:
-            yield "I1", f"expected best_val_nmse {job.result.best_val_nmse} in MLflow, found {found}"
+        if seen.finished.get(job.run_id, []) != [job.result.model_id]:
+            yield "I1", f"expected the one model {job.result.model_id}, found {seen.finished.get(job.run_id, [])}"
+        if runs[0].score != job.result.best_val_nmse:
+            yield "I1", f"expected best_val_nmse {job.result.best_val_nmse} in MLflow, found {runs[0].score}"
 
 
 def _curve(job: Job, curve: Curve) -> Iterator[str]:
@@ -193,11 +264,11 @@ def _curve(job: Job, curve: Curve) -> Iterator[str]:
         yield f"its checkpoint is of epoch {job.checkpoint.epoch}, its curve ends at {len(numbers)}"
 
 
-def _shown_curve(reconciler: Reconciler, job: Job, curve: Curve) -> Iterator[str]:
-    if job.state != State.RUNNING and job.run_id is not None and curve:
-        for metric in ("train/nmse", "val/nmse"):
+def _shown_curve(job: Job, curve: Curve, shown: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> Iterator[str]:
+    for metric, curves in shown.items():
+        if job.run_id is not None and job.run_id in curves:
             expected = [(number, values[metric]) for number, values in curve if values.get(metric) is not None]
-            if reconciler.tracker.curve(job.run_id, metric) != expected:
+            if curves[job.run_id] != expected:
                 yield f"its curve {metric} in MLflow differs from the recorded one"
 
 

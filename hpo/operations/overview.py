@@ -10,13 +10,13 @@ import pandas
 from hpo import settings
 from hpo.errors import ModelError, NotFound, ServiceError
 from hpo.operations.connection import connect, hangs, mlflow_away
-from hpo.queue import Job, Queue, State, StudyRow
+from hpo.queue import Job, Queue, State, StudyCounts, StudyRow
 from hpo.queue.closing_result import ClosingResult
 from hpo.report import comparison, document, sections
 from hpo.report.comparison import Comparison
 from hpo.report.progress import Progress
 from hpo.report.results import rows
-from hpo.scores import champion, evidence, ranking
+from hpo.scores import champion, evidence
 from hpo.services import serving
 from hpo.services.serving import Services
 from hpo.settings import Settings
@@ -55,12 +55,13 @@ class Status:
         self.studies: list[StudySummary] = []
         self.open: list[Progress] = []  # of studies that are not closed
         try:
-            for row in self._queue.studies():
-                progress = self._progress.setdefault(row.name, Progress(self._queue, row))
-                progress.refresh()
-                closing = [progress.closing] if progress.closing else []
-                self.studies.append(_summary(row, [*progress.jobs, *closing]))
-                if not closing or closing[0].state in (State.WAITING, State.RUNNING):
+            rows, counts = self._queue.studies(), self._queue.counts()
+            for row in rows:
+                own = counts.get(row.name, StudyCounts())
+                self.studies.append(_summary(row, own))
+                if own.closing is None or not own.closing.ended:
+                    progress = self._progress.setdefault(row.name, Progress(self._queue, row))
+                    progress.refresh()
                     self.open.append(progress)
         finally:
             self._queue.close()  # until the next look
@@ -120,49 +121,46 @@ def status() -> Status | None:
 def studies() -> list[StudySummary]:
     """Return the planned studies, oldest first."""
     with connect(mlflow=False) as connection:
-        queue = connection.queue
-        return [_summary(row, queue.jobs(row.name)) for row in queue.studies()]
+        rows, counts = connection.queue.studies(), connection.queue.counts()
+        return [_summary(row, counts.get(row.name, StudyCounts())) for row in rows]
 
 
-def _summary(row: StudyRow, jobs: list[Job]) -> StudySummary:
-    trials = [job for job in jobs if job.kind == "trial"]
-    points = ranking.points(jobs)
-    best = [
-        score if row.specification.folds or job.result is None else job.result.best_val_nmse for job, score in points
-    ]
-    closing = next((job for job in jobs if job.kind == "closing"), None)
+def _summary(row: StudyRow, counts: StudyCounts) -> StudySummary:
     state = "planned"
     if row.deleting:
         state = "half deleted"
     elif row.paused is not None:
         state = "paused"
-    elif closing is not None and closing.state == State.DONE:
+    elif counts.closing == State.DONE:
         state = "closed"
-    elif any(job.alive for job in jobs):
+    elif counts.is_alive:
         state = "running"
-    elif any(job.state != State.WAITING or job.epochs for job in trials):
+    elif counts.has_begun:
         state = "interrupted"
     return StudySummary(
         name=row.name,
         state=state,
-        trials=len(trials),
-        done=sum(job.state == State.DONE for job in trials),
-        failed=sum(job.state in (State.DEAD, State.DIVERGED) for job in trials),
-        pruned=sum(job.state == State.PRUNED for job in trials),
-        cancelled=sum(job.state == State.CANCELLED for job in trials),
-        best_val_nmse=best[0] if best else None,
+        trials=sum(counts.states.values()),
+        done=counts.states.get(State.DONE, 0),
+        failed=sum(count for state, count in counts.states.items() if state.failed),
+        pruned=counts.states.get(State.PRUNED, 0),
+        cancelled=counts.states.get(State.CANCELLED, 0),
+        best_val_nmse=counts.best_val_nmse,
         data=row.facts.data.name,
         identity=row.identity,
         experiment_id=row.facts.experiment_id,
     )
 
 
-def jobs(study: str) -> tuple[StudyRow, list[Job]]:
-    """Return a study and its jobs (trials, repeats and the closing) as the queue has them. Raise NotFound."""
+def jobs(study: str, *, brief: bool = False) -> tuple[StudyRow, list[Job]]:
+    """Return a study and its jobs (trials, repeats and the closing) as the queue has them. Raise NotFound.
+
+    With `brief` results come without the hashes of their files and without the scores by target.
+    """
     with connect(mlflow=False) as connection:
         queue = connection.queue
         row = queue.study(study)
-        return row, queue.jobs(row.name)
+        return row, queue.jobs(row.name, brief=brief)
 
 
 def trials(study: str) -> list[Job]:

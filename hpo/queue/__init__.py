@@ -32,6 +32,7 @@ from hpo.queue.records import (
     Present,
     State,
     Stop,
+    StudyCounts,
     StudyRow,
     TrialResult,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "Queue",
     "State",
     "Stop",
+    "StudyCounts",
     "StudyRow",
     "TrialResult",
     "engine",

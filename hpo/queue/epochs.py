@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -12,6 +13,33 @@ from hpo.queue.records import Job, Judged, Pace
 from hpo.queue.rows import CHANGED, hold
 
 log = logging.getLogger("hpo")
+
+PAGE = 100  # jobs whose curves are read by one statement
+
+
+class Curves(Mapping[int, dict[str, dict[int, float]]]):
+    """Curves of many jobs, kept in little memory: job id -> score -> {epoch: value}."""
+
+    def __init__(self) -> None:
+        self._stored: dict[int, dict[str, tuple[array[int], array[float]]]] = {}
+
+    def put(self, job: int, scores: Sequence[str], score: str, number: int, value: float) -> None:
+        """Append a value of one of the scores."""
+        if job not in self._stored:
+            self._stored[job] = {name: (array("i"), array("d")) for name in scores}
+        numbers, values = self._stored[job][score]
+        numbers.append(number)
+        values.append(value)
+
+    def __getitem__(self, job: int) -> dict[str, dict[int, float]]:
+        stored = self._stored[job].items()
+        return {score: dict(zip(numbers, values, strict=True)) for score, (numbers, values) in stored}
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 class Epochs(Database):
@@ -69,27 +97,36 @@ class Epochs(Database):
 
     def curve(self, job_id: int) -> list[tuple[int, dict[str, float]]]:
         """The stored epochs of a job: (number, metrics)."""
-        with self._transaction() as connection:
-            rows = connection.execute(
-                text("SELECT number, metrics FROM hpo.epoch WHERE job = :job ORDER BY number"), {"job": job_id}
-            )
-            return [(number, metrics) for number, metrics in rows]
+        return self.curves_of([job_id])[job_id]
 
-    def curves(self, study: str, scores: Sequence[str]) -> dict[int, dict[str, dict[int, float]]]:
-        """By job id and score: {epoch: value} of all trials of a study; a value that is not finite is left out."""
-        found: dict[int, dict[str, dict[int, float]]] = {}
+    def curves_of(self, job_ids: Sequence[int]) -> dict[int, list[tuple[int, dict[str, float]]]]:
+        """The same of jobs, by their ids."""
+        curves: dict[int, list[tuple[int, dict[str, float]]]] = {job_id: [] for job_id in job_ids}
         with self._transaction() as connection:
             rows = connection.execute(
-                text("""
-                    SELECT e.job, key, e.number, value::float8
-                    FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job, jsonb_each_text(e.metrics)
-                    WHERE j.study = :study AND key = ANY(:scores) AND value IS NOT NULL ORDER BY e.job, e.number
-                """),
-                {"study": study, "scores": list(scores)},
+                text("SELECT job, number, metrics FROM hpo.epoch WHERE job = ANY(:jobs) ORDER BY job, number"),
+                {"jobs": list(job_ids)},
             )
-            for job, score, number, value in rows:
-                found.setdefault(job, {name: {} for name in scores})[score][number] = value
-        return found
+            for job, number, metrics in rows:
+                curves[job].append((number, metrics))
+        return curves
+
+    def curves(self, job_ids: Sequence[int], scores: Sequence[str]) -> Curves:
+        """By job id and score: {epoch: value} of jobs with an epoch; a value that is not finite is left out."""
+        curves = Curves()
+        for first in range(0, len(job_ids), PAGE):
+            with self._transaction() as connection:
+                rows = connection.execute(
+                    text("""
+                        SELECT job, score, number, (metrics->>score)::float8
+                        FROM hpo.epoch, unnest(cast(:scores AS text[])) AS score
+                        WHERE job = ANY(:jobs) AND metrics->>score IS NOT NULL ORDER BY job, number
+                    """),
+                    {"jobs": list(job_ids[first : first + PAGE]), "scores": list(scores)},
+                )
+                for job, score, number, value in rows:
+                    curves.put(job, scores, score, number, value)
+        return curves
 
     def paces(self, study: str, *, after: float | None = None) -> tuple[float, dict[int, Pace]]:
         """Return the server's clock (seconds since 1970), and by job id how fast trials with an epoch are trained.

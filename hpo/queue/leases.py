@@ -9,7 +9,7 @@ from hpo.queue.attempts import Attempt, AttemptOutcome
 from hpo.queue.database import Database, LeaseLost
 from hpo.queue.pauses import doubtful_since, is_tried, pause_reason
 from hpo.queue.records import Job, State
-from hpo.queue.rows import CHANGED, EXPIRED, JOB, LEFT, REASON, all_ended, attempts_of, end_attempts, lock_study
+from hpo.queue.rows import BRIEF, CHANGED, EXPIRED, JOB, LEFT, REASON, all_ended, attempts_of, end_attempts, lock_study
 from hpo.text import utf8
 
 log = logging.getLogger("hpo")
@@ -167,18 +167,29 @@ class Leases(Database):
         with self._transaction() as connection:
             return attempts_of(connection, "study = :study", study=study)
 
-    def jobs(self, study: str, *, after: float | None = None) -> list[Job]:
+    def jobs(self, study: str, *, after: float | None = None, brief: bool = False) -> list[Job]:
         """All jobs of a study by number; the closing comes first, as number -1.
 
         With `after` (seconds since 1970, server clock): those that are running or have changed since then, and the
-        closing.
+        closing. With `brief` results come without the hashes of their files and without the scores by target.
         """
         with self._transaction() as connection:
             rows = connection.execute(
-                text(f"SELECT {JOB} FROM hpo.job WHERE study = :study AND {CHANGED} ORDER BY number, repeat"),
+                text(f"""
+                    SELECT {BRIEF if brief else JOB} FROM hpo.job WHERE study = :study AND {CHANGED}
+                    ORDER BY number, repeat
+                """),
                 {"study": study, "after": after},
             )
             return [Job.from_row(row) for row in rows.mappings()]
+
+    def marks(self, study: str) -> dict[int, tuple[State, int, bool, str | None]]:
+        """By job id of a study: what of a row changes with its job's life (state, fence, mirrored, run_id)."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("SELECT id, state, fence, mirrored, run_id FROM hpo.job WHERE study = :study"), {"study": study}
+            )
+            return {row.id: (State(row.state), row.fence, row.mirrored, row.run_id) for row in rows}
 
     def repeats(self, study: str, number: int) -> list[Job]:
         """All jobs of one configuration, by repeat."""
@@ -230,7 +241,10 @@ def _expire(connection: Connection, study: str, *, lease: float, sparing: str = 
 
 # Attempts of trials that tell whether failures come in a row: those that run, and those that ended since the last epoch
 # of the latest attempt with one. What ended before had an epoch after it, or an end of the pause.
-_SINCE = "study = :study AND (ended IS NULL OR ended >= :since) AND (SELECT kind FROM hpo.job WHERE id = attempt.job) = 'trial'"
+_SINCE = """
+    study = :study AND (ended IS NULL OR ended >= :since)
+    AND (SELECT kind FROM hpo.job WHERE id = attempt.job) = 'trial'
+"""
 _LATEST_EPOCH = """
     SELECT epoch_at FROM hpo.attempt WHERE study = :study AND ended IS NOT NULL AND epoch_at IS NOT NULL
     ORDER BY ended DESC LIMIT 1  -- in the order of an index: it reads what failed since then

@@ -1,7 +1,7 @@
 """The rows of the queue as frozen records."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -202,6 +202,17 @@ class StudyRow:
     def specification(self) -> Study:
         """The specification that was planned."""
         return restore(self.name, self.canonical)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCounts:
+    """The trials of a study, counted."""
+
+    states: Mapping[State, int] = field(default_factory=dict)  # trials, by their state
+    has_begun: bool = False  # a trial has an epoch, or waits no more
+    is_alive: bool = False  # a job is running, and its lease has not expired
+    closing: State | None = None  # None if the study is not planned to its end
+    best_val_nmse: float | None = None  # of the first of `hpo.scores.ranking.ranked`
 
 
 class Pace(NamedTuple):

@@ -37,6 +37,14 @@ JOB = """
     extract(epoch FROM changed_at)::float8 AS changed_at
 """
 
+# The same without what a list of trials does not need, and what is most of a result: hashes of files, scores by target.
+BRIEF = JOB.replace(
+    " result,",
+    """ CASE WHEN kind = 'trial' AND result->>'model_id' IS NOT NULL THEN
+        ((result::jsonb || '{"files": {}}') #- '{validation,per_target}' #- '{last_validation,per_target}')::json
+    ELSE result END AS result,""",
+)
+
 
 def change(connection: Connection, job: Job, changes: str, **values: Any) -> None:
     changed = connection.execute(

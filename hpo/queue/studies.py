@@ -2,18 +2,39 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from sqlalchemy import text
 
 from hpo.errors import NotFound, StudyConflict
 from hpo.queue.database import Database, as_json
-from hpo.queue.records import Job, NewJob, StudyRow
+from hpo.queue.records import Job, NewJob, State, StudyCounts, StudyRow
 from hpo.queue.rows import EXPIRED, hold, lock_study
 from hpo.study import conflict
 from hpo.study.records import StudyFacts, TrialSpec
 
 log = logging.getLogger("hpo")
+
+_COUNTS = """
+    SELECT study, kind, state, count(*) AS jobs,
+        coalesce(bool_or(state = 'running' AND lease_until >= clock_timestamp()), false) AS is_alive,
+        bool_or(state <> 'waiting' OR EXISTS (SELECT FROM hpo.epoch WHERE epoch.job = job.id)) AS has_begun
+    FROM hpo.job GROUP BY study, kind, state
+"""
+# The scores of each study's first configuration, by the rule of hpo.scores.ranking.points.
+_BEST = """
+    SELECT DISTINCT ON (study) study, array_agg(score) FILTER (WHERE score IS NOT NULL) AS scores,
+        bool_or(folds IS NOT NULL) AS has_folds
+    FROM (
+        SELECT study, number, state, CASE WHEN state = 'done' THEN (result->>'best_val_nmse')::float8 END AS score,
+            (spec->'fold'->>'count')::int AS folds
+        FROM hpo.job WHERE kind = 'trial' AND spec->'refit' IS NULL
+    ) AS trial
+    GROUP BY study, number HAVING count(score) > 0
+    ORDER BY study, bool_or(state = 'diverged') OR coalesce(count(score) < max(folds), false), avg(score), number
+"""
 
 
 class Studies(Database):
@@ -66,6 +87,22 @@ class Studies(Database):
                 """)
             )
             return [StudyRow(**{**row, "facts": StudyFacts.from_json(row["facts"])}) for row in rows.mappings()]
+
+    def counts(self) -> dict[str, StudyCounts]:
+        """Return the counted trials of each study that has a job."""
+        with self._transaction() as connection:
+            rows = connection.execute(text(_COUNTS)).all()
+            best = {row.study: (fmean if row.has_folds else min)(row.scores) for row in connection.execute(text(_BEST))}
+        counts: dict[str, StudyCounts] = {}
+        for row in rows:
+            earlier = counts.get(row.study) or StudyCounts(best_val_nmse=best.get(row.study))
+            if row.kind == "closing":
+                own = replace(earlier, closing=State(row.state))
+            else:
+                states = {**earlier.states, State(row.state): row.jobs}
+                own = replace(earlier, states=states, has_begun=earlier.has_begun or row.has_begun)
+            counts[row.study] = replace(own, is_alive=earlier.is_alive or row.is_alive)
+        return counts
 
     def put_jobs(self, study: str, jobs: Iterable[NewJob], *, closing: Job | None = None) -> None:
         """Insert the jobs that are not there yet. Raise LeaseLost if another worker holds the `closing` that plans

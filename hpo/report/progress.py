@@ -26,7 +26,7 @@ class Progress:
     def refresh(self) -> None:
         """Read from the database what may have changed since the last time. Raise DatabaseLost."""
         after = self.now - OVERLAP if self._jobs else None
-        for job in self.queue.jobs(self.study.name, after=after):
+        for job in self.queue.jobs(self.study.name, after=after, brief=True):
             self._jobs[job.id] = job
             self.paces.pop(job.id, None)  # its curve may have been cut back
         self.now, paces = self.queue.paces(self.study.name, after=after)

@@ -4,7 +4,7 @@ from typing import Any
 
 import optuna
 
-from hpo.queue import State
+from hpo.queue import Job, State
 from hpo.report import figures, learning, results, tables
 from hpo.report.answers import SAME
 from hpo.report.document import Picture, Section
@@ -102,10 +102,10 @@ def trials(evidence: Evidence, closed: Closed) -> list[Record]:
     """Return the best finished trial of each configuration, best first."""
     unit, repeats = evidence.dataset.unit, ranking.repeats(closed.jobs)
     spreads = {job.number: ranking.spread(repeats[job.number]) for job, _ in closed.points}
-    lacking = {
-        job.number: ranking.incomplete([other for other in closed.jobs if other.number == job.number])
-        for job, _ in closed.points
-    }
+    by_number: dict[int, list[Job]] = {}
+    for job in closed.jobs:
+        by_number.setdefault(job.number, []).append(job)
+    lacking = {job.number: ranking.incomplete(by_number[job.number]) for job, _ in closed.points}
     records: list[Record] = []
     for job, _ in closed.points:
         assert job.spec is not None and job.result is not None

@@ -164,8 +164,9 @@ def contrasts(points: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> l
     """Return the comparisons of neighbouring values of each parameter, in ascending order, all else equal."""
     pairs = []
     for name in points[0] if points else ():
-        values = sorted({point[name] for point in points}, key=lambda value: (isinstance(value, str), value))
-        pairs += [contrast(points, scores, name, low, high) for low, high in itertools.pairwise(values)]
+        sides = _sides(points, scores, name)
+        values = sorted(sides, key=lambda value: (isinstance(value, str), value))
+        pairs += [_contrast(sides, name, low, high) for low, high in itertools.pairwise(values)]
     return [pair for pair in pairs if pair is not None]
 
 
@@ -178,14 +179,23 @@ def contrast(
     points: Sequence[Mapping[str, Any]], scores: Sequence[float], name: str, low: Any, high: Any
 ) -> Contrast | None:
     """Return two values of the parameter `name` compared; None if no pair of configurations differs in them alone."""
-    by_rest = {
-        (apart(point, name), point[name]): score for point, score in zip(points, scores, strict=True) if name in point
-    }
-    ratios = [
-        by_rest[rest, high] / score
-        for (rest, value), score in by_rest.items()
-        if value == low and (rest, high) in by_rest
-    ]
+    return _contrast(_sides(points, scores, name), name, low, high)
+
+
+Sides = dict[Any, dict[tuple[tuple[str, Any], ...], float]]  # value of a parameter -> the other parameters -> score
+
+
+def _sides(points: Sequence[Mapping[str, Any]], scores: Sequence[float], name: str) -> Sides:
+    sides: Sides = {}
+    for point, score in zip(points, scores, strict=True):
+        if name in point:
+            sides.setdefault(point[name], {})[apart(point, name)] = score
+    return sides
+
+
+def _contrast(sides: Sides, name: str, low: Any, high: Any) -> Contrast | None:
+    others = sides.get(high, {})
+    ratios = [others[rest] / score for rest, score in sides.get(low, {}).items() if rest in others]
     if not ratios:
         return None
     logs = np.log(ratios)

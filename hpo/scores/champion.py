@@ -116,7 +116,7 @@ def competing(queue: Queue, row: StudyRow) -> list[StudyRow]:
 
 def rivals(queue: Queue, row: StudyRow) -> list[Rival]:
     """Return the studies of `competing` with their jobs."""
-    return [Rival(row=other, jobs=queue.jobs(other.name)) for other in competing(queue, row)]
+    return [Rival(row=other, jobs=queue.jobs(other.name, brief=True)) for other in competing(queue, row)]
 
 
 class Contest:

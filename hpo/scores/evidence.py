@@ -21,7 +21,7 @@ from hpo import study
 from hpo.errors import NotFound, StudyConflict
 from hpo.queue import Job, Queue, State, StudyRow
 from hpo.queue.closing_result import ClosingEntry, ClosingResult
-from hpo.scores import alarms, analysis, ranking
+from hpo.scores import alarms, analysis, learning_curve, ranking
 from hpo.scores.tested import Tested
 from hpo.text import counted, point_text
 from hpo.tracking import data_sets
@@ -87,7 +87,7 @@ class Closed:
     row: StudyRow
     jobs: list[Job]  # its trials
     ended: ClosingResult
-    curves: dict[int, dict[str, dict[int, float]]]  # job id -> name of the score -> epoch -> value
+    curves: Mapping[int, dict[str, dict[int, float]]]  # job id -> name of the score -> epoch -> value
 
     @property
     def study(self) -> study.Study:
@@ -209,7 +209,7 @@ def _dataset(tracker: Tracker, row: StudyRow) -> Dataset:
 
 
 def _closed(queue: Queue, row: StudyRow) -> Closed:
-    jobs = queue.jobs(row.name)
+    jobs = queue.jobs(row.name, brief=True)
     ended = next((job.closing for job in jobs if job.kind == "closing" and job.state == State.DONE), None)
     if ended is None:
         left = sum(job.state in (State.WAITING, State.RUNNING) for job in jobs if job.kind == "trial")
@@ -217,8 +217,10 @@ def _closed(queue: Queue, row: StudyRow) -> Closed:
             f"The study {row.name} is not closed: {counted(left, 'trial', 'are')} still to be trained. `hpo run` with "
             f"the same options, or `hpo worker --study {row.name}`, finishes it; then report it."
         )
+    if ended.alarms is None or row.specification.folds or learning_curve.SHARE in row.specification.space:
+        jobs = queue.jobs(row.name)  # with the scores by target
     trials = [job for job in jobs if job.kind == "trial" and not job.is_refit]  # its curve has no validation
-    return Closed(row=row, jobs=trials, ended=ended, curves=queue.curves(row.name, CURVES))
+    return Closed(row=row, jobs=trials, ended=ended, curves=queue.curves([job.id for job in trials], CURVES))
 
 
 def _winner(tracker: Tracker, closed: Closed, entry: ClosingEntry, dataset: Dataset, parts: Split) -> Winner:

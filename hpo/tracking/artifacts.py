@@ -87,6 +87,18 @@ def delete(repository: ArtifactRepository, path: str | None = None) -> None:
             raise
 
 
+@server()
+def entries(repository: ArtifactRepository, folder: str) -> list[str]:
+    """Return the paths of the files and folders in a folder; none if there is no such folder."""
+    return [info.path for info in repository.list_artifacts(folder)]
+
+
+@server()
+def paths(repository: ArtifactRepository) -> set[str]:
+    """Return the paths of the files of one model, as `stored_files` does."""
+    return {info.path for info in stored_files(repository)}
+
+
 def stored_files(repository: ArtifactRepository) -> Iterator[FileInfo]:
     """Yield the files of one model that lie in the artifact store. Raise ModelError where there are far too many."""
     folders: list[str | None] = [None]

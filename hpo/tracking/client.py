@@ -7,7 +7,7 @@ exists under a key is used, so that a lost answer leaves no duplicate behind.
 import math
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -33,6 +33,7 @@ KEY = "hpo.key"
 OWNER = "hpo.database"
 CREATED = "hpo.created"  # nanoseconds, the creator's clock: which of two runs with one key is the older
 Row = tuple[int, int, Mapping[str, float]]  # epoch, milliseconds since 1970, metrics
+PAGE = 250  # runs of an answer: of a thousand with their scores a busy server needs longer than a request may take
 RACES = 10  # refusals in a row that sound as if another worker wrote the same; that worker is done after one or two
 
 
@@ -165,16 +166,34 @@ class Tracker:
         return sorted(runs, key=lambda run: (int(run.data.tags.get(CREATED, 0)), run.info.run_id))
 
     @server()
-    def runs(self, experiment_id: str, *, kind: Kind, deleted: bool = False) -> list[Run]:
-        """Return all runs of a kind in an experiment; with `deleted`, those that were deleted instead."""
+    def runs(
+        self, experiment_id: str, *, kind: Kind, deleted: bool = False, keep: Callable[[Run], Any] = lambda run: run
+    ) -> list[Any]:
+        """Return what `keep` takes of each run of a kind in an experiment; with `deleted`, of those that were deleted
+        instead."""
         view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         condition = f"tags.`hpo.kind` = {quoted(kind)}"
-        return pages(lambda token: self.client.search_runs([experiment_id], condition, view, page_token=token))
+        search = self.client.search_runs
+        return pages(lambda token: search([experiment_id], condition, view, PAGE, page_token=token), keep)
 
     @server()
     def curve(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """Return (step, value) of a metric as MLflow has it, by step."""
         return sorted((point.step, point.value) for point in self.client.get_metric_history(run_id, metric))
+
+    @server()
+    def curves(self, run_ids: Sequence[str], metric: str) -> dict[str, list[tuple[int, float]]]:
+        """Return the same of runs, by their ids: in one request if there are at most 100 with few enough values."""
+        values = foreign.histories(self.uri, run_ids, metric) if len(run_ids) > 1 else None
+        if values is None:
+            return {run_id: self.curve(run_id, metric) for run_id in run_ids}
+        if len(values) == foreign.MOST_VALUES:  # the answer is cut off
+            half = len(run_ids) // 2
+            return self.curves(run_ids[:half], metric) | self.curves(run_ids[half:], metric)
+        curves: dict[str, list[tuple[int, float]]] = {run_id: [] for run_id in run_ids}
+        for run_id, step, value in sorted(values):
+            curves[run_id].append((step, value))
+        return curves
 
     @server()
     def tags(self, run_id: str) -> dict[str, str]:
@@ -307,13 +326,13 @@ def summary_row(metrics: Mapping[str, float | None], *, timestamp_ms: int, step:
     return step, timestamp_ms, {k: value for k, value in metrics.items() if value is not None and math.isfinite(value)}
 
 
-def pages(search: Callable[[str | None], Any]) -> list[Any]:
-    """Return all results of one of MLflow's searches; `search` gets the token of a page."""
+def pages(search: Callable[[str | None], Any], keep: Callable[[Any], Any] = lambda result: result) -> list[Any]:
+    """Return what `keep` takes of each result of one of MLflow's searches; `search` gets the token of a page."""
     results: list[Any] = []
     token = None
     while True:
         page = search(token)
-        results += page
+        results += map(keep, page)
         token = page.token
         if not token:
             return results

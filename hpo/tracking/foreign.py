@@ -14,6 +14,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ LONGEST_DESCRIPTION = 5000  # of a registered model, or of a version of it
 LONGEST_ALIAS = 255
 LONGEST_TAG_KEY = 250  # of any tag
 LARGEST_BATCH, LARGEST_TAG_BATCH = 1000, 100  # metrics and tags of a request; tags of a request
+MOST_RUNS, MOST_VALUES = 100, 25_000  # of one answer of `histories`
 NOT_IN_MODEL_NAMES = re.compile(r"[/:.%\"']")  # of logged models
 NOTE = "mlflow.note.content"  # tag with the description of a run or an experiment, Markdown
 
@@ -104,6 +106,21 @@ def _number(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def histories(uri: str, run_ids: Sequence[str], metric: str) -> list[tuple[str, int, float]] | None:
+    """Return (run, step, value) of a metric of at most MOST_RUNS runs, the first MOST_VALUES of them.
+
+    It is a route of the web page: the client asks for one run at a time. None if the server does not answer it so.
+    """
+    params = [("metric_key", metric), *(("run_id", run_id) for run_id in run_ids)]
+    route = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
+    answer = http_request(get_default_host_creds(uri), route, "GET", params=params)
+    if answer.status_code != 200:
+        return None
+    with suppress(ValueError, KeyError, TypeError):  # somebody else's answer
+        return [(point["run_id"], int(point["step"]), float(point["value"])) for point in answer.json()["metrics"]]
+    return None
 
 
 # Errors

@@ -89,14 +89,35 @@ def _with_key(tracker: Tracker, experiment_id: str, key: str) -> tuple[list[Logg
     return ready, [model for model in models if model.status != LoggedModelStatus.READY]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listed:
+    """A model as a list of them has it."""
+
+    model_id: str
+    run_id: str
+    key: str
+    is_ready: bool
+    artifact_location: str
+
+
 @server()
-def of_experiment(tracker: Tracker, experiment_id: str) -> list[LoggedModel]:
+def of_experiment(tracker: Tracker, experiment_id: str) -> list[Listed]:
     """Return all models in an experiment."""
-    return pages(lambda token: tracker.client.search_logged_models([experiment_id], page_token=token))
+    return pages(lambda token: tracker.client.search_logged_models([experiment_id], page_token=token), _listed)
+
+
+def _listed(model: LoggedModel) -> Listed:
+    return Listed(
+        model_id=model.model_id,
+        run_id=model.source_run_id or "",
+        key=str(model.tags.get(KEY, "")),
+        is_ready=model.status == LoggedModelStatus.READY,
+        artifact_location=model.artifact_location,
+    )
 
 
 @server()
-def delete(tracker: Tracker, model: LoggedModel) -> None:
+def delete(tracker: Tracker, model: LoggedModel | Listed) -> None:
     """Delete a model and its files."""
     tracker.client.delete_logged_model(model.model_id)
     artifacts.delete(tracker.repository(model.artifact_location))

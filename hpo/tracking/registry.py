@@ -3,7 +3,6 @@
 import os
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -290,15 +289,6 @@ def _fetch(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha256:
     for path in sorted(expected_sha256):
         repository.download_artifacts(path, str(folder))
     artifacts.check_sizes({path: folder / path for path in expected_sha256}, stored.values())
-
-
-@server()
-def stored_files(tracker: Tracker, model_id: str) -> set[str]:
-    """Return the paths of the files of a model that lie in the artifact store; empty if there is no such model."""
-    with suppress(NotFound):
-        repository = tracker.repository(_model_uri(tracker, model_id))
-        return {info.path for info in artifacts.stored_files(repository)}
-    return set()
 
 
 def _verify(folder: Path, expected_sha256: Mapping[str, str]) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 import pandas
 import psycopg
 import pytest
+import records
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from proxy import proxy
 from shell import at_once
-from sqlalchemy import text
+from sqlalchemy import event, text
 from torch import nn
 
 from hpo import settings, study
@@ -26,7 +27,8 @@ from hpo.files import sha256_of
 from hpo.operations import doctor, invariants
 from hpo.planning import plans
 from hpo.planning.preparation import prepare
-from hpo.queue import AttemptOutcome, DatabaseLost, LeaseLost, Queue
+from hpo.queue import AttemptOutcome, DatabaseLost, LeaseLost, NewJob, Queue, State
+from hpo.queue.database import as_json
 from hpo.recording import recorder as recorder_module
 from hpo.recording.outage import Outage
 from hpo.recording.outcomes import Ended, Inbox, NothingRecorded, Refused
@@ -35,6 +37,7 @@ from hpo.recording.recorder import Recorder
 from hpo.recording.tasks import Tasks
 from hpo.recording.trained import Trained
 from hpo.report import figures
+from hpo.scores import ranking
 from hpo.search import sampling
 from hpo.search.pruning import Pruning
 from hpo.tracking import logged_models
@@ -163,6 +166,55 @@ def test_a_trial_takes_21_requests_from_its_claim_to_its_end(shown, held, tmp_pa
     assert requests.total() - uploads == 10, requests
     history = shown.tracker.client.get_metric_history(shown.queue.job(job.id).run_id, "val/nmse")
     assert [metric.step for metric in history] == [1, 2, 3]
+
+
+def test_lists_and_doctor_ask_as_often_for_four_trials_as_for_two(shown, tmp_path):
+    asked: Counter[str] = Counter()
+    event.listen(shown.queue.engine, "before_cursor_execute", lambda *arguments: asked.update(["SQL"]))
+    embedded = settings.read({"HPO_HOME": str(tmp_path / "home")})  # whose files are listed without a request
+    with proxy(shown.tracker.uri) as between:
+        through = Reconciler(shown.queue, Tracker(between.url), shown.store, shown.study)
+        assert list(doctor._study(through, embedded)) == []  # its first look asks what the server is
+        counts = []
+        for _ in range(2):
+            for _ in range(2):
+                job = shown.queue.claim(shown.study.name, worker="w", lease=60)
+                shown.queue.add_epochs(job, [(1, 1000, {"train/nmse": 1.0, "val/nmse": 1.0, "seconds": 1.0})])
+                shown.queue.end(job, State.DIVERGED, result={"epoch": 1}, reason="diverged")
+                shown.reconcile_job(shown.queue.job(job.id))
+            between.requests.clear()
+            asked.clear()
+            assert list(doctor._study(through, embedded)) == []
+            shown.queue.jobs(shown.study.name, brief=True)
+            shown.queue.counts()
+            counts.append((Counter(between.requests).total(), asked["SQL"]))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folds", [None, 2])
+def test_the_best_score_that_the_database_counts_is_that_of_the_ranking(shown, folds):
+    random = np.random.default_rng(5)
+    jobs = [job for job in shown.queue.jobs(shown.study.name) if job.kind == "trial"]
+    again = [NewJob(kind="trial", number=job.number, repeat=1, spec=job.spec) for job in jobs]
+    shown.queue.put_jobs(shown.study.name, again)
+    result = records.result(1.0).to_json()
+    for _ in range(20):
+        with shown.queue.engine.begin() as connection:
+            for job in shown.queue.jobs(shown.study.name):
+                if job.kind == "trial":
+                    state = random.choice(["done", "done", "diverged", "dead", "waiting"])
+                    fold = {} if folds is None else {"fold": {"number": job.repeat, "count": folds, "digest": "d"}}
+                    values = {"id": job.id, "state": state, "spec": as_json(job.spec.to_json() | fold)}
+                    score = as_json(result | {"best_val_nmse": float(random.choice([0.1, 0.2, 0.3]))})
+                    values["result"] = score if state == "done" else None
+                    change = "UPDATE hpo.job SET state = :state, result = :result, spec = :spec WHERE id = :id"
+                    connection.execute(text(change), values)
+        points = ranking.points(shown.queue.jobs(shown.study.name))
+        counts = shown.queue.counts()[shown.study.name]
+        expected = None if not points else points[0][1] if folds else points[0][0].result.best_val_nmse
+        assert counts.best_val_nmse == expected
+        assert sum(counts.states.values()) == 8 and counts.closing == State.WAITING
 
 
 def test_a_result_that_met_a_dead_server_is_recorded_at_the_next_try_and_only_once(shown, held, tmp_path):

@@ -7,7 +7,7 @@ import secrets
 import threading
 import zlib
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
@@ -201,6 +201,30 @@ def answering(status: int, body: str) -> Iterator[MlflowClient]:
         foreign.configure(timeout=10, retries=0)
         yield MlflowClient(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
+
+
+def test_a_server_gives_the_curves_of_many_runs_at_once_as_one_by_one(tracker: Tracker, monkeypatch) -> None:
+    client = tracker.client
+    experiment = client.create_experiment(unique(12))
+    runs = [client.create_run(experiment).info.run_id for _ in range(3)]
+    for place, run in enumerate(runs[:2]):
+        tracker.log_epochs(run, [(step, 1000 * step, {"m": step / 3 + place, "n": 1.0}) for step in (2, 1, 3)])
+    one_by_one = {run: tracker.curve(run, "m") for run in runs}
+    assert [len(curve) for curve in one_by_one.values()] == [3, 3, 0]
+    asked: list[Sequence[str]] = []
+    histories = foreign.histories
+
+    def count(uri: str, run_ids: Sequence[str], metric: str) -> list[tuple[str, int, float]] | None:
+        asked.append(run_ids)
+        return histories(uri, run_ids, metric)
+
+    monkeypatch.setattr(foreign, "histories", count)
+    assert tracker.curves(runs, "m") == one_by_one and asked == [runs]
+    monkeypatch.setattr(foreign, "MOST_VALUES", 6)  # as if the answer had been cut off
+    assert tracker.curves(runs, "m") == one_by_one
+    assert histories(tracker.uri, ["f" * 32] * (foreign.MOST_RUNS + 1), "m") is None
+    monkeypatch.setattr(foreign, "histories", lambda *asked: None)  # a server without the route
+    assert tracker.curves(runs, "m") == one_by_one
 
 
 @pytest.mark.parametrize("status", [200, 403, 418])
