@@ -21,7 +21,7 @@ from hpo.recording.reconciler import RUN_STATUS, Reconciler
 from hpo.scores import champion
 from hpo.search import sampling
 from hpo.tracking import logged_models, registry
-from hpo.tracking.client import KEY, OWNER
+from hpo.tracking.client import KEY, OWNER, curves
 from hpo.tracking.foreign import MOST_RUNS
 
 Curve = list[tuple[int, dict[str, float]]]  # (epoch, metrics)
@@ -155,7 +155,7 @@ class _Curves:
     def __init__(self, reconciler: Reconciler, jobs: list[Job]) -> None:
         self.stored = reconciler.queue.curves_of([job.id for job in jobs])
         runs = [job.run_id for job in jobs if job.state != State.RUNNING and job.run_id and self.stored[job.id]]
-        self.shown = {metric: reconciler.tracker.curves(runs, metric) for metric in ("train/nmse", "val/nmse")}
+        self.shown = {metric: curves(reconciler.tracker, runs, metric) for metric in ("train/nmse", "val/nmse")}
 
 
 def _violation(reconciler: Reconciler, rule: str, what: str, job: Job | None = None) -> Violation:
@@ -265,10 +265,10 @@ def _curve(job: Job, curve: Curve) -> Iterator[str]:
 
 
 def _shown_curve(job: Job, curve: Curve, shown: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> Iterator[str]:
-    for metric, curves in shown.items():
-        if job.run_id is not None and job.run_id in curves:
+    for metric, points in shown.items():
+        if job.run_id is not None and job.run_id in points:
             expected = [(number, values[metric]) for number, values in curve if values.get(metric) is not None]
-            if curves[job.run_id] != expected:
+            if points[job.run_id] != expected:
                 yield f"its curve {metric} in MLflow differs from the recorded one"
 
 

@@ -182,20 +182,6 @@ class Tracker:
         return sorted((point.step, point.value) for point in self.client.get_metric_history(run_id, metric))
 
     @server()
-    def curves(self, run_ids: Sequence[str], metric: str) -> dict[str, list[tuple[int, float]]]:
-        """Return the same of runs, by their ids: in one request if there are at most 100 with few enough values."""
-        values = foreign.histories(self.uri, run_ids, metric) if len(run_ids) > 1 else None
-        if values is None:
-            return {run_id: self.curve(run_id, metric) for run_id in run_ids}
-        if len(values) == foreign.MOST_VALUES:  # the answer is cut off
-            half = len(run_ids) // 2
-            return self.curves(run_ids[:half], metric) | self.curves(run_ids[half:], metric)
-        curves: dict[str, list[tuple[int, float]]] = {run_id: [] for run_id in run_ids}
-        for run_id, step, value in sorted(values):
-            curves[run_id].append((step, value))
-        return curves
-
-    @server()
     def tags(self, run_id: str) -> dict[str, str]:
         """Return all tags of a run."""
         return dict(self.client.get_run(run_id).data.tags)
@@ -324,6 +310,22 @@ class Tracker:
 def summary_row(metrics: Mapping[str, float | None], *, timestamp_ms: int, step: int = 0) -> Row:
     """Return scores of a run as a whole without those that are undefined, as R² of a target that does not vary is."""
     return step, timestamp_ms, {k: value for k, value in metrics.items() if value is not None and math.isfinite(value)}
+
+
+@server()
+def curves(tracker: Tracker, run_ids: Sequence[str], metric: str) -> dict[str, list[tuple[int, float]]]:
+    """Return (step, value) of a metric of runs as MLflow has it, by step and by the runs' ids: in one request if there
+    are at most 100 with few enough values."""
+    values = foreign.histories(tracker.uri, run_ids, metric) if len(run_ids) > 1 else None
+    if values is None:
+        return {run_id: tracker.curve(run_id, metric) for run_id in run_ids}
+    if len(values) == foreign.MOST_VALUES:  # the answer is cut off
+        half = len(run_ids) // 2
+        return curves(tracker, run_ids[:half], metric) | curves(tracker, run_ids[half:], metric)
+    points: dict[str, list[tuple[int, float]]] = {run_id: [] for run_id in run_ids}
+    for run_id, step, value in sorted(values):
+        points[run_id].append((step, value))
+    return points
 
 
 def pages(search: Callable[[str | None], Any], keep: Callable[[Any], Any] = lambda result: result) -> list[Any]:

@@ -24,7 +24,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from hpo.errors import SettingsError
 from hpo.tracking import foreign
-from hpo.tracking.client import Tracker
+from hpo.tracking.client import Tracker, curves
 
 
 @pytest.fixture
@@ -219,12 +219,12 @@ def test_a_server_gives_the_curves_of_many_runs_at_once_as_one_by_one(tracker: T
         return histories(uri, run_ids, metric)
 
     monkeypatch.setattr(foreign, "histories", count)
-    assert tracker.curves(runs, "m") == one_by_one and asked == [runs]
+    assert curves(tracker, runs, "m") == one_by_one and asked == [runs]
     monkeypatch.setattr(foreign, "MOST_VALUES", 6)  # as if the answer had been cut off
-    assert tracker.curves(runs, "m") == one_by_one
+    assert curves(tracker, runs, "m") == one_by_one
     assert histories(tracker.uri, ["f" * 32] * (foreign.MOST_RUNS + 1), "m") is None
     monkeypatch.setattr(foreign, "histories", lambda *asked: None)  # a server without the route
-    assert tracker.curves(runs, "m") == one_by_one
+    assert curves(tracker, runs, "m") == one_by_one
 
 
 @pytest.mark.parametrize("status", [200, 403, 418])
