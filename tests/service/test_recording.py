@@ -581,4 +581,6 @@ def test_a_curve_that_another_kind_of_machine_continues_gets_a_run_of_its_own(sh
     assert [run.info.run_id for run in shown.tracker.runs(experiment, kind="trial")] == [done.run_id]
     assert [each.model_id for each in logged_models.of_experiment(shown.tracker, experiment)] == [done.result.model_id]
     assert shown.tracker.files(first, "checkpoints") == []
-    assert list(doctor._study(shown, settings.read({"HPO_HOME": str(tmp_path / "home")}))) == []
+    # The services are of another home, so doctor asks the server for files.
+    urls = {"HPO_DATABASE_URL": str(shown.queue.engine.url), "MLFLOW_TRACKING_URI": shown.tracker.uri}
+    assert list(doctor._study(shown, settings.read({"HPO_HOME": str(tmp_path / "home")} | urls))) == []

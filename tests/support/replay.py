@@ -48,7 +48,7 @@ class Recorded:
 
     # What Progress asks the queue
 
-    def jobs(self, study: str, *, after: float | None = None) -> list[Job]:
+    def jobs(self, study: str, *, after: float | None = None, brief: bool = False) -> list[Job]:
         return [self._job(id, job) for id, job in enumerate(self.facts["jobs"])]
 
     def paces(self, study: str, *, after: float | None = None) -> tuple[float, dict[int, Pace]]:
