@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from data_pipeline import dataset as data_sets
 from data_pipeline.split import split
 from models.networks import build
-from models.specs import CHANNELS, TrainingSpec, TransferSpec
+from models.specs import TrainingSpec, TransferSpec
 from models.training import Training
 
 EPOCHS = 300
@@ -24,7 +24,7 @@ EPOCHS = 300
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("backbones", nargs="*", default=list(CHANNELS), metavar="BACKBONE")
+    parser.add_argument("backbones", nargs="*", default=["vgg16", "resnet50", "densenet121"], metavar="BACKBONE")
     torch.set_num_threads(1)
     data = data_sets.load(data_sets.DEFAULT)
     parts = split(len(data.images))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from models.backbones import BACKBONES
 from models.specs import (
-    CHANNELS,
     HEAD_UNITS,
     INDEPENDENT,
     ModelSpec,
@@ -19,11 +19,6 @@ from models.specs import (
     physical,
     wraps,
 )
-
-# The backbones without their tops: parameters, and multiply-adds of one image of 224x224 pixels (in proportion to the
-# pixels for other sizes, except for rounding at the borders).
-PARAMETERS = {"vgg16": 14_714_688, "resnet50": 23_508_032, "densenet121": 6_953_856}
-MULTIPLY_ADDS = {"vgg16": 15_346_630_656, "resnet50": 4_087_136_256, "densenet121": 2_833_137_664}
 
 SMALLEST = {"baseline": 10, "cnn": 4, "transfer": 32}  # pixels a side: one is left after the last pooling
 
@@ -58,13 +53,13 @@ def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_i
 
 
 def _transfer_size(spec: TransferSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int) -> Size:
-    channels, frozen = CHANNELS[spec.backbone], spec.trainable == "head"
-    head = (channels + n_inputs + 1) * HEAD_UNITS + (HEAD_UNITS + 1) * n_targets
-    backbone = MULTIPLY_ADDS[spec.backbone] * image_shape[1] * image_shape[2] // 224**2
+    backbone, frozen = BACKBONES[spec.backbone], spec.trainable == "head"
+    head = (backbone.channels + n_inputs + 1) * HEAD_UNITS + (HEAD_UNITS + 1) * n_targets
+    multiply_adds = backbone.multiply_adds * image_shape[1] * image_shape[2] // 224**2
     return Size(
-        parameters=PARAMETERS[spec.backbone] + head,
-        trainable=head if frozen else PARAMETERS[spec.backbone] + head,
-        multiply_adds=head if frozen else backbone + head,
+        parameters=backbone.parameters + head,
+        trainable=head if frozen else backbone.parameters + head,
+        multiply_adds=head if frozen else multiply_adds + head,
     )
 
 
@@ -120,11 +115,10 @@ def least_batch(spec: ModelSpec, image_shape: Sequence[int]) -> int:
 
     It is two if a trained batch-norm normalises a single pixel of each image: one number has no variance.
     """
-    if not isinstance(spec, TransferSpec) or spec.trainable == "head" or spec.backbone == "vgg16":
+    if not isinstance(spec, TransferSpec) or spec.trainable == "head":
         return 1
-    sides = image_shape[1:]
-    last = [math.ceil(side / 32) if spec.backbone == "resnet50" else math.ceil(side / 4) // 8 for side in sides]
-    return 2 if set(last) == {1} else 1
+    last_side = BACKBONES[spec.backbone].last_side
+    return 2 if last_side is not None and {last_side(side) for side in image_shape[1:]} == {1} else 1
 
 
 def check_batches(spec: ModelSpec, training: TrainingSpec, image_shape: Sequence[int]) -> None:

@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypeGuard, TypeVar
 
+from models.backbones import BACKBONES
+
 
 class SpecError(ValueError):
     """A specification, or a file that holds one, is not as expected; the message says what to do."""
@@ -51,7 +53,6 @@ def layout(spec: BaselineSpec | CnnSpec) -> Layout:
     return Layout(filters=filters, kernel_size=spec.kernel_size, same=True, dropout=spec.dropout, units=64)
 
 
-CHANNELS = {"vgg16": 512, "resnet50": 2048, "densenet121": 1024}  # of the last activation of each backbone
 HEAD_UNITS = 16  # of the dense head on a backbone
 
 
@@ -59,7 +60,7 @@ HEAD_UNITS = 16  # of the dense head on a backbone
 class TransferSpec:
     """A backbone without its top, global average pooling, 16 dense units (the protocol's transfer learning)."""
 
-    backbone: str = field(metadata={"options": tuple(CHANNELS)})
+    backbone: str = field(metadata={"options": tuple(BACKBONES)})
     weights: str = field(default="imagenet", metadata={"options": ("imagenet", "none")})  # "none": random
     trainable: str = field(default="head", metadata={"options": ("head", "all")})
 

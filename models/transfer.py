@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import features
+from models.backbones import BACKBONES
 from models.cnn import draw_glorot
 from models.scalars import Scalars, beside
-from models.specs import CHANNELS, HEAD_UNITS, TransferSpec
+from models.specs import HEAD_UNITS, TransferSpec
 
-# IMAGENET1K_V1 of all three backbones was trained on images of this mean and standard deviation (channels red, green,
+# IMAGENET1K_V1 of all backbones was trained on images of this mean and standard deviation (channels red, green,
 # blue, grey values 0..1).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,7 +38,7 @@ class TransferNet(nn.Module):
     def __init__(self, spec: TransferSpec, n_targets: int, n_inputs: int = 0) -> None:
         super().__init__()
         self.frozen = spec.trainable == "head"
-        self.dense = nn.Linear(CHANNELS[spec.backbone] + n_inputs, HEAD_UNITS)
+        self.dense = nn.Linear(BACKBONES[spec.backbone].channels + n_inputs, HEAD_UNITS)
         self.head = nn.Linear(HEAD_UNITS, n_targets)
         draw_glorot(self)
         self.scalars = Scalars(n_inputs) if n_inputs else None
@@ -79,20 +80,26 @@ def colours(channels: int) -> list[tuple[float, float, float]]:
 def backbone(name: str) -> nn.Module:
     """Return the convolutional part of a torchvision network, initialised as torchvision does, from torch's generator.
 
-    Its tensors have the names of torchvision's network without a leading "features.".
+    Its tensors have the names of torchvision's network without a leading "features."; ConvNeXt's "norm" is the
+    "classifier.0" there.
     """
     from torchvision import models  # takes 1 s, and only these networks need it
 
     if name == "vgg16":  # not built as a whole: its classifier alone takes 0.5 GB
-        layers: nn.Module = models.vgg.make_layers(models.vgg.cfgs["D"])
+        layers: nn.Sequential = models.vgg.make_layers(models.vgg.cfgs["D"])
         for module in layers.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.get_parameter("bias"))
         return layers
-    if name == "resnet50":
-        whole = models.resnet50()
+    whole = models.get_model(name)
+    if name.startswith("resnet"):
         del whole.avgpool, whole.fc
         return nn.Sequential(OrderedDict(whole.named_children()))
-    dense: nn.Sequential = models.densenet121().features
-    return dense.append(nn.ReLU())  # torchvision applies the last ReLU outside `features`
+    layers = whole.features
+    if name == "densenet121":
+        layers.append(nn.ReLU())  # torchvision applies the last ReLU outside `features`
+    elif name == "convnext_tiny":  # torchvision normalises the means, at the begin of its top
+        layers.add_module("pool", nn.AdaptiveAvgPool2d(1))
+        layers.add_module("norm", whole.classifier[0])
+    return layers

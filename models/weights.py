@@ -11,17 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.backbones import BACKBONES
 from models.specs import SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# IMAGENET1K_V1 of torchvision; the eight hexadecimal digits begin the file's SHA-256.
-FILES = {
-    "vgg16": "vgg16-397923af.pth",
-    "resnet50": "resnet50-0676ba61.pth",
-    "densenet121": "densenet121-a639ec97.pth",
-}
+FILES = {name: backbone.file for name, backbone in BACKBONES.items()}
+MOST_LISTED = 8  # tensors that an error names
 SOURCE = "https://download.pytorch.org/models/"
 
 
@@ -107,39 +104,57 @@ def adopt(path: Path) -> Path:
 
 
 def load(path: Path, backbone: str) -> "dict[str, Tensor]":
-    """Return the backbone's tensors in one of torchvision's files, by their names in models.transfer.TransferNet.
+    """Return the backbone's tensors in a file of torchvision's layout, by their names in models.transfer.TransferNet.
 
-    No code in the file is run. Raise SpecError if it holds no tensors by name, or one is missing or of another shape.
+    Those of the top are left out. No code in the file is run. Raise SpecError if it holds no tensors by name, or others
+    than the backbone's.
     """
-    import pickle
-
     import torch
 
     from models import transfer
 
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SpecError(f"{path}: not a readable file of weights ({first}).") from None
-    if not isinstance(stored, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in stored.values()):
-        raise SpecError(f"{path}: expected tensors by name, found {type(stored).__name__}.")
-    tensors = {_name(name): tensor for name, tensor in stored.items()}
+    top = BACKBONES[backbone].top
+    tensors = {_name(name): tensor for name, tensor in _stored(path).items() if not name.startswith(top)}
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         expected = transfer.backbone(backbone).state_dict()
-    weights = {}
-    for name, like in expected.items():
-        tensor = tensors.get(name)
-        if tensor is None and name.endswith("num_batches_tracked"):
-            continue  # files of that age have none, and inference does not use it
-        if tensor is None or tensor.shape != like.shape:
-            shape = "none" if tensor is None else tuple(tensor.shape)
-            raise SpecError(f"{path}: {backbone}'s {name}: expected {tuple(like.shape)}, found {shape}.")
-        weights[f"backbone.{name}"] = tensor
-    return weights
+    wrong = []
+    for name in expected | tensors:
+        shapes = [tuple(group[name].shape) if name in group else "none" for group in (expected, tensors)]
+        # Files of some age have no count of batches, and inference does not use it.
+        if shapes[0] != shapes[1] and not (shapes[1] == "none" and name.endswith("num_batches_tracked")):
+            wrong.append(f"{name}: expected {shapes[0]}, found {shapes[1]}")
+    if wrong:
+        more = f"; and {len(wrong) - MOST_LISTED} more" if len(wrong) > MOST_LISTED else ""
+        raise SpecError(
+            f"{path}: {backbone}'s {'; '.join(wrong[:MOST_LISTED])}{more}. Expected the "
+            f"tensors of torchvision's {backbone}; those of its top ({top[0]}…) may be missing, or of any shape."
+        )
+    return {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _stored(path: Path) -> "dict[str, Tensor]":
+    """Return the tensors of a file by their names there. Raise SpecError if it holds none by name."""
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SpecError(f"{path}: not a readable file of weights ({first}).") from None
+    if isinstance(stored, Mapping) and isinstance(stored.get("state_dict"), Mapping):  # PyTorch's own training script
+        stored = stored["state_dict"]
+    if not isinstance(stored, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in stored.values()):
+        raise SpecError(f"{path}: expected tensors by name, found {type(stored).__name__}.")
+    return {name.removeprefix("module."): tensor for name, tensor in stored.items()}  # that of several GPUs
 
 
 def _name(stored: str) -> str:
     """Return the name in our backbones of a tensor in torchvision's files; DenseNet's have `norm.1` for `norm1`."""
     renamed = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", stored)
-    return renamed.removeprefix("features.")
+    return renamed.removeprefix("features.").replace("classifier.0.", "norm.")

@@ -85,7 +85,7 @@ def weights(options: argparse.Namespace) -> int:
     print(f"Pretrained weights in {api.weights_folder()}:")
     problems = []
     for file in api.weights(fetch=not options.files):  # a user who brings files has no connection
-        print(f"  {file.backbone:12} {file.name:26} {file.state}")
+        print(f"  {file.backbone:15} {file.name:38} {file.state}")
         problems += [file.problem] if file.problem else []
     for problem in problems:
         print(f"hpo: {problem}", file=sys.stderr)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models import transfer, weights
+from models.backbones import BACKBONES
 
 
 def make(folder: Path, backbone: str, monkeypatch, *, change=None) -> Path:
@@ -15,15 +16,15 @@ def make(folder: Path, backbone: str, monkeypatch, *, change=None) -> Path:
     The official hash is a constant of the real files, so the table of names is patched to this one's.
     """
     torch.manual_seed(1)
-    prefix = "" if backbone == "resnet50" else "features."
+    prefix = "" if backbone.startswith("resnet") else "features."
     tensors: dict[str, Tensor] = {}
     for name, tensor in transfer.backbone(backbone).state_dict().items():
         if backbone == "densenet121":
             name = name.replace("norm1.", "norm.1.").replace("norm2.", "norm.2.")
             name = name.replace("conv1.", "conv.1.").replace("conv2.", "conv.2.")
         if not name.endswith("num_batches_tracked"):
-            tensors[prefix + name] = tensor
-    tensors["fc.weight" if backbone == "resnet50" else "classifier.weight"] = torch.zeros(2, 3)
+            tensors[name.replace("norm.", "classifier.0.") if name.startswith("norm.") else prefix + name] = tensor
+    tensors[BACKBONES[backbone].top[0] + "weight"] = torch.zeros(2, 3)
     if change is not None:
         change(tensors)
     folder.mkdir(parents=True, exist_ok=True)

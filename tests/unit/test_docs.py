@@ -15,6 +15,7 @@ from hpo import study
 from hpo.cli import main
 from hpo.study import parsing
 from models import specs
+from models.backbones import BACKBONES
 
 KINDS = {
     "tutorial": "# Tutorial: ",
@@ -64,7 +65,7 @@ def test_every_study_key_is_documented():
     for key in keys:
         if key not in ("data", "model", "sampler", "pruner", "space", "training"):
             assert f"`{key}`" in text, key
-    for name in (*specs.FAMILIES, *study.PRUNERS, *specs.CHANNELS):
+    for name in (*specs.FAMILIES, *study.PRUNERS, *BACKBONES):
         assert f'`"{name}"`' in text
 
 

@@ -3,6 +3,8 @@
 import fcntl
 import itertools
 import os
+from collections import Counter
+from dataclasses import astuple
 
 import cells
 import numpy as np
@@ -12,17 +14,17 @@ from shell import at_once
 from torch import nn
 
 from models import bundle, transfer
+from models.backbones import BACKBONES
 from models.checkpoint import load_state, save_state
 from models.metrics import scores
 from models.networks import build, parameter_count
 from models.regressor import predict
 from models.sizes import least_batch, size
-from models.specs import CHANNELS, SpecError, TrainingSpec, TransferSpec, to_dict
+from models.specs import SpecError, TrainingSpec, TransferSpec, to_dict
 from models.training import Interrupted, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEED = 7
-BACKBONES = tuple(CHANNELS)
 SHORT = TrainingSpec(epochs=3, batch_size=8, learning_rate=1e-3)
 
 
@@ -64,13 +66,39 @@ def test_a_batch_of_one_image_of_one_final_pixel_joins_the_batch_before(backbone
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_least_batch_is_that_of_what_the_last_batch_norm_sees(backbone, side):
     with torch.device("meta"):
-        last = transfer.backbone(backbone)(torch.empty(2, 3, side, side)).shape[2:]
-    alone = tuple(last) == (1, 1) and backbone != "vgg16"  # which has no batch-norm
+        network = transfer.backbone(backbone)
+        last = network(torch.empty(2, 3, side, side)).shape[2:]
+    alone = tuple(last) == (1, 1) and any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     assert least_batch(spec(backbone, "all"), (1, side, side)) == (2 if alone else 1)
     assert least_batch(spec(backbone, "head"), (1, side, side)) == 1
 
 
 HEADS = {"vgg16": 8_361, "resnet50": 32_937, "densenet121": 16_553}  # the protocol's, for nine targets
+HEADS |= {"resnet18": 8_361, "efficientnet_b0": 20_649, "convnext_tiny": 12_457}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_each_block_has_the_parameters_and_the_work_of_torchvisions(backbone):
+    work = Counter()
+    with torch.device("meta"):
+        network = transfer.backbone(backbone).eval()
+        for name, child in network.named_children():
+            for layer in child.modules():
+                if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                    layer.register_forward_hook(
+                        lambda layer, _, output, name=name: work.update(
+                            {name: output.numel() * layer.weight[0].numel()}
+                        )
+                    )
+        features = network(torch.empty(1, 3, 224, 224))
+    firsts, counted = {block.first for block in BACKBONES[backbone].blocks}, []
+    for name, child in network.named_children():
+        if name in firsts:
+            counted.append((name, 0, 0))
+        first, parameters, multiply_adds = counted.pop()
+        counted.append((first, parameters + parameter_count(child), multiply_adds + work[name]))
+    assert counted == [astuple(block) for block in BACKBONES[backbone].blocks]
+    assert features.shape[1] == BACKBONES[backbone].channels
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -98,9 +126,11 @@ def test_the_network_is_torchvisions_backbone_pooled_with_a_head(backbone):
         whole = models.get_model(backbone)
     stored = {name.removeprefix("features."): tensor for name, tensor in network.backbone.state_dict().items()}
     names = {name.removeprefix("features."): name for name in whole.state_dict()}
+    names |= {f"norm.{part}": f"classifier.0.{part}" for part in ("weight", "bias")}  # ConvNeXt's
     whole.load_state_dict({names[name]: tensor for name, tensor in stored.items()}, strict=False)
     # torchvision's own last activation before its pooling, found in its own forward
-    node = {"vgg16": "features", "resnet50": "layer4", "densenet121": "relu"}[backbone]
+    nodes = {"resnet18": "layer4", "resnet50": "layer4", "densenet121": "relu", "convnext_tiny": "classifier.0"}
+    node = nodes.get(backbone, "features")
     transform = models.get_model_weights(backbone).IMAGENET1K_V1.transforms()
     grey = images()
     three = (grey.expand(-1, 3, -1, -1) - torch.tensor(transform.mean).view(3, 1, 1)) / torch.tensor(
@@ -243,7 +273,9 @@ def test_a_sign_of_life_is_given_between_the_batches_of_all_that_takes_long():
     assert len(signs) == 3 + -(-len(VALIDATION[0]) // 2)
 
 
-@pytest.mark.parametrize(("backbone", "trainable"), [("densenet121", "all"), ("resnet50", "head")])
+@pytest.mark.parametrize(
+    ("backbone", "trainable"), [("densenet121", "all"), ("efficientnet_b0", "all"), ("resnet50", "head")]
+)
 def test_a_resumed_transfer_training_repeats_every_bit_batch_norms_included(tmp_path, backbone, trainable):
     which, short = spec(backbone, trainable), TrainingSpec(epochs=2, batch_size=8, learning_rate=1e-3)
     torch.manual_seed(SEED + 1)
@@ -266,9 +298,18 @@ def test_a_resumed_transfer_training_repeats_every_bit_batch_norms_included(tmp_
     assert any("running_mean" in name for name in ours) == (trainable == "all")
 
 
-@pytest.mark.parametrize("trainable", ["head", "all"])
-def test_the_regressor_is_the_whole_network_of_the_best_epoch_and_survives_files(tmp_path, trainable):
-    which = spec(trainable=trainable)
+@pytest.mark.parametrize(
+    ("backbone", "trainable"),
+    [
+        *itertools.product(["densenet121", "resnet18"], ["head", "all"]),
+        *[
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in itertools.product(["efficientnet_b0", "convnext_tiny"], ["head", "all"])
+        ],
+    ],
+)
+def test_the_regressor_is_the_whole_network_of_the_best_epoch_and_survives_files(tmp_path, backbone, trainable):
+    which = spec(backbone, trainable)
     one = training(which, TrainingSpec(epochs=2, batch_size=8, learning_rate=1e-3))
     best = min(list(one.epochs()), key=lambda epoch: epoch.metrics["val/nmse"])
     regressor = one.best_regressor()
@@ -285,6 +326,9 @@ def test_the_regressor_is_the_whole_network_of_the_best_epoch_and_survives_files
     images = torch.from_numpy(VALIDATION[0])
     with torch.no_grad():
         assert torch.equal(outline.eval()(images), regressor.network(images))
+        if backbone != "densenet121":  # whose many layers take 20 s, and the tests of studies export it
+            exported = torch.export.export(loaded, (images,)).module()
+            assert torch.allclose(exported(images), loaded(images), rtol=1e-5)
 
 
 def test_fine_tuning_begins_with_the_network_it_is_given():

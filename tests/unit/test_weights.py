@@ -12,7 +12,8 @@ import torch
 from places import ROOT
 
 from models import transfer, weights
-from models.specs import CHANNELS, SpecError
+from models.backbones import BACKBONES
+from models.specs import SpecError
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def test_names_and_folder_are_torchvisions(monkeypatch, tmp_path):
         assert str(weights.folder()) == f"{torch.hub.get_dir()}/checkpoints"
 
 
-@pytest.mark.parametrize("backbone", CHANNELS)
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_file_brought_by_hand_is_checked_and_its_numbers_arrive_in_the_backbone(tmp_path, monkeypatch, backbone):
     brought = official.make(tmp_path / "usb", backbone, monkeypatch)
     with pytest.raises(SpecError, match="are not on this machine"):
