@@ -68,6 +68,11 @@ class TransferSpec:
 INDEPENDENT = 6  # numbers that determine the stiffness of an extruded two-phase cell: see models/physics.py
 
 
+# What the data decide: a padding is circular if their images wrap around, else reflect; the augmentation is symmetry if
+# they say how flips change the targets, else shift if their images wrap around, else none.
+BY_DATA = "data"
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Stages:
     """Stages of convolutions with residuals, global average pooling, a small head."""
@@ -91,9 +96,6 @@ class PeriodicSpec(_Stages):
     symmetric: bool = True
     padding: ClassVar[str] = "circular"
     dropout: ClassVar[float] = 0.0
-
-
-BY_DATA = "data"  # a padding that the data decide: circular if their images wrap around, else reflect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,9 @@ class TrainingSpec:
     # epochs without a new best; 0: never stop
     patience: int = field(default=0, metadata={"low": 0, "high": 10**7, "later": True})
     precision: str = field(default="fp32", metadata={"options": ("fp32", "bf16"), "later": True})
-    augmentation: str = field(default="none", metadata={"options": ("none", "symmetry"), "later": True})
+    augmentation: str = field(
+        default="none", metadata={"options": ("none", "symmetry", "shift", BY_DATA), "later": True}
+    )  # shift: periodic shifts alone
     # Random changes of each training image, which assume that its targets stay the same:
     rotation: float = field(default=0.0, metadata={"low": 0.0, "high": 180.0, "later": True})  # degrees, either way
     # the smallest part of the sides that is seen, magnified to the whole image
@@ -216,9 +220,14 @@ def wraps(spec: ModelSpec) -> bool:
     return isinstance(spec, StagesSpec) and spec.padding == "circular"
 
 
+def needs_periodic_images(model: ModelSpec, training: TrainingSpec) -> bool:
+    """Return whether images that do not wrap around make no sense to this training."""
+    return wraps(model) or training.augmentation == "shift"
+
+
 def needs_symmetries(model: ModelSpec, training: TrainingSpec) -> bool:
     """Return whether the training needs to know how the targets change when the image is flipped or transposed."""
-    return training.augmentation != "none" or symmetric(model)
+    return training.augmentation == "symmetry" or symmetric(model)
 
 
 def distorts(training: TrainingSpec) -> list[str]:

@@ -46,6 +46,11 @@ class Element:
         return np.asarray(targets[:, places] * signs)
 
 
+def unmoved(n_targets: int) -> Element:
+    """Return the symmetry that changes nothing."""
+    return Element((), False, tuple(range(n_targets)))
+
+
 def elements(
     symmetries: Mapping[str, Sequence[int]] | None, image_shape: Sequence[int], n_targets: int
 ) -> tuple[Element, ...]:

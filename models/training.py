@@ -22,6 +22,7 @@ from models.regressor import Regressor
 from models.scalars import Ranges
 from models.sizes import check_batches, least_batch
 from models.specs import (
+    BY_DATA,
     ModelSpec,
     SpecError,
     TrainingSpec,
@@ -33,7 +34,7 @@ from models.specs import (
     training_to_dict,
 )
 from models.splits import Scaling, Split, TrainingSet, ValidationSet, check_splits, differences, inputs_of, tensor
-from models.symmetry import elements
+from models.symmetry import elements, unmoved
 from models.windows import WindowBatch
 
 EVALUATION_BATCH = 128  # images; limits the memory of an evaluation
@@ -122,7 +123,8 @@ class Training:
         self.scaling = Scaling.of(labels, training.target_scaling, variance)
         self._levels, self._contrast = _greys([part[0] for part in parts])
         self._wrap = _wrapping(spec, train, self.scaling, shape, symmetries or {}, phases, target_names, input_names)
-        moves = elements(symmetries, shape, n_targets) if needs_symmetries(spec, training) else ()
+        _check_augmentation(training, periodic=periodic)
+        moves = elements(symmetries, shape, n_targets) if needs_symmetries(spec, training) else (unmoved(n_targets),)
         with _generators(seed, 0, self.device):
             self.network = build(spec, shape, n_targets, len(input_names))
         _set_tensors(self.network, initial or {})
@@ -298,6 +300,16 @@ class Training:
         regressor = self._wrap(network).eval()
         regressor.levels, regressor.contrast, regressor.ranges = self._levels, self._contrast, self._ranges
         return regressor
+
+
+def _check_augmentation(training: TrainingSpec, *, periodic: bool) -> None:
+    """Raise SpecError if the images cannot be moved so."""
+    if training.augmentation == BY_DATA:
+        raise SpecError(
+            f"training.augmentation = '{BY_DATA}' stands for what the data say: expected that in its place."
+        )
+    if training.augmentation == "shift" and not periodic:
+        raise SpecError("training.augmentation = 'shift': expected images that wrap around.")
 
 
 def _wrapping(

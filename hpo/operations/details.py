@@ -82,8 +82,10 @@ def _changed(row: StudyRow) -> dict[str, tuple[Any, Any]] | None:
         original = load(row.facts.file or file_name(row.name))
     except StudyError:
         return None
-    wraps_around = row.specification.model.get("padding") == "circular"
-    canonical = original.suited(is_periodic=wraps_around).canonical(
+    augmentation, padding = row.specification.training.get("augmentation"), row.specification.model.get("padding")
+    canonical = original.suited(
+        is_periodic=padding == "circular" or augmentation == "shift", has_symmetries=augmentation == "symmetry"
+    ).canonical(
         data_digest=data.digest,
         split_digest=data.split,
         weights=defaultdict(str),

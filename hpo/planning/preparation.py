@@ -136,7 +136,7 @@ def prepare(
     data = data_sets.the_dataset(understood) if understood else same[0].dataset
     if lacking := lacks(data):
         raise StudyError(f"{folder}: {lacking}.")
-    chosen = chosen.suited(is_periodic=data.is_periodic)
+    chosen = chosen.suited(is_periodic=data.is_periodic, has_symmetries=bool(data.symmetries))
     parts, folds = data.split, _folds(chosen, folder, data)
     _check_data(chosen, folder, data)
     starts = {name: (starts or {})[name] for name in chosen.starting_models}
@@ -190,8 +190,9 @@ def _check_data(chosen: Study, folder: Path, data: Dataset) -> None:
         )
     if chosen.needs_periodic_images() and not data.is_periodic:
         raise StudyError(
-            f"{folder}: these networks let images wrap around. If these images do, add periodic = true to "
-            'dataset.toml. Else set model.family = "conv", with model.padding = "data".'
+            f"{folder}: these networks, or their augmentation, let images wrap around. If these images do, add "
+            'periodic = true to dataset.toml. Else set model.family = "conv", with model.padding = "data", and '
+            'training.augmentation = "data".'
         )
     if chosen.needs_phases():
         check_physics(data, folder)

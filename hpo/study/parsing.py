@@ -208,10 +208,9 @@ def _check_space(label: str, model: dict[str, Any], training: dict[str, Any], sp
     check_keys(label, "model", model, ("family", *model_keys))
     check_keys(label, "training", training, specs.training_keys())
     check_keys(label, "space", space, (*model_keys, *specs.training_keys()))
-    padding = space.get("padding")
-    if isinstance(padding, Choices) and specs.BY_DATA in padding.values:
-        raise StudyError(f"{label}: space.padding: '{specs.BY_DATA}' stands for one of the others: leave it out.")
-    for key in space:
+    for key, values in space.items():
+        if isinstance(values, Choices) and key in ("padding", "augmentation") and specs.BY_DATA in values.values:
+            raise StudyError(f"{label}: space.{key}: '{specs.BY_DATA}' stands for one of the others: leave it out.")
         if key in model or key in training:
             table = "model" if key in model else "training"
             raise StudyError(f"{label}: '{key}' stands in [space] and in [{table}]: keep one of them.")

@@ -261,15 +261,19 @@ class Study:
 
     def needs_periodic_images(self) -> bool:
         """Whether it can be run only on images that wrap around."""
-        return any(specs.wraps(model) for model, _ in map(self.specifications, self.corners()))
+        return any(specs.needs_periodic_images(*chosen) for chosen in map(self.specifications, self.corners()))
 
-    def suited(self, *, is_periodic: bool) -> "Study":
-        """Return the study for images that wrap around or not, where its file leaves something to the data."""
-        first, best = (study and study.suited(is_periodic=is_periodic) for study in (self.starts_from, self.best_of))
-        model = dict(self.model)
+    def suited(self, *, is_periodic: bool, has_symmetries: bool) -> "Study":
+        """Return the study for images that wrap around or not, and whose targets are known to move with them or not,
+        where its file leaves something to the data."""
+        says = {"is_periodic": is_periodic, "has_symmetries": has_symmetries}
+        first, best = (study and study.suited(**says) for study in (self.starts_from, self.best_of))
+        model, training = dict(self.model), dict(self.training)
         if model.get("padding") == specs.BY_DATA:
             model["padding"] = "circular" if is_periodic else "reflect"
-        return replace(self, model=model, starts_from=first, best_of=best)
+        if training.get("augmentation") == specs.BY_DATA:
+            training["augmentation"] = "symmetry" if has_symmetries else "shift" if is_periodic else "none"
+        return replace(self, model=model, training=training, starts_from=first, best_of=best)
 
     def needs_symmetries(self) -> bool:
         """Whether it can be run only where it is known how the targets move with the image."""

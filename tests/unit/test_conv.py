@@ -1,7 +1,9 @@
 """Networks of stages for images of any kind: their edges, their sizes, and what training may do to an image."""
 
+import dataclasses
 import itertools
 import math
+from functools import partial
 
 import cells
 import numpy as np
@@ -112,22 +114,25 @@ family = "conv"
 [space]
 width = [4, 8]
 {space}
+[training]
+{training}
 """
 
 
-def load(tmp_path, model="", space=""):
-    (tmp_path / "any.toml").write_text(FILE.format(model=model, space=space))
+def load(tmp_path, model="", space="", training=""):
+    (tmp_path / "any.toml").write_text(FILE.format(model=model, space=space, training=training))
     return study.load(str(tmp_path / "any.toml"))
 
 
 def test_the_data_decide_how_images_are_continued_unless_the_file_says_it(tmp_path):
     chosen = load(tmp_path)
     assert chosen.model["padding"] == "data"
-    assert chosen.suited(is_periodic=True).model["padding"] == "circular"
-    assert chosen.suited(is_periodic=False).model["padding"] == "reflect"
-    assert chosen.suited(is_periodic=True).needs_periodic_images()
+    suited = partial(chosen.suited, has_symmetries=False)
+    assert suited(is_periodic=True).model["padding"] == "circular"
+    assert suited(is_periodic=False).model["padding"] == "reflect"
+    assert suited(is_periodic=True).needs_periodic_images()
     stated = load(tmp_path, 'padding = "zeros"')
-    assert stated.suited(is_periodic=True) == stated
+    assert stated.suited(is_periodic=True, has_symmetries=True) == stated
     with pytest.raises(SpecError, match="stands for what the data say"):
         build(ConvSpec(), (1, 20, 20), 1)
     with pytest.raises(StudyError, match=r"space.padding: 'data' stands for one of the others"):
@@ -144,6 +149,43 @@ def test_images_that_do_not_wrap_around_are_flipped_but_not_shifted():
     assert set(draws[:, 0].tolist()) == {0, 1, 2, 3} and not draws[:, 1:].any()
     for image, moved, (number, _, _) in zip(images, augmentation(images, draws), draws.tolist(), strict=True):
         assert torch.equal(moved, moves[number].move(image[None])[0])
+
+
+def test_the_data_decide_how_training_images_are_moved_unless_the_file_says_it(tmp_path):
+    chosen = load(tmp_path, training='augmentation = "data"')
+    for is_periodic, has_symmetries, moved in (
+        (True, True, "symmetry"),
+        (False, True, "symmetry"),
+        (True, False, "shift"),
+        (False, False, "none"),
+    ):
+        suited = chosen.suited(is_periodic=is_periodic, has_symmetries=has_symmetries)
+        assert suited.training["augmentation"] == moved
+        assert suited.needs_symmetries() == has_symmetries and suited.needs_periodic_images() == is_periodic
+    stated = load(tmp_path, 'padding = "zeros"', training='augmentation = "shift"')
+    assert stated.suited(is_periodic=False, has_symmetries=True) == stated and stated.needs_periodic_images()
+    with pytest.raises(StudyError, match=r"space.augmentation: 'data' stands for one of the others"):
+        load(tmp_path, space='augmentation = ["data", "none"]')
+
+
+def test_shifts_alone_change_no_target_and_need_images_that_wrap_around():
+    moved = dataclasses.replace(SHORT, augmentation="shift")
+    images, targets = cells.blocks(24, 16, seed=SEED), np.arange(24.0)[:, None]
+    run = partial(
+        Training, ConvSpec(depth=2, padding="circular"), train=(images, targets), validation=(images, targets), seed=0
+    )
+    training = run(moved)
+    batch = training._train.shuffle(24, 2)[0]
+    seen, scaled, _ = training._train.take(batch)
+    assert torch.equal(scaled, training._train.targets[batch.numbers])
+    assert not torch.equal(seen, torch.from_numpy(images)[batch.numbers])
+    for image, number in zip(seen, batch.numbers.tolist(), strict=True):
+        rolled = [np.roll(images[number], (down, right), (1, 2)) for down in range(16) for right in range(16)]
+        assert any(np.array_equal(image.numpy(), each) for each in rolled)
+    with pytest.raises(SpecError, match="expected images that wrap around"):
+        run(moved, periodic=False)
+    with pytest.raises(SpecError, match="stands for what the data say"):
+        run(dataclasses.replace(SHORT, augmentation="data"))
 
 
 EVERYTHING = TrainingSpec(
