@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ class Outage:
         self.store_full = False
         self._since = self._said_at = 0.0  # monotonic seconds
         self._causes: set[type] = set()  # errors of the database that were said in this outage
+        self._noting = threading.Lock()  # several threads meet it
 
     @property
     def seconds(self) -> float:
@@ -38,29 +40,31 @@ class Outage:
         Of a database also when another cause comes up: a connection is dropped, for example, and then nothing may be
         written.
         """
-        now = time.monotonic()
-        if self.text is None:
-            self._since, self._said_at = now, float("-inf")
-            self._causes.clear()
-        if isinstance(error, DatabaseLost):
-            cause = type(getattr(error.__cause__, "orig", None))
-            if cause not in self._causes:
-                self._causes.add(cause)
-                self._said_at = float("-inf")
-        if isinstance(error, TrackingUnavailable):  # of the store a lost database tells nothing
-            if self.store_full != isinstance(error, StoreRefuses):
-                self._said_at = float("-inf")
-            self.store_full = isinstance(error, StoreRefuses)
-        self.text = self._words(error)
-        if now - self._said_at >= REMINDER:
-            self._said_at = now
-            log.warning("%s (%s)", self.text, first_line(error))
+        with self._noting:
+            now = time.monotonic()
+            if self.text is None:
+                self._since, self._said_at = now, float("-inf")
+                self._causes.clear()
+            if isinstance(error, DatabaseLost):
+                cause = type(getattr(error.__cause__, "orig", None))
+                if cause not in self._causes:
+                    self._causes.add(cause)
+                    self._said_at = float("-inf")
+            if isinstance(error, TrackingUnavailable):  # of the store a lost database tells nothing
+                if self.store_full != isinstance(error, StoreRefuses):
+                    self._said_at = float("-inf")
+                self.store_full = isinstance(error, StoreRefuses)
+            self.text = self._words(error)
+            if now - self._said_at >= REMINDER:
+                self._said_at = now
+                log.warning("%s (%s)", self.text, first_line(error))
 
     def over(self) -> None:
         """Note that the services have answered."""
-        if self.text is not None:
-            log.warning("all services answer again, after %.0f s", self.seconds)
-        self.text, self.store_full = None, False
+        with self._noting:
+            if self.text is not None:
+                log.warning("all services answer again, after %.0f s", self.seconds)
+            self.text, self.store_full = None, False
 
     def _words(self, error: Exception) -> str:
         if isinstance(error, StoreRefuses):

@@ -1,4 +1,4 @@
-"""What the recorder reports to the supervisor: records that its thread posts to an inbox."""
+"""What the recorder reports to the supervisor: records that its threads post to an inbox."""
 
 import os
 import queue
@@ -105,7 +105,7 @@ Outcome = (
 
 
 class Inbox:
-    """Outcomes on their way from the recorder's thread to the supervisor's; readable (`fileno`) when there are any."""
+    """Outcomes on their way from the recorder's threads to the supervisor's; readable (`fileno`) when there are any."""
 
     def __init__(self) -> None:
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()

@@ -1,8 +1,9 @@
-"""The one thread of a worker that talks to MLflow, so that a slow server never holds up a lease.
+"""The threads of a worker that talk to MLflow, so that a slow server never holds up a lease.
 
-Tasks are done in order, each until it succeeds; while the server or the database is away they wait. What was trained is
-not thrown away for an error that nobody foresaw, either: its task is tried again beside the others for as long. The
-thread shares nothing with the supervisor's but its list of tasks and the inbox for their outcomes.
+Tasks of one job are done in order, each until it succeeds; those of other jobs go on beside them. While the server or
+the database is away they wait. What was trained is not thrown away for an error that nobody foresaw, either: its task
+is tried again for as long. The threads share nothing with the supervisor's but the list of tasks and the inbox for
+their outcomes.
 """
 
 import logging
@@ -22,6 +23,7 @@ from hpo.recording.reconciler import Reconciler
 from hpo.text import first_line
 from hpo.tracking.errors import StoreRefuses, TrackingUnavailable
 
+THREADS = 2  # each holds up to two connections to the database
 FORWARD_INTERVAL = 15.0  # seconds between two deliveries of a running trial's epochs: each costs the trainers' cores
 RECONCILE_INTERVAL = 10.0  # seconds
 RETRY_PAUSES = (0.5, 1.0, 2.0, 5.0)  # seconds; the last one repeats
@@ -31,6 +33,20 @@ log = logging.getLogger("hpo")
 
 Task = Callable[[], Outcome | None]
 GiveUp = Callable[[str], Outcome | None]  # ends a job for a reason; itself a task
+Key = tuple[int, int] | None  # a job by its id and fence; None for the worker itself
+
+
+def _key(job: Job | None) -> Key:
+    return None if job is None else (job.id, job.fence)
+
+
+@dataclass(frozen=True, eq=False)
+class _Queued:
+    """A task that waits for its turn."""
+
+    job: Job | None
+    task: Task
+    give_up: GiveUp | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +61,13 @@ class _Kept:
     due: float  # likewise
 
 
-class Recorder(threading.Thread):
+class Recorder:
     """Runs tasks and, between them, sends the epochs of running trials and reconciles what others left half done."""
 
     def __init__(self, reconciler: Reconciler, inbox: Inbox, outage: Outage, *, lease: float, patience: float) -> None:
         """`patience`: seconds for which a result is kept that cannot be recorded."""
-        super().__init__(name="recorder", daemon=True)
+        self._threads = [threading.Thread(target=self._housekeep, name="recorder", daemon=True)]
+        self._threads += [threading.Thread(target=self._work, daemon=True) for _ in range(THREADS - 1)]
         self.outage, self.lease, self.patience = outage, lease, patience
         self._reconciler, self._inbox = reconciler, inbox
         self._running: Sequence[Job] = ()  # trials whose epochs are sent; replaced as a whole
@@ -59,12 +76,23 @@ class Recorder(threading.Thread):
         self._refused: set[int] = set()  # jobs whose results were refused since one was recorded
         self._unsent: set[int] = set()  # jobs whose epochs could not be sent, and that was said
         self._logged_at = float("-inf")  # when MLflow took a result last; monotonic seconds
-        self._tasks: deque[tuple[Job | None, Task, GiveUp | None]] = deque()
+        self._tasks: deque[_Queued] = deque()
+        self._busy: set[Key] = set()  # whose tasks are being done
+        self._retrying: set[Key] = set()  # of these, those that a service refuses at the moment
         self._wake = threading.Condition()
+        self._keeping = threading.Lock()  # of what is kept and refused
         self._closing = self._reconcile_last = False
         self._abandon = threading.Event()
 
     # For the supervisor's thread
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def is_alive(self) -> bool:
+        """Return whether no thread has ended."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def put(self, job: Job | None, task: Task, give_up: GiveUp | None = None) -> None:
         """Queue a task that may raise TrackingUnavailable, DatabaseLost (both: it is repeated) or LeaseLost.
@@ -77,8 +105,8 @@ class Recorder(threading.Thread):
         Refused, then NothingRecorded.
         """
         with self._wake:
-            self._tasks.append((job, task, give_up))
-            self._wake.notify()
+            self._tasks.append(_Queued(job, task, give_up))
+            self._wake.notify_all()
 
     def watch(self, trials: Sequence[Job]) -> None:
         """Send the epochs of these trials from now on."""
@@ -103,36 +131,46 @@ class Recorder(threading.Thread):
     @property
     def idle(self) -> bool:
         """Whether every task that was put is done, and its outcome posted."""
-        return not self._tasks
+        return not self._tasks and not self._busy
 
     def finish(self, timeout: float, *, reconcile: bool) -> bool:
         """Do what is queued and, if asked, reconcile the study; return whether that ended in `timeout` seconds."""
         with self._wake:
             self._closing, self._reconcile_last = True, reconcile
-            self._wake.notify()
-        self.join(timeout)
+            self._wake.notify_all()
+        end = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
         self._abandon.set()
-        return not self.is_alive()
+        return not any(thread.is_alive() for thread in self._threads)
 
-    # In its own thread
+    # In their own threads
 
-    def run(self) -> None:
-        next_delivery = next_reconciliation = time.monotonic()
+    def _work(self, between: Callable[[], None] = lambda: None) -> None:
+        """Do tasks until all are done and no more come; call `between` when there is nothing else to do for now."""
         while not self._abandon.is_set():
             with self._wake:
-                if not self._tasks and not self._closing:
-                    self._wake.wait(0.5)
-                task = self._tasks[0] if self._tasks else None
+                self._wake.wait_for(lambda: self._next() is not None or (self._closing and self.idle), 0.5)
+                queued = self._next()
+                if queued is not None:
+                    self._tasks.remove(queued)
+                    self._busy.add(_key(queued.job))
+                elif self._closing and self.idle:
+                    return
+            if queued is not None:
+                self._do(queued)
+            elif not self._closing:
+                between()
+
+    def _housekeep(self) -> None:
+        """Do tasks, and between them whatever is due."""
+        next_delivery = next_reconciliation = time.monotonic()
+
+        def between() -> None:
+            nonlocal next_delivery, next_reconciliation
             now = time.monotonic()
-            if task is not None:
-                self._do(*task)
-                self._tasks.popleft()
-            elif self._closing:
-                if self._reconcile_last:
-                    self._quietly(partial(self._reconcile, older_than=0))
-                return
-            elif kept := next((kept for kept in self._kept.values() if now >= kept.due), None):
-                self._do(kept.job, kept.task, kept.give_up)
+            if kept := self._next_kept(now):
+                self._do(_Queued(kept.job, kept.task, kept.give_up))
             elif now >= next_delivery:
                 self._quietly(self._send_epochs)
                 next_delivery = time.monotonic() + FORWARD_INTERVAL
@@ -140,15 +178,43 @@ class Recorder(threading.Thread):
                 self._quietly(partial(self._reconcile, older_than=self.lease))
                 next_reconciliation = time.monotonic() + RECONCILE_INTERVAL
 
-    def _do(self, job: Job | None, task: Task, give_up: GiveUp | None) -> None:
+        self._work(between)
+        if self._reconcile_last and not self._abandon.is_set():
+            self._quietly(partial(self._reconcile, older_than=0))
+
+    def _next(self) -> _Queued | None:
+        """Return the first task of a job whose earlier ones are done."""
+        return next((queued for queued in self._tasks if _key(queued.job) not in self._busy), None)
+
+    def _next_kept(self, now: float) -> _Kept | None:
+        """Return a kept result that is due, its job busy from now on."""
+        with self._wake:
+            due = (kept for key, kept in list(self._kept.items()) if now >= kept.due and key not in self._busy)
+            if kept := next(due, None):
+                self._busy.add(_key(kept.job))
+            return kept
+
+    def _do(self, queued: _Queued) -> None:
         """Do a task until it succeeds, fails or is kept for later; post its outcome."""
-        attempt = 0
+        key = _key(queued.job)
+        try:
+            self._attempt(queued, key)
+        finally:
+            with self._wake:
+                self._retrying.discard(key)
+                self._busy.discard(key)
+                self._wake.notify_all()
+
+    def _attempt(self, queued: _Queued, key: Key) -> None:
+        job, give_up, attempt = queued.job, queued.give_up, 0
         while not self._abandon.is_set():
             try:
-                outcome = task()
-                self.outage.over()
+                outcome = queued.task()
+                self._retrying.discard(key)
+                self._note_answer()
             except (TrackingUnavailable, DatabaseLost) as error:
                 if isinstance(error, StoreRefuses) or not disk_is_full(error):
+                    self._retrying.add(key)
                     self.note(error)
                     self._abandon.wait(RETRY_PAUSES[min(attempt, len(RETRY_PAUSES) - 1)])
                     attempt += 1
@@ -158,17 +224,24 @@ class Recorder(threading.Thread):
                 outcome = None if job is None else LostLease(job=job)
             except Exception as error:
                 if job is not None and give_up is not None and not disk_is_full(error):
-                    self._keep(job, task, give_up, error)
+                    with self._keeping:
+                        self._keep(job, queued.task, give_up, error)
                     return
                 outcome = _failed(job, error)
-            if job is not None and give_up is not None:
-                self._kept.pop((job.id, job.fence), None)
-            if isinstance(outcome, Ended) and outcome.logged:
-                self._logged_at = time.monotonic()
-                self._refused.clear()
+            with self._keeping:
+                if job is not None and give_up is not None:
+                    self._kept.pop((job.id, job.fence), None)
+                if isinstance(outcome, Ended) and outcome.logged:
+                    self._logged_at = time.monotonic()
+                    self._refused.clear()
             if outcome is not None:
                 self._inbox.post(outcome)
             return
+
+    def _note_answer(self) -> None:
+        """End the outage unless another thread still meets it."""
+        if not self._retrying:
+            self.outage.over()
 
     def _keep(self, job: Job, task: Task, give_up: GiveUp, error: Exception) -> None:
         """Try the task again later, or give the result up."""
@@ -203,7 +276,7 @@ class Recorder(threading.Thread):
         """Do housekeeping that is simply tried again the next time; `work` returns how much it got done."""
         try:
             if work() or (self.outage.text and self._reconciler.answers()):
-                self.outage.over()
+                self._note_answer()
         except (TrackingUnavailable, DatabaseLost) as error:
             self.note(error)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What the recorder's thread does for one job. Each task returns its outcome, for the supervisor.
+"""What the recorder does for one job. Each task returns its outcome, for the supervisor.
 
 A task may be repeated. It raises TrackingUnavailable or DatabaseLost when it should be called again, and LeaseLost when
 the job is no longer held. The epochs of the job that had arrived before the task are in the database by then.

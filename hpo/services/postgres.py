@@ -39,7 +39,7 @@ SETTINGS = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "password_encryption": "scram-sha-256",
-    "max_connections": "200",  # a worker holds about three, a process of the MLflow server up to fifteen
+    "max_connections": "200",  # a worker holds about four, a process of the MLflow server up to fifteen
     "shared_buffers": "64MB",
     "max_wal_size": "512MB",
     "jit": "off",  # our queries are short: compiling takes longer than running them
@@ -132,6 +132,9 @@ def start(home: Home, report: Callable[[str], object]) -> tuple[Home, bool]:
         for name in DATABASES:
             if name not in there:
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        # Both databases share one log. What MLflow has acknowledged is written out by the queue's next commit at the
+        # latest, and the queue says that a step is done only after MLflow has acknowledged it.
+        connection.execute("ALTER DATABASE mlflow SET synchronous_commit = off")
     if home.listen:
         for name in ROLES:
             _hand_over(home, name)

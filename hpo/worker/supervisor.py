@@ -1,8 +1,8 @@
 """The supervisor: claims jobs, hands them to trainers, renews leases, gives back what cannot be finished.
 
 Torch-free, and one thread: it owns leases, trainers and everything else here, and nothing that it does grows with the
-work there is. A second thread talks to MLflow (`hpo.recording.recorder`) and posts outcomes to an inbox, a third one
-judges epochs (`hpo.search.pruning`), and a process chooses points (`hpo.worker.suggester`).
+work there is. Two threads talk to MLflow (`hpo.recording.recorder`) and post outcomes to an inbox, another one judges
+epochs (`hpo.search.pruning`), and a process chooses points (`hpo.worker.suggester`).
 """
 
 import logging

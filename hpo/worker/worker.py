@@ -65,7 +65,7 @@ class Worker:
         self._database_url, self._study = database_url, self.row.specification
         # The job's row is locked while Optuna is written: if somebody locks a table of Optuna, the lease must not wait.
         self._store = sampling.storage(database_url, patience=min(LOCK_PATIENCE, settings.lease / 3))
-        self.tracker = Tracker(tracking_uri)  # of the recorder's thread, once that runs
+        self.tracker = Tracker(tracking_uri)  # of the recorder's threads, once they run
         with suppress(TrackingUnavailable):  # it may be away for now
             self.tracker.require_version()
         process = f"{os.getpid()}-{secrets.token_hex(3)}"

@@ -65,14 +65,14 @@ def gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-def save(home: Home, value: int) -> None:
-    with postgres.connect(home, "hpo") as connection:
+def save(home: Home, value: int, database: str = "hpo") -> None:
+    with postgres.connect(home, database) as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS saved (value int)")
         connection.execute("INSERT INTO saved VALUES (%s)", (value,))
 
 
-def saved(home: Home) -> list[int]:
-    with postgres.connect(home, "hpo") as connection:
+def saved(home: Home, database: str = "hpo") -> list[int]:
+    with postgres.connect(home, database) as connection:
         if connection.execute("SELECT to_regclass('saved')").fetchone() == (None,):
             return []
         return [value for (value,) in connection.execute("SELECT value FROM saved ORDER BY value")]
@@ -223,14 +223,17 @@ def test_two_ups_at_once_share_one_pair_that_survives_kill_9_of_everything(tmp_p
 
 
 def test_a_killed_postgres_comes_back_with_every_acknowledged_row(home):
+    with postgres.connect(home, "mlflow") as connection:
+        assert connection.execute("SHOW synchronous_commit").fetchone() == ("off",)
     for value in range(3):
-        save(home, value)
+        save(home, value, "mlflow")
+        save(home, value)  # its commit writes out what MLflow's database has acknowledged before
         victim = postmaster(home)
         victim.kill()
         victim.wait(10)
         home, started = postgres.start(home, silent)
         assert started
-        assert saved(home) == list(range(value + 1))
+        assert saved(home) == saved(home, "mlflow") == list(range(value + 1))
 
 
 def test_a_stale_pid_file_that_names_a_living_process_stops_nobody(home):
