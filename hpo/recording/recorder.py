@@ -200,10 +200,13 @@ class Recorder:
         try:
             self._attempt(queued, key)
         finally:
-            with self._wake:
-                self._retrying.discard(key)
-                self._busy.discard(key)
-                self._wake.notify_all()
+            self._release(key)
+
+    def _release(self, key: Key) -> None:
+        with self._wake:
+            self._retrying.discard(key)
+            self._busy.discard(key)
+            self._wake.notify_all()
 
     def _attempt(self, queued: _Queued, key: Key) -> None:
         job, give_up, attempt = queued.job, queued.give_up, 0
@@ -290,10 +293,13 @@ class Recorder:
         """Send the epochs of running trials to MLflow, and those that count to Optuna; return the number."""
         count = 0
         for job in self._running:
-            current = self._reconciler.queue.job(job.id)
-            if current is None:
-                continue
+            with self._wake:
+                if _key(job) in self._busy:  # its epochs are sent by its task
+                    continue
+                self._busy.add(_key(job))
             try:
+                if (current := self._reconciler.queue.job(job.id)) is None:
+                    continue
                 self._reconciler.update_judged(current)
                 if current.run_id is not None:
                     count += self._reconciler.send_epochs(current, current.run_id)
@@ -304,6 +310,8 @@ class Recorder:
                     self._unsent.add(job.id)
                     log.warning("epochs of %s cannot be shown in MLflow or Optuna: %s", job.title, first_line(error))
                     log.debug("", exc_info=True)
+            finally:
+                self._release(_key(job))
         return count
 
 
