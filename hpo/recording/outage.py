@@ -40,6 +40,7 @@ class Outage:
         Of a database also when another cause comes up: a connection is dropped, for example, and then nothing may be
         written.
         """
+        text = self._words(error)  # asks the database, which may take its time: not while others wait for us
         with self._noting:
             now = time.monotonic()
             if self.text is None:
@@ -54,7 +55,7 @@ class Outage:
                 if self.store_full != isinstance(error, StoreRefuses):
                     self._said_at = float("-inf")
                 self.store_full = isinstance(error, StoreRefuses)
-            self.text = self._words(error)
+            self.text = text
             if now - self._said_at >= REMINDER:
                 self._said_at = now
                 log.warning("%s (%s)", self.text, first_line(error))

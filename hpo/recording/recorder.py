@@ -33,11 +33,11 @@ log = logging.getLogger("hpo")
 
 Task = Callable[[], Outcome | None]
 GiveUp = Callable[[str], Outcome | None]  # ends a job for a reason; itself a task
-Key = tuple[int, int] | None  # a job by its id and fence; None for the worker itself
+Key = int | None  # a job by its id, whichever claim; None for the worker itself
 
 
 def _key(job: Job | None) -> Key:
-    return None if job is None else (job.id, job.fence)
+    return None if job is None else job.id
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +131,8 @@ class Recorder:
     @property
     def idle(self) -> bool:
         """Whether every task that was put is done, and its outcome posted."""
-        return not self._tasks and not self._busy
+        with self._wake:
+            return not self._tasks and not self._busy
 
     def finish(self, timeout: float, *, reconcile: bool) -> bool:
         """Do what is queued and, if asked, reconcile the study; return whether that ended in `timeout` seconds."""
@@ -189,8 +190,8 @@ class Recorder:
     def _next_kept(self, now: float) -> _Kept | None:
         """Return a kept result that is due, its job busy from now on."""
         with self._wake:
-            due = (kept for key, kept in list(self._kept.items()) if now >= kept.due and key not in self._busy)
-            if kept := next(due, None):
+            waiting = (kept for kept in list(self._kept.values()) if _key(kept.job) not in self._busy)
+            if kept := next((kept for kept in waiting if now >= kept.due), None):
                 self._busy.add(_key(kept.job))
             return kept
 
