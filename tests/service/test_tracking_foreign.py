@@ -21,6 +21,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model as MLmodel
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking.request_header.databricks_request_header_provider import DatabricksRequestHeaderProvider
+from mlflow.tracking.request_header.registry import _request_header_provider_registry, resolve_request_headers
 
 from hpo.errors import SettingsError
 from hpo.tracking import foreign
@@ -39,6 +41,27 @@ def unique(length: int) -> str:
 
 def a_run(client: MlflowClient) -> str:
     return str(client.create_run(client.create_experiment(unique(12))).info.run_id)
+
+
+@pytest.mark.parametrize("is_databricks", [True, False])
+def test_only_on_databricks_each_request_asks_for_its_headers(monkeypatch, is_databricks):
+    asked = []
+
+    class Provider(DatabricksRequestHeaderProvider):
+        def in_context(self) -> bool:
+            asked.append(self)
+            return is_databricks
+
+        def request_headers(self) -> dict[str, str]:
+            return {"cluster_id": "7"}
+
+    providers = [Provider(), *_request_header_provider_registry]
+    monkeypatch.setattr(_request_header_provider_registry, "_registry", providers)
+    before = resolve_request_headers()
+    foreign.configure(retries=0)
+    asked.clear()
+    assert resolve_request_headers() == before and "User-Agent" in before
+    assert bool(asked) == is_databricks == ("cluster_id" in before)
 
 
 def test_metrics_and_tags_arrive_as_the_clients_own_call_stores_them(tracker, tracking_uri):
