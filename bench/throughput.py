@@ -1,14 +1,17 @@
 """How many trials a second are recorded, beside Optuna with MLflow's own client: `python bench/throughput.py`.
 
-    python bench/throughput.py [--workers 1 2 4] [--trials 60] [--study 200] [--rival NAME …]
+    python bench/throughput.py [--workers 1 2 4] [--trials 60] [--study 200] [--rival NAME …] [--ray DIR]
 
 Trials without training: each has a curve of 300 epochs and a model of 1 MB. `hpo` is the real worker with one trainer
 process, whose training stops after the first epoch and repeats its scores; all else is real: claims, leases, the model
 packaged and hashed, everything recorded. The rivals are as many processes on the same servers:
 
-- `optuna + mlflow`: `Study.optimize`, the client logs the same curve and table, `mlflow.pytorch.log_model` a pickle;
-- `the same, no model`;
-- `smallest calls`: no search at all; create, curve, params and tags, the files of a model of hpo, end.
+- `optuna`: `Study.optimize`, the client logs the same curve and table, `mlflow.pytorch.log_model` a pickle;
+- `optuna-no-model`: the same without the model;
+- `calls`: no search at all. What hpo has stored of one of its trials is stored again, with the client's own calls;
+- `ray`: Ray Tune with its MLflow callback (`bench/ray_tune.py`), in an environment of its own, made in DIR (default:
+  `hpo-bench-ray` in the temporary folder) at the first call. Two trials a process: the callback sends every score and
+  every figure of Ray's own in a request of its own, 6,000 a trial.
 
 A rate counts from the first trial's end to the last one's, so that no start is in it. CPU seconds are of all processes
 of one kind, from the first trial on. At last `hpo run` trains a real study of 200 trials of 3 epochs, start and end
@@ -20,6 +23,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -33,7 +37,9 @@ from machine import Home, machine, temporary_home, versions
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
-EPOCHS, SCORES = 300, ("train/nmse", "val/nmse", "train/mse", "val/mse")
+EPOCHS, SCORES = 300, ("train/nmse", "val/nmse", "train/mse", "val/mse", "learning_rate", "seconds")  # of an epoch
+RAY_TRIALS = 2  # of each process
+LARGEST_BATCH = 1000  # metrics of one request
 MODEL = {"family": "cnn", "filters": 100, "kernel_size": 3, "dropout": 0.0}  # 1 MB for images of 8 x 8 pixels
 STUDY = """
 [data]
@@ -69,23 +75,33 @@ class Figures:
         return f"| {self.side} | {self.workers} | {self.rate:.2f} | {total:.2f} ({parts}) | {faults} |"
 
 
+class NotMeasured(Exception):
+    """Why a rival cannot run here."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4], help="processes (default 1 2 4)")
     parser.add_argument("--trials", type=int, default=60, help="of each side (default 60)")
     parser.add_argument("--study", type=int, default=200, help="trials of the real study; 0: none (default 200)")
     parser.add_argument("--rival", nargs="*", choices=RIVALS, default=list(RIVALS), help="(default: all)")
+    parser.add_argument("--ray", type=Path, default=Path(tempfile.gettempdir()) / "hpo-bench-ray", metavar="DIR")
     arguments = parser.parse_args()
-    print(f"{machine()}; {versions()}", flush=True)
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(f"{machine()}; {versions()}; load average {load} before", flush=True)
     with temporary_home() as home:
         import cells
 
         data = cells.make(home.folder / "cells", size=8)
         print("| side | processes | trials/s | CPU s a trial | duplicates / unfinished / lost |\n|---|---|---|---|---|")
         for workers in arguments.workers:
-            print(ours(home, data, workers, arguments.trials).row(), flush=True)
+            figures, stored = ours(home, data, workers, arguments.trials)
+            print(figures.row(), flush=True)
             for rival in arguments.rival:
-                print(theirs(home, rival, workers, arguments.trials).row(), flush=True)
+                try:
+                    print(theirs(home, rival, workers, arguments.trials, stored, arguments.ray).row(), flush=True)
+                except NotMeasured as error:
+                    print(f"| {RIVALS[rival]} | {workers} | not measured: {error} | | |", flush=True)
         if arguments.study:
             seconds = real_study(home, data, arguments.study)
             print(f"real study: {arguments.study} trials in {seconds:.0f} s, {arguments.study / seconds:.2f} a second")
@@ -111,7 +127,8 @@ def real_study(home: Home, data: Path, trials: int) -> float:
 # Our side
 
 
-def ours(home: Home, data: Path, workers: int, trials: int) -> Figures:
+def ours(home: Home, data: Path, workers: int, trials: int) -> tuple[Figures, str]:
+    """Return the figures, and the MLflow experiment."""
     from hpo import study
     from hpo.planning import plans
     from hpo.planning.preparation import prepare
@@ -124,9 +141,8 @@ def ours(home: Home, data: Path, workers: int, trials: int) -> Figures:
     tracker = Tracker(home.services.tracking_uri)
     row = plans.plan(prepare(study.load(str(file))), queue, tracker, home.settings, home.services.database_url)
     queue.close()
-    return measure(
-        home, "hpo", workers, trials, row.facts.experiment_id, partial(work, home, row.name, trials // workers)
-    )
+    experiment, task = row.facts.experiment_id, partial(work, home, row.name, trials // workers)
+    return measure(home, "hpo", workers, trials // workers * workers, experiment, task), experiment
 
 
 def work(home: Home, name: str, trials: int, ready: Any, go: Any, used: Any) -> None:
@@ -188,23 +204,56 @@ def be() -> None:
 
 # Their side
 
-RIVALS = {"optuna": "optuna + mlflow", "optuna-no-model": "the same, no model", "calls": "smallest calls"}
+RIVALS = {
+    "optuna": "Optuna, MLflow's client, pickled model",
+    "optuna-no-model": "the same, no model",
+    "calls": "the client's calls that store what hpo does",
+    "ray": "Ray Tune, its MLflow callback, pickled model",
+}
 
 
-def theirs(home: Home, rival: str, workers: int, trials: int) -> Figures:
+def theirs(home: Home, rival: str, workers: int, trials: int, stored: str, ray: Path) -> Figures:
+    """Return the figures of a rival; `stored` is the experiment of hpo. Raise NotMeasured."""
     from mlflow import MlflowClient
 
-    name = f"{rival}-{workers}"
+    name, each = f"{rival}-{workers}", trials // workers
     experiment = MlflowClient(home.services.tracking_uri).create_experiment(name)
-    task = partial(compete, home, rival, name, experiment, trials // workers)
-    return measure(home, RIVALS[rival], workers, trials // workers * workers, experiment, task)
+    task: Callable[[Any, Any, Any], None]
+    if rival == "ray":
+        import ray_tune
+
+        trials = RAY_TRIALS * workers
+        python = ray_tune.environment(ray)
+        if isinstance(python, str):
+            raise NotMeasured(python)
+        task = partial(ray_tune.tune, home, python, name, trials, workers)
+        return measure(home, RIVALS[rival], workers, trials, experiment, task, processes=1)
+    if rival == "calls":
+        task = partial(store_again, home, stored, experiment, each)
+    else:
+        task = partial(optimise, home, name, experiment, each, rival == "optuna")
+    return measure(home, RIVALS[rival], workers, each * workers, experiment, task)
 
 
-def compete(home: Home, rival: str, name: str, experiment: str, trials: int, ready: Any, go: Any, used: Any) -> None:
-    """Record so many trials in one process."""
+def client_of(home: Home) -> Any:
+    """Return MLflow's own client, and nothing of what it and Optuna say."""
     import logging
     import warnings
 
+    import mlflow
+    import optuna
+
+    warnings.simplefilter("ignore")
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    mlflow.set_tracking_uri(home.services.tracking_uri)
+    return mlflow.MlflowClient()
+
+
+def optimise(
+    home: Home, name: str, experiment: str, trials: int, with_model: bool, ready: Any, go: Any, used: Any
+) -> None:
+    """Be one process of Optuna's for so many trials."""
     import mlflow
     import mlflow.pytorch
     import optuna
@@ -213,38 +262,28 @@ def compete(home: Home, rival: str, name: str, experiment: str, trials: int, rea
 
     from models import networks, specs
 
-    warnings.simplefilter("ignore")
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)
-    mlflow.set_tracking_uri(home.services.tracking_uri)
-    client, network = mlflow.MlflowClient(), networks.build(specs.from_dict(MODEL), (1, 8, 8), 9)
-    folder = home.folder / f"{name}-{os.getpid()}"
-    files(folder)
-    requirements = [f"{package}=={version.partition('+')[0]}" for package, version in (("torch", torch.__version__),)]
+    client, network = client_of(home), networks.build(specs.from_dict(MODEL), (1, 8, 8), 9)
+    table = home.folder / f"{name}-{os.getpid()}" / "validation.csv"
+    table.parent.mkdir()
+    table.write_text("\n".join([",".join(["1.2345678"] * 19)] * 9))
+    requirements = [f"torch=={torch.__version__.partition('+')[0]}"]
 
-    def record(number: int, rate: float, model: str) -> None:
-        now = time.time_ns() // 1_000_000
-        run = client.create_run(
-            experiment, tags={"hpo.key": f"{os.getpid()}/{number}", "hpo.kind": "trial"}
-        ).info.run_id
+    def objective(trial: optuna.Trial) -> float:
+        rate, now = trial.suggest_float("learning_rate", 1e-4, 1e-2), time.time_ns() // 1_000_000
+        words = {"hpo.key": f"{os.getpid()}/{trial.number}", "hpo.kind": "trial"}
+        run = client.create_run(experiment, tags=words).info.run_id
         curve = [Metric(score, 0.5, now, epoch) for epoch in range(1, EPOCHS + 1) for score in SCORES]
         params = [Param(f"p{index}", str(rate)) for index in range(20)]
-        client.log_batch(run, metrics=curve, params=params, tags=[RunTag(f"t{index}", "x") for index in range(15)])
-        if model == "files":
-            client.log_artifacts(run, str(folder))
-        else:
-            client.log_artifact(run, str(folder / "validation.csv"), "predictions")
-        if model == "pickle":
+        client.log_batch(run, params=params, tags=[RunTag(f"t{index}", "x") for index in range(15)])
+        log_metrics(client, run, curve)
+        client.log_artifact(run, str(table), "predictions")
+        if with_model:
             with mlflow.start_run(run_id=run):
                 mlflow.pytorch.log_model(
                     network, name="model", pip_requirements=requirements, serialization_format="pickle"
                 )
         client.set_terminated(run)
-
-    def objective(trial: optuna.Trial) -> float:
-        rate = trial.suggest_float("learning_rate", 1e-4, 1e-2)
-        record(trial.number, rate, "pickle" if rival == "optuna" else "none")
         return rate
 
     storage = optuna.storages.RDBStorage(home.services.database_url.replace("postgresql://", "postgresql+psycopg://"))
@@ -253,49 +292,81 @@ def compete(home: Home, rival: str, name: str, experiment: str, trials: int, rea
     ready.release()
     go.wait()
     begin = cpu(psutil.Process())
-    if rival == "calls":
-        for number in range(trials):
-            record(number, 1e-3, "files")
-    else:
-        search.optimize(objective, n_trials=trials)
+    search.optimize(objective, n_trials=trials)
     used["client"] = cpu(psutil.Process()) - begin
 
 
-def files(folder: Path) -> None:
-    """Write the files of a trial of hpo: a model of 1 MB in both forms, and its table."""
-    import numpy as np
-    import torch
+def store_again(home: Home, stored: str, experiment: str, trials: int, ready: Any, go: Any, used: Any) -> None:
+    """Store a trial of the experiment `stored` so many times, with as few of the client's own calls as it takes."""
+    from mlflow.entities import LoggedModelOutput, Param, RunTag
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    from hpo.worker.packaging import package
-    from models import networks, specs
-    from models.regressor import Regressor
+    client = client_of(home)
+    run = client.search_runs([stored], "tags.`hpo.kind` = 'trial' AND attributes.status = 'FINISHED'", max_results=1)[0]
+    (model,) = client.search_logged_models([stored], f"source_run_id = '{run.info.run_id}'")
+    params = [Param(*param) for param in run.data.params.items()]
+    words = {tag: value for tag, value in run.data.tags.items() if tag.startswith("hpo.")}
+    words["mlflow.note.content"] = run.data.tags["mlflow.note.content"]
+    tags = [RunTag(*tag) for tag in words.items()]
+    metrics = [point for name in run.data.metrics for point in client.get_metric_history(run.info.run_id, name)]
+    files, table = (home.folder / f"{experiment}-{os.getpid()}-{what}" for what in ("model", "table"))
+    for folder in (files, table):
+        folder.mkdir()
+    get_artifact_repository(model.artifact_location).download_artifacts("", str(files))
+    client.download_artifacts(run.info.run_id, "predictions", str(table))
 
-    network = networks.build(specs.from_dict(MODEL), (1, 8, 8), 9)
-    images = np.zeros((2, 1, 8, 8), np.float32)
-    names = [f"C{index}" for index in range(9)]
-    regressor = Regressor(network, torch.zeros(9), torch.ones(9))
-    package(folder, regressor, spec=MODEL, image_shape=(1, 8, 8), target_names=names, unit="GPa", example_images=images)
-    (folder / "validation.csv").write_text("\n".join([",".join(["1.2345678"] * 19)] * 9))
+    def record(number: int) -> None:
+        key = {"hpo.key": f"{os.getpid()}/{number}", "hpo.kind": "trial"}
+        run_id = client.create_run(experiment, run_name=run.info.run_name, tags=key).info.run_id
+        client.log_batch(run_id, params=params, tags=[tag for tag in tags if tag.key not in key])
+        client.log_inputs(run_id, run.inputs.dataset_inputs)
+        copy = client.create_logged_model(experiment, model.name, source_run_id=run_id, tags=model.tags)
+        client.log_model_artifacts(copy.model_id, str(files))
+        client.finalize_logged_model(copy.model_id, "READY")
+        client.log_outputs(run_id, [LoggedModelOutput(copy.model_id, step=0)])
+        client.log_artifacts(run_id, str(table))
+        log_metrics(client, run_id, metrics)
+        client.set_terminated(run_id)
+
+    ready.release()
+    go.wait()
+    begin = cpu(psutil.Process())
+    for number in range(trials):
+        record(number)
+    used["client"] = cpu(psutil.Process()) - begin
+
+
+def log_metrics(client: Any, run_id: str, metrics: list[Any]) -> None:
+    """Log metrics in as few calls as take them."""
+    for start in range(0, len(metrics), LARGEST_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + LARGEST_BATCH])
 
 
 # Measuring
 
 
 def measure(
-    home: Home, side: str, workers: int, trials: int, experiment: str, task: Callable[[Any, Any, Any], None]
+    home: Home,
+    side: str,
+    workers: int,
+    trials: int,
+    experiment: str,
+    task: Callable[[Any, Any, Any], None],
+    *,
+    processes: int | None = None,
 ) -> Figures:
-    """Run `task` in so many processes at once; return what the servers say of the experiment afterwards."""
+    """Run `task` in `workers` processes at once, or `processes`; return what MLflow says of the experiment then."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
-        ready, go, used = context.Semaphore(0), context.Event(), [manager.dict() for _ in range(workers)]
-        processes = [context.Process(target=task, args=(ready, go, usage)) for usage in used]
-        for process in processes:
+        ready, go, used = context.Semaphore(0), context.Event(), [manager.dict() for _ in range(processes or workers)]
+        running = [context.Process(target=task, args=(ready, go, usage)) for usage in used]
+        for process in running:
             process.start()
-        for _ in processes:
+        for _ in running:
             ready.acquire()
         before = services_cpu(home)
         go.set()
-        for process in processes:
+        for process in running:
             process.join()
             if process.exitcode:
                 raise SystemExit(f"a process of {side} failed: exit {process.exitcode}")
@@ -321,7 +392,7 @@ def result(home: Home, experiment: str, trials: int) -> tuple[list[int], dict[st
     client = MlflowClient(home.services.tracking_uri)
     runs = client.search_runs([experiment], "tags.`hpo.kind` = 'trial'", max_results=10_000)
     finished = [run for run in runs if run.info.status == "FINISHED"]
-    distinct = {run.data.tags["hpo.key"] for run in finished}
+    distinct = {run.data.tags.get("hpo.key", run.data.tags.get("trial_name")) for run in finished}
     faults = {"duplicates": len(finished) - len(distinct), "unfinished": len(runs) - len(finished)}
     return sorted(run.info.end_time for run in finished), faults | {"lost": trials - len(distinct)}
 
