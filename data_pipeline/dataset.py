@@ -19,6 +19,7 @@ from data_pipeline.components import COMPONENTS, SYMMETRIES
 from data_pipeline.dataset_keys import UNSTATED, Layout
 from data_pipeline.description import UNKNOWN_UNIT, Description
 from data_pipeline.errors import DatasetError
+from data_pipeline.lineage import Earlier, line, places, relabelled
 from data_pipeline.messages import counted
 from data_pipeline.parts import SplitProblem, extending
 from data_pipeline.phase import Phase
@@ -50,6 +51,7 @@ class Dataset:
     groups: tuple[str, ...] | None = None  # of each image
     inputs: np.ndarray | None = None  # (n, m) float64, numbers beside the images
     input_names: tuple[str, ...] = ()  # m
+    earlier: tuple[Earlier, ...] = ()  # the data sets that it extends, the oldest first, if their labels stay
 
     @property
     def name(self) -> str:
@@ -281,7 +283,26 @@ def _extended(understood: Understanding, image_size: int | None) -> Understandin
         return replace(understood, dataset=None)
     count = len(data.images) - len(earlier.images)
     notes.remarks.append(f"extends {earlier.name}: its split stays, {count} images are new")
-    return replace(understood, dataset=replace(data, given_split=parts))
+    return replace(
+        understood,
+        dataset=replace(data, given_split=parts, earlier=_line(data, earlier, places(keys, earlier_keys), notes)),
+    )
+
+
+def _line(data: Dataset, earlier: Dataset, images: np.ndarray, notes: Notes) -> tuple[Earlier, ...]:
+    """Return the data sets that this one extends, the oldest first; none if models of both cannot be compared.
+
+    `images` (m,): of each image of the earlier one its index here.
+    """
+    if data.target_names != earlier.target_names:
+        other = "it has other targets"
+    elif count := relabelled(data.targets[images], earlier.targets, earlier.split):
+        other = f"{counted(count, 'image')} outside the test split {'has' if count == 1 else 'have'} other labels there"
+    else:
+        own = Earlier(name=earlier.name, digest=earlier.digest, split=earlier.split.digest, images=images)
+        return line(own, earlier.earlier)
+    notes.remarks.append(f"models of {earlier.name} are not compared with those of this data set: {other}")
+    return ()
 
 
 def _check_line(folder: Path) -> None:

@@ -9,7 +9,7 @@ import re
 import struct
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from data_pipeline.dataset import Dataset, scaled
 from data_pipeline.description import Description
 from data_pipeline.errors import DatasetError
 from data_pipeline.files import write_atomically
+from data_pipeline.lineage import Earlier
 from data_pipeline.pixels import LARGEST_TOTAL
 from data_pipeline.split import Split
 from data_pipeline.symmetry import is_order
@@ -29,7 +30,7 @@ _ZIP_END = struct.Struct("<4s4H2IH")  # of a zip file without a comment
 
 def save_npz(dataset: Dataset, path: Path) -> None:
     """Write the data set as one file (no pickle), whole or not at all."""
-    facts = {
+    facts: dict[str, Any] = {
         "target_names": dataset.target_names,
         "unit": dataset.unit,
         "names": dataset.names,
@@ -40,6 +41,8 @@ def save_npz(dataset: Dataset, path: Path) -> None:
         facts["split"] = {name: getattr(dataset.given_split, name).tolist() for name in _SIDES}
     if dataset.groups is not None:
         facts["groups"] = dataset.groups
+    if dataset.earlier:
+        facts["earlier"] = [earlier.to_dict() for earlier in dataset.earlier]
     arrays = {"pixels": dataset.pixels(), "targets": dataset.targets.astype("<f8")}
     if dataset.inputs is not None:
         facts["input_names"] = dataset.input_names
@@ -150,6 +153,7 @@ def _dataset(pixels: np.ndarray, targets: np.ndarray, text: str, inputs: np.ndar
         symmetries={name: tuple(order) for name, order in facts["symmetries"].items()},
         given_split=_split(facts["split"], n) if "split" in facts else None,
         groups=None if groups is None else tuple(groups),
+        earlier=tuple(Earlier.from_dict(values, n) for values in facts.get("earlier", ())),
     )
 
 

@@ -26,7 +26,7 @@ from hpo.planning.physics import check_physics, constants
 from hpo.planning.starts import Start, check_starts
 from hpo.queue import StudyRow
 from hpo.study import Study
-from hpo.study.records import DataFacts, StudyFacts, TrialSpec, WeightsFile
+from hpo.study.records import DataFacts, DataVersion, StudyFacts, TrialSpec, WeightsFile
 from hpo.text import point_text
 from hpo.tracking import experiments, foreign
 from models import metrics, sizes, specs
@@ -69,6 +69,7 @@ class Plan:
                 unit=data.unit,
                 target_names=data.target_names,
                 inputs=data.input_names or None,
+                earlier=_versions(data) or None,
                 image_shape=data.images.shape[1:],
                 phases=constants(data),
                 sizes=(len(self.split.train), len(self.split.validation), len(self.split.test)),
@@ -116,6 +117,11 @@ class Plan:
             (what, study.trial_spec(self.study, self.identity, self.facts, point, config=None))
             for what, point in points
         ]
+
+
+def _versions(data: Dataset) -> tuple[DataVersion, ...]:
+    """Return the data sets that this one extends, the oldest first."""
+    return tuple(DataVersion(name=one.name, digest=one.digest, split=one.split) for one in data.earlier)
 
 
 def prepare(

@@ -77,6 +77,8 @@ class TrialResult(Record):
     device: str | None = None  # if not the CPU
     training: Scores | None = None  # of a refit: on the images that it was trained on
     images: int | None = None  # it was trained on, if not all of the training split
+    # NMSE on the validation images of each data set that its data set extends, by DataVersion.key.
+    common: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -194,6 +194,7 @@ class Tasks:
             device=trained.device,
             training=trained.training,
             images=trained.images,
+            common=trained.common,
         )
         queue.end(job, State.DONE, result=result)
         crash.at("recorded")

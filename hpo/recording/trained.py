@@ -26,3 +26,4 @@ class Trained:
     device: str | None  # the GPU it was trained on; None for the CPU
     training: Scores | None = None  # of a refit, whose others are means over the folds
     images: int | None = None  # it was trained on; None for all of the training split
+    common: dict[str, float] | None = None  # NMSE on the validation images of earlier data sets, by DataVersion.key

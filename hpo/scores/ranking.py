@@ -130,7 +130,15 @@ def refit_of(folds: Sequence[Job]) -> Refit:
         mse=statistics.fmean(result.best_val_mse for result in results),
         deviation=deviation or 0.0,
         validation=mean_of([result.validation for result in results]),
+        common=_mean_common(results),
     )
+
+
+def _mean_common(results: Sequence[TrialResult]) -> dict[str, float] | None:
+    """Return the mean NMSE of the folds on the images of each earlier data set; None without one."""
+    scores = [result.common or {} for result in results]
+    keys = [key for key in scores[0] if all(key in fold for fold in scores)]
+    return {key: statistics.fmean(fold[key] for fold in scores) for key in keys} or None
 
 
 def incomplete(repeats: Sequence[Job]) -> str:

@@ -79,6 +79,7 @@ class Refit(Record):
     mse: float  # likewise, unit²
     deviation: float  # of the folds' NMSE
     validation: Scores  # means over the folds
+    common: dict[str, float] | None = None  # means over the folds, see hpo.queue.records.TrialResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +137,28 @@ class TrialSpec(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFacts(Record):
-    """The data set of a study."""
+class DataVersion(Record):
+    """A data set with its split; it may grow into another one."""
 
     name: str
     digest: str  # of pixels and labels
     split: str  # digest of the split
+
+    @property
+    def key(self) -> str:
+        """What scores on its images are stored under."""
+        return version_key(self.digest, self.split)
+
+
+def version_key(digest: str, split: str) -> str:
+    """Return what tells a data set with its split from others."""
+    return f"{digest[:16]}.{split[:16]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts(DataVersion):
+    """The data set of a study."""
+
     unit: str  # of the targets
     target_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # channels, height, width
@@ -151,6 +168,7 @@ class DataFacts(Record):
     phases: Phases | None = None
     sha256: str | None = None  # of the file at the study's run
     inputs: tuple[str, ...] | None = None  # names of the numbers beside the images
+    earlier: tuple[DataVersion, ...] | None = None  # the data sets that it extends, the oldest first
 
     @property
     def uri(self) -> str:

@@ -14,6 +14,7 @@ from data_pipeline.dataset import Dataset
 from hpo import crash
 from hpo.files import sha256_of, sha256_of_files
 from hpo.recording.trained import FINISHED, Trained
+from hpo.study.records import version_key
 from hpo.text import for_markdown, in_unit_text
 from hpo.worker import inputs, protocol, trained_on
 from hpo.worker.channel import Send, signs_of_life
@@ -196,4 +197,20 @@ def _package(request: protocol.Train, run: training.Training, dataset: Dataset, 
         files=files | {predictions.name: sha256_of(predictions)},
         device=f"cuda: {gpu}" if gpu else None,
         images=len(share) if "share" in request.spec.point | request.spec.training else None,
+        common=_common(dataset, predicted) if refit is None else refit.common,
     )
+
+
+def _common(dataset: Dataset, predicted: np.ndarray) -> dict[str, float] | None:
+    """Return the NMSE of predictions of the validation split (n, k) on those images that each earlier data set has.
+
+    The variance is that of the training labels that it has. None if there is no earlier data set.
+    """
+    parts, scores = dataset.split, dict[str, float]()
+    for earlier in dataset.earlier:
+        own, learned = earlier.within(parts.validation), dataset.targets[earlier.within(parts.train)]
+        if len(own):
+            chosen, variance = np.isin(parts.validation, own), metrics.moments(learned)[1]
+            nmse = metrics.scores(predicted[chosen], dataset.targets[own], train_variance=variance).nmse
+            scores |= {} if nmse is None else {version_key(earlier.digest, earlier.split): nmse}
+    return scores or None

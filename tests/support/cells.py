@@ -36,8 +36,8 @@ poisson_ratio = 0.22
 """
 
 
-def make(folder: Path, *, count: int = 60, size: int = 16, seed: int = 0) -> Path:
-    """Write `count` smoothed random cells in the course's form, labels in GPa."""
+def make(folder: Path, *, count: int = 60, size: int = 16, seed: int = 0, extends: str = "") -> Path:
+    """Write `count` smoothed random cells in the course's form, labels in GPa. A smaller set has the first ones."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     phases = {"matrix": Phase(3.5, 0.35), "inclusion": Phase(70.0, 0.22)}
@@ -49,7 +49,9 @@ def make(folder: Path, *, count: int = 60, size: int = 16, seed: int = 0) -> Pat
         numbers = vector(homogenize(image, **phases, subdivisions=1))
         rows.append(",".join([str(index + 1), *(repr(float(number)) for number in numbers)]))
     (folder / f"1-{count}_Cij_pbc.csv").write_text("\n".join(rows) + "\n")
-    (folder / "dataset.toml").write_text('name = "tiny"\nunit = "GPa"\n')
+    (folder / "dataset.toml").write_text(
+        'name = "tiny"\nunit = "GPa"\n' + (f'extends = "{extends}"\n' if extends else "")
+    )
     return folder
 
 

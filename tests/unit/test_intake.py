@@ -145,6 +145,49 @@ def test_a_data_set_that_grows_twice_keeps_the_split_of_both(tmp_path):
             assert names < {later.names[index] for index in getattr(later.split, part)}
 
 
+def grown(folder, name, count, *, extends="", labels=None, target="k"):
+    """A data set of the first `count` of 60 images."""
+    (folder := folder / name).mkdir()
+    folders.pictures(folder, [f"a{row}.bmp" for row in range(count)], folders.cells(60, seed=5)[:count] * 255)
+    values = {row: row + 1 for row in range(count)} | (labels or {})
+    (folder / "k.tsv").write_text(f"name\t{target}\n" + "".join(f"a{row}\t{values[row]}e-15\n" for row in values))
+    write(folder, f'extends = "../{extends}"' if extends else "")
+    return good(folder)
+
+
+def test_a_data_set_that_grew_twice_names_the_images_of_both(tmp_path):
+    first, second, third = (
+        grown(tmp_path, str(number), count, extends=str(number - 1) if number else "").dataset
+        for number, count in enumerate((24, 40, 60))
+    )
+    save_npz(third, tmp_path / "prepared.npz")
+    for data in (third, load_npz(tmp_path / "prepared.npz")):
+        assert [(one.digest, one.split) for one in data.earlier] == [
+            (before.digest, before.split.digest) for before in (first, second)
+        ]
+        for one, before in zip(data.earlier, (first, second), strict=True):
+            assert [data.names[index] for index in one.images] == list(before.names)
+            for part in ("train", "validation", "test"):
+                own = {before.names[index] for index in getattr(before.split, part)}
+                assert {data.names[index] for index in one.within(getattr(data.split, part))} == own
+    assert third.digest == dataclasses.replace(third, earlier=()).digest and not first.earlier
+
+
+def test_models_are_not_compared_once_labels_or_targets_have_changed(tmp_path):
+    first = grown(tmp_path, "0", 24).dataset
+    trained, tested = int(first.split.train[0]), int(first.split.test[0])
+    assert grown(tmp_path, "1", 40, extends="0", labels={tested: 100}).dataset.earlier
+    corrected = grown(tmp_path, "2", 40, extends="0", labels={trained: 100})
+    other = grown(tmp_path, "3", 40, extends="0", target="c")
+    for understood, reason in (
+        (corrected, "1 image outside the test split has other labels there"),
+        (other, "it has other targets"),
+    ):
+        assert understood.dataset.earlier == ()
+        said = f"models of 0 are not compared with those of this data set: {reason}"
+        assert said in understood.notes.remarks
+
+
 def test_the_split_travels_with_the_data(tmp_path):
     folders.simulations(tmp_path)
     data = load(tmp_path)
