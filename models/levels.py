@@ -1,5 +1,7 @@
 """Grey values that a model takes: those on the scale that it was trained on."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +22,12 @@ def contrast(images: np.ndarray) -> float:
     are."""
     spans = images.max(axis=(1, 2, 3)) - images.min(axis=(1, 2, 3))
     return float(spans[spans > 0].min()) if (spans > 0).any() else 0.0
+
+
+def levels_of(images: Sequence[np.ndarray]) -> tuple[Levels, float]:
+    """Return the lowest and the highest grey value of the splits' images, and the lower of their contrasts."""
+    levels = min(float(part.min()) for part in images), max(float(part.max()) for part in images)
+    return levels, min(filter(None, map(contrast, images)), default=0.0)
 
 
 def check(images: Tensor, levels: Levels, least: float) -> None:

@@ -3,11 +3,13 @@
 from torch import nn
 
 from models.cnn import ConvNet
+from models.descriptor_net import DescriptorNet
 from models.sizes import check_image
 from models.specs import (
     BY_DATA,
+    BY_DATA_KEYS,
     INDEPENDENT,
-    ConvSpec,
+    DescriptorsSpec,
     ModelSpec,
     SpecError,
     StagesSpec,
@@ -18,7 +20,7 @@ from models.specs import (
 from models.stages import StageNet
 from models.transfer import TransferNet
 
-Network = ConvNet | TransferNet | StageNet
+Network = ConvNet | TransferNet | StageNet | DescriptorNet
 
 
 def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int = 0) -> Network:
@@ -30,10 +32,13 @@ def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_
     small for the poolings.
     """
     check_image(spec, image_shape)
-    if isinstance(spec, ConvSpec) and spec.padding == BY_DATA:
-        raise SpecError(f"model.padding = '{BY_DATA}' stands for what the data say: expected that in its place.")
+    for key in BY_DATA_KEYS:
+        if getattr(spec, key, None) == BY_DATA:
+            raise SpecError(f"model.{key} = '{BY_DATA}' stands for what the data say: expected that in its place.")
     if isinstance(spec, TransferSpec):
         return TransferNet(spec, n_targets, n_inputs)
+    if isinstance(spec, DescriptorsSpec):
+        return DescriptorNet(spec, image_shape, n_targets, n_inputs)
     if isinstance(spec, StagesSpec):
         return StageNet(spec, image_shape, INDEPENDENT if physical(spec) else n_targets, n_inputs)
     return ConvNet(layout(spec), image_shape, n_targets, n_inputs)

@@ -72,11 +72,12 @@ def move_average(averages: dict[str, Tensor], weights: dict[str, Tensor], *, dec
 def changing_tensors(network: nn.Module) -> dict[str, Tensor]:
     """Return the parameters and buffers of the modules that are trained.
 
-    The averages of a batch-norm change along with its weights; those of a frozen one do not.
+    The averages of a batch-norm change along with its weights; those of a frozen one do not. Of a network without
+    trained parameters all are returned: it is fitted.
     """
     trained = {name.rpartition(".")[0] for name, values in network.named_parameters() if values.requires_grad}
     return {
         name: tensor.detach()
         for name, tensor in network.state_dict(keep_vars=True).items()
-        if name.rpartition(".")[0] in trained
+        if not trained or name.rpartition(".")[0] in trained
     }

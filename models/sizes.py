@@ -9,6 +9,7 @@ from models.backbones import BACKBONES
 from models.specs import (
     HEAD_UNITS,
     INDEPENDENT,
+    DescriptorsSpec,
     ModelSpec,
     SpecError,
     StagesSpec,
@@ -20,7 +21,10 @@ from models.specs import (
     wraps,
 )
 
-SMALLEST = {"baseline": 10, "cnn": 4, "transfer": 32}  # pixels a side: one is left after the last pooling
+# pixels a side: one is left after the last pooling; of descriptors, a pixel with all its neighbours
+SMALLEST = {"baseline": 10, "cnn": 4, "transfer": 32, "descriptors": 3}
+
+PATTERNS = 10  # local binary patterns of eight neighbours, alike in every position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,8 @@ def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_i
         return _transfer_size(spec, image_shape, n_targets, n_inputs)
     if isinstance(spec, StagesSpec):
         return _stages_size(spec, image_shape, INDEPENDENT if physical(spec) else n_targets, n_inputs)
+    if isinstance(spec, DescriptorsSpec):
+        return _descriptors_size(spec, image_shape, n_targets, n_inputs)
     layers = layout(spec)
     channels, height, width = image_shape
     parameters, multiply_adds = 0, 0
@@ -81,6 +87,36 @@ def _stages_size(spec: StagesSpec, image_shape: tuple[int, int, int], n_targets:
     head = _dense(inputs, *[spec.head] if spec.head else [], n_targets)
     parameters, multiply_adds = parameters + head.parameters, multiply_adds + head.multiply_adds
     return Size(parameters=parameters, trainable=parameters, multiply_adds=multiply_adds)
+
+
+def reach(spec: DescriptorsSpec, image_shape: Sequence[int]) -> int:
+    """Return the longest vector of the two-point statistics, and segment of the lineal path, in pixels."""
+    return min(spec.reach, min(image_shape[-2:]) // 2)
+
+
+def lengths(longest: int) -> tuple[int, ...]:
+    """Return the lengths of the lineal path's segments in pixels: 2, 4, 8, … up to the longest."""
+    return tuple(2**power for power in range(1, longest.bit_length()))
+
+
+def plain_count(spec: DescriptorsSpec, image_shape: tuple[int, int, int]) -> int:
+    """Return how many descriptors an image has, but for the two-point statistics."""
+    paths = 4 * len(lengths(reach(spec, image_shape))) * spec.lineal_path
+    return image_shape[0] * (3 + paths + 4 * spec.chords + 3 * spec.grey + PATTERNS * spec.patterns)
+
+
+def _descriptors_size(spec: DescriptorsSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int) -> Size:
+    """Return how many numbers a fit finds, and what descriptors and regressor cost: about one FFT, and a few dozen
+    operations a pixel."""
+    features = plain_count(spec, image_shape) + spec.components * spec.two_point + n_inputs
+    if spec.regressor == "ridge":
+        parameters = (features + 1) * n_targets
+    elif spec.regressor == "trees":
+        parameters = n_targets * (1 + spec.trees * (3 * 2**spec.tree_depth - 2))
+    else:
+        parameters = spec.images * (features + n_targets)
+    pixels = math.prod(image_shape)
+    return Size(parameters=parameters, trainable=0, multiply_adds=parameters + 100 * pixels)
 
 
 def _dense(*units: int) -> Size:

@@ -71,6 +71,7 @@ INDEPENDENT = 6  # numbers that determine the stiffness of an extruded two-phase
 # What the data decide: a padding is circular if their images wrap around, else reflect; the augmentation is symmetry if
 # they say how flips change the targets, else shift if their images wrap around, else none.
 BY_DATA = "data"
+BY_DATA_KEYS = {"padding": ("circular", "reflect"), "edges": ("periodic", "open")}  # of a model: if they do, if not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,31 @@ class ConvSpec(_Stages):
 
 
 StagesSpec = PeriodicSpec | ConvSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescriptorsSpec:
+    """Descriptors of the image (models/descriptors.py), and a classical regressor that is fitted to them."""
+
+    regressor: str = field(default="ridge", metadata={"options": ("ridge", "gaussian-process", "trees")})
+    # Which descriptors there are beside the mean grey value of each channel, its square and its cube:
+    two_point: bool = True  # principal components of the two-point statistics
+    lineal_path: bool = True
+    chords: bool = True  # mean chord lengths
+    grey: bool = False  # deviation, skewness and kurtosis of the grey values
+    patterns: bool = False  # local binary patterns
+    components: int = field(default=20, metadata={"low": 1, "high": 500})  # of the two-point statistics
+    reach: int = field(default=32, metadata={"low": 1, "high": 64})  # pixels; at most half a side
+    # whether images wrap around beyond their edges
+    edges: str = field(default=BY_DATA, metadata={"options": (BY_DATA, "periodic", "open")})
+    # ridge's penalty, the Gaussian process's variance of noise, the trees' penalty of leaves; of standardised targets
+    alpha: float = field(default=1e-2, metadata={"above": 0.0})
+    kernel: str = field(default="matern-5/2", metadata={"options": ("rbf", "matern-3/2", "matern-5/2")})
+    length: float = field(default=2.0, metadata={"above": 0.0})  # of the kernel, in root mean square distances
+    images: int = field(default=1000, metadata={"low": 2, "high": 5000})  # at most, to which a process is fitted
+    trees: int = field(default=200, metadata={"low": 1, "high": 1000})  # of each target
+    tree_depth: int = field(default=3, metadata={"low": 1, "high": 6})
+    shrinkage: float = field(default=0.1, metadata={"above": 0.0, "high": 1.0})  # of each tree's part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +175,14 @@ DISTORTIONS = ("rotation", "crop", "brightness", "noise")
 ADAM_BETAS = (0.9, 0.999)  # decay of the mean and of the square
 ADAM_EPSILON = 1e-7  # as in the source study's framework; PyTorch's own default is 1e-8
 
-ModelSpec = BaselineSpec | CnnSpec | TransferSpec | PeriodicSpec | ConvSpec
+ModelSpec = BaselineSpec | CnnSpec | TransferSpec | PeriodicSpec | ConvSpec | DescriptorsSpec
 FAMILIES: dict[str, type[ModelSpec]] = {
     "baseline": BaselineSpec,
     "cnn": CnnSpec,
     "transfer": TransferSpec,
     "periodic": PeriodicSpec,
     "conv": ConvSpec,
+    "descriptors": DescriptorsSpec,
 }
 
 
@@ -222,7 +249,8 @@ def wraps(spec: ModelSpec) -> bool:
 
 def needs_periodic_images(model: ModelSpec, training: TrainingSpec) -> bool:
     """Return whether images that do not wrap around make no sense to this training."""
-    return wraps(model) or training.augmentation == "shift"
+    is_periodic = wraps(model) or (isinstance(model, DescriptorsSpec) and model.edges == "periodic")
+    return is_periodic or training.augmentation == "shift"
 
 
 def needs_symmetries(model: ModelSpec, training: TrainingSpec) -> bool:
@@ -237,6 +265,8 @@ def distorts(training: TrainingSpec) -> list[str]:
 
 def check_together(model: ModelSpec, training: TrainingSpec) -> None:
     """Raise SpecError if this model cannot be trained in this way."""
+    if isinstance(model, DescriptorsSpec):
+        _check_fit(training)
     changes = ["augmentation"] * (training.augmentation != "none") + distorts(training)
     if changes and isinstance(model, TransferSpec) and model.trainable == "head":
         raise SpecError(
@@ -247,6 +277,24 @@ def check_together(model: ModelSpec, training: TrainingSpec) -> None:
         raise SpecError(
             f"training: {', '.join(changes)}: model.physics computes with the phases of each pixel: expected images "
             'that stay as they are, or model.physics = "none".'
+        )
+
+
+FIT_KEYS = ("epochs", "share", "threads")  # settings that a fit has
+
+
+def training_defaults(family: object) -> dict[str, Any]:
+    """Return the training settings of a model family that differ from the protocol's: a fit is one epoch."""
+    return {"epochs": 1} if family == "descriptors" else {}
+
+
+def _check_fit(training: TrainingSpec) -> None:
+    """Raise SpecError if the training has settings that a fit does not know."""
+    wrong = [f.name for f in fields(TrainingSpec) if f.name not in FIT_KEYS and getattr(training, f.name) != f.default]
+    if wrong or training.epochs != 1:
+        raise SpecError(
+            f"training: {', '.join(wrong or ['epochs'])}: model.family = 'descriptors' is fitted once, not trained: "
+            f"expected none but epochs = 1, share and threads."
         )
 
 

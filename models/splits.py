@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models import metrics
 from models.distortion import Distortion
-from models.specs import SpecError, TrainingSpec, distorts
+from models.specs import BY_DATA, SpecError, TrainingSpec, distorts
 from models.symmetry import Augmentation, Element
 from models.windows import WindowBatch, Windows
 
@@ -63,6 +63,16 @@ def _check_inputs(name: str, inputs: np.ndarray | None, count: int, width: int |
         raise SpecError(f"{name} split: expected inputs of {count} images, as in the training split, found {shape}.")
     if inputs is not None and not np.isfinite(inputs).all():
         raise SpecError(f"{name} split: expected finite inputs, found NaN or infinity.")
+
+
+def check_augmentation(training: TrainingSpec, *, periodic: bool) -> None:
+    """Raise SpecError if the images cannot be moved so."""
+    if training.augmentation == BY_DATA:
+        raise SpecError(
+            f"training.augmentation = '{BY_DATA}' stands for what the data say: expected that in its place."
+        )
+    if training.augmentation == "shift" and not periodic:
+        raise SpecError("training.augmentation = 'shift': expected images that wrap around.")
 
 
 @dataclass(frozen=True)

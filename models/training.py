@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import Snapshots, State
-from models.levels import contrast
+from models.descriptor_net import DescriptorNet
+from models.levels import levels_of
 from models.networks import Network, build
 from models.optimisation import adam, changing_tensors, move_average, schedule
 from models.physics import Phases, Physics
@@ -22,7 +23,6 @@ from models.regressor import Regressor
 from models.scalars import Ranges
 from models.sizes import check_batches, least_batch
 from models.specs import (
-    BY_DATA,
     ModelSpec,
     SpecError,
     TrainingSpec,
@@ -33,7 +33,18 @@ from models.specs import (
     to_dict,
     training_to_dict,
 )
-from models.splits import Scaling, Split, TrainingSet, ValidationSet, check_splits, differences, inputs_of, tensor
+from models.splits import (
+    Batch,
+    Scaling,
+    Split,
+    TrainingSet,
+    ValidationSet,
+    check_augmentation,
+    check_splits,
+    differences,
+    inputs_of,
+    tensor,
+)
 from models.symmetry import elements, unmoved
 from models.windows import WindowBatch
 
@@ -121,13 +132,15 @@ class Training:
         check_batches(spec, training, shape)
         self._least_batch, self._alive = least_batch(spec, shape), alive
         self.scaling = Scaling.of(labels, training.target_scaling, variance)
-        self._levels, self._contrast = _greys([part[0] for part in parts])
+        self._levels, self._contrast = levels_of([part[0] for part in parts])
         self._wrap = _wrapping(spec, train, self.scaling, shape, symmetries or {}, phases, target_names, input_names)
-        _check_augmentation(training, periodic=periodic)
+        check_augmentation(training, periodic=periodic)
         moves = elements(symmetries, shape, n_targets) if needs_symmetries(spec, training) else (unmoved(n_targets),)
         with _generators(seed, 0, self.device):
             self.network = build(spec, shape, n_targets, len(input_names))
         _set_tensors(self.network, initial or {})
+        if isinstance(self.network, DescriptorNet):
+            self.network.learn_levels(train[0])
         self._ranges = _learn_inputs(self.network, parts, input_names)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
@@ -143,7 +156,8 @@ class Training:
         self._validation = None if validation is None else evaluate(validation, prepare=prepare)
         self._last_epoch = min(last_epoch or training.epochs, training.epochs)
         self._shift, self._stretch = (tensor(x).to(self.device) for x in (self.scaling.mean, self.scaling.scale))
-        self._optimiser = adam(self.network, training, fused=fused)
+        is_fitted = isinstance(self.network, DescriptorNet)
+        self._optimiser = None if is_fitted else adam(self.network, training, fused=fused)
         self._changing, self._weights = changing_tensors(self.network), changing_tensors(evaluated)
         self.epoch = self.best_epoch = 0  # completed; of the lowest val/nmse, 0: none yet
         self.best_nmse = self.best_mse = float("inf")
@@ -213,12 +227,16 @@ class Training:
         metrics = {
             f"{side}/{name}": errors[i] for i, name in enumerate(("nmse", "mse")) for side, errors in sides.items()
         }
-        metrics |= {"learning_rate": self._optimiser.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
+        if self._optimiser is not None:
+            metrics["learning_rate"] = self._optimiser.param_groups[0]["lr"]
+        metrics["seconds"] = time.perf_counter() - start
         return Epoch(number, metrics, best)
 
     def _train_one_epoch(self, number: int, stop: Callable[[], bool] | None) -> tuple[Tensor, Tensor]:
         """Return the sums of squared errors (k,) of the scaled targets, and of how many (k,)."""
         training, optimiser, network = self.training, self._optimiser, self.network.train()
+        if optimiser is None:
+            return self._fit(stop)
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16")
         squares = torch.zeros(len(self._shift), dtype=torch.float64, device=self.device)
         counts = torch.zeros_like(squares)
@@ -247,6 +265,17 @@ class Training:
             counts += count
         return squares, counts
 
+    def _fit(self, stop: Callable[[], bool] | None) -> tuple[Tensor, Tensor]:
+        """Fit the network to all images at once; return as `_train_one_epoch` does, of the fitted one."""
+        if stop is not None and stop():
+            raise Interrupted("stopped before the fit")
+        images, targets, inputs = self._train.take(Batch(torch.arange(len(self._train.targets)), None, None))
+        network = self.network
+        assert isinstance(network, DescriptorNet) and isinstance(images, Tensor)
+        network.fit(images, targets, inputs, self._alive)
+        difference, counts = differences(network(images, inputs).double(), targets)
+        return (difference**2).sum(0), counts
+
     def _scaled(self, outputs: Tensor, images: Tensor | WindowBatch) -> Tensor:
         """Return scaled targets (b, k) from the network's outputs for the images."""
         if not physical(self.spec):
@@ -261,7 +290,7 @@ class Training:
         if self.training.ema:
             tensors |= {f"ema.{name}": values for name, values in self._weights.items()}
         for name, parameter in self.network.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and self._optimiser is not None:
                 averages = self._optimiser.state[parameter]
                 tensors |= {f"adam.{name}.{key}": values for key, values in averages.items()}
         return tensors
@@ -302,16 +331,6 @@ class Training:
         return regressor
 
 
-def _check_augmentation(training: TrainingSpec, *, periodic: bool) -> None:
-    """Raise SpecError if the images cannot be moved so."""
-    if training.augmentation == BY_DATA:
-        raise SpecError(
-            f"training.augmentation = '{BY_DATA}' stands for what the data say: expected that in its place."
-        )
-    if training.augmentation == "shift" and not periodic:
-        raise SpecError("training.augmentation = 'shift': expected images that wrap around.")
-
-
 def _wrapping(
     spec: ModelSpec,
     train: Split,
@@ -344,12 +363,6 @@ def _wrapping(
         physics=physics,
         input_names=input_names,
     )
-
-
-def _greys(images: Sequence[np.ndarray]) -> tuple[tuple[float, float], float]:
-    """Return the lowest and the highest grey value of the splits' images, and the lower of their contrasts."""
-    levels = min(float(part.min()) for part in images), max(float(part.max()) for part in images)
-    return levels, min(filter(None, map(contrast, images)), default=0.0)
 
 
 def _learn_inputs(network: Network, parts: Sequence[Split], names: Sequence[str]) -> Ranges | None:

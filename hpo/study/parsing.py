@@ -54,6 +54,7 @@ def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *
     data, sampler = _checked(label, "data", file["data"]), _checked(label, "sampler", file["sampler"])
     space = {key: _parameter(label, key, value) for key, value in file["space"].items()}
     _check_space(label, file["model"], file["training"], space)
+    file["training"] = specs.training_defaults(file["model"].get("family")) | file["training"]
     again = "best_of" in table
     kind = BEST if again else sampler["name"]
     study = Study(
@@ -208,9 +209,11 @@ def _check_space(label: str, model: dict[str, Any], training: dict[str, Any], sp
     check_keys(label, "model", model, ("family", *model_keys))
     check_keys(label, "training", training, specs.training_keys())
     check_keys(label, "space", space, (*model_keys, *specs.training_keys()))
-    for key, values in space.items():
-        if isinstance(values, Choices) and key in ("padding", "augmentation") and specs.BY_DATA in values.values:
+    for key in (*specs.BY_DATA_KEYS, "augmentation"):
+        values = space.get(key)
+        if isinstance(values, Choices) and specs.BY_DATA in values.values:
             raise StudyError(f"{label}: space.{key}: '{specs.BY_DATA}' stands for one of the others: leave it out.")
+    for key in space:
         if key in model or key in training:
             table = "model" if key in model else "training"
             raise StudyError(f"{label}: '{key}' stands in [space] and in [{table}]: keep one of them.")

@@ -269,8 +269,9 @@ class Study:
         says = {"is_periodic": is_periodic, "has_symmetries": has_symmetries}
         first, best = (study and study.suited(**says) for study in (self.starts_from, self.best_of))
         model, training = dict(self.model), dict(self.training)
-        if model.get("padding") == specs.BY_DATA:
-            model["padding"] = "circular" if is_periodic else "reflect"
+        for key, (wrapped, otherwise) in specs.BY_DATA_KEYS.items():
+            if model.get(key) == specs.BY_DATA:
+                model[key] = wrapped if is_periodic else otherwise
         if training.get("augmentation") == specs.BY_DATA:
             training["augmentation"] = "symmetry" if has_symmetries else "shift" if is_periodic else "none"
         return replace(self, model=model, training=training, starts_from=first, best_of=best)

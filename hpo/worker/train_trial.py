@@ -65,13 +65,15 @@ def _begin(request: protocol.Train, dataset: Dataset, alive: Callable[[], None])
     settings = specs.training_from_dict(spec.training)
     torch.set_num_threads(settings.threads)
     initial = inputs.initial_tensors(spec, request.start)
-    part = inputs.trained_part(dataset, parts.train, spec)
+    model, part = specs.from_dict(spec.model), inputs.trained_part(dataset, parts.train, spec)
+    if not isinstance(model, specs.DescriptorsSpec):
+        part = np.resize(part, len(parts.train))  # as many steps, whatever the share
 
     def begin(state: checkpoint.State | None) -> training.Training:
         return training.Training(
-            specs.from_dict(spec.model),
+            model,
             settings,
-            train=dataset.part(np.resize(part, len(parts.train))),  # as many steps, whatever the share
+            train=dataset.part(part),
             validation=dataset.part(parts.validation) if spec.refit is None else None,
             last_epoch=spec.epochs,
             seed=spec.seed,

@@ -11,7 +11,7 @@ from places import ROOT
 
 ALLOWED = {
     "data_pipeline": {"data_pipeline", "numpy", "pandas", "PIL", "pyarrow", "scipy", "skfem"},
-    "models": {"models", "numpy", "torch", "torchvision", "safetensors"},
+    "models": {"models", "numpy", "safetensors", "sklearn", "threadpoolctl", "torch", "torchvision"},
 }
 BINARY = ("os.open", "tarfile.open", "gzip.open", "Image.open", "archive.open")
 TRAINS = {
