@@ -10,9 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import skfem
-from scipy.sparse import block_array, csr_matrix, diags_array
-from scipy.sparse.linalg import splu
+import scipy  # whose modules are imported at their first use
 
 from data_pipeline.phase import Phase
 
@@ -42,7 +40,7 @@ def homogenize(image: np.ndarray, *, matrix: Phase, inclusion: Phase, subdivisio
             [strain_2 @ lam, strain_2 @ (lam + 2 * mu), strain_2 @ lam, strain_1 @ mu],
         ]
     )  # (displacement component, load, node)
-    in_plane = block_array([[stiffness_11, stiffness_12], [stiffness_12.T, stiffness_22]], format="csr")
+    in_plane = scipy.sparse.block_array([[stiffness_11, stiffness_12], [stiffness_12.T, stiffness_22]], format="csr")
     # The energy of the fluctuation is subtracted from the mean stiffness.
     softening = _softening(in_plane, np.concatenate(list(loads), axis=1).T, in_plane_free)
     effective[np.ix_((0, 1, 2, 5), (0, 1, 2, 5))] -= softening / len(inside)
@@ -93,6 +91,8 @@ def _gradients(rows: int, columns: int) -> tuple[Any, Any, np.ndarray, np.ndarra
     Then the free unknowns, those that are not pinned: in plane (both components), and antiplane. Elements and nodes are
     numbered along the rows.
     """
+    import skfem  # which takes longer than all else here, and who asks for bounds alone needs none of it
+
     mesh = skfem.MeshQuad.init_tensor(np.arange(columns + 1.0), np.arange(rows + 1.0))
     centre = (np.array([[0.5], [0.5]]), np.array([1.0]))
     linear = skfem.Basis(mesh, skfem.ElementQuad1(), quadrature=centre)
@@ -118,18 +118,18 @@ def _gradients(rows: int, columns: int) -> tuple[Any, Any, np.ndarray, np.ndarra
 
 def _selection(target: np.ndarray, size: int) -> Any:
     """Return a sparse matrix (len(target), size) with a one in column target[i] of row i."""
-    return csr_matrix((np.ones(len(target)), (np.arange(len(target)), target)), shape=(len(target), size))
+    return scipy.sparse.csr_matrix((np.ones(len(target)), (np.arange(len(target)), target)), shape=(len(target), size))
 
 
 def _weighted(left: Any, weight: np.ndarray, right: Any) -> Any:
-    return left @ (diags_array(weight) @ right)
+    return left @ (scipy.sparse.diags_array(weight) @ right)
 
 
 def _softening(stiffness: Any, loads: np.ndarray, free: np.ndarray) -> np.ndarray:
     """Return loads^T stiffness^-1 loads (m, m) over the free unknowns; loads is (unknowns, m)."""
     loads = loads[free]
     # Symmetric positive definite: no pivoting, and an ordering for symmetric matrices.
-    factor = splu(
+    factor = scipy.sparse.linalg.splu(
         stiffness[free][:, free].tocsc(),
         permc_spec="MMD_AT_PLUS_A",
         diag_pivot_thresh=0.0,

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy.spatial import KDTree
+import scipy  # whose modules are imported at their first use
 
 from data_pipeline.findings import MOST_NAMED, Finding, listed
 from data_pipeline.messages import counted
@@ -74,7 +74,7 @@ def of_near(images: np.ndarray, same: np.ndarray, parts: Split, where: Sequence[
             continue
         # A distance in few random directions may be larger than in all of them, hardly ever three times as large.
         nearest = (
-            KDTree(projected[others])
+            scipy.spatial.KDTree(projected[others])
             .query(projected[those], k=min(4, len(others)), distance_upper_bound=(3 * NEAR) ** 0.5)[1]
             .reshape(len(those), -1)
         )

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+import scipy  # whose modules are imported at their first use
 
 from data_pipeline.split import SEED, SMALLEST, Split, split
 
@@ -33,10 +32,10 @@ def joined(groups: Sequence[str] | None, same: np.ndarray) -> Sequence[str] | No
         return groups
     first: dict[str, int] = {}
     names = [first.setdefault(group, index) for index, group in enumerate(groups or map(str, range(len(same))))]
-    links = coo_array(
+    links = scipy.sparse.coo_array(
         (np.ones(2 * len(same)), (np.tile(np.arange(len(same)), 2), np.r_[same, names])), (len(same),) * 2
     )
-    return tuple(map(str, connected_components(links, directed=False)[1].tolist()))
+    return tuple(map(str, scipy.sparse.csgraph.connected_components(links, directed=False)[1].tolist()))
 
 
 def given(parts: Sequence[str], groups: Sequence[str] | None, same: np.ndarray | None = None) -> Split:

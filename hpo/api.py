@@ -9,18 +9,19 @@
 Every function reads its settings from the environment, as the commands do. It prints nothing and ends no process. It
 raises a `UserError` (hpo.errors) for what the caller can correct, and `Unreachable` while a service is away.
 
-Each name is imported at its first use, with what it needs: MLflow alone takes three seconds. Here and in `hpo.cli` are
-the only imports that are put off for that reason.
+Each name is imported at its first use, with what it needs: MLflow alone takes a second. Of all imports, those here, in
+`hpo.cli`, in `hpo.operations.connection` and of pandas in `hpo.report` are put off for that reason.
 """
 
 # ruff: noqa: F401 (the names of __all__ are imported for type checkers)
+import gc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpo.operations.backup import Backup, backup
     from hpo.operations.compute import Compute, Slurm
-    from hpo.operations.connection import Connection, Services, connect, down, export_lines, up
+    from hpo.operations.connection import Connection, connect
     from hpo.operations.data import Phase, Understanding, check_data, describe_data, make_data
     from hpo.operations.deletion import delete
     from hpo.operations.details import Attempt, Details, attempts, show
@@ -28,22 +29,11 @@ if TYPE_CHECKING:
     from hpo.operations.dry_run import Estimate, dry_run
     from hpo.operations.evaluate import Evaluation, evaluate
     from hpo.operations.models import Download, download
-    from hpo.operations.overview import (
-        Promotion,
-        Report,
-        Status,
-        StudySummary,
-        compare,
-        jobs,
-        promote,
-        report,
-        results,
-        status,
-        studies,
-        trials,
-    )
+    from hpo.operations.overview import Status, StudySummary, jobs, results, status, studies, trials
     from hpo.operations.predict import predict
+    from hpo.operations.reports import Promotion, Report, compare, promote, report
     from hpo.operations.restore import restore
+    from hpo.operations.services import Services, down, export_lines, up
     from hpo.operations.stopping import Cancelled, Stopped, cancel, stop
     from hpo.operations.weights import PretrainedWeights, adopt_weights, weights, weights_folder
     from hpo.operations.work import Begun, Job, Outcome, Plan, Run, Stop, Study, StudyRow, Watch, load, run, worker
@@ -51,7 +41,7 @@ if TYPE_CHECKING:
 _NAMES = {  # by the module of hpo.operations
     "backup": "Backup backup",
     "compute": "Compute Slurm",
-    "connection": "Connection Services connect down export_lines up",
+    "connection": "Connection connect",
     "data": "Phase Understanding check_data describe_data make_data",
     "deletion": "delete",
     "details": "Attempt Details attempts show",
@@ -59,9 +49,11 @@ _NAMES = {  # by the module of hpo.operations
     "dry_run": "Estimate dry_run",
     "evaluate": "Evaluation evaluate",
     "models": "Download download",
-    "overview": "Promotion Report Status StudySummary compare jobs promote report results status studies trials",
+    "overview": "Status StudySummary jobs results status studies trials",
     "predict": "predict",
+    "reports": "Promotion Report compare promote report",
     "restore": "restore",
+    "services": "Services down export_lines up",
     "stopping": "Cancelled Stopped cancel stop",
     "weights": "PretrainedWeights adopt_weights weights weights_folder",
     "work": "Begun Job Outcome Plan Run Stop Study StudyRow Watch load run worker",
@@ -74,7 +66,13 @@ __all__ = sorted(_MODULE)
 def __getattr__(name: str) -> Any:
     if name not in _MODULE:
         raise AttributeError(f"module 'hpo.api' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"hpo.operations.{_MODULE[name]}"), name)
+    was_enabled = gc.isenabled()
+    gc.disable()  # imports leave no garbage, and looking for it takes a fifth of their time
+    try:
+        value = globals()[name] = getattr(import_module(f"hpo.operations.{_MODULE[name]}"), name)
+    finally:
+        if was_enabled:
+            gc.enable()
     return value
 
 

@@ -1,41 +1,26 @@
-"""The services that the settings name: start them, stop them, and connect to them while they run."""
+"""Connections to the services that the settings name, while they run.
 
-import logging
-from collections.abc import Callable, Iterator
+MLflow and Optuna are imported when a command first asks for them: that takes longer than most commands.
+"""
+
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-
-import optuna
+from typing import TYPE_CHECKING
 
 from hpo import settings
 from hpo.errors import ServiceError
 from hpo.queue import DatabaseLost, Queue, StudyRow
-from hpo.recording.reconciler import Reconciler
-from hpo.search import sampling
 from hpo.services import serving
-from hpo.services.serving import Services, export_lines
+from hpo.services.serving import Services
 from hpo.settings import Settings
-from hpo.tracking.client import Tracker
-from hpo.tracking.errors import TrackingUnavailable
 
-__all__ = ["Connection", "connect", "down", "export_lines", "mlflow_away", "opened", "up"]
+if TYPE_CHECKING:
+    import optuna
 
-log = logging.getLogger("hpo.api")
-
-
-def up(*, listen: str | None = None, say: Callable[[str], object] = log.info) -> tuple[Services, bool]:
-    """Start the embedded services unless they run; return where they are, and whether something was started.
-
-    `listen` is the IPv4 address of this machine to serve other machines at; None leaves it as it is. `say` gets a line
-    for each step that takes time. Raise ServiceError if a service cannot be started.
-    """
-    return serving.up(settings.read(), listen=listen, report=say)
-
-
-def down() -> bool:
-    """Stop the embedded services; return whether any ran."""
-    return serving.down(settings.read())
+    from hpo.recording.reconciler import Reconciler
+    from hpo.tracking.client import Tracker
 
 
 @dataclass(frozen=True)
@@ -47,28 +32,36 @@ class Connection:
     queue: Queue
 
     @cached_property
-    def tracker(self) -> Tracker:
+    def tracker(self) -> "Tracker":
         """Client of the MLflow server."""
+        from hpo.tracking.client import Tracker
+
         return Tracker(self.services.tracking_uri)
 
     @cached_property
-    def store(self) -> optuna.storages.RDBStorage:
+    def store(self) -> "optuna.storages.RDBStorage":
         """Optuna's tables."""
+        from hpo.search import sampling
+
         return sampling.storage(self.services.database_url)
 
     @property
-    def tracker_if_up(self) -> Tracker | None:
+    def tracker_if_up(self) -> "Tracker | None":
         """MLflow, or None if the embedded server does not answer: another program may listen at its port."""
         return self.tracker if serving.running(self.settings) else None
 
-    def reconciler(self, row: StudyRow) -> Reconciler:
+    def reconciler(self, row: StudyRow) -> "Reconciler":
         """Return what brings Optuna and MLflow in line with a study's rows."""
+        from hpo.recording.reconciler import Reconciler
+
         return Reconciler(self.queue, self.tracker, self.store, row)
 
     def record(self, row: StudyRow) -> bool:
         """Record a study's changes in Optuna and MLflow at once; false if they are away: a worker does it later."""
         if self.tracker_if_up is None:
             return False
+        from hpo.tracking.errors import TrackingUnavailable
+
         try:
             self.reconciler(row).reconcile(lease=self.settings.lease, older_than=0, expire=False)
         except (TrackingUnavailable, DatabaseLost):

@@ -10,12 +10,10 @@ from hpo.errors import StudyError
 from hpo.operations.connection import connect
 from hpo.planning.preparation import folder_of
 from hpo.queue import Attempt, Job, StudyRow
-from hpo.report import names
 from hpo.scores import learning_curve
 from hpo.scores.learning_curve import LearningCurve
 from hpo.study import differences, file_name, load
-from hpo.tracking import experiments, foreign
-from hpo.tracking.client import Tracker
+from hpo.tracking import foreign, links
 
 FOLLOWED = (
     "weights",
@@ -50,7 +48,7 @@ def show(study: str) -> Details:
         return Details(
             row=row,
             jobs=connection.queue.jobs(row.name),
-            links=links_of(connection.tracker, row),
+            links=links_of(connection.services.tracking_uri, row),
             file=row.facts.file or file_name(row.name),
             changed=_changed(row),
             image=next(iter(sorted(folder_of(uri).glob("*.png"))), None),
@@ -59,6 +57,8 @@ def show(study: str) -> Details:
 
 def attempts(trial: str) -> list[Attempt]:
     """Return the attempts of a trial (STUDY/NUMBER, or STUDY/NUMBER/REPEAT), in their order. Raise NotFound."""
+    from hpo.report import names
+
     study, _, rest = trial.partition("/")
     with connect(mlflow=False) as connection:
         row = connection.queue.study(study)
@@ -66,13 +66,13 @@ def attempts(trial: str) -> list[Attempt]:
         return connection.queue.attempts(row.name).get(job.id, [])
 
 
-def links_of(tracker: Tracker, row: StudyRow) -> dict[str, str]:
+def links_of(tracking_uri: str, row: StudyRow) -> dict[str, str]:
     """Return name and URL of MLflow's pages about a study."""
-    facts, experiment = row.facts, row.facts.experiment_id
-    links = {"list": experiments.link(tracker, experiment), "charts": experiments.chart_link(tracker, experiment)}
+    uri, facts, experiment = tracking_uri.rstrip("/"), row.facts, row.facts.experiment_id
+    pages = {"list": links.trials(uri, experiment), "charts": links.charts(uri, experiment)}
     if facts.page is not None:
-        links["data"] = f"{tracker.uri}/{foreign.file_link(experiment, facts.study_run_id, facts.page)}"
-    return links
+        pages["data"] = f"{uri}/{foreign.file_link(experiment, facts.study_run_id, facts.page)}"
+    return pages
 
 
 def _changed(row: StudyRow) -> dict[str, tuple[Any, Any]] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hpo.errors import NotFound
 from hpo.operations.connection import Connection, connect
-from hpo.operations.overview import closed
+from hpo.operations.reports import closed
 from hpo.scores import champion
 from hpo.tracking import registry
 from hpo.tracking.registry import Version

@@ -10,7 +10,6 @@ from pathlib import Path
 from hpo.errors import ServiceError, StudyError, Unreachable
 from hpo.files import sha256_of
 from hpo.operations.connection import connect
-from hpo.operations.evaluate import FILES, opened_model
 from hpo.planning.starts import Start
 from hpo.queue import StudyRow
 from hpo.study import Study
@@ -70,6 +69,8 @@ def _as_planned(row: StudyRow, study: Study) -> dict[str, Start] | None:
 
 def _start(name: str, folder: Path) -> Start:
     """Return the model of a name, with a copy of its files in a new folder."""
+    from hpo.operations.evaluate import FILES, opened_model  # which needs MLflow
+
     folder.mkdir()
     with opened_model(name) as (files, source):
         for file in FILES:

@@ -1,4 +1,7 @@
-"""Plan, train and close studies."""
+"""Plan, train and close studies.
+
+What plans and trains is imported where there is something to plan or to train: it needs MLflow, which takes a second.
+"""
 
 import json
 import logging
@@ -23,19 +26,15 @@ from hpo.operations.compute import Compute, Slurm
 from hpo.operations.connection import Connection, connect, opened
 from hpo.operations.details import links_of
 from hpo.operations.starts import starting_models
-from hpo.planning import plans
-from hpo.planning.preparation import Plan, prepare, stored
+from hpo.planning.preparation import Plan, planned_row, prepare, stored
 from hpo.queue import ENDED, DatabaseLost, Job, Queue, State, Stop, StudyRow, require_whole
 from hpo.report import winners
 from hpo.services import serving
 from hpo.services.serving import Services
 from hpo.study import Study, is_file, load_all, shipped
 from hpo.text import counted, near_miss, utf8
-from hpo.tracking import data_sets
-from hpo.tracking.client import PAUSED
 from hpo.worker.devices import CPU, Place
-from hpo.worker.supervisor import OUT_OF_TIME, Limits
-from hpo.worker.worker import Worker
+from hpo.worker.ending import NO_LIMITS, OUT_OF_TIME, Limits
 from models import weights
 
 POLL = 2.0  # seconds between two looks for the plan of a study
@@ -137,18 +136,20 @@ def load(
 
 def _planned(name: str) -> Plan:
     """Return the plan of a study in the database. Raise StudyError if there is none of this name."""
-    chosen, planned = settings.read(), "unknown while the services do not run (`hpo up` starts them)"
+    chosen, names = settings.read(), "unknown while the services do not run (`hpo up` starts them)"
     if serving.running(chosen, mlflow=False):
+        from hpo.tracking import data_sets
+
         with connect() as connection:
             rows = {row.name: row for row in connection.queue.studies()}
             if name in rows:
                 require_whole(rows[name])
                 data = data_sets.fetch(chosen.home, connection.tracker, name, rows[name].facts)
                 return stored(rows[name], load_npz(data))
-            planned = ", ".join(rows) or "none"
+            names = ", ".join(rows) or "none"
     raise StudyError(
         f"No study is called '{name}'.{near_miss(name, shipped())} There are: {', '.join(shipped())}; planned here: "
-        f"{planned}; or give the path of a .toml file."
+        f"{names}; or give the path of a .toml file."
     )
 
 
@@ -183,7 +184,10 @@ def run(
         services, started = serving.up(chosen, report=watch.say)
         outcomes: list[Outcome] = []
         connection = stack.enter_context(opened(chosen, services))
-        plans.require_contents(prepared, connection.queue)
+        if any(planned_row(plan, connection.queue) is None for plan in prepared):
+            from hpo.planning import plans
+
+            plans.require_contents(prepared, connection.queue)
         for note in dict.fromkeys(finding.text for plan in prepared for finding in plan.findings):
             watch.say(f"Note: {note}")
         for request in requests:
@@ -191,12 +195,11 @@ def run(
             watch.end(outcomes[-1])
             if outcomes[-1].stopped:
                 break
-        tracker = connection.tracker
         closings = [(outcome.row, outcome.closing.closing) for outcome in outcomes if outcome.closing is not None]
         closed = [(row, result) for row, result in closings if result is not None]
         are_compared = len(parts) > 1 and all(outcome.succeeded for outcome in outcomes)
         groups = winners.comparable(closed) if are_compared else []
-        comparisons = [(alike, winners.log_winners(tracker, alike)) for alike in groups]
+        comparisons = [(alike, winners.log_winners(connection.tracker, alike)) for alike in groups]
     return Run(outcomes=outcomes, comparisons=comparisons, services=services, are_services_started=started)
 
 
@@ -223,19 +226,25 @@ def _run(
 ) -> Outcome:
     """Plan the first of these studies, take it from the list, and work on it or let an array job do so."""
     plan = plans_left.pop(0)
-    queue, tracker, chosen = connection.queue, connection.tracker, connection.settings
-    row = plans.plan(plan, queue, tracker, chosen, connection.services.database_url, draw=_draw)
+    queue, services = connection.queue, connection.services
+    row = planned_row(plan, queue)
+    if row is None:
+        from hpo.planning import plans
+
+        row = plans.plan(plan, queue, connection.tracker, connection.settings, services.database_url, draw=_draw)
     image = plan.folder / plan.dataset.names[0]
     del plan  # its images may take a gigabyte, and the trainers have theirs
     queue.revive(row.name, trials=retry)
     if queue.resume(row.name):
+        from hpo.tracking.client import PAUSED
+
         watch.say(f"{row.name} was paused ({row.paused}). It goes on.")
-        tracker.set_tags(row.facts.study_run_id, {PAUSED: ""})
-    links = links_of(tracker, row)
+        connection.tracker.set_tags(row.facts.study_run_id, {PAUSED: ""})
+    links = links_of(services.tracking_uri, row)
     place = _place(queue, row, compute, watch) if request is None else CPU
     watch.begin(Begun(row=row, queue=queue, links=links, later=tuple(plans_left)))
     if request is None:
-        outcome = _work(connection, row, compute, place, Limits(), None, watch)
+        outcome = _work(connection, row, compute, place, NO_LIMITS, None, watch)
     else:
         outcome = _on_slurm(request, connection, row, watch)
     if not outcome.closed:  # the database may be away: it is not asked again
@@ -269,7 +278,11 @@ def _work(
     watch: Watch,
 ) -> Outcome:
     """Be a worker of a planned study until it is closed, the worker is stopped, or it reaches a limit."""
-    chosen, services = connection.settings, connection.services
+    queue, chosen, services = connection.queue, connection.settings, connection.services
+    if queue.closing_state(row.name) in ENDED and not queue.unmirrored(row.name, older_than=0):
+        return Outcome(row=row, closed=True)
+    from hpo.worker.worker import Worker
+
     count = compute.count(chosen, row.specification.threads, place)
     worker = Worker(
         chosen,

@@ -24,11 +24,11 @@ from hpo.planning.baselines import predictors
 from hpo.planning.content import findings
 from hpo.planning.physics import check_physics, constants
 from hpo.planning.starts import Start, check_starts
-from hpo.queue import StudyRow
+from hpo.queue import Queue, StudyRow
 from hpo.study import Study
 from hpo.study.records import DataFacts, DataVersion, StudyFacts, TrialSpec, WeightsFile
 from hpo.text import point_text
-from hpo.tracking import experiments, foreign
+from hpo.tracking import foreign, links
 from models import metrics, sizes, specs
 from models import weights as pretrained
 
@@ -164,9 +164,9 @@ def prepare(
     )
     identity = study.digest(canonical)
     name = study.full_name(chosen, identity)
-    if len(name) > experiments.LONGEST_STUDY_NAME:
+    if len(name) > links.LONGEST_STUDY_NAME:
         raise StudyError(
-            f"The study's name is too long: expected at most {experiments.LONGEST_STUDY_NAME} characters, with what "
+            f"The study's name is too long: expected at most {links.LONGEST_STUDY_NAME} characters, with what "
             f"hpo puts behind the file's name, found {len(name)}: '{name}'. Nothing was made. "
             "Give the file a shorter name."
         )
@@ -229,6 +229,16 @@ def stored(row: StudyRow, dataset: Dataset) -> Plan:
         weights=facts.weights or {},
         starts={name: Start(model=model, folder=None) for name, model in (facts.starts or {}).items()},
     )
+
+
+def planned_row(ready: Plan, queue: Queue) -> StudyRow | None:
+    """Return the row of a study that is planned to its end as it is asked for; None if there is anything to write."""
+    rows = queue.studies()
+    row = next((row for row in rows if row.name == ready.name), None)
+    if row is None or not row.facts.planned or any(other.deleting for other in rows):
+        return None
+    is_same = row.identity == ready.identity and (row.facts.claims or ()) == ready.study.claims
+    return row if is_same else None
 
 
 def _folds(chosen: Study, folder: Path, data: Dataset) -> tuple[Split, ...]:

@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpo.queue import finite
 from hpo.report import tables
-from hpo.report.document import Picture
 from hpo.report.tables import HIGH, LOW, Table
 from hpo.report.words import BASELINES
 from hpo.scores.learning_curve import ALL, Errors, LearningCurve
 from hpo.scores.power_law import FEWEST_SIZES, PowerLaw
 from hpo.text import in_brackets, point_text, score_text
+
+if TYPE_CHECKING:
+    from hpo.report.document import Picture
 
 NOTE = (
     "RMSE in the unit behind the target, means over the seeds, validation split. Slope: the exponent b of the power "
@@ -72,9 +74,10 @@ def lines(curve: LearningCurve) -> list[str]:
     ]
 
 
-def picture(curve: LearningCurve) -> Picture:
+def picture(curve: LearningCurve) -> "Picture":
     """Return the figure of the errors over the number of training images."""
     from hpo.report import figures
+    from hpo.report.document import Picture
 
     figure = figures.svg(figures.learning_curve(curve.trained_on, {_name(errors): errors for errors in curve.errors}))
     return Picture(name=f"{curve.study}-learning-curve", title="Errors and the number of training images", svg=figure)

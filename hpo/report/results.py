@@ -9,9 +9,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pandas
 from rich.console import Console
 
 from hpo.errors import SettingsError
@@ -24,7 +23,9 @@ from hpo.report.words import BASELINES, SCORES, label, number, rmse, score_colum
 from hpo.scores import learning_curve, ranking
 from hpo.study import provenance
 from hpo.text import counted, in_brackets, near_miss, point_text
-from hpo.tracking.client import Tracker
+
+if TYPE_CHECKING:
+    from hpo.tracking.client import Tracker
 
 TOP = 10  # rows of the table of the best configurations
 SORTS: dict[str, Callable[[Job], Any]] = {  # orders of trials, beside "score" and the parameters
@@ -362,8 +363,10 @@ def rows(jobs: list[Job]) -> list[dict[str, Any]]:
     return listed
 
 
-def log_study(queue: Queue, tracker: Tracker, study: StudyRow, ended: ClosingResult) -> None:
+def log_study(queue: Queue, tracker: "Tracker", study: StudyRow, ended: ClosingResult) -> None:
     """Attach the tables to the study's run, set its summary and end it. Idempotent."""
+    import pandas
+
     jobs, run_id, now = queue.jobs(study.name), study.facts.study_run_id, now_ms()
     files = {
         "trials.csv": tables.csv(pandas.DataFrame(rows(jobs))),
@@ -390,7 +393,7 @@ def log_study(queue: Queue, tracker: Tracker, study: StudyRow, ended: ClosingRes
     tracker.set_status(run_id, "FINISHED", end_ms=now)
 
 
-def attach(tracker: Tracker, run_ids: Sequence[str], files: Mapping[str, str]) -> None:
+def attach(tracker: "Tracker", run_ids: Sequence[str], files: Mapping[str, str]) -> None:
     """Upload files, given by name and text, to the folder `tables` of runs."""
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():

@@ -1,8 +1,6 @@
 """The winners of several studies on one data set in one table, as a sequence prints it at its end."""
 
-from typing import Any
-
-import pandas
+from typing import TYPE_CHECKING, Any
 
 from hpo.queue import StudyRow
 from hpo.queue.closing_result import ClosingEntry, ClosingResult
@@ -11,8 +9,9 @@ from hpo.report.tables import Column, Row, Table
 from hpo.report.words import BASELINES, SCORES, score_columns, score_values, spread_text
 from hpo.study.records import SplitScores
 from hpo.text import point_text
-from hpo.tracking import experiments
-from hpo.tracking.client import Tracker
+
+if TYPE_CHECKING:
+    from hpo.tracking.client import Tracker
 
 Closed = tuple[StudyRow, ClosingResult]  # a study and the result of its closing
 Ranked = tuple[str, str, ClosingEntry | SplitScores]  # study ("" of a baseline predictor), configuration, scores
@@ -92,8 +91,12 @@ def _ranked(closed: list[Closed]) -> list[Ranked]:
     return sorted(entries, key=order)
 
 
-def log_winners(tracker: Tracker, closed: list[Closed]) -> str:
+def log_winners(tracker: "Tracker", closed: list[Closed]) -> str:
     """Attach the table to the run of each of its studies; return the link to all their trials. Idempotent."""
+    import pandas
+
+    from hpo.tracking import experiments
+
     files = {
         "comparison.csv": tables.csv(pandas.DataFrame(records(closed))),
         "comparison.txt": tables.text(winners_table(closed)),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy  # whose modules are imported at their first use
 
 from data_pipeline.components import COMPONENTS, tensor
 from data_pipeline.homogenize import reuss, voigt
@@ -201,7 +201,7 @@ def _contrast(sides: Sides, name: str, low: Any, high: Any) -> Contrast | None:
     logs = np.log(ratios)
     mean, half = float(logs.mean()), float("inf")
     if len(logs) > 1:
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5)
+        half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5)
     with np.errstate(over="ignore"):
         ends = (float(np.exp(mean - half)), float(np.exp(mean + half)))
     return Contrast(parameter=name, low=low, high=high, ratio=float(np.exp(mean)), interval=ends, pairs=len(ratios))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+import scipy  # whose modules are imported at their first use
 
 from hpo.scores.analysis import CONFIDENCE, Interval
 
@@ -68,15 +68,15 @@ class _Fit:
     """A law of log errors y (n,) at log images x (n,), 0 at the most: the parameters of `_log_errors`."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray, start: Sequence[float]) -> None:
-        solution = optimize.least_squares(lambda law: _log_errors(law, x) - y, start)
+        solution = scipy.optimize.least_squares(lambda law: _log_errors(law, x) - y, start)
         freedom = len(y) - len(start)
         self.law, self.squares = solution.x, float(2 * solution.cost)
         self.covariance = np.linalg.pinv(solution.jac.T @ solution.jac) * self.squares / max(freedom, 1)
-        self.quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(freedom, 1)))
+        self.quantile = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, max(freedom, 1)))
 
     def interval(self, x: float) -> Interval:
         """Return the 95 % interval of the error at log images x."""
-        slope = optimize.approx_fprime(self.law, lambda law: float(_log_errors(law, x)), 1e-7)
+        slope = scipy.optimize.approx_fprime(self.law, lambda law: float(_log_errors(law, x)), 1e-7)
         middle, half = float(_log_errors(self.law, x)), self.quantile * math.sqrt(slope @ self.covariance @ slope)
         return math.exp(middle - half), math.exp(min(middle + half, LARGEST_LOG))
 
@@ -95,4 +95,4 @@ def _misfit(y: np.ndarray, sizes: Sequence[float], fitted: _Fit) -> float | None
     if repeated < 1 or of_repeats <= ROUNDING:
         return None
     ratio = max(fitted.squares - of_repeats, 0) / lacking / (of_repeats / repeated)
-    return float(stats.f.sf(ratio, lacking, repeated))
+    return float(scipy.stats.f.sf(ratio, lacking, repeated))

@@ -17,11 +17,7 @@ from hpo.text import cut
 from hpo.tracking import artifacts, foreign
 from hpo.tracking.client import OWNER, Tracker, pages, quoted
 from hpo.tracking.errors import ABSENT, EXISTS, TrackingUnavailable, passing, server
-
-# Of a study with all that stands behind its name. It is the name of an experiment, which gets " (deleted 123)" behind
-# it, an alias, and the beginning of each run's name, where a trial's number and some parameters must fit as well.
-LONGEST_STUDY_NAME = 210
-LIST_VIEW, CHARTS_VIEW = "hpo", "hpo-charts"  # keys of the saved views
+from hpo.tracking.links import CHARTS_VIEW, LIST_VIEW
 
 
 @server()
@@ -123,16 +119,6 @@ def delete(tracker: Tracker, experiment_id: str) -> None:
     if experiment.lifecycle_stage == "active":
         tracker.client.delete_experiment(experiment_id)
     artifacts.delete(tracker.repository(experiment.artifact_location))
-
-
-def link(tracker: Tracker, experiment_id: str) -> str:
-    """Return the page that lists the study's trials, the best first."""
-    return foreign.runs_link(tracker.uri, experiment_id, view=LIST_VIEW)
-
-
-def chart_link(tracker: Tracker, experiment_id: str) -> str:
-    """Return the page with charts of the study's best ten trials."""
-    return foreign.runs_link(tracker.uri, experiment_id, view=CHARTS_VIEW, charts=True)
 
 
 @server()

@@ -2,8 +2,7 @@
 
 Limits of its tables, the wording of its errors, the routes and saved views of its web page, the layout of its files,
 and private calls. All of it was checked with MLflow 3.17; tests/service/test_tracking_foreign.py checks it with the
-installed
-version.
+installed version. MLflow is imported where it is used, since that takes a second.
 """
 
 import base64
@@ -17,22 +16,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import psycopg
-import requests
-from mlflow.exceptions import MlflowException, RestException
-from mlflow.store.artifact.artifact_repo import ArtifactRepository
-from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
-from mlflow.tracking.request_header import registry
-from mlflow.tracking.request_header.databricks_request_header_provider import DatabricksRequestHeaderProvider
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.mime_type_utils import _guess_mime_type
-from mlflow.utils.rest_utils import augmented_raise_for_status, http_request, verify_rest_response
 
 from hpo import surroundings
 from hpo.errors import SettingsError
+
+if TYPE_CHECKING:
+    import requests
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 # Limits. Characters of a text that the columns of MLflow's tables on Postgres and its own checks admit.
 LONGEST_EXPERIMENT_NAME = 256
@@ -75,6 +69,9 @@ def _ask_once_for_databricks() -> None:
 
     The client asks it at each request, and it tries eleven imports each time: a fifth of a small request's CPU.
     """
+    from mlflow.tracking.request_header import registry
+    from mlflow.tracking.request_header.databricks_request_header_provider import DatabricksRequestHeaderProvider
+
     headers = registry._request_header_provider_registry
     headers._registry = [
         provider
@@ -85,6 +82,9 @@ def _ask_once_for_databricks() -> None:
 
 def require_usable(uri: str) -> None:
     """Raise SettingsError if the variables that are set make every request of MLflow's client an error."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+
     try:
         if get_default_host_creds(uri).aws_sigv4:
             importlib.import_module("requests_auth_aws_sigv4")
@@ -95,6 +95,9 @@ def require_usable(uri: str) -> None:
 
 def server_version(uri: str) -> str:
     """Return what the server says its version is. The client has no call for it."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
     answer = http_request(get_default_host_creds(uri), "/version", "GET", timeout=10)
     answer.raise_for_status()
     return str(answer.text).strip()
@@ -105,6 +108,9 @@ def log_batch(uri: str, run_id: str, metrics: Sequence[tuple[str, float, int, in
 
     The client's own call takes ten times the CPU: it turns every value into objects of four kinds, one after the other.
     """
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request, verify_rest_response
+
     endpoint = "/api/2.0/mlflow/runs/log-batch"
     points = [{"key": key, "value": _number(value), "timestamp": ms, "step": step} for key, value, ms, step in metrics]
     words = [{"key": key, "value": value} for key, value in tags.items()]
@@ -129,6 +135,9 @@ def histories(uri: str, run_ids: Sequence[str], metric: str) -> list[tuple[str, 
 
     It is a route of the web page: the client asks for one run at a time. None if the server does not answer it so.
     """
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
     params = [("metric_key", metric), *(("run_id", run_id) for run_id in run_ids)]
     route = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
     answer = http_request(get_default_host_creds(uri), route, "GET", params=params)
@@ -166,6 +175,9 @@ def answer(error: Exception) -> Answer | None:
 
     MLflow wraps some errors of the connection: these count as an answer with status 500.
     """
+    import requests
+    from mlflow.exceptions import MlflowException, RestException
+
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return Answer(error.response.status_code, error_code(error.response.text), error.response.text)
     if isinstance(error, MlflowException):
@@ -208,16 +220,20 @@ def database_error(text: str) -> type[psycopg.Error] | None:
 # Files
 
 
-def download_file(repository: ArtifactRepository, path: str, to: Path) -> None:
+def download_file(repository: "ArtifactRepository", path: str, to: Path) -> None:
     """Download one file. The public call lists its folder first, and takes every error for a file that is missing."""
     repository._download_file(path, str(to))
 
 
-def put_file(repository: ArtifactRepository, file: Path, folder: str | None) -> bool:
+def put_file(repository: "ArtifactRepository", file: Path, folder: str | None) -> bool:
     """Upload one file into a folder of the store; return whether the answer is the one of MLflow's own server.
 
     The public call looks at the status alone, and a login page has a status that says all is well.
     """
+    from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+    from mlflow.utils.mime_type_utils import _guess_mime_type
+    from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
+
     if not isinstance(repository, HttpArtifactRepository) or repository._should_multipart_upload(str(file)):
         repository.log_artifact(str(file), folder)
         return False
@@ -229,13 +245,13 @@ def put_file(repository: ArtifactRepository, file: Path, folder: str | None) -> 
     return answer.content.strip() in (b"", b"{}")
 
 
-def delete_files(repository: ArtifactRepository, path: str | None = None) -> None:
+def delete_files(repository: "ArtifactRepository", path: str | None = None) -> None:
     """Delete a file or folder, or all there is. Some stores raise requests.HTTPError for one that is missing."""
     delete: Callable[..., None] = repository.delete_artifacts
     delete(path)
 
 
-def is_missing(error: requests.HTTPError) -> bool:
+def is_missing(error: "requests.HTTPError") -> bool:
     """Whether MLflow itself says that there is no such file."""
     response = error.response
     return response is not None and response.status_code == 404 and error_code(response.text) is not None

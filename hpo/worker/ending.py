@@ -1,6 +1,7 @@
 """The end of a worker: why it comes, and how much time is left for it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from hpo.errors import ServiceError
@@ -9,7 +10,25 @@ from hpo.worker.children import Clock
 
 STOP_GRACE = 3.0  # seconds a trainer has to hand back its state
 STOP_LIMIT = 7.0  # seconds from the signal to the end of the process
+OUT_OF_TIME = "--max-hours is over"
 UNHURRIED = 30.0  # seconds for the last tasks of the recorder where nobody asked for the end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When a worker leaves though its study is not closed; None: never."""
+
+    trials: int | None = None  # claimed by it; it leaves when they have ended
+    seconds: float | None = None  # since its start; what it trains then is handed back
+    idle: float | None = None  # seconds without anything to claim; time in which it cannot ask does not count
+    stays: bool = False  # while the study is paused, too
+
+    def has_its_trials(self, claimed: int) -> bool:
+        """Return whether a worker has claimed all that it was to claim."""
+        return self.trials is not None and claimed >= self.trials
+
+
+NO_LIMITS = Limits()
 
 
 class Ending:

@@ -9,7 +9,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,13 +17,12 @@ from hpo.queue import ENDED, DatabaseLost, Job, State, StudyRow
 from hpo.recording import outcomes
 from hpo.worker.collaborators import Collaborators
 from hpo.worker.crew import Crew
-from hpo.worker.ending import Ending
+from hpo.worker.ending import NO_LIMITS, OUT_OF_TIME, Ending, Limits
 from hpo.worker.leases import Leases
 
 TICK = 0.25  # seconds between two looks at the clock
 FLUSH_INTERVAL = 1.0  # seconds an epoch may wait for the database
 CLAIM_PAUSE = 1.0  # seconds between two looks into an empty queue
-OUT_OF_TIME = "--max-hours is over"
 PAUSED = (
     "The study {study} is paused: {reason}. Nobody claims a trial of it. When the cause is gone, `hpo run` with the "
     "same options ends the pause; `hpo show` lists a trial's attempts."
@@ -35,23 +33,6 @@ NOTHING_RECORDED = (
 )
 
 log = logging.getLogger("hpo")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """When a worker leaves though its study is not closed; None: never."""
-
-    trials: int | None = None  # claimed by it; it leaves when they have ended
-    seconds: float | None = None  # since its start; what it trains then is handed back
-    idle: float | None = None  # seconds without anything to claim; time in which it cannot ask does not count
-    stays: bool = False  # while the study is paused, too
-
-    def has_its_trials(self, claimed: int) -> bool:
-        """Return whether a worker has claimed all that it was to claim."""
-        return self.trials is not None and claimed >= self.trials
-
-
-NO_LIMITS = Limits()
 
 
 class Supervisor:

@@ -24,7 +24,7 @@ from shell import at_once
 from hpo.errors import NotFound, ServiceError, StudyConflict
 from hpo.files import sha256_of
 from hpo.queue import Job, State
-from hpo.tracking import experiments, logged_models
+from hpo.tracking import experiments, links, logged_models
 from hpo.tracking.client import KEY, RACES, Tracker
 from hpo.tracking.errors import Refused, StoreRefuses, TrackingUnavailable, server
 
@@ -72,11 +72,11 @@ def test_the_experiment_opens_on_columns_of_the_parameters_and_scores_best_first
     experiment = experiments.ensure(tracker, name, description="first", params=PARAMS, owner="here")
     assert experiments.ensure(tracker, name, description="second", params=PARAMS, owner="here") == experiment
     tags = tracker.client.get_experiment(experiment).tags
-    charts = view_of(tags, experiments.chart_link(tracker, experiment))
+    charts = view_of(tags, links.charts(tracker.uri, experiment))
     assert charts["searchFilter"] == "tags.`hpo.kind` = 'trial'", "predictors have no curves"
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert tags["mlflow.note.content"] == "second"
-    view = view_of(tags, experiments.link(tracker, experiment))
+    view = view_of(tags, links.trials(tracker.uri, experiment))
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best_val_nmse`", True)
     columns = view["selectedColumns"]
     scores = ["metrics.`best_val_nmse`", "metrics.`best_val_r2`", "metrics.`test_nmse`"]
@@ -111,7 +111,7 @@ def test_studies_are_compared_through_a_view_of_their_own_that_each_of_them_hold
         view = view_of(tags, link)
         assert view["selectedColumns"][4:6] == ["params.`model.family`", f"params.`{PARAMS[0]}`"]
         assert view["searchFilter"].endswith(f" AND attributes.run_id NOT IN ('mean-{ids[1]}')"), "each baseline once"
-        assert "params.`model.family`" not in view_of(tags, experiments.link(tracker, experiment))["selectedColumns"]
+        assert "params.`model.family`" not in view_of(tags, links.trials(tracker.uri, experiment))["selectedColumns"]
 
 
 def test_the_views_filter_shows_trials_and_predictors_but_not_the_studys_own_run(

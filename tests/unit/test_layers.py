@@ -110,6 +110,15 @@ def test_no_module_but_the_trainer_imports_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_a_command_that_starts_services_or_reads_the_database_imports_no_mlflow() -> None:
+    code = (
+        "import sys; from hpo import api; from hpo.report import display, results\n"
+        "api.up, api.down, api.status, api.studies, api.trials, api.show, api.run\n"  # `hpo run` of a finished study
+        "print(*{'mlflow', 'optuna', 'matplotlib', 'torch'} & sys.modules.keys())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "\n"
+
+
 def test_text_is_utf8_whatever_the_locale_says():
     found = []
     for path in [file for folder in ("hpo", "models", "data_pipeline") for file in (ROOT / folder).rglob("*.py")]:
