@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
@@ -31,6 +32,9 @@ def program() -> None:
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # which the first process of a container never gets
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     os.environ["PYTHONSAFEPATH"] = "1"  # for what a library starts: nothing imports from where the user stands
+    if any("error".startswith(option.partition(":")[0] or "default") for option in sys.warnoptions):
+        warnings.simplefilter("default")  # for MLflow and others warn when they are imported
+        os.environ["PYTHONWARNINGS"] = "default"  # of trainers, too
     code = main()
     with suppress(OSError, ValueError):
         sys.stdout.flush()

@@ -1,5 +1,9 @@
 """Wrong usage of a command is one message with the word that was meant perhaps, and exit code 2."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import records
 
@@ -38,3 +42,13 @@ def test_gpus_that_failed_beside_others_are_named_and_the_exit_code_is_1(capsys,
     assert error.count("\n") == bool(failed) and ("GPU 1 failed: no driver; GPU 3 failed: no answer." in error) == bool(
         failed
     )
+
+
+def test_warnings_of_other_packages_are_no_errors_of_hpo(tmp_path):
+    """MLflow warns when it is imported without docstrings; `hpo doctor` imports it, and finds no services."""
+    strict = {"PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error", "HPO_HOME": str(tmp_path / "home")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HPO_", "MLFLOW_"))}
+    command = [sys.executable, "-m", "hpo", "doctor"]
+    ended = subprocess.run(command, env=kept | strict, capture_output=True, text=True)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("hpo: The services of")
