@@ -2,6 +2,7 @@
 
 import math
 import operator
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
@@ -57,11 +58,26 @@ HEAD_UNITS = 16  # of the dense head on a backbone
 
 
 @dataclass(frozen=True, kw_only=True)
+class Form:
+    """Texts that a setting takes beside its options."""
+
+    pattern: str
+    words: str
+
+
+WEIGHTS = ("imagenet", "none")
+FILE = Form(
+    pattern=r"[A-Za-z0-9_.+-]+\.(pth|pt|pth\.tar|safetensors)",
+    words="the path of a file .pth, .pth.tar, .pt or .safetensors, whose name has letters, digits and _.+- only",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransferSpec:
     """A backbone without its top, global average pooling, 16 dense units (the protocol's transfer learning)."""
 
     backbone: str = field(metadata={"options": tuple(BACKBONES)})
-    weights: str = field(default="imagenet", metadata={"options": ("imagenet", "none")})  # "none": random
+    weights: str = field(default="imagenet", metadata={"options": WEIGHTS, "form": FILE})  # "none": random
     trainable: str = field(default="head", metadata={"options": ("head", "all")})
 
 
@@ -313,7 +329,6 @@ RULES: dict[str, Callable[[Any, Any], bool]] = {
     "high": operator.le,
     "below": operator.lt,
     "odd": lambda value, _: bool(value % 2),
-    "options": lambda value, options: value in options,
 }  # rule in a field's metadata -> whether a value keeps to it
 BOUNDS = {"low": "at least", "above": "above", "high": "at most", "below": "below"}
 
@@ -339,7 +354,8 @@ def _value(rule: Field[Any], value: Any, where: str) -> Any:
         try:
             value = kind(value)
             finite = kind is not float or math.isfinite(value)
-            if finite and all(RULES[name](value, bound) for name, bound in rule.metadata.items() if name in RULES):
+            limits = [RULES[name](value, bound) for name, bound in rule.metadata.items() if name in RULES]
+            if finite and all(limits) and _is_option(rule, value):
                 return value
         except OverflowError:  # a whole number of hundreds of digits, too large for a float
             pass
@@ -347,11 +363,18 @@ def _value(rule: Field[Any], value: Any, where: str) -> Any:
     raise SpecError(f"{where}: {rule.name} = {value!r}{near}; expected {_expected(rule)}.")
 
 
+def _is_option(rule: Field[Any], value: Any) -> bool:
+    """Return whether the value is one of the field's options, or of its form, if it has any."""
+    options, form = rule.metadata.get("options"), rule.metadata.get("form")
+    return options is None or value in options or (form is not None and bool(re.fullmatch(form.pattern, value)))
+
+
 def _expected(rule: Field[Any]) -> str:
     """Return what the field may hold, in words."""
     limits = rule.metadata
     if "options" in limits:
-        return "one of " + ", ".join(map(repr, limits["options"]))
+        form = f", or {limits['form'].words}" if "form" in limits else ""
+        return "one of " + ", ".join(map(repr, limits["options"])) + form
     if rule.type in (bool, str):
         return "true or false" if rule.type is bool else "text in quotes"
     number = "a number" if rule.type is float else "an odd whole number" if "odd" in limits else "a whole number"

@@ -63,7 +63,10 @@ def backbone_of(path: Path) -> str:
     for backbone, name in FILES.items():
         if name == path.name:
             return backbone
-    raise SpecError(f"{path}: expected a file named {', '.join(FILES.values())} (torchvision's names).")
+    raise SpecError(
+        f"{path}: expected a file named {', '.join(FILES.values())} (torchvision's names). A study names other weights "
+        "by their path: model.weights."
+    )
 
 
 def fetch(backbone: str) -> Path:
@@ -129,6 +132,8 @@ def load(path: Path, backbone: str) -> "dict[str, Tensor]":
             f"{path}: {backbone}'s {'; '.join(wrong[:MOST_LISTED])}{more}. Expected the "
             f"tensors of torchvision's {backbone}; those of its top ({top[0]}…) may be missing, or of any shape."
         )
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise SpecError(f"{path}: expected finite numbers, found others in {', '.join(broken[:MOST_LISTED])}.")
     return {f"backbone.{name}": tensor for name, tensor in tensors.items()}
 
 

@@ -14,7 +14,6 @@ VERDICTS = {
     "below volume fraction": "it does NOT beat a cubic polynomial in the volume fraction",
     "good": "it beats the mean and a cubic polynomial in the volume fraction",
 }
-WEIGHTS = {"ImageNet": "Backbone pretrained on ImageNet. ", "not pretrained": "**Not pretrained.** "}
 
 
 def of_model(study: StudyRow) -> str:
@@ -59,12 +58,18 @@ def of_version(
         + "".join(f"**Alarm:** {alarm}\n\n" for alarm in alarms)
         + "".join(f"{doubt}\n\n" for doubt in doubts_text(study.facts.findings or ()))
         + _choice(study, job)
-        + f"{WEIGHTS.get(str(entry.weights), '')}{job.spec.parameters:,} parameters.\n\n"
+        + f"{_pretraining(entry.weights or '')}{job.spec.parameters:,} parameters.\n\n"
         + "\n".join(table)
         + "\n\nNMSE: mean over the targets of MSE / variance of the training split. Selected on validation alone."
         + _labels(study, entry)
         + (f" With the transform undone, test split: {in_unit}." if in_unit else "")
     )
+
+
+def _pretraining(weights: str) -> str:
+    """Return a sentence on where the weights of a backbone came from; empty without one."""
+    sentences = {"": "", "ImageNet": "Backbone pretrained on ImageNet. ", "not pretrained": "**Not pretrained.** "}
+    return sentences.get(weights, f"Backbone {for_markdown(weights)}. ")
 
 
 def _labels(study: StudyRow, entry: ClosingEntry) -> str:

@@ -210,7 +210,7 @@ def as_parts(study: str | Sequence[Study | Plan]) -> Sequence[Study | Plan]:
 
 def _fetch_weights(studies: Sequence[Study], watch: Watch) -> None:
     """Fetch the pretrained weights that studies need and this machine lacks."""
-    for backbone in dict.fromkeys(backbone for study in studies for backbone in study.pretrained()):
+    for backbone in dict.fromkeys(key for study in studies for key in study.pretrained() if key in weights.FILES):
         if weights.absent(weights.FILES[backbone]):
             watch.say(f"Fetching {weights.SOURCE}{weights.FILES[backbone]} …")
             weights.fetch(backbone)

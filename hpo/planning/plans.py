@@ -140,6 +140,9 @@ def _track(
         if start.folder is not None:
             for file_name in start.model.files:
                 tracker.upload(run_id, start.folder / file_name, start.model.folder)
+    for key, weights in (facts.weights or {}).items():
+        if (own := ready.study.weights_files.get(key)) is not None:
+            tracker.upload(run_id, Path(own), weights.folder)
     page = None if draw is None else _page(ready, tracker, run_id, draw)
     more = doubts_text(facts.findings or ())
     if page is not None:

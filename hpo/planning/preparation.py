@@ -24,13 +24,13 @@ from hpo.planning.baselines import predictors
 from hpo.planning.content import findings
 from hpo.planning.physics import check_physics, constants
 from hpo.planning.starts import Start, check_starts
+from hpo.planning.weights import weights_files
 from hpo.queue import Queue, StudyRow
 from hpo.study import Study
 from hpo.study.records import DataFacts, DataVersion, StudyFacts, TrialSpec, WeightsFile
 from hpo.text import point_text
 from hpo.tracking import foreign, links
 from models import metrics, sizes, specs
-from models import weights as pretrained
 
 START = "start"  # a point that a search begins with
 FEWEST = 4  # images that a share of the training images has
@@ -48,7 +48,7 @@ class Plan:
     folds: tuple[Split, ...] = ()  # of a cross-validation
     canonical: dict[str, Any]
     identity: str
-    weights: dict[str, WeightsFile]  # name and SHA-256 of the file, for each backbone that begins pretrained
+    weights: dict[str, WeightsFile]  # that its trials begin with, by what Study.pretrained gives
     starts: Mapping[str, Start] = field(default_factory=dict)  # the models that trials begin with, by name
     rows: tuple[str, ...] = ()  # where the labels of each image stand in the folder
     findings: tuple[Finding, ...] = ()  # about the data's content; errors are for the caller to raise
@@ -147,17 +147,11 @@ def prepare(
     _check_data(chosen, folder, data)
     starts = {name: (starts or {})[name] for name in chosen.starting_models}
     check_starts(chosen, data, starts)
-    files = {backbone: pretrained.FILES[backbone] for backbone in chosen.pretrained()}
-    weights = {
-        backbone: WeightsFile(
-            name=name, sha256="" if trial_run and pretrained.absent(name) else pretrained.find(name)[1]
-        )
-        for backbone, name in files.items()
-    }
+    weights = weights_files(chosen, trial_run=trial_run)
     canonical = chosen.canonical(
         data_digest=data.digest,
         split_digest=parts.digest,
-        weights={backbone: file.sha256 for backbone, file in weights.items()},
+        weights={key: file.sha256 for key, file in weights.items()},
         phases=constants(data) if chosen.needs_phases() else None,
         folds_digest=cross_validation.digest(folds) if folds else None,
         starts={name: start.model.sha256 for name, start in starts.items()},

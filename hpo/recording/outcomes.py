@@ -24,7 +24,7 @@ class Fetched:
 
     job: Job
     checkpoint: Path | None
-    start: Path | None  # folder of the model that it starts from
+    start: Path | None  # folder of the model, or of the weights, that it starts from
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ the job is no longer held. The epochs of the job that had arrived before the tas
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from hpo.recording.outcomes import DataFetched, Ended, Fetched, HandedBack, NoDa
 from hpo.recording.reconciler import Reconciler
 from hpo.recording.trained import Trained
 from hpo.search.pruning import Pruning
-from hpo.study.records import StartingModel
 from hpo.text import first_line
 from hpo.tracking import data_sets, experiments, logged_models, registry
 from hpo.tracking.client import PAUSED
@@ -75,7 +75,7 @@ class Tasks:
                 log.warning("%s: its earlier checkpoint stays in MLflow: %s", job.title, first_line(error))
 
     def fetch(self, job: Job, folder: Path) -> Fetched:
-        """Download the checkpoint that the trial goes on with and the model that it starts from, as far as it has them.
+        """Download the checkpoint that the trial goes on with and the model, or the weights, that it starts from.
 
         Every file is checked against the hash recorded with it.
         """
@@ -89,19 +89,21 @@ class Tasks:
                 folder=folder / "start",
                 expected_sha256=network.files,
             )
-        elif job.spec.start is not None:
-            start = self._fetch_start(job.spec.start, folder / "start")
+        elif (model := job.spec.start) is not None:
+            start = self._fetch_files(model.folder, model.files, folder / "start")
+        elif (weights := job.spec.own_weights) is not None:
+            start = self._fetch_files(weights.folder, {weights.name: weights.sha256}, folder / "start")
         return Fetched(job=job, checkpoint=checkpoint, start=start)
 
-    def _fetch_start(self, model: StartingModel, folder: Path) -> Path:
-        """Return a folder with the files of the model that a trial starts from, as they lie at the study's run."""
+    def _fetch_files(self, source: str, files: Mapping[str, str], folder: Path) -> Path:
+        """Fill a folder with the files, of these SHA-256, that lie in the folder `source` of the study's run."""
         run_id = self.reconciler.study.facts.study_run_id
         folder.mkdir(parents=True, exist_ok=True)
-        for name, expected in model.files.items():
-            path = self.reconciler.tracker.download_artifact(run_id, f"{model.folder}/{name}", folder)
+        for name, expected in files.items():
+            path = self.reconciler.tracker.download_artifact(run_id, f"{source}/{name}", folder)
             if (sha256 := sha256_of(path)) != expected:
                 raise ModelError(
-                    f"{model.folder}/{name} of the run {run_id}: expected SHA-256 {expected:.8}, found {sha256:.8}."
+                    f"{source}/{name} of the run {run_id}: expected SHA-256 {expected:.8}, found {sha256:.8}."
                 )
             path.replace(folder / name)
         return folder

@@ -27,7 +27,7 @@ class Answer:
 
 
 def is_pretrained(winner: Winner) -> bool:
-    return winner.entry.weights == "ImageNet"
+    return winner.entry.weights not in (None, "", "not pretrained")
 
 
 def is_of(winner: Winner, words: Sequence[str]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.errors import StudyError
-from hpo.study import claims
+from hpo.study import claims, weights_paths
 from hpo.study.names import BARE, LONGEST_NAME, RESERVED
 from hpo.study.parsing import (
     BEST_KEYS,
@@ -110,8 +110,11 @@ def _load(name: str, overrides: Sequence[str], used: set[str], *, strict: bool, 
     overridden = json.dumps(table, sort_keys=True, default=str) != original
     if "best_of" in table and earlier is not None:
         table = _completed_by(label, table, earlier, _file(before)[2].get("seed", 0), seeded=seeded)
+        files = earlier.weights_files
+    else:
+        files = weights_paths.take(label, table, {} if earlier is None else earlier.weights_files)
     study = parse(name, label, table, earlier, overridden=overridden or (earlier is not None and earlier.overridden))
-    return replace(study, file=name if folder is None else os.path.abspath(label))
+    return replace(study, file=name if folder is None else os.path.abspath(label), weights_files=files)
 
 
 def _completed_by(label: str, table: dict[str, Any], earlier: Study, stated: Any, *, seeded: bool) -> dict[str, Any]:
@@ -204,6 +207,9 @@ def _file(name: str) -> tuple[str, str, dict[str, Any], Path | None]:
     training = table.get("training")
     if isinstance(training, dict) and isinstance(training.get("start_from"), str):
         training["start_from"] = _model(training["start_from"], path.parent)
+    for part in (table.get("model"), table.get("space")):
+        if isinstance(part, dict) and "weights" in part:
+            part["weights"] = weights_paths.absolute(part["weights"], path.parent)
     return name, label, table, folder
 
 
@@ -249,6 +255,8 @@ def _override(table: dict[str, Any], text: str) -> None:
         table = inner
     if last == "path" and tables == ["data"] and parsed != DEFAULT_DATA:
         parsed = str(Path(str(parsed)).expanduser().absolute())
+    if key in ("model.weights", "space.weights"):
+        parsed = weights_paths.absolute(parsed, Path())
     if key == "training.start_from" and isinstance(parsed, str):
         parsed = _model(parsed, Path())
     if key == "pruner.name":  # the settings of another one do not fit it

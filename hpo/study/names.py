@@ -45,4 +45,12 @@ def origin(model: Mapping[str, Any]) -> str:
 def provenance(model: Mapping[str, Any]) -> str:
     """Where the weights of a model come from, as every table and description says; empty where nothing else is
     possible."""
-    return {"imagenet": "ImageNet", "none": "not pretrained"}.get(model.get("weights", ""), "")
+    weights = model.get("weights", "")
+    return {"": "", "imagenet": "ImageNet", "none": "not pretrained"}.get(weights, f"pretrained: {weights}")
+
+
+def weights_key(model: Mapping[str, Any]) -> str:
+    """What the file of a model's weights goes by in a study: the backbone for torchvision's, the name of a file of the
+    user's; empty if it has none."""
+    weights = str(model.get("weights", "none"))
+    return {"imagenet": str(model.get("backbone")), "none": ""}.get(weights, weights)

@@ -16,8 +16,13 @@ Phases = dict[str, dict[str, float]]  # Lamé constants in the label's unit, of 
 class WeightsFile(Record):
     """A file of pretrained weights."""
 
-    name: str  # in the cache of torch.hub
+    name: str  # in the cache of torch.hub, or of a file of the user's
     sha256: str
+
+    @property
+    def folder(self) -> str:
+        """Where a file of the user's lies among the artifacts of the study's run."""
+        return f"weights/{self.sha256[:16]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,16 @@ class TrialSpec(Record):
     split: str  # digest of the split
     identity: str  # of the study
     numerics: int
+
+    @property
+    def own_weights(self) -> WeightsFile | None:
+        """The file of the user's that it begins with; it lies at the study's run."""
+        return self.weights if self.weights is not None and self.weights.name == self.model["weights"] else None
+
+    @property
+    def begins_with_files(self) -> bool:
+        """Whether a worker has to fetch what its network begins with."""
+        return any((self.starts_from, self.start, self.own_weights))
 
     @property
     def epochs(self) -> int:
@@ -200,7 +215,7 @@ class StudyFacts(Record):
     claims: tuple[Claim, ...] | None = None  # of its file; the report decides them
     findings: tuple[str, ...] | None = None  # what was doubtful about the data, or accepted, when it was planned
     page: str | None = None  # on images and labels: its path at the study's run
-    weights: dict[str, WeightsFile] | None = None  # by backbone, where a trainer reads them
+    weights: dict[str, WeightsFile] | None = None  # by weights_key, where a trainer reads them
     starts_from: dict[str, Network] | None = None  # by origin
     starts: dict[str, StartingModel] | None = None  # by name
     best_of: tuple[SourceTrial, ...] | None = None

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from hpo.study.claims import Claim
 from hpo.study.identity import digest
-from hpo.study.names import file_name, origin, with_digits
+from hpo.study.names import file_name, origin, weights_key, with_digits
 from hpo.study.records import Fold, Refit, SourceTrial, StudyFacts, TrialSpec
 from hpo.study.space import Choices, Interval, as_json, corners, highest
 from hpo.text import counted
@@ -50,6 +50,7 @@ class Study:
     starts_from: "Study | None"  # whose best networks the trials begin with
     folds: int | None = None  # of the cross-validation; None: the data's split validates
     best_of: "Study | None" = None  # whose best configurations are trained again
+    weights_files: Mapping[str, str] = field(default_factory=dict, compare=False)  # paths of the user's, by name
     claims: tuple[Claim, ...] = field(default=(), compare=False)  # that the report decides; no part of the identity
     file: str = field(default="", compare=False)  # the shipped name, or the path
     command: str = field(default="", compare=False)  # for a shell, that loads it
@@ -67,9 +68,9 @@ class Study:
     ) -> dict[str, Any]:
         """Everything that determines a result, as plain data: the identity of the study.
 
-        `weights` has the SHA-256 of each backbone's pretrained weights, `starts` that of each model to start from,
-        `phases` the constants of the data's, `folds_digest` is that of the cross-validation's folds. What is not used
-        is not named: a study that does without a setting keeps the identity it had before there was one.
+        `weights` has the SHA-256 of the pretrained weights by what `pretrained` gives, `starts` that of each model to
+        start from, `phases` the constants of the data's, `folds_digest` is that of the cross-validation's folds. What
+        is not used is not named: a study that does without a setting keeps the identity it had before there was one.
         """
         used: dict[str, Any] = {}
         if self.starts_from is not None:
@@ -78,7 +79,7 @@ class Study:
             )
             used["starts_from"] = {"study": with_digits(self.starts_from, digest(first)), "spec": first}
         elif self.pretrained():
-            used["weights"] = {backbone: (weights or {})[backbone] for backbone in self.pretrained()}
+            used["weights"] = {key: (weights or {})[key] for key in self.pretrained()}
         if self.best_of is not None:
             first = self.best_of.canonical(
                 data_digest=data_digest,
@@ -164,12 +165,15 @@ class Study:
         return max(float(getattr(training, key)) for _, training in map(self.specifications, self.corners()))
 
     def pretrained(self) -> list[str]:
-        """The backbones whose pretrained weights this study, or the one it starts from, begins with."""
+        """What this study, or the one it starts from, begins with: backbones, for torchvision's weights, and the names
+        of files of the user's."""
         if self.starts_from is not None:
             return self.starts_from.pretrained()
-        if "imagenet" not in self.values_of("weights") or self._starts_warm():
+        if self._starts_warm():
             return []
-        return [str(backbone) for backbone in self.values_of("backbone")]
+        weights = self.values_of("weights")
+        files = [str(name) for name in weights if name not in specs.WEIGHTS]
+        return [*(map(str, self.values_of("backbone")) if "imagenet" in weights else ()), *files]
 
     @property
     def starting_models(self) -> list[str]:
@@ -303,7 +307,7 @@ def trial_spec(
     best = next((source for source in facts.best_of or () if source.point == point), None)
     starts = plan.starts_from is not None
     start = (facts.starts or {}).get(training.get("start_from", ""))
-    pretrained = not starts and start is None and model.get("weights") == "imagenet"
+    weights = "" if starts or start is not None else weights_key(model)
     data = facts.data
     size = sizes.size(network, data.image_shape, len(data.target_names), len(data.inputs or ()))
     spec = TrialSpec(
@@ -316,7 +320,7 @@ def trial_spec(
         trainable_parameters=size.trainable,
         starts_from=(facts.starts_from or {}).get(origin(model)) if starts else None,
         start=start,
-        weights=(facts.weights or {})[model["backbone"]] if pretrained else None,
+        weights=(facts.weights or {})[weights] if weights else None,
         phases=facts.data.phases if specs.physical(network) else None,
         best_of=best and SourceTrial(study=best.study, trial=best.trial, run_id=best.run_id),
         fold=fold,

@@ -75,7 +75,13 @@ def _shared(images: np.ndarray, path: Path) -> np.ndarray:
 
 
 def initial_tensors(spec: TrialSpec, start: Path | None) -> dict[str, torch.Tensor] | None:
-    """Return the tensors of the network that a trial begins with; None if it begins at random."""
+    """Return the tensors of the network that a trial begins with; None if it begins at random.
+
+    `start` is the folder of the model, or of the user's weights, that it starts from.
+    """
+    if (own := spec.own_weights) is not None:
+        assert start is not None
+        return weights.load(start / own.name, spec.model["backbone"])
     if start is not None:
         return dict(bundle.load(start)[0].network.state_dict())
     if spec.weights is None:

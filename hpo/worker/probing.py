@@ -95,7 +95,8 @@ def _measure(index: int, spec: TrialSpec, dataset: Dataset, parts: Split, device
     settings = dict(spec.training) | {"epochs": 2}
     count = min(len(parts.train), PROBE_BATCHES * specs.training_from_dict(settings).batch_size)
     share = count / len(parts.train)
-    initial = inputs.initial_tensors(spec, None) if spec.weights and spec.weights.sha256 else None
+    is_here = spec.weights is not None and spec.weights.sha256 and spec.own_weights is None
+    initial = inputs.initial_tensors(spec, None) if is_here else None
     begin = time.monotonic()
     training = _begin(spec, settings, dataset, parts, device, images=count, initial=initial)
     once = (time.monotonic() - begin) / share

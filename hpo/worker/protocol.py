@@ -26,7 +26,7 @@ class Train:
     spec: TrialSpec
     data: Path  # the data set, NPZ
     checkpoint: Path | None  # where the trial goes on
-    start: Path | None  # folder of the model that the trial starts from
+    start: Path | None  # folder of the model, or of the weights, that the trial starts from
     folder: Path  # for everything that the trainer writes
     cache: Path  # of the features of frozen backbones
     device: str  # "cpu", "auto" or "cuda"

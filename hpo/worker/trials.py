@@ -77,7 +77,7 @@ class Trials:
         point = " ".join(f"{key}={value}" for key, value in job.spec.point.items())
         log.info("%s claimed: %s", job.title, point)
         crash.at("claimed")
-        if job.checkpoint is None and job.spec.starts_from is None and job.spec.start is None:
+        if job.checkpoint is None and not job.spec.begins_with_files:
             self._train(trainer, outcomes.Fetched(job=job, checkpoint=None, start=None))
         else:
             self._recorder.put(job, partial(self._tasks.fetch, job, self._folder.of(job)))

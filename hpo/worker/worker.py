@@ -94,8 +94,8 @@ class Worker:
                     self.close()
 
     def _require_weights(self) -> None:
-        """Raise SpecError unless the pretrained weights are those that the study was planned with."""
-        for file in (self.row.facts.weights or {}).values():
+        """Raise SpecError unless torchvision's weights are those that the study was planned with."""
+        for file in [file for key, file in (self.row.facts.weights or {}).items() if key in weights.FILES]:
             path, sha256 = weights.find(file.name)
             if sha256 != file.sha256:
                 raise SpecError(f"{path}: expected SHA-256 {file.sha256}, as the study was planned, found {sha256}.")

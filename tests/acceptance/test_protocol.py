@@ -7,7 +7,9 @@ import sys
 import cells
 import official
 import pandas
+import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 from shell import PATIENCE, Shell, check_recorded_once, trainers
 
@@ -16,6 +18,7 @@ from hpo.closing import promotion
 from hpo.files import sha256_of
 from hpo.study.records import WeightsFile
 from hpo.tracking.client import Tracker
+from models import bundle
 
 TINY = ("--epochs", 1, "--set", "space.backbone=['densenet121']", "--set", "training.batch_size=16")
 
@@ -159,6 +162,54 @@ def test_pretrained_weights_are_asked_for_brought_and_part_of_the_study(shell, i
 
     shell.environment |= {"TORCH_HOME": str(tmp_path / "another machine")}
     assert f"expected {tmp_path / 'another machine'}" in hpo("worker", "--study", row.name, code=1)
+
+
+MICRO = """
+[data]
+path = "{data}"
+[model]
+family = "transfer"
+backbone = "resnet18"
+weights = "micro.pth.tar"
+[training]
+epochs = 2000
+batch_size = 8
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.acceptance
+def test_a_worker_on_another_machine_gets_the_users_weights_from_the_study(shell, images, tmp_path):
+    file = official.microscopy(tmp_path / "micro.pth.tar")
+    (tmp_path / "micro-moved.toml").write_text(MICRO.format(data=images))
+    process = shell.start("run", "--study", tmp_path / "micro-moved.toml")
+    held = shell.until(
+        lambda: next((job for job in shell.trials("micro-moved") if job.checkpoint and job.epochs >= 20), None),
+        "a checkpoint",
+    )
+    left = trainers(process)
+    process.kill()
+    psutil.wait_procs(left, timeout=30)
+    stored = torch.load(file, weights_only=True)
+    sha256 = sha256_of(file)
+    file.unlink()
+
+    shell.environment |= {"HPO_HOME": str(tmp_path / "another machine")}
+    output = shell.hpo("worker", "--study", "micro-moved")
+    assert " of micro-moved goes on after epoch " in output
+    check_recorded_once(shell, "micro-moved", points=1, epochs=2000)
+    (job,) = shell.trials("micro-moved")
+    assert job.spec.weights == held.spec.weights == WeightsFile(name="micro.pth.tar", sha256=sha256)
+    (run,) = runs(shell, "micro-moved")
+    assert run.data.params["weights.sha256"] == sha256
+    assert run.data.tags["hpo.weights"] == "pretrained: micro.pth.tar"
+    (winner,) = shell.json("show", "micro-moved")["winners"]
+    assert winner["weights"] == "pretrained: micro.pth.tar"
+    shell.hpo("download", "--study", "micro-moved", tmp_path / "model")
+    network = bundle.load(tmp_path / "model")[0].network
+    assert torch.equal(network.backbone.conv1.weight, stored["conv1.weight"])
+    shell.hpo("report", "--study", "micro-moved", "-o", tmp_path / "report")
+    assert "pretrained: micro.pth.tar" in (tmp_path / "report" / "report.md").read_text()
 
 
 @pytest.mark.long

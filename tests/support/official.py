@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from models import transfer, weights
@@ -35,3 +36,16 @@ def make(folder: Path, backbone: str, monkeypatch, *, change=None) -> Path:
     named = path.rename(folder / f"{backbone}-{digest[:8]}.pth")
     monkeypatch.setitem(weights.FILES, backbone, named.name)
     return named
+
+
+def microscopy(path: Path, backbone: str = "resnet18", *, change=None, seed=1) -> Path:
+    """Write a file as NASA's pretrained-microscopy-models are: torchvision's state dict, of 54 classes."""
+    from torchvision import models
+
+    torch.manual_seed(seed)
+    tensors = dict(models.get_model(backbone, num_classes=54).state_dict())
+    if change is not None:
+        change(tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+    return path
