@@ -59,13 +59,16 @@ def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_i
 
 
 def _transfer_size(spec: TransferSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int) -> Size:
-    backbone, frozen = BACKBONES[spec.backbone], spec.trainable == "head"
+    backbone = BACKBONES[spec.backbone]
     head = (backbone.channels + n_inputs + 1) * HEAD_UNITS + (HEAD_UNITS + 1) * n_targets
-    multiply_adds = backbone.multiply_adds * image_shape[1] * image_shape[2] // 224**2
+    trained = sum(block.parameters for block in spec.trained)
+    # Of a training step a third is forward; the frozen blocks before trained ones do nothing else.
+    work = (backbone.multiply_adds + 2 * sum(block.multiply_adds for block in spec.trained)) // 3
+    work = work * image_shape[1] * image_shape[2] // 224**2
     return Size(
         parameters=backbone.parameters + head,
-        trainable=head if frozen else backbone.parameters + head,
-        multiply_adds=head if frozen else multiply_adds + head,
+        trainable=trained + head,
+        multiply_adds=work + head if spec.trained else head,
     )
 
 
@@ -151,7 +154,7 @@ def least_batch(spec: ModelSpec, image_shape: Sequence[int]) -> int:
 
     It is two if a trained batch-norm normalises a single pixel of each image: one number has no variance.
     """
-    if not isinstance(spec, TransferSpec) or spec.trainable == "head":
+    if not isinstance(spec, TransferSpec) or not spec.trained:
         return 1
     last_side = BACKBONES[spec.backbone].last_side
     return 2 if last_side is not None and {last_side(side) for side in image_shape[1:]} == {1} else 1

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypeGuard, TypeVar
 
-from models.backbones import BACKBONES
+from models.backbones import BACKBONES, Block
 
 
 class SpecError(ValueError):
@@ -71,6 +71,8 @@ FILE = Form(
     words="the path of a file .pth, .pth.tar, .pt or .safetensors, whose name has letters, digits and _.+- only",
 )
 
+LAST = Form(pattern=r"last:[1-9][0-9]?", words="'last:N', for the last N blocks of the backbone")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransferSpec:
@@ -78,7 +80,26 @@ class TransferSpec:
 
     backbone: str = field(metadata={"options": tuple(BACKBONES)})
     weights: str = field(default="imagenet", metadata={"options": WEIGHTS, "form": FILE})  # "none": random
-    trainable: str = field(default="head", metadata={"options": ("head", "all")})
+    trainable: str = field(default="head", metadata={"options": ("head", "all"), "form": LAST})
+
+    def __post_init__(self) -> None:
+        count = len(BACKBONES[self.backbone].blocks)
+        if self._last >= count:
+            raise SpecError(
+                f"model (transfer): trainable = {self.trainable!r}: {self.backbone} has {count} blocks: expected "
+                f"'last:1' to 'last:{count - 1}', or 'all'."
+            )
+
+    @property
+    def _last(self) -> int:
+        """How many blocks are the last that are trained; 0 if `trainable` does not count them."""
+        return int(self.trainable.partition(":")[2] or 0)
+
+    @property
+    def trained(self) -> tuple[Block, ...]:
+        """The blocks of the backbone that are trained, beside the head."""
+        blocks = BACKBONES[self.backbone].blocks
+        return blocks if self.trainable == "all" else blocks[len(blocks) - self._last :]
 
 
 INDEPENDENT = 6  # numbers that determine the stiffness of an extruded two-phase cell: see models/physics.py
@@ -284,7 +305,7 @@ def check_together(model: ModelSpec, training: TrainingSpec) -> None:
     if isinstance(model, DescriptorsSpec):
         _check_fit(training)
     changes = ["augmentation"] * (training.augmentation != "none") + distorts(training)
-    if changes and isinstance(model, TransferSpec) and model.trainable == "head":
+    if changes and isinstance(model, TransferSpec) and not model.trained:
         raise SpecError(
             f"training: {', '.join(changes)}: the features of a frozen backbone are computed once, before the first "
             "epoch: expected no change of the images, or model.trainable = 'all'."

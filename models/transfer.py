@@ -27,9 +27,9 @@ class TransferNet(nn.Module):
     A grey image is replicated to three channels, and three channels are red, green, blue. Others, such as phases, get
     a fixed colour each: what is pretrained takes no other. The normalisation of the weights happens inside. With
     `trainable` "head" the backbone is frozen and its batch-norm stays in inference mode, so that the features of an
-    image never change: `prepare` computes them once. The head's weights are drawn Glorot-uniform from torch's
-    generator before the backbone's, which follow torchvision's own initialisation: heads of one seed are equal on
-    pretrained and other backbones.
+    image never change: `prepare` computes them once. With "last:N" the blocks before the last N are frozen in this way.
+    The head's weights are drawn Glorot-uniform from torch's generator before the backbone's, which follow torchvision's
+    own initialisation: heads of one seed are equal on pretrained and other backbones.
     """
 
     mean: Tensor
@@ -37,12 +37,16 @@ class TransferNet(nn.Module):
 
     def __init__(self, spec: TransferSpec, n_targets: int, n_inputs: int = 0) -> None:
         super().__init__()
-        self.frozen = spec.trainable == "head"
         self.dense = nn.Linear(BACKBONES[spec.backbone].channels + n_inputs, HEAD_UNITS)
         self.head = nn.Linear(HEAD_UNITS, n_targets)
         draw_glorot(self)
         self.scalars = Scalars(n_inputs) if n_inputs else None
-        self.backbone = backbone(spec.backbone).requires_grad_(not self.frozen)
+        self.backbone = backbone(spec.backbone)
+        names = [name for name, _ in self.backbone.named_children()]
+        self.fixed = names.index(spec.trained[0].first) if spec.trained else len(names)  # children that are frozen
+        self.frozen = self.fixed == len(names)
+        for child in self._fixed_children():
+            child.requires_grad_(False)
         for name, numbers in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(numbers).view(1, 3, 1, 1))
 
@@ -50,7 +54,12 @@ class TransferNet(nn.Module):
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
+        for child in self._fixed_children():
+            child.eval()
         return self
+
+    def _fixed_children(self) -> list[nn.Module]:
+        return list(self.backbone.children())[: self.fixed]
 
     def prepare(self, images: Tensor, cache: Path | None, alive: Callable[[], object]) -> Tensor:
         """Return what is trained on: the images, or features (n, channels) of a frozen backbone, stored in `cache`.

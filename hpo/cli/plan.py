@@ -36,7 +36,7 @@ def show(estimates: Iterable[Estimate], console: Console) -> None:
         console.print(f"On the CPU (`--device cpu`) about {duration(seconds)} with {_trainers(slower)}.")
     if reason := plans[-1].place.reason:
         console.print(f"`hpo run` trains {reason}.")
-    tuned = any(estimate.plan.study.model.get("trainable") == "all" for estimate in plans)
+    tuned = any(estimate.plan.study.model.get("trainable", "head") != "head" for estimate in plans)
     if total > LONG and on_cpu and tuned:
         console.print("Fine-tuning takes hours on a CPU. A GPU is faster, and Ctrl-C keeps everything.")
     console.print("Nothing was started or written.")

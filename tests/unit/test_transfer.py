@@ -20,7 +20,7 @@ from models.metrics import scores
 from models.networks import build, parameter_count
 from models.regressor import predict
 from models.sizes import least_batch, size
-from models.specs import SpecError, TrainingSpec, TransferSpec, to_dict
+from models.specs import SpecError, TrainingSpec, TransferSpec, from_dict, to_dict
 from models.training import Interrupted, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -186,6 +186,43 @@ def test_fine_tuning_trains_all_parameters_and_moves_all_averages_of_batch_norms
         assert torch.equal(tensor, before[name]) == (name in ("mean", "std")), name
 
 
+@pytest.mark.parametrize(
+    "backbone", ["resnet18", *[pytest.param(name, marks=pytest.mark.slow) for name in ("vgg16", "convnext_tiny")]]
+)
+def test_the_last_block_is_trained_and_those_before_it_keep_every_number(backbone):
+    one = training(spec(backbone, "last:1"), TrainingSpec(epochs=1, batch_size=8))
+    before = {name: tensor.clone() for name, tensor in one.network.state_dict().items()}
+    list(one.epochs())
+    names = [name for name, _ in one.network.backbone.named_children()]
+    trained = tuple(f"backbone.{name}." for name in names[names.index(BACKBONES[backbone].blocks[-1].first) :])
+    for name, tensor in one.network.state_dict().items():
+        is_fixed = name in ("mean", "std") or (name.startswith("backbone.") and not name.startswith(trained))
+        assert torch.equal(tensor, before[name]) == is_fixed, name
+        assert not is_fixed or f"network.{name}" not in one.state().tensors, "a checkpoint holds what changes"
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_size_of_a_partly_trained_network_lies_between_those_of_the_others(backbone):
+    shape, whole = (1, 32, 32), size(spec(backbone, "all"), (1, 32, 32), 2)
+    head, last = (size(spec(backbone, trainable), shape, 2) for trainable in ("head", "last:2"))
+    assert last.trainable == parameter_count(build(spec(backbone, "last:2"), shape, 2), trainable=True)
+    assert head.trainable < last.trainable < whole.trainable == last.parameters
+    assert head.multiply_adds < whole.multiply_adds / 3 < last.multiply_adds < whole.multiply_adds
+
+
+@pytest.mark.parametrize(
+    ("trainable", "message"),
+    [
+        ("last:5", "resnet18 has 5 blocks: expected 'last:1' to 'last:4', or 'all'"),
+        ("last:0", "one of 'head', 'all', or 'last:N', for the last N blocks"),
+        ("al", "did you mean 'all'"),
+    ],
+)
+def test_a_number_of_blocks_that_a_backbone_has_not_is_refused(trainable, message):
+    with pytest.raises(SpecError, match=message):
+        from_dict({"family": "transfer", "backbone": "resnet18", "trainable": trainable})
+
+
 class Naive(Training):
     """The plain loop: the whole network on the images, every epoch."""
 
@@ -274,7 +311,7 @@ def test_a_sign_of_life_is_given_between_the_batches_of_all_that_takes_long():
 
 
 @pytest.mark.parametrize(
-    ("backbone", "trainable"), [("densenet121", "all"), ("efficientnet_b0", "all"), ("resnet50", "head")]
+    ("backbone", "trainable"), [("densenet121", "all"), ("efficientnet_b0", "last:3"), ("resnet50", "head")]
 )
 def test_a_resumed_transfer_training_repeats_every_bit_batch_norms_included(tmp_path, backbone, trainable):
     which, short = spec(backbone, trainable), TrainingSpec(epochs=2, batch_size=8, learning_rate=1e-3)
@@ -295,7 +332,7 @@ def test_a_resumed_transfer_training_repeats_every_bit_batch_norms_included(tmp_
     assert found == expected, f"seed {SEED}"
     ours, theirs = part.state().tensors, whole.state().tensors
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert any("running_mean" in name for name in ours) == (trainable == "all")
+    assert any("running_mean" in name for name in ours) == (trainable != "head")
 
 
 @pytest.mark.parametrize(
