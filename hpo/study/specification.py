@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from hpo.study.claims import Claim
@@ -61,10 +62,10 @@ class Study:
         *,
         data_digest: str,
         split_digest: str,
-        weights: Mapping[str, str] | None = None,
+        weights: Mapping[str, str] = MappingProxyType({}),
         phases: Mapping[str, Mapping[str, float]] | None = None,
         folds_digest: str | None = None,
-        starts: Mapping[str, str] | None = None,
+        starts: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, Any]:
         """Everything that determines a result, as plain data: the identity of the study.
 
@@ -79,7 +80,7 @@ class Study:
             )
             used["starts_from"] = {"study": with_digits(self.starts_from, digest(first)), "spec": first}
         elif self.pretrained():
-            used["weights"] = {key: (weights or {})[key] for key in self.pretrained()}
+            used["weights"] = {key: weights[key] for key in self.pretrained()}
         if self.best_of is not None:
             first = self.best_of.canonical(
                 data_digest=data_digest,
@@ -91,7 +92,7 @@ class Study:
             )
             used["best_of"] = {"study": with_digits(self.best_of, digest(first)), "spec": first}
         if self.starting_models:
-            used["start_from"] = {name: (starts or {})[name] for name in self.starting_models}
+            used["start_from"] = {name: starts[name] for name in self.starting_models}
         if self.needs_phases():
             used["phases"] = phases
         if self.is_pruned:

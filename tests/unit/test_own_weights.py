@@ -9,7 +9,9 @@ import torch
 
 from hpo import study
 from hpo.errors import StudyError
+from hpo.operations import details
 from hpo.planning.preparation import prepare
+from hpo.queue import StudyRow
 from hpo.worker import inputs
 from models import weights
 from models.specs import SpecError
@@ -102,9 +104,11 @@ def test_the_identity_follows_the_content_of_the_file_and_not_its_folder(tmp_pat
         data_digest=plan.dataset.digest, split_digest=plan.split.digest, weights=plan.canonical["weights"]
     )
     assert study.digest(again) == plan.identity
+    (tmp_path / "a" / "weights" / NAME).unlink()
+    assert details._changed(StudyRow(name=plan.name, identity="", canonical=plan.canonical, facts=plan.facts)) == {}
     other = planned(tmp_path / "c", images, official.microscopy(tmp_path / NAME, seed=2))
     assert other.identity != plan.identity
-    tensors = inputs.initial_tensors(spec, tmp_path / "a" / "weights")
+    tensors = inputs.initial_tensors(spec, tmp_path / "b" / "weights")
     assert torch.equal(tensors["backbone.conv1.weight"], torch.load(file, weights_only=True)["conv1.weight"])
 
 
