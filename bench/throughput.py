@@ -13,9 +13,9 @@ packaged and hashed, everything recorded. The rivals are as many processes on th
   `hpo-bench-ray` in the temporary folder) at the first call. Two trials a process: the callback sends every score and
   every figure of Ray's own in a request of its own, 6,000 a trial.
 
-A rate counts from the first trial's end to the last one's, so that no start is in it. CPU seconds are of all processes
-of one kind, from the first trial on. At last `hpo run` trains a real study of 200 trials of 3 epochs, start and end
-included.
+A rate counts from the time when as many trials have ended as there are processes, so that no start is in it. CPU
+seconds are of all processes of one kind, from the first trial on. At last `hpo run` trains a real study of 200 trials
+of 3 epochs, start and end included.
 """
 
 import argparse
@@ -160,7 +160,7 @@ def work(home: Home, name: str, trials: int, ready: Any, go: Any, used: Any) -> 
             return [
                 sys.executable,
                 "-c",
-                f"import sys; sys.path.insert(0, {folder!r}); import throughput; throughput.be()",
+                f"import sys; sys.path.insert(0, {folder!r}); from throughput import be; be()",
             ]
 
     class Recording(Worker):
@@ -268,6 +268,7 @@ def optimise(
     table.parent.mkdir()
     table.write_text("\n".join([",".join(["1.2345678"] * 19)] * 9))
     requirements = [f"torch=={torch.__version__.partition('+')[0]}"]
+    options = {"pip_requirements": requirements, "serialization_format": "pickle"}
 
     def objective(trial: optuna.Trial) -> float:
         rate, now = trial.suggest_float("learning_rate", 1e-4, 1e-2), time.time_ns() // 1_000_000
@@ -280,9 +281,7 @@ def optimise(
         client.log_artifact(run, str(table), "predictions")
         if with_model:
             with mlflow.start_run(run_id=run):
-                mlflow.pytorch.log_model(
-                    network, name="model", pip_requirements=requirements, serialization_format="pickle"
-                )
+                mlflow.pytorch.log_model(network, name="model", **options)
         client.set_terminated(run)
         return rate
 
@@ -337,7 +336,6 @@ def store_again(home: Home, stored: str, experiment: str, trials: int, ready: An
 
 
 def log_metrics(client: Any, run_id: str, metrics: list[Any]) -> None:
-    """Log metrics in as few calls as take them."""
     for start in range(0, len(metrics), LARGEST_BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + LARGEST_BATCH])
 
@@ -379,7 +377,7 @@ def measure(
     return Figures(
         side=side,
         workers=workers,
-        rate=(len(ends) - 1) / (ends[-1] - ends[0]) * 1000,
+        rate=(len(ends) - workers) / (ends[-1] - ends[workers - 1]) * 1000,
         cpu={kind: value / trials for kind, value in seconds.items()},
         **faults,
     )

@@ -144,7 +144,7 @@ def model(shown: Reconciler, job, folder) -> Trained:
     )
 
 
-def test_a_trial_takes_21_requests_from_its_claim_to_its_end(shown, held, tmp_path):
+def test_a_trial_takes_21_requests_and_25_transactions(shown, held, tmp_path):
     _, first = held
     trained = model(shown, first, tmp_path / "model")
     with proxy(shown.tracker.uri) as between:
@@ -152,6 +152,9 @@ def test_a_trial_takes_21_requests_from_its_claim_to_its_end(shown, held, tmp_pa
         tasks.record(first, trained)
         job = shown.queue.claim(shown.study.name, worker="w", lease=60)
         between.requests.clear()
+        transactions = Counter[str]()
+        for name, engine in (("queue", shown.queue.engine), ("optuna", shown.store.engine)):
+            event.listen(engine, "begin", lambda _, name=name: transactions.update([name]))
         tasks.reconcile(job)
         begin = Counter(between.requests)
         shown.queue.add_epochs(job, [(n, 1_000 * n, {"val/nmse": 1 / n, "seconds": 1.0}) for n in range(1, EPOCHS + 1)])
@@ -164,6 +167,7 @@ def test_a_trial_takes_21_requests_from_its_claim_to_its_end(shown, held, tmp_pa
     uploads = sum(count for request, count in requests.items() if request.startswith("PUT"))
     assert uploads == files == 11
     assert requests.total() - uploads == 10, requests
+    assert transactions == {"queue": 25, "optuna": 5}
     history = shown.tracker.client.get_metric_history(shown.queue.job(job.id).run_id, "val/nmse")
     assert [metric.step for metric in history] == [1, 2, 3]
 
