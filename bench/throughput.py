@@ -10,12 +10,12 @@ packaged and hashed, everything recorded. The rivals are as many processes on th
 - `optuna-no-model`: the same without the model;
 - `calls`: no search at all. What hpo has stored of one of its trials is stored again, with the client's own calls;
 - `ray`: Ray Tune with its MLflow callback (`bench/ray_tune.py`), in an environment of its own, made in DIR (default:
-  `hpo-bench-ray` in the temporary folder) at the first call. Two trials a process: the callback sends every score and
-  every figure of Ray's own in a request of its own, 6,000 a trial.
+  `hpo-bench-ray` in the temporary folder) at the first call. One trial a process, from its start: the
+  callback sends every score and every figure of Ray's own in a request of its own, thousands a trial.
 
 A rate counts from the time when as many trials have ended as there are processes, so that no start is in it. CPU
-seconds are of all processes of one kind, from the first trial on. At last `hpo run` trains a real study of 200 trials
-of 3 epochs, start and end included.
+seconds are of all processes of one kind, from the first trial on. Before all that `hpo run` trains a real study of 200
+trials of 3 epochs, start and end included.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from machine import Home, machine, temporary_home, versions
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 EPOCHS, SCORES = 300, ("train/nmse", "val/nmse", "train/mse", "val/mse", "learning_rate", "seconds")  # of an epoch
-RAY_TRIALS = 2  # of each process
+RAY_TRIALS = 1  # of each process
 LARGEST_BATCH = 1000  # metrics of one request
 MODEL = {"family": "cnn", "filters": 100, "kernel_size": 3, "dropout": 0.0}  # 1 MB for images of 8 x 8 pixels
 STUDY = """
@@ -93,6 +93,10 @@ def main() -> None:
         import cells
 
         data = cells.make(home.folder / "cells", size=8)
+        if arguments.study:
+            seconds = real_study(home, data, arguments.study)
+            rate = arguments.study / seconds
+            print(f"real study: {arguments.study} trials in {seconds:.0f} s, {rate:.2f} a second", flush=True)
         print("| side | processes | trials/s | CPU s a trial | duplicates / unfinished / lost |\n|---|---|---|---|---|")
         for workers in arguments.workers:
             figures, stored = ours(home, data, workers, arguments.trials)
@@ -102,9 +106,6 @@ def main() -> None:
                     print(theirs(home, rival, workers, arguments.trials, stored, arguments.ray).row(), flush=True)
                 except NotMeasured as error:
                     print(f"| {RIVALS[rival]} | {workers} | not measured: {error} | | |", flush=True)
-        if arguments.study:
-            seconds = real_study(home, data, arguments.study)
-            print(f"real study: {arguments.study} trials in {seconds:.0f} s, {arguments.study / seconds:.2f} a second")
 
 
 def write_study(folder: Path, name: str, data: Path, *, filters: list[int], trials: int, epochs: int) -> Path:
@@ -372,19 +373,20 @@ def measure(
         total = Counter[str]()
         for usage in used:
             total.update(dict(usage))
-    ends, faults = result(home, experiment, trials)
+    times, faults = result(home, experiment, trials)
+    ends, since = [end for _, end in times], times[workers - 1][1] if len(times) > workers else min(times)[0]
     seconds = {kind: after[kind] - before[kind] for kind in after} | total
     return Figures(
         side=side,
         workers=workers,
-        rate=(len(ends) - workers) / (ends[-1] - ends[workers - 1]) * 1000,
+        rate=sum(end > since for end in ends) / (ends[-1] - since) * 1000,
         cpu={kind: value / trials for kind, value in seconds.items()},
         **faults,
     )
 
 
-def result(home: Home, experiment: str, trials: int) -> tuple[list[int], dict[str, int]]:
-    """Return when trials ended (milliseconds, in order), and how many are there twice, open or not at all."""
+def result(home: Home, experiment: str, trials: int) -> tuple[list[tuple[int, int]], dict[str, int]]:
+    """Return start and end (ms) of each trial by its end, and how many are there twice, open or not at all."""
     from mlflow import MlflowClient
 
     client = MlflowClient(home.services.tracking_uri)
@@ -392,7 +394,8 @@ def result(home: Home, experiment: str, trials: int) -> tuple[list[int], dict[st
     finished = [run for run in runs if run.info.status == "FINISHED"]
     distinct = {run.data.tags.get("hpo.key", run.data.tags.get("trial_name")) for run in finished}
     faults = {"duplicates": len(finished) - len(distinct), "unfinished": len(runs) - len(finished)}
-    return sorted(run.info.end_time for run in finished), faults | {"lost": trials - len(distinct)}
+    times = sorted(((run.info.start_time, run.info.end_time) for run in finished), key=lambda pair: pair[1])
+    return times, faults | {"lost": trials - len(distinct)}
 
 
 def services_cpu(home: Home) -> dict[str, float]:
