@@ -45,6 +45,7 @@ bench: $(VENV)/installed
 	@$(BIN)/python bench/report_of_a_thousand.py
 	@$(BIN)/python bench/growth.py --trials 100 --studies 4 --epochs 3
 	@$(BIN)/python bench/throughput.py --workers 2 --trials 20 --study 0 --rival optuna optuna-no-model calls
+	@$(BIN)/python bench/start.py --rounds 1
 
 # An interrupted `venv` leaves a python without pip: then it is made again. One that is complete is used as it is.
 $(VENV)/ready:
