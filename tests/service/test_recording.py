@@ -144,7 +144,7 @@ def model(shown: Reconciler, job, folder) -> Trained:
     )
 
 
-def test_a_trial_takes_21_requests_and_25_transactions(shown, held, tmp_path):
+def test_a_trial_takes_21_requests_and_28_transactions(shown, held, tmp_path):
     _, first = held
     trained = model(shown, first, tmp_path / "model")
     with proxy(shown.tracker.uri) as between:
@@ -167,7 +167,7 @@ def test_a_trial_takes_21_requests_and_25_transactions(shown, held, tmp_path):
     uploads = sum(count for request, count in requests.items() if request.startswith("PUT"))
     assert uploads == files == 11
     assert requests.total() - uploads == 10, requests
-    assert transactions == {"queue": 25, "optuna": 5}
+    assert transactions == {"queue": 15, "optuna": 13}
     history = shown.tracker.client.get_metric_history(shown.queue.job(job.id).run_id, "val/nmse")
     assert [metric.step for metric in history] == [1, 2, 3]
 
