@@ -18,6 +18,8 @@ from hpo.text import counted, for_csv
 )
 def download(options: argparse.Namespace) -> int:
     """Download a registered model, checked against the hashes in the database."""
+    from hpo.report import promotion
+
     if options.study is not None:
         others = {"--alias": options.alias, "--model": options.model}
         exclusive("--study", "takes the study's best model", others)
@@ -25,8 +27,8 @@ def download(options: argparse.Namespace) -> int:
     aliases = ", ".join(f"@{alias}" for alias in model.version.aliases) or "no alias"
     print(f"{model.name} version {model.version.number} ({aliases}) is in {model.folder}.")
     print(f"{counted(model.files, 'file')}, each as recorded in the database. Its README.md shows how to use it.")
-    if model.version.tags.get("hpo.verdict") == "below volume fraction":
-        print("Note: a cubic polynomial in the volume fraction predicts better than this model.")
+    if (note := promotion.NOTES.get(model.version.tags.get("hpo.verdict", ""))) is not None:
+        print(f"Note: {note}.")
     return 0
 
 

@@ -231,13 +231,16 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(STUDY)
+@command(
+    STUDY,
+    flag("--force", "let its best model be @champion though it is not distinguishable from the mean of the labels"),
+)
 def promote(options: argparse.Namespace) -> int:
     """Show what a closed study promoted, and set missing aliases again."""
-    from hpo.report import results
+    from hpo.report import promotion
 
-    promoted = api.promote(options.study)
+    promoted = api.promote(options.study, force=options.force)
     if promoted.is_alias_set:
         print(f"Set the alias @{promoted.alias} again.")
-    print("\n".join(results.promotion(promoted.result, None)))
+    print("\n".join(promotion.sentences(options.study, promoted.result, None, is_forced=options.force)))
     return 0

@@ -4,14 +4,19 @@ from collections.abc import Mapping, Sequence
 
 from hpo.queue import Job, StudyRow
 from hpo.queue.closing_result import ClosingEntry
-from hpo.scores import champion
+from hpo.report import promotion
+from hpo.scores import candidates
 from hpo.study.records import SplitScores
 from hpo.text import doubts_text, for_markdown, in_brackets, in_unit_text, number_text, score_text, squared
 
 NAME_SHOWN = 20  # letters of a study's name that leave room for its trial where 32 are shown
 VERDICTS = {
     "below mean": "it does not beat predicting the mean of the training labels, so it is not promoted",
+    "not distinguishable from the mean": "it is not distinguishable from the mean of the training labels",
     "below volume fraction": "it does NOT beat a cubic polynomial in the volume fraction",
+    "not distinguishable from the volume fraction": (
+        "it beats the mean, and is not distinguishable from a cubic polynomial in the volume fraction"
+    ),
     "good": "it beats the mean and a cubic polynomial in the volume fraction",
 }
 
@@ -55,6 +60,7 @@ def of_version(
     return (
         f"{title}\n\n"  # the model's page shows of each version the first 32 letters
         f"Trial {job.number} of the study {study.name}{in_brackets(point)}; {VERDICTS[entry.verdict]}.\n\n"
+        + "".join(f"{sentence}\n\n" for sentence in promotion.gains(entry))
         + "".join(f"**Alarm:** {alarm}\n\n" for alarm in alarms)
         + "".join(f"{doubt}\n\n" for doubt in doubts_text(study.facts.findings or ()))
         + _choice(study, job)
@@ -102,6 +108,6 @@ def _choice(study: StudyRow, job: Job) -> str:
     elif (repeats := study.specification.repeats) > 1:
         text += (
             f"It is trained with {repeats} seeds: of points the mean of their validation NMSE decides "
-            f"(tag {champion.POINT}), of the point's networks the lowest (tag {champion.OWN})."
+            f"(tag {candidates.POINT}), of the point's networks the lowest (tag {candidates.OWN})."
         )
     return f"{text.strip()}\n\n" if text else ""

@@ -3,14 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
 
 from hpo import crash
 from hpo.closing import descriptions
 from hpo.closing.scored import Scored
 from hpo.queue import Job, State
-from hpo.queue.closing_result import ClosingEntry, ClosingResult, FailedTrial
+from hpo.queue.closing_result import ClosingEntry, ClosingResult, FailedTrial, Gain
+from hpo.queue.validation import NETWORK
 from hpo.recording.reconciler import Reconciler, in_unit
-from hpo.scores import alarms, champion, ranking
+from hpo.scores import alarms, champion, gains, ranking
 from hpo.study import provenance
 from hpo.study.records import Scores, SplitScores
 from hpo.tracking import registry
@@ -26,6 +30,12 @@ class Winner:
     job: Job
     scored: Scored
     predictions: Path  # CSV of the validation and the test split
+    errors: Path  # NPZ of arrays of the validation split
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays of the validation split by their names in hpo.queue.validation."""
+        with np.load(self.errors, allow_pickle=False) as content:
+            return dict(content)
 
 
 def fetch(tracker: Tracker, job: Job, folder: Path) -> Path:
@@ -36,12 +46,20 @@ def fetch(tracker: Tracker, job: Job, folder: Path) -> Path:
     )
 
 
-def verdict(validation: Scores, predictors: Mapping[str, SplitScores]) -> str:
-    """Return 'below mean' (never promoted), 'below volume fraction' (promoted and marked) or 'good'."""
+def verdict(
+    validation: Scores, predictors: Mapping[str, SplitScores], certain: Mapping[str, Gain] = MappingProxyType({})
+) -> str:
+    """Return how a network compares with the baseline predictors; `certain`: its gains over them, as far as known.
+
+    'below mean' is never registered, 'not distinguishable from the mean' is registered and never champion. 'below
+    volume fraction' and 'not distinguishable from the volume fraction' are promoted and marked, 'good' is promoted.
+    """
     for name in ("mean", "volume fraction"):
         nmse, limit = validation.nmse, predictors[name].validation.nmse
         if nmse is None or limit is None or not nmse < limit:
             return f"below {name}"
+        if name in certain and not certain[name].is_certain:
+            return f"not distinguishable from the {name}"
     return "good"
 
 
@@ -68,9 +86,12 @@ def promote(reconciler: Reconciler, closing: Job, winners: Sequence[Winner]) -> 
     with champion.lock(queue, study):
         queue.require(closing)
         model_name = champion.claim_model(queue, tracker, study, description=descriptions.of_model(study))
+    baselines = {name: array for name, array in winners[0].arrays().items() if name != NETWORK}
+    networks = {winner.job.id: {NETWORK: winner.arrays()[NETWORK]} for winner in winners if not winner.job.is_refit}
+    queue.put_validation(closing, {closing.id: baselines, **networks})
     groups = []
     for winner in winners:
-        entry = _entry(winner, trials)
+        entry = _entry(winner, trials, gains.of_trial(queue, jobs, winner.job))
         if entry.verdict != "below mean":
             queue.require(closing)
             text = descriptions.of_version(study, winner.job, entry, winner.scored.predictors, alarms=warnings)
@@ -96,7 +117,7 @@ def promote(reconciler: Reconciler, closing: Job, winners: Sequence[Winner]) -> 
     )
 
 
-def _entry(winner: Winner, trials: Sequence[Job]) -> ClosingEntry:
+def _entry(winner: Winner, trials: Sequence[Job], certain: dict[str, Gain] | None) -> ClosingEntry:
     """Return what the result says of a winner before it is registered; of `trials` those of its configuration count."""
     job, scores = winner.job, winner.scored.model
     assert job.spec is not None and scores.test is not None
@@ -108,7 +129,7 @@ def _entry(winner: Winner, trials: Sequence[Job]) -> ClosingEntry:
         point=job.spec.point,
         parameters=job.spec.parameters,
         weights=provenance(job.spec.model),
-        verdict=verdict(scores.validation, winner.scored.predictors),
+        verdict=verdict(scores.validation, winner.scored.predictors, certain or {}),
         validation=scores.validation,
         test=scores.test,
         version=None,
@@ -116,6 +137,7 @@ def _entry(winner: Winner, trials: Sequence[Job]) -> ClosingEntry:
         point_deviation=deviation,
         incomplete=ranking.incomplete(repeats),
         unstable=bool(ranking.diverged(repeats)),
+        gains=certain,
     )
 
 

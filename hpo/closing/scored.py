@@ -10,13 +10,15 @@ from hpo.study.records import SplitScores
 class Score:
     """Predict the validation and the test split with a downloaded model. Answer: Scored.
 
-    Of a refit the images that it was trained on stand in the place of the validation split.
+    Of a refit the images that it was trained on stand in the place of the validation split; the arrays are of the
+    baseline predictors alone, each fold's of its own images, fold after fold.
     """
 
     folder: Path  # of the model
     data: Path  # the data set, NPZ
     predictions: Path  # CSV to be written
-    is_refit: bool = False
+    errors: Path  # NPZ to be written: arrays of the validation split by their names in hpo.queue.validation
+    folds: int | None = None  # of the cross-validation after which it was trained again
 
 
 @dataclass(frozen=True, kw_only=True)

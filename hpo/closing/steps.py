@@ -47,7 +47,8 @@ class Closing:
         for job in filter(None, networks):
             model = promotion.fetch(self.reconciler.tracker, job, self.folder / f"model-{job.number}")
             table = self.folder / f"trial-{job.number}.csv"
-            request = Score(folder=model, data=self.data, predictions=table, is_refit=job.is_refit)
+            errors = table.with_suffix(".npz")
+            request = Score(folder=model, data=self.data, predictions=table, errors=errors, folds=ranking.folds_of(job))
             self._requests.append((job, request))
         return True
 
@@ -82,7 +83,8 @@ class Closing:
                     for name, scores in scored.predictors.items()
                 },
             )
-        self._winners.append(Winner(job=job, scored=scored, predictions=request.predictions))
+        winner = Winner(job=job, scored=scored, predictions=request.predictions, errors=request.errors)
+        self._winners.append(winner)
         del self._requests[0]
         crash.at("winner scored")
 

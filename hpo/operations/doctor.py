@@ -318,7 +318,13 @@ def _predict_again(reconciler: Reconciler, number: int, settings: Settings) -> N
         registry.download_model(
             reconciler.tracker, model_id=job.result.model_id, folder=model, expected_sha256=job.result.files
         )
-        request = protocol.Score(folder=model, data=data, predictions=table, is_refit=job.is_refit)
+        request = protocol.Score(
+            folder=model,
+            data=data,
+            predictions=table,
+            errors=table.with_suffix(".npz"),
+            folds=ranking.folds_of(job),
+        )
         scored = scoring.score(request, lambda message: None, threading.Event())
         ranking.check_same(scored.model, job)
         reconciler.tracker.upload(reconciler.study.facts.study_run_id, table, "predictions")

@@ -44,16 +44,20 @@ def compare(*names: str) -> Comparison:
         return comparison.compare(connection.queue, connection.tracker_if_up, names)
 
 
-def promote(study: str) -> Promotion:
+def promote(study: str, *, force: bool = False) -> Promotion:
     """Return what a closed study promoted, and set its alias again if it is missing.
 
-    Raise NotFound if the study is not closed, ModelError if its version is damaged.
+    With `force` its best version may be champion though it is not distinguishable from the mean predictor. Raise
+    NotFound if the study is not closed or, with `force`, has registered no version, ModelError if that is damaged.
     """
     with connect() as connection:
         row = connection.queue.study(study)
         closing = closed(row, connection.queue.jobs(row.name))
+        result = closing.closing or ClosingResult()
+        if force:
+            champion.force(connection.queue, row, result)
         outcome = champion.settle(connection.queue, connection.tracker, row)
-    name, result = alias(row.name), closing.closing or ClosingResult()
+    name = alias(row.name)
     if fault := outcome.refused.get(name):
         version = result.winner.version if result.winner is not None else None
         raise ModelError(f"{result.model_name} version {version} is not promoted again: {fault}")

@@ -38,6 +38,7 @@ from hpo.queue.records import (
 )
 from hpo.queue.schema import GIVE_ALL_BACK, SCHEMA_VERSION
 from hpo.queue.studies import Studies, require_whole
+from hpo.queue.validation import Validation
 from hpo.queue.workers import Workers
 
 __all__ = [
@@ -72,7 +73,7 @@ __all__ = [
 ]
 
 
-class Queue(Studies, Leases, Outcomes, Workers, Delays, Epochs, Outbox):
+class Queue(Studies, Leases, Outcomes, Validation, Workers, Delays, Epochs, Outbox):
     """All access to the tables of the queue.
 
     Every method is one short transaction. It raises DatabaseLost if that could not be made; then nothing is known of a

@@ -23,6 +23,25 @@ class FailedTrial(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gain(Record):
+    """What a network gains over a baseline predictor on the validation split (hpo.scores.gains)."""
+
+    gain: float  # validation NMSE of the baseline predictor, less that of the network
+    low: float | None = field(default_factory=null)  # ends of the 95 % interval; None: none that is finite
+    high: float | None = field(default_factory=null)
+    trials: int  # of which the best was selected again in each resample
+    drawn: int  # images that were resampled, or groups of them
+    unit: str  # "image" or "image group"
+    resamples: int
+    seed: int
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the network is distinguishable from the baseline predictor, and better."""
+        return self.low is not None and self.low > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClosingEntry(Record):
     """The best trial of a group, whose network was scored on the test split."""
 
@@ -31,7 +50,7 @@ class ClosingEntry(Record):
     point: Point
     parameters: int
     weights: str | None = field(default_factory=null)  # where the backbone's came from; None without one
-    verdict: str  # "below mean", "below volume fraction" or "good"
+    verdict: str  # "good", "below" or "not distinguishable from the" mean or volume fraction
     validation: Scores
     test: Scores
     version: int | None  # of the registered model; None if it was not registered
@@ -41,6 +60,7 @@ class ClosingEntry(Record):
     point_deviation: float | None = field(default_factory=null)  # its standard deviation; None of a single repeat
     incomplete: str = ""  # which repeats the mean lacks, in words
     unstable: bool = False  # a repeat diverged
+    gains: dict[str, Gain] | None = None  # by baseline predictor; None if an earlier hpo closed the study
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import text
@@ -21,6 +22,7 @@ from hpo.queue.rows import (
     lock_study,
     reopen_closing,
 )
+from hpo.queue.validation import Arrays, store
 from hpo.records import Record
 from hpo.study.records import Point, TrialSpec
 from hpo.text import utf8
@@ -99,9 +101,19 @@ class Outcomes(Database):
             if changed.rowcount == 0:
                 raise LeaseLost(f"trial {job.number} of {job.study}")
 
-    def end(self, job: Job, state: State, *, result: Record | Mapping[str, Any], reason: str | None = None) -> None:
-        """Record the one result of a job ('done', 'diverged' or 'pruned'). Raises LeaseLost: of a closing also while a
-        trial of its study is still to be trained."""
+    def end(
+        self,
+        job: Job,
+        state: State,
+        *,
+        result: Record | Mapping[str, Any],
+        reason: str | None = None,
+        validation: Arrays = MappingProxyType({}),
+    ) -> None:
+        """Record the one result of a job ('done', 'diverged' or 'pruned'), with its arrays of the validation split.
+
+        Raise LeaseLost: of a closing also while a trial of its study is still to be trained.
+        """
         with self._transaction() as connection:
             if job.kind == "closing":
                 lock_study(connection, job.study)
@@ -116,6 +128,7 @@ class Outcomes(Database):
                 result=as_json(result.to_json() if isinstance(result, Record) else result),
                 reason=reason and utf8(reason)[:REASON],
             )
+            store(connection, job.id, validation)
             end_attempts(connection, [job.id], AttemptOutcome.RECORDED, reason)
 
     def give_back(self, job: Job, outcome: AttemptOutcome, *, reason: str, alone: bool = True) -> None:

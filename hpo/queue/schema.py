@@ -1,6 +1,6 @@
 """The tables of the queue, and what leads from an earlier version of them to this one."""
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 FIRST_VERSION = 3  # of the tables that SCHEMA makes; what came later stands in MIGRATIONS alone
 
 _WORKER = """
@@ -189,6 +189,17 @@ MIGRATIONS = {
     5: _CLAIMS,
     # what the trainer of a finished training said of it, until it is recorded
     6: "ALTER TABLE hpo.job ADD COLUMN IF NOT EXISTS trained text",
+    # arrays of the validation split, which are too long for the row that listings read (hpo.queue.validation)
+    7: """
+    CREATE TABLE IF NOT EXISTS hpo.validation (
+        job bigint NOT NULL REFERENCES hpo.job ON DELETE CASCADE,
+        name text NOT NULL,
+        shape int[] NOT NULL,
+        numbers bytea NOT NULL,             -- float64, little endian, row by row
+        PRIMARY KEY (job, name)
+    );
+    ALTER TABLE hpo.validation ALTER numbers SET STORAGE EXTERNAL;  -- such numbers cannot be compressed
+    """,
 }
 
 # After a backup's rows, whatever version's they are: running jobs wait, no attempt counted, and nobody works, for all

@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas
+
 from hpo import crash, ownership
 from hpo.errors import ModelError, NotFound, ServiceError, disk_is_full
 from hpo.files import sha256_of
 from hpo.queue import AttemptOutcome, Checkpoint, DatabaseLost, Job, LeaseLost, State, TrialResult
+from hpo.queue.validation import NETWORK
 from hpo.recording.outcomes import DataFetched, Ended, Fetched, HandedBack, NoData, NoStore, Refused, StoreProved
 from hpo.recording.reconciler import Reconciler
 from hpo.recording.trained import Trained
@@ -198,7 +202,8 @@ class Tasks:
             images=trained.images,
             common=trained.common,
         )
-        queue.end(job, State.DONE, result=result)
+        errors = {} if job.is_refit else {NETWORK: squared_errors(trained.predictions)}  # its folds have them
+        queue.end(job, State.DONE, result=result, validation=errors)
         crash.at("recorded")
         nmse, epoch = trained.best_val_nmse, trained.best_epoch
         log.info("%s done: val nmse %.4g at epoch %d, %.0f s", job.title, nmse, epoch, seconds)
@@ -219,3 +224,10 @@ class Tasks:
         self.reconciler.queue.give_back(job, AttemptOutcome.NOT_RECORDED, reason=reason)
         log.warning("%s is dead: %s", job.title, reason)
         return Ended(job=job, logged=False)
+
+
+def squared_errors(predictions: Path) -> np.ndarray:
+    """Return what a trial's table of predictions misses of the labels, squared, (n, k); NaN where there is no label."""
+    table = pandas.read_csv(predictions, dtype=str)  # pandas before 3 rounds numbers
+    true, predicted = np.hsplit(table.iloc[:, 1:].to_numpy().astype(np.float64), 2)  # behind the names of the images
+    return (predicted - true) ** 2

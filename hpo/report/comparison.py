@@ -176,7 +176,7 @@ def _tracked(
             if model not in versions:
                 versions[model] = registry.versions(tracker, model)
             own = next((one for one in versions[model] if job.run_id and one.run_id == job.run_id), None)
-            registered = {"version": f"{model}/{own.number}"} if own else {}
+            registered = {"version": f"{model}/{own.number}"} | _verdict(own) if own else {}
             if own and own.aliases:
                 registered["aliases"] = " ".join(f"@{alias}" for alias in own.aliases)
             values[job.id] = registered, _machine(tracker, job.run_id) if job.run_id else {}
@@ -184,6 +184,11 @@ def _tracked(
     except TrackingUnavailable as error:
         log.warning("MLflow does not answer: machines and registered versions are left out. %s", first_line(error))
         return {job.id: ({}, {}) for job in jobs}
+
+
+def _verdict(version: Version) -> dict[str, str]:
+    """Return how a version compares with the baseline predictors; nothing of one that somebody else registered."""
+    return {"verdict": version.tags["hpo.verdict"]} if "hpo.verdict" in version.tags else {}
 
 
 @server()

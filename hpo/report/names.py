@@ -109,4 +109,5 @@ def _unknown(name: str, valid: Sequence[str]) -> NotFound:
     near = f" Did you mean {' or '.join(close)}?" if close else ""
     return NotFound(
         f"Expected {FORMS}, found '{name}'.{near} `hpo studies` and `hpo trials --study NAME` list what there is."
+        + registry.why_without(name.removeprefix("@"))
     )

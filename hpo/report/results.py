@@ -16,8 +16,8 @@ from rich.console import Console
 from hpo.errors import SettingsError
 from hpo.machine import now_ms
 from hpo.queue import Job, Queue, State, StudyRow, finite
-from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election
-from hpo.report import learning, tables
+from hpo.queue.closing_result import ClosingResult
+from hpo.report import learning, promotion, tables
 from hpo.report.tables import Column, Row, Table
 from hpo.report.words import BASELINES, SCORES, label, number, rmse, score_columns, score_values, spread_text
 from hpo.scores import learning_curve, ranking
@@ -48,7 +48,8 @@ def show_result(
         tables.print_table(console, table)
     curve = learning_curve.of_study(study, jobs)
     lines = learning.lines(curve) if curve is not None else []
-    lines += [f"ALARM: {alarm}" for alarm in (ended.alarms or () if ended else ())] + promotion(ended, close)
+    lines += [f"ALARM: {alarm}" for alarm in (ended.alarms or () if ended else ())]
+    lines += promotion.sentences(study.name, ended, close, is_forced=_is_forced(study, jobs, ended))
     if ended is not None and ended.winner is None:
         lines += fruitless(study.name, jobs)
     elif ended is not None:
@@ -57,6 +58,12 @@ def show_result(
         lines += _failures(ended)
     console.print("\n".join(["", *lines, ""]), soft_wrap=not console.is_terminal)
     console.print("\n".join(next_steps(study, ended, links, program, image)), soft_wrap=True)
+
+
+def _is_forced(study: StudyRow, jobs: list[Job], ended: ClosingResult | None) -> bool:
+    """Return whether `hpo promote --force` was said of the version that a study registered."""
+    winner, forced = ended.winner if ended else None, study.facts.forced or ()
+    return winner is not None and any(job.number == winner.number and job.run_id in forced for job in jobs)
 
 
 def _failures(ended: ClosingResult) -> list[str]:
@@ -269,47 +276,6 @@ def studies_table(summaries: list[dict[str, Any]]) -> Table:
     return Table(title="Studies", columns=columns, rows=rows)
 
 
-def promotion(ended: ClosingResult | None, close: Job | None) -> list[str]:
-    """Return sentences on what was promoted and why."""
-    if ended is None:
-        state = "not closed yet" if close is None or close.state != State.DEAD else f"closing failed: {close.reason}"
-        return [f"Nothing promoted: {state}."]
-    winner, election = ended.winner, ended.election
-    if winner is None:
-        return [f"Nothing promoted: {ended.reason}."]
-    if winner.version is None:
-        return [f"Nothing promoted: config {number(winner)} is the best, but {ended.reason}."]
-    what = f"config {number(winner)} as {ended.model_name} version {winner.version}"
-    lines = [f"Promoted: {what}; {ended.reason} (validation NMSE)."]
-    if election is None or election.champion is None:
-        return [
-            *lines,
-            "No version stands for election as @champion: were they deleted in MLflow, or are they damaged?",
-        ]
-    lines.append(_champion(winner, str(ended.model_name), election))
-    if winner.weights == "not pretrained":
-        lines.append("Note: its backbone is not pretrained; the version is tagged so.")
-    if winner.verdict == "below volume fraction":
-        lines.append("Note: the volume fraction alone predicts better than this model; the version is tagged so.")
-    return lines
-
-
-def _champion(winner: ClosingEntry, name: str, election: Election) -> str:
-    """Return a sentence on which version is @champion, and by which score."""
-    own = election.champion_nmse
-    mean = own if election.champion_point_nmse is None else election.champion_point_nmse
-    where = f"{election.champion_model} " if election.champion_model not in (None, name) else ""
-    if election.champion == winner.version and not where:
-        repeats = "" if mean == own else ", the mean of its point's repeats"
-        return (
-            f"@champion is this version: the lowest validation NMSE ({mean:.4g}{repeats}) of all studies on this data."
-        )
-    stays = f"@champion stays {where}version {election.champion}, of the study {election.champion_study}:"
-    if mean == winner.point_nmse:
-        return f"{stays} it is of the same point, and its own validation NMSE {own:.4g} is lower."
-    return f"{stays} its validation NMSE {mean:.4g} is lower."
-
-
 def next_steps(
     study: StudyRow, ended: ClosingResult | None, links: dict[str, str], program: str, image: str
 ) -> list[str]:
@@ -318,20 +284,12 @@ def next_steps(
     lines += [f"  {name + ':':10}{link}" for name, link in links.items()]
     if ended is not None and ended.winner is not None and ended.winner.version is not None:
         folder, which = "model/", f"--study {study.name}"
-        if _is_champion(ended):
+        if promotion.is_champion(ended):
             folder, which = "champion/", "--alias champion"
         lines.append(f"  {program} download {which} {folder}")
         lines += [f"  {program} predict {folder} {shlex.quote(image)}"] if image else []
     lines += [f"  {program} report --study {study.name} -o report/"] if ended is not None else []
     return [*lines, f"  {program} down"]
-
-
-def _is_champion(ended: ClosingResult) -> bool:
-    """Return whether the version that a study registered is the champion."""
-    winner, election = ended.winner, ended.election
-    if winner is None or election is None or election.champion is None:
-        return False
-    return election.champion == winner.version and election.champion_model in (None, ended.model_name)
 
 
 def rows(jobs: list[Job]) -> list[dict[str, Any]]:
@@ -386,6 +344,7 @@ def log_study(queue: Queue, tracker: "Tracker", study: StudyRow, ended: ClosingR
         tags = {
             "hpo.winner": winner.number,
             "hpo.verdict": winner.verdict,
+            "hpo.gain": " ".join(promotion.gains(winner)),
             "hpo.point": point_text(winner.point),
             "hpo.alarms": " ".join(ended.alarms or ()),
         }

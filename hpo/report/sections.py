@@ -10,7 +10,7 @@ from hpo.queue import State
 from hpo.report import claims, error_section, figures, study_section, tables
 from hpo.report.document import Document, Picture, Section
 from hpo.report.words import BASELINES
-from hpo.scores import alarms, analysis
+from hpo.scores import alarms, analysis, gains
 from hpo.scores.evidence import Closed, Evidence
 from hpo.study import Choices, Interval
 from hpo.text import counted, number_text, score_text, squared
@@ -150,8 +150,29 @@ def _models(evidence: Evidence) -> Section:
         note="Scores of the validation split. Epochs to 5 %: until its NMSE was within 5 % of the lowest. Version: "
         "of the registered model; a model that does not beat the mean has none.",
     )
+    of_gains = tables.of_records(
+        [
+            {"model": winner.title, "over": BASELINES[name], "gain": gain.gain}
+            | {f"gain{tables.LOW}": gain.low, f"gain{tables.HIGH}": gain.high}
+            | {"resampled": counted(gain.drawn, gain.unit), "trials": gain.trials}
+            for winner in evidence.winners
+            for name, gain in (winner.entry.gains or {}).items()
+        ],
+        left=("over", "resampled"),
+        name="gains",
+        title="Gain over the baseline predictors on the validation split",
+        note="Validation NMSE of the baseline predictor less that of the model, with its 95 % interval: bootstrap-t "
+        f"over the images, {gains.RESAMPLES:,} resamples, seed {gains.SEED}. In each resample the best of the trials "
+        "is selected again. A model whose interval over the mean is not above 0 does not become @champion.",
+    )
     return Section(
-        title="The models", tables=[of_test, of_training, *error_section.by_target(evidence.tested, by_title)]
+        title="The models",
+        tables=[
+            of_test,
+            of_training,
+            *([of_gains] if of_gains.rows else []),
+            *error_section.by_target(evidence.tested, by_title),
+        ],
     )
 
 

@@ -16,45 +16,18 @@ from pathlib import Path
 from hpo import crash
 from hpo.errors import ModelError, NotFound
 from hpo.queue import DatabaseLost, Job, Queue, State, StudyRow
-from hpo.queue.closing_result import Election
-from hpo.scores import ranking
-from hpo.scores.standings import Rival, Standing, problem, standings
+from hpo.queue.closing_result import ClosingResult, Election
+from hpo.scores import gains, ranking
+from hpo.scores.candidates import Candidate, table
+from hpo.scores.standings import Rival, problem, standings
 from hpo.study import alias
-from hpo.text import for_markdown, score_text
 from hpo.tracking import registry
 from hpo.tracking.client import OWNER, Tracker
-from hpo.tracking.registry import Version
+from hpo.tracking.registry import CHAMPION, Version
 
-CHAMPION = "champion"
-# Tags of a version, for people: the validation NMSE of its network, and that of its configuration.
-OWN, POINT = "hpo.best_val_nmse", "hpo.point_val_nmse"
 PATIENCE = 30.0  # seconds after which an election that froze loses its lock
 
 log = logging.getLogger("hpo")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A registered version of a finished trial of this database."""
-
-    model: str
-    version: Version
-    job: Job
-    standing: Standing
-
-    @property
-    def title(self) -> str:
-        return f"{self.model} version {self.version.number}"
-
-    @property
-    def is_champion(self) -> bool:
-        return CHAMPION in self.version.aliases
-
-    @property
-    def score_tags(self) -> dict[str, str]:
-        """The tags that say in MLflow what the version is elected by."""
-        same = self.standing.point == self.standing.own and POINT not in self.version.tags
-        return {OWN: repr(self.standing.own)} | ({} if same else {POINT: repr(self.standing.point)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +65,17 @@ def settle(
         with lock(queue, row) as hold:
             Contest(queue, tracker, row, leaving=leaving, sound=sound).settle(hold)
         raise
+
+
+def force(queue: Queue, row: StudyRow, result: ClosingResult) -> None:
+    """Let a closed study's best version be champion, whatever it gains over the mean predictor.
+
+    Raise NotFound if it has none.
+    """
+    best = ranking.best_network(queue.jobs(row.name))
+    if best is None or result.winner is None or result.winner.version is None:
+        raise NotFound(f"--force: the study {row.name} has registered no model: {result.reason}.")
+    queue.amend_facts(row.name, {"forced": sorted({*(row.facts.forced or ()), str(best.run_id)})})
 
 
 def faults(queue: Queue, tracker: Tracker, row: StudyRow) -> Iterator[str]:
@@ -140,8 +124,15 @@ class Contest:
         """Return every version that may be elected, with the aliases it has now, the best first."""
         owner, scores = self.queue.database_id(), standings(self.rivals, closing=self.closing)
         by_run = {str(job.run_id): job for rival in self.rivals for job in rival.jobs}
+        forced = {run for rival in self.rivals for run in rival.row.facts.forced or ()}
         result = [
-            Candidate(model=name, version=version, job=by_run[version.run_id], standing=scores[version.run_id])
+            Candidate(
+                model=name,
+                version=version,
+                job=by_run[version.run_id],
+                standing=scores[version.run_id],
+                is_forced=version.run_id in forced,
+            )
             for name in self.models
             for version in registry.versions(self.tracker, name)
             if version.tags.get(OWNER) == owner and version.run_id in scores
@@ -159,10 +150,24 @@ class Contest:
         for rival in self.rivals:
             name = alias(rival.row.name)
             if owners.get(name) == rival.row.name and (rival.is_closed or rival.row.name == self.closing):
-                networks = (ranking.network(rival.jobs, job) for job in ranking.ranked(rival.jobs))
-                best = next(filter(None, networks), None)
+                best = ranking.best_network(rival.jobs)
                 result[name] = by_run.get(str(best.run_id)) if best is not None else None
         return result
+
+    def stands(self, candidate: Candidate) -> bool:
+        """Return whether the candidate may be champion: it is distinguishable from the mean predictor as far as that is
+        known, or forced."""
+        jobs = next(rival.jobs for rival in self.rivals if rival.row.name == candidate.job.study)
+        return candidate.is_forced or gains.beats_mean(self.queue, jobs, candidate.job)
+
+    def present(self, candidates: Sequence[Candidate]) -> Candidate | None:
+        """Return the candidate that is champion now, the best one of several; None if it may not be."""
+        return next((one for one in candidates if one.is_champion and self.stands(one)), None)
+
+    def better(self, candidates: Sequence[Candidate], present: Candidate | None) -> Iterator[Candidate]:
+        """Yield those that may be champion and come before the present one, the best first; all if there is none."""
+        before = (one for one in candidates if present is None or one.standing < present.standing)
+        return filter(self.stands, before)
 
     def fault(self, candidate: Candidate) -> str | None:
         """Say what is wrong with the model of a candidate; None if it is sound."""
@@ -204,10 +209,10 @@ class Contest:
         return moved, refused
 
     def _elect(self, candidates: Sequence[Candidate], hold: Callable[[], None]) -> Election:
-        """Move @champion to the first candidate that is sound, if it is better than the present champion."""
-        present = champion(candidates)
+        """Move @champion to the first candidate that stands and is sound, if it is better than the present champion."""
+        present = self.present(candidates)
         holder = present
-        for candidate in better(candidates, present):
+        for candidate in self.better(candidates, present):
             hold()
             if (fault := self.fault(candidate)) is not None:
                 log.warning("%s is passed over: %s", candidate.title, fault)
@@ -234,8 +239,11 @@ class Contest:
     def faults(self) -> Iterator[str]:
         """Say where aliases and tags are not what `settle` would set."""
         candidates = self.candidates()
-        present = champion(candidates)
-        for candidate in better(candidates, present):
+        present = self.present(candidates)
+        for candidate in candidates:
+            if candidate.is_champion and not self.stands(candidate):
+                yield f"@champion is {candidate.title}, which is not distinguishable from the mean"
+        for candidate in self.better(candidates, present):
             if self.fault(candidate) is None:
                 yield (
                     f"@champion is {present.title}, but {candidate.title} is better"
@@ -254,16 +262,6 @@ class Contest:
             for tag, expected in candidate.score_tags.items():
                 if (value := candidate.version.tags.get(tag)) != expected:
                     yield f"{candidate.title}: expected the tag {tag} {expected}, found {value}"
-
-
-def champion(candidates: Sequence[Candidate]) -> Candidate | None:
-    """Return the candidate that has the alias now, the best one if several models have it."""
-    return next((candidate for candidate in candidates if candidate.is_champion), None)
-
-
-def better(candidates: Sequence[Candidate], present: Candidate | None) -> list[Candidate]:
-    """Return the candidates that come before the present champion, the best first; all if there is none."""
-    return [candidate for candidate in candidates if present is None or candidate.standing < present.standing]
 
 
 @contextmanager
@@ -332,30 +330,6 @@ def own_models(queue: Queue, tracker: Tracker, rows: Iterable[StudyRow]) -> list
 def downloadable(queue: Queue, tracker: Tracker) -> list[str]:
     """Return the names of this database's registered models, the newest study's first."""
     return own_models(queue, tracker, reversed(queue.studies()))
-
-
-def table(candidates: Sequence[Candidate]) -> str:
-    """Return the versions of a model for its description, @champion first, then the best; empty if there is none."""
-    rows = [("version", "trial", "validation NMSE", "verdict", "aliases"), ("---",) * 5]
-    rows += [
-        (
-            str(candidate.version.number),
-            for_markdown(candidate.version.description.partition("\n")[0]),
-            _scores_text(candidate.standing),
-            candidate.version.tags.get("hpo.verdict", ""),
-            " ".join(f"`@{name}`" for name in candidate.version.aliases),
-        )
-        for candidate in sorted(candidates, key=lambda one: (not one.is_champion, one.standing))
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) if len(rows) > 2 else ""
-
-
-def _scores_text(standing: Standing) -> str:
-    """Return a network's validation NMSE, and its configuration's if that differs or lost to another one."""
-    text = score_text(standing.own)
-    if math.isinf(standing.point):
-        return f"{text}, with other seeds another point is better"
-    return text if standing.point == standing.own else f"{text}, mean of its point {score_text(standing.point)}"
 
 
 def unsound(queue: Queue, tracker: Tracker, model_name: str, version: Version) -> str | None:

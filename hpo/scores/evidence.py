@@ -29,7 +29,7 @@ from hpo.tracking.client import Tracker
 from models import metrics
 
 CURVES = ("train/nmse", "val/nmse")
-MARKS = {"below volume fraction": " (below volume fraction)", "below mean": " (below the mean)"}  # of a verdict
+MARKS = {"below mean": "below the mean"}  # of a verdict, if its mark is another one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,9 @@ class Winner:
     def title(self) -> str:
         """Such as `grid f8 k5 d0.2 lr1e-3`."""
         bare = ", not pretrained" if self.entry.weights == "not pretrained" else ""
-        return f"{self.study} {point_text(self.entry.point)}".strip() + bare + MARKS.get(self.entry.verdict, "")
+        verdict = self.entry.verdict
+        mark = "" if verdict == "good" else f" ({MARKS.get(verdict, verdict)})"
+        return f"{self.study} {point_text(self.entry.point)}".strip() + bare + mark
 
     @property
     def curve(self) -> list[tuple[int, dict[str, float]]]:

@@ -100,6 +100,19 @@ def network(jobs: Sequence[Job], best: Job) -> Job | None:
     return refit if refit is not None and refit.state == State.DONE else None
 
 
+def folds_of(job: Job) -> int | None:
+    """Return how many folds the cross-validation had after which a trial is trained again; None of any other trial."""
+    return job.spec.refit.folds if job.spec is not None and job.spec.refit is not None else None
+
+
+def out_of_fold(jobs: Sequence[Job], job: Job) -> list[Job]:
+    """Return the trials whose errors on their own validation images are those of a trial's configuration: its folds, in
+    their order, or the trial itself."""
+    if job.spec is None or (job.spec.fold is None and not job.is_refit):
+        return [job]
+    return sorted(repeats(jobs)[job.number], key=lambda fold: fold.repeat)
+
+
 def result_of(repeats: Sequence[Job]) -> TrialResult:
     """Return the result that stands for a configuration: that of its best finished repeat; of folds their means."""
     best = min(repeats, key=nmse)
@@ -117,6 +130,11 @@ def result_of(repeats: Sequence[Job]) -> TrialResult:
         validation=means.validation,
         seconds=sum(result.seconds for result in results),
     )
+
+
+def best_network(jobs: Sequence[Job]) -> Job | None:
+    """Return the trial whose network is a study's best; None if there is none."""
+    return next(filter(None, (network(jobs, job) for job in ranked(jobs))), None)
 
 
 def refit_of(folds: Sequence[Job]) -> Refit:

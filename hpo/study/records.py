@@ -226,6 +226,7 @@ class StudyFacts(Record):
     registered: bool | None = None
     closed: bool | None = None  # it has been closed once
     folds: str | None = None  # digest of the folds of its cross-validation
+    forced: tuple[str, ...] | None = None  # runs whose networks may be champion, whatever they gain over the mean
     planned: bool | None = None  # to the end
     file: str | None = None  # the study file: a shipped name, or a path where it was planned
     command: str | None = None  # that planned it

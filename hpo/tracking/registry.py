@@ -17,6 +17,7 @@ from hpo.tracking import artifacts, foreign
 from hpo.tracking.client import KEY, OWNER, Tracker, pages, quoted
 from hpo.tracking.errors import ABSENT, EXISTS, passing, server
 
+CHAMPION = "champion"  # alias of the best version of all studies on a problem
 SUMS = "SHA256SUMS"  # marks a folder as a download
 TABLE = "\n\n| version |"
 
@@ -193,7 +194,14 @@ def find(tracker: Tracker, model_name: str, alias: str) -> Version:
             return version
     names = [f"@{name}" for version in registered for name in version.aliases]
     names += [str(version.number) for version in registered]
-    raise NotFound(f"{model_name} has no version '{alias}'. There are: {', '.join(names) or 'none yet'}.")
+    raise NotFound(
+        f"{model_name} has no version '{alias}'. There are: {', '.join(names) or 'none yet'}.{why_without(alias)}"
+    )
+
+
+def why_without(alias: str) -> str:
+    """Return a further sentence for the message that no version has an alias: a command that says why."""
+    return f" `hpo promote --study NAME` says why none is @{CHAMPION}." if alias == CHAMPION else ""
 
 
 @server()

@@ -1,5 +1,6 @@
 """Scores of a downloaded model, and tables of predictions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 
@@ -7,8 +8,12 @@ import numpy as np
 import pandas
 
 from data_pipeline.dataset import Dataset
-from data_pipeline.folds import outside_test
+from data_pipeline.folds import folds, outside_test
+from data_pipeline.image_checks import copies
+from data_pipeline.parts import joined
+from data_pipeline.split import Split
 from hpo import crash
+from hpo.queue.validation import GROUPS, NETWORK, VARIANCE
 from hpo.study.records import SplitScores
 from hpo.text import for_csv, utf8
 from hpo.worker import protocol
@@ -26,24 +31,48 @@ def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
     regressor, spec = bundle.load(request.folder)
     regressor.levels = regressor.ranges = None  # these images are on the scale of training, however bright
     bundle.check_shape(spec, dataset.images.shape[1:], where="the data set")
-    first = ("training", outside_test(parts)) if request.is_refit else ("validation", parts.validation)
+    first = ("training", outside_test(parts)) if request.folds else ("validation", parts.validation)
     learned = dataset.part(parts.train)
     predictors = {name: fit(*learned) for name, fit in metrics.PREDICTORS.items()}
-    predictors["model"] = lambda images, inputs=None: predict(regressor, images, inputs, alive=alive)
+    predictors[NETWORK] = lambda images, inputs=None: predict(regressor, images, inputs, alive=alive)
     scores: dict[str, dict[str, metrics.Scores]] = {name: {} for name in predictors}
-    tables = []
+    validated = folds(dataset, request.folds) if request.folds else (parts,)
+    tables, errors = [], _baseline_errors(dataset, validated) | {VARIANCE: metrics.moments(learned[1])[1]}
     for field, (part, indices) in (("validation", first), ("test", ("test", parts.test))):
         images, truth, *inputs = dataset.part(indices)
         trained = truth if part == "training" else learned[1]
         for name, predictor in predictors.items():
             predicted = predictor(images, *inputs)
             scores[name][field] = metrics.scores_of_part(predicted, truth, learned=trained, in_unit=dataset.in_unit)
-            if name == "model":
+            if name == NETWORK:
+                errors |= {NETWORK: (predicted - truth) ** 2} if part == "validation" else {}
                 tables.append(prediction_table(dataset, indices, predicted))
                 tables[-1].insert(1, "split", part)
     write_table(pandas.concat(tables), request.predictions)
+    np.savez(request.errors, allow_pickle=False, **errors)
     both = {name: SplitScores(**by_part) for name, by_part in scores.items()}
-    return protocol.Scored(model=both.pop("model"), predictors=both)
+    return protocol.Scored(model=both.pop(NETWORK), predictors=both)
+
+
+def _baseline_errors(dataset: Dataset, splits: Sequence[Split]) -> dict[str, np.ndarray]:
+    """Return the squared errors (n, k) of each baseline predictor on the validation images of each fold, fold after
+    fold; of the split's if there is only that. And which of these images belong together."""
+    errors: dict[str, list[np.ndarray]] = {name: [] for name in metrics.PREDICTORS}
+    for parts in splits:
+        learned = dataset.part(parts.train)
+        images, truth, *inputs = dataset.part(parts.validation)
+        for name, fit in metrics.PREDICTORS.items():
+            errors[name].append((fit(*learned)(images, *inputs) - truth) ** 2)
+    groups = _groups(dataset, np.concatenate([parts.validation for parts in splits]))
+    return {name: np.concatenate(own) for name, own in errors.items()} | groups
+
+
+def _groups(dataset: Dataset, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which of these images belong together, as they are equal or in a group; nothing if none do."""
+    same = copies(dataset.images, dataset.inputs)
+    labels = np.array(joined(dataset.groups, same) or same)
+    names, members = np.unique(labels[indices], return_inverse=True)
+    return {GROUPS: members} if len(names) < len(indices) else {}
 
 
 def prediction_table(dataset: Dataset, indices: np.ndarray, predicted: np.ndarray) -> pandas.DataFrame:

@@ -108,7 +108,7 @@ def test_a_trial_trained_while_a_gateway_answers_for_mlflow_is_kept(
     assert words in output and "all services answer again" in output
     check_recorded_once(shell, study.stem, points=2, epochs=900)
     assert {each.attempt for each in shell.trials(study.stem)} == {1}
-    assert shell.queue.jobs(study.stem)[0].closing.election.champion, "and the study has closed by itself"
+    assert shell.queue.jobs(study.stem)[0].closing.winner.version, "and the study has closed by itself"
 
 
 @pytest.mark.acceptance

@@ -34,6 +34,7 @@ def here(services, tmp_path_factory):
             path = cells.study(folder, name, data=data, epochs=EPOCHS, rates=rates)
             path.write_text(("repeats = 2\n" if twice else "") + path.read_text())
             shell.hpo("run", "--study", path)
+            shell.hpo("promote", "--study", name, "--force")
         yield shell
         shell.close()
 

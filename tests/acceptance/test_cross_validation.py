@@ -37,7 +37,7 @@ def test_a_closing_that_dies_when_it_has_planned_the_refit_plans_it_once(shell, 
     shell.hpo("run", "--study", file)
     jobs = shell.trials("refit-once")
     assert all(job.state == State.DONE for job in jobs) and sum(job.is_refit for job in jobs) == 1
-    assert shell.queue.jobs("refit-once")[0].closing.election.champion
+    assert shell.queue.jobs("refit-once")[0].closing.winner.version == 1
     with mirrored(shell, "refit-once") as reconciler:
         assert not invariants.check(reconciler)
 

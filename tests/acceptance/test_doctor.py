@@ -30,6 +30,7 @@ def closed(shell: Shell, tmp_path) -> Shell:
     seed = next(SEEDS)
     data = cells.make(tmp_path / "own", seed=seed)
     shell.hpo("run", "--study", cells.study(tmp_path, f"ill-{seed}", data=data, epochs=EPOCHS, rates="[1e-2]"))
+    shell.hpo("promote", "--study", f"ill-{seed}", "--force")
     return shell
 
 

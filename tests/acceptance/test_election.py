@@ -134,7 +134,7 @@ def versions(shell, study_name):
 @pytest.mark.acceptance
 @pytest.mark.slow
 def test_a_repeat_that_comes_back_moves_the_champion_and_every_tag(shell, tmp_path):
-    data = cells.make(tmp_path / "own", seed=31)
+    data = cells.make(tmp_path / "own", seed=31, count=120)
     file = small(tmp_path, "luck", data=data, filters="[2, 4]", epochs=40, lines="repeats = 2")
     shell.hpo("run", "--study", file)
     before = {(each.number, each.repeat): each for each in shell.trials("luck")}

@@ -21,6 +21,7 @@ def test_a_model_is_evaluated_by_alias_version_and_folder(shell, tmp_path):
     folders.phases(data)
     study.write_text(folders.STUDY.format(epochs=3))
     shell.hpo("run", "--study", study, "--data", data)
+    shell.hpo("promote", "--study", shell.queue.studies()[0].name, "--force")  # after three epochs
     shell.hpo("download", tmp_path / "champion")
     everything = load(data)
     again = tmp_path / "again"  # the test cells of the study itself

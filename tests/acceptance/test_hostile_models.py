@@ -178,7 +178,7 @@ def predict(folder, image=work / "0_x.png"):
     return f"{code} {said.getvalue()}"
 
 def score(folder, data=work / "set.npz"):
-    request = protocol.Score(folder=folder, data=data, predictions=work / "predictions.csv")
+    request = protocol.Score(folder=folder, data=data, predictions=work / "predictions.csv", errors=work / "errors.npz")
     return sorted(vars(scoring.score(request, lambda message: None, threading.Event())))
 
 def fetch(folder, expected):

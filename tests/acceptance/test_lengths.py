@@ -9,8 +9,8 @@ import records
 from mlflow.entities import LoggedModelStatus
 
 from hpo.queue import Job
-from hpo.scores import champion
-from hpo.scores.champion import Candidate
+from hpo.scores import candidates
+from hpo.scores.candidates import Candidate
 from hpo.scores.standings import Standing
 from hpo.text import cut, cut_table
 from hpo.tracking import experiments, foreign, registry
@@ -114,7 +114,7 @@ def test_of_very_many_versions_the_description_names_the_champion_and_the_best(t
         )
         for number in range(1, 71)
     ]
-    registry.describe_versions(tracker, name, champion.table(versions))
+    registry.describe_versions(tracker, name, candidates.table(versions))
     described = tracker.client.get_registered_model(name).description
     rows = [line.split(" | ") for line in described.splitlines() if line.startswith("| ")][2:]
     assert [row[0] for row in rows[:3]] == ["| 33", "| 1", "| 2"] and "`@champion`" in rows[0][4]
@@ -163,7 +163,7 @@ def test_a_study_with_many_parameters_and_a_long_description_closes_with_a_champ
     assert (job.state, job.attempt) == ("done", 1)
     name = Tracker(shell.tracking_uri).client.get_run(job.run_id).info.run_name
     assert len(name) == 250 and name.endswith("…")
-    assert shell.queue.jobs(study.stem)[0].closing.election.champion_moved
+    assert "@champion is this version" in shell.hpo("promote", "--study", study.stem, "--force")
 
 
 def test_a_study_name_too_long_for_mlflow_is_refused_before_anything_is_made(shell, data, tmp_path):

@@ -160,7 +160,7 @@ def test_a_worker_elsewhere_needs_the_credentials_file_and_nothing_else(lab, tmp
     assert "best 1 of 1 trial," in lab.elsewhere("run", "--study", lab.study("elsewhere"))
     shown = lab.elsewhere("up")
     assert "export HPO_CREDENTIALS=" in shown and "DATABASE_URL" not in shown
-    lab.elsewhere("download", tmp_path / "model")
+    lab.elsewhere("download", "--study", "elsewhere", tmp_path / "model")
     lab.elsewhere("delete", "--study", "before", "--yes")  # made on loopback, when nobody owned anything
     assert "Healthy" in lab.elsewhere("doctor")
 
@@ -258,7 +258,7 @@ def test_no_password_is_printed_logged_stored_or_on_a_command_line(lab):
 def test_it_goes_back_to_loopback_with_its_studies(lab):
     lab.hpo("down")
     assert "export HPO_DATABASE_URL=" in lab.hpo("up", "--listen", "127.0.0.1")
-    assert "Promoted" in lab.hpo("promote", "--study", "elsewhere")
+    assert "Promoted" in lab.hpo("promote", "--study", "elsewhere", "--force")
     lab.hpo("delete", "--study", "elsewhere", "--yes")  # rows and runs of the roles that nobody is any more
     home = homes.read(lab.path)
     assert home.listen is None and postgres.host_rules(home) == "host all hpo 127.0.0.1/32 scram-sha-256\n"

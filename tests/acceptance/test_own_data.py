@@ -33,6 +33,7 @@ def test_phases_in_colours_with_two_targets_of_two_units_go_from_check_to_predic
     assert "model.padding" not in shell.hpo("show", name), "it does not differ from the file"
     shell.hpo("report", "-o", tmp_path / "report")
     assert "With the transform undone, in the unit of the labels" in (tmp_path / "report" / "report.md").read_text()
+    shell.hpo("promote", "--study", "steel-first", "--force")  # after two epochs
     shell.hpo("download", tmp_path / "champion")
     readme = (tmp_path / "champion" / "README.md").read_text()
     assert "`hpo predict` undoes the transform. Then, on the validation split: k md [m²]\\: R² " in readme
@@ -56,6 +57,7 @@ def test_targets_with_gaps_go_from_check_to_predict(shell, tmp_path):
     shell.hpo("report", "-o", tmp_path / "report")
     report = (tmp_path / "report" / "report.md").read_text()
     assert "Labels by target, test split" in report and "nan" not in report
+    shell.hpo("promote", "--study", shell.queue.studies()[0].name, "--force")  # four images validate
     shell.hpo("download", tmp_path / "champion")
     frame = pandas.read_csv(_csv(shell, tmp_path / "champion", data / "a1.png"))
     assert frame.shape == (1, 41) and frame.iloc[0, 1:].notna().all()
@@ -87,7 +89,7 @@ def test_a_number_beside_the_image_goes_from_check_to_predict_and_to_plain_mlflo
     assert "targets strength in MPa; inputs beside the image: R" in " ".join(output.split())
     shell.hpo("report", "-o", tmp_path / "report")
     model = tmp_path / "champion"
-    shell.hpo("download", model)
+    shell.hpo("download", "--study", "fatigue-first", model)
 
     images = [data / "micrographs" / f"s{index}.png" for index in (3, 11)]
     assert "--inputs FILE" in shell.hpo("predict", model, *images, code=1)

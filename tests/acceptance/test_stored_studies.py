@@ -31,12 +31,13 @@ def test_a_planned_study_needs_neither_its_file_nor_its_data_folder(shell, tmp_p
     assert f"Plan of {name}: 1 trial" in shell.hpo("run", "--study", name, "--dry-run")
     for _ in range(2):  # the second time it is shown
         output = shell.hpo("run", "--study", name)
-        assert "Promoted: config 0" in output and "download --alias champion champion/" in output
-        assert "predict champion/" not in output, "no image is left for it"
+        assert "Registered, but not promoted: config 0" in output, "after two epochs"
+        assert f"download --study {name} model/" in output
+        assert " predict " not in output, "no image is left for it"
     assert [job.state for job in shell.trials(name)] == ["done"]
     assert f"Study {name} is closed. `hpo show {name}` prints" in shell.hpo("worker", "--study", name)
     shown = shell.hpo("show", name)
-    assert f"Its file {file} is gone" in shown and "Promoted: config 0" in shown
+    assert f"Its file {file} is gone" in shown and "Registered, but not promoted: config 0" in shown
     assert f"{shell.tracking_uri}/#/experiments/" in shown
     assert "learning_rate" in shell.hpo("show", f"{name}/0") and shell.json("show", f"{name}/0")["state"] == "done"
     stored = shell.json("show", name)

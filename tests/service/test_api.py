@@ -62,6 +62,7 @@ def test_a_notebook_runs_a_study_reads_its_trials_and_predicts_with_its_champion
     state = api.status()
     assert state is not None and (state.closed, state.open) == (1, [])
 
+    assert api.promote("noted", force=True).result.election.champion_study == "noted"  # after two epochs
     model = api.download(tmp_path / "champion")
     predicted = api.predict(model.folder, [data / "3_cell.png", data / "4_cell.png"])
     assert predicted.shape == (2, 10) and predicted.attrs["unit"] == "GPa"

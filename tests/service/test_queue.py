@@ -4,6 +4,7 @@ import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import records
 from optuna.study import StudyDirection
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.service
 
 FAILED, HANDED_BACK = AttemptOutcome.FAILED, AttemptOutcome.HANDED_BACK
 RESULT = records.result(0.1)
+ONES = np.ones(2, np.int64)
 SPEC = records.spec(point={"filters": 8, "a": 1})
 
 
@@ -158,13 +160,24 @@ def test_a_lease_that_is_renewed_is_not_taken_over(database_url):
     assert claim(queue) is None
 
 
-def test_a_recorded_result_is_final(database_url):
+def test_a_recorded_result_is_final_with_its_errors_of_the_validation_split(database_url):
     queue = planned(database_url, 1)
     job = claim(queue)
-    queue.end(job, "done", result=records.result(0.1))
+    errors = np.array([[0.25, np.nan, np.inf], [1e300, 0.0, 4.0]])
+    queue.end(job, "done", result=records.result(0.1), validation={"network": errors})
     with pytest.raises(LeaseLost):
-        queue.end(job, "done", result=records.result(0.2))
+        queue.end(job, "done", result=records.result(0.2), validation={"network": 2 * errors})
     assert queue.job(job.id).result.best_val_nmse == 0.1
+    closing = claim(queue)
+    queue.put_validation(closing, {job.id: {"network": errors + 1}, closing.id: {"mean": errors[:1], "groups": ONES}})
+    lost = dataclasses.replace(closing, fence=closing.fence - 1)
+    with pytest.raises(LeaseLost):
+        queue.put_validation(lost, {closing.id: {"volume fraction": errors}})
+    stored = queue.validation([job.id, closing.id])
+    assert stored[job.id].keys() == {"network"} and np.array_equal(stored[job.id]["network"], errors, equal_nan=True)
+    assert stored[closing.id].keys() == {"mean", "groups"} and stored[closing.id]["groups"].tolist() == [1, 1]
+    queue.delete_study("s")
+    assert queue.validation([job.id]) == {job.id: {}}
 
 
 def test_after_three_failures_of_its_own_a_job_is_dead_with_its_reason(database_url):

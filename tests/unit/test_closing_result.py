@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import records
 
-from hpo.queue.closing_result import ClosingResult, Election
+from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election, Gain
+from hpo.report import promotion
 
 ROWS = json.loads((Path(__file__).parent.parent / "fixtures/d43d043/plain/queue.json").read_text())["job"]
 STORED = {row["study"]: row["result"] for row in ROWS if row["kind"] == "closing" and row["result"]}
@@ -59,3 +61,57 @@ def test_keys_that_an_earlier_hpo_did_not_store_are_absent():
 
 def test_an_empty_result_is_read():
     assert ClosingResult.from_json({}).winner is None
+
+
+# What is said of it
+
+MEAN = "not distinguishable from the mean"
+
+
+def closed(*, verdict: str, champion: int | None, study: str = "luck") -> ClosingResult:
+    scores = records.result(0.57).validation
+    sure = Gain(gain=0.0123456, low=-0.001, high=0.025, trials=10, drawn=78, unit="image", resamples=2000, seed=0)
+    entry = ClosingEntry(
+        number=3, config=None, point={}, parameters=9, verdict=verdict, validation=scores, test=scores, version=2
+    )
+    election = Election(champion=champion, champion_moved=False, champion_study=study, champion_nmse=0.5)
+    none = replace(sure, low=None, high=None, trials=1, drawn=1, unit="image group")
+    entry = replace(entry, gains={"mean": sure, "volume fraction": none})
+    return ClosingResult(winner=entry, reason="why", alarms=(), model_name="tiny", election=election)
+
+
+def test_gains_are_stored_and_read():
+    result = closed(verdict=MEAN, champion=1)
+    assert ClosingResult.from_json(json.loads(json.dumps(result.to_json()))).winner.gains == result.winner.gains
+
+
+def test_a_winner_that_may_be_no_better_than_the_mean_is_not_promoted():
+    lines = promotion.sentences("luck", closed(verdict=MEAN, champion=None), None)
+    assert lines == [
+        "Registered, but not promoted: config 3 as tiny version 2; why (validation NMSE).",
+        "Gain over the mean of the training labels: validation NMSE 0.01235, 95 % interval -0.001 to 0.025 "
+        "(bootstrap over 78 images, best of 10 trials).",
+        "Gain over a cubic in the volume fraction: validation NMSE 0.01235, no finite 95 % interval "
+        "(bootstrap over 1 image group, best of 1 trial).",
+        "No version is @champion. `hpo promote --study luck --force` lets this one stand for election all the same.",
+    ]
+    other = promotion.sentences("luck", closed(verdict=MEAN, champion=1, study="earlier"), None)
+    assert other[3].startswith("@champion stays version 1, of the study earlier. `hpo promote --study luck --force`")
+
+
+def test_what_is_said_of_a_forced_winner_does_not_ask_for_force_again():
+    is_champion = closed(verdict=MEAN, champion=2)
+    assert promotion.sentences("luck", is_champion, None, is_forced=True)[3].startswith("@champion is this version")
+    beaten = promotion.sentences("luck", closed(verdict=MEAN, champion=1), None, is_forced=True)
+    assert beaten[3] == "@champion stays version 1, of the study luck: its validation NMSE 0.5 is lower."
+    earlier = closed(verdict=MEAN, champion=None)  # as the closing stored it, before it was forced
+    assert promotion.sentences("luck", earlier, object(), is_forced=True)[3] == (
+        "`hpo promote --force` lets it stand for election all the same: `hpo promote --study luck` says which version "
+        "is @champion now."
+    )
+
+
+@pytest.mark.parametrize("verdict", ["good", "below volume fraction", "not distinguishable from the volume fraction"])
+def test_a_winner_that_beats_the_mean_is_promoted(verdict):
+    lines = promotion.sentences("luck", closed(verdict=verdict, champion=2), None)
+    assert lines[0].startswith("Promoted: config 3 as tiny version 2") and lines[3].startswith("@champion is this")

@@ -21,7 +21,7 @@ from hpo.planning.preparation import prepare
 from hpo.queue import Job, Pace, Present, State
 from hpo.report.forecast import RECORD, Forecast
 from hpo.report.progress import Progress
-from hpo.scores import ranking
+from hpo.scores import gains, ranking
 from hpo.scores.standings import Rival, Standing, standings
 from hpo.search import sampling
 from hpo.study.records import Fold, Refit
@@ -233,8 +233,36 @@ def test_the_refit_has_the_median_best_epoch_and_stands_for_the_mean_over_folds(
     assert ranking.spread(ranking.repeats(jobs)[1])[0] == refit.nmse, "it is none of the folds"
     rival = Rival(row=records.study_row("cv"), jobs=jobs)
     assert standings([rival])["1/3"] == Standing(point=refit.nmse, own=refit.nmse)
+    assert ranking.best_network(jobs) == done and ranking.best_network(STEADY) is None
     failed = [*LUCKY, *STEADY, job(1, 3, 0.0, state="diverged", refit=refit)]
     assert [best.number for best in ranking.winners(failed, [])] == [0], "the next one is trained again"
+
+
+class Stored:
+    """The queue, as far as errors are read from it."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+
+    def validation(self, jobs):
+        return {job: self.arrays.get(job, {}) for job in jobs}
+
+
+def test_the_gain_of_a_refit_is_that_of_its_folds_on_their_own_images():
+    draw = np.random.default_rng(5)
+    one, other = [[replace(fold, id=10 * fold.number + fold.repeat + 1) for fold in own] for own in (STEADY, LUCKY)]
+    errors = {fold.id: {"network": draw.chisquare(1, (8 + fold.repeat, 2))} for fold in (*one, *other)}
+    mean = draw.chisquare(1, (8 + 9 + 10, 2)) + 1
+    baselines = {"mean": mean, "volume fraction": mean, "variance of the training labels": np.ones(2)}
+    refit = replace(job(1, 3, 0.3, refit=ranking.refit_of(STEADY)), id=99)
+    closing = replace(refit, kind="closing", id=50, number=-1, spec=None, result=None)
+    jobs = [closing, *one[::-1], *other, refit, *PARTIAL]
+    gained = gains.of_trial(Stored({50: baselines} | errors), jobs, refit)["mean"]
+    whole = [np.concatenate([errors[fold.id]["network"] for fold in own]) for own in (one, other)]
+    assert gained == gains.gain(mean, whole, variance=np.ones(2), groups=None)
+    assert gained.gain == pytest.approx((mean - whole[0]).mean(axis=0).mean(), rel=1e-4) and gained.trials == 2
+    del errors[one[0].id]
+    assert gains.of_trial(Stored({50: baselines} | errors), jobs, refit) is None, "a fold is missing"
 
 
 # In the trainer
@@ -297,7 +325,11 @@ def test_a_refit_is_checked_by_its_scores_on_the_images_that_it_learned(trained,
     data, results, _ = trained
     refit = results["refit"]
     request = protocol.Score(
-        folder=refit.folder, data=refit.folder.parents[1] / "set.npz", predictions=tmp_path / "p.csv", is_refit=True
+        folder=refit.folder,
+        data=refit.folder.parents[1] / "set.npz",
+        predictions=tmp_path / "p.csv",
+        errors=tmp_path / "errors.npz",
+        folds=3,
     )
     scored = scoring.score(request, lambda message: None, threading.Event())
     assert refit.training is not None
@@ -307,6 +339,12 @@ def test_a_refit_is_checked_by_its_scores_on_the_images_that_it_learned(trained,
     ranking.check_same(scored.model, again)
     with pytest.raises(ValueError, match="its downloaded model has a training NMSE of"):
         ranking.check_same(scored.model, replace(again, result=replace(recorded, training=refit.validation)))
+    with np.load(tmp_path / "errors.npz") as stored:
+        assert set(stored) == {"mean", "volume fraction", "variance of the training labels"}, "no errors of the network"
+        first = folds(data, 3)[0]
+        truth = data.targets[first.validation]
+        mean = (data.targets[first.train].mean(axis=0) - truth) ** 2
+        assert stored["mean"].shape == (51, 9) and stored["mean"][: len(truth)] == pytest.approx(mean)
     table = pandas.read_csv(tmp_path / "p.csv")
     assert table["split"].value_counts().to_dict() == {
         "training": len(whole(data.split).train),

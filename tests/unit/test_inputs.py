@@ -18,6 +18,7 @@ from data_pipeline.dataset import check, load
 from data_pipeline.npz import load_npz, save_npz
 from hpo.errors import ModelError
 from hpo.operations.predict import predict as predict_files
+from hpo.recording.tasks import squared_errors
 from hpo.tracking.foreign import PT2
 from hpo.worker import probing, protocol, scoring, train_trial
 from hpo.worker.packaging import package
@@ -321,10 +322,15 @@ def test_a_trainer_process_proves_trains_and_scores_with_inputs(folder, tmp_path
     paths = {"checkpoint": None, "start": None, "folder": tmp_path / "trial", "cache": tmp_path / "cache"}
     request = protocol.Train(checkpoint_interval=60.0, **paths, **where)
     trained = train_trial.train(request, lambda message: None, stop)
-    score = protocol.Score(folder=trained.folder, data=file, predictions=tmp_path / "predictions.csv")
+    score = protocol.Score(folder=trained.folder, data=file, predictions=tmp_path / "p.csv", errors=tmp_path / "e.npz")
     scored = scoring.score(score, lambda message: None, stop)
     assert scored.model.validation.r2 == pytest.approx(trained.validation.r2)
     assert scored.model.test.r2 > 0.7
+    with np.load(tmp_path / "e.npz") as errors:
+        assert errors["network"] == pytest.approx(squared_errors(trained.predictions), rel=1e-4, abs=1e-9)
+        for name, scores in [("network", scored.model), *scored.predictors.items()]:
+            nmse = (errors[name].mean(axis=0) / errors["variance of the training labels"]).mean()
+            assert nmse == pytest.approx(scores.validation.nmse, rel=1e-9), "each image's share of the recorded score"
     assert scored.predictors["volume fraction"].test.r2 == pytest.approx(1.0)  # the target is linear in R
 
     files = [folder / name for name in data.names[:3]]

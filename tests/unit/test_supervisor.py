@@ -1064,7 +1064,11 @@ class FakeClosing:
         return self.whole
 
     def next_request(self):
-        return protocol.Score(folder=Path("m"), data=Path("d"), predictions=Path("p")) if self.left else None
+        return (
+            protocol.Score(folder=Path("m"), data=Path("d"), predictions=Path("p"), errors=Path("e"))
+            if self.left
+            else None
+        )
 
     def put(self, scored) -> None:
         if self.wrong:

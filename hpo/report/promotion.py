@@ -1,0 +1,92 @@
+"""What a study promoted and why, in sentences."""
+
+from hpo.queue import Job, State
+from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election
+from hpo.report.words import number
+from hpo.text import counted, score_text
+
+GAINED = {"mean": "the mean of the training labels", "volume fraction": "a cubic in the volume fraction"}
+NOTES = {  # of a verdict, on a registered version
+    "not distinguishable from the mean": "on the validation split the mean of the training labels predicts as well, "
+    "as far as can be told",
+    "below volume fraction": "a cubic polynomial in the volume fraction predicts better than this model",
+    "not distinguishable from the volume fraction": "on the validation split a cubic polynomial in the volume fraction "
+    "predicts as well, as far as can be told",
+}
+
+
+def sentences(study: str, ended: ClosingResult | None, close: Job | None, *, is_forced: bool = False) -> list[str]:
+    """Return sentences on what was promoted and why.
+
+    `close`: the study's closing, if the election is the one that it led to. `is_forced`: the best version may be
+    champion, whatever it gains over the mean predictor.
+    """
+    if ended is None:
+        state = "not closed yet" if close is None or close.state != State.DEAD else f"closing failed: {close.reason}"
+        return [f"Nothing promoted: {state}."]
+    winner, election = ended.winner, ended.election
+    if winner is None:
+        return [f"Nothing promoted: {ended.reason}."]
+    if winner.version is None:
+        return [f"Nothing promoted: config {number(winner)} is the best, but {ended.reason}."]
+    what = f"config {number(winner)} as {ended.model_name} version {winner.version}"
+    is_doubtful = winner.verdict == "not distinguishable from the mean" and not is_champion(ended)
+    done = "Registered, but not promoted" if is_doubtful else "Promoted"
+    lines = [f"{done}: {what}; {ended.reason} (validation NMSE).", *gains(winner)]
+    if is_doubtful and not is_forced:
+        stays = "No version is @champion" if election is None or election.champion is None else _stays(ended, election)
+        lines += [f"{stays}. `hpo promote --study {study} --force` lets this one stand for election all the same."]
+    elif is_doubtful and close is not None:
+        now = f"`hpo promote --study {study}` says which version is @champion now"
+        lines.append(f"`hpo promote --force` lets it stand for election all the same: {now}.")
+    elif election is None or election.champion is None:
+        lines.append("No version stands for election as @champion: were they deleted in MLflow, or are they damaged?")
+    else:
+        lines.append(_champion(winner, ended, election))
+    if winner.weights == "not pretrained":
+        lines.append("Note: its backbone is not pretrained; the version is tagged so.")
+    if winner.verdict == "below volume fraction":
+        lines.append("Note: the volume fraction alone predicts better than this model; the version is tagged so.")
+    return lines
+
+
+def _stays(ended: ClosingResult, election: Election) -> str:
+    """Return the beginning of a sentence: the champion is of another study."""
+    where = f"{election.champion_model} " if election.champion_model not in (None, ended.model_name) else ""
+    return f"@champion stays {where}version {election.champion}, of the study {election.champion_study}"
+
+
+def _champion(winner: ClosingEntry, ended: ClosingResult, election: Election) -> str:
+    """Return a sentence on which version is @champion, and by which score."""
+    own = election.champion_nmse
+    mean = own if election.champion_point_nmse is None else election.champion_point_nmse
+    if is_champion(ended):
+        repeats = "" if mean == own else ", the mean of its point's repeats"
+        return (
+            f"@champion is this version: the lowest validation NMSE ({mean:.4g}{repeats}) of all studies on this data."
+        )
+    stays = f"{_stays(ended, election)}:"
+    if mean == winner.point_nmse:
+        return f"{stays} it is of the same point, and its own validation NMSE {own:.4g} is lower."
+    return f"{stays} its validation NMSE {mean:.4g} is lower."
+
+
+def is_champion(ended: ClosingResult) -> bool:
+    """Return whether the version that a study registered is the champion."""
+    winner, election = ended.winner, ended.election
+    if winner is None or election is None or election.champion is None:
+        return False
+    return election.champion == winner.version and election.champion_model in (None, ended.model_name)
+
+
+def gains(entry: ClosingEntry) -> list[str]:
+    """Return what a winner gains over each baseline predictor on the validation split, and how certain that is."""
+    sentences = []
+    for name, gain in (entry.gains or {}).items():
+        ends = f"95 % interval {score_text(gain.low)} to {score_text(gain.high)}"
+        interval = ends if gain.low is not None else "no finite 95 % interval"
+        sentences.append(
+            f"Gain over {GAINED[name]}: validation NMSE {score_text(gain.gain)}, {interval} (bootstrap over "
+            f"{counted(gain.drawn, gain.unit)}, best of {counted(gain.trials, 'trial')})."
+        )
+    return sentences
