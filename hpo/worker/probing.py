@@ -92,7 +92,7 @@ def _labelled(part: Part) -> Part:
 
 
 def _measure(index: int, spec: TrialSpec, dataset: Dataset, parts: Split, device: str) -> protocol.Probed:
-    settings = dict(spec.training) | {"epochs": 2}
+    settings = dict(spec.training) | {"epochs": 2} | specs.training_defaults(spec.model["family"])
     count = min(len(parts.train), PROBE_BATCHES * specs.training_from_dict(settings).batch_size)
     share = count / len(parts.train)
     is_here = spec.weights is not None and spec.weights.sha256 and spec.own_weights is None
