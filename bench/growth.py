@@ -179,7 +179,7 @@ def study_file(folder: Path, name: str, count: int, epochs: int) -> Path:
 
 def plan(*files: str) -> dict[str, float]:
     from hpo.operations.connection import connect
-    from hpo.operations.work import load
+    from hpo.operations.preparing import load
     from hpo.planning import plans
     from hpo.planning.preparation import Plan, prepare
 

@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from hpo.operations.models import Download, download
     from hpo.operations.overview import Status, StudySummary, jobs, results, status, studies, trials
     from hpo.operations.predict import predict
+    from hpo.operations.preparing import Plan, Study, load
     from hpo.operations.reports import Promotion, Report, compare, promote, report
     from hpo.operations.restore import restore
     from hpo.operations.services import Services, down, export_lines, up
     from hpo.operations.stopping import Cancelled, Stopped, cancel, stop
     from hpo.operations.weights import PretrainedWeights, adopt_weights, weights, weights_folder
-    from hpo.operations.work import Begun, Job, Outcome, Plan, Run, Stop, Study, StudyRow, Watch, load, run, worker
+    from hpo.operations.work import Begun, Job, Outcome, Run, Stop, StudyRow, Watch, run, worker
 
 _NAMES = {  # by the module of hpo.operations
     "backup": "Backup backup",
@@ -51,12 +52,13 @@ _NAMES = {  # by the module of hpo.operations
     "models": "Download download",
     "overview": "Status StudySummary jobs results status studies trials",
     "predict": "predict",
+    "preparing": "Plan Study load",
     "reports": "Promotion Report compare promote report",
     "restore": "restore",
     "services": "Services down export_lines up",
     "stopping": "Cancelled Stopped cancel stop",
     "weights": "PretrainedWeights adopt_weights weights weights_folder",
-    "work": "Begun Job Outcome Plan Run Stop Study StudyRow Watch load run worker",
+    "work": "Begun Job Outcome Run Stop StudyRow Watch run worker",
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}
 

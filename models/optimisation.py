@@ -1,8 +1,11 @@
-"""The optimiser, its learning rate, and the moving average of the weights."""
+"""The optimiser, its learning rate, the moving average of the weights, and what an epoch draws from."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,3 +84,11 @@ def changing_tensors(network: nn.Module) -> dict[str, Tensor]:
         for name, tensor in network.state_dict(keep_vars=True).items()
         if not trained or name.rpartition(".")[0] in trained
     }
+
+
+@contextmanager
+def generators(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch draws from generators seeded with (seed, epoch); afterwards from those it had before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
+        yield

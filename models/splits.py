@@ -192,6 +192,10 @@ class TrainingSet:
             images = self._distortion(images, changes)
         return images, targets, inputs
 
+    def unchanged(self) -> tuple[Tensor | WindowBatch, Tensor, Tensor | None]:
+        """Return all images, scaled targets and inputs in their order, as `take` does, nothing drawn."""
+        return self.take(Batch(torch.arange(len(self.targets)), None, None))
+
 
 class ValidationSet:
     """The validation split, on the device that trains.

@@ -3,7 +3,6 @@
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from models.checkpoint import Snapshots, State
 from models.descriptor_net import DescriptorNet
 from models.levels import levels_of
 from models.networks import Network, build
-from models.optimisation import adam, changing_tensors, move_average, schedule
+from models.optimisation import adam, changing_tensors, generators, move_average, schedule
 from models.physics import Phases, Physics
 from models.regressor import Regressor
 from models.scalars import Ranges
@@ -26,15 +25,12 @@ from models.specs import (
     ModelSpec,
     SpecError,
     TrainingSpec,
-    check_together,
-    needs_symmetries,
     physical,
     symmetric,
     to_dict,
     training_to_dict,
 )
 from models.splits import (
-    Batch,
     Scaling,
     Split,
     TrainingSet,
@@ -46,6 +42,7 @@ from models.splits import (
     tensor,
 )
 from models.symmetry import elements, unmoved
+from models.together import check_together, needs_symmetries
 from models.windows import WindowBatch
 
 EVALUATION_BATCH = 128  # images; limits the memory of an evaluation
@@ -136,11 +133,7 @@ class Training:
         self._wrap = _wrapping(spec, train, self.scaling, shape, symmetries or {}, phases, target_names, input_names)
         check_augmentation(training, periodic=periodic)
         moves = elements(symmetries, shape, n_targets) if needs_symmetries(spec, training) else (unmoved(n_targets),)
-        with _generators(seed, 0, self.device):
-            self.network = build(spec, shape, n_targets, len(input_names))
-        _set_tensors(self.network, initial or {})
-        if isinstance(self.network, DescriptorNet):
-            self.network.learn_levels(train[0])
+        self.network = _begin(spec, train, len(input_names), initial or {}, seed, self.device)
         self._ranges = _learn_inputs(self.network, parts, input_names)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
@@ -156,8 +149,8 @@ class Training:
         self._validation = None if validation is None else evaluate(validation, prepare=prepare)
         self._last_epoch = min(last_epoch or training.epochs, training.epochs)
         self._shift, self._stretch = (tensor(x).to(self.device) for x in (self.scaling.mean, self.scaling.scale))
-        is_fitted = isinstance(self.network, DescriptorNet)
-        self._optimiser = None if is_fitted else adam(self.network, training, fused=fused)
+        is_trained = not isinstance(self.network, DescriptorNet)
+        self._optimiser = adam(self.network, training, fused=fused) if is_trained else None
         self._changing, self._weights = changing_tensors(self.network), changing_tensors(evaluated)
         self.epoch = self.best_epoch = 0  # completed; of the lowest val/nmse, 0: none yet
         self.best_nmse = self.best_mse = float("inf")
@@ -209,7 +202,7 @@ class Training:
         start = time.perf_counter()
         number = self.epoch + 1
         try:
-            with _generators(self.seed, number, self.device):
+            with generators(self.seed, number, self.device):
                 train = self.scaling.errors(*self._train_one_epoch(number, stop))
             validation = train if self._validation is None else self._validation.errors(self._scored, self._alive)
             if not np.isfinite([*train, *validation]).all():
@@ -236,7 +229,9 @@ class Training:
         """Return the sums of squared errors (k,) of the scaled targets, and of how many (k,)."""
         training, optimiser, network = self.training, self._optimiser, self.network.train()
         if optimiser is None:
-            return self._fit(stop)
+            if stop is not None and stop():
+                raise Interrupted("stopped before the fit")
+            return _fit(network, self._train, self._alive)
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16")
         squares = torch.zeros(len(self._shift), dtype=torch.float64, device=self.device)
         counts = torch.zeros_like(squares)
@@ -264,17 +259,6 @@ class Training:
             squares += square.detach().sum(0)
             counts += count
         return squares, counts
-
-    def _fit(self, stop: Callable[[], bool] | None) -> tuple[Tensor, Tensor]:
-        """Fit the network to all images at once; return as `_train_one_epoch` does, of the fitted one."""
-        if stop is not None and stop():
-            raise Interrupted("stopped before the fit")
-        images, targets, inputs = self._train.take(Batch(torch.arange(len(self._train.targets)), None, None))
-        network = self.network
-        assert isinstance(network, DescriptorNet) and isinstance(images, Tensor)
-        network.fit(images, targets, inputs, self._alive)
-        difference, counts = differences(network(images, inputs).double(), targets)
-        return (difference**2).sum(0), counts
 
     def _scaled(self, outputs: Tensor, images: Tensor | WindowBatch) -> Tensor:
         """Return scaled targets (b, k) from the network's outputs for the images."""
@@ -331,6 +315,28 @@ class Training:
         return regressor
 
 
+def _begin(
+    spec: ModelSpec, train: Split, n_inputs: int, initial: Mapping[str, Tensor], seed: int, device: torch.device
+) -> Network:
+    """Return the network as the first epoch finds it."""
+    images, labels = train[0], np.asarray(train[1])
+    with generators(seed, 0, device):
+        network = build(spec, (images.shape[1], images.shape[2], images.shape[3]), labels.shape[1], n_inputs)
+    _set_tensors(network, initial)
+    if isinstance(network, DescriptorNet):
+        network.learn_levels(images)
+    return network
+
+
+def _fit(network: nn.Module, training_set: TrainingSet, alive: Callable[[], object]) -> tuple[Tensor, Tensor]:
+    """Fit the network to all images at once; return the sums of its squared errors and their counts, (k,) each."""
+    images, targets, inputs = training_set.unchanged()
+    assert isinstance(network, DescriptorNet) and isinstance(images, Tensor)
+    network.fit(images, targets, inputs, alive)
+    difference, counts = differences(network(images, inputs).double(), targets)
+    return (difference**2).sum(0), counts
+
+
 def _wrapping(
     spec: ModelSpec,
     train: Split,
@@ -385,11 +391,3 @@ def _set_tensors(network: Network, tensors: Mapping[str, Tensor]) -> None:
             expected = tuple(own[name].shape) if name in own else "no such tensor"
             raise SpecError(f"the tensor {name} {tuple(values.shape)} to begin with does not fit: {expected}.")
         own[name].copy_(values)
-
-
-@contextmanager
-def _generators(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch draws from generators seeded with (seed, epoch); afterwards from those it had before."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
-        yield

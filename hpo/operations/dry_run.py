@@ -13,8 +13,8 @@ from data_pipeline.npz import save_npz
 from hpo import settings
 from hpo.errors import ServiceError
 from hpo.operations.compute import Compute
+from hpo.operations.preparing import as_parts
 from hpo.operations.starts import starting_models
-from hpo.operations.work import as_parts
 from hpo.planning.content import require_content
 from hpo.planning.preparation import START, Plan, prepare
 from hpo.queue import ENDED, Job, Queue

@@ -136,13 +136,7 @@ def _track(
     )
     file = data_files.keep(settings.home, ready.dataset)
     data_files.upload(tracker, run_id, file)
-    for start in ready.starts.values():
-        if start.folder is not None:
-            for file_name in start.model.files:
-                tracker.upload(run_id, start.folder / file_name, start.model.folder)
-    for key, weights in (facts.weights or {}).items():
-        if (own := ready.study.weights_files.get(key)) is not None:
-            tracker.upload(run_id, Path(own), weights.folder)
+    _upload_weights(ready, facts, tracker, run_id)
     page = None if draw is None else _page(ready, tracker, run_id, draw)
     more = doubts_text(facts.findings or ())
     if page is not None:
@@ -173,6 +167,17 @@ def _track(
         study_run_id=run_id,
         predictor_run_ids=ids,
     )
+
+
+def _upload_weights(ready: Plan, facts: StudyFacts, tracker: Tracker, run_id: str) -> None:
+    """Upload the files that trials begin with, for workers on every machine: models, and weights of one's own."""
+    for start in ready.starts.values():
+        if start.folder is not None:
+            for file_name in start.model.files:
+                tracker.upload(run_id, start.folder / file_name, start.model.folder)
+    for key, weights in (facts.weights or {}).items():
+        if (own := ready.study.weights_files.get(key)) is not None:
+            tracker.upload(run_id, Path(own), weights.folder)
 
 
 def _page(ready: Plan, tracker: Tracker, run_id: str, draw: Draw) -> str | None:

@@ -166,6 +166,7 @@ class Recorder:
     def _housekeep(self) -> None:
         """Do tasks, and between them whatever is due."""
         next_delivery = next_reconciliation = time.monotonic()
+        reconcile = partial(self._reconciler.reconcile, lease=self.lease)
 
         def between() -> None:
             nonlocal next_delivery, next_reconciliation
@@ -176,12 +177,12 @@ class Recorder:
                 self._quietly(self._send_epochs)
                 next_delivery = time.monotonic() + FORWARD_INTERVAL
             elif now >= next_reconciliation:
-                self._quietly(partial(self._reconcile, older_than=self.lease))
+                self._quietly(partial(reconcile, older_than=self.lease, expire=self.may_expire))
                 next_reconciliation = time.monotonic() + RECONCILE_INTERVAL
 
         self._work(between)
         if self._reconcile_last and not self._abandon.is_set():
-            self._quietly(partial(self._reconcile, older_than=0))
+            self._quietly(partial(reconcile, older_than=0, expire=self.may_expire))
 
     def _next(self) -> _Queued | None:
         """Return the first task of a job whose earlier ones are done."""
@@ -197,11 +198,10 @@ class Recorder:
 
     def _do(self, queued: _Queued) -> None:
         """Do a task until it succeeds, fails or is kept for later; post its outcome."""
-        key = _key(queued.job)
         try:
-            self._attempt(queued, key)
+            self._attempt(queued)
         finally:
-            self._release(key)
+            self._release(_key(queued.job))
 
     def _release(self, key: Key) -> None:
         with self._wake:
@@ -209,8 +209,8 @@ class Recorder:
             self._busy.discard(key)
             self._wake.notify_all()
 
-    def _attempt(self, queued: _Queued, key: Key) -> None:
-        job, give_up, attempt = queued.job, queued.give_up, 0
+    def _attempt(self, queued: _Queued) -> None:
+        job, give_up, key, attempt = queued.job, queued.give_up, _key(queued.job), 0
         while not self._abandon.is_set():
             try:
                 outcome = queued.task()
@@ -286,9 +286,6 @@ class Recorder:
         except Exception as error:
             log.warning("housekeeping failed, it is tried again: %s", first_line(error))
             log.debug("", exc_info=True)
-
-    def _reconcile(self, *, older_than: float) -> int:
-        return self._reconciler.reconcile(lease=self.lease, older_than=older_than, expire=self.may_expire)
 
     def _send_epochs(self) -> int:
         """Send the epochs of running trials to MLflow, and those that count to Optuna; return the number."""

@@ -150,7 +150,20 @@ def _models(evidence: Evidence) -> Section:
         note="Scores of the validation split. Epochs to 5 %: until its NMSE was within 5 % of the lowest. Version: "
         "of the registered model; a model that does not beat the mean has none.",
     )
-    of_gains = tables.of_records(
+    return Section(
+        title="The models",
+        tables=[
+            of_test,
+            of_training,
+            *_gains(evidence),
+            *error_section.by_target(evidence.tested, by_title),
+        ],
+    )
+
+
+def _gains(evidence: Evidence) -> list[tables.Table]:
+    """Return the table of what the winners gain over the baseline predictors; none where that was not recorded."""
+    table = tables.of_records(
         [
             {"model": winner.title, "over": BASELINES[name], "gain": gain.gain}
             | {f"gain{tables.LOW}": gain.low, f"gain{tables.HIGH}": gain.high}
@@ -165,15 +178,7 @@ def _models(evidence: Evidence) -> Section:
         f"over the images, {gains.RESAMPLES:,} resamples, seed {gains.SEED}. In each resample the best of the trials "
         "is selected again. A model whose interval over the mean is not above 0 does not become @champion.",
     )
-    return Section(
-        title="The models",
-        tables=[
-            of_test,
-            of_training,
-            *([of_gains] if of_gains.rows else []),
-            *error_section.by_target(evidence.tested, by_title),
-        ],
-    )
+    return [table] if table.rows else []
 
 
 def _predictor(evidence: Evidence, name: str) -> Scores:

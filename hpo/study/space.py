@@ -1,7 +1,7 @@
 """The search space: parameters, and the configurations at its ends."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +51,20 @@ def second_values(space: Mapping[str, Choices | Interval]) -> list[dict[str, Any
     ]
 
 
-def highest(space: Mapping[str, Choices | Interval]) -> dict[str, Any]:
-    """The point at the highest number of every parameter; of names the first."""
+def highest(space: Mapping[str, Choices | Interval], *, all_of: str) -> list[dict[str, Any]]:
+    """The points at the highest number of every parameter, of names the first, with each value of the whole number
+    `all_of` if there is such a parameter."""
     ends = {key: p.values if isinstance(p, Choices) else (p.top,) for key, p in space.items()}
-    return {key: values[0] if isinstance(values[0], str) else max(values) for key, values in ends.items()}
+    point = {key: values[0] if isinstance(values[0], str) else max(values) for key, values in ends.items()}
+    parameter = space.get(all_of)
+    if parameter is None:
+        return [point]
+    values: Iterable[Any] = (
+        range(int(parameter.low), int(parameter.high) + 1, int(parameter.step or 1))
+        if isinstance(parameter, Interval)
+        else parameter.values
+    )
+    return [point | {all_of: value} for value in values]
 
 
 def as_json(parameter: Choices | Interval) -> Any:

@@ -1,7 +1,7 @@
 """What a study is: a validated specification, its canonical form and its trials."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from hpo.study.names import file_name, origin, weights_key, with_digits
 from hpo.study.records import Fold, Refit, SourceTrial, StudyFacts, TrialSpec
 from hpo.study.space import Choices, Interval, as_json, corners, highest
 from hpo.text import counted
-from models import sizes, specs
+from models import sizes, specs, together
 
 NUMERICS_VERSION = 1  # raised when a change of hpo moves the numbers of an unchanged study
 
@@ -217,17 +217,7 @@ class Study:
     def largest(self) -> list[dict[str, Any]]:
         """The points of a grid, else those of the highest numbers with each stride, of which an image's sides must be
         multiples: if these networks fit an image, all others do."""
-        if self.sampler == "grid":
-            return self.grid()
-        point, stride = highest(self.space), self.space.get("stride")
-        if stride is None:
-            return [point]
-        strides: Iterable[Any] = (
-            range(int(stride.low), int(stride.high) + 1, int(stride.step or 1))
-            if isinstance(stride, Interval)
-            else stride.values
-        )
-        return [point | {"stride": value} for value in strides]
+        return self.grid() if self.sampler == "grid" else highest(self.space, all_of="stride")
 
     def combinations(self, *keys: str) -> list[dict[str, Any]]:
         """The points of a grid, else those at the lowest ends of the space with each combination of names, and of the
@@ -244,7 +234,7 @@ class Study:
         model = self.model | {key: value for key, value in point.items() if key not in in_training}
         training = self.training | {key: value for key, value in point.items() if key in in_training}
         chosen = self._once(specs.from_dict, model), self._once(specs.training_from_dict, training)
-        specs.check_together(*chosen)
+        together.check_together(*chosen)
         return chosen
 
     def _once(self, parse: Callable[[dict[str, Any]], Spec], values: dict[str, Any]) -> Spec:
@@ -266,7 +256,7 @@ class Study:
 
     def needs_periodic_images(self) -> bool:
         """Whether it can be run only on images that wrap around."""
-        return any(specs.needs_periodic_images(*chosen) for chosen in map(self.specifications, self.corners()))
+        return any(together.needs_periodic_images(*chosen) for chosen in map(self.specifications, self.corners()))
 
     def suited(self, *, is_periodic: bool, has_symmetries: bool) -> "Study":
         """Return the study for images that wrap around or not, and whose targets are known to move with them or not,
@@ -283,7 +273,7 @@ class Study:
 
     def needs_symmetries(self) -> bool:
         """Whether it can be run only where it is known how the targets move with the image."""
-        return any(specs.needs_symmetries(*chosen) for chosen in map(self.specifications, self.corners()))
+        return any(together.needs_symmetries(*chosen) for chosen in map(self.specifications, self.corners()))
 
 
 def trial_spec(

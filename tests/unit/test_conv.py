@@ -20,8 +20,9 @@ from models.distortion import Distortion
 from models.networks import build, parameter_count
 from models.regressor import Regressor, predict
 from models.sizes import size
-from models.specs import ConvSpec, PeriodicSpec, SpecError, TrainingSpec, TransferSpec, check_together, to_dict
+from models.specs import ConvSpec, PeriodicSpec, SpecError, TrainingSpec, TransferSpec, to_dict
 from models.symmetry import Augmentation, elements
+from models.together import check_together
 from models.training import Training
 
 PADDINGS = {"circular": "circular", "reflect": "reflect", "zeros": "constant"}

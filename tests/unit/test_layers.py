@@ -133,3 +133,21 @@ def test_text_is_utf8_whatever_the_locale_says():
             }:
                 found.append(f"{path.name}:{call.lineno}: {name}")
     assert not found
+
+
+def test_functions_classes_and_modules_stay_small():
+    too_long = []
+    for package in ("hpo", "models", "data_pipeline"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            source = path.read_text(encoding="utf-8")
+            pieces = [("module", path.stem, len(source.splitlines()), 400)]
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                    kind, most = ("class", 250) if isinstance(node, ast.ClassDef) else ("function", 60)
+                    pieces.append((kind, node.name, (node.end_lineno or 0) - node.lineno + 1, most))
+            too_long += [
+                f"{path.relative_to(ROOT)}: {kind} {name} has {lines} lines, at most {most}"
+                for kind, name, lines, most in pieces
+                if lines > most
+            ]
+    assert not too_long

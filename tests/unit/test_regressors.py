@@ -25,7 +25,8 @@ from models.networks import build, parameter_count
 from models.regressor import predict
 from models.regressors import LEAF, REGRESSORS
 from models.sizes import size
-from models.specs import BY_DATA_KEYS, DescriptorsSpec, SpecError, TrainingSpec, check_together, to_dict
+from models.specs import BY_DATA_KEYS, DescriptorsSpec, SpecError, TrainingSpec, to_dict
+from models.together import check_together
 from models.training import Training
 
 SEED = 5
