@@ -26,8 +26,11 @@ def starting_models(studies: Sequence[Study]) -> Iterator[Starts]:
     stands for no model, StudyError if its folder holds none.
     """
     needed = [study for study in studies if study.starting_models]
+    if not needed:
+        yield {}
+        return
     with tempfile.TemporaryDirectory(prefix="hpo-start-") as parent:
-        rows = _rows() if needed else []
+        rows = _rows()
         models: dict[str, Start] = {}
         starts: dict[str, dict[str, Start]] = {}
         for study in needed:

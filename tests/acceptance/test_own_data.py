@@ -33,7 +33,7 @@ def test_phases_in_colours_with_two_targets_of_two_units_go_from_check_to_predic
     assert "model.padding" not in shell.hpo("show", name), "it does not differ from the file"
     shell.hpo("report", "-o", tmp_path / "report")
     assert "With the transform undone, in the unit of the labels" in (tmp_path / "report" / "report.md").read_text()
-    shell.hpo("promote", "--study", "steel-first", "--force")  # after two epochs
+    shell.hpo("promote", "--study", name, "--force")  # after two epochs
     shell.hpo("download", tmp_path / "champion")
     readme = (tmp_path / "champion" / "README.md").read_text()
     assert "`hpo predict` undoes the transform. Then, on the validation split: k md [m²]\\: R² " in readme
