@@ -89,7 +89,7 @@ def test_a_number_beside_the_image_goes_from_check_to_predict_and_to_plain_mlflo
     assert "targets strength in MPa; inputs beside the image: R" in " ".join(output.split())
     shell.hpo("report", "-o", tmp_path / "report")
     model = tmp_path / "champion"
-    shell.hpo("download", "--study", "fatigue-first", model)
+    shell.hpo("download", "--study", shell.queue.studies()[0].name, model)
 
     images = [data / "micrographs" / f"s{index}.png" for index in (3, 11)]
     assert "--inputs FILE" in shell.hpo("predict", model, *images, code=1)

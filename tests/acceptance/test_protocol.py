@@ -11,6 +11,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from shell import PATIENCE, Shell, check_recorded_once, trainers
+from sqlalchemy import text
 
 from hpo import study as study_files
 from hpo.closing import promotion
@@ -158,6 +159,8 @@ def test_pretrained_weights_are_asked_for_brought_and_part_of_the_study(shell, i
     (run,) = runs(shell, row.name)
     assert run.data.params["weights.sha256"] == sha256_of(brought) and run.data.tags["hpo.weights"] == "ImageNet"
 
+    with shell.queue.engine.begin() as connection:  # there is something to train again
+        connection.execute(text("UPDATE hpo.job SET state = 'waiting', result = NULL"))
     shell.environment |= {"TORCH_HOME": str(tmp_path / "another machine")}
     assert f"expected {tmp_path / 'another machine'}" in hpo("worker", "--study", row.name, code=1)
 
