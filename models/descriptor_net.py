@@ -1,6 +1,7 @@
 """The classical predictor as a module: descriptors, principal components, a regressor. Fitted once, not trained."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from models.scalars import Scalars, beside
 from models.sizes import plain_count, reach
 from models.specs import DescriptorsSpec
 
-BATCH = 32  # images whose descriptors are computed together; constant, because sums may depend on it
+BATCH = 2**21  # numbers of the images whose descriptors are computed together: some hundred megabytes
 
 
 class DescriptorNet(nn.Module):
@@ -59,7 +60,7 @@ class DescriptorNet(nn.Module):
     def prepare(self, images: Tensor, cache: Path | None, alive: Callable[[], object]) -> Tensor:
         """Return what a fit and its evaluation start from: the descriptors (n, d + p)."""
         batches = []
-        for batch in torch.split(images, BATCH):
+        for batch in torch.split(images, max(1, BATCH // images[0].numel())):
             batches.append(self.extract(batch))
             alive()
         return torch.cat(batches)
@@ -86,9 +87,18 @@ class DescriptorNet(nn.Module):
 
         The same numbers, thread count and library versions give the same bits.
         """
-        from threadpoolctl import threadpool_limits
+        self.standardise(extracted)
+        self.regress(extracted, targets, inputs, alive)
 
-        with threadpool_limits(torch.get_num_threads()):
+    def regress(self, extracted: Tensor, targets: Tensor, inputs: Tensor | None, alive: Callable[[], object]) -> None:
+        """Fit the regressor alone, to standardised descriptors; else as `fit`."""
+        features = self._features(extracted, inputs).cpu().numpy()
+        with _threads():
+            self.regressor.fit(features, targets.cpu().numpy().astype(np.float64), alive)
+
+    def standardise(self, extracted: Tensor) -> None:
+        """Find the principal components, and the mean and scale of all descriptors (n, d + p)."""
+        with _threads():
             if self.spec.two_point:
                 self._find_axes(extracted[:, self.plain :].cpu().numpy())
             reduced = self._reduced(extracted)
@@ -97,8 +107,6 @@ class DescriptorNet(nn.Module):
                 deviation[self.plain :] = deviation[self.plain :].max()
             self.mean.copy_(reduced.mean(0))
             self.scale.copy_(torch.where(deviation > 1e-9, deviation, 1.0))  # one that is constant stays so
-            features = self._features(extracted, inputs)
-            self.regressor.fit(features.cpu().numpy(), targets.cpu().numpy().astype(np.float64), alive)
 
     def _find_axes(self, statistics: np.ndarray) -> None:
         from sklearn.decomposition import PCA
@@ -106,3 +114,11 @@ class DescriptorNet(nn.Module):
         analysis = PCA(min(self.spec.components, *statistics.shape), svd_solver="full").fit(statistics)
         self.centre.copy_(torch.from_numpy(analysis.mean_))
         self.axes.zero_()[:, : len(analysis.components_)] = torch.from_numpy(analysis.components_.T)
+
+
+def _threads() -> AbstractContextManager[object]:
+    """Return a context in which scikit-learn has as many threads as torch: some sums depend on it."""
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[object] = threadpool_limits(torch.get_num_threads())
+    return limits

@@ -196,6 +196,9 @@ PREDICTORS: dict[str, Callable[..., Predictor]] = {
 }  # the baseline predictors by name: each learns from the training images and targets
 
 
+DESCRIPTORS = "descriptors"  # one more of them, that only trainers fit: models/ridge_baseline.py
+
+
 def _fractions(images: np.ndarray) -> np.ndarray:
     blocks = np.split(images, range(BLOCK, len(images), BLOCK))
     means = np.concatenate([np.asarray(block, np.float64).mean(axis=(2, 3)) for block in blocks])

@@ -5,6 +5,7 @@ dies.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hpo import crash
@@ -79,7 +80,7 @@ class Closing:
             scored = Scored(
                 model=SplitScores(validation=job.result.validation, test=scored.model.test),
                 predictors={
-                    name: SplitScores(validation=predictors[name].validation, test=scores.test)
+                    name: replace(scores, validation=predictors[name].validation) if name in predictors else scores
                     for name, scores in scored.predictors.items()
                 },
             )

@@ -25,7 +25,7 @@ from hpo.report.answers import (
     unequal,
     values,
 )
-from hpo.report.error_section import against_volume_fraction
+from hpo.report.error_section import against
 from hpo.scores import analysis
 from hpo.scores.evidence import Closed, Evidence, Winner
 from hpo.study.claims import Claim
@@ -109,7 +109,7 @@ def _best(evidence: Evidence, claim: Claim) -> Answer:
         f"It has the lowest validation NMSE ({first.nmse:.4g}) of {len(winners)} "
         f"selected models, with {first.entry.parameters:,} parameters.",
         f"On the test split: R² {score_text(r2, '.4f')} {interval_text(ends)}, NMSE {_nmse(first)}; it is "
-        f"{against_volume_fraction(evidence.tested, first.predicted)}.",
+        f"{against(evidence.tested, first.predicted)}.",
         _against(evidence, first, others) + unequal(winners),
     ]
     return Answer(question=claim.text, answer=first.title, because=" ".join(sentences).strip())

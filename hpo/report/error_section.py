@@ -16,9 +16,10 @@ from hpo.scores import analysis
 from hpo.scores.tested import Tested
 from hpo.text import counted, one_line, utf8
 from models import metrics
-from models.metrics import Scores
+from models.metrics import DESCRIPTORS, Scores
 
 Record = dict[str, Any]
+BETTER = "better than"
 
 
 def scored(tested: Tested, predicted: np.ndarray, scores: Scores) -> Record:
@@ -30,13 +31,14 @@ def scored(tested: Tested, predicted: np.ndarray, scores: Scores) -> Record:
     return record
 
 
-def against_volume_fraction(tested: Tested, predicted: np.ndarray) -> str:
-    """Say whether predictions (n, k) are better than those of a cubic polynomial in the volume fraction."""
-    cubic = tested.samples(tested.predictors["volume fraction"])["nmse"]
-    low, high = analysis.interval(tested.samples(predicted)["nmse"] - cubic)
-    word = "better than" if high < 0 else "worse than" if low > 0 else SAME + " from"
+def against(tested: Tested, predicted: np.ndarray, name: str = "volume fraction") -> str:
+    """Say whether predictions (n, k) are better than those of a baseline predictor."""
+    rival = tested.samples(tested.predictors[name])["nmse"]
+    low, high = analysis.interval(tested.samples(predicted)["nmse"] - rival)
+    what = "ridge on descriptors" if name == DESCRIPTORS else "a cubic polynomial in the volume fraction"
+    word = BETTER if high < 0 else "worse than" if low > 0 else SAME + " from"
     ends = interval_text((low, high))
-    return f"{word} a cubic polynomial in the volume fraction (difference of the {tested.score} {ends})"
+    return f"{word} {what} (difference of the {tested.score} {ends})"
 
 
 def by_target(tested: Tested, scores: Mapping[str, Scores]) -> Iterator[Table]:

@@ -131,7 +131,7 @@ class Evaluation:
             f"(95 % interval {low} to {high}, mean over the targets)."
         )
         if "volume fraction" in tested.predictors:
-            sentences += f" It is {error_section.against_volume_fraction(tested, tested.predicted)}."
+            sentences += f" It is {error_section.against(tested, tested.predicted)}."
         return [sentences]
 
     def document(self) -> Document:

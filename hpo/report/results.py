@@ -17,7 +17,7 @@ from hpo.errors import SettingsError
 from hpo.machine import now_ms
 from hpo.queue import Job, Queue, State, StudyRow, finite
 from hpo.queue.closing_result import ClosingResult
-from hpo.report import learning, promotion, tables
+from hpo.report import learning, promotion, tables, words
 from hpo.report.tables import Column, Row, Table
 from hpo.report.words import BASELINES, SCORES, label, number, rmse, score_columns, score_values, spread_text
 from hpo.scores import learning_curve, ranking
@@ -162,10 +162,7 @@ def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
         "NRMSE": [*winner.test.per_target["nrmse"], winner.test.nrmse],
         "R²": [*winner.test.per_target["r2"], winner.test.r2],
     }
-    for name, head in (("volume fraction", "R² volume fraction"), ("mean", "R² mean predictor")):
-        scores = ended.predictors[name].test
-        assert scores is not None
-        columns[head] = [*scores.per_target["r2"], scores.r2]
+    columns |= {head: [*scores.per_target["r2"], scores.r2] for head, scores in words.baselines_r2(ended).items()}
     if (counts := winner.test.per_target.get("n")) is not None:
         columns["labels"] = [*counts, None]
     names = [*study.facts.data.target_names, "mean"]
@@ -187,12 +184,10 @@ def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
 def in_unit_table(ended: ClosingResult) -> Table:
     """Return the winner's scores on the test split of the targets with a transform, without it."""
     assert ended.winner is not None and ended.predictors is not None
-    baselines = {"R² volume fraction": "volume fraction", "R² mean predictor": "mean"}
-    tested = {head: ended.predictors[name].test for head, name in baselines.items()}
-    rows = []
+    tested, rows = words.baselines_r2(ended), []
     for name, scores in ended.winner.test.in_unit.items():
         values = {"target": name, "RMSE": scores["rmse"], "NRMSE": scores["nrmse"], "R²": scores["r2"]}
-        values |= {head: test.in_unit[name]["r2"] if test and test.in_unit else None for head, test in tested.items()}
+        values |= {head: test.in_unit[name]["r2"] if test.in_unit else None for head, test in tested.items()}
         rows.append(Row(values=values))
     columns = [Column(name="target", left=True), *(Column(name=head) for head in list(rows[0].values)[1:])]
     return Table(title="The same with the transform undone, in the unit of the labels", columns=columns, rows=rows)

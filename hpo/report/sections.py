@@ -2,7 +2,7 @@
 were made."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,8 +13,9 @@ from hpo.report.words import BASELINES
 from hpo.scores import alarms, analysis, gains
 from hpo.scores.evidence import Closed, Evidence
 from hpo.study import Choices, Interval
+from hpo.study.records import SplitScores
 from hpo.text import counted, number_text, score_text, squared
-from models.metrics import Scores
+from models.metrics import DESCRIPTORS, Scores
 
 Record = dict[str, Any]
 SCORES_EXPLAINED = (
@@ -23,8 +24,8 @@ SCORES_EXPLAINED = (
     "targets make most of it. R²: against the mean of the split that is evaluated, mean over the targets "
     "(those that vary there). NRMSE: RMSE / standard deviation of the training labels. MAPE: mean of "
     "|error| / |label|, as a fraction (of targets without a label of zero there). "
-    "Baseline predictors: the mean of the training labels, and a cubic polynomial in the volume fraction, both "
-    "fitted on the training split."
+    "Baseline predictors: the mean of the training labels, a cubic polynomial in the volume fraction, and ridge "
+    "on descriptors of the image, all fitted on the training split; the validation split selects ridge's penalty."
 )
 
 
@@ -62,7 +63,7 @@ def _summary(evidence: Evidence) -> list[str]:
         return [head, "No trial was finished, so no model was selected."]
     first = evidence.winners[0]
     test = first.entry.test
-    cubic, mean = (_predictor(evidence, name).r2 for name in ("volume fraction", "mean"))
+    cubic, mean = (_tested(evidence, name).r2 for name in ("volume fraction", "mean"))
     per_target = [
         (value, name)
         for value, name in zip(test.per_target["r2"], evidence.dataset.target_names, strict=True)
@@ -78,8 +79,24 @@ def _summary(evidence: Evidence) -> list[str]:
         f"of the variance of the labels (R² {r2}, 95 % interval {low} to {high}, mean over {over}; least {target}: "
         f"{least}). A cubic polynomial in the volume fraction alone explains {percent(cubic)}, the "
         f"mean of the training labels {percent(mean)}. The selected model is "
-        f"{error_section.against_volume_fraction(evidence.tested, first.predicted)}.",
+        f"{error_section.against(evidence.tested, first.predicted)}.",
+        *_need(evidence),
         head,
+    ]
+
+
+def _need(evidence: Evidence) -> list[str]:
+    """Say whether a network is needed, where a closing has fitted ridge on descriptors."""
+    if DESCRIPTORS not in evidence.predictors:
+        return []
+    first, explained = evidence.winners[0], percent(_tested(evidence, DESCRIPTORS).r2)
+    rival = error_section.against(evidence.tested, first.predicted, DESCRIPTORS)
+    answer = "yes" if rival.startswith(error_section.BETTER) else "no"
+    if first.model["family"] == "descriptors":
+        answer = "the selected model is none"
+    return [
+        f"Is a network needed here? Ridge on descriptors of the image explains {explained} of the variance, and the "
+        f"selected model is {rival}: {answer}."
     ]
 
 
@@ -129,19 +146,19 @@ def _models(evidence: Evidence) -> Section:
             }
         )
     for name, predicted in evidence.predictors.items():
-        nmse = evidence.closed[0].row.facts.predictors[name].validation.nmse
-        scores = error_section.scored(evidence.tested, predicted, _predictor(evidence, name))
+        nmse = _validated(evidence, name).nmse
+        scores = error_section.scored(evidence.tested, predicted, _tested(evidence, name))
         on_test.append({"model": BASELINES[name], "weights": "", "verdict": "", "validation NMSE": nmse, **scores})
     by_title = {winner.title: winner.entry.test for winner in evidence.winners}
-    by_title |= {BASELINES[name]: _predictor(evidence, name) for name in evidence.predictors}
+    by_title |= {BASELINES[name]: _tested(evidence, name) for name in evidence.predictors}
     of_test = tables.of_records(
         sorted(on_test, key=lambda record: record["validation NMSE"]),
         left=("weights", "verdict"),
         name="models-test",
         title="Selected models on the test split",
         note="In the order of the validation split, which selected them; all other scores are of the test split. "
-        "Brackets: 95 % intervals, bootstrap over the test cells. The baseline predictors see nothing of an image "
-        "but, at most, its mean grey value.",
+        "Brackets: 95 % intervals, bootstrap over the test cells. Mean and volume fraction see nothing of an "
+        "image but, at most, its mean grey value.",
     )
     of_training = tables.of_records(
         training,
@@ -181,12 +198,25 @@ def _gains(evidence: Evidence) -> list[tables.Table]:
     return [table] if table.rows else []
 
 
-def _predictor(evidence: Evidence, name: str) -> Scores:
+def _tested(evidence: Evidence, name: str) -> Scores:
     """Return the test scores of a baseline predictor, as a closing recorded them."""
-    for closed in evidence.closed:
-        if closed.ended.predictors is not None and (test := closed.ended.predictors[name].test) is not None:
-            return test
+    for scores in _recorded(evidence, name):
+        if scores.test is not None:
+            return scores.test
     return evidence.tested.scores(evidence.predictors[name])
+
+
+def _validated(evidence: Evidence, name: str) -> Scores:
+    """Return the validation scores of a baseline predictor: those of planning, else of a closing."""
+    planned = evidence.closed[0].row.facts.predictors.get(name)
+    return (planned or next(_recorded(evidence, name))).validation
+
+
+def _recorded(evidence: Evidence, name: str) -> Iterator[SplitScores]:
+    """Yield the scores of a baseline predictor in each closing that has them."""
+    for closed in evidence.closed:
+        if closed.ended.predictors is not None and name in closed.ended.predictors:
+            yield closed.ended.predictors[name]
 
 
 def _curves(evidence: Evidence) -> Section:

@@ -4,16 +4,28 @@ import math
 from typing import Any
 
 from hpo.queue import Job
-from hpo.queue.closing_result import ClosingEntry
+from hpo.queue.closing_result import ClosingEntry, ClosingResult
 from hpo.report.tables import Column
 from hpo.study import provenance
 from hpo.study.records import TrialSpec
 from hpo.text import point_text, score_text, squared
-from models.metrics import Scores
+from models.metrics import DESCRIPTORS, Scores
 
-BASELINES = {"mean": "mean of the training labels", "volume fraction": "volume fraction, cubic"}  # the predictors
+BASELINES = {  # the predictors
+    "mean": "mean of the training labels",
+    "volume fraction": "volume fraction, cubic",
+    DESCRIPTORS: "descriptors, ridge",
+}
 SCORES = {"nmse": "NMSE", "mse": "MSE", "r2": "R²", "nrmse": "NRMSE", "mape": "MAPE"}  # names and heads
 Spread = tuple[float, float | None]  # mean and standard deviation over the repeats of a configuration
+
+
+def baselines_r2(ended: ClosingResult) -> dict[str, Scores]:
+    """Return the test scores of the baseline predictors by the head of the column of their R², as a closing recorded
+    them; an earlier one has no descriptors."""
+    heads = {DESCRIPTORS: "R² descriptors", "volume fraction": "R² volume fraction", "mean": "R² mean predictor"}
+    tested = {name: scores.test for name, scores in (ended.predictors or {}).items()}
+    return {head: scores for name, head in heads.items() if (scores := tested.get(name)) is not None}
 
 
 def number(job: Job | ClosingEntry) -> int:

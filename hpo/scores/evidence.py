@@ -43,6 +43,7 @@ class Winner:
     points: int  # of its study: one of a single point was not tuned
     curves: dict[str, dict[int, float]]  # name of the score -> epoch -> value
     predicted: np.ndarray  # (n, k) of the test split, label's unit
+    described: np.ndarray | None = None  # what ridge on descriptors predicts of it; None of an earlier closing
     tags: dict[str, str]  # of its MLflow run: where it was trained, with what
 
     @property
@@ -146,10 +147,16 @@ class Evidence:
 
     @cached_property
     def predictors(self) -> dict[str, np.ndarray]:
-        """What each baseline predictor, fitted on the training split, predicts for the test split, (n, k)."""
+        """What each baseline predictor, fitted on the training split, predicts for the test split, (n, k).
+
+        Ridge on descriptors is one of them where the closing of a study has fitted it.
+        """
         learned = self.dataset.part(self.split.train)
         images, _, *inputs = self.dataset.part(self.split.test)
-        return {name: fit(*learned)(images, *inputs) for name, fit in metrics.PREDICTORS.items()}
+        predicted = {name: fit(*learned)(images, *inputs) for name, fit in metrics.PREDICTORS.items()}
+        described = next((winner.described for winner in self.winners if winner.described is not None), None)
+        has_scores = any(metrics.DESCRIPTORS in (closed.ended.predictors or {}) for closed in self.closed)
+        return predicted | {metrics.DESCRIPTORS: described} if described is not None and has_scores else predicted
 
     @cached_property
     def phases(self) -> dict[str, Phase] | None:
@@ -227,6 +234,7 @@ def _closed(queue: Queue, row: StudyRow) -> Closed:
 
 def _winner(tracker: Tracker, closed: Closed, entry: ClosingEntry, dataset: Dataset, parts: Split) -> Winner:
     job, nmse = next((job, nmse) for job, nmse in closed.points if job.number == entry.number)
+    predicted, described = predictions(tracker, closed.row, job.number, dataset, parts)
     return Winner(
         study=closed.row.name,
         job=job,
@@ -234,13 +242,17 @@ def _winner(tracker: Tracker, closed: Closed, entry: ClosingEntry, dataset: Data
         nmse=nmse,
         points=len(closed.points),
         curves=closed.curves[job.id],
-        predicted=predictions(tracker, closed.row, job.number, dataset, parts),
+        predicted=predicted,
+        described=described,
         tags=tracker.tags(str(job.run_id)),
     )
 
 
-def predictions(tracker: Tracker, row: StudyRow, number: int, dataset: Dataset, parts: Split) -> np.ndarray:
-    """Return what a closed study's winner predicted for the test split, (n, k), from the study's run.
+def predictions(
+    tracker: Tracker, row: StudyRow, number: int, dataset: Dataset, parts: Split
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return what a closed study's winner predicted for the test split, (n, k), from the study's run, and what ridge on
+    descriptors did; None if the file is of an earlier closing.
 
     Raise StudyConflict, naming the run and what helps, if the file is not there, damaged, or of other labels.
     """
@@ -253,6 +265,8 @@ def predictions(tracker: Tracker, row: StudyRow, number: int, dataset: Dataset, 
             table[[f"{name} {what}" for name in dataset.target_names]].to_numpy(np.float64)
             for what in ("true", "predicted")
         )
+        columns = [f"{name} {metrics.DESCRIPTORS}" for name in dataset.target_names]
+        described = table[columns].to_numpy(np.float64) if set(columns) <= set(table.columns) else None
         # Not to the bit: pandas before 3 rounds what it reads.
         labels = dataset.targets[parts.test]
         same = len(true) == len(labels) and np.allclose(true, labels, rtol=1e-12, atol=0, equal_nan=True)
@@ -267,4 +281,4 @@ def predictions(tracker: Tracker, row: StudyRow, number: int, dataset: Dataset, 
             f"MLflow run {run_id}, found {wrong}. `hpo doctor --fix --study {row.name}` lets the recorded model "
             "predict it again."
         )
-    return predicted
+    return predicted, described

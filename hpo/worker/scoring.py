@@ -1,6 +1,6 @@
 """Scores of a downloaded model, and tables of predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
 
@@ -15,16 +15,21 @@ from data_pipeline.split import Split
 from hpo import crash
 from hpo.queue.validation import GROUPS, NETWORK, VARIANCE
 from hpo.study.records import SplitScores
-from hpo.text import for_csv, utf8
+from hpo.text import first_line, for_csv, utf8
 from hpo.worker import protocol
 from hpo.worker.channel import Send, signs_of_life
 from hpo.worker.inputs import load_data
 from models import bundle, metrics
 from models.regressor import predict
+from models.ridge_baseline import ridge_baseline
+
+Described = tuple[dict[str, metrics.Scores], np.ndarray]
+_described: dict[Path, Described | None] = {}  # of the newest data set
 
 
 def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
-    """Return the scores of a downloaded model and the baseline predictors; write the model's predictions as CSV."""
+    """Return the scores of a downloaded model and the baseline predictors; write the model's predictions as CSV, and
+    those of descriptors for the test split."""
     crash.at("scoring")
     alive = signs_of_life(send)
     dataset, parts = load_data(request.data)
@@ -48,6 +53,9 @@ def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
                 errors |= {NETWORK: (predicted - truth) ** 2} if part == "validation" else {}
                 tables.append(prediction_table(dataset, indices, predicted))
                 tables[-1].insert(1, "split", part)
+    if (described := _by_descriptors(request.data, alive)) is not None:
+        scores[metrics.DESCRIPTORS], predicted = described
+        tables[-1][[f"{name} {metrics.DESCRIPTORS}" for name in dataset.target_names]] = predicted
     write_table(pandas.concat(tables), request.predictions)
     np.savez(request.errors, allow_pickle=False, **errors)
     both = {name: SplitScores(**by_part) for name, by_part in scores.items()}
@@ -73,6 +81,34 @@ def _groups(dataset: Dataset, indices: np.ndarray) -> dict[str, np.ndarray]:
     labels = np.array(joined(dataset.groups, same) or same)
     names, members = np.unique(labels[indices], return_inverse=True)
     return {GROUPS: members} if len(names) < len(indices) else {}
+
+
+def _by_descriptors(path: Path, alive: Callable[[], None]) -> Described | None:
+    """Return the scores of ridge on descriptors, and what it predicts for the test split; None if it cannot be fitted,
+    such as to images of less than three pixels a side.
+
+    It is fitted to the training split, and the validation split selects its penalty, whatever the folds of a study.
+    """
+    if path not in _described:  # a closing may score many models
+        _described.clear()
+        _described[path] = _describe(path, alive)
+    return _described[path]
+
+
+def _describe(path: Path, alive: Callable[[], None]) -> Described | None:
+    dataset, parts = load_data(path)
+    learned, validation = dataset.part(parts.train), dataset.part(parts.validation)
+    periodic, names = dataset.is_periodic, dataset.input_names
+    scores = {}
+    try:
+        predictor = ridge_baseline(learned, validation, periodic=periodic, input_names=names, alive=alive)
+        for field, (images, truth, *inputs) in (("validation", validation), ("test", dataset.part(parts.test))):
+            predicted = predictor(images, *inputs)
+            scores[field] = metrics.scores_of_part(predicted, truth, learned=learned[1], in_unit=dataset.in_unit)
+    except Exception as error:  # no baseline predictor keeps a study from closing
+        print(f"no ridge on descriptors: {first_line(error)}")
+        return None
+    return scores, predicted
 
 
 def prediction_table(dataset: Dataset, indices: np.ndarray, predicted: np.ndarray) -> pandas.DataFrame:

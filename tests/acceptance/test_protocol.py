@@ -257,7 +257,7 @@ def test_the_whole_protocol_runs_to_its_end_and_compares_eight_models(shell, tmp
     assert [len(shell.trials(name)) for name in names] == [1, 2, 3, 3]
     assert {job.state for name in names for job in shell.trials(name)} == {"done"}
     comparison = output[output.index("Comparison:") :]
-    assert comparison.count("validation") - 1 == 8 + 2  # the title has the word, too
+    assert comparison.count("validation") - 1 == 8 + 3  # the title has the word, too
     assert comparison.count("not pretrained") == 6 and comparison.count("from scratch") == 2
     client = MlflowClient(shell.tracking_uri)
     versions = client.search_model_versions(f"name = '{shell.queue.study(names[2]).facts.model_name}'")

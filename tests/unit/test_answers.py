@@ -14,9 +14,11 @@ from data_pipeline.split import split
 from hpo.queue.closing_result import ClosingResult
 from hpo.report import claims, sections
 from hpo.report.answers import Answer
-from hpo.report.error_section import against_volume_fraction
+from hpo.report.error_section import against
 from hpo.scores.evidence import Closed, Evidence, Winner
 from hpo.study.claims import shipped
+from hpo.study.records import SplitScores
+from models import metrics
 
 SEED, CELLS = 17, 200
 RANDOM = np.random.default_rng(SEED)
@@ -398,8 +400,23 @@ def test_heads_that_converge_as_claimed_confirm_it():
 def test_a_model_is_called_better_than_the_volume_fraction_only_beyond_the_interval():
     better, worse = winner("grid", 0.1), winner("grid", 3.0)
     given = evidence(better, worse)
-    assert against_volume_fraction(given.tested, better.predicted).startswith("better than")
-    assert against_volume_fraction(given.tested, worse.predicted).startswith("worse than")
+    assert against(given.tested, better.predicted).startswith("better than")
+    assert against(given.tested, worse.predicted).startswith("worse than")
+
+
+@pytest.mark.parametrize(("error", "word"), [(0.1, "better than"), (1.0, "not distinguishable"), (3.0, "worse than")])
+def test_a_network_is_needed_only_if_it_is_better_than_descriptors(error, word):
+    alone = winner("grid", error)
+    assert not sections._need(evidence(alone)), "an earlier closing did not fit them"
+    described = TRUTH + np.random.default_rng([SEED, 7]).normal(0, 1.0, TRUTH.shape)
+    given = evidence(dataclasses.replace(alone, described=described))
+    assert not sections._need(given), "nor did one whose predictions were made again"
+    test = metrics.scores(described, TRUTH, train_variance=given.train_variance)
+    ended = ClosingResult(predictors={metrics.DESCRIPTORS: SplitScores(validation=test, test=test)})
+    given = dataclasses.replace(given, closed=[dataclasses.replace(given.closed[0], ended=ended)])
+    (sentence,) = sections._need(given)
+    assert f"the selected model is {word}" in sentence
+    assert sentence.endswith(": yes." if word.startswith("better") else ": no.")
 
 
 @pytest.mark.parametrize(

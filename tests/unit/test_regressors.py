@@ -20,10 +20,13 @@ from hpo import study
 from hpo.errors import StudyError
 from hpo.worker.packaging import package
 from models import bundle, training
+from models import ridge_baseline as baseline_module
 from models.descriptor_net import DescriptorNet
+from models.metrics import scores
 from models.networks import build, parameter_count
 from models.regressor import predict
 from models.regressors import LEAF, REGRESSORS
+from models.ridge_baseline import PENALTIES, ridge_baseline
 from models.sizes import size
 from models.specs import BY_DATA_KEYS, DescriptorsSpec, SpecError, TrainingSpec, to_dict
 from models.together import check_together
@@ -166,6 +169,29 @@ def test_phases_with_scalars_and_missing_labels_go_through_packaging_and_loading
     with pytest.raises(SpecError, match="expected \\(channels, height, width\\)"):
         bundle.check_shape(description, (3, 18, 14))
     assert not list(tmp_path.rglob("*.pkl"))
+
+
+def test_the_baseline_is_ridge_whose_penalty_the_validation_split_selects():
+    predictor = ridge_baseline(TRAIN, VALIDATION, periodic=True)
+    variance = LABELS[:36].var(axis=0)
+    best = scores(predictor(IMAGES[36:]), LABELS[36:], train_variance=variance).nmse
+    own = [fitted(DescriptorsSpec(edges="periodic", alpha=penalty)).best_nmse for penalty in PENALTIES]
+    assert best == pytest.approx(min(own), rel=1e-4)
+    assert len({round(nmse, 6) for nmse in own}) > 1
+
+
+def test_the_baseline_takes_inputs_gaps_and_more_images_than_it_learns_from(monkeypatch):
+    monkeypatch.setattr(baseline_module, "MOST_IMAGES", 30)
+    inputs, labels = np.random.default_rng(SEED).random((48, 1)), LABELS[:, :2].copy()
+    labels[:, 1] = 3 * inputs[:, 0]
+    labels[4:9, 0] = np.nan
+    predictor = ridge_baseline(
+        (IMAGES[:36], labels[:36], inputs[:36]), (IMAGES[36:], labels[36:], inputs[36:]), periodic=False,
+        input_names=("ratio",),
+    )  # fmt: skip
+    assert np.abs(predictor(IMAGES[36:], inputs[36:])[:, 1] - labels[36:, 1]).max() < 0.3
+    with pytest.raises(SpecError, match="at least 3x3 pixels"):
+        ridge_baseline((IMAGES[:, :, :2, :2], labels), (IMAGES[:, :, :2, :2], labels), periodic=False)
 
 
 def test_the_size_in_closed_form_is_that_of_the_module():

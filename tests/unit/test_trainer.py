@@ -7,6 +7,7 @@ import threading
 
 import folders
 import numpy as np
+import pandas
 import pytest
 import records
 import torch
@@ -14,8 +15,9 @@ import trained
 
 from data_pipeline import dataset, npz
 from hpo.operations.predict import predict
-from hpo.worker import inputs, probing, protocol, train_trial, trainer
-from models import bundle, regressor
+from hpo.worker import inputs, probing, protocol, scoring, train_trial, trainer
+from models import bundle, regressor, specs
+from models.sizes import size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,6 +50,35 @@ def test_a_trial_is_trained_and_measured_with_the_threads_it_asks_for(tmp_path, 
         trained[name] = train_trial.train(request, send, threading.Event()).validation
         assert seen[protocol.EpochDone][0] == 3
     assert trained["one"] == trained["another"]
+
+
+def test_a_fit_is_probed_proved_and_scored_beside_ridge_on_descriptors(tmp_path, data):
+    path, seen = tmp_path / "data.npz", []
+    npz.save_npz(dataset.load(data), path)
+    model = {"family": "descriptors", "regressor": "trees", "edges": "periodic"}
+    spec = records.spec(model=model, training={"epochs": 1})
+    probing.probe(protocol.Probe(specs=(spec,), data=path, device="cpu"), seen.append, threading.Event())
+    assert seen[0].parameters == size(specs.from_dict(model), (1, 16, 16), 9).parameters and seen[0].seconds > 0
+    prove = protocol.Prove(spec=spec, data=path, folder=tmp_path / "proof", device="cpu")
+    assert probing.prove(prove, seen.append, threading.Event()) == protocol.Proved(device="")
+    request = protocol.Train(
+        spec=spec, data=path, checkpoint=None, start=None, folder=tmp_path / "trial", cache=tmp_path / "cache",
+        device="cpu", checkpoint_interval=60.0,
+    )  # fmt: skip
+    ended = train_trial.train(request, seen.append, threading.Event())
+    assert (ended.epochs, ended.best_epoch) == (1, 1) and ended.best_val_nmse == ended.last_val_nmse
+    ask = protocol.Score(
+        folder=ended.folder, data=path, predictions=tmp_path / "both.csv", errors=tmp_path / "errors.npz"
+    )
+    scored = scoring.score(ask, seen.append, threading.Event())
+    assert scored.model.validation.nmse == pytest.approx(ended.best_val_nmse, rel=1e-5)
+    table, names = pandas.read_csv(tmp_path / "both.csv"), dataset.load(data).target_names
+    test = table[table["split"] == "test"]
+    r2 = [
+        1 - ((test[f"{name} descriptors"] - test[f"{name} true"]) ** 2).mean() / test[f"{name} true"].var(ddof=0)
+        for name in names
+    ]
+    assert r2 == pytest.approx(scored.predictors["descriptors"].test.per_target["r2"])
 
 
 def test_a_share_of_the_images_is_trained_on_and_scored_like_all_of_them(tmp_path, data):
