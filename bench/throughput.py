@@ -319,7 +319,7 @@ def store_again(home: Home, stored: str, experiment: str, trials: int, ready: An
         key = {"hpo.key": f"{os.getpid()}/{number}", "hpo.kind": "trial"}
         run_id = client.create_run(experiment, run_name=run.info.run_name, tags=key).info.run_id
         client.log_batch(run_id, params=params, tags=[tag for tag in tags if tag.key not in key])
-        client.log_inputs(run_id, run.inputs.dataset_inputs)
+        log_inputs(client, run_id, run.inputs.dataset_inputs)
         copy = client.create_logged_model(experiment, model.name, source_run_id=run_id, tags=model.tags)
         client.log_model_artifacts(copy.model_id, str(files))
         client.finalize_logged_model(copy.model_id, "READY")
@@ -334,6 +334,16 @@ def store_again(home: Home, stored: str, experiment: str, trials: int, ready: An
     for number in range(trials):
         record(number)
     used["client"] = cpu(psutil.Process()) - begin
+
+
+def log_inputs(client: Any, run_id: str, inputs: Any) -> None:
+    """Log the data set. MLflow refuses one of two processes that create it at once; hpo creates it before."""
+    from mlflow import MlflowException
+
+    try:
+        client.log_inputs(run_id, inputs)
+    except MlflowException:
+        client.log_inputs(run_id, inputs)
 
 
 def log_metrics(client: Any, run_id: str, metrics: list[Any]) -> None:
