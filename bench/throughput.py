@@ -170,10 +170,12 @@ def work(home: Home, name: str, trials: int, ready: Any, go: Any, used: Any) -> 
             return replace(super()._parts(log, data), trainers=trainers)
 
     begin: dict[str, float] = {}
+    this, trainers = psutil.Process(), list[psutil.Process]()
 
     def look(supervisor: Any) -> None:
-        trainers = psutil.Process().children()
-        now = {"worker": cpu(psutil.Process()), "trainers": sum(map(cpu, trainers))}
+        if not trainers:  # once: a search through all processes takes long
+            trainers.extend(this.children())
+        now = {"worker": cpu(this), "trainers": sum(map(cpu, trainers))}
         if supervisor.claimed:
             begin.update(begin or now)
             used.update({kind: now[kind] - begin[kind] for kind in now} if now["trainers"] else {})
