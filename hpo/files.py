@@ -1,4 +1,4 @@
-"""Files and their hashes; lists of the files in a folder that are ours, which `sha256sum --check` reads, too."""
+"""Files and their hashes; lists of the files in a folder that hpo wrote, which `sha256sum --check` reads, too."""
 
 import hashlib
 from collections.abc import Mapping
@@ -42,13 +42,13 @@ def tail(log: Path, *, lines: int) -> str:
 
 def listed(sums: Path) -> dict[str, set[str]]:
     """Hashes by plain relative path; where the writer was interrupted a file may have two. {} if there is no list."""
-    found: dict[str, set[str]] = {}
+    sums_by_path: dict[str, set[str]] = {}
     if sums.is_file() and not sums.is_symlink():
         for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
             sha256, _, path = line.partition("  ")
             if is_plain(path):
-                found.setdefault(path, set()).add(sha256)
-    return found
+                sums_by_path.setdefault(path, set()).add(sha256)
+    return sums_by_path
 
 
 def write(sums: Path, files: Mapping[str, str], earlier: Mapping[str, set[str]] | None = None) -> None:

@@ -11,13 +11,13 @@ from hpo.errors import ServiceError
 
 
 def folder(path: Path, *names: str) -> Path:
-    """The folder `names` in the home at `path`; each that is missing is made, for us alone. ServiceError if one of them
-    is not ours to use."""
+    """The folder `names` in the home at `path`; each that is missing is made, for this user alone. ServiceError if hpo
+    may not use one of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for found in (path, *(path.joinpath(*names[: count + 1]) for count in range(len(names)))):
+    for part in (path, *(path.joinpath(*names[: count + 1]) for count in range(len(names)))):
         with suppress(FileExistsError):
-            found.mkdir(mode=0o700)
-        require_ours(found)
+            part.mkdir(mode=0o700)
+        require_ours(part)
     return path.joinpath(*names)
 
 
@@ -31,14 +31,14 @@ def require_ours(path: Path) -> None:
     link = path.lstat()
     if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.geteuid()):  # root may lead us
         raise ServiceError(other_user(path, link.st_uid))
-    found = path.stat()
-    if found.st_uid != os.geteuid():
-        raise ServiceError(other_user(path, found.st_uid))
-    if _others_write(found):
-        shared = found.st_mode & stat.S_ISVTX or path.resolve() in (Path.home(), Path("/"))  # not hpo's to close
+    status = path.stat()
+    if status.st_uid != os.geteuid():
+        raise ServiceError(other_user(path, status.st_uid))
+    if _others_write(status):
+        shared = status.st_mode & stat.S_ISVTX or path.resolve() in (Path.home(), Path("/"))  # not hpo's to close
         raise ServiceError(
-            f"Others may write {path} (mode {stat.S_IMODE(found.st_mode):04o}), so what hpo reads and runs there might "
-            "be theirs. "
+            f"Others may write {path} (mode {stat.S_IMODE(status.st_mode):04o}), so what hpo reads and runs there "
+            "might be theirs. "
             + (
                 f"Set HPO_HOME to a folder of its own in it, such as {path / 'hpo'}."
                 if shared
@@ -48,15 +48,15 @@ def require_ours(path: Path) -> None:
         )
 
 
-def _others_write(found: os.stat_result) -> bool:
+def _others_write(status: os.stat_result) -> bool:
     """Whether anybody but the owner and root may; a group that bears its only member's name is nobody else."""
-    if not found.st_mode & stat.S_IWGRP:
-        return bool(found.st_mode & stat.S_IWOTH)
+    if not status.st_mode & stat.S_IWGRP:
+        return bool(status.st_mode & stat.S_IWOTH)
     try:
-        group, owner = grp.getgrgid(found.st_gid), pwd.getpwuid(found.st_uid).pw_name
+        group, owner = grp.getgrgid(status.st_gid), pwd.getpwuid(status.st_uid).pw_name
     except KeyError:
         return True
-    return bool(found.st_mode & stat.S_IWOTH) or group.gr_name != owner or bool({*group.gr_mem} - {owner})
+    return bool(status.st_mode & stat.S_IWOTH) or group.gr_name != owner or bool({*group.gr_mem} - {owner})
 
 
 def other_user(path: Path, uid: int) -> str:

@@ -23,7 +23,7 @@ class Settings:
     tracking_username: str | None  # of us at that server
     tracking_password: str | None = field(repr=False)
     trainers: int  # training processes of one worker; 0 means as many as its cores allow
-    lease: float  # seconds a claimed trial is ours without renewal; renewed six times as often
+    lease: float  # seconds that a claim holds without renewal; renewed six times as often
     checkpoint_interval: float  # seconds between checkpoints of a running trial
     outage_limit: float  # seconds without MLflow or database after which no new trial is claimed
     hang_timeout: float  # seconds without progress after which a trainer is ended

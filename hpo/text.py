@@ -19,7 +19,9 @@ def visible(text: str) -> str:
     stay."""
     if text.isprintable():
         return text
-    return "".join(each if _shows(each) else each.encode("unicode_escape").decode() for each in text)
+    return "".join(
+        character if _shows(character) else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 def _shows(letter: str) -> bool:
@@ -39,7 +41,7 @@ def squared(unit: str) -> str:
 def for_markdown(text: str) -> str:
     """Text on one line of a Markdown page, or in a cell of a table, that reads there as it is."""
     line = visible(text).replace("\n", " ")
-    return _MARKUP.sub(lambda found: f"\\{found[0]}", _NUMBERED.sub(r"\1\\\2", line))
+    return _MARKUP.sub(lambda match: f"\\{match[0]}", _NUMBERED.sub(r"\1\\\2", line))
 
 
 def doubts_text(doubts: Sequence[str]) -> list[str]:
@@ -65,11 +67,11 @@ _MARKUP = re.compile(
 def for_csv(frame: "pandas.DataFrame") -> "pandas.DataFrame":
     """The frame with an apostrophe before each text that a spreadsheet would run as a formula, or that has apostrophes
     before such a one: to read it back, take one away. Numbers stay, and so do texts that are numbers."""
-    found = frame.rename(columns=_cell)
+    safe = frame.rename(columns=_cell)
     for index, kind in enumerate(frame.dtypes):
         if kind.kind not in "biuf":
-            found.isetitem(index, [_cell(value) for value in frame.iloc[:, index]])
-    return found
+            safe.isetitem(index, [_cell(value) for value in frame.iloc[:, index]])
+    return safe
 
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")

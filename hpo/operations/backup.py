@@ -39,7 +39,7 @@ from hpo.tracking.artifacts import Store
 from hpo.tracking.foreign import STORE
 
 FORMAT = 1
-ALIVE = "backup.life"  # lock of whoever writes; marks the folder as a backup's
+ALIVE = "backup.life"  # lock of the process that writes; marks the folder as a backup's
 MANIFEST = "manifest.json"  # the last file of a backup: one that was cut short has none
 LOCK = "backup"  # held while a backup is made or restored, and by whatever removes files for good
 WAITS = "Waiting for a backup, a restore or a deletion that is under way on this database."
@@ -210,8 +210,8 @@ def _write(of: Place, archive: _Archive, store: Store, scratch: Path, report: Re
         with _instant(of) as snapshots:
             hpo, mlflow = (connection for connection, _ in snapshots.values())
             needed, manifest = _needed(hpo, mlflow), _about(hpo, mlflow)
-            found = {path: _add_artifact(archive, store, path, scratch) for path in needed.checkpoints}
-            if None in found.values() and attempt < INSTANTS - 1:
+            sums = {path: _add_artifact(archive, store, path, scratch) for path in needed.checkpoints}
+            if None in sums.values() and attempt < INSTANTS - 1:
                 continue  # its worker has just replaced it: another instant
             for name, (_, snapshot) in snapshots.items():
                 report(f"Saving the database of {'the queue' if name == 'hpo' else 'MLflow'}.")
@@ -224,12 +224,12 @@ def _write(of: Place, archive: _Archive, store: Store, scratch: Path, report: Re
         for path in store.walk(folder):
             if PurePosixPath(path).parent.name != "checkpoints":
                 _add_artifact(archive, store, path, scratch)
-    saved = {name.removeprefix("artifacts/"): each["sha256"] for name, each in archive.files.items()}
+    saved = {name.removeprefix("artifacts/"): entry["sha256"] for name, entry in archive.files.items()}
     faults = [
-        f"the checkpoint {path} is {'missing' if found[path] is None else 'damaged'}: its trial will start again from "
+        f"the checkpoint {path} is {'missing' if sums[path] is None else 'damaged'}: its trial will start again from "
         "its beginning"
         for path, sha256 in needed.checkpoints.items()
-        if found[path] != sha256
+        if sums[path] != sha256
     ]
     faults += [
         f"{path} is {'missing' if path not in saved else 'not the file that was recorded'}"
@@ -268,24 +268,24 @@ def _instant(of: Place) -> Iterator[dict[str, tuple[psycopg.Connection, str]]]:
 
 
 def _needed(hpo: psycopg.Connection, mlflow: psycopg.Connection) -> Needed:
-    found = Needed()
+    needed = Needed()
     runs: dict[str, str] = {}
     models: dict[str, str] = {}
     for kind, name, uri in foreign.artifact_folders(mlflow):
         if not uri.startswith(STORE):
-            found.elsewhere += 1
+            needed.elsewhere += 1
             continue
         folder = uri.removeprefix(STORE).strip("/")
         (runs if kind == "run" else models)[name] = folder
-        found.folders.append(folder)
+        needed.folders.append(folder)
     jobs = "SELECT state, checkpoint, result FROM hpo.job WHERE checkpoint IS NOT NULL OR result IS NOT NULL"
     for state, checkpoint, result in hpo.execute(jobs):
         if state == State.DONE and result is not None and result.get("model_id") in models:
             folder = models[result["model_id"]]
-            found.recorded |= {f"{folder}/{path}": sha256 for path, sha256 in result["files"].items()}
+            needed.recorded |= {f"{folder}/{path}": sha256 for path, sha256 in result["files"].items()}
         if checkpoint is not None and state not in KEPT and checkpoint["run_id"] in runs:
-            found.checkpoints[f"{runs[checkpoint['run_id']]}/{checkpoint['path']}"] = checkpoint["sha256"]
-    return found
+            needed.checkpoints[f"{runs[checkpoint['run_id']]}/{checkpoint['path']}"] = checkpoint["sha256"]
+    return needed
 
 
 def _about(hpo: psycopg.Connection, mlflow: psycopg.Connection) -> dict[str, Any]:
@@ -306,8 +306,8 @@ def _about(hpo: psycopg.Connection, mlflow: psycopg.Connection) -> dict[str, Any
 
 def _add_artifact(archive: _Archive, store: Store, path: str, scratch: Path) -> str | None:
     """The SHA-256 of a file that is now in the archive; None if it is gone from the store."""
-    if known := archive.files.get(f"artifacts/{path}"):
-        return str(known["sha256"])
+    if entry := archive.files.get(f"artifacts/{path}"):
+        return str(entry["sha256"])
     file = scratch / "file"
     try:
         store.fetch(path, file)

@@ -203,7 +203,7 @@ def _runs(seen: Seen, jobs: dict[str, Job]) -> Iterator[Finding]:
 
 def _models(seen: Seen, jobs: dict[str, Job]) -> Iterator[Finding]:
     """Models that are no trial's result. A trial that is not over may be uploading one right now, and those of earlier
-    attempts go before the mirror of one that is over is done."""
+    attempts go before the record of one that is over is complete."""
     results = {job.result.model_id for job in jobs.values() if job.state == State.DONE and job.result}
     study = seen.reconciler.study.name
     for model in seen.models:
@@ -229,11 +229,11 @@ def _stored(tracker: Tracker, uri: str, settings: Settings) -> ArtifactRepositor
 
 
 def _checkpoints(seen: Seen, jobs: dict[str, Job], settings: Settings) -> Iterator[Finding]:
-    tracker, shown = seen.reconciler.tracker, {run.run_id: run for runs in seen.runs.values() for run in runs}
+    tracker, runs = seen.reconciler.tracker, {run.run_id: run for runs in seen.runs.values() for run in runs}
     for job in jobs.values():
-        if job.state not in (State.DONE, State.DIVERGED, State.PRUNED) or job.run_id not in shown or not job.mirrored:
+        if job.state not in (State.DONE, State.DIVERGED, State.PRUNED) or job.run_id not in runs or not job.mirrored:
             continue  # a dead one may be tried again from there; of others they go before its job is reconciled
-        if left := artifacts.entries(_stored(tracker, shown[job.run_id].artifact_uri, settings), "checkpoints"):
+        if left := artifacts.entries(_stored(tracker, runs[job.run_id].artifact_uri, settings), "checkpoints"):
             yield Finding(
                 "orphan",
                 f"{job.title} is {job.state}, but keeps {counted(len(left), 'checkpoint')}",
@@ -331,9 +331,9 @@ def _predict_again(reconciler: Reconciler, number: int, settings: Settings) -> N
 
 
 def _experiments_without_study(queue: Queue, tracker: Tracker, rows: list[StudyRow]) -> Iterator[Finding]:
-    known = {row.facts.experiment_id for row in rows} | {row.name for row in rows}
+    planned = {row.facts.experiment_id for row in rows} | {row.name for row in rows}
     for experiment in experiments.owned(tracker, queue.database_id()):
-        if experiment.experiment_id in known or experiment.name in known:  # by name: it is being planned
+        if experiment.experiment_id in planned or experiment.name in planned:  # by name: it is being planned
             continue
         if time.time() - (experiment.creation_time or 0) / 1000 > YOUNG:
             yield Finding(

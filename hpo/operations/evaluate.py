@@ -118,8 +118,8 @@ def opened_model(model: str) -> Iterator[tuple[Path, str]]:
     """Give the folder of a model's files, and in words where it is from; `model` as in `evaluate`."""
     with _opened(model) as (files, recorded):
         version = recorded.version if recorded is not None else None
-        known = [f"{version[0]} version {version[1].number}"] if version else []
-        yield files, ", ".join([*known, recorded.job.title] if recorded is not None else ["a folder"])
+        registered = [f"{version[0]} version {version[1].number}"] if version else []
+        yield files, ", ".join([*registered, recorded.job.title] if recorded is not None else ["a folder"])
 
 
 def _of_name(connection: Connection, name: str) -> _Recorded:

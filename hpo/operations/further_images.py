@@ -81,8 +81,8 @@ def _in_units(data: Dataset, spec: "Description", layout: Layout, takes: str) ->
     trained = replace(data, description=stated)
     pairs = [(name, trained.units[name], data.units[name]) for name in data.target_names]
     pairs += [(name, unit, data.input_units.get(name, unit)) for name, unit in trained.input_units.items()]
-    known = [pair for pair in pairs if not any(unit.endswith(UNKNOWN_UNIT) for unit in pair[1:])]
-    if wrong := [f"{name} in {expected}, found {unit}" for name, expected, unit in known if expected != unit]:
+    comparable = [pair for pair in pairs if not any(unit.endswith(UNKNOWN_UNIT) for unit in pair[1:])]
+    if wrong := [f"{name} in {expected}, found {unit}" for name, expected, unit in comparable if expected != unit]:
         raise ModelError(
             f"The labels of {data.name} have other units than those the model was trained on: expected "
             f"{'; '.join(wrong)}. {takes} Convert the labels, or correct the unit in the table or dataset.toml."

@@ -18,10 +18,10 @@ from hpo.services import mlflow_server
 
 def server() -> str | None:
     """What is wrong with the MLflow server: it must answer a search, which reads its database, for our user."""
-    read = settings.read()
-    assert read.tracking_uri is not None
-    url = urlsplit(read.tracking_uri)
-    user = (read.tracking_username, read.tracking_password)
+    settings_here = settings.read()
+    assert settings_here.tracking_uri is not None
+    url = urlsplit(settings_here.tracking_uri)
+    user = (settings_here.tracking_username, settings_here.tracking_password)
     connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=10)
     try:
         status = mlflow_server.search(connection, user=user if all(user) else None)  # type: ignore[arg-type]
@@ -34,17 +34,17 @@ def worker() -> str | None:
     """What is wrong with this container's `hpo worker`: it must have said within its lease that it lives."""
     from hpo.queue import Queue
 
-    read = settings.read()
-    assert read.database_url is not None
-    queue = Queue(read.database_url)
+    settings_here = settings.read()
+    assert settings_here.database_url is not None
+    queue = Queue(settings_here.database_url)
     try:
-        present = [each for row in queue.studies() for each in queue.workers(row.name)] if queue.installed() else []
+        present = [worker for row in queue.studies() for worker in queue.workers(row.name)] if queue.installed() else []
     except Exception as error:
         return f"The database cannot be asked: {type(error).__name__}"  # not more: its text may hold the URL
     finally:
         queue.close()
-    here = [each for each in present if _runs_here(each.name)]
-    if any(each.alive for each in here):
+    here = [worker for worker in present if _runs_here(worker.name)]
+    if any(worker.alive for worker in here):
         return None
     return "The worker was not seen within its lease." if here else "No worker is here."
 

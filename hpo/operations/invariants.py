@@ -1,6 +1,6 @@
 """What holds of every study whatever happened to its workers: what tests, chaos runs and `hpo doctor` check.
 
-I1  Each planned point has exactly one recorded result, or is dead or cancelled with its reason and has none; Optuna
+I1  Each planned trial has exactly one recorded result, or is dead or cancelled with its reason and has none; Optuna
     and MLflow show the same. No trial is left to be trained when its study closes.
 I2  Nothing recorded is lost: curves have no gap and no doubled step, here and in MLflow.
 I3  No trial of Optuna and no run of MLflow is RUNNING without a live lease.
@@ -124,24 +124,24 @@ def violations(seen: Seen, *, models: bool = True) -> list[Violation]:
         return [_violation(reconciler, "I1", "Optuna has no such study: somebody deleted it there")]
     if seen.is_deleted:
         return []
-    found = [_violation(reconciler, "I1", what) for what in _planned(reconciler, seen.jobs, seen.trials)]
-    found += [_violation(reconciler, "I1", what, job) for job, what in _closed_early(seen.jobs)]
+    broken = [_violation(reconciler, "I1", what) for what in _planned(reconciler, seen.jobs, seen.trials)]
+    broken += [_violation(reconciler, "I1", what, job) for job, what in _closed_early(seen.jobs)]
     for page in seen.pages():
         curves = _Curves(reconciler, [job for job in page if _is_judged(job, seen)])
         for job in page:
             if job.id in seen.abandoned and seen.is_same(job):
-                found.append(_violation(reconciler, "I3", "is running, but its worker's lease ran out", job))
+                broken.append(_violation(reconciler, "I3", "is running, but its worker's lease ran out", job))
             elif job.id in seen.late and job.state == seen.after[job.id][0]:
-                found.append(
+                broken.append(
                     _violation(reconciler, "I1", "Optuna and MLflow do not show its state or its curve yet", job)
                 )
             elif _is_judged(job, seen):
-                found += _trial(reconciler, job, seen, seen.trials, curves)
+                broken += _trial(reconciler, job, seen, seen.trials, curves)
     if models:
-        found += [_violation(reconciler, "I4", what) for what in _aliases(reconciler)]
+        broken += [_violation(reconciler, "I4", what) for what in _aliases(reconciler)]
         faults = champion.faults(reconciler.queue, reconciler.tracker, reconciler.study)
-        found += [replace(_violation(reconciler, "I4", what), election=True) for what in faults]
-    return found
+        broken += [replace(_violation(reconciler, "I4", what), election=True) for what in faults]
+    return broken
 
 
 def _is_judged(job: Job, seen: Seen) -> bool:
@@ -168,7 +168,7 @@ def _planned(reconciler: Reconciler, jobs: list[Job], trials: Collection[int]) -
     planned = reconciler.study.specification.trials if best is None else len(best)
     numbers = sorted({job.number for job in jobs if job.kind == "trial"})
     if numbers != list(range(planned)):
-        yield f"expected the {planned} planned points in the queue, found {len(numbers)}"
+        yield f"expected the {planned} planned trials in the queue, found {len(numbers)}"
     if sorted(trials) != numbers:
         yield f"expected {len(numbers)} trials in Optuna, found {len(trials)}"
     if sum(job.kind == "closing" for job in jobs) != 1:
@@ -201,7 +201,7 @@ def _trial(
         *(("I2", what) for what in _shown_curve(job, curve, curves.shown)),
     ):
         yield _violation(reconciler, rule, what, job)
-    for what in _curve(job, curve):  # showing it again mends none of this
+    for what in _curve(job, curve):  # showing it again repairs none of this
         yield _violation(reconciler, "I2", f"{job.title}: {what}")
 
 
@@ -264,8 +264,10 @@ def _curve(job: Job, curve: Curve) -> Iterator[str]:
         yield f"its checkpoint is of epoch {job.checkpoint.epoch}, its curve ends at {len(numbers)}"
 
 
-def _shown_curve(job: Job, curve: Curve, shown: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> Iterator[str]:
-    for metric, points in shown.items():
+def _shown_curve(
+    job: Job, curve: Curve, displayed: Mapping[str, Mapping[str, list[tuple[int, float]]]]
+) -> Iterator[str]:
+    for metric, points in displayed.items():
         if job.run_id is not None and job.run_id in points:
             expected = [(number, values[metric]) for number, values in curve if values.get(metric) is not None]
             if points[job.run_id] != expected:

@@ -42,7 +42,9 @@ def predict(folder: Path, image_paths: Sequence[Path], inputs: Path | None = Non
     except SpecError as error:
         raise ModelError(str(error)) from error
     if "image" in spec.target_names:
-        raise ModelError(f"{folder}: a target is called image, as the column of the images' paths. Train it anew.")
+        raise ModelError(
+            f"{folder}: a target is called image, as the column of the images' paths. Train it again with another name."
+        )
     layout = layout_of(spec)
     named = [pair for path in image_paths for pair in _images(Path(path), spec, layout)]
     names, images = [name for name, _ in named], [image for _, image in named]

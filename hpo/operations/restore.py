@@ -56,7 +56,7 @@ def restore(file: Path, *, say: Report = log.info) -> tuple[Backup, str]:
 
 def check(source: Path) -> dict[str, Any]:
     """Return the manifest of a backup after every byte of it was compared with it. Raise BackupError."""
-    found: dict[str, dict[str, Any]] = {}
+    members: dict[str, dict[str, Any]] = {}
     manifest: dict[str, Any] | None = None
     try:
         with tarfile.open(source, "r:") as tar:
@@ -68,7 +68,7 @@ def check(source: Path) -> dict[str, Any]:
                     manifest = json.load(stream)
                 else:
                     sha256 = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
-                    found[member.name] = {"sha256": sha256, "bytes": member.size}
+                    members[member.name] = {"sha256": sha256, "bytes": member.size}
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise _damaged(source, str(error) or type(error).__name__) from None
     if not isinstance(manifest, dict):
@@ -76,7 +76,7 @@ def check(source: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise BackupError(f"{source} has format {manifest.get('format')}, this hpo reads {FORMAT}. Use the hpo of it.")
     files = manifest["files"]
-    if wrong := sorted(name for name in files.keys() | found.keys() if files.get(name) != found.get(name)):
+    if wrong := sorted(name for name in files.keys() | members.keys() if files.get(name) != members.get(name)):
         raise _damaged(source, f"{len(wrong)} of its files are not as they were saved, such as {wrong[0]}")
     return manifest
 
@@ -145,11 +145,11 @@ def _require_schemas(into: Place, source: Path, manifest: dict[str, Any], mlflow
             f"{source} was made by a newer hpo ({versions['hpo']}, queue schema {manifest['queue_schema']}); this one "
             f"knows {SCHEMA_VERSION}. Nothing was restored. Restore it with that hpo."
         )
-    found, expected = foreign.schema(mlflow), manifest["mlflow_schema"]
-    if found != expected:
+    present, expected = foreign.schema(mlflow), manifest["mlflow_schema"]
+    if present != expected:
         raise BackupError(
             f"{source} was made with MLflow {versions['mlflow']} (schema {expected}), the server at "
-            f"{into.tracking_uri} has schema {found}. Nothing was restored. Restore it with MLflow "
+            f"{into.tracking_uri} has schema {present}. Nothing was restored. Restore it with MLflow "
             f"{versions['mlflow']}; then `mlflow db upgrade`."
         )
     ours, theirs = sampling.schema(into.databases["hpo"]), manifest.get("optuna_schema")
@@ -217,7 +217,7 @@ DO $$ DECLARE each record; rows bigint; found text[]; BEGIN
 END $$;
 """
 
-# Nobody may plan or write between our look and our commit. Whoever makes the queue's tables waits for the first lock.
+# Nobody may plan or write between our look and our commit. What makes the queue's tables waits for the first lock.
 # What a server made goes; one by one, since who restores may own the objects without owning the schema.
 _BEGIN = f"""
 BEGIN;
@@ -250,7 +250,7 @@ def _load(url: str, dump: Path, then: str) -> None:
             for line in lines:
                 if not line.startswith(b"SET transaction_timeout"):  # which a Postgres before 17 does not know
                     to.write(line)
-        to.write(f"\n{then}\nCOMMIT;\n".encode())  # ours, not psql's, which commits what comes before we are killed
+        to.write(f"\n{then}\nCOMMIT;\n".encode())  # psql would commit what comes before a kill
 
     run("psql", url, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", script=script)
 

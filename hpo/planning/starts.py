@@ -37,11 +37,11 @@ def _check(chosen: Study, data: Dataset, name: str, folder: Path) -> None:
         regressor, description = bundle.load(folder)
     except specs.SpecError as error:
         raise StudyError(f"{where}: {error}") from None
-    expected, found = ((one.target_names, one.input_names) for one in (data, description))
-    if expected != found:
+    expected, actual = ((one.target_names, one.input_names) for one in (data, description))
+    if expected != actual:
         texts = [
             f"the targets {', '.join(names)} and {', '.join(inputs) or 'no'} inputs"
-            for names, inputs in (expected, found)
+            for names, inputs in (expected, actual)
         ]
         raise StudyError(f"{where}: expected a model for {texts[0]}, as in {data.name}, found one for {texts[1]}.")
     settings = ", ".join(f"{key} = {value}" for key, value in specs.to_dict(description.model).items())

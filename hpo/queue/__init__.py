@@ -1,8 +1,8 @@
 """The queue: every planned trial is trained at least once and recorded exactly once.
 
-A table of jobs with fenced leases, in a schema of ours beside Optuna's tables in one Postgres database. The job row is
-the truth; Optuna's trial and MLflow's run are projections of it (`hpo.recording`). Every statement that changes
-anything stands in this package. Times are the server's: no clock of a worker counts.
+A table of jobs with fenced leases, in a schema of its own beside Optuna's tables in one Postgres database. The row of
+a job is the truth; Optuna's trial and MLflow's run are projections of it (`hpo.recording`). Every statement that
+changes anything stands in this package. Times are the server's: no clock of a worker counts.
 """
 
 from hpo.queue.attempts import Attempt, AttemptOutcome, is_exhausted

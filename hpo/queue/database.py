@@ -79,7 +79,7 @@ _PASSING = ("08", "25", "40", "53", "57", "58")
 
 
 def lost(error: DBAPIError) -> DatabaseLost | None:
-    """What an error means that passes by itself; None for one of ours, or of our role's rights."""
+    """What an error means that passes by itself; None for an error of hpo, or of its role's rights."""
     state = getattr(error.orig, "sqlstate", None) or ""
     if error.connection_invalidated or isinstance(error, sqlalchemy.exc.OperationalError) or state[:2] in _PASSING:
         return DatabaseLost(" ".join(str(error.orig).split()))
@@ -98,9 +98,9 @@ class Database:
             with self.engine.begin() as connection:
                 yield connection
         except DBAPIError as error:
-            if (found := lost(error)) is None:
+            if (explained := lost(error)) is None:
                 raise
-            raise found from error
+            raise explained from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -111,14 +111,14 @@ class Database:
         with self._transaction() as connection:
             # Two first workers would both find no tables: the second waits here, and then finds them.
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('hpo.schema'))"))
-            made = False
+            created = False
             if connection.scalar(text("SELECT to_regclass('hpo.schema')")) is None:
                 _require_room(connection)
                 connection.execute(text(SCHEMA))
                 connection.execute(text("INSERT INTO hpo.schema (version) VALUES (:n)"), {"n": FIRST_VERSION})
-                made = True
+                created = True
             version = connection.scalar(text("SELECT version FROM hpo.schema"))
-            if version in MIGRATIONS and not made:
+            if version in MIGRATIONS and not created:
                 log.warning("Bringing the queue's tables from schema version %d to %d.", version, SCHEMA_VERSION)
                 # In the order in which a claim of an earlier hpo takes them: neither waits for the other in a circle.
                 connection.execute(text("LOCK TABLE hpo.job, hpo.study"))
@@ -154,7 +154,7 @@ class Database:
         """Hold a named lock across processes; it falls when the process dies, or `patience` seconds after it froze.
 
         What it gives is to be called between steps: it raises DatabaseLost if the lock has fallen, and starts the
-        patience anew. `waits` is called if somebody else holds the lock.
+        patience again. `waits` is called if somebody else holds the lock.
         """
         with self._transaction() as connection:
             limit_idle(connection, patience)
@@ -252,8 +252,8 @@ def finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: finite(each) for name, each in value.items()}
-    return [finite(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {name: finite(element) for name, element in value.items()}
+    return [finite(element) for element in value] if isinstance(value, (list, tuple)) else value
 
 
 def limit_idle(connection: Connection, seconds: float) -> None:

@@ -91,8 +91,8 @@ class Epochs(Database):
         """Forget what is stored beyond the last epoch of a job, if anything is. Raises LeaseLost."""
         with self._transaction() as connection:
             hold(connection, job)
-            found = "SELECT EXISTS (SELECT FROM hpo.epoch WHERE job = :job AND number > :epoch)"
-            if connection.scalar(text(found), {"job": job.id, "epoch": epoch}):
+            later_epochs = "SELECT EXISTS (SELECT FROM hpo.epoch WHERE job = :job AND number > :epoch)"
+            if connection.scalar(text(later_epochs), {"job": job.id, "epoch": epoch}):
                 _cut(connection, job, epoch)
 
     def curve(self, job_id: int) -> list[tuple[int, dict[str, float]]]:
@@ -175,30 +175,30 @@ class Epochs(Database):
             )
             return [(number, value) for number, value in rows]
 
-    def finished(self, study: str, *, known: Sequence[int]) -> list[tuple[int, list[int], list[float]]]:
-        """The trials that are done, but for the jobs in `known`: (job id, epochs, validation NMSE of each)."""
+    def finished(self, study: str, *, without: Sequence[int]) -> list[tuple[int, list[int], list[float]]]:
+        """The trials that are done, but for the jobs in `without`: (job id, epochs, validation NMSE of each)."""
         with self._transaction() as connection:
             rows = connection.execute(
                 text("""
                     SELECT e.job, array_agg(e.number),
                         array_agg(coalesce((e.metrics->>'val/nmse')::float8, 'NaN'))
                     FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job
-                    WHERE j.study = :study AND j.kind = 'trial' AND j.state = 'done' AND NOT j.id = ANY(:known)
+                    WHERE j.study = :study AND j.kind = 'trial' AND j.state = 'done' AND NOT j.id = ANY(:without)
                     GROUP BY e.job
                 """),
-                {"study": study, "known": list(known)},
+                {"study": study, "without": list(without)},
             )
             return [(job, numbers, values) for job, numbers, values in rows]
 
 
 def _cut(connection: Connection, job: Job, epoch: int) -> None:
     """Forget all epochs of a job after this one. MLflow forgets nothing: the run is given up, for one that will be made
-    anew; and the job's checkpoint if it is of a later epoch. The caller holds the job's row."""
+    again; and the job's checkpoint if it is of a later epoch. The caller holds the job's row."""
     log.warning(
         "trial %d of %s comes out otherwise here: its curve is cut back to epoch %d", job.number, job.study, epoch
     )
-    found = {"job": job.id, "epoch": epoch}
-    connection.execute(  # before the epochs, as whoever notes what MLflow has: nobody waits in a circle
+    values = {"job": job.id, "epoch": epoch}
+    connection.execute(  # before the epochs, as a process that notes what MLflow has: none waits in a circle
         text("""
             UPDATE hpo.job SET run_id = NULL, discarded = discarded || array_remove(ARRAY[run_id], NULL),
                 trained = NULL,
@@ -209,10 +209,10 @@ def _cut(connection: Connection, job: Job, epoch: int) -> None:
                 mirrored = false
             WHERE id = :job
         """),
-        found,
+        values,
     )
-    connection.execute(text("DELETE FROM hpo.epoch WHERE job = :job AND number > :epoch"), found)
-    connection.execute(text("UPDATE hpo.epoch SET forwarded = false WHERE job = :job"), found)
+    connection.execute(text("DELETE FROM hpo.epoch WHERE job = :job AND number > :epoch"), values)
+    connection.execute(text("UPDATE hpo.epoch SET forwarded = false WHERE job = :job"), values)
 
 
 def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class Leases(Database):
             return Job.from_row(rows.mappings().one())
 
     def renew(self, jobs: Sequence[Job], *, lease: float) -> list[Job]:
-        """Renew the leases of all these jobs in one statement; return those that are no longer ours."""
+        """Renew the leases of all these jobs in one statement; return those that it no longer holds."""
         if not jobs:
             return []
         with self._transaction() as connection:
@@ -113,7 +113,7 @@ class Leases(Database):
         return [job for job in jobs if (job.id, job.fence) not in kept]
 
     def require(self, job: Job) -> Job:
-        """The job's row as it is now. Raises LeaseLost unless it is still ours."""
+        """The job's row as it is now. Raises LeaseLost unless this lease still holds it."""
         current = self.job(job.id)
         if current is None or current.fence != job.fence or current.state != "running":
             raise LeaseLost(f"{job.kind} {job.number} of {job.study}")

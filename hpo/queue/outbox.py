@@ -35,14 +35,14 @@ class Outbox(Database):
     def frozen(self, job: Job) -> Iterator[bool]:
         """Hold the row still while its state is shown elsewhere; false if it has changed since `job` was read."""
         with self._transaction() as connection:
-            found = connection.scalar(
+            row = connection.scalar(
                 text("""
                     SELECT 1 FROM hpo.job WHERE id = :id AND fence = :fence AND state = :state
                     FOR SHARE  -- nobody may claim, renew or end it until we have shown its state
                 """),
                 {"id": job.id, "fence": job.fence, "state": job.state},
             )
-            yield found is not None
+            yield row is not None
 
     def set_mirrored(self, job: Job, run_id: str | None = None) -> None:
         """Note that Optuna and MLflow, in this run, show the state `job` has; if its row has another state or run by

@@ -51,15 +51,15 @@ class Outcomes(Database):
             named = {"what": f"hpo.fill.{job.study}.{job.number}"}
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:what))"), named)
             hold(connection, job)
-            found = connection.scalar(text(POINT), {"study": job.study, "number": job.number})
-            if found is None or found == spec.point:
+            point = connection.scalar(text(POINT), {"study": job.study, "number": job.number})
+            if point is None or point == spec.point:
                 connection.execute(
                     text(
                         "UPDATE hpo.job SET spec = :spec, cost = :cost, changed_at = clock_timestamp() WHERE id = :id"
                     ),
                     {"id": job.id, "spec": as_json(spec.to_json()), "cost": cost},
                 )
-        return dict(spec.point) if found is None else found
+        return dict(spec.point) if point is None else point
 
     def set_run(self, job_id: int, run_id: str) -> str | None:
         """Note the MLflow run of a job, unless that was discarded; the first one stays. Returns which one that is; None
@@ -142,7 +142,7 @@ class Outcomes(Database):
             end_attempts(connection, [job.id], outcome, reason, alone=alone)
 
     def note(self, job: Job, reason: str) -> None:
-        """Say in the row of a job that is still ours what it waits for. Raises LeaseLost."""
+        """Say in the row of a job that this lease still holds what it waits for. Raises LeaseLost."""
         with self._transaction() as connection:
             change(connection, job, "reason = :reason", reason=utf8(reason)[:REASON])
 
@@ -164,7 +164,7 @@ class Outcomes(Database):
         return [number for kind, number, _ in revived if kind == "trial"]
 
     def cancel(self, study: str, number: int, repeat: int | None, *, by: str) -> list[Job]:
-        """End a trial for good that has not ended, all its repeats or one; whoever trains it has lost it. Returns the
+        """End a trial for good that has not ended, all its repeats or one; its worker has lost it then. Returns the
         jobs that this ended."""
         with self._transaction() as connection:
             lock_study(connection, study)

@@ -83,7 +83,7 @@ def reopen_closing(connection: Connection, study: str) -> None:
     reopened = connection.execute(
         text(f"""
             UPDATE hpo.job SET state = 'waiting', result = NULL, lease_until = NULL,
-                fence = fence + 1  -- whoever is closing the study right now has lost it
+                fence = fence + 1  -- the worker that is closing the study now has lost it
             WHERE study = :study AND kind = 'closing' AND state <> 'waiting'
               AND EXISTS (SELECT FROM hpo.job WHERE {LEFT})
             RETURNING id
@@ -95,11 +95,11 @@ def reopen_closing(connection: Connection, study: str) -> None:
 
 def hold(connection: Connection, job: Job) -> None:
     """Lock our row so that nobody takes the job over while we write. Raises LeaseLost."""
-    found = connection.scalar(
+    row = connection.scalar(
         text("SELECT 1 FROM hpo.job WHERE id = :id AND fence = :fence AND state = 'running' FOR SHARE"),
         {"id": job.id, "fence": job.fence},
     )
-    if found is None:
+    if row is None:
         raise LeaseLost(f"trial {job.number} of {job.study}")
 
 

@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS hpo.job (
     number int NOT NULL,                -- of the Optuna trial; -1 for the closing
     repeat int NOT NULL DEFAULT 0,
     config int,                         -- position in the study's Cartesian product, for grids
-    cost float8 NOT NULL DEFAULT 0,     -- multiply-adds of one image, forward: the dearest trial is claimed first
+    cost float8 NOT NULL DEFAULT 0,     -- multiply-adds of one image, forward; the most expensive is claimed first
     spec json,                          -- the frozen trial; null until a sampler has filled the slot
     state text NOT NULL DEFAULT 'waiting'
         CHECK (state IN ('waiting', 'running', 'done', 'diverged', 'pruned', 'dead', 'cancelled')),

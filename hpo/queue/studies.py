@@ -43,7 +43,7 @@ class Studies(Database):
     def put_study(self, row: StudyRow) -> None:
         """Insert a study, or refresh its facts. Raises StudyConflict if the name stands for another specification."""
         with self._transaction() as connection:
-            found = connection.scalar(
+            stored = connection.scalar(
                 text("""
                     INSERT INTO hpo.study (name, identity, spec, facts) VALUES (:name, :identity, :spec, :facts)
                     ON CONFLICT (name) DO UPDATE SET facts = hpo.study.facts || excluded.facts
@@ -57,7 +57,7 @@ class Studies(Database):
                     "facts": as_json(row.facts.to_json()),
                 },
             )
-        if found is None:
+        if stored is None:
             raise conflict(row.name, self.study(row.name).canonical, row.canonical)
 
     def amend_facts(self, name: str, facts: Mapping[str, Any]) -> None:
@@ -72,8 +72,8 @@ class Studies(Database):
         """Raises NotFound, naming the studies there are."""
         rows = {row.name: row for row in self.studies()}
         if name not in rows:
-            known = ", ".join(rows) or "none yet"
-            raise NotFound(f"No study '{name}' has been planned here. There are: {known}. `hpo run` plans one.")
+            names = ", ".join(rows) or "none yet"
+            raise NotFound(f"No study '{name}' has been planned here. There are: {names}. `hpo run` plans one.")
         return rows[name]
 
     def studies(self) -> list[StudyRow]:

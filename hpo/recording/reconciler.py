@@ -150,7 +150,7 @@ class Reconciler:
         assert job.spec is not None
         experiment, is_running = self.study.facts.experiment_id, job.state == State.RUNNING
         searched = {f"{section}.{name}" for section in ("model", "training") for name in job.spec.point}
-        # Nobody else has had a reason to create it: the trial waits no more, and no claim came before ours.
+        # Nobody else has had a reason to create it: the trial waits no more, and no claim came before this one.
         is_first = is_running and job.fence == 1 and job.worker == self.worker and self.is_first(job.key)
         try:
             run_id = self.tracker.ensure_run(

@@ -125,7 +125,7 @@ class Pruning(threading.Thread):
 
     def _others(self, epochs: list[int]) -> np.ndarray:
         """Return the validation NMSE (trials, epochs) of the trials that are done, NaN where one has no such epoch."""
-        for job, numbers, values in self.queue.finished(self.name, known=list(self._finished)):
+        for job, numbers, values in self.queue.finished(self.name, without=list(self._finished)):
             self._finished[job] = np.full(max(numbers), math.nan)
             self._finished[job][np.array(numbers) - 1] = values
         table = np.full((len(self._finished), len(epochs)), math.nan)

@@ -88,7 +88,7 @@ def sampler(study: Study, number: int = 0) -> optuna.samplers.BaseSampler:
     if study.sampler == "grid":
         return optuna.samplers.GridSampler(_search_space(study), seed=study.seed)
     seed = int(np.random.SeedSequence([study.seed, number]).generate_state(1)[0])
-    if study.sampler in ("random", BEST):  # best points are all planned: none is left to draw
+    if study.sampler in ("random", BEST):  # the best configurations are all planned: none is left to draw
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=study.multivariate)
 

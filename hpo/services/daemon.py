@@ -84,7 +84,7 @@ def lives(path: Path) -> bool:
 
 
 def _take(file: int, kind: int = fcntl.LOCK_EX) -> bool:
-    """Lock the open file unless another process has it; return whether it is ours now."""
+    """Lock the open file unless another process has it; return whether this process has it now."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -153,8 +153,8 @@ def launch(
 ) -> None:
     """Start `command` in a session of its own, in `folder`, as `user` (None: as we are), output to the end of `log`.
 
-    It keeps nothing of ours open but `life`, so a pipe that we write into ends with us. What it writes is nobody else's
-    to read. A second process keeps its log, see hpo/services/log_file.py.
+    It keeps nothing of this process open but `life`, so that a pipe of this process ends with this process. Nobody else
+    may read what it writes. A second process keeps its log, see hpo/services/log_file.py.
     """
     log.parent.mkdir(mode=0o700, exist_ok=True)
     (pipe, output), kept = os.pipe(), log_file.opened(str(log))
@@ -170,7 +170,7 @@ def launch(
 
 def _detach(command: Sequence[str], keep: Sequence[int], **arguments: Any) -> None:
     """Start a process with no more of our descriptors than `keep`. The shell in between makes init its parent: a child
-    of ours would stay a zombie, which `kill -0` takes for alive."""
+    of this process would stay a zombie, which `kill -0` takes for alive."""
     subprocess.run(
         ["/bin/sh", "-c", '"$@" &', "sh", *command],
         check=True,

@@ -219,7 +219,7 @@ def _run_mlflow(words: Sequence[str], writing: int) -> int:
 
 
 def _is_given(file: int) -> bool:
-    """Whether whoever started this process has given it this open file: the lock of life."""
+    """Whether the process that started this one has given it this open file: the lock of life."""
     with suppress(OSError):
         return os.get_inheritable(file)
     return False

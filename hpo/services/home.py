@@ -68,11 +68,11 @@ def resolved(path: Path) -> Path:
 
 
 def read(path: Path) -> Home | None:
-    """The home at `path`, as it was last written; None if there is none. ServiceError if it is not ours to use."""
+    """The home at `path`, as it was last written; None if there is none. ServiceError if hpo may not use it."""
     file = path / "services" / "state.json"
     try:
-        for found in (path, file.parent, file):
-            require_ours(found)
+        for part in (path, file.parent, file):
+            require_ours(part)
         home = _home(json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -188,7 +188,7 @@ def _as_read(text: str) -> Path:
 
 
 def _identity(path: Path) -> str | None:
-    """Identity of whatever home is at `path`, also one that is not ours to use."""
+    """Identity of whatever home is at `path`, also one that hpo may not use."""
     try:
         return json.loads((path / "services" / "state.json").read_text(encoding="utf-8"))["identity"]
     except (OSError, *_NOT_OURS):

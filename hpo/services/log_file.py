@@ -2,7 +2,7 @@
 
 What arrives at the descriptor PIPE goes to the descriptor LOG, the end of FILE, which becomes FILE.1 when it is full; a
 full disk loses lines and holds nobody up. Where it cannot become FILE.1, or no new FILE can be made, the old one goes
-on, and begins anew at twice LIMIT. It ends with the last process that writes, and holds FILE's lock until then.
+on, and begins again at twice LIMIT. It ends with the last process that writes, and holds FILE's lock until then.
 Needs the standard library alone, and 10 ms to start.
 """
 

@@ -24,7 +24,7 @@ from hpo.services import daemon, foreign, postgres
 from hpo.services.home import Home, write
 
 ADMIN = "admin"  # user of the server that may add users
-USER = "hpo"  # that all of ours log in as: may do everything but manage users
+USER = "hpo"  # of all that hpo starts: may do everything but manage users
 KEY = "key"  # that the server signs its forms with
 PREPARE = ("-P", "-m", "hpo.services.migrate")  # makes or upgrades both databases; follows `python`
 START_TIMEOUT = 180.0  # seconds; imports and a fresh schema take 10 to 15 on an idle machine
@@ -147,10 +147,10 @@ def start(home: Home, report: Callable[[str], object]) -> tuple[Home, bool]:
 
 def stop(home: Home) -> bool:
     """End all processes of our MLflow server and wait for them; False if there were none."""
-    found = False
+    was_running = False
     for patience, end in ((STOP_TIMEOUT, psutil.Process.terminate), (5.0, psutil.Process.kill)):
         processes = _processes(home)
-        found = found or bool(processes)
+        was_running = was_running or bool(processes)
         for process in processes:
             with suppress(psutil.Error):
                 end(process)
@@ -158,7 +158,7 @@ def stop(home: Home) -> bool:
     daemon.dies(log(home), timeout=2.0)  # what keeps its log ends after it
     if left := _processes(home):
         raise ServiceError(f"MLflow server processes do not end: {', '.join(str(process.pid) for process in left)}")
-    return found
+    return was_running
 
 
 def lives(home: Home) -> bool:
@@ -220,7 +220,7 @@ def _prepare_users(home: Home, environment: dict[str, str]) -> None:
     database, password = postgres.url(home, "mlflow_users"), home.access[ADMIN]
     users = credentials.server_users(database=database, admin=ADMIN, password=password)
     write_atomically(users_file, users.encode(), mode=PRIVATE)
-    made = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *PREPARE, str(environment_file)],
         input=home.access[USER],
         env=environment,
@@ -228,18 +228,18 @@ def _prepare_users(home: Home, environment: dict[str, str]) -> None:
         capture_output=True,
         text=True,
     )
-    if made.returncode:
-        raise ServiceError(f"MLflow's databases could not be prepared:\n{made.stderr}")
+    if process.returncode:
+        raise ServiceError(f"MLflow's databases could not be prepared:\n{process.stderr}")
 
 
 def _processes(home: Home) -> list[psutil.Process]:
     """Every process of our server; its worker processes do not inherit the lock of life."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):  # it has ended, or is another user's
             if process.uids().effective == os.geteuid() and _is_marked(process, home):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def _is_marked(process: psutil.Process, home: Home) -> bool:
@@ -250,8 +250,8 @@ def _is_marked(process: psutil.Process, home: Home) -> bool:
     if mark != str(home.path):
         return False
     # The mark of an earlier hpo; other homes may have had this path, in a container say, but not the rest.
-    known = {home.identity, home.password, *home.access.values()}
-    return any(word in text for text in (*process.cmdline(), *environment.values()) for word in known)
+    marks = {home.identity, home.password, *home.access.values()}
+    return any(word in text for text in (*process.cmdline(), *environment.values()) for word in marks)
 
 
 def _port_was_taken(home: Home) -> bool:

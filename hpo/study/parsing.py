@@ -129,7 +129,7 @@ def _check_folds(label: str, study: Study) -> None:
         )
     if study.folds and study.repeats > 1:
         raise StudyError(
-            f"{label}: data.folds and repeats do not go together: each point is trained once for each fold. "
+            f"{label}: data.folds and repeats do not go together: each configuration is trained once for each fold. "
             "Remove one, as with repeats = 1."
         )
 

@@ -99,9 +99,9 @@ def copy_here(home: Path, data: DataFacts, image_size: int | None) -> Path | Non
         return cached(home, data.digest, data.sha256)
     with suppress(DatasetError, OSError, ValueError, KeyError):
         made_of = data_sets.DEFAULT if data.uri == DEFAULT_DATA else Path(data.uri)
-        found = data_sets.load(made_of, image_size=image_size)
-        if found.digest == data.digest:
-            return keep(home, found)
+        data_set = data_sets.load(made_of, image_size=image_size)
+        if data_set.digest == data.digest:
+            return keep(home, data_set)
     return None
 
 
@@ -109,10 +109,10 @@ def _wrong(path: Path, data: DataFacts) -> str | None:
     """What is wrong with a file that should be the data set of a study's facts, as a sentence; None if nothing is."""
     expected = data.sha256
     try:
-        if expected is None and (found := load_npz(path).digest) != data.digest:
-            return f"{path}: expected the digest {data.digest:.8}, found {found:.8}."
-        if expected is not None and (found := sha256_of(path)) != expected:
-            return f"{path}: expected the SHA-256 {expected:.8}, found {found:.8}: the file was damaged or replaced."
+        if expected is None and (actual := load_npz(path).digest) != data.digest:
+            return f"{path}: expected the digest {data.digest:.8}, found {actual:.8}."
+        if expected is not None and (actual := sha256_of(path)) != expected:
+            return f"{path}: expected the SHA-256 {expected:.8}, found {actual:.8}: the file was damaged or replaced."
     except (DatasetError, OSError) as error:
         return str(error)
     return None

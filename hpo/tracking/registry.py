@@ -270,8 +270,8 @@ def _check_target(folder: Path) -> None:
     listed = files.listed(folder / SUMS)
     files_there = sha256_of_files(folder).items()
     # Python leaves a cache beside the lines that plain MLflow runs for a model with inputs.
-    found = {path: {sha256} for path, sha256 in files_there if path != SUMS and "__pycache__" not in path.split("/")}
-    if not listed or found != listed or any(path.is_symlink() for path in folder.rglob("*")):
+    present = {path: {sha256} for path, sha256 in files_there if path != SUMS and "__pycache__" not in path.split("/")}
+    if not listed or present != listed or any(path.is_symlink() for path in folder.rglob("*")):
         raise ModelError(
             f"{folder} exists and is not an unchanged earlier download: nothing in it was touched. "
             "Name another folder, or move this one away."
@@ -305,8 +305,8 @@ def _verify(folder: Path, expected_sha256: Mapping[str, str]) -> None:
         inside = file.resolve() == Path(folder.resolve(), path)  # no link on the way
         if not (inside and file.is_file()):
             raise ModelError(f"{path} did not arrive as a plain file. Nothing was downloaded.")
-        if (found := sha256_of(file)) != expected:
+        if (actual := sha256_of(file)) != expected:
             raise ModelError(
-                f"{path} is not the file that was logged: expected SHA-256 {expected}, found {found}. "
+                f"{path} is not the file that was logged: expected SHA-256 {expected}, found {actual}. "
                 "It was changed or damaged in the artifact store. Nothing was downloaded."
             )

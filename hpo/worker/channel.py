@@ -67,7 +67,7 @@ def _connect() -> Channel:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     messages = os.fdopen(int(sys.argv[1]), "wb", buffering=0)
-    os.set_inheritable(messages.fileno(), False)  # the supervisor takes its end for ours
+    os.set_inheritable(messages.fileno(), False)  # the supervisor takes its end for that of the trainer
     channel = Channel(messages)
     threading.Thread(target=channel.listen, daemon=True).start()
     return channel

@@ -77,7 +77,7 @@ class WorkFolder:
 
     def lacks_room(self) -> bool:
         """Return whether the disk takes no other trial."""
-        folders = (self._home, self.path.parent)  # ours itself may be gone; then it is made again
+        folders = (self._home, self.path.parent)  # the folder itself may be gone; then it is made again
         return any(
             not os.access(folder, os.W_OK, effective_ids=True) or shutil.disk_usage(folder).free < ROOM
             for folder in folders
