@@ -4,11 +4,13 @@
 """
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, text
 
@@ -27,6 +29,26 @@ class _Draft(optuna.storages._CachedStorage):
         pass
 
 
+class SobolSampler(optuna.samplers.QMCSampler):
+    """Optuna's QMC (scrambled Sobol), whose point is that of a place in the sequence.
+
+    Optuna's own counts the places in the study's attributes, where a worker that died leaves a gap, and takes the space
+    from the first trial, which it draws at random.
+    """
+
+    def __init__(self, place: int, distributions: dict[str, BaseDistribution], *, seed: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # since version 3.0 of Optuna
+            super().__init__(seed=seed, scramble=True)
+        self._place, self._distributions = place, distributions
+
+    def infer_relative_search_space(self, *_: Any) -> dict[str, BaseDistribution]:
+        return self._distributions
+
+    def _find_sample_id(self, *_: Any) -> int:
+        return self._place
+
+
 def draw(
     store: optuna.storages.RDBStorage,
     name: str,
@@ -40,13 +62,8 @@ def draw(
     return {key: trial._suggest(key, distribution) for key, distribution in distributions.items()}
 
 
-def grid_attributes(sampler: optuna.samplers.BaseSampler) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Return what gives a point the system attributes by which Optuna's GridSampler knows a trial of its grid.
-
-    For other samplers these are {}.
-    """
-    if not isinstance(sampler, optuna.samplers.GridSampler):
-        return lambda point: {}
+def grid_attributes(sampler: optuna.samplers.GridSampler) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Return what gives a point the system attributes by which Optuna's GridSampler knows a trial of its grid."""
     names, space = sampler._param_names, sampler._search_space
     ids = {values: number for number, values in enumerate(sampler._all_grids)}
     return lambda point: {"grid_id": ids[tuple(point[key] for key in names)], "search_space": space}

@@ -86,10 +86,14 @@ def schema(url: str) -> str:
 def sampler(study: Study, number: int = 0) -> optuna.samplers.BaseSampler:
     """Return the study's sampler for its trial `number`: on every worker the same past gives the same point."""
     if study.sampler == "grid":
-        return optuna.samplers.GridSampler(_search_space(study), seed=study.seed)
+        return _grid_sampler(study)
     seed = int(np.random.SeedSequence([study.seed, number]).generate_state(1)[0])
     if study.sampler in ("random", BEST):  # the best configurations are all planned: none is left to draw
         return optuna.samplers.RandomSampler(seed=seed)
+    if study.sampler == "qmc":
+        return foreign.SobolSampler(number - len(study.start), distributions(study), seed=study.seed)
+    if study.sampler == "gp":  # which imports torch: in the suggester alone
+        return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
     return optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=study.multivariate)
 
 
@@ -100,12 +104,12 @@ def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[tup
     The caller holds the planning lock. A grid's trial carries its point, Optuna's `grid_id`, and the config number
     (`user_attrs["config"]`), which counts in the order of the file; GridSampler sorts and shuffles, so the two differ.
     """
-    chosen = sampler(study)
-    optuna.create_study(study_name=name, storage=store, sampler=chosen, load_if_exists=True, direction="minimize")
+    optuna.create_study(study_name=name, storage=store, load_if_exists=True, direction="minimize")
     study_id = store.get_study_id_from_name(name)
     grid = study.sampler == "grid"
     points = study.grid() if grid else [*study.start, *[{}] * (study.trials - len(study.start))]
-    space, attributes = distributions(study), foreign.grid_attributes(chosen)
+    space = distributions(study)
+    attributes = foreign.grid_attributes(_grid_sampler(study)) if grid else lambda point: {}
     foreign.name_metric(store, study_id, METRIC)
     begin, present = time.monotonic(), len(foreign.planned(store, study_id))
     for first in range(present, len(points), BATCH):
@@ -229,5 +233,6 @@ def _distribution(parameter: Choices | Interval) -> BaseDistribution:
     return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
 
 
-def _search_space(study: Study) -> Mapping[str, Any]:
-    return {key: parameter.values for key, parameter in study.space.items() if isinstance(parameter, Choices)}
+def _grid_sampler(study: Study) -> optuna.samplers.GridSampler:
+    space = {key: parameter.values for key, parameter in study.space.items() if isinstance(parameter, Choices)}
+    return optuna.samplers.GridSampler(space, seed=study.seed)

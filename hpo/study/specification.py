@@ -17,7 +17,8 @@ from models import sizes, specs, together
 NUMERICS_VERSION = 1  # raised when a change of hpo moves the numbers of an unchanged study
 
 
-SAMPLERS = ("grid", "random", "tpe")
+SAMPLERS = ("grid", "random", "tpe", "gp", "qmc")
+MOST_TRIALS = 100_000  # of one study
 
 
 BEST = "best"  # in the place of a sampler: the best configurations of an earlier study

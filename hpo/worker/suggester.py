@@ -1,5 +1,5 @@
-"""The suggester: a long-lived process in which the sampler of a study chooses points, for TPE takes longer with every
-trial there is.
+"""The suggester: a long-lived process in which the sampler of a study chooses points, for TPE and GP take longer with
+every trial there is.
 
 The point goes into the job's row first, under the fence of its claim, then into Optuna's tables.
 """

@@ -20,9 +20,10 @@ RATES = "{low = 1e-4, high = 1e-2, log = true}"
 
 @pytest.mark.acceptance
 @pytest.mark.slow
-def test_a_sampler_that_takes_long_costs_no_lease_and_one_that_is_killed_no_attempt(shell, data, tmp_path):
+@pytest.mark.parametrize("kind", ["tpe", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("gp", "qmc"))])
+def test_a_sampler_that_takes_long_costs_no_lease_and_one_that_is_killed_no_attempt(shell, data, tmp_path, kind):
     file = cells.study(tmp_path, "slow", data=data, epochs=2, rates=RATES)
-    file.write_text(file.read_text() + '[sampler]\nname = "tpe"\ntrials = 2\n')
+    file.write_text(file.read_text() + f'[sampler]\nname = "{kind}"\ntrials = 2\n')
     shell.environment["HPO_LEASE"] = "2"
     run = shell.start("run", "--study", file, "--trainers", 1)
 

@@ -112,23 +112,27 @@ def test_the_best_configurations_are_those_of_finished_trials_also_after_a_crash
             plan(f"{name}-none", queue)
 
 
-def test_the_start_is_planned_first_and_the_sampler_chooses_the_others(services, data, tmp_path):
-    file = cells.study(tmp_path, "started", data=data, epochs=1)
+@pytest.mark.parametrize("kind", ["gp", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("tpe", "qmc"))])
+def test_the_start_is_planned_first_and_the_sampler_chooses_the_others(services, data, tmp_path, kind):
+    file = cells.study(tmp_path, f"started-{kind}", data=data, epochs=1)
     first = {"filters": 4, "learning_rate": 1e-3}
-    rest = '[sampler]\nname = "tpe"\ntrials = 14\nmultivariate = true\n[[start]]\nfilters = 4\nlearning_rate = 1e-3\n'
+    rest = "multivariate = true\n" if kind == "tpe" else ""
+    rest = f'[sampler]\nname = "{kind}"\ntrials = 14\n{rest}[[start]]\nfilters = 4\nlearning_rate = 1e-3\n'
     file.write_text(file.read_text() + rest)
     chosen = study.load(str(file))
     with fresh_database(services) as url:
         store = sampling.storage(url)
-        fill = filling(url, store, chosen, "started")
+        fill = filling(url, store, chosen, file.stem)
         for _ in range(2):  # planning again adds nothing
-            numbers = sampling.plan(store, "started", chosen)
+            numbers = sampling.plan(store, file.stem, chosen)
             assert numbers == [(number, None) for number in range(14)]
-            trials = store.get_all_trials(store.get_study_id_from_name("started"))
+            trials = store.get_all_trials(store.get_study_id_from_name(file.stem))
             assert [trial.params for trial in trials] == [first, *[{}] * 13]
-        study_id = store.get_study_id_from_name("started")
+        study_id = store.get_study_id_from_name(file.stem)
         for number in (3, 0, *range(4, 14)):  # beyond the first ten, which TPE draws at random
+            proposed = sampling.suggest(store, file.stem, chosen, number)
             point = fill(number)
+            assert point == proposed, "the same history gives the same"
             trial_id = store.get_trial_id_from_study_id_trial_number(study_id, number)
             assert store.get_trial(trial_id).params == point
             assert number or point == first
@@ -281,9 +285,11 @@ def test_a_space_with_a_network_that_does_not_fit_the_images_is_refused(data, tm
     prepare(study.load(str(file), ["space.depth=[2, 3]"]))
 
 
-@pytest.mark.parametrize("kind", ["random", "tpe"])
+@pytest.mark.parametrize(
+    "kind", ["tpe", "qmc", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("random", "gp"))]
+)
 def test_the_seed_decides_the_points_whoever_fills_them(services, data, tmp_path, kind):
-    """TPE draws its first ten at random, too."""
+    """TPE and GP draw their first ten at random, too."""
 
     def points(order: list[int], seed: int) -> list[dict]:
         rates = "{low = 1e-4, high = 1e-2, log = true}"

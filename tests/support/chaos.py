@@ -56,6 +56,7 @@ KINDS = {
     "grid": ("", ""),
     "repeats": (f"repeats = {REPEATS}", ""),
     "tpe": ("", '[sampler]\nname = "tpe"\ntrials = {points}'),
+    "qmc": ("", '[sampler]\nname = "qmc"\ntrials = {points}'),
     "median": ("", '[pruner]\nname = "median"\nstartup_trials = 1\nwarmup_epochs = 20'),
     "halving": ("", '[pruner]\nname = "successive-halving"\nmin_epochs = 20\nreduction_factor = 2'),
     "tpe-halving": (

@@ -434,7 +434,10 @@ def test_a_grid_has_no_start():
         (["training.epoch=3"], "unknown key 'training.epoch'. Did you mean 'epochs'"),
         (["modell.family=cnn"], "unknown key 'modell'. Did you mean 'model'"),
         (["space.filter=[1]"], "unknown key 'space.filter'. Did you mean 'filters'"),
-        (["sampler.name=gird"], "sampler.name: expected one of grid, random, tpe, found 'gird'. Did you mean 'grid'"),
+        (
+            ["sampler.name=gird"],
+            "sampler.name: expected one of grid, random, tpe, gp, qmc, found 'gird'. Did you mean 'grid'",
+        ),
         (["model.family=cn"], "did you mean 'cnn'"),
         (["training.epochs=0"], "epochs = 0; expected a whole number, at least 1"),
         (["training.epochs=ten"], "epochs = 'ten'; expected a whole number"),
