@@ -8,7 +8,7 @@ from typing import Any
 
 from data_pipeline.findings import DOUBTS, ERRORS
 from data_pipeline.messages import near_miss
-from data_pipeline.symmetry import MOVES
+from data_pipeline.target_moves import MOVES
 from data_pipeline.target_transforms import TRANSFORMS
 
 MOST_TARGETS = 100

@@ -20,7 +20,7 @@ from data_pipeline.files import write_atomically
 from data_pipeline.lineage import Earlier
 from data_pipeline.pixels import LARGEST_TOTAL
 from data_pipeline.split import Split
-from data_pipeline.symmetry import is_order
+from data_pipeline.target_moves import is_order
 
 _MEMBERS = {"pixels.npy": r"\|u1|<f4", "targets.npy": r"<f8", "facts.npy": r"<U\d+"}  # of the file: their types
 _INPUTS = {"inputs.npy": r"<f8"}  # of a file with numbers beside the images

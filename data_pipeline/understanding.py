@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline import columns, pairing, parts, pixels, sources, symmetry, target_transforms
+from data_pipeline import columns, pairing, parts, pixels, sources, target_moves, target_transforms
 from data_pipeline.columns import Columns
 from data_pipeline.dataset_keys import Layout
 from data_pipeline.findings import in_alpha
@@ -298,16 +298,16 @@ def _paired(
         )
         meaning = _of_rows(meaning, rows)
         notes.facts |= {"channels": images.images.shape[1], "levels": images.greys, "groups": meaning.groups}
-        turned = symmetry.orders(stated.symmetry or {}, meaning.names, meaning.input_names)
+        turned = target_moves.orders(stated.symmetry or {}, meaning.names, meaning.input_names)
         scaled, scaled_names = target_transforms.apply(meaning.targets, meaning.names, stated.transform or {})
-        symmetry.check_scales(turned, scaled_names, meaning.names)
+        target_moves.check_scales(turned, scaled_names, meaning.names)
         by_source = [source.parts[index] for index in chosen] if source.parts else None
         same = None if further or stated.extends else copies(images.images, meaning.inputs)
         sides = None if further else _sides_of_split(meaning, by_source, same)
     except (PixelProblem, FormatProblem) as problem:
         notes.errors.append(f"images: {problem}")
         return None
-    except (parts.SplitProblem, symmetry.SymmetryProblem, target_transforms.TransformProblem) as problem:
+    except (parts.SplitProblem, target_moves.SymmetryProblem, target_transforms.TransformProblem) as problem:
         notes.errors.append(str(problem))
         return None
     return Reading(

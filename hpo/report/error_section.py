@@ -11,12 +11,12 @@ from hpo.report import figures, tables, thumbnails
 from hpo.report.answers import SAME, interval_text
 from hpo.report.document import Picture, Section
 from hpo.report.tables import HIGH, LOW, Table
-from hpo.report.words import BASELINES, SCORES, rmse, score_values
+from hpo.report.words import BASELINES, RIVALS, SCORES, rmse, score_values
 from hpo.scores import analysis
 from hpo.scores.tested import Tested
 from hpo.text import counted, one_line, utf8
 from models import metrics
-from models.metrics import DESCRIPTORS, Scores
+from models.metrics import Scores
 
 Record = dict[str, Any]
 BETTER = "better than"
@@ -35,10 +35,9 @@ def against(tested: Tested, predicted: np.ndarray, name: str = "volume fraction"
     """Say whether predictions (n, k) are better than those of a baseline predictor."""
     rival = tested.samples(tested.predictors[name])["nmse"]
     low, high = analysis.interval(tested.samples(predicted)["nmse"] - rival)
-    what = "ridge on descriptors" if name == DESCRIPTORS else "a cubic polynomial in the volume fraction"
     word = BETTER if high < 0 else "worse than" if low > 0 else SAME + " from"
     ends = interval_text((low, high))
-    return f"{word} {what} (difference of the {tested.score} {ends})"
+    return f"{word} {RIVALS[name]} (difference of the {tested.score} {ends})"
 
 
 def by_target(tested: Tested, scores: Mapping[str, Scores]) -> Iterator[Table]:

@@ -16,6 +16,11 @@ BASELINES = {  # the predictors
     "volume fraction": "volume fraction, cubic",
     DESCRIPTORS: "descriptors, ridge",
 }
+RIVALS = {  # the same within a sentence
+    "mean": "the mean of the training labels",
+    "volume fraction": "a cubic polynomial in the volume fraction",
+    DESCRIPTORS: "ridge on descriptors",
+}
 SCORES = {"nmse": "NMSE", "mse": "MSE", "r2": "R²", "nrmse": "NRMSE", "mape": "MAPE"}  # names and heads
 Spread = tuple[float, float | None]  # mean and standard deviation over the repeats of a configuration
 

@@ -176,7 +176,7 @@ def _save_for_mlflow(
 
     That of a network with inputs names an array for the images and one for each input.
     """
-    from hpo.worker.exporting import export_once
+    from hpo.worker.traced_programs import export_once
 
     with _quiet(), export_once():
         from mlflow import pyfunc

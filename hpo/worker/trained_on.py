@@ -48,11 +48,12 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def restore(content: Any, *, channels: int, inputs: int, targets: int, where: str) -> TrainedOn:
-    """Return the facts in JSON form. Raise ModelError if they are not those of a model with so many channels, inputs
-    beside the image and targets."""
+    """Return the facts in JSON form, with those baseline predictors that were known when they were written. Raise
+    ModelError if they are not those of a model with so many channels, inputs beside the image and targets."""
     try:
         variance, fractions, nodes = (np.array(content[key], np.float64) for key in ("variance", "fractions", "nodes"))
-        predicted = {name: np.array(content["predictors"][name], np.float64) for name in metrics.PREDICTORS}
+        stored = {name: fit for name, fit in metrics.PREDICTORS.items() if name in content["predictors"]}
+        predicted = {name: np.array(content["predictors"][name], np.float64) for name in stored}
         shapes = [variance.shape, fractions.shape, nodes.shape[1:], *(values.shape for values in predicted.values())]
         expected = [(targets,), (channels, 2), (channels + inputs,), *[(len(nodes), targets)] * len(predicted)]
         if shapes != expected or not all(
@@ -71,8 +72,7 @@ def restore(content: Any, *, channels: int, inputs: int, targets: int, where: st
         variance=variance,
         fractions=tuple((low, high) for low, high in fractions.tolist()),
         predictors={
-            name: metrics.PREDICTORS[name](*_part(nodes[:, :channels], values, beside))
-            for name, values in predicted.items()
+            name: stored[name](*_part(nodes[:, :channels], values, beside)) for name, values in predicted.items()
         },
     )
 

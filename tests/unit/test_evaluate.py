@@ -117,6 +117,15 @@ def test_the_facts_of_training_survive_the_way_through_the_specification(case, t
         assert facts.predictors[name](images, *beside) == pytest.approx(expected, rel=1e-9)
 
 
+def test_facts_of_training_from_before_a_baseline_predictor_was_known_are_read(steel, monkeypatch):
+    data = load(steel)
+    facts = json.loads(json.dumps(trained_on.describe(data)))
+    monkeypatch.setitem(metrics.PREDICTORS, "a later one", metrics.mean_predictor)
+    sizes = {"channels": data.images.shape[1], "inputs": 0, "targets": data.targets.shape[1]}
+    predictors = trained_on.restore(facts, **sizes, where="spec.json").predictors
+    assert set(predictors) == {"mean", "volume fraction"}
+
+
 def inputs(folder):
     """Write a data set with a number beside each image."""
     folders.numbered(folder)

@@ -20,7 +20,7 @@ from data_pipeline.dataset_keys import UNSTATED
 from data_pipeline.errors import DatasetError
 from data_pipeline.npz import load_npz, save_npz
 from data_pipeline.split import split
-from data_pipeline.symmetry import SymmetryProblem, orders
+from data_pipeline.target_moves import SymmetryProblem, orders
 from data_pipeline.target_transforms import undo
 from hpo.cli.main import main
 from hpo.operations.data import check_data

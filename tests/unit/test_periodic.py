@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from data_pipeline import symmetry
+from data_pipeline import target_moves
 from data_pipeline.components import COMPONENTS, COUPLINGS, SYMMETRIES, vector
 from data_pipeline.homogenize import homogenize
 from data_pipeline.phase import Phase
@@ -293,7 +293,7 @@ def test_the_solver_gives_couplings_the_signs_that_a_description_states():
     names = COMPONENTS + COUPLINGS
     flips = {name: f"-{name}" for name in COUPLINGS}
     swaps = {"C11": "C22", "C13": "C23", "C44": "C55", "C16": "C26"}
-    stated = symmetry.orders({"flip_horizontal": flips, "flip_vertical": flips, "transpose": swaps}, names)
+    stated = target_moves.orders({"flip_horizontal": flips, "flip_vertical": flips, "transpose": swaps}, names)
     image = np.random.default_rng(SEED).random((8, 8)).repeat(2, axis=0).repeat(2, axis=1) > 0.5
 
     def label(pixels):

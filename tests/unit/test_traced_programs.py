@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hpo.tracking.foreign import PT2
-from hpo.worker import exporting
+from hpo.worker import traced_programs
 from hpo.worker.packaging import package
 from models import networks, specs
 from models.regressor import Regressor
@@ -24,7 +24,7 @@ EXAMPLE = np.random.default_rng(0).random((2, *SHAPE), np.float32)
 def exports(monkeypatch):
     """The networks that torch has traced, with none kept from before."""
     traced, export = [], torch.export.export
-    monkeypatch.setattr(exporting, "_programs", type(exporting._programs)())
+    monkeypatch.setattr(traced_programs, "_programs", type(traced_programs._programs)())
     monkeypatch.setattr(torch.export, "export", lambda *a, **b: traced.append(a[0]) or export(*a, **b))
     return traced
 
@@ -49,7 +49,7 @@ def test_a_program_with_replaced_weights_is_the_one_that_torch_exports(exports, 
     program(tmp_path / "first", first)
     replaced = program(tmp_path / "replaced", second)
     assert len(exports) == 1
-    exporting._programs.clear()
+    traced_programs._programs.clear()
     exported = program(tmp_path / "exported", second)
     assert len(exports) == 2 and replaced == exported
     predicted = torch.export.load(tmp_path / "replaced" / PT2).module()(torch.from_numpy(EXAMPLE))
@@ -73,9 +73,9 @@ def test_a_network_of_another_structure_is_exported_anew(exports, tmp_path, othe
 
 
 def test_few_and_small_programs_are_kept(exports, tmp_path, monkeypatch):
-    for filters in range(1, exporting.MOST + 2):
+    for filters in range(1, traced_programs.MOST + 2):
         program(tmp_path / str(filters), regressor(1, CNN | {"filters": filters}))
-    assert len(exporting._programs) == exporting.MOST
-    monkeypatch.setattr(exporting, "LARGEST", 1)
-    program(tmp_path / "large", regressor(1, CNN | {"filters": exporting.MOST + 1}))
-    assert len(exporting._programs) == exporting.MOST - 1
+    assert len(traced_programs._programs) == traced_programs.MOST
+    monkeypatch.setattr(traced_programs, "LARGEST", 1)
+    program(tmp_path / "large", regressor(1, CNN | {"filters": traced_programs.MOST + 1}))
+    assert len(traced_programs._programs) == traced_programs.MOST - 1
