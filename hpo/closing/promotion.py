@@ -12,11 +12,10 @@ from hpo.closing import descriptions
 from hpo.closing.scored import Scored
 from hpo.queue import Job, State
 from hpo.queue.closing_result import ClosingEntry, ClosingResult, FailedTrial, Gain
-from hpo.queue.validation import NETWORK
 from hpo.recording.reconciler import Reconciler, in_unit
 from hpo.scores import alarms, champion, gains, ranking
 from hpo.study import provenance
-from hpo.study.records import Scores, SplitScores
+from hpo.study.records import NETWORK, Scores, SplitScores
 from hpo.tracking import registry
 from hpo.tracking.client import Tracker
 

@@ -17,7 +17,7 @@ class Score:
     folder: Path  # of the model
     data: Path  # the data set, NPZ
     predictions: Path  # CSV to be written
-    errors: Path  # NPZ to be written: arrays of the validation split by their names in hpo.queue.validation
+    errors: Path  # NPZ to be written: arrays of the validation split by their names in hpo.study.records
     folds: int | None = None  # of the cross-validation after which it was trained again
 
 

@@ -12,11 +12,6 @@ from hpo.queue.database import Database
 from hpo.queue.records import Job
 from hpo.queue.rows import hold
 
-NETWORK = "network"  # name of a trial's own squared errors (n, k), label's unit squared; NaN: no label
-# Beside a closing stand the squared errors of each baseline predictor by its name, and
-VARIANCE = "variance of the training labels"  # (k,), label's unit squared
-GROUPS = "groups"  # (n,): images of one number belong together
-
 Arrays = Mapping[str, np.ndarray]
 
 

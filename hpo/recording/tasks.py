@@ -16,11 +16,11 @@ from hpo import crash, ownership
 from hpo.errors import ModelError, NotFound, ServiceError, disk_is_full
 from hpo.files import sha256_of
 from hpo.queue import AttemptOutcome, Checkpoint, DatabaseLost, Job, LeaseLost, State, TrialResult
-from hpo.queue.validation import NETWORK
 from hpo.recording.outcomes import DataFetched, Ended, Fetched, HandedBack, NoData, NoStore, Refused, StoreProved
 from hpo.recording.reconciler import Reconciler
 from hpo.recording.trained import Trained
 from hpo.search.pruning import Pruning
+from hpo.study.records import NETWORK
 from hpo.text import first_line
 from hpo.tracking import data_sets, experiments, logged_models, registry
 from hpo.tracking.client import PAUSED

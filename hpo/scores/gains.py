@@ -10,8 +10,8 @@ import numpy as np
 
 from hpo.queue import Job, Queue
 from hpo.queue.closing_result import Gain
-from hpo.queue.validation import GROUPS, NETWORK, VARIANCE
 from hpo.scores import ranking
+from hpo.study.records import GROUPS, NETWORK, VARIANCE
 from models import metrics
 
 TRIALS = 10  # of which the best is selected again

@@ -9,6 +9,11 @@ from hpo.study.claims import Claim
 from models.metrics import Scores as Scores
 
 Point = dict[str, Any]  # the values of a configuration, by parameter, in the order of the study file
+# Arrays of the validation split by name: a trial's own squared errors (n, k), label's unit squared; NaN: no label.
+NETWORK = "network"
+# Beside a closing, the squared errors of each baseline predictor by its name, and
+VARIANCE = "variance of the training labels"  # (k,), label's unit squared
+GROUPS = "groups"  # (n,): images of one number belong together
 Phases = dict[str, dict[str, float]]  # Lamé constants in the label's unit, of the matrix and of the inclusion
 
 

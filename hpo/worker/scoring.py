@@ -13,8 +13,7 @@ from data_pipeline.image_checks import copies
 from data_pipeline.parts import joined
 from data_pipeline.split import Split
 from hpo import crash
-from hpo.queue.validation import GROUPS, NETWORK, VARIANCE
-from hpo.study.records import SplitScores
+from hpo.study.records import GROUPS, NETWORK, VARIANCE, SplitScores
 from hpo.text import first_line, for_csv, utf8
 from hpo.worker import protocol
 from hpo.worker.channel import Send, signs_of_life

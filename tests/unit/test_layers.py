@@ -110,6 +110,13 @@ def test_no_module_but_the_trainer_imports_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_a_trainer_imports_no_client_of_a_server() -> None:
+    code = (
+        "import sys, hpo.worker.train_trial; print(*{'mlflow', 'optuna', 'sqlalchemy', 'psycopg'} & sys.modules.keys())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "\n"
+
+
 def test_a_command_that_starts_services_or_reads_the_database_imports_no_mlflow() -> None:
     code = (
         "import sys; from hpo import api; from hpo.report import display, results\n"
