@@ -58,5 +58,9 @@ class ReportError(UserError):
     """A report cannot be written where it was asked for."""
 
 
+class Untrusted(UserError):
+    """Code of a user would have to run here, and nobody has said that it is trusted."""
+
+
 class ModelError(UserError):
     """A downloaded model's files are missing, changed or cannot be used on the given image."""

@@ -11,16 +11,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from models import hill
+from models import hill, user
 from models.levels import DEFAULT, Levels
 from models.networks import build
 from models.physics import Phases, Physics
 from models.regressor import Regressor
 from models.scalars import Ranges
 from models.sizes import check_image
-from models.specs import INDEPENDENT, ModelSpec, SpecError, from_dict, physical, symmetric, wraps
+from models.specs import INDEPENDENT, ModelSpec, PythonSpec, SpecError, from_dict, physical, symmetric, wraps
 
 WEIGHTS, SPEC = "weights.safetensors", "spec.json"
+SOURCE = "source"  # folder of the code that makes the network, if it is the user's
 FORMAT = 1
 LARGEST_SPEC = 2**20  # bytes of spec.json; usual are a few thousand
 LARGEST_HEADER = 2**20  # bytes of JSON before the weights; usual is a thousand, and 80 MB take 2 GB and 20 s to read
@@ -90,18 +91,33 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in regressor.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
+    if (code := model.get("code")) is not None:
+        user.write(user.source_of(code), folder / SOURCE)
     text = json.dumps(spec | extra, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / SPEC).write_text(text + "\n", encoding="utf-8")
 
 
 def load(folder: Path) -> tuple[Regressor, Description]:
-    """Return the regressor, on the CPU in eval mode, and its description. Raise SpecError naming the file at fault."""
+    """Return the regressor, on the CPU in eval mode, and its description.
+
+    Raise SpecError naming the file at fault, NotTrusted if the user's code that makes the network is not trusted here.
+    """
     with _naming(folder / SPEC):
         try:
             description = _description(folder / SPEC)
+            if isinstance(model := description.model, PythonSpec):
+                user.keep(user.read(folder / SOURCE, model.code))
+                if not user.is_trusted(model.code):
+                    raise user.NotTrusted(model.code, folder / SOURCE)
             regressor = _outline(description)
+        except user.NotTrusted:
+            raise
         except RecursionError:  # in parsing a value, or in printing it
             raise SpecError(f"nested too deeply for a {SPEC}: download it again.") from None
+        except Exception as error:
+            if fault := user.fault(error):
+                raise SpecError(fault) from None
+            raise
     with _naming(folder / WEIGHTS):
         weights = _weights(folder / WEIGHTS)
         expected = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in regressor.state_dict().items()}
@@ -111,7 +127,9 @@ def load(folder: Path) -> tuple[Regressor, Description]:
             first = different[0]
             difference = f"{first} expected {expected.get(first, 'none')}, found {stored.get(first, 'none')}"
             raise SpecError(f"its {len(different)} tensors do not fit {SPEC} ({difference}): download both again.")
-    regressor.to_empty(device="cpu").load_state_dict(weights)
+    if not isinstance(description.model, PythonSpec):
+        regressor.to_empty(device="cpu")
+    regressor.load_state_dict(weights)
     return regressor.eval(), description
 
 
@@ -136,6 +154,8 @@ def _naming(what: object) -> Iterator[None]:
     """Put the name of a file before the message of any SpecError."""
     try:
         yield
+    except user.NotTrusted:
+        raise
     except SpecError as error:
         raise SpecError(f"{what}: {error}") from None
 
@@ -163,13 +183,16 @@ def check_shape(description: Description, image_shape: Sequence[int], where: str
 
 
 def _outline(description: Description) -> Regressor:
-    """Return the regressor without memory for its numbers: a false specification cannot ask for any amount of it."""
+    """Return the regressor without memory for its numbers: a false specification cannot ask for any amount of it.
+
+    A network of the user's has memory, for it may hold more than its weights.
+    """
     model, shape, names = description.model, description.image_shape, description.target_names
     physics = None
     if physical(model):
         physics = Physics(model.physics, description.phases, names, shape[0])
     outputs = len(names) if physics is None else INDEPENDENT
-    with torch.device("meta"):
+    with torch.device("cpu" if isinstance(model, PythonSpec) else "meta"), torch.random.fork_rng(devices=[]):
         network = build(model, shape, len(names), len(description.input_names))
         mean, scale = torch.zeros(outputs), torch.ones(outputs)
         return Regressor(

@@ -11,6 +11,7 @@ from models.specs import (
     INDEPENDENT,
     DescriptorsSpec,
     ModelSpec,
+    PythonSpec,
     SpecError,
     StagesSpec,
     TransferSpec,
@@ -19,8 +20,9 @@ from models.specs import (
 )
 from models.stages import StageNet
 from models.transfer import TransferNet
+from models.user_net import UserNet
 
-Network = ConvNet | TransferNet | StageNet | DescriptorNet
+Network = ConvNet | TransferNet | StageNet | DescriptorNet | UserNet
 
 
 def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int = 0) -> Network:
@@ -29,7 +31,7 @@ def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_
 
     A backbone's weights are random as well: `models.weights.load` reads pretrained ones. A network with physics has
     INDEPENDENT outputs instead, from which the regressor computes the targets. Raise SpecError if the image is too
-    small for the poolings.
+    small for the poolings, or code of the user's is not trusted or does not make a network.
     """
     check_image(spec, image_shape)
     for key in BY_DATA_KEYS:
@@ -41,6 +43,8 @@ def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_
         return DescriptorNet(spec, image_shape, n_targets, n_inputs)
     if isinstance(spec, StagesSpec):
         return StageNet(spec, image_shape, INDEPENDENT if physical(spec) else n_targets, n_inputs)
+    if isinstance(spec, PythonSpec):
+        return UserNet(spec, image_shape, n_targets, n_inputs)
     return ConvNet(layout(spec), image_shape, n_targets, n_inputs)
 
 

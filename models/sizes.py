@@ -11,6 +11,7 @@ from models.specs import (
     INDEPENDENT,
     DescriptorsSpec,
     ModelSpec,
+    PythonSpec,
     SpecError,
     StagesSpec,
     TrainingSpec,
@@ -45,6 +46,8 @@ def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_i
         return _stages_size(spec, image_shape, INDEPENDENT if physical(spec) else n_targets, n_inputs)
     if isinstance(spec, DescriptorsSpec):
         return _descriptors_size(spec, image_shape, n_targets, n_inputs)
+    if isinstance(spec, PythonSpec):  # its code would have to run, so a trainer says how many parameters there are
+        return Size(parameters=0, trainable=0, multiply_adds=math.prod(image_shape))
     layers = layout(spec)
     channels, height, width = image_shape
     parameters, multiply_adds = 0, 0

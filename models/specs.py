@@ -4,7 +4,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypeGuard, TypeVar
@@ -70,7 +70,11 @@ FILE = Form(
     pattern=r"[A-Za-z0-9_.+-]+\.(pth|pt|pth\.tar|safetensors)",
     words="the path of a file .pth, .pth.tar, .pt or .safetensors, whose name has letters, digits and _.+- only",
 )
-
+FUNCTION = Form(
+    pattern=r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*",
+    words="'MODULE:FUNCTION', a function in a module or package beside the study file",
+)
+DIGEST = Form(pattern="[0-9a-f]{64}", words="the SHA-256 that hpo computes of the source")
 LAST = Form(pattern=r"last:[1-9][0-9]?", words="'last:N', for the last N blocks of the backbone")
 
 
@@ -103,7 +107,6 @@ class TransferSpec:
 
 
 INDEPENDENT = 6  # numbers that determine the stiffness of an extruded two-phase cell: see models/physics.py
-
 
 # What the data decide: a padding is circular if their images wrap around, else reflect; the augmentation is symmetry if
 # they say how flips change the targets, else shift if their images wrap around, else none.
@@ -174,6 +177,18 @@ class DescriptorsSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PythonSpec:
+    """A network that a function of the user's makes (models/user.py)."""
+
+    build: str = field(metadata={"options": (), "form": FUNCTION})
+    code: str = field(default="", metadata={"options": ("",), "form": DIGEST})  # of its source
+    options: Mapping[str, bool | int | float | str] = field(default_factory=dict)  # for the function
+
+
+LOSSES = ("mse", "mae", "huber", "relative")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingSpec:
     """Adam on the mean squared error over all targets, shuffled each epoch; defaults are the protocol's."""
 
@@ -201,6 +216,8 @@ class TrainingSpec:
     )  # of the learning rate; `learning_rate` is its highest value
     gradient_clipping: float = field(default=0.0, metadata={"low": 0.0, "later": True})  # largest norm; 0: no limit
     ema: float = field(default=0.0, metadata={"low": 0.0, "below": 1.0, "later": True})  # decay a batch; 0: no average
+    loss: str = field(default="mse", metadata={"options": LOSSES, "form": FUNCTION, "later": True})  # models/losses.py
+    loss_code: str = field(default="", metadata={"options": ("",), "form": DIGEST, "later": True})  # of a loss's source
     relative: float = field(default=0.0, metadata={"low": 0.0, "later": True})  # weight of relative errors in the loss
     # of the training images, whole groups, drawn by the seed; an epoch has as many steps as with all
     share: float = field(default=1.0, metadata={"above": 0.0, "high": 1.0, "later": True})
@@ -212,7 +229,8 @@ DISTORTIONS = ("rotation", "crop", "brightness", "noise")
 ADAM_BETAS = (0.9, 0.999)  # decay of the mean and of the square
 ADAM_EPSILON = 1e-7  # as in the source study's framework; PyTorch's own default is 1e-8
 
-ModelSpec = BaselineSpec | CnnSpec | TransferSpec | PeriodicSpec | ConvSpec | DescriptorsSpec
+ModelSpec = BaselineSpec | CnnSpec | TransferSpec | PeriodicSpec | ConvSpec | DescriptorsSpec | PythonSpec
+PYTHON = "python"  # the family that takes keys beside its own: options
 FAMILIES: dict[str, type[ModelSpec]] = {
     "baseline": BaselineSpec,
     "cnn": CnnSpec,
@@ -220,6 +238,7 @@ FAMILIES: dict[str, type[ModelSpec]] = {
     "periodic": PeriodicSpec,
     "conv": ConvSpec,
     "descriptors": DescriptorsSpec,
+    PYTHON: PythonSpec,
 }
 
 
@@ -231,13 +250,22 @@ def from_dict(values: Mapping[str, Any]) -> ModelSpec:
     name = values.get("family")
     if name is None:
         raise SpecError(f"model.family is missing; there are: {', '.join(FAMILIES)}.")
-    family = _family(name, "model.family")
-    return _parse(family, {key: value for key, value in values.items() if key != "family"}, f"model ({name})")
+    family, where = _family(name, "model.family"), f"model ({name})"
+    settings = {key: value for key, value in values.items() if key != "family"}
+    if family is PythonSpec:
+        own = {key: settings.pop(key) for key in [*settings] if key not in ("build", "code")}
+        for key, value in own.items():
+            if not isinstance(value, bool | int | str | float) or (type(value) is float and not math.isfinite(value)):
+                raise SpecError(f"{where}: {key} = {value!r}: expected a number, text in quotes, true or false.")
+        return replace(_parse(PythonSpec, settings, where), options=own)
+    return _parse(family, settings, where)
 
 
 def to_dict(spec: ModelSpec) -> dict[str, Any]:
     """Return the JSON form that `from_dict` reads, "family" first."""
-    return {"family": family_name(spec)} | {f.name: getattr(spec, f.name) for f in fields(spec)}
+    values = {f.name: getattr(spec, f.name) for f in fields(spec)}
+    options = values.pop("options", {})
+    return {"family": family_name(spec), **values, **options}
 
 
 def family_name(spec: ModelSpec) -> str:
@@ -261,7 +289,7 @@ def training_to_dict(spec: TrainingSpec) -> dict[str, Any]:
 
 def model_keys(family: str) -> tuple[str, ...]:
     """Return the keys of a model family, without "family" itself. Raise SpecError if there is no such family."""
-    return tuple(f.name for f in fields(_family(family, "family")))
+    return tuple(f.name for f in fields(_family(family, "family")) if f.name != "options")
 
 
 def training_keys() -> tuple[str, ...]:
@@ -319,7 +347,7 @@ def _parse(kind: type[Spec], values: Mapping[str, Any], where: str) -> Spec:
         if key not in rules:
             valid = f"valid keys: {', '.join(rules)}" if rules else "it takes none"
             raise SpecError(f"{where}: unknown key {key!r}{_near(key, rules)}; {valid}.")
-    missing = [name for name, f in rules.items() if name not in values and f.default is MISSING]
+    missing = [name for name, f in rules.items() if name not in values and f.default is f.default_factory is MISSING]
     if missing:
         what = " ".join(f"{name} is missing; expected {_expected(rules[name])}." for name in missing)
         raise SpecError(f"{where}: {what}")
@@ -353,8 +381,9 @@ def _expected(rule: Field[Any]) -> str:
     """Return what the field may hold, in words."""
     limits = rule.metadata
     if "options" in limits:
-        form = f", or {limits['form'].words}" if "form" in limits else ""
-        return "one of " + ", ".join(map(repr, limits["options"])) + form
+        form = [limits["form"].words] if "form" in limits else []
+        options = ["one of " + ", ".join(map(repr, limits["options"]))] if any(limits["options"]) else []
+        return ", or ".join([*options, *form])
     if rule.type in (bool, str):
         return "true or false" if rule.type is bool else "text in quotes"
     number = "a number" if rule.type is float else "an odd whole number" if "odd" in limits else "a whole number"

@@ -123,9 +123,11 @@ def relative_weights(labels: np.ndarray, relative: float) -> np.ndarray:
     """Return how much each image counts in the loss, (n,), mean 1: 1 + relative / s^2, s^2 its labels' mean square.
 
     So the loss adds to the squared errors of the labels (n, k), given in units of the training split's scale,
-    `relative` times the squared errors relative to the image's own labels: errors of soft cells count as well.
+    `relative` times the squared errors relative to the image's own labels: errors of soft cells count as well. If it is
+    infinite, these alone count.
     """
-    weights: np.ndarray = 1 + relative / np.nanmean(labels**2, axis=1).clip(1e-6)
+    squares = np.nanmean(labels**2, axis=1).clip(1e-6)
+    weights: np.ndarray = 1 / squares if np.isinf(relative) else 1 + relative / squares
     normalised: np.ndarray = weights / weights.mean()
     return normalised
 
@@ -151,9 +153,10 @@ class TrainingSet:
         images, labels = tensor(split[0]).to(device), np.asarray(split[1], np.float64)
         self.targets = scaling.apply(labels).to(device)  # (n, k)
         self.weights: Tensor | None = None  # (n,) in the loss; None: all 1
-        if training.relative:
-            relative = relative_weights(labels / np.sqrt(scaling.variance), training.relative)
-            self.weights = tensor(relative).to(device)
+        relative = np.inf if training.loss == "relative" else training.relative
+        if relative:
+            weights = relative_weights(labels / np.sqrt(scaling.variance), relative)
+            self.weights = tensor(weights).to(device)
         self._images: Tensor | Windows = images
         inputs = inputs_of(split)
         self._inputs = None if inputs is None else tensor(inputs).to(device)  # (n, m)

@@ -5,6 +5,7 @@ from dataclasses import fields
 from models.specs import (
     DescriptorsSpec,
     ModelSpec,
+    PythonSpec,
     SpecError,
     TrainingSpec,
     TransferSpec,
@@ -32,6 +33,12 @@ def check_together(model: ModelSpec, training: TrainingSpec) -> None:
     """Raise SpecError if this model cannot be trained in this way."""
     if isinstance(model, DescriptorsSpec):
         _check_fit(training)
+    if training.loss == "relative" and training.relative:
+        raise SpecError("training: loss = 'relative' takes relative errors alone: expected relative = 0.")
+    if ":" in training.loss and not training.loss_code:
+        raise SpecError(f"training: loss = {training.loss!r}: expected the source of this function.")
+    if isinstance(model, PythonSpec) and training.start_from:
+        raise SpecError("training: start_from: model.family = 'python': expected networks that begin at random.")
     changes = ["augmentation"] * (training.augmentation != "none") + distorts(training)
     if changes and isinstance(model, TransferSpec) and not model.trained:
         raise SpecError(

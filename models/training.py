@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models import losses
 from models.checkpoint import Snapshots, State
 from models.descriptor_net import DescriptorNet
 from models.levels import levels_of
@@ -149,8 +150,8 @@ class Training:
         self._validation = None if validation is None else evaluate(validation, prepare=prepare)
         self._last_epoch = min(last_epoch or training.epochs, training.epochs)
         self._shift, self._stretch = (tensor(x).to(self.device) for x in (self.scaling.mean, self.scaling.scale))
-        is_trained = not isinstance(self.network, DescriptorNet)
-        self._optimiser = adam(self.network, training, fused=fused) if is_trained else None
+        self._terms = losses.terms(training)
+        self._optimiser = None if isinstance(self.network, DescriptorNet) else adam(self.network, training, fused=fused)
         self._changing, self._weights = changing_tensors(self.network), changing_tensors(evaluated)
         self.epoch = self.best_epoch = 0  # completed; of the lowest val/nmse, 0: none yet
         self.best_nmse = self.best_mse = float("inf")
@@ -246,9 +247,11 @@ class Training:
             images, targets, inputs = self._train.take(batch)
             with half:  # training alone: the evaluation is in full precision, as later predictions are
                 outputs = network(images, inputs)
-            difference, count = differences(self._scaled(outputs.float(), images), targets)
+            scaled = self._scaled(outputs.float(), images)
+            difference, count = differences(scaled, targets)
             square = difference**2
-            loss = square if weights is None else square * weights[batch.numbers][:, None]
+            loss = square if self._terms is None else self._terms(scaled, targets)
+            loss = loss if weights is None else loss * weights[batch.numbers][:, None]
             torch.autograd.backward(loss.sum() / count.sum().clamp(min=1))  # the mean over the labels that are there
             if training.gradient_clipping:
                 nn.utils.clip_grad_norm_(network.parameters(), training.gradient_clipping)

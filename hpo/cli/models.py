@@ -6,7 +6,7 @@ import sys
 
 from hpo import api
 from hpo.cli import terminal
-from hpo.cli.options import JSON, command, exclusive, option
+from hpo.cli.options import JSON, TRUST, command, exclusive, option
 from hpo.text import counted, for_csv
 
 
@@ -38,11 +38,12 @@ def download(options: argparse.Namespace) -> int:
         "images", "IMAGE", "image file, or array (FILE:KEY), of the size trained on (periodic networks: any)", nargs="+"
     ),
     option("--inputs", "FILE", "table of the numbers that the model takes beside an image; a column names the images"),
+    TRUST,
     JSON,
 )
 def predict(options: argparse.Namespace) -> int:
     """Predict the targets of images with a downloaded model; CSV on standard output."""
-    frame = api.predict(options.folder, options.images, options.inputs)
+    frame = api.predict(options.folder, options.images, options.inputs, trust_code=options.trust_code)
     unit = frame.attrs["unit"]
     if options.json:
         print(json.dumps({"unit": unit, "predictions": frame.to_dict("records")}, indent=2))
@@ -57,11 +58,18 @@ def predict(options: argparse.Namespace) -> int:
     option("folder", "DIR", "folder of images and labels"),
     option("--image-size", "N", "resize to N x N pixels (default: as in the model's study)"),
     option("-o --output", "FILE", "HTML page to write"),
+    TRUST,
     JSON,
 )
 def evaluate(options: argparse.Namespace) -> int:
     """Score a model on new labelled images, beside the baseline predictors; a run in MLflow keeps the result."""
-    result = api.evaluate(options.model, options.folder, image_size=options.image_size, page=options.output)
+    result = api.evaluate(
+        options.model,
+        options.folder,
+        image_size=options.image_size,
+        page=options.output,
+        trust_code=options.trust_code,
+    )
     if options.json:
         print(json.dumps(result.as_dict(), indent=2))
         return 0

@@ -50,6 +50,7 @@ def one_of(*options: Option) -> Option:
     return add
 
 
+TRUST = many("--trust-code", "SHA256", "let code of a model's author run that has this SHA-256; repeatable")
 STUDY = option("--study", "NAME", "name as `hpo studies` lists it", required=True)
 JSON = flag("--json", "print JSON for programs")
 

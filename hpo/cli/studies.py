@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hpo import api
 from hpo.cli import terminal
-from hpo.cli.options import STUDY, choice, command, exclusive, flag, many, one_of, option, say
+from hpo.cli.options import STUDY, TRUST, choice, command, exclusive, flag, many, one_of, option, say
 from hpo.errors import NotFound, SettingsError
 from hpo.text import counted
 
@@ -48,6 +48,7 @@ COMPUTE = (
         "--set", "KEY=VALUE", "override any key of the study file; STUDY:KEY=VALUE one study of a sequence; repeatable"
     ),
     *COMPUTE,
+    TRUST,
     flag("--with-prerequisites", "first run the study that this one starts from, if need be"),
     flag("--retry", "train trials that are dead again, and close again"),
     flag("--dry-run", "print the plan and a time estimate; leave nothing behind"),
@@ -70,7 +71,14 @@ def run(options: argparse.Namespace) -> int:
         return _dry_run(options)
     console = tables.console()
     with Terminal(console, is_run=True) as watch:
-        done = api.run(load(options), compute=compute(options), slurm=slurm(options), retry=options.retry, watch=watch)
+        done = api.run(
+            load(options),
+            compute=compute(options),
+            slurm=slurm(options),
+            retry=options.retry,
+            trust_code=options.trust_code,
+            watch=watch,
+        )
     for studies, link in done.comparisons:
         tables.print_table(console, winners.winners_table(studies))
         console.print(f"All their trials side by side:\n  compare: {link}", soft_wrap=True)
@@ -153,6 +161,7 @@ def slurm(options: argparse.Namespace) -> "api.Slurm | None":
         "it starts)",
     ),
     *COMPUTE,
+    TRUST,
 )
 def worker(options: argparse.Namespace) -> int:
     """Train trials of a planned study, beside other workers, until it is closed."""
@@ -168,6 +177,7 @@ def worker(options: argparse.Namespace) -> int:
             idle_exit=options.idle_exit,
             stay=options.stay,
             stops=options.stops,
+            trust_code=options.trust_code,
             watch=watch,
         )
     name, has_failed = outcome.row.name, _tell_failed_gpus(outcome)

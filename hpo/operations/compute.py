@@ -11,6 +11,7 @@ from hpo.launch import slurm as arrays
 from hpo.settings import Settings, at_least
 from hpo.worker import devices
 from hpo.worker.devices import Place
+from models import user
 
 log = logging.getLogger("hpo.api")
 
@@ -74,4 +75,5 @@ class Slurm:
         elif trainers or device == "cpu":
             # a node has more cores than the task may use, and only some clusters hide the others
             words += ["--trainers", str(trainers or max(1, wanted.get("cpus-per-task", 1) // threads))]
+        words += [word for digest in user.trusted() for word in ("--trust-code", digest)]
         return arrays.Request(workers=self.workers, options=wanted, words=tuple(words))

@@ -345,13 +345,14 @@ def _experiments_without_study(queue: Queue, tracker: Tracker, rows: list[StudyR
 
 
 def _caches(home: Path, rows: list[StudyRow]) -> Iterator[Finding]:
-    """What dead workers left, data sets no study uses any more, features no training used for long; studies of other
-    databases may share the folder."""
+    """What dead workers left, data sets no study uses any more, other cached files that no training used for long;
+    studies of other databases may share the folder."""
     for folder in sorted((home / "work").glob("*")):
         if sweep(folder, remove=False):
             yield Finding("cache", f"{folder} was left by a worker that died", "remove it", partial(sweep, folder))
     used = {data_sets.cached(home, row.facts.data.digest, row.facts.data.sha256).name for row in rows}
-    for file in sorted([*(home / "cache" / "data").glob("*"), *(home / "cache" / "features").glob("*")]):
+    kinds = ("data", "features", "weights", "start", "code")
+    for file in sorted(file for kind in kinds for file in (home / "cache" / kind).glob("*")):
         try:
             status = file.stat()
         except FileNotFoundError:

@@ -12,6 +12,7 @@ from pathlib import Path
 from data_pipeline.npz import save_npz
 from hpo import settings
 from hpo.errors import ServiceError
+from hpo.operations import own_code
 from hpo.operations.compute import Compute
 from hpo.operations.preparing import as_parts
 from hpo.operations.starts import starting_models
@@ -121,6 +122,8 @@ def estimate(plan: Plan, chosen: Settings, *, trainers: int, place: Place, say: 
     left: list[float] = []
     for index, (label, spec) in enumerate(specs):
         epoch_seconds = probed[index].seconds
+        if not spec.parameters:  # of a network that code of the user's makes
+            spec = replace(spec, parameters=probed[index].parameters, trainable_parameters=None)
         seconds = probed[index].once + epoch_seconds * spec.training["epochs"]
         trained = {job.repeat: job for job in jobs if job.config == index} if grid else {}
         states = [trained[repeat].state if repeat in trained else "to do" for repeat in range(repeats if grid else 0)]
@@ -168,10 +171,14 @@ def _probe(
 ) -> dict[int, protocol.Probed]:
     """What a trainer measures of each specification. Raises ServiceError."""
     probed: dict[int, protocol.Probed] = {}
-    with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("wb") as log:
+    with (
+        own_code.at_hand(plan.study) as code,
+        tempfile.TemporaryDirectory() as folder,
+        Path(folder, "log").open("wb") as log,
+    ):
         data = Path(folder, "data.npz")
         save_npz(plan.dataset, data)
-        trainer = Process("trainer", log, gpu=next_gpu(place.gpus, []))
+        trainer = Process("trainer", log, gpu=next_gpu(place.gpus, []), code=code)
         try:
             trainer.send(protocol.Probe(specs=tuple(specs), data=data, device=place.device))
             finished, reason = False, ""

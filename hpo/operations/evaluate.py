@@ -3,7 +3,7 @@
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +19,7 @@ from hpo.files import sha256_of
 from hpo.operations.connection import Connection, connect
 from hpo.operations.further_images import distance, labelled
 from hpo.operations.predict import predicted
+from hpo.operations.trust import trusting
 from hpo.queue import Job, StudyRow
 from hpo.report import document, names
 from hpo.report.evaluation import Evaluation
@@ -64,19 +65,27 @@ class _Recorded:
             return None
 
 
-def evaluate(model: str | Path, folder: Path, *, image_size: int | None = None, page: Path | None = None) -> Evaluation:
+def evaluate(
+    model: str | Path,
+    folder: Path,
+    *,
+    image_size: int | None = None,
+    page: Path | None = None,
+    trust_code: Sequence[str] = (),
+) -> Evaluation:
     """Return the scores of a model on the labelled images of a folder, beside those of the baseline predictors.
 
     `model` is a folder that `download` made, or a name of a registered version, trial or study as `compare` takes it.
     With `image_size` (pixels) the images are resized to that square. `page` is an HTML file to write. If the model is
-    one of a running database, the evaluation is logged to MLflow, as a run of the kind `evaluation`.
+    one of a running database, the evaluation is logged to MLflow, as a run of the kind `evaluation`. `trust_code`:
+    SHA-256 of code of the model's author that may run.
 
     Raise NotFound, ModelError, DatasetError or ReportError: no such model; images or labels of another kind than those
     it was trained on; a page that would replace another file.
     """
     if page is not None:
         document.check_page(page)
-    with _opened(model) as (files, recorded):
+    with trusting(trust_code), _opened(model) as (files, recorded):
         evaluation = _evaluated(str(model), files, recorded, Path(folder), image_size)
         if recorded is not None:
             try:

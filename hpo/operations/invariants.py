@@ -8,6 +8,7 @@ I4  Every alias leads to a version whose files have the recorded hashes, load, a
     aliases are where an election from the rows puts them, and the versions' tags say the rows' scores.
 """
 
+import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,8 @@ from hpo.tracking.client import KEY, OWNER, curves
 from hpo.tracking.foreign import MOST_RUNS
 
 Curve = list[tuple[int, dict[str, float]]]  # (epoch, metrics)
+log = logging.getLogger("hpo")
+
 MOST_EPOCHS = 10_000  # of the curves that are read at a time
 
 
@@ -283,4 +286,8 @@ def _aliases(reconciler: Reconciler) -> Iterator[str]:
             if version.tags.get(OWNER) != owner or (job is not None and job.study != reconciler.study.name):
                 continue  # of another database on this server, or looked at with its own study
             if version.aliases and (fault := champion.unsound(reconciler.queue, reconciler.tracker, name, version)):
-                yield f"{name} version {version.number} (@{', @'.join(version.aliases)}): {fault}"
+                message = f"{name} version {version.number} (@{', @'.join(version.aliases)}): {fault}"
+                if not fault.startswith(champion.NOT_CHECKED):
+                    yield message
+                else:
+                    log.warning("%s", message)

@@ -16,6 +16,7 @@ from data_pipeline.png import LARGEST_FILE, ImageProblem, read_png
 from data_pipeline.target_transforms import undo
 from data_pipeline.understanding import read_like
 from hpo.errors import ModelError
+from hpo.operations.trust import trusting
 from hpo.text import utf8
 
 if TYPE_CHECKING:
@@ -23,17 +24,25 @@ if TYPE_CHECKING:
     from models.regressor import Regressor
 
 
-def predict(folder: Path, image_paths: Sequence[Path], inputs: Path | None = None) -> pd.DataFrame:
+def predict(
+    folder: Path, image_paths: Sequence[Path], inputs: Path | None = None, *, trust_code: Sequence[str] = ()
+) -> pd.DataFrame:
     """One row an image: `image` (its path), then one column per target; their unit is in `frame.attrs["unit"]`,
     and that of each in `frame.attrs["units"]`.
 
     The images are read as those in training: by the same range, levels and colours. A path may name an array of many
     images, as `test.npz:images`. `inputs` is a table with the numbers that the model takes beside an image: a column
-    names the images, others have the names of the inputs.
+    names the images, others have the names of the inputs. `trust_code`: SHA-256 of code of the model's author that may
+    run.
 
     Raises ModelError: the folder holds no usable model; an image cannot be read, has the wrong size, or has other grey
     values than 0 and 255 where the model knows the mechanics of two phases; an input is missing or far from training.
     """
+    with trusting(trust_code):
+        return _predict(folder, image_paths, inputs)
+
+
+def _predict(folder: Path, image_paths: Sequence[Path], inputs: Path | None) -> pd.DataFrame:
     from models import bundle  # torch: 4 s, so not for those who only ask for help
     from models.specs import SpecError
 
@@ -67,6 +76,7 @@ def predict(folder: Path, image_paths: Sequence[Path], inputs: Path | None = Non
 
 def predicted(model: "Regressor", images: np.ndarray, numbers: np.ndarray | None, names: Sequence[str]) -> np.ndarray:
     """Return the targets (n, k). Raise ModelError, naming the image, if the model refuses one or its inputs."""
+    from models import user
     from models.levels import GreyValueError
     from models.regressor import predict
     from models.scalars import InputError
@@ -78,6 +88,10 @@ def predicted(model: "Regressor", images: np.ndarray, numbers: np.ndarray | None
             one = slice(index, index + 1)
             predicted(model, images[one], None if numbers is None else numbers[one], [name])
         raise ModelError(f"{names[0]}: {error}") from None
+    except Exception as error:
+        if fault := user.fault(error):
+            raise ModelError(f"The model's own code fails: {fault}") from None
+        raise
 
 
 def layout_of(spec: "Description") -> Layout | None:

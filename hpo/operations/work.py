@@ -16,13 +16,15 @@ from pathlib import Path
 from data_pipeline.dataset import Dataset
 from data_pipeline.findings import Finding
 from hpo import settings
-from hpo.errors import ServiceError, Unreachable
+from hpo.errors import ServiceError, Unreachable, Untrusted
 from hpo.launch import slurm as arrays
+from hpo.operations import own_code
 from hpo.operations.compute import Compute, Slurm
 from hpo.operations.connection import Connection, connect, opened
 from hpo.operations.details import links_of
 from hpo.operations.preparing import as_parts
 from hpo.operations.starts import starting_models
+from hpo.operations.trust import trusting
 from hpo.planning.preparation import Plan, planned_row, prepare
 from hpo.queue import ENDED, DatabaseLost, Job, Queue, State, Stop, StudyRow
 from hpo.report import winners
@@ -107,16 +109,24 @@ def run(
     compute: Compute | None = None,
     slurm: Slurm | None = None,
     retry: bool = False,
+    trust_code: Sequence[str] = (),
     watch: Watch | None = None,
 ) -> Run:
     """Plan studies, train them to their end and promote their best models; continue what was interrupted.
 
     `study`: a name, the path of a study file, or what `load` returned. `slurm`: let workers of an array job train.
-    `retry`: train dead trials again. Starts the embedded services if none run. After Ctrl-C or `hpo stop` the last
+    `retry`: train dead trials again. `trust_code`: SHA-256 of code of others that may run, beside that in the files
+    of these studies. Starts the embedded services if none run. After Ctrl-C or `hpo stop` the last
     outcome is `stopped`. Raise UserError for what is wrong with studies, data, options or services.
     """
-    chosen, compute, watch = settings.read(), compute or Compute(), watch or Watch()
     parts = as_parts(study)
+    with trusting(trust_code, [part for part in parts if isinstance(part, Study)]):
+        return _run_all(parts, compute or Compute(), slurm, retry, watch or Watch())
+
+
+def _run_all(parts: Sequence[Study | Plan], compute: Compute, slurm: Slurm | None, retry: bool, watch: Watch) -> Run:
+    """Plan and train studies in their order."""
+    chosen = settings.read()
     studies = [part.study if isinstance(part, Plan) else part for part in parts]
     requests = [slurm.request(compute, chosen, part.threads) if slurm else None for part in studies]
     if requests[0]:
@@ -136,6 +146,9 @@ def run(
             from hpo.planning import plans
 
             plans.require_contents(prepared, connection.queue)
+            for plan in prepared:
+                if planned_row(plan, connection.queue) is None:
+                    own_code.check(plan, watch.say)
         for note in dict.fromkeys(finding.text for plan in prepared for finding in plan.findings):
             watch.say(f"Note: {note}")
         for request in requests:
@@ -264,20 +277,22 @@ def worker(
     idle_exit: float | None = None,
     stay: bool = False,
     stops: int | None = None,
+    trust_code: Sequence[str] = (),
     watch: Watch | None = None,
 ) -> Outcome:
     """Train trials of a planned study, beside other workers, until it is closed, stopped, or a limit is reached.
 
     Limits: number of trials, hours, and seconds without a job to claim. `stay`: wait while the study is paused.
-    `stops`: leave once the study has been stopped more often. Waits while the study is being planned, and longer each
-    time after workers have failed here. Raise NotFound if there is no such study, ServiceError if the services do not
-    run, this machine cannot train, the study is paused or closing it failed.
+    `stops`: leave once the study has been stopped more often. `trust_code`: SHA-256 of code of others that may run.
+    Waits while the study is being planned, and longer each time after workers have failed here. Raise NotFound if there
+    is no such study, Untrusted if it runs code that may not run here, ServiceError if the services do not run, this
+    machine cannot train, the study is paused or closing it failed.
     """
     limits = limits_of(max_trials=max_trials, max_hours=max_hours, idle_exit=idle_exit)
     limits = replace(limits, stays=stay)
     settings.at_least("--stops", stops, 0)
     compute, watch, begin = compute or Compute(), watch or Watch(), time.monotonic()
-    with connect() as connection:
+    with trusting(trust_code), connect() as connection:
         row = _wait_until_planned(connection.queue, study, limits, watch)
         if not row.facts.planned:
             return Outcome(row=row, closed=False)
@@ -323,7 +338,7 @@ def _slower_after_failures(
             time.sleep(min(POLL, left))
     try:
         yield partial(queue.note_success, study, **place)
-    except Unreachable:
+    except (Unreachable, Untrusted):
         raise  # that is no fault of this place
     except Exception as error:  # of any kind: a fault of hpo comes again, too
         with suppress(DatabaseLost):

@@ -28,6 +28,7 @@ from hpo.text import counted, doubts_text, first_line, for_markdown
 from hpo.tracking import data_sets as data_files
 from hpo.tracking import experiments, foreign
 from hpo.tracking.client import Tracker
+from models import user
 
 Draw = Callable[[Dataset, Sequence[str], Sequence[Finding]], str]  # the page on images, their rows and what was found
 
@@ -170,7 +171,8 @@ def _track(
 
 
 def _upload_weights(ready: Plan, facts: StudyFacts, tracker: Tracker, run_id: str) -> None:
-    """Upload the files that trials begin with, for workers on every machine: models, and weights of one's own."""
+    """Upload the files that trials begin with or run, for workers on every machine: models, weights of one's own, and
+    code of one's own."""
     for start in ready.starts.values():
         if start.folder is not None:
             for file_name in start.model.files:
@@ -178,6 +180,12 @@ def _upload_weights(ready: Plan, facts: StudyFacts, tracker: Tracker, run_id: st
     for key, weights in (facts.weights or {}).items():
         if (own := ready.study.weights_files.get(key)) is not None:
             tracker.upload(run_id, Path(own), weights.folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        for digest in ready.study.code:
+            code = Path(temporary, digest)
+            user.write(ready.study.sources[digest], code)
+            for path in filter(Path.is_file, code.rglob("*")):
+                tracker.upload(run_id, path, f"code/{path.parent.relative_to(temporary).as_posix()}")
 
 
 def _page(ready: Plan, tracker: Tracker, run_id: str, draw: Draw) -> str | None:

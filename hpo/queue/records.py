@@ -1,7 +1,7 @@
 """The rows of the queue as frozen records."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -79,6 +79,7 @@ class TrialResult(Record):
     images: int | None = None  # it was trained on, if not all of the training split
     # NMSE on the validation images of each data set that its data set extends, by DataVersion.key.
     common: dict[str, float] | None = None
+    parameters: int | None = None  # of its network, if the plan did not know it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +138,14 @@ class Job:
         """Return the record of a row; JSON becomes records here and nowhere else."""
         result, values = row["result"], dict(row)
         is_trained = row["kind"] == "trial" and result is not None and "model_id" in result
+        spec = None if row["spec"] is None else TrialSpec.from_json(row["spec"])
+        if spec is not None and is_trained and "parameters" in result:
+            spec = replace(spec, parameters=result["parameters"])
         return cls(
             **values
             | {
                 "state": State(row["state"]),
-                "spec": None if row["spec"] is None else TrialSpec.from_json(row["spec"]),
+                "spec": spec,
                 "checkpoint": None if row["checkpoint"] is None else Checkpoint.from_json(row["checkpoint"]),
                 "judged": None if row["judged"] is None else Judged.from_json(row["judged"]),
                 "result": TrialResult.from_json(result) if is_trained else None,

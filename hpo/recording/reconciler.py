@@ -293,6 +293,7 @@ def summary(result: TrialResult) -> dict[str, float | None]:
         "last_val_nmse": result.last_val_nmse,
         "last_val_mse": result.last_val_mse,
     }
+    flat |= {} if result.parameters is None else {"parameters": result.parameters}
     for prefix, scores in (("best_val", result.validation), ("last_val", result.last_validation)):
         flat |= {f"{prefix}_r2": scores.r2, f"{prefix}_nrmse": scores.nrmse}
     for score in ("r2", "nrmse"):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas
 
 from hpo import crash, ownership
-from hpo.errors import ModelError, NotFound, ServiceError, disk_is_full
+from hpo.errors import NotFound, ServiceError, disk_is_full
 from hpo.files import sha256_of
 from hpo.queue import AttemptOutcome, Checkpoint, DatabaseLost, Job, LeaseLost, State, TrialResult
 from hpo.recording.outcomes import DataFetched, Ended, Fetched, HandedBack, NoData, NoStore, Refused, StoreProved
@@ -22,7 +22,7 @@ from hpo.recording.trained import Trained
 from hpo.search.pruning import Pruning
 from hpo.study.records import NETWORK
 from hpo.text import first_line
-from hpo.tracking import data_sets, experiments, logged_models, registry
+from hpo.tracking import data_sets, experiments, logged_models, registry, study_files
 from hpo.tracking.client import PAUSED
 from hpo.tracking.errors import TrackingUnavailable
 
@@ -81,7 +81,7 @@ class Tasks:
     def fetch(self, job: Job, folder: Path) -> Fetched:
         """Download the checkpoint that the trial goes on with and the model, or the weights, that it starts from.
 
-        Every file is checked against the hash recorded with it.
+        Every file is checked against the hash recorded with it. Those of the study are fetched once for all trials.
         """
         checkpoint = self._fetch_checkpoint(job, folder) if job.checkpoint is not None else None
         assert job.spec is not None
@@ -94,23 +94,15 @@ class Tasks:
                 expected_sha256=network.files,
             )
         elif (model := job.spec.start) is not None:
-            start = self._fetch_files(model.folder, model.files, folder / "start")
+            start = self._fetch_files(model.folder, model.files)
         elif (weights := job.spec.own_weights) is not None:
-            start = self._fetch_files(weights.folder, {weights.name: weights.sha256}, folder / "start")
+            start = self._fetch_files(weights.folder, {weights.name: weights.sha256})
         return Fetched(job=job, checkpoint=checkpoint, start=start)
 
-    def _fetch_files(self, source: str, files: Mapping[str, str], folder: Path) -> Path:
-        """Fill a folder with the files, of these SHA-256, that lie in the folder `source` of the study's run."""
+    def _fetch_files(self, source: str, files: Mapping[str, str]) -> Path:
+        """Return a folder with the files, of these SHA-256, that lie in the folder `source` of the study's run."""
         run_id = self.reconciler.study.facts.study_run_id
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, expected in files.items():
-            path = self.reconciler.tracker.download_artifact(run_id, f"{source}/{name}", folder)
-            if (sha256 := sha256_of(path)) != expected:
-                raise ModelError(
-                    f"{source}/{name} of the run {run_id}: expected SHA-256 {expected:.8}, found {sha256:.8}."
-                )
-            path.replace(folder / name)
-        return folder
+        return study_files.fetch(self.home, self.reconciler.tracker, run_id, source, files)
 
     def _fetch_checkpoint(self, job: Job, folder: Path) -> Path | None:
         """Return the job's newest checkpoint as a local file; None, with a warning, if it is missing or damaged."""
@@ -201,6 +193,7 @@ class Tasks:
             training=trained.training,
             images=trained.images,
             common=trained.common,
+            parameters=trained.parameters,
         )
         errors = {} if job.is_refit else {NETWORK: squared_errors(trained.predictions)}  # its folds have them
         queue.end(job, State.DONE, result=result, validation=errors)

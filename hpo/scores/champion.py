@@ -25,6 +25,7 @@ from hpo.tracking import registry
 from hpo.tracking.client import OWNER, Tracker
 from hpo.tracking.registry import CHAMPION, Version
 
+NOT_CHECKED = "not checked"  # a version that is neither sound nor unsound
 PATIENCE = 30.0  # seconds after which an election that froze loses its lock
 
 log = logging.getLogger("hpo")
@@ -333,11 +334,15 @@ def downloadable(queue: Queue, tracker: Tracker) -> list[str]:
 
 
 def unsound(queue: Queue, tracker: Tracker, model_name: str, version: Version) -> str | None:
-    """Download, hash and load a version and let it predict; say what is wrong with it, None if nothing is."""
+    """Download, hash and load a version and let it predict; say what is wrong with it, None if nothing is.
+
+    NOT_CHECKED comes before the reason why code that makes its network does not run here.
+    """
     import numpy as np
 
     from models import bundle, regressor
     from models.specs import SpecError
+    from models.user import NotTrusted
 
     job = queue.by_run(version.run_id)
     if job is None or job.result is None:
@@ -347,6 +352,8 @@ def unsound(queue: Queue, tracker: Tracker, model_name: str, version: Version) -
         try:
             registry.download_model(tracker, model_id=version.model_id, folder=folder, expected_sha256=job.result.files)
             model, spec = bundle.load(folder)
+        except NotTrusted:
+            return f"{NOT_CHECKED}: its network is code of its author, which is not trusted here"
         except (ModelError, NotFound, SpecError) as error:
             return str(error)
         cell = np.random.default_rng(0).integers(0, 2, (1, *spec.image_shape)).astype(np.float32) * spec.levels[1]

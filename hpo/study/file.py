@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.errors import StudyError
-from hpo.study import claims, weights_paths
+from hpo.study import claims, code, weights_paths
 from hpo.study.names import BARE, LONGEST_NAME, RESERVED
 from hpo.study.parsing import (
     BEST_KEYS,
@@ -108,13 +108,15 @@ def _load(name: str, overrides: Sequence[str], used: set[str], *, strict: bool, 
             before = _beside(folder, checked_value(label, key, table[key], str))
             earlier = _load(before, overrides, used, strict=False, first=False)
     overridden = json.dumps(table, sort_keys=True, default=str) != original
+    sources = code.take(label, table, folder or Path()) | ({} if earlier is None else earlier.sources)
     if "best_of" in table and earlier is not None:
         table = _completed_by(label, table, earlier, _file(before)[2].get("seed", 0), seeded=seeded)
         files = earlier.weights_files
     else:
         files = weights_paths.take(label, table, {} if earlier is None else earlier.weights_files)
     study = parse(name, label, table, earlier, overridden=overridden or (earlier is not None and earlier.overridden))
-    return replace(study, file=name if folder is None else os.path.abspath(label), weights_files=files)
+    path = name if folder is None else os.path.abspath(label)
+    return replace(study, file=path, weights_files=files, sources=sources)
 
 
 def _completed_by(label: str, table: dict[str, Any], earlier: Study, stated: Any, *, seeded: bool) -> dict[str, Any]:
@@ -162,7 +164,8 @@ def _fits(table: Mapping[str, Any], key: str) -> bool:
     if where == "model":
         family = table.get("model", {}).get("family")
         is_family = isinstance(family, str) and family in specs.FAMILIES
-        return inner not in space and is_family and inner in ("family", *specs.model_keys(family))
+        keys = ("family", *specs.model_keys(family)) if is_family else ()
+        return inner not in space and (inner in keys or family == specs.PYTHON)
     return where != "training" or inner not in space
 
 

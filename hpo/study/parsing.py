@@ -206,9 +206,10 @@ def _check_space(label: str, model: dict[str, Any], training: dict[str, Any], sp
         model_keys = specs.model_keys(family)
     except specs.SpecError as error:
         raise StudyError(f"{label}: model.{error}") from None
-    check_keys(label, "model", model, ("family", *model_keys))
     check_keys(label, "training", training, specs.training_keys())
-    check_keys(label, "space", space, (*model_keys, *specs.training_keys()))
+    if family != specs.PYTHON:  # which takes options of any name
+        check_keys(label, "model", model, ("family", *model_keys))
+        check_keys(label, "space", space, (*model_keys, *specs.training_keys()))
     for key in (*specs.BY_DATA_KEYS, "augmentation"):
         values = space.get(key)
         if isinstance(values, Choices) and specs.BY_DATA in values.values:

@@ -101,7 +101,7 @@ class TrialSpec(Record):
     model: dict[str, Any]
     training: dict[str, Any]
     seed: int
-    parameters: int
+    parameters: int  # 0: known when it is trained, as code of the user's makes the network
     trainable_parameters: int | None = None
     starts_from: Network | None = None
     start: StartingModel | None = None
@@ -151,7 +151,7 @@ class TrialSpec(Record):
         flat |= {} if self.fold is None else {"fold": self.fold.number, "folds": self.fold.count}
         flat |= {} if self.refit is None else {"folds": self.refit.folds, "refit.epochs": self.refit.epochs}
         flat |= {"start.sha256": self.start.sha256} if self.start is not None else {}
-        flat |= {"seed": self.seed, "parameters": self.parameters}
+        flat |= {"seed": self.seed} | ({"parameters": self.parameters} if self.parameters else {})
         flat |= {} if self.trainable_parameters is None else {"trainable_parameters": self.trainable_parameters}
         return flat | {"data": self.data, "split": self.split, "identity": self.identity, "numerics": self.numerics}
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from hpo.study.claims import Claim
+from hpo.study.code import Sources
 from hpo.study.identity import digest
 from hpo.study.names import file_name, origin, weights_key, with_digits
 from hpo.study.records import Fold, Refit, SourceTrial, StudyFacts, TrialSpec
@@ -53,6 +54,7 @@ class Study:
     folds: int | None = None  # of the cross-validation; None: the data's split validates
     best_of: "Study | None" = None  # whose best configurations are trained again
     weights_files: Mapping[str, str] = field(default_factory=dict, compare=False)  # paths of the user's, by name
+    sources: Sources = field(default_factory=dict, repr=False, compare=False)  # code of the user's, where it is at hand
     claims: tuple[Claim, ...] = field(default=(), compare=False)  # that the report decides; no part of the identity
     file: str = field(default="", compare=False)  # the shipped name, or the path
     command: str = field(default="", compare=False)  # for a shell, that loads it
@@ -178,10 +180,14 @@ class Study:
         return [*(map(str, self.values_of("backbone")) if "imagenet" in weights else ()), *files]
 
     @property
+    def code(self) -> list[str]:
+        """The digests of the user's code that its trials run, each once."""
+        return sorted({str(self.model.get("code", "")), str(self.training.get("loss_code", ""))} - {""})
+
+    @property
     def starting_models(self) -> list[str]:
         """The names of the trained models whose weights its trials begin with, each once."""
-        names = [training.start_from for _, training in map(self.specifications, self.corners())]
-        return sorted(set(filter(None, names)))
+        return sorted({training.start_from for _, training in map(self.specifications, self.corners())} - {""})
 
     def _starts_warm(self) -> bool:
         """Return whether all its trials begin with the weights of trained models."""

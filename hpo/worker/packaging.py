@@ -77,8 +77,12 @@ images = numpy.random.rand(3, {sizes}).astype(numpy.float32)  # yours: numpy.flo
 print(predictions)  # {unit}; columns: {targets}
 ```
 
-`hpo predict` reads only weights.safetensors and spec.json, which hold no code.
+`hpo predict` reads only weights.safetensors and spec.json, which hold no code.{code}
 """
+
+CODE = """
+The network is made by code of its author, in the folder source/. Read it. If you trust it, give `hpo predict` its
+SHA-256: `--trust-code {digest}`"""
 
 
 def package(
@@ -137,6 +141,7 @@ def package(
         pixels=pixels,
         in_unit=f"\n`hpo predict` undoes the transform. Then, on the validation split: {in_unit}.\n" if in_unit else "",
         pt2=PT2,
+        code=CODE.format(digest=spec["code"]) if "code" in spec else "",
         **_readme_inputs(network),
     )
     (folder / "README.md").write_text(readme, encoding="utf-8")

@@ -18,6 +18,7 @@ from hpo.study.records import TrialSpec
 from hpo.worker import inputs, protocol
 from hpo.worker.channel import Send
 from models import networks, specs
+from models.checkpoint import State
 from models.training import Diverged, Training
 
 PROBE_BATCHES = 4  # timed
@@ -43,7 +44,7 @@ def prove(request: protocol.Prove, send: Send, stop: Event) -> protocol.Proved:
     dataset, parts = inputs.load_data(request.data)
     training = dict(request.spec.training) | {"epochs": 1}
     device = inputs.device(request.device)
-    run = _begin(request.spec, training, dataset, parts, device, images=PROOF_IMAGES, initial=None)
+    run = begin(request.spec, training, dataset, parts, device, images=PROOF_IMAGES, initial=None)
     with suppress(Diverged):  # the fault of the trial: the place has trained it
         next(run.epochs())
     request.folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ def prove(request: protocol.Prove, send: Send, stop: Event) -> protocol.Proved:
     return protocol.Proved(device=inputs.gpu_name(run.device))
 
 
-def _begin(
+def begin(
     spec: TrialSpec,
     settings: Mapping[str, Any],
     dataset: Dataset,
@@ -61,6 +62,7 @@ def _begin(
     *,
     images: int,
     initial: dict[str, torch.Tensor] | None,
+    state: State | None = None,
 ) -> Training:
     """Return the trial's training on so many images of the training split, and as large a share for validation."""
     chosen = specs.training_from_dict(settings)
@@ -74,6 +76,7 @@ def _begin(
         validation=_labelled(dataset.part(validation)),
         seed=spec.seed,
         initial=initial,
+        state=state,
         symmetries=dataset.symmetries,
         phases=spec.phases,
         target_names=dataset.target_names,
@@ -97,9 +100,9 @@ def _measure(index: int, spec: TrialSpec, dataset: Dataset, parts: Split, device
     share = count / len(parts.train)
     is_here = spec.weights is not None and spec.weights.sha256 and spec.own_weights is None
     initial = inputs.initial_tensors(spec, None) if is_here else None
-    begin = time.monotonic()
-    training = _begin(spec, settings, dataset, parts, device, images=count, initial=initial)
-    once = (time.monotonic() - begin) / share
+    start = time.monotonic()
+    training = begin(spec, settings, dataset, parts, device, images=count, initial=initial)
+    once = (time.monotonic() - start) / share
     seconds = [epoch.metrics["seconds"] for epoch in training.epochs()][-1]  # the first one warms up
     parameters = networks.parameter_count(training.network)
     training.state()  # the memory that a checkpoint needs counts, too

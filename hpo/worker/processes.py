@@ -25,7 +25,8 @@ READ = 2**20  # bytes: a process that writes faster than we read must not keep u
 class Process:
     """One `python -P -m hpo.worker.MODULE` with a pipe each way. -P: not from the folder where the user stands."""
 
-    def __init__(self, module: str, log: IO[bytes], *, gpu: str | None = None) -> None:
+    def __init__(self, module: str, log: IO[bytes], *, gpu: str | None = None, code: Sequence[str] = ()) -> None:
+        """`code`: the folder of users' code, and the digests of which it may run."""
         self._module = module
         environment = {**os.environ, **_ENVIRONMENT}
         if gpu is not None:
@@ -34,7 +35,7 @@ class Process:
         os.set_blocking(self._messages, False)
         try:
             self._process = subprocess.Popen(
-                [*self._program(), str(messages)],
+                [*self._program(), str(messages), *code],
                 stdin=subprocess.PIPE,
                 stdout=log,  # not for the messages: code that Python runs before hpo.worker.trainer may print
                 stderr=log,

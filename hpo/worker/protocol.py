@@ -53,6 +53,16 @@ class Prove:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Check:
+    """Show on a few images that code of the user's can be trained, resumed and stored. Answer: Checked."""
+
+    specs: tuple[TrialSpec, ...]
+    data: Path
+    folder: Path  # for everything that the trainer writes
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stop:
     """Hand the present trial back at the next batch. Answer: Returned."""
 
@@ -161,6 +171,13 @@ class Proved:
     device: str  # the GPU's name, else ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """The user's code keeps to what is expected of it."""
+
+    digest: str  # SHA-256 of what the first network has learned: the same in every process
+
+
 # Answers of a suggester, for a claim: the job's id and its fence
 
 
@@ -191,11 +208,11 @@ class NotFilled:
     reason: str
 
 
-Request = Train | Score | Probe | Prove | Stop | Fill
+Request = Train | Score | Probe | Prove | Check | Stop | Fill
 Answer = Filled | ClaimLost | DatabaseAway | NotFilled
 Message = (
     Request | Answer | Ready | Alive | Started | EpochDone | CheckpointWritten | Trained | Returned | Diverged
-    | Failed | OutOfMemory | DiskFull | DataDamaged | Scored | Probed | ProbesEnded | Proved
+    | Failed | OutOfMemory | DiskFull | DataDamaged | Scored | Probed | ProbesEnded | Proved | Checked
 )  # fmt: skip
 KINDS: dict[str, Any] = {kind.__name__: kind for kind in get_args(Message)}
 

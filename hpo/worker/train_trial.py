@@ -200,6 +200,7 @@ def _package(request: protocol.Train, run: training.Training, dataset: Dataset, 
         device=f"cuda: {gpu}" if gpu else None,
         images=len(share) if "share" in request.spec.point | request.spec.training else None,
         common=_common(dataset, predicted) if refit is None else refit.common,
+        parameters=None if request.spec.parameters else networks.parameter_count(run.network),
     )
 
 

@@ -3,8 +3,10 @@
 It talks to no database and no server.
 """
 
+import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DatasetError
@@ -12,13 +14,14 @@ from hpo.errors import disk_is_full
 from hpo.text import first_line
 from hpo.worker import protocol
 from hpo.worker.channel import Channel, serve
+from models import user
 
 
 def answer_requests(channel: Channel) -> None:
     """Train, score and probe as the supervisor asks."""
     import torch
 
-    from hpo.worker import probing, scoring, train_trial
+    from hpo.worker import code_check, probing, scoring, train_trial
 
     torch.use_deterministic_algorithms(True)
     actions: dict[type, Callable[..., Any]] = {
@@ -26,6 +29,7 @@ def answer_requests(channel: Channel) -> None:
         protocol.Score: scoring.score,
         protocol.Probe: probing.probe,
         protocol.Prove: probing.prove,
+        protocol.Check: code_check.check,
     }
     channel.send(protocol.Ready())
     while True:
@@ -45,7 +49,7 @@ def failure(error: Exception) -> protocol.Message:
         return protocol.DiskFull(reason=f"no room on the disk ({error})")
     if isinstance(error, DatasetError):
         return protocol.DataDamaged(reason=str(error))
-    reason = f"{type(error).__name__}: {first_line(error)}"
+    reason = user.fault(error) or f"{type(error).__name__}: {first_line(error)}"
     is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
     if is_memory or "can't allocate memory" in str(error):  # torch's on a CPU
         return protocol.OutOfMemory(reason=reason)
@@ -53,4 +57,7 @@ def failure(error: Exception) -> protocol.Message:
 
 
 if __name__ == "__main__":
-    serve(answer_requests)
+    if sys.argv[2:]:  # nothing but this command line says which code of users may run here
+        user.look_in(Path(sys.argv[2]))
+    with user.trusting(sys.argv[3:]):
+        serve(answer_requests)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from hpo.closing.steps import Closing
+from hpo.errors import Untrusted
 from hpo.queue import Job, Queue, require_whole
 from hpo.recording.outage import Outage
 from hpo.recording.outcomes import Inbox
@@ -23,7 +24,7 @@ from hpo.search.pruning import Pruning
 from hpo.settings import Settings
 from hpo.study import trial_spec
 from hpo.study.records import TrialSpec
-from hpo.tracking import data_sets
+from hpo.tracking import data_sets, foreign, study_files
 from hpo.tracking.client import Tracker
 from hpo.tracking.errors import TrackingUnavailable
 from hpo.worker import ending
@@ -35,7 +36,7 @@ from hpo.worker.processes import Process, open_log
 from hpo.worker.signals import stopped_by_signals
 from hpo.worker.supervisor import NO_LIMITS, Limits, Supervisor
 from hpo.worker.work_folder import WorkFolder
-from models import weights
+from models import user, weights
 from models.specs import SpecError
 
 LOCK_PATIENCE = 1.0  # seconds to wait for a lock in Optuna's tables, at most; then the recorder tries again
@@ -79,6 +80,7 @@ class Worker:
         """Work until the study is closed; return whether it is. Raise ServiceError if nothing can be done here."""
         limit = ending.STOP_LIMIT + 0.5
         with _for_us_alone(), self._folder.lock(), stopped_by_signals(self.ending.stop, limit=limit):
+            self._require_code()
             self._require_weights()  # before a trial is claimed that this machine cannot train
             data = DataFile(data_sets.fetch(self.settings.home, self.tracker, self.row.name, self.row.facts))
             with open_log(self.settings.home, self._log_name) as log:
@@ -92,6 +94,20 @@ class Worker:
                     return supervisor.run(on_tick)
                 finally:
                     self.close()
+
+    def _require_code(self) -> None:
+        """Fetch the code of the user's that the study runs. Raise Untrusted if it is not to run here."""
+        row = self.row
+        for digest in row.specification.code:
+            run_id = row.facts.study_run_id
+            if not user.is_trusted(digest):
+                page = foreign.file_link(row.facts.experiment_id, run_id, f"code/{digest}/{user.SUMS}")
+                raise Untrusted(
+                    f"The study {row.name} runs code of its author, which this worker does not trust: it takes no "
+                    f"trial of it. Read the code: {self.tracker.uri}/{page} (all files of that folder). If you trust "
+                    f"it, add --trust-code {digest}"
+                )
+            study_files.fetch_code(self.settings.home, self.tracker, run_id, digest)
 
     def _require_weights(self) -> None:
         """Raise SpecError unless torchvision's weights are those that the study was planned with."""
@@ -119,6 +135,8 @@ class Worker:
         settings, pruning, inbox = self.settings, Pruning(self.queue, self.row.name, self._study), Inbox()
         outage = Outage(self.queue, self.row.name, store=settings.home / "artifacts" if settings.embedded else None)
 
+        code = [str(study_files.code_folder(settings.home)), *user.trusted()]
+
         def start_suggester() -> Suggester:
             return Suggester(Process("suggester", log), time, database_url=self._database_url)
 
@@ -134,7 +152,10 @@ class Worker:
             tasks=Tasks(self._reconciler, pruning, settings.home),
             pruning=pruning,
             trainers=Trainers(
-                lambda gpu: Process("trainer", log, gpu=gpu), count=self.count, gpus=self.place.gpus, clock=time
+                lambda gpu: Process("trainer", log, gpu=gpu, code=code),
+                count=self.count,
+                gpus=self.place.gpus,
+                clock=time,
             ),
             start_suggester=start_suggester,
             start_closing=start_closing,

@@ -6,6 +6,7 @@ import signal
 import time
 
 import cells
+import own_network
 import psutil
 import pytest
 from mlflow import MlflowClient
@@ -18,20 +19,31 @@ from hpo.queue import AttemptOutcome
 pytestmark = pytest.mark.acceptance
 
 
-def test_killed_trainers_and_supervisors_lose_nothing_and_change_no_bit(shell, data, tmp_path):
-    calm = cells.study(tmp_path, "calm", data=data, epochs=500, rates="[1e-3]")
-    shell.hpo("run", "--study", calm, "--trainers", 2)
-    undisturbed = {json.dumps(job.spec.point): job.result for job in shell.trials("calm")}
+def written(folder, name, *, data, is_own):
+    """The file of a study of two trials and 500 epochs, of a network of hpo's or of a user's."""
+    if is_own:
+        return own_network.write(folder, data=data, name=name, epochs=500, training='loss = "models.net:cubes"')
+    return cells.study(folder, name, data=data, epochs=500, rates="[1e-3]")
 
-    stormy = cells.study(tmp_path, "stormy", data=data, epochs=500, rates="[1e-3]")
+
+@pytest.mark.parametrize(
+    ("calm_name", "stormy_name"), [("calm", "stormy"), pytest.param("calm-own", "stormy-own", marks=pytest.mark.long)]
+)
+def test_killed_trainers_and_supervisors_lose_nothing_and_change_no_bit(shell, data, tmp_path, calm_name, stormy_name):
+    is_own = stormy_name.endswith("own")
+    calm = written(tmp_path, calm_name, data=data, is_own=is_own)
+    shell.hpo("run", "--study", calm, "--trainers", 2)
+    undisturbed = {json.dumps(job.spec.point): job.result for job in shell.trials(calm_name)}
+
+    stormy = written(tmp_path, stormy_name, data=data, is_own=is_own)
     first = shell.start("run", "--study", stormy, "--trainers", 2)
-    shell.training("stormy", epochs=100)
+    shell.training(stormy_name, epochs=100)
     trainers(first)[0].kill()
     shell.until(
-        lambda: any(job.attempt == 2 for job in shell.trials("stormy")), "the killed trainer's trial runs again"
+        lambda: any(job.attempt == 2 for job in shell.trials(stormy_name)), "the killed trainer's trial runs again"
     )
     shell.until(
-        lambda: any(job.alive and job.checkpoint and job.epochs >= 250 for job in shell.trials("stormy")),
+        lambda: any(job.alive and job.checkpoint and job.epochs >= 250 for job in shell.trials(stormy_name)),
         "a checkpoint",
     )
     left = trainers(first)
@@ -40,10 +52,10 @@ def test_killed_trainers_and_supervisors_lose_nothing_and_change_no_bit(shell, d
     assert not any(trainer.is_running() for trainer in left), "trainers outlive their supervisor"
 
     output = shell.hpo("run", "--study", stormy, "--trainers", 2)
-    check_recorded_once(shell, "stormy", points=2, epochs=500)
+    check_recorded_once(shell, stormy_name, points=2, epochs=500)
     assert "Promoted" in output or "Nothing promoted" in output
-    assert " of stormy goes on after epoch " in output, "from its checkpoint"
-    jobs = shell.trials("stormy")
+    assert f" of {stormy_name} goes on after epoch " in output, "from its checkpoint"
+    jobs = shell.trials(stormy_name)
     assert max(job.attempt for job in jobs) >= 2
     for job in jobs:
         expected = undisturbed[json.dumps(job.spec.point)]

@@ -15,7 +15,7 @@ ALLOWED = {
 }
 BINARY = ("os.open", "tarfile.open", "gzip.open", "Image.open", "archive.open")
 TRAINS = {
-    f"hpo.worker.{name}" for name in ("train_trial", "traced_programs", "scoring", "probing", "inputs")
+    f"hpo.worker.{name}" for name in ("train_trial", "traced_programs", "scoring", "probing", "inputs", "code_check")
 }  # may import torch
 ORDER = [  # each package imports only from those after it
     "hpo.cli",
