@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from hpo.queue import Job, StudyRow
 from hpo.queue.closing_result import ClosingEntry
 from hpo.report import promotion
-from hpo.scores import candidates
+from hpo.scores import candidates, lineage
 from hpo.study.records import SplitScores
 from hpo.text import doubts_text, for_markdown, in_brackets, in_unit_text, number_text, score_text, squared
 
@@ -23,12 +23,17 @@ VERDICTS = {
 
 def of_model(study: StudyRow) -> str:
     """Return the description of the registered model that the study's winners are versions of."""
-    data = study.facts.data
+    data, before = study.facts.data, [lineage.title(version) for version in study.facts.data.earlier or ()]
+    grown = (
+        f" The data set extends {', '.join(reversed(before))}. Models of different versions of it are compared on the "
+        "validation images of both; the tag `hpo.data` of a version says which one it was trained on."
+    )
     return (
         f"Models trained on {data.name} (digest {data.digest[:8]}), targets {', '.join(data.target_names)} in "
         f"{for_markdown(data.unit + data.beside)}. "
         f"All studies of one database on this data and split compete for `@champion`; the "
         "point with the lowest validation NMSE, the mean over its seeds, wins."
+        + (for_markdown(grown) if before else "")
     )
 
 

@@ -11,9 +11,9 @@ from hpo import crash
 from hpo.closing import descriptions
 from hpo.closing.scored import Scored
 from hpo.queue import Job, State
-from hpo.queue.closing_result import ClosingEntry, ClosingResult, FailedTrial, Gain
+from hpo.queue.closing_result import ClosingEntry, ClosingResult, FailedTrial, Gain, ScoredVersion
 from hpo.recording.reconciler import Reconciler, in_unit
-from hpo.scores import alarms, champion, gains, ranking
+from hpo.scores import alarms, champion, gains, lineage, ranking
 from hpo.study import provenance
 from hpo.study.records import NETWORK, Scores, SplitScores
 from hpo.tracking import registry
@@ -62,8 +62,12 @@ def verdict(
     return "good"
 
 
-def promote(reconciler: Reconciler, closing: Job, winners: Sequence[Winner]) -> ClosingResult:
+def promote(
+    reconciler: Reconciler, closing: Job, winners: Sequence[Winner], tested: Sequence[ScoredVersion]
+) -> ClosingResult:
     """Register the winners, the best first, and move the aliases; return the closing's result. Idempotent.
+
+    `tested` stands in the result as it is: no alias depends on it.
 
     Raise LeaseLost if another worker closes the study now.
     """
@@ -84,7 +88,8 @@ def promote(reconciler: Reconciler, closing: Job, winners: Sequence[Winner]) -> 
     warnings = alarms.alarms(means, study.facts.predictors, winners[0].predictions)
     with champion.lock(queue, study):
         queue.require(closing)
-        model_name = champion.claim_model(queue, tracker, study, description=descriptions.of_model(study))
+        newest = lineage.newest(study, champion.competing(queue, study))
+        model_name = champion.claim_model(queue, tracker, study, description=descriptions.of_model(newest))
     baselines = {name: array for name, array in winners[0].arrays().items() if name != NETWORK}
     networks = {winner.job.id: {NETWORK: winner.arrays()[NETWORK]} for winner in winners if not winner.job.is_refit}
     queue.put_validation(closing, {closing.id: baselines, **networks})
@@ -112,6 +117,7 @@ def promote(reconciler: Reconciler, closing: Job, winners: Sequence[Winner]) -> 
         alarms=tuple(warnings),
         model_name=model_name,
         predictors=winners[0].scored.predictors,
+        tested=tuple(tested) or None,
         election=election,
     )
 

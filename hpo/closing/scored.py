@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpo.study.records import SplitScores
+from hpo.study.records import Scores, SplitScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,8 @@ class Score:
     predictions: Path  # CSV to be written
     errors: Path  # NPZ to be written: arrays of the validation split by their names in hpo.study.records
     folds: int | None = None  # of the cross-validation after which it was trained again
+    earlier: str | None = None  # key of an earlier data set: its test images are scored apart from the others
+    is_older: bool = False  # the model was trained on that one. Answer: Scored or NotScored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,3 +29,11 @@ class Scored:
 
     model: SplitScores
     predictors: dict[str, SplitScores]
+    tests: dict[str, Scores] | None = None  # of the model: on OLD and NEW test images (ScoredVersion)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotScored:
+    """An older model cannot be scored on this data set: the closing goes on without it."""
+
+    reason: str

@@ -64,6 +64,32 @@ class ClosingEntry(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compared(Record):
+    """The best version of another data set of the line, beside the champion on the validation images of both."""
+
+    study: str
+    model: str
+    version: int
+    data: str  # its data set
+    on: str | None = None  # data set whose validation images both have; None if one of them has no score there
+    nmse: float | None = None  # of its network on these
+    champion_nmse: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredVersion(Record):
+    """A network on the test images of a data set that has grown: no election looks at them."""
+
+    run_id: str
+    study: str
+    model: str | None = None  # registered model and version that was champion before the closing
+    version: int | None = None
+    data: str  # it was trained on
+    tests: dict[str, Scores] | None = None  # on the OLD images, which the earlier data set has, and the NEW ones
+    fault: str | None = None  # why it could not be scored
+
+
+@dataclass(frozen=True, kw_only=True)
 class Election(Record):
     """The champion after the closing, among all studies on the problem."""
 
@@ -73,6 +99,8 @@ class Election(Record):
     champion_study: str | None = None
     champion_nmse: float | None = None  # validation NMSE of its network
     champion_point_nmse: float | None = None  # mean over the repeats of its configuration
+    champion_data: str | None = None  # the data set that it was trained on, if it is another version of the study's
+    compared: tuple[Compared, ...] | None = None  # one for each other data set of the line that has a version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +115,7 @@ class ClosingResult(Record):
     alarms: tuple[str, ...] | None = None  # None of a study that was closed before there were any
     model_name: str | None = None  # registered model
     predictors: dict[str, SplitScores] | None = None  # scores of the baseline predictors, by name
+    tested: tuple[ScoredVersion, ...] | None = None  # the champion of an earlier data set, then the winners
     election: Election | None = None  # its fields stand among the others in the JSON
 
     def to_json(self) -> dict[str, Any]:

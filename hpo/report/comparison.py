@@ -19,6 +19,7 @@ from hpo.report import names, tables
 from hpo.report.words import BASELINES, SCORES
 from hpo.scores import ranking
 from hpo.study import provenance
+from hpo.study.records import NEW, OLD
 from hpo.text import first_line, number_text, point_text, squared
 from hpo.tracking import registry
 from hpo.tracking.client import Tracker
@@ -90,7 +91,7 @@ class Comparison:
         """Return the best value of a score, predictors included; None if all have the same or the data differ."""
         values = {side.values[key] for side in (*self.things, *self.predictors) if side.values.get(key) is not None}
         score = SCORE.fullmatch(key)
-        if score is None or self.warning or len(values) < 2:
+        if score is None or (self.warning and score[3] not in (OLD, NEW)) or len(values) < 2:
             return None
         return max(values) if score[2] == "r2" else min(values)
 
@@ -115,7 +116,7 @@ def compare(queue: Queue, tracker: Tracker | None, wanted: Sequence[str]) -> Com
     studies = {row.name: row for row in queue.studies()}
     chosen = [names.find(queue, tracker, studies, name) for name in wanted]
     jobs = {name: queue.jobs(name) for name in dict.fromkeys(job.study for job in chosen)}
-    tracked = _tracked(tracker, studies, chosen)
+    tracked, of_versions = _tracked(tracker, studies, chosen), _of_versions(chosen, jobs)
     things = []
     for name, job in zip(wanted, chosen, strict=True):
         study, of_study = studies[job.study], jobs[job.study]
@@ -128,6 +129,7 @@ def compare(queue: Queue, tracker: Tracker | None, wanted: Sequence[str]) -> Com
         validation = job.result.validation if job.state == State.DONE and job.result else None
         targets = study.facts.data.target_names
         sections |= _score_sections(_validation(queue, job, of_study), validation, _tested(job, of_study), targets)
+        sections[TEST] |= of_versions.get(job.run_id, {})
         things.append(Compared(name=name, data=_data(study), sections=sections))
     rows = [studies[name] for name in jobs]
     units = dict.fromkeys(row.facts.data.unit for row in rows)
@@ -228,6 +230,23 @@ def _tested(job: Job, jobs: list[Job]) -> Scores | None:
     if job.id not in (network.id for network in networks if network is not None):  # of repeats only the best
         return None
     return next((group.test for group in _ended(jobs).groups if group.number == job.number), None)
+
+
+def _of_versions(chosen: Sequence[Job], jobs: Mapping[str, list[Job]]) -> dict[str | None, Values]:
+    """Return scores on the old and the new test images of a data set that has grown, by run: those of the closing that
+    has scored most of the trials, the last of such closings."""
+    runs = {job.run_id for job in chosen}
+    closings = [job for of_study in jobs.values() for job in of_study if job.closing and job.closing.tested]
+    scored = [
+        (len(runs & by_run.keys()), closing.changed_at, by_run)
+        for closing in closings
+        for by_run in [{one.run_id: one.tests for one in (closing.closing and closing.closing.tested) or ()}]
+    ]
+    _, _, by_run = max(scored, key=lambda one: one[:2], default=(0, 0.0, {}))
+    return {
+        run: {f"test_{name}/{part}": getattr(of, name) for part, of in (tests or {}).items() for name in ("nmse", "r2")}
+        for run, tests in by_run.items()
+    }
 
 
 def _ended(jobs: list[Job]) -> ClosingResult:

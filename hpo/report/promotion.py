@@ -2,6 +2,7 @@
 
 from hpo.queue import Job, State
 from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election
+from hpo.report import versions
 from hpo.report.words import number
 from hpo.text import counted, score_text
 
@@ -42,7 +43,7 @@ def sentences(study: str, ended: ClosingResult | None, close: Job | None, *, is_
     elif election is None or election.champion is None:
         lines.append("No version stands for election as @champion: were they deleted in MLflow, or are they damaged?")
     else:
-        lines.append(_champion(winner, ended, election))
+        lines += [_champion(winner, ended, election), *versions.sentences(ended)]
     if winner.weights == "not pretrained":
         lines.append("Note: its backbone is not pretrained; the version is tagged so.")
     if winner.verdict == "below volume fraction":
@@ -66,6 +67,8 @@ def _champion(winner: ClosingEntry, ended: ClosingResult, election: Election) ->
             f"@champion is this version: the lowest validation NMSE ({mean:.4g}{repeats}) of all studies on this data."
         )
     stays = f"{_stays(ended, election)}:"
+    if election.champion_data is not None:
+        return f"{stays} it was trained on {election.champion_data}."
     if mean == winner.point_nmse:
         return f"{stays} it is of the same point, and its own validation NMSE {own:.4g} is lower."
     return f"{stays} its validation NMSE {mean:.4g} is lower."

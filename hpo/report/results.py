@@ -17,7 +17,7 @@ from hpo.errors import SettingsError
 from hpo.machine import now_ms
 from hpo.queue import Job, Queue, State, StudyRow, finite
 from hpo.queue.closing_result import ClosingResult
-from hpo.report import learning, promotion, tables, words
+from hpo.report import learning, promotion, tables, versions, words
 from hpo.report.tables import Column, Row, Table
 from hpo.report.words import BASELINES, SCORES, label, number, rmse, score_columns, score_values, spread_text
 from hpo.scores import learning_curve, ranking
@@ -85,7 +85,7 @@ def _result_tables(study: StudyRow, jobs: list[Job], ended: ClosingResult | None
     if ended is None or ended.winner is None:
         return [top_table(study, jobs), *of_curve]
     in_unit = [in_unit_table(ended)] if ended.winner.test.in_unit else []
-    return [top_table(study, jobs), winner_table(study, ended), *in_unit, *of_curve]
+    return [top_table(study, jobs), winner_table(study, ended), *in_unit, *versions.of_test(ended), *of_curve]
 
 
 def fruitless(study: str, jobs: list[Job]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import optuna
 
 from hpo.queue import Job, State
-from hpo.report import figures, learning, results, tables
+from hpo.report import figures, learning, results, tables, versions
 from hpo.report.answers import SAME
 from hpo.report.document import Picture, Section
 from hpo.report.results import TOP
@@ -42,6 +42,8 @@ def section(evidence: Evidence, closed: Closed) -> Section:
     if len(records) > 1:
         effects, pictures = _effects(closed)
         listed += effects
+    listed += versions.of_test(closed.ended, name=f"{closed.row.name}-versions-test")
+    text += versions.sentences(closed.ended)
     if (curve := learning_curve.of_study(closed.row, closed.jobs)) is not None:
         text += learning.lines(curve)
         listed.append(learning.table(curve))

@@ -17,9 +17,10 @@ from hpo import crash
 from hpo.errors import ModelError, NotFound
 from hpo.queue import DatabaseLost, Job, Queue, State, StudyRow
 from hpo.queue.closing_result import ClosingResult, Election
-from hpo.scores import gains, ranking
-from hpo.scores.candidates import Candidate, table
-from hpo.scores.standings import Rival, problem, standings
+from hpo.scores import gains, lineage, ranking
+from hpo.scores.candidates import DATA, Candidate, compared, table
+from hpo.scores.lineage import Line
+from hpo.scores.standings import Rival
 from hpo.study import alias
 from hpo.tracking import registry
 from hpo.tracking.client import OWNER, Tracker
@@ -49,7 +50,7 @@ def settle(
     leaving: str | None = None,
     sound: Collection[str] = (),
 ) -> Outcome:
-    """Set @champion and the alias of each study on the problem of `row` by the rows; refresh tags and tables.
+    """Set @champion and the alias of each study on the line of `row` by the rows; refresh tags and tables.
 
     `closing`: this job's study counts as closed; raise LeaseLost, and change nothing, if another worker holds the job.
     `leaving`: a study that is being deleted. `sound`: runs whose models have just been downloaded, checked and scored;
@@ -91,11 +92,12 @@ def faults(queue: Queue, tracker: Tracker, row: StudyRow) -> Iterator[str]:
 
 
 def competing(queue: Queue, row: StudyRow) -> list[StudyRow]:
-    """Return all studies of this database on the problem of `row`, itself among them, the oldest first.
+    """Return all studies of this database on the data of `row` and its other versions, itself among them, the oldest
+    first.
 
     A study that is half deleted competes no more.
     """
-    studies = [other for other in queue.studies() if problem(other) == problem(row)]
+    studies = lineage.of_line(row, queue.studies())
     return [other for other in studies if other.name == row.name or not other.deleting]
 
 
@@ -117,28 +119,35 @@ class Contest:
         leaving: str | None = None,
         sound: Collection[str] = (),
     ) -> None:
-        self.queue, self.tracker, self.closing, self.sound = queue, tracker, closing, sound
+        self.queue, self.tracker, self.row, self.closing, self.sound = queue, tracker, row, closing, sound
         self.rivals = [rival for rival in rivals(queue, row) if rival.row.name != leaving]
         self.models = own_models(queue, tracker, [rival.row for rival in self.rivals])
+        self.line = Line(self.rivals, closing=closing)
+        self._standing: dict[str, bool] = {}  # answers of `stands`, by run
 
     def candidates(self) -> list[Candidate]:
         """Return every version that may be elected, with the aliases it has now, the best first."""
-        owner, scores = self.queue.database_id(), standings(self.rivals, closing=self.closing)
-        by_run = {str(job.run_id): job for rival in self.rivals for job in rival.jobs}
+        owner, line = self.queue.database_id(), self.line
+        jobs = {str(job.run_id): job for rival in self.rivals for job in rival.jobs}
         forced = {run for rival in self.rivals for run in rival.row.facts.forced or ()}
         result = [
             Candidate(
                 model=name,
                 version=version,
-                job=by_run[version.run_id],
-                standing=scores[version.run_id],
+                job=jobs[version.run_id],
+                standing=line.standings[version.run_id],
                 is_forced=version.run_id in forced,
+                data=line.data(version.run_id),
             )
             for name in self.models
             for version in registry.versions(self.tracker, name)
-            if version.tags.get(OWNER) == owner and version.run_id in scores
+            if version.tags.get(OWNER) == owner and version.run_id in line.standings
         ]
-        return sorted(result, key=lambda one: (one.standing, self.models.index(one.model), one.version.number))
+        result.sort(key=lambda one: (one.standing, self.models.index(one.model), one.version.number))
+        by_run = {one.version.run_id: one for one in reversed(result)}
+        order = line.order([*reversed(by_run)], lambda run: self.stands(by_run[run]))
+        places = {run: place for place, run in enumerate(order)}
+        return sorted(result, key=lambda one: places[one.version.run_id])
 
     def study_aliases(self, candidates: Sequence[Candidate]) -> dict[str, Candidate | None]:
         """Return where the alias of each closed study belongs: to its best trial's version, None if there is none.
@@ -158,8 +167,11 @@ class Contest:
     def stands(self, candidate: Candidate) -> bool:
         """Return whether the candidate may be champion: it is distinguishable from the mean predictor as far as that is
         known, or forced."""
-        jobs = next(rival.jobs for rival in self.rivals if rival.row.name == candidate.job.study)
-        return candidate.is_forced or gains.beats_mean(self.queue, jobs, candidate.job)
+        run = candidate.version.run_id
+        if run not in self._standing:
+            jobs = next(rival.jobs for rival in self.rivals if rival.row.name == candidate.job.study)
+            self._standing[run] = candidate.is_forced or gains.beats_mean(self.queue, jobs, candidate.job)
+        return self._standing[run]
 
     def present(self, candidates: Sequence[Candidate]) -> Candidate | None:
         """Return the candidate that is champion now, the best one of several; None if it may not be."""
@@ -167,8 +179,8 @@ class Contest:
 
     def better(self, candidates: Sequence[Candidate], present: Candidate | None) -> Iterator[Candidate]:
         """Yield those that may be champion and come before the present one, the best first; all if there is none."""
-        before = (one for one in candidates if present is None or one.standing < present.standing)
-        return filter(self.stands, before)
+        before = candidates[: None if present is None else candidates.index(present)]
+        return (one for one in before if (present is None or not one.equals(present)) and self.stands(one))
 
     def fault(self, candidate: Candidate) -> str | None:
         """Say what is wrong with the model of a candidate; None if it is sound."""
@@ -183,7 +195,8 @@ class Contest:
         elected = self._elect(candidates, hold)
         hold()
         for candidate in candidates:
-            registry.set_tags(self.tracker, candidate.model, candidate.version, candidate.score_tags)
+            tags = candidate.score_tags | ({DATA: candidate.data} if candidate.data else {})
+            registry.set_tags(self.tracker, candidate.model, candidate.version, tags)
         candidates = self.candidates()  # with their new aliases
         for name in self.models:
             own = [candidate for candidate in candidates if candidate.model == name]
@@ -227,7 +240,11 @@ class Contest:
                 registry.delete_alias(self.tracker, name, CHAMPION)
         if holder is None:
             return Election(champion=None, champion_moved=False)
-        standing = holder.standing
+        standing, best = holder.standing, {holder.data: holder}
+        for candidate in candidates:
+            if candidate.data not in best and self.stands(candidate):
+                best[candidate.data] = candidate
+        others = [one for one in best.values() if one is not holder]
         return Election(
             champion=holder.version.number,
             champion_model=holder.model,
@@ -235,6 +252,8 @@ class Contest:
             champion_study=holder.job.study,
             champion_nmse=standing.own,
             champion_point_nmse=standing.point if math.isfinite(standing.point) else standing.own,
+            champion_data=None if holder.data in ("", lineage.title(self.row.facts.data)) else holder.data,
+            compared=compared(holder, others, self.line) or None,
         )
 
     def faults(self) -> Iterator[str]:
@@ -267,13 +286,14 @@ class Contest:
 
 @contextmanager
 def lock(queue: Queue, row: StudyRow) -> Iterator[Callable[[], None]]:
-    """Let one worker at a time settle the aliases of a problem, so that studies that close at once see each other.
+    """Let one worker at a time settle the aliases of a line, so that studies that close at once see each other.
 
     The lock is held for as long as a step takes, and ends PATIENCE after the process froze. The function that it yields
     raises DatabaseLost if the lock has ended.
     """
     mutex, ended = threading.Lock(), threading.Event()
-    with queue.lock(f"champion.{'.'.join(problem(row)[:2])}", patience=PATIENCE) as touch:
+    root = lineage.root(row, queue.studies())
+    with queue.lock(f"champion.{root.digest}.{root.split}", patience=PATIENCE) as touch:
 
         def hold() -> None:
             with mutex:
@@ -294,14 +314,17 @@ def lock(queue: Queue, row: StudyRow) -> Iterator[Callable[[], None]]:
 
 
 def claim_model(queue: Queue, tracker: Tracker, row: StudyRow, *, description: str) -> str:
-    """Return the registered model of all studies of this database on the problem of `row`; create it if there is none.
+    """Return the registered model of all studies of this database on the line of `row`; create it if there is none.
 
-    Its name is the planned one, unless a study on the same problem uses another one already, or the planned one belongs
+    Its name is the planned one, unless a study on the same line uses another one already, or the planned one belongs
     to another database: then part of this database's id follows. Raise ModelError if both belong to other databases.
     """
     owner, planned = queue.database_id(), row.facts.model_name
-    tags = {"hpo.data": row.facts.data.digest, "hpo.split": row.facts.data.split}
-    used = own_models(queue, tracker, competing(queue, row))
+    line = competing(queue, row)
+    versions, used = lineage.versions(lineage.newest(row, line)), own_models(queue, tracker, line)
+    tags = {"hpo.data": versions[0].digest, "hpo.split": versions[0].split}
+    if len(versions) > 1:
+        tags["hpo.lineage"] = ", ".join(f"{version.name} {version.digest[:8]}" for version in versions)
     for name in dict.fromkeys([*used, planned, f"{planned}-{owner[:8]}"]):
         if registry.ensure_registered_model(tracker, name, description=description, tags=tags, owner=owner):
             if name != planned:

@@ -8,6 +8,7 @@ from hpo.records import Record
 from hpo.study.claims import Claim
 from models.metrics import Scores as Scores
 
+OLD, NEW = "old test images", "new test images"  # parts of the test split of a data set that extends another one
 Point = dict[str, Any]  # the values of a configuration, by parameter, in the order of the study file
 # Arrays of the validation split by name: a trial's own squared errors (n, k), label's unit squared; NaN: no label.
 NETWORK = "network"

@@ -35,7 +35,7 @@ class Closings:
         if trainer is not None and outcome.job in self._leases:  # else its trainer died, and it has been given back
             self._score_next(trainer, outcome.job)
 
-    def on_scored(self, trainer: Trainer, job: Job, message: protocol.Scored) -> None:
+    def on_scored(self, trainer: Trainer, job: Job, message: protocol.Scored | protocol.NotScored) -> None:
         assert self._closing is not None
         try:
             self._closing.put(message)

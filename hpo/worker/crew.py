@@ -50,7 +50,9 @@ class Crew:
         self._leases, self._ending, self._pruning = leases, ending, parts.pruning
         self._wait, self._clock, self._inbox = parts.wait, parts.clock, parts.inbox
         self._log_file, self._hang_timeout = parts.log_file, parts.settings.hang_timeout
-        self._answers: Answers = {**self.trials.answers, protocol.Scored: self.closings.on_scored}
+        self._answers: Answers = self.trials.answers | dict.fromkeys(
+            (protocol.Scored, protocol.NotScored), self.closings.on_scored
+        )
         self._alone: dict[str | None, _Alone] = {}  # by card, None for the CPU
         self._stillborn: Counter[str | None] = Counter()  # by card: trainers in a row that ended before their proof
         self._last_turn = parts.clock.monotonic()

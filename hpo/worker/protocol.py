@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from hpo.closing.scored import Score, Scored
+from hpo.closing.scored import NotScored, Score, Scored
 from hpo.recording.trained import Trained
 from hpo.records import Record, decoded
 from hpo.study.records import TrialSpec
@@ -212,7 +212,7 @@ Request = Train | Score | Probe | Prove | Check | Stop | Fill
 Answer = Filled | ClaimLost | DatabaseAway | NotFilled
 Message = (
     Request | Answer | Ready | Alive | Started | EpochDone | CheckpointWritten | Trained | Returned | Diverged
-    | Failed | OutOfMemory | DiskFull | DataDamaged | Scored | Probed | ProbesEnded | Proved | Checked
+    | Failed | OutOfMemory | DiskFull | DataDamaged | Scored | NotScored | Probed | ProbesEnded | Proved | Checked
 )  # fmt: skip
 KINDS: dict[str, Any] = {kind.__name__: kind for kind in get_args(Message)}
 

@@ -8,22 +8,33 @@ import numpy as np
 import pandas
 
 from data_pipeline.dataset import Dataset
+from data_pipeline.errors import DatasetError
 from data_pipeline.folds import folds, outside_test
 from data_pipeline.image_checks import copies
 from data_pipeline.parts import joined
 from data_pipeline.split import Split
 from hpo import crash
-from hpo.study.records import GROUPS, NETWORK, VARIANCE, SplitScores
+from hpo.study.records import GROUPS, NETWORK, NEW, OLD, VARIANCE, SplitScores, version_key
 from hpo.text import first_line, for_csv, utf8
 from hpo.worker import protocol
 from hpo.worker.channel import Send, signs_of_life
 from hpo.worker.inputs import load_data
-from models import bundle, metrics
+from models import bundle, metrics, user
 from models.regressor import predict
 from models.ridge_baseline import ridge_baseline
 
 Described = tuple[dict[str, metrics.Scores], np.ndarray]
 _described: dict[Path, Described | None] = {}  # of the newest data set
+
+
+def answer(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored | protocol.NotScored:
+    """Return what `score` does; of a model of an earlier data set why it cannot be scored on this one."""
+    try:
+        return score(request, send, stop)
+    except Exception as error:  # its network may be code of its author
+        if not request.is_older or isinstance(error, DatasetError | OSError):
+            raise
+        return protocol.NotScored(reason=user.fault(error) or first_line(error))
 
 
 def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
@@ -41,7 +52,8 @@ def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
     predictors[NETWORK] = lambda images, inputs=None: predict(regressor, images, inputs, alive=alive)
     scores: dict[str, dict[str, metrics.Scores]] = {name: {} for name in predictors}
     validated = folds(dataset, request.folds) if request.folds else (parts,)
-    tables, errors = [], _baseline_errors(dataset, validated) | {VARIANCE: metrics.moments(learned[1])[1]}
+    errors = _baseline_errors(dataset, validated) | {VARIANCE: metrics.moments(learned[1])[1]}
+    tables, tests = [], None
     for field, (part, indices) in (("validation", first), ("test", ("test", parts.test))):
         images, truth, *inputs = dataset.part(indices)
         trained = truth if part == "training" else learned[1]
@@ -52,13 +64,30 @@ def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
                 errors |= {NETWORK: (predicted - truth) ** 2} if part == "validation" else {}
                 tables.append(prediction_table(dataset, indices, predicted))
                 tables[-1].insert(1, "split", part)
+        if part == "test" and request.earlier is not None:
+            tests = _tests(dataset, request.earlier, predicted)
     if (described := _by_descriptors(request.data, alive)) is not None:
         scores[metrics.DESCRIPTORS], predicted = described
         tables[-1][[f"{name} {metrics.DESCRIPTORS}" for name in dataset.target_names]] = predicted
     write_table(pandas.concat(tables), request.predictions)
     np.savez(request.errors, allow_pickle=False, **errors)
     both = {name: SplitScores(**by_part) for name, by_part in scores.items()}
-    return protocol.Scored(model=both.pop(NETWORK), predictors=both)
+    return protocol.Scored(model=both.pop(NETWORK), predictors=both, tests=tests)
+
+
+def _tests(dataset: Dataset, key: str, predicted: np.ndarray) -> dict[str, metrics.Scores]:
+    """Return the scores of predictions of the test split (n, k) on the images of an earlier data set, and on the others
+    if there are any. All are of the variance of the training labels of this data set."""
+    test, learned = dataset.split.test, dataset.targets[dataset.split.train]
+    own = next(one for one in dataset.earlier if version_key(one.digest, one.split) == key).within(test)
+    parts = {OLD: np.isin(test, own), NEW: ~np.isin(test, own)}
+    return {
+        name: metrics.scores_of_part(
+            predicted[chosen], dataset.targets[test[chosen]], learned=learned, in_unit=dataset.in_unit
+        )
+        for name, chosen in parts.items()
+        if chosen.any()
+    }
 
 
 def _baseline_errors(dataset: Dataset, splits: Sequence[Split]) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ def answer_requests(channel: Channel) -> None:
     torch.use_deterministic_algorithms(True)
     actions: dict[type, Callable[..., Any]] = {
         protocol.Train: train_trial.train,
-        protocol.Score: scoring.score,
+        protocol.Score: scoring.answer,
         protocol.Probe: probing.probe,
         protocol.Prove: probing.prove,
         protocol.Check: code_check.check,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import shutil
 import subprocess
 import time
 
@@ -196,24 +195,6 @@ def test_two_databases_on_one_server_have_models_and_champions_of_their_own(shel
         finally:
             other.close()
     assert "Healthy" in shell.hpo("doctor", "--study", "lab")
-
-
-@pytest.mark.acceptance
-def test_who_competes_is_decided_by_the_data_not_by_the_folders_name(shell, tmp_path):
-    data = cells.make(tmp_path / "own", seed=33)
-    copy = shutil.copytree(data, tmp_path / "copy")
-    (copy / "dataset.toml").write_text('name = "other"\nunit = "GPa"\n')
-    shell.hpo("run", "--study", small(tmp_path, "thorough", data=data, epochs=60))
-    said = shell.hpo("run", "--study", small(tmp_path, "hasty", data=copy, epochs=2))
-    assert "@champion stays version 1, of the study thorough" in said
-    assert "download --study hasty model/" in said and "--alias champion" not in said, "that is another study's"
-    name = shell.queue.study("hasty").facts.model_name
-    assert name == shell.queue.study("thorough").facts.model_name
-    MlflowClient(shell.tracking_uri).delete_registered_model(name)  # on MLflow's page, say
-    assert "No version stands for election" in shell.hpo("promote", "--study", "thorough")
-    assert "Healthy" in shell.hpo("doctor")
-    shell.hpo("delete", "--study", "hasty", "--yes")
-    assert [row.name for row in shell.queue.studies()] == ["thorough"]
 
 
 @pytest.mark.slow

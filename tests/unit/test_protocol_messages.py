@@ -21,6 +21,8 @@ VALUES = {
     "pathlib.Path | None": None,
     "str | None": None,
     "int | None": 7,
+    "dict[str, models.metrics.Scores] | None": {"old": records.result(0.5).validation},
+    "bool": True,
     "dict[str, float] | None": {"d.s": 0.1 + 0.2},
     "models.metrics.Scores | None": records.result(0.5).validation,
     "TrialSpec": records.spec(point={"filters": 8}),
