@@ -77,7 +77,7 @@ def output_of(process) -> str:
     ("mode", "only", "words"),
     [
         ("401", "", "MLflow answers 401, "),
-        pytest.param("login", "", "MLflow answers with a web page, ", marks=pytest.mark.slow),
+        pytest.param("login", "", "MLflow answers with a web page, ", marks=pytest.mark.long),
         pytest.param("404", "", "MLflow answers 404, ", marks=pytest.mark.long),
         pytest.param(
             "403", "/mlflow-artifacts/", "no trial is claimed until it takes files again", marks=pytest.mark.slow

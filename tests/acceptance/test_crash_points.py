@@ -23,7 +23,7 @@ EPOCHS = 8
 OF_THE_TRAINER = ("batch", "packaging", "scoring")
 QUICK = ("model logged",)
 TRAINED = ("training stored", "model registered unfinished", "model logged")
-SLOW = ("claimed", "training stored", "model registered unfinished", "recorded", "scoring")
+SLOW = ("training stored", "recorded", "scoring")
 # the others: long
 OF_THE_PRUNER = "verdict stored"
 OF_FOLDS = "refits planned"  # tests/acceptance/test_cross_validation.py

@@ -25,6 +25,7 @@ def end(process):
     process.wait()
 
 
+@pytest.mark.long
 def test_a_closing_that_dies_when_it_has_planned_the_refit_plans_it_once(shell, tmp_path):
     file = cells.study(tmp_path, "refit-once", data=cells.make(tmp_path / "cells", count=60, seed=4), epochs=5)
     file.write_text(file.read_text().replace("[data]", "[data]\nfolds = 2"))

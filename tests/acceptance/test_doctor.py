@@ -94,7 +94,7 @@ def test_dead_trials_of_a_closed_study_are_reported(closed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["spec.json", "weights.safetensors"])
+@pytest.mark.parametrize("file", ["spec.json", pytest.param("weights.safetensors", marks=pytest.mark.long)])
 def test_a_file_that_was_changed_in_the_store_is_found_and_said_not_to_be_used(closed, tmp_path, file):
     client = MlflowClient(closed.tracking_uri)
     winner = min(closed.trials(name(closed)), key=lambda job: job.result.best_val_nmse)

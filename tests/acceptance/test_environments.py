@@ -196,7 +196,10 @@ def test_a_study_is_run_compared_and_reported_where_only_ascii_can_be_printed(sh
 @pytest.mark.parametrize(
     ("before", "variables", "reason"),
     [
-        ([], {"TORCH_LOGS": "nonsense"}, "Invalid log settings: nonsense, must be a comma separated list"),
+        pytest.param(
+            *([], {"TORCH_LOGS": "nonsense"}, "Invalid log settings: nonsense, must be a comma separated list"),
+            marks=pytest.mark.long,
+        ),
         (["bash", "-c", 'ulimit -v 3000000; exec "$@"', "bash"], {}, ""),
     ],
     ids=["TORCH_LOGS", "ulimit -v"],

@@ -68,7 +68,7 @@ def test_images_without_structure_make_no_champion_unless_it_is_forced(shell, tm
     assert "Promoted: config" in shell.hpo("promote", "--study", "all-black")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_labels_of_other_rows_and_an_outlier_in_validation_make_no_champion(shell, tmp_path):
     shifted = cells.make(tmp_path / "shifted", seed=42)
     change_labels(shifted, lambda labels: np.roll(labels, 1, axis=0))

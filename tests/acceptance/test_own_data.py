@@ -41,7 +41,7 @@ def test_phases_in_colours_with_two_targets_of_two_units_go_from_check_to_predic
     assert list(frame.columns) == ["image", "YS [MPa]", "k md [m²]"] and (frame["k md [m²]"] > 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_targets_with_gaps_go_from_check_to_predict(shell, tmp_path):
     data = tmp_path / "gaps"
     data.mkdir()

@@ -195,7 +195,9 @@ def test_a_database_is_reached_however_its_url_is_spelled(database_url, tracking
 
 @pytest.mark.service
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["/#/", "/wrong", "https", "version"])
+@pytest.mark.parametrize(
+    "change", ["/wrong", "version", *(pytest.param(change, marks=pytest.mark.long) for change in ("/#/", "https"))]
+)
 def test_an_address_that_is_no_mlflow_server_is_refused(refused, database_url, tracking_uri, tmp_path, change):
     uri = tracking_uri.replace("http://", "https://") if change == "https" else f"{tracking_uri}{change}"
     variables = {"HPO_HOME": str(tmp_path / "home"), "HPO_DATABASE_URL": database_url, "MLFLOW_TRACKING_URI": uri}

@@ -316,7 +316,7 @@ def test_without_a_finished_trial_reasons_are_counted_and_the_way_out_is_said():
     assert ["--retry" in line for line in lines] == [False, False, False, True, False] and "--undo" in lines[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_in_which_every_trial_diverged_is_reported_with_that(shell, tmp_path):
     data = cells.make(tmp_path / "cells", count=30, seed=8)
     study = cells.study(tmp_path, "wild", data=data, epochs=20, rates="[1e15]")
