@@ -151,8 +151,8 @@ def work(home: Home, name: str, trials: int, ready: Any, go: Any, used: Any) -> 
     from dataclasses import replace
 
     from hpo.worker.children import Trainers
+    from hpo.worker.ending import Limits
     from hpo.worker.processes import Process
-    from hpo.worker.supervisor import Limits
     from hpo.worker.worker import Worker
 
     class Untrained(Process):
@@ -165,9 +165,9 @@ def work(home: Home, name: str, trials: int, ready: Any, go: Any, used: Any) -> 
             ]
 
     class Recording(Worker):
-        def _parts(self, log: Any, data: Any) -> Any:
+        def _parts(self, log: Any, served: Any) -> Any:
             trainers = Trainers(lambda gpu: Untrained("trainer", log), count=1, clock=time)
-            return replace(super()._parts(log, data), trainers=trainers)
+            return replace(super()._parts(log, served), trainers=trainers)
 
     begin: dict[str, float] = {}
     this, trainers = psutil.Process(), list[psutil.Process]()
@@ -176,7 +176,7 @@ def work(home: Home, name: str, trials: int, ready: Any, go: Any, used: Any) -> 
         if not trainers:  # once: a search through all processes takes long
             trainers.extend(this.children())
         now = {"worker": cpu(this), "trainers": sum(map(cpu, trainers))}
-        if supervisor.claimed:
+        if supervisor.claims.claimed:
             begin.update(begin or now)
             used.update({kind: now[kind] - begin[kind] for kind in now} if now["trainers"] else {})
 

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     from hpo.operations.evaluate import Evaluation, evaluate
     from hpo.operations.models import Download, download
     from hpo.operations.overview import Status, StudySummary, jobs, results, status, studies, trials
+    from hpo.operations.pool import Detached, Left, detach, serve
     from hpo.operations.predict import predict
     from hpo.operations.preparing import Plan, Study, load
     from hpo.operations.reports import Promotion, Report, compare, promote, report
     from hpo.operations.restore import restore
     from hpo.operations.services import Services, down, export_lines, up
-    from hpo.operations.stopping import Cancelled, Stopped, cancel, stop
+    from hpo.operations.stopping import Cancelled, Stopped, cancel, stop, stop_pool
     from hpo.operations.weights import PretrainedWeights, adopt_weights, weights, weights_folder
     from hpo.operations.work import Begun, Job, Outcome, Run, Stop, StudyRow, Watch, run, worker
 
@@ -51,12 +52,13 @@ _NAMES = {  # by the module of hpo.operations
     "evaluate": "Evaluation evaluate",
     "models": "Download download",
     "overview": "Status StudySummary jobs results status studies trials",
+    "pool": "Detached Left detach serve",
     "predict": "predict",
     "preparing": "Plan Study load",
     "reports": "Promotion Report compare promote report",
     "restore": "restore",
     "services": "Services down export_lines up",
-    "stopping": "Cancelled Stopped cancel stop",
+    "stopping": "Cancelled Stopped cancel stop stop_pool",
     "weights": "PretrainedWeights adopt_weights weights weights_folder",
     "work": "Begun Job Outcome Run Stop StudyRow Watch run worker",
 }

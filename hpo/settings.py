@@ -35,6 +35,8 @@ class Settings:
         return self.database_url is None
 
 
+HIGHEST_PRIORITY = 1000  # of a study, either way
+
 VARIABLES = {
     "home": ("HPO_HOME", "mlruns"),
     "credentials": ("HPO_CREDENTIALS", None),
@@ -158,3 +160,9 @@ def at_least(option: str, value: float | None, minimum: int) -> None:
     """Raise SettingsError naming the option if the value is too small, or no number."""
     if value is not None and not minimum <= value < float("inf"):
         raise SettingsError(f"{option}: expected at least {minimum}, found {value:g}.")
+
+
+def require_priority(value: int | None) -> None:
+    """Raise SettingsError if no study may have this priority."""
+    if value is not None and abs(value) > HIGHEST_PRIORITY:
+        raise SettingsError(f"--priority: expected -{HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}, found {value}.")

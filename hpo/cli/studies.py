@@ -11,6 +11,8 @@ from hpo.errors import NotFound, SettingsError
 from hpo.text import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hpo.api import Plan, Study, StudyRow
 
 STOPPED = 130  # exit code
@@ -51,6 +53,8 @@ COMPUTE = (
     TRUST,
     flag("--with-prerequisites", "first run the study that this one starts from, if need be"),
     flag("--retry", "train trials that are dead again, and close again"),
+    option("--priority", "N", "the pool takes trials of the highest priority first (default: as it is; 0 at first)"),
+    flag("--detach", "plan it, leave the work to the pool (`hpo worker` without --study), and return at once"),
     flag("--dry-run", "print the plan and a time estimate; leave nothing behind"),
     choice("--on", ("slurm",), "hand the workers to SLURM as an array job (default: work here)"),
     option("--workers", "N", "with --on slurm: tasks of the array (default: 1)"),
@@ -67,8 +71,11 @@ def run(options: argparse.Namespace) -> int:
 
     if options.dry_run:
         others = {"--on": options.on, "--workers": options.workers, "--slurm": options.slurm, "--retry": options.retry}
+        others |= {"--priority": options.priority, "--detach": options.detach}
         exclusive("--dry-run", "starts and changes nothing", others)
         return _dry_run(options)
+    if options.detach:
+        return _detach(options)
     console = tables.console()
     with Terminal(console, is_run=True) as watch:
         done = api.run(
@@ -77,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
             slurm=slurm(options),
             retry=options.retry,
             trust_code=options.trust_code,
+            priority=options.priority,
             watch=watch,
         )
     for studies, link in done.comparisons:
@@ -85,23 +93,48 @@ def run(options: argparse.Namespace) -> int:
     if done.are_services_started:
         print("Postgres and the MLflow server keep running (`hpo down` stops them).")
         terminal.exports(done.services)
-    failed = [_tell_failed_gpus(outcome) for outcome in done.outcomes]
+    failed = [_tell_failed_gpus(outcome.failed_gpus, outcome.row.name) for outcome in done.outcomes]
     if done.outcomes[-1].stopped and done.outcomes[-1].stop is None:
         return STOPPED
     is_over = done.outcomes[-1].stopped or all(outcome.succeeded for outcome in done.outcomes)
     return 0 if is_over and not any(failed) else 1
 
 
-def _tell_failed_gpus(outcome: "api.Outcome") -> bool:
+def _detach(options: argparse.Namespace) -> int:
+    from hpo.cli.watch import Plain
+
+    others = {"--on": options.on, "--workers": options.workers, "--slurm": options.slurm, "--device": options.device}
+    others |= {"--trainers": options.trainers, "--trainers-per-gpu": options.trainers_per_gpu}
+    exclusive("--detach", "trains nothing itself", others | {"--device": options.device != "auto"})
+    done = api.detach(
+        load(options), retry=options.retry, priority=options.priority, trust_code=options.trust_code, watch=Plain()
+    )
+    for row in done.rows:
+        is_closed = row.name in done.closed
+        print(f"{row.name} is {'closed' if is_closed else f'planned, priority {row.priority}'}.")
+    for name in done.later:
+        print(f"{name} is not planned yet: the same command plans it when the studies before it are closed.")
+    if done.workers:
+        print(f"The pool has {counted(done.workers, 'worker')} ({counted(done.trainers, 'trainer')}).")
+    else:
+        print("No worker of the pool is here. `hpo worker` starts one, on this machine or another.")
+    print("`hpo status` shows how far it is; the command without --detach follows it, and works on it.")
+    if done.are_services_started:
+        print("Postgres and the MLflow server keep running (`hpo down` stops them).")
+        terminal.exports(done.services)
+    return 0
+
+
+def _tell_failed_gpus(failed: "Mapping[str, str]", study: str) -> bool:
     """Say which GPUs failed while others went on; return whether there are any."""
-    if outcome.failed_gpus:
-        failures = "; ".join(f"GPU {gpu} failed: {reason.rstrip('.')}" for gpu, reason in outcome.failed_gpus.items())
+    if failed:
+        failures = "; ".join(f"GPU {gpu} failed: {reason.rstrip('.')}" for gpu, reason in failed.items())
         print(
-            f"hpo: {outcome.row.name}: {failures}. The other GPUs went on, and no attempt counts. Look after it, or "
+            f"hpo: {study}: {failures}. The other GPUs went on, and no attempt counts. Look after it, or "
             "leave it out (CUDA_VISIBLE_DEVICES).",
             file=sys.stderr,
         )
-    return bool(outcome.failed_gpus)
+    return bool(failed)
 
 
 def _dry_run(options: argparse.Namespace) -> int:
@@ -146,28 +179,30 @@ def slurm(options: argparse.Namespace) -> "api.Slurm | None":
 
 
 @command(
-    option("--study", "NAME", "name of a planned study, as `hpo studies` lists it", required=True),
+    option("--study", "NAME", "the only study to train (default: every open one: a worker of the pool)"),
     one_of(
         option("--max-trials", "N", "leave after N trials"),
         flag("--once", "short for --max-trials 1"),
     ),
     option("--max-hours", "H", "after H hours hand back what is training, and leave"),
     option("--idle-exit", "SECONDS", "leave when there was nothing to train for so long"),
-    flag("--stay", "wait while the study is paused (default: leave with exit code 1)"),
+    flag("--stay", "with --study: wait while it is paused (default: leave with exit code 1)"),
     option(
         "--stops",
         "N",
-        "leave once the study has been stopped more than N times, even before this starts (default: as often as when "
-        "it starts)",
+        "with --study: leave once it has been stopped more than N times, even before this starts (default: as often as "
+        "when it starts)",
     ),
     *COMPUTE,
     TRUST,
 )
 def worker(options: argparse.Namespace) -> int:
-    """Train trials of a planned study, beside other workers, until it is closed."""
+    """Train trials, beside other workers: of one study until it is closed, or of every open one until it is stopped."""
     from hpo.cli.watch import Terminal, by
     from hpo.report import results, tables
 
+    if options.study is None:
+        return _serve(options)
     with Terminal(tables.console(), is_run=False) as watch:
         outcome = api.worker(
             options.study,
@@ -180,7 +215,7 @@ def worker(options: argparse.Namespace) -> int:
             trust_code=options.trust_code,
             watch=watch,
         )
-    name, has_failed = outcome.row.name, _tell_failed_gpus(outcome)
+    name, has_failed = outcome.row.name, _tell_failed_gpus(outcome.failed_gpus, outcome.row.name)
     if outcome.closed:
         print(f"Study {name} is closed. `hpo show {name}` prints its result.")
         if not outcome.succeeded:
@@ -195,13 +230,41 @@ def worker(options: argparse.Namespace) -> int:
     return STOPPED if outcome.stopped and outcome.stop is None else int(has_failed)
 
 
-@command(STUDY, flag("--no-wait", "do not wait until they have left"))
+def _serve(options: argparse.Namespace) -> int:
+    from hpo.cli.watch import Plain, by
+
+    for name, value in {"--stay": options.stay, "--stops": options.stops}.items():
+        if value not in (None, False):
+            raise SettingsError(f"{name}: expected --study beside it. Without it, a worker stays until it is stopped.")
+    left = api.serve(
+        compute=compute(options),
+        max_trials=1 if options.once else options.max_trials,
+        max_hours=options.max_hours,
+        idle_exit=options.idle_exit,
+        trust_code=options.trust_code,
+        watch=Plain(),
+    )
+    has_failed = _tell_failed_gpus(left.failed_gpus, "the pool")
+    if left.stopped and left.stop is None:
+        return STOPPED
+    print(f"Stopped{by(left.stop)}: what is done is kept." if left.stopped else "Left at its limit.")
+    return int(has_failed)
+
+
+@command(
+    option("--study", "NAME", "its workers leave, the pool goes on with others (default: the workers of the pool)"),
+    flag("--no-wait", "do not wait until they have left"),
+)
 def stop(options: argparse.Namespace) -> int:
-    """Let all workers of a study, on whatever host, give their trials back and leave."""
+    """Let all workers of a study, or of the pool, on whatever host, give their trials back and leave."""
 
     def tell(line: str) -> None:
         print(line, flush=True)
 
+    if options.study is None:
+        api.stop_pool(wait=not options.no_wait, say=tell)
+        print("The workers of the pool leave within seconds." if options.no_wait else "No worker of the pool is here.")
+        return 0
     outcome = api.stop(options.study, wait=not options.no_wait, say=tell)
     if options.no_wait:
         print(f"The workers of {outcome.study} give their trials back and leave within seconds.")

@@ -25,6 +25,21 @@ FIRST_RESULT = 600.0  # seconds that it takes, about
 TARGETS = 9  # that the head of a run names
 
 
+class Plain(Watch):
+    """Lines alone: of steps that take time, and of what is wrong when that changes."""
+
+    def __init__(self) -> None:
+        self._trouble: str | None = None
+
+    def say(self, line: str) -> None:
+        say(line)
+
+    def tick(self, trouble: str | None) -> None:
+        if trouble is not None and trouble != self._trouble:
+            say(trouble)
+        self._trouble = trouble
+
+
 class Terminal(Watch):
     """A live display, or plain lines in a pipe; use as a context manager."""
 

@@ -224,7 +224,8 @@ def watch(
                 with suppress(ServiceError):  # they would leave at once
                     array.cancel(WAITING)
                 return True, None
-            if asked is None and (asked := queue.orders(row.name, stops=row.stops, held=())[0]):
+            orders = queue.orders("", stops={row.name: row.stops}, held=())
+            if asked is None and (asked := orders.stopped.get(row.name)):
                 next_look = now
             if not tasks and (cancelled or asked is not None):
                 return None, asked

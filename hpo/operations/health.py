@@ -38,7 +38,7 @@ def worker() -> str | None:
     assert settings_here.database_url is not None
     queue = Queue(settings_here.database_url)
     try:
-        present = [worker for row in queue.studies() for worker in queue.workers(row.name)] if queue.installed() else []
+        present = queue.workers() if queue.installed() else []
     except Exception as error:
         return f"The database cannot be asked: {type(error).__name__}"  # not more: its text may hold the URL
     finally:

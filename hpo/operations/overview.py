@@ -22,7 +22,7 @@ class StudySummary:
     """A planned study in short."""
 
     name: str
-    state: str  # planned, running, interrupted, paused, closed or half deleted
+    state: str  # planned, running, interrupted, stopped, paused, closed or half deleted
     trials: int
     done: int
     failed: int
@@ -32,6 +32,7 @@ class StudySummary:
     data: str  # name of the data set
     identity: str
     experiment_id: str  # in MLflow
+    priority: int  # the pool claims trials of the highest one first
 
 
 class Status:
@@ -109,6 +110,8 @@ def _summary(row: StudyRow, counts: StudyCounts) -> StudySummary:
         state = "closed"
     elif counts.is_alive:
         state = "running"
+    elif row.stopped:
+        state = "stopped"
     elif counts.has_begun:
         state = "interrupted"
     return StudySummary(
@@ -123,6 +126,7 @@ def _summary(row: StudyRow, counts: StudyCounts) -> StudySummary:
         data=row.facts.data.name,
         identity=row.identity,
         experiment_id=row.facts.experiment_id,
+        priority=row.priority,
     )
 
 

@@ -1,20 +1,30 @@
-"""From a name or a file to the studies that `run` and `dry_run` begin with."""
+"""From a name or a file to planned studies: what `run` and `detach` begin with.
+
+What plans is imported where there is something to plan: it needs MLflow, which takes a second.
+"""
 
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
+from data_pipeline.dataset import Dataset
+from data_pipeline.findings import Finding
 from data_pipeline.npz import load_npz
 from hpo import settings
 from hpo.errors import StudyError
-from hpo.operations.connection import connect
-from hpo.planning.preparation import Plan, stored
-from hpo.queue import require_whole
+from hpo.operations import own_code
+from hpo.operations.connection import Connection, connect, opened
+from hpo.operations.starts import starting_models
+from hpo.planning.preparation import Plan, planned_row, prepare, stored
+from hpo.queue import StudyRow, require_whole
 from hpo.services import serving
+from hpo.settings import Settings
 from hpo.study import Study, is_file, load_all, shipped
 from hpo.text import near_miss, utf8
+from models import weights
 
 
 def load(
@@ -69,3 +79,65 @@ def _planned(name: str) -> Plan:
 def as_parts(study: str | Sequence[Study | Plan]) -> Sequence[Study | Plan]:
     """Return the studies of a name or file, or those that were loaded."""
     return load(study) if isinstance(study, str) else study
+
+
+@contextmanager
+def ready(
+    parts: Sequence[Study | Plan], chosen: Settings, say: Callable[[str], object]
+) -> Iterator[tuple[list[Plan], Connection, bool]]:
+    """Give the plans of studies whose data and weights are there, a connection, and whether services were started."""
+    _fetch_weights([part.study if isinstance(part, Plan) else part for part in parts], say)
+    prepared: list[Plan] = []
+    with ExitStack() as stack:
+        starts = stack.enter_context(starting_models([part for part in parts if isinstance(part, Study)]))
+        for part in parts:
+            prepared.append(
+                part if isinstance(part, Plan) else prepare(part, earlier=prepared, starts=starts.get(part.name))
+            )
+        services, started = serving.up(chosen, report=say)
+        connection = stack.enter_context(opened(chosen, services))
+        if any(planned_row(plan, connection.queue) is None for plan in prepared):
+            from hpo.planning import plans
+
+            plans.require_contents(prepared, connection.queue)
+            for plan in prepared:
+                if planned_row(plan, connection.queue) is None:
+                    own_code.check(plan, say)
+        for note in dict.fromkeys(finding.text for plan in prepared for finding in plan.findings):
+            say(f"Note: {note}")
+        yield prepared, connection, started
+
+
+def write_down(
+    plan: Plan, connection: Connection, *, retry: bool, priority: int | None, say: Callable[[str], object]
+) -> StudyRow:
+    """Plan a study, or take it up again, and offer it to the pool."""
+    queue, services = connection.queue, connection.services
+    row = planned_row(plan, queue)
+    if row is None:
+        from hpo.planning import plans
+
+        row = plans.plan(plan, queue, connection.tracker, connection.settings, services.database_url, draw=_draw)
+    queue.revive(row.name, trials=retry)
+    queue.offer(row.name, priority=priority)
+    if queue.resume(row.name):
+        from hpo.tracking.client import PAUSED
+
+        say(f"{row.name} was paused ({row.paused}). It goes on.")
+        connection.tracker.set_tags(row.facts.study_run_id, {PAUSED: ""})
+    return replace(queue.study(row.name), stops=row.stops)  # a stop since is obeyed
+
+
+def _fetch_weights(studies: Sequence[Study], say: Callable[[str], object]) -> None:
+    """Fetch the pretrained weights that studies need and this machine lacks."""
+    for backbone in dict.fromkeys(key for study in studies for key in study.pretrained() if key in weights.FILES):
+        if weights.absent(weights.FILES[backbone]):
+            say(f"Fetching {weights.SOURCE}{weights.FILES[backbone]} …")
+            weights.fetch(backbone)
+
+
+def _draw(data: Dataset, rows: Sequence[str], findings: Sequence[Finding]) -> str:
+    """Return the page on images and labels."""
+    from hpo.report import data_page  # matplotlib
+
+    return data_page.page(data, rows, findings)

@@ -36,7 +36,8 @@ class Cancelled:
 
 
 def stop(study: str, *, wait: bool = True, say: Callable[[str], object] = log.info) -> Stopped:
-    """Ask all workers of a study, on every machine, to hand back their trials and leave.
+    """Ask all workers of a study, on every machine, to hand back their trials and leave; those of the pool go on with
+    other studies.
 
     With `wait` return when they have left. Raise NotFound if there is no such study.
     """
@@ -54,6 +55,21 @@ def stop(study: str, *, wait: bool = True, say: Callable[[str], object] = log.in
         done = sum(job.state == State.DONE for job in trials)
         is_recorded = wait and connection.record(row)
         return Stopped(study=row.name, left=left, done=done, trials=len(trials), is_recorded=is_recorded)
+
+
+def stop_pool(*, wait: bool = True, say: Callable[[str], object] = log.info) -> None:
+    """Ask all workers of the pool, on every machine, to hand back and leave; with `wait` return when they have."""
+    with connect(mlflow=False) as connection:
+        queue, before = connection.queue, ""
+        queue.stop_pool(by=who())
+        asked = {worker.name for worker in queue.workers() if worker.in_pool and worker.alive}
+        while left := [worker.name for worker in queue.workers() if worker.name in asked and worker.alive]:
+            if (line := f"Asked to stop: {', '.join(left)}.") != before:
+                say(line)
+            before = line
+            if not wait:
+                break
+            time.sleep(INTERVAL)
 
 
 def cancel(study: str, trial: str, *, undo: bool = False) -> Cancelled:
@@ -91,13 +107,16 @@ def _leaving(queue: Queue, study: str, *, lease: float) -> Iterator[list[str]]:
 
 def _left(queue: Queue, study: str, stops: int, lease: float) -> list[str]:
     """Workers that joined before the last of so many stops, with what they hold."""
-    present = {worker.name: worker for worker in queue.workers(study)}
+    workers = queue.workers(study)
+    present = {worker.name: worker for worker in workers if not worker.in_pool}
+    # The pool holds trials of it after the stop only if somebody has taken the study up again.
+    newer_pool = set() if queue.study(study).stopped else {worker.name for worker in workers if worker.in_pool}
     lapsed = set(queue.expired(study, lease=lease))
     held: dict[str, list[str]] = {
         worker.name: [] for worker in present.values() if worker.alive and worker.stops < stops
     }
     for job in queue.jobs(study):
-        newer = job.worker in present and present[job.worker].stops >= stops
+        newer = job.worker in newer_pool or (job.worker in present and present[job.worker].stops >= stops)
         if job.state == State.RUNNING and job.id not in lapsed and not newer:
             held.setdefault(str(job.worker), []).append("closing" if job.kind == "closing" else f"trial {job.number}")
     return [f"{name} ({', '.join(jobs) or 'idle'})" for name, jobs in held.items()]

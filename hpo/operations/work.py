@@ -8,33 +8,27 @@ import math
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from data_pipeline.dataset import Dataset
-from data_pipeline.findings import Finding
 from hpo import settings
 from hpo.errors import ServiceError, Unreachable, Untrusted
 from hpo.launch import slurm as arrays
-from hpo.operations import own_code
 from hpo.operations.compute import Compute, Slurm
-from hpo.operations.connection import Connection, connect, opened
+from hpo.operations.connection import Connection, connect
 from hpo.operations.details import links_of
-from hpo.operations.preparing import as_parts
-from hpo.operations.starts import starting_models
+from hpo.operations.preparing import as_parts, ready, write_down
 from hpo.operations.trust import trusting
-from hpo.planning.preparation import Plan, planned_row, prepare
+from hpo.planning.preparation import Plan
 from hpo.queue import ENDED, DatabaseLost, Job, Queue, State, Stop, StudyRow
 from hpo.report import winners
-from hpo.services import serving
 from hpo.services.serving import Services
 from hpo.study import Study
 from hpo.text import counted
 from hpo.worker.devices import CPU, Place
 from hpo.worker.ending import NO_LIMITS, OUT_OF_TIME, Limits
-from models import weights
 
 POLL = 2.0  # seconds between two looks for the plan of a study
 
@@ -109,50 +103,49 @@ def run(
     compute: Compute | None = None,
     slurm: Slurm | None = None,
     retry: bool = False,
+    priority: int | None = None,
     trust_code: Sequence[str] = (),
     watch: Watch | None = None,
 ) -> Run:
     """Plan studies, train them to their end and promote their best models; continue what was interrupted.
 
     `study`: a name, the path of a study file, or what `load` returned. `slurm`: let workers of an array job train.
-    `retry`: train dead trials again. `trust_code`: SHA-256 of code of others that may run, beside that in the files
-    of these studies. Starts the embedded services if none run. After Ctrl-C or `hpo stop` the last
-    outcome is `stopped`. Raise UserError for what is wrong with studies, data, options or services.
+    `retry`: train dead trials again. `priority`: the pool claims trials of the highest one first. `trust_code`: SHA-256
+    of code of others that may run, beside that in the files of these studies. Starts the embedded services if none run.
+    After Ctrl-C or `hpo stop` the last outcome is `stopped`. Raise UserError for what is wrong with studies, data,
+    options or services.
     """
+    settings.require_priority(priority)
     parts = as_parts(study)
     with trusting(trust_code, [part for part in parts if isinstance(part, Study)]):
-        return _run_all(parts, compute or Compute(), slurm, retry, watch or Watch())
+        return _run_all(parts, compute or Compute(), slurm, retry, priority, watch or Watch())
 
 
-def _run_all(parts: Sequence[Study | Plan], compute: Compute, slurm: Slurm | None, retry: bool, watch: Watch) -> Run:
+def _run_all(
+    parts: Sequence[Study | Plan],
+    compute: Compute,
+    slurm: Slurm | None,
+    retry: bool,
+    priority: int | None,
+    watch: Watch,
+) -> Run:
     """Plan and train studies in their order."""
     chosen = settings.read()
     studies = [part.study if isinstance(part, Plan) else part for part in parts]
     requests = [slurm.request(compute, chosen, part.threads) if slurm else None for part in studies]
     if requests[0]:
         requests[0].check(chosen)
-    _fetch_weights(studies, watch)
-    prepared: list[Plan] = []
-    with ExitStack() as stack:
-        starts = stack.enter_context(starting_models([part for part in parts if isinstance(part, Study)]))
-        for part in parts:
-            if isinstance(part, Study):
-                part = prepare(part, earlier=prepared, starts=starts.get(part.name))
-            prepared.append(part)
-        services, started = serving.up(chosen, report=watch.say)
-        outcomes: list[Outcome] = []
-        connection = stack.enter_context(opened(chosen, services))
-        if any(planned_row(plan, connection.queue) is None for plan in prepared):
-            from hpo.planning import plans
-
-            plans.require_contents(prepared, connection.queue)
-            for plan in prepared:
-                if planned_row(plan, connection.queue) is None:
-                    own_code.check(plan, watch.say)
-        for note in dict.fromkeys(finding.text for plan in prepared for finding in plan.findings):
-            watch.say(f"Note: {note}")
+    outcomes: list[Outcome] = []
+    with ready(parts, chosen, watch.say) as (prepared, connection, started):
         for request in requests:
-            outcomes.append(_run(prepared, connection, compute, request, retry, watch))
+            plan = prepared.pop(0)
+            row = write_down(plan, connection, retry=retry, priority=priority, say=watch.say)
+            image = plan.folder / plan.dataset.names[0]
+            del plan  # its images may take a gigabyte, and the trainers have theirs
+            links = links_of(connection.services.tracking_uri, row)
+            begun = Begun(row=row, queue=connection.queue, links=links, later=tuple(prepared))
+            outcome = _run(begun, connection, compute, request, watch)
+            outcomes.append(replace(outcome, image=image if image.exists() else None) if outcome.closed else outcome)
             watch.end(outcomes[-1])
             if outcomes[-1].stopped:
                 break
@@ -161,58 +154,24 @@ def _run_all(parts: Sequence[Study | Plan], compute: Compute, slurm: Slurm | Non
         are_compared = len(parts) > 1 and all(outcome.succeeded for outcome in outcomes)
         groups = winners.comparable(closed) if are_compared else []
         comparisons = [(alike, winners.log_winners(connection.tracker, alike)) for alike in groups]
+    services = connection.services
     return Run(outcomes=outcomes, comparisons=comparisons, services=services, are_services_started=started)
 
 
-def _fetch_weights(studies: Sequence[Study], watch: Watch) -> None:
-    """Fetch the pretrained weights that studies need and this machine lacks."""
-    for backbone in dict.fromkeys(key for study in studies for key in study.pretrained() if key in weights.FILES):
-        if weights.absent(weights.FILES[backbone]):
-            watch.say(f"Fetching {weights.SOURCE}{weights.FILES[backbone]} …")
-            weights.fetch(backbone)
-
-
 def _run(
-    plans_left: list[Plan],
-    connection: Connection,
-    compute: Compute,
-    request: arrays.Request | None,
-    retry: bool,
-    watch: Watch,
+    begun: Begun, connection: Connection, compute: Compute, request: arrays.Request | None, watch: Watch
 ) -> Outcome:
-    """Plan the first of these studies, take it from the list, and work on it or let an array job do so."""
-    plan = plans_left.pop(0)
-    queue, services = connection.queue, connection.services
-    row = planned_row(plan, queue)
-    if row is None:
-        from hpo.planning import plans
-
-        row = plans.plan(plan, queue, connection.tracker, connection.settings, services.database_url, draw=_draw)
-    image = plan.folder / plan.dataset.names[0]
-    del plan  # its images may take a gigabyte, and the trainers have theirs
-    queue.revive(row.name, trials=retry)
-    if queue.resume(row.name):
-        from hpo.tracking.client import PAUSED
-
-        watch.say(f"{row.name} was paused ({row.paused}). It goes on.")
-        connection.tracker.set_tags(row.facts.study_run_id, {PAUSED: ""})
-    links = links_of(services.tracking_uri, row)
+    """Work on a planned study or let an array job do so."""
+    row, queue = begun.row, begun.queue
     place = _place(queue, row, compute, watch) if request is None else CPU
-    watch.begin(Begun(row=row, queue=queue, links=links, later=tuple(plans_left)))
+    watch.begin(begun)
     if request is None:
         outcome = _work(connection, row, compute, place, NO_LIMITS, None, watch)
     else:
         outcome = _on_slurm(request, connection, row, watch)
     if not outcome.closed:  # the database may be away: it is not asked again
         return replace(outcome, stopped=True)
-    return replace(outcome, jobs=queue.jobs(row.name), links=links, image=image if image.exists() else None)
-
-
-def _draw(data: Dataset, rows: Sequence[str], findings: Sequence[Finding]) -> str:
-    """Return the page on images and labels."""
-    from hpo.report import data_page  # matplotlib
-
-    return data_page.page(data, rows, findings)
+    return replace(outcome, jobs=queue.jobs(row.name), links=begun.links)
 
 
 def _place(queue: Queue, row: StudyRow, compute: Compute, watch: Watch) -> Place:

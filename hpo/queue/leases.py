@@ -103,7 +103,7 @@ class Leases(Database):
                             SELECT job.id FROM hpo.job
                             JOIN unnest(cast(:ids AS bigint[]), cast(:fences AS bigint[])) AS mine (id, fence)
                                 ON job.id = mine.id AND job.fence = mine.fence AND state = 'running'
-                            ORDER BY job.id FOR UPDATE OF job  -- always in this order: nobody waits in a circle
+                            ORDER BY job.id FOR UPDATE OF job
                         )
                         RETURNING id, fence
                     """),

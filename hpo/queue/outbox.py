@@ -75,14 +75,14 @@ class Outbox(Database):
             connection.execute(text("UPDATE hpo.epoch SET forwarded = false WHERE job = :id"), {"id": job.id})
             connection.execute(text("UPDATE hpo.job SET mirrored = false WHERE id = :id"), {"id": job.id})
 
-    def waiting_epochs(self, study: str) -> int:
-        """How many epochs of the study MLflow does not have yet."""
+    def waiting_epochs(self, study: str | None) -> int:
+        """How many epochs of the study, or of all, MLflow does not have yet."""
         with self._transaction() as connection:
             return int(
                 connection.scalar(
                     text("""
                         SELECT count(*) FROM hpo.epoch e JOIN hpo.job j ON j.id = e.job
-                        WHERE j.study = :study AND NOT e.forwarded
+                        WHERE (cast(:study AS text) IS NULL OR j.study = :study) AND NOT e.forwarded
                     """),
                     {"study": study},
                 )

@@ -153,7 +153,11 @@ class Outcomes(Database):
             revived = connection.execute(
                 text("""
                     UPDATE hpo.job SET state = 'waiting', mirrored = false, changed_at = clock_timestamp()
-                    WHERE study = :study AND state = 'dead' AND (:trials OR kind = 'closing')
+                    WHERE id IN (
+                        SELECT id FROM hpo.job
+                        WHERE study = :study AND state = 'dead' AND (:trials OR kind = 'closing')
+                        ORDER BY id FOR UPDATE
+                    )
                     RETURNING kind, number, id
                 """),
                 {"study": study, "trials": trials},
@@ -193,7 +197,8 @@ class Outcomes(Database):
                     UPDATE hpo.job SET state = 'waiting', reason = NULL, mirrored = false,
                         changed_at = clock_timestamp(),
                         fence = fence + 1  -- it may have a run that was never claimed: only a first claim searches none
-                    WHERE {TRIAL} AND state = 'cancelled' RETURNING {JOB}
+                    WHERE id IN (SELECT id FROM hpo.job WHERE {TRIAL} AND state = 'cancelled' ORDER BY id FOR UPDATE)
+                    RETURNING {JOB}
                 """),
                 {"study": study, "number": number, "repeat": repeat},
             )

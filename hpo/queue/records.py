@@ -203,6 +203,8 @@ class StudyRow:
     stops: int = 0  # how often its workers were asked to leave
     deleting: bool = False  # a deletion has begun
     paused: str | None = None  # why nobody claims a trial of it
+    priority: int = 0  # the pool claims trials of the highest one first
+    stopped: bool = False  # by `hpo stop`, and not taken up again by `hpo run`: the pool leaves it alone
 
     @cached_property
     def specification(self) -> Study:
@@ -221,6 +223,19 @@ class StudyCounts:
     best_val_nmse: float | None = None  # of the first of `hpo.scores.ranking.ranked`
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenStudy:
+    """A study that the pool is to serve, as it is now."""
+
+    name: str
+    identity: str
+    stops: int
+    priority: int
+    running: int  # jobs that workers hold, of whatever kind
+    has_work: bool  # a job waits, or its lease has expired
+    paused: str | None
+
+
 class Pace(NamedTuple):
     """How fast a trial is trained, by its stored epochs."""
 
@@ -236,6 +251,15 @@ class Stop:
 
     by: str
     at: float  # seconds since 1970, server clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What people ask of a worker."""
+
+    leave: Stop | None  # asked of all workers of the pool
+    stopped: Mapping[str, Stop]  # studies that it is to work on no more
+    cancelled: Sequence[Job]  # trials that it is to drop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,3 +282,10 @@ class Present:
     alive: bool  # it was seen within its lease
     here: float  # seconds since it joined
     silent: float  # seconds since it was seen
+    in_pool: bool = False  # it serves every open study
+    elsewhere: Mapping[str, int] = field(default_factory=dict)  # how many trials of which other studies it holds
+
+    @property
+    def trainers_left(self) -> int:
+        """How many of its trainers are not busy with other studies."""
+        return max(0, self.trainers - sum(self.elsewhere.values()))

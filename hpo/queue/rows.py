@@ -1,4 +1,8 @@
-"""Statements on the job table that several modules share. Each takes the connection of its caller's transaction."""
+"""Statements on the job table that several modules share. Each takes the connection of its caller's transaction.
+
+Every transaction locks rows in one order, so that nobody waits in a circle: the study, its jobs by id, and then what
+belongs to these (attempts, epochs, workers). A transaction that locks several jobs names them in that order.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,6 +1,6 @@
 """The tables of the queue, and what leads from an earlier version of them to this one."""
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 FIRST_VERSION = 3  # of the tables that SCHEMA makes; what came later stands in MIGRATIONS alone
 
 _WORKER = """
@@ -199,6 +199,14 @@ MIGRATIONS = {
         PRIMARY KEY (job, name)
     );
     ALTER TABLE hpo.validation ALTER numbers SET STORAGE EXTERNAL;  -- such numbers cannot be compressed
+    """,
+    # Workers of the pool have no study of their own. A study that was stopped is theirs after the next `hpo run` of it.
+    8: """
+    ALTER TABLE hpo.study ADD COLUMN IF NOT EXISTS priority int NOT NULL DEFAULT 0,  -- the highest one comes first
+        ADD COLUMN IF NOT EXISTS stopped boolean NOT NULL DEFAULT false;  -- by `hpo stop`: the pool leaves it alone
+    UPDATE hpo.study SET stopped = true WHERE stops > 0;
+    ALTER TABLE hpo.worker ALTER COLUMN study DROP NOT NULL,
+        ADD COLUMN IF NOT EXISTS stopped_at timestamptz, ADD COLUMN IF NOT EXISTS stopped_by text;
     """,
 }
 

@@ -81,7 +81,7 @@ class Studies(Database):
         with self._transaction() as connection:
             rows = connection.execute(
                 text("""
-                    SELECT name, identity, spec AS canonical, facts, stops, deleting, paused,
+                    SELECT name, identity, spec AS canonical, facts, stops, deleting, paused, priority, stopped,
                         extract(epoch FROM created_at)::float8 AS created_at
                     FROM hpo.study ORDER BY study.created_at
                 """)
@@ -142,6 +142,16 @@ class Studies(Database):
             )
             return resumed.rowcount == 1
 
+    def offer(self, study: str, *, priority: int | None = None) -> None:
+        """Let the pool work on a study, stopped or not; with `priority` by that one from now on."""
+        with self._transaction() as connection:
+            connection.execute(
+                text("""
+                    UPDATE hpo.study SET stopped = false, priority = coalesce(:priority, priority) WHERE name = :study
+                """),
+                {"study": study, "priority": priority},
+            )
+
     def cheapest(self, study: str) -> TrialSpec | None:
         """Return the specification of the study's cheapest trial; None if no configuration is chosen yet."""
         with self._transaction() as connection:
@@ -176,16 +186,22 @@ class Studies(Database):
             return not held
 
     def delete_study(self, name: str) -> None:
+        """Forget a study and everything of it."""
         with self._transaction() as connection:
+            lock_study(connection, name, "FOR UPDATE")
+            jobs = text("SELECT FROM hpo.job WHERE study = :name ORDER BY id FOR UPDATE")
+            connection.execute(jobs, {"name": name})  # the deletion locks them in any order
             connection.execute(text("DELETE FROM hpo.study WHERE name = :name"), {"name": name})
 
     def stop(self, study: str, *, by: str) -> int:
-        """Ask all workers of a study that are here to leave; return how often that was asked by now."""
+        """Ask all workers of a study that are here to leave, the pool to work on others; return how often that was
+        asked by now."""
         with self._transaction() as connection:
             return int(
                 connection.scalar(
                     text("""
-                        UPDATE hpo.study SET stops = stops + 1, stopped_at = clock_timestamp(), stopped_by = :by
+                        UPDATE hpo.study SET stops = stops + 1, stopped_at = clock_timestamp(), stopped_by = :by,
+                            stopped = true
                         WHERE name = :study RETURNING stops
                     """),
                     {"study": study, "by": by},

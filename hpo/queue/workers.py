@@ -1,12 +1,13 @@
 """Workers: heartbeats, and what users ask of them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import text
 
 from hpo.queue.database import Database
-from hpo.queue.records import Job, Present, Stop
+from hpo.queue.records import Job, OpenStudy, Orders, Present, Stop
+from hpo.queue.rows import EXPIRED
 
 log = logging.getLogger("hpo")
 
@@ -17,8 +18,9 @@ SILENT = 3600.0  # seconds after which a worker that died is not shown any more
 class Workers(Database):
     """The worker table. It is for people: leases alone decide who may write."""
 
-    def attend(self, worker: str, study: str, *, trainers: int, device: str, stops: int, lease: float) -> bool:
-        """Note that a worker lives; it says so again several times within its lease (seconds).
+    def attend(self, worker: str, study: str | None, *, trainers: int, device: str, stops: int, lease: float) -> bool:
+        """Note that a worker lives, one of the pool if `study` is None; it says so again several times within its lease
+        (seconds).
 
         Returns whether it or another one has done so for a whole lease by now: then a lease that ran out was not
         renewed though it could have been. After an outage that Postgres itself knows nothing of (read-only, a failover)
@@ -26,11 +28,10 @@ class Workers(Database):
         """
         with self._transaction() as connection:
             connection.execute(
-                text("""
+                text(f"""
                     INSERT INTO hpo.worker (name, study, trainers, device, stops, lease, seen_at)
-                    SELECT :name, name, :trainers, :device, :stops, :lease, clock_timestamp()
-                    FROM hpo.study WHERE name = :study  -- it may have been deleted
-                    FOR KEY SHARE
+                    SELECT :name, cast(:study AS text), :trainers, :device, :stops, :lease, clock_timestamp()
+                    {"" if study is None else "FROM hpo.study WHERE name = :study FOR KEY SHARE"}  -- it may be deleted
                     ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at, trainers = excluded.trainers,
                         since = CASE WHEN worker.seen_at < excluded.seen_at - make_interval(secs => :gap)
                             THEN excluded.seen_at ELSE worker.since END
@@ -61,44 +62,110 @@ class Workers(Database):
     def leave(self, worker: str) -> None:
         """Forget a worker that ends, and those that ended long ago without a word."""
         with self._transaction() as connection:
+            connection.execute(text("DELETE FROM hpo.worker WHERE name = :name"), {"name": worker})
             connection.execute(
                 text("""
-                    DELETE FROM hpo.worker
-                    WHERE name = :name OR seen_at < clock_timestamp() - make_interval(secs => :silent)
+                    DELETE FROM hpo.worker WHERE name IN (
+                        SELECT name FROM hpo.worker
+                        WHERE seen_at < clock_timestamp() - make_interval(secs => :silent)
+                        FOR UPDATE SKIP LOCKED  -- somebody else forgets them
+                    )
                 """),
-                {"name": worker, "silent": SILENT},
+                {"silent": SILENT},
             )
 
-    def workers(self, study: str) -> list[Present]:
-        """The workers of a study, those that fell silent lately as well; who joined first comes first."""
+    def workers(self, study: str | None = None) -> list[Present]:
+        """The workers of a study and of the pool (all workers without `study`), those that fell silent lately as well;
+        who joined first comes first."""
         with self._transaction() as connection:
             rows = connection.execute(
                 text("""
                     SELECT name, trainers, device, stops, seen_at + make_interval(secs => lease) >= now AS alive,
                         extract(epoch FROM now - joined_at)::float8 AS here,
-                        greatest(extract(epoch FROM now - seen_at), 0)::float8 AS silent
+                        greatest(extract(epoch FROM now - seen_at), 0)::float8 AS silent, study IS NULL AS in_pool,
+                        CASE WHEN study IS NULL THEN (
+                            SELECT coalesce(json_object_agg(held.study, held.trials), '{}') FROM (
+                                SELECT job.study, count(*) AS trials
+                                FROM hpo.study JOIN hpo.job ON job.study = study.name AND job.state = 'running'
+                                WHERE job.worker = worker.name AND job.study IS DISTINCT FROM :study GROUP BY job.study
+                            ) AS held
+                        ) ELSE '{}' END AS elsewhere
                     FROM hpo.worker, clock_timestamp() AS now
-                    WHERE study = :study AND seen_at > now - make_interval(secs => :silent) ORDER BY joined_at, name
+                    WHERE (cast(:study AS text) IS NULL OR study = :study OR study IS NULL)
+                        AND seen_at > now - make_interval(secs => :silent)
+                    ORDER BY joined_at, name
                 """),
                 {"study": study, "silent": SILENT},
             )
             return [Present(**row) for row in rows.mappings()]
 
-    def orders(self, study: str, *, stops: int, held: Sequence[Job]) -> tuple[Stop | None, list[Job]]:
-        """What people ask of a worker that joined after so many `stops`: to leave, and to drop which of its jobs."""
+    def stop_pool(self, *, by: str) -> None:
+        """Ask all workers of the pool that are here to leave."""
         with self._transaction() as connection:
-            asked = connection.execute(
+            connection.execute(
                 text("""
-                    SELECT stopped_by, extract(epoch FROM stopped_at)::float8 FROM hpo.study
-                    WHERE name = :study AND stops > :stops
+                    UPDATE hpo.worker SET stopped_by = :by, stopped_at = clock_timestamp()
+                    WHERE name IN (SELECT name FROM hpo.worker WHERE study IS NULL ORDER BY name FOR UPDATE)
                 """),
-                {"study": study, "stops": stops},
-            ).one_or_none()
+                {"by": by},
+            )
+
+    def orders(self, worker: str, *, stops: Mapping[str, int], held: Sequence[Job]) -> Orders:
+        """Return what people ask of a worker. `stops`: the studies that it serves, and how often each had been stopped
+        when it joined."""
+        with self._transaction() as connection:  # tables in the order in which a migration locks them
             cancelled = set(
                 connection.scalars(
                     text("SELECT id FROM hpo.job WHERE id = ANY(:ids) AND state = 'cancelled'"),
                     {"ids": [job.id for job in held]},
                 )
             )
-        stop = Stop(by=asked[0], at=asked[1]) if asked is not None else None
-        return stop, [job for job in held if job.id in cancelled]
+            stopped = connection.execute(
+                text("""
+                    SELECT name, stopped_by, extract(epoch FROM stopped_at)::float8
+                    FROM hpo.study JOIN unnest(cast(:names AS text[]), cast(:stops AS int[])) AS served (study, before)
+                        ON name = served.study AND stops > served.before
+                """),
+                {"names": list(stops), "stops": list(stops.values())},
+            ).all()
+            leave = connection.execute(
+                text("""
+                    SELECT stopped_by, extract(epoch FROM stopped_at)::float8 FROM hpo.worker
+                    WHERE name = :worker AND stopped_at IS NOT NULL
+                """),
+                {"worker": worker},
+            ).one_or_none()
+        return Orders(
+            leave=None if leave is None else Stop(by=leave[0], at=leave[1]),
+            stopped={name: Stop(by=by, at=at) for name, by, at in stopped},
+            cancelled=[job for job in held if job.id in cancelled],
+        )
+
+    # The pool
+
+    def open_studies(self, *, lease: float) -> list[OpenStudy]:
+        """Return the studies that the pool is to serve, the ones to be claimed from first first.
+
+        By priority, then by the fewest jobs that run (fair share), then by age. `lease` in seconds.
+        """
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text(f"""
+                    SELECT study.name, study.identity, study.stops, study.priority, study.paused,
+                        (SELECT count(*) FROM hpo.job WHERE job.study = study.name AND state = 'running') AS running,
+                        EXISTS (SELECT FROM hpo.job WHERE job.study = study.name AND kind = 'trial'
+                                AND state = 'waiting')
+                            OR EXISTS (SELECT FROM hpo.job WHERE job.study = study.name AND {EXPIRED})
+                            OR closing.state = 'waiting' AND NOT EXISTS (
+                                SELECT FROM hpo.job WHERE job.study = study.name AND kind = 'trial'
+                                    AND state IN ('waiting', 'running')
+                            ) AS has_work
+                    FROM hpo.study JOIN hpo.job AS closing
+                        ON closing.study = study.name AND closing.number = -1 AND closing.repeat = 0
+                    WHERE closing.state IN ('waiting', 'running') AND NOT study.deleting AND NOT study.stopped
+                        AND coalesce((study.facts->>'planned')::boolean, false)
+                    ORDER BY study.priority DESC, running, study.created_at
+                """),
+                {"lease": lease},
+            )
+            return [OpenStudy(**row) for row in rows.mappings()]

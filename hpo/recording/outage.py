@@ -20,8 +20,8 @@ log = logging.getLogger("hpo")
 class Outage:
     """An outage of the database, of MLflow or of its artifact store, from the first error until all answer again."""
 
-    def __init__(self, queue: Queue, study: str, *, store: Path | None) -> None:
-        """`store`: the artifact store's folder, if it is on this machine."""
+    def __init__(self, queue: Queue, study: str | None, *, store: Path | None) -> None:
+        """`study`: None for all of the database; `store`: the artifact store's folder, if it is on this machine."""
         self._queue, self._study, self._store = queue, study, store
         self.text: str | None = None  # for people; None if nothing is wrong
         self.store_full = False

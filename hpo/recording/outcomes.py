@@ -59,18 +59,21 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True)
 class NothingRecorded:
-    """No result can be recorded any more, whichever trial it is of: the worker should leave."""
+    """No result can be recorded any more, whichever trial of the study it is of: the worker should leave it."""
 
+    study: str
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFetched:
+    study: str
     path: Path  # of the data set
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoData:
+    study: str
     error: ServiceError
 
 
@@ -78,6 +81,7 @@ class NoData:
 class StoreProved:
     """The artifact store takes and returns files of this worker."""
 
+    study: str
     refused: Refused | None = None  # the failure after which it was asked
 
 
@@ -85,8 +89,17 @@ class StoreProved:
 class NoStore:
     """This worker cannot use the artifact store, though its server answers."""
 
+    study: str
     error: ServiceError
     refused: Refused | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """The worker has what a study of the pool needs, or an error says what is missing."""
+
+    study: str
+    error: str | None = None
 
 
 Outcome = (
@@ -101,6 +114,7 @@ Outcome = (
     | NoData
     | StoreProved
     | NoStore
+    | Opened
 )
 
 

@@ -9,7 +9,7 @@ their outcomes.
 import logging
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from hpo.errors import disk_is_full
 from hpo.queue import AttemptOutcome, DatabaseLost, Job, LeaseLost
 from hpo.recording.outage import Outage
 from hpo.recording.outcomes import Ended, Inbox, LostLease, NothingRecorded, Outcome, Refused
-from hpo.recording.reconciler import Reconciler
+from hpo.recording.reconcilers import Reconcilers
 from hpo.text import first_line
 from hpo.tracking.errors import StoreRefuses, TrackingUnavailable
 
@@ -64,18 +64,18 @@ class _Kept:
 class Recorder:
     """Runs tasks and, between them, sends the epochs of running trials and reconciles what others left half done."""
 
-    def __init__(self, reconciler: Reconciler, inbox: Inbox, outage: Outage, *, lease: float, patience: float) -> None:
+    def __init__(self, reconcilers: Reconcilers, inbox: Inbox, outage: Outage, *, patience: float) -> None:
         """`patience`: seconds for which a result is kept that cannot be recorded."""
         self._threads = [threading.Thread(target=self._housekeep, name="recorder", daemon=True)]
         self._threads += [threading.Thread(target=self._work, daemon=True) for _ in range(THREADS - 1)]
-        self.outage, self.lease, self.patience = outage, lease, patience
-        self._reconciler, self._inbox = reconciler, inbox
+        self.outage, self.patience = outage, patience
+        self._reconcilers, self._inbox = reconcilers, inbox
         self._running: Sequence[Job] = ()  # trials whose epochs are sent; replaced as a whole
         self.may_expire = False  # whether all workers have had the time to renew their leases; the supervisor learns it
         self._kept: dict[tuple[int, int], _Kept] = {}  # by job and fence
-        self._refused: set[int] = set()  # jobs whose results were refused since one was recorded
+        self._refused = defaultdict[str, set[int]](set)  # by study: jobs refused since a result was recorded
         self._unsent: set[int] = set()  # jobs whose epochs could not be sent, and that was said
-        self._logged_at = float("-inf")  # when MLflow took a result last; monotonic seconds
+        self._logged_at = defaultdict[str, float](lambda: float("-inf"))  # by study: the last result; monotonic seconds
         self._tasks: deque[_Queued] = deque()
         self._busy: set[Key] = set()  # whose tasks are being done
         self._retrying: set[Key] = set()  # of these, those that a service refuses at the moment
@@ -123,10 +123,9 @@ class Recorder:
         """What is unreachable now, or which result cannot be recorded, for people."""
         return self.outage.text or next((f"{k.job.title}: {k.reason}" for k in list(self._kept.values())), None)
 
-    @property
-    def refusing(self) -> bool:
-        """Whether results of more than one trial wait, and none has been recorded since: the next one would, too."""
-        return len(self._refused) > 1 and bool(self._kept)
+    def refuses(self, study: str) -> bool:
+        """Return whether results of several trials of the study wait, and none was recorded since: so would another."""
+        return len(self._refused[study]) > 1 and any(kept.job.study == study for kept in list(self._kept.values()))
 
     @property
     def idle(self) -> bool:
@@ -166,7 +165,6 @@ class Recorder:
     def _housekeep(self) -> None:
         """Do tasks, and between them whatever is due."""
         next_delivery = next_reconciliation = time.monotonic()
-        reconcile = partial(self._reconciler.reconcile, lease=self.lease)
 
         def between() -> None:
             nonlocal next_delivery, next_reconciliation
@@ -177,12 +175,12 @@ class Recorder:
                 self._quietly(self._send_epochs)
                 next_delivery = time.monotonic() + FORWARD_INTERVAL
             elif now >= next_reconciliation:
-                self._quietly(partial(reconcile, older_than=self.lease, expire=self.may_expire))
+                self._quietly(partial(self._reconcilers.reconcile, at_once=False, expire=self.may_expire))
                 next_reconciliation = time.monotonic() + RECONCILE_INTERVAL
 
         self._work(between)
         if self._reconcile_last and not self._abandon.is_set():
-            self._quietly(partial(reconcile, older_than=0, expire=self.may_expire))
+            self._quietly(partial(self._reconcilers.reconcile, at_once=True, expire=self.may_expire))
 
     def _next(self) -> _Queued | None:
         """Return the first task of a job whose earlier ones are done."""
@@ -236,8 +234,8 @@ class Recorder:
                 if job is not None and give_up is not None:
                     self._kept.pop((job.id, job.fence), None)
                 if isinstance(outcome, Ended) and outcome.logged:
-                    self._logged_at = time.monotonic()
-                    self._refused.clear()
+                    self._logged_at[outcome.job.study] = time.monotonic()
+                    self._refused[outcome.job.study].clear()
             if outcome is not None:
                 self._inbox.post(outcome)
             return
@@ -253,17 +251,18 @@ class Recorder:
         before = self._kept.get((job.id, job.fence))
         since = before.since if before is not None else now
         if before is None:
-            self._refused.add(job.id)
+            self._refused[job.study].add(job.id)
             log.warning("%s: %s. It is kept and tried again for %.0f s.", job.title, reason, self.patience)
             log.debug("", exc_info=True)
             with suppress(LeaseLost, DatabaseLost):  # for people: the next try finds out
-                self._reconciler.queue.note(job, reason)
+                self._reconcilers.queue.note(job, reason)
         kept = _Kept(job=job, task=task, give_up=give_up, reason=reason, since=since, due=now + KEPT_PAUSE)
         self._kept[job.id, job.fence] = kept
         if now - since < self.patience:
             return
         try:
-            own_fault = self._logged_at > since or (len(self._refused) == 1 and self._reconciler.takes())
+            is_alone = len(self._refused[job.study]) == 1
+            own_fault = self._logged_at[job.study] > since or (is_alone and self._reconcilers.takes(job))
         except (TrackingUnavailable, DatabaseLost) as away:
             self.note(away)  # that says nothing of either: look again at the next try
             return
@@ -271,15 +270,15 @@ class Recorder:
             del self._kept[job.id, job.fence]
             self.put(job, partial(give_up, reason))
             return
-        for kept in self._kept.values():
+        for kept in [kept for kept in self._kept.values() if kept.job.study == job.study]:
             self._inbox.post(Refused(job=kept.job, reason=kept.reason, attempt=AttemptOutcome.PLACE_FAILED))
-        self._inbox.post(NothingRecorded(reason=f"{job.title}: {reason}"))
-        self._kept = {}
+            del self._kept[kept.job.id, kept.job.fence]
+        self._inbox.post(NothingRecorded(study=job.study, reason=f"{job.title}: {reason}"))
 
     def _quietly(self, work: Callable[[], int]) -> None:
         """Do housekeeping that is simply tried again the next time; `work` returns how much it got done."""
         try:
-            if work() or (self.outage.text and self._reconciler.answers()):
+            if work() or (self.outage.text and self._reconcilers.answers()):
                 self._note_answer()
         except (TrackingUnavailable, DatabaseLost) as error:
             self.note(error)
@@ -291,16 +290,17 @@ class Recorder:
         """Send the epochs of running trials to MLflow, and those that count to Optuna; return the number."""
         count = 0
         for job in self._running:
+            reconciler = self._reconcilers.of(job)
             with self._wake:
-                if _key(job) in self._busy:  # its epochs are sent by its task
+                if reconciler is None or _key(job) in self._busy:  # its epochs are sent by its task
                     continue
                 self._busy.add(_key(job))
             try:
-                if (current := self._reconciler.queue.job(job.id)) is None:
+                if (current := self._reconcilers.queue.job(job.id)) is None:
                     continue
-                self._reconciler.update_judged(current)
+                reconciler.update_judged(current)
                 if current.run_id is not None:
-                    count += self._reconciler.send_epochs(current, current.run_id)
+                    count += reconciler.send_epochs(current, current.run_id)
             except (TrackingUnavailable, DatabaseLost):
                 raise
             except Exception as error:  # such as a run somebody deleted: the others still want their epochs

@@ -129,17 +129,22 @@ class Tasks:
         name = self.reconciler.study.name
         try:
             row = self.reconciler.queue.study(name)
-            return DataFetched(path=data_sets.fetch(self.home, self.reconciler.tracker, row.name, row.facts))
+            return DataFetched(
+                study=name, path=data_sets.fetch(self.home, self.reconciler.tracker, row.name, row.facts)
+            )
         except ServiceError as error:
-            return NoData(error=error)
+            return NoData(study=name, error=error)
         except Exception as error:
             if isinstance(error, TrackingUnavailable | DatabaseLost) and not disk_is_full(error):
                 raise
-            return NoData(error=ServiceError(f"The data set of {name} cannot be fetched here: {first_line(error)}."))
+            return NoData(
+                study=name, error=ServiceError(f"The data set of {name} cannot be fetched here: {first_line(error)}.")
+            )
 
     def prove_store(self, refused: Refused | None = None) -> StoreProved | NoStore:
         """Show that files can be stored and read from here; `refused` is the failure that makes this a question."""
-        experiment = self.reconciler.study.facts.experiment_id
+        study = self.reconciler.study
+        experiment = study.facts.experiment_id
         try:
             experiments.prove_store(self.reconciler.tracker, str(experiment), ownership.folder(self.home, "cache"))
         except Exception as error:
@@ -150,8 +155,8 @@ class Tasks:
                 f"MLflow experiment {experiment}, found: {type(error).__name__}: {first_line(error).rstrip('.')}. It "
                 "takes no trial; what it held is given back, and no attempt counts."
             )
-            return NoStore(error=ServiceError(message), refused=refused)
-        return StoreProved(refused=refused)
+            return NoStore(study=study.name, error=ServiceError(message), refused=refused)
+        return StoreProved(study=study.name, refused=refused)
 
     def record(self, job: Job, trained: Trained) -> Ended:
         """Log the model and what it predicts of the validation split, then record the job's one result.

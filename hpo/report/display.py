@@ -13,7 +13,7 @@ from rich.text import Text
 from hpo.queue import DatabaseLost, Job, Present, State
 from hpo.report.progress import Progress
 from hpo.report.words import number
-from hpo.text import counted, cut, duration, point_text
+from hpo.text import counted, cut, duration, in_brackets, point_text
 
 REFRESH = 1.0  # seconds between two looks at the database
 LINE_INTERVAL = 15.0  # seconds between two plain lines
@@ -139,4 +139,6 @@ def _about(worker: Present | None) -> str:
     if worker is None:
         return "ended"
     since = f"here for {duration(worker.here)}" if worker.alive else f"SILENT for {duration(worker.silent)}"
-    return f"{counted(worker.trainers, 'trainer')} ({worker.device}), {since}"
+    others = ", ".join(f"{count} of {study}" for study, count in worker.elsewhere.items())
+    pool = f", of the pool{in_brackets(f'also {others}' if others else '')}" if worker.in_pool else ""
+    return f"{counted(worker.trainers, 'trainer')} ({worker.device}){pool}, {since}"

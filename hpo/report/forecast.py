@@ -49,7 +49,7 @@ class Forecast:
     @cached_property
     def trainers(self) -> int:
         """How many trials are trained at the same time."""
-        present = sum(worker.trainers for worker in self.workers if worker.alive)
+        present = sum(worker.trainers_left for worker in self.workers if worker.alive)
         return present or sum(job.alive for job in self.jobs)
 
     @cached_property

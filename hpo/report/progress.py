@@ -168,6 +168,8 @@ class Progress:
             "alive": worker is not None and worker.alive,
             "trainers": worker.trainers if worker else None,
             "device": worker.device if worker else None,
+            "pool": worker is not None and worker.in_pool,
+            "elsewhere": dict(worker.elsewhere) if worker else {},
             "seconds_here": worker.here if worker else None,
             "seconds_silent": worker.silent if worker else None,
             "epochs_per_second": sum(self.speed(job) or 0.0 for job in jobs),

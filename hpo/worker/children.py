@@ -64,13 +64,15 @@ class Child:
 class Trainer(Child):
     """A trainer with its job. It is free, reserved (something is fetched for its job) or works on a request.
 
-    It gets no job before it has shown that it can train.
+    It gets no job of a study before it has shown that it can train that.
     """
 
     def __init__(self, process: Pipes, clock: Clock, *, gpu: str | None) -> None:
         super().__init__(process, clock)
         self.gpu = gpu
-        self.proved = False
+        self.ready = False  # it takes requests
+        self.proved: set[str] = set()  # studies that it can train
+        self.study: str | None = None  # of the proof that it was asked for last
         self.job: Job | None = None
         self.request: protocol.Request | None = None
         self.asked = False  # to hand back
@@ -78,7 +80,8 @@ class Trainer(Child):
 
     @property
     def free(self) -> bool:
-        return self.proved and self.job is None and not self.process.closed and self.process.killed is None
+        is_idle = self.ready and self.job is None and self.request is None
+        return is_idle and not self.process.closed and self.process.killed is None
 
     @property
     def place(self) -> str:

@@ -20,15 +20,16 @@ class Closings:
 
     def __init__(self, parts: Collaborators, leases: Leases) -> None:
         self._leases, self._recorder, self._trainers = leases, parts.recorder, parts.trainers
-        self._start, self._data, self._folder = parts.start_closing, parts.data, parts.folder
-        self._closing: Closing | None = None
+        self._studies, self._folder = parts.studies, parts.folder
+        self._closings: dict[int, Closing] = {}  # by job
 
     def begin(self, trainer: Trainer, job: Job) -> None:
         log.info("closing of %s begins", job.study)
         crash.at("closing claimed")
-        trainer.reserve(job, fetches=self._data.fetches)
-        self._closing = self._start(job, self._folder.of(job), self._data.path)
-        self._recorder.put(job, partial(_fetch, self._closing))
+        served = self._studies[job.study]
+        trainer.reserve(job, fetches=served.data.fetches)
+        closing = self._closings[job.id] = served.start_closing(job, self._folder.of(job), served.data.path)
+        self._recorder.put(job, partial(_fetch, closing))
 
     def on_winners(self, outcome: Winners) -> None:
         trainer = self._trainers.of(outcome.job)
@@ -36,9 +37,8 @@ class Closings:
             self._score_next(trainer, outcome.job)
 
     def on_scored(self, trainer: Trainer, job: Job, message: protocol.Scored | protocol.NotScored) -> None:
-        assert self._closing is not None
         try:
-            self._closing.put(message)
+            self._closings[job.id].put(message)
         except ValueError as error:
             trainer.release()
             self._leases.return_soon(job, str(error), AttemptOutcome.FAILED)
@@ -47,13 +47,12 @@ class Closings:
 
     def _score_next(self, trainer: Trainer, job: Job) -> None:
         """Ask the trainer for the next winner's scores, or finish the closing."""
-        assert self._closing is not None
-        request = self._closing.next_request()
+        request = self._closings[job.id].next_request()
         if request is not None:
             trainer.send(request)
             return
         trainer.release()
-        self._recorder.put(job, partial(_finish, self._closing))
+        self._recorder.put(job, partial(_finish, self._closings.pop(job.id)))
 
 
 def _fetch(closing: Closing) -> Winners | HandedBack:

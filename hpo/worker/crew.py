@@ -11,7 +11,7 @@ from hpo.worker import protocol
 from hpo.worker.children import Child, Trainer
 from hpo.worker.closings import Closings
 from hpo.worker.collaborators import Collaborators
-from hpo.worker.ending import Ending
+from hpo.worker.ending import STOP_GRACE, Ending
 from hpo.worker.leases import Leases
 from hpo.worker.processes import last_error
 from hpo.worker.trials import Answers, Trials
@@ -47,14 +47,16 @@ class Crew:
     def __init__(self, parts: Collaborators, leases: Leases, ending: Ending) -> None:
         self.trainers, self.device = parts.trainers, parts.device
         self.trials, self.closings = Trials(parts, leases), Closings(parts, leases)
-        self._leases, self._ending, self._pruning = leases, ending, parts.pruning
+        self._leases, self._ending, self._studies = leases, ending, parts.studies
         self._wait, self._clock, self._inbox = parts.wait, parts.clock, parts.inbox
         self._log_file, self._hang_timeout = parts.log_file, parts.settings.hang_timeout
         self._answers: Answers = self.trials.answers | dict.fromkeys(
             (protocol.Scored, protocol.NotScored), self.closings.on_scored
         )
         self._alone: dict[str | None, _Alone] = {}  # by card, None for the CPU
-        self._stillborn: Counter[str | None] = Counter()  # by card: trainers in a row that ended before their proof
+        # Trainers in a row that ended before their proof, by card, with the study that they were to prove.
+        self._stillborn: Counter[tuple[str | None, str | None]] = Counter()
+        self._left_since: dict[str, float] = {}  # by study that is being left, monotonic seconds
         self._last_turn = parts.clock.monotonic()
 
     def free_trainers(self) -> Iterator[Trainer]:
@@ -107,12 +109,12 @@ class Crew:
 
     def _on_message(self, trainer: Trainer, message: protocol.Message) -> None:
         if isinstance(message, protocol.Ready):
-            self.trials.proofs.begin(trainer)
+            trainer.ready = True
             return
         if trainer.proves:
             if not isinstance(message, protocol.Alive):
                 self.trials.proofs.take(trainer, message)
-                self._stillborn[trainer.gpu] = 0
+                self._stillborn[trainer.gpu, None] = self._stillborn[trainer.gpu, trainer.study] = 0
             return
         answer, job = self._answers.get(type(message)), trainer.job
         if answer is None:
@@ -131,13 +133,16 @@ class Crew:
             self.trials.on_suggester_exit(self._log_file)
             return
         reason = self.trainers.remove(child)
-        self.trials.on_exit(child, reason, is_ending=self._ending.reason is not None)
-        if not child.proved and child.gpu in self.trainers.devices:
-            self._stillborn[child.gpu] += 1
-            if self._stillborn[child.gpu] >= START_ATTEMPTS:
+        is_leaving = child.job is not None and child.job.study in self._studies.leaving
+        self.trials.on_exit(child, reason, is_ending=is_leaving or self._ending.reason is not None)
+        if (child.proves or not child.proved) and child.gpu in self.trainers.devices:
+            place = child.gpu, child.study
+            self._stillborn[place] += 1
+            if self._stillborn[place] >= START_ATTEMPTS:
+                self._stillborn[place] = 0
                 end = last_error(self._log_file)
                 message = f"Trainers cannot be started: {reason}. The end of {self._log_file}:\n{end}"
-                self.trials.proofs.fail(child.gpu, f"its {reason}", message)
+                self.trials.proofs.fail(child.gpu, child.study, f"its {reason}", message)
 
     # Their end
 
@@ -149,10 +154,13 @@ class Crew:
         self._ending.attempt(self.trials.proofs.look_after)
         self.trials.proofs.end_retired()
         if self._ending.reason is None:
+            self._hand_back_left()
             self._begin_alone()
         for trainer in self.trainers:
-            if trainer.trains and trainer.job is not None and self._pruning.reason(trainer.job):
-                trainer.ask_back()
+            if trainer.trains and trainer.job is not None:
+                study = self._studies[trainer.job.study]
+                if study.pruning.reason(trainer.job):
+                    trainer.ask_back()
             if trainer.hangs(limit):
                 title = "the proof of a trainer" if trainer.job is None else trainer.job.title
                 log.warning("%s: no progress for %.0f s", title, limit)
@@ -160,6 +168,23 @@ class Crew:
         suggester = self.trials.suggester
         if suggester is not None and suggester.hangs(limit):
             suggester.process.kill(f"no progress for {limit:.0f} s")
+
+    def _hand_back_left(self) -> None:
+        """Return the jobs of studies that this worker is to leave, those that train from their newest epoch."""
+        now, leaving = self._clock.monotonic(), self._studies.leaving
+        self._left_since = {study: self._left_since.get(study, now) for study in leaving}
+        for study, reason in leaving.items():
+            self.trials.proofs.let_go(study, reason)
+            is_late = now - self._left_since[study] > STOP_GRACE  # then without the epochs since the last checkpoint
+            for job in self._leases.jobs:
+                trainer = self.trainers.of(job)
+                if job.study != study or trainer is None or self._leases.is_returning(job):
+                    continue
+                if trainer.trains and not is_late:
+                    trainer.ask_back()
+                else:
+                    self.trials.stop(job)
+                    self._leases.return_soon(job, reason)
 
     def _begin_alone(self) -> None:
         for gpu, alone in list(self._alone.items()):

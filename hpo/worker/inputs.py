@@ -21,7 +21,7 @@ from models.specs import SpecError
 LARGEST_OWN = 2**26  # bytes of images that each trainer holds for itself
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)  # a trainer of the pool may change its study with every trial
 def load_data(path: Path) -> tuple[Dataset, Split]:
     """Return the data set of a file and its split. Raise DatasetError if the file is damaged."""
     dataset = load_npz(path, sha256=sha256_in(path))

@@ -12,9 +12,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from hpo.errors import NotFound, ServiceError
-from hpo.queue import ENDED, DatabaseLost, Job, State, StudyRow
+from hpo.errors import ServiceError
+from hpo.queue import DatabaseLost, Job, State, Stop
 from hpo.recording import outcomes
+from hpo.worker.claims import Claims
 from hpo.worker.collaborators import Collaborators
 from hpo.worker.crew import Crew
 from hpo.worker.ending import NO_LIMITS, OUT_OF_TIME, Ending, Limits
@@ -22,11 +23,6 @@ from hpo.worker.leases import Leases
 
 TICK = 0.25  # seconds between two looks at the clock
 FLUSH_INTERVAL = 1.0  # seconds an epoch may wait for the database
-CLAIM_PAUSE = 1.0  # seconds between two looks into an empty queue
-PAUSED = (
-    "The study {study} is paused: {reason}. Nobody claims a trial of it. When the cause is gone, `hpo run` with the "
-    "same options ends the pause; `hpo show` lists a trial's attempts."
-)
 NOTHING_RECORDED = (
     "No result can be recorded any more. {reason}. Everything is given back, and no attempt counts. When the cause is "
     "gone, the same command goes on; if it is this trial alone, `hpo cancel` lets its study close without it."
@@ -36,19 +32,17 @@ log = logging.getLogger("hpo")
 
 
 class Supervisor:
-    """One worker of one study. `run` returns when the study is closed, when stopped, or at a limit."""
+    """One worker. `run` returns when its study is closed, when stopped, or at a limit."""
 
-    def __init__(
-        self, study: StudyRow, worker: str, parts: Collaborators, ending: Ending, *, limits: Limits = NO_LIMITS
-    ) -> None:
+    def __init__(self, worker: str, parts: Collaborators, ending: Ending, *, limits: Limits = NO_LIMITS) -> None:
         """`worker`: its name in the queue."""
-        self.limits, self.ending = limits, ending
-        self.claimed = 0  # trials
-        self._study, self._worker, self._settings, self._folder = study, worker, parts.settings, parts.folder
-        self._queue, self._recorder, self._tasks = parts.queue, parts.recorder, parts.tasks
-        self._pruning, self._inbox, self._clock = parts.pruning, parts.inbox, parts.clock
+        self.ending = ending
+        self._studies, self._worker, self._settings, self._folder = parts.studies, worker, parts.settings, parts.folder
+        self._queue, self._recorder = parts.queue, parts.recorder
+        self._inbox, self._clock = parts.inbox, parts.clock
         self.leases = Leases(parts.queue, parts.recorder, discard=parts.folder.discard)
         self._crew = Crew(parts, self.leases, self.ending)
+        self.claims = Claims(worker, parts, self.leases, self._crew, limits)
         trials, closings = self._crew.trials, self._crew.closings
         self._acts: dict[type[outcomes.Outcome], Callable[[Any], None]] = {
             outcomes.Ended: self._on_ended,
@@ -62,14 +56,14 @@ class Supervisor:
             outcomes.NoData: trials.on_data,
             outcomes.StoreProved: trials.proofs.on_store,
             outcomes.NoStore: trials.proofs.on_store,
+            outcomes.Opened: self._on_opened,
         }
-        trials.proofs.begin_store()
+        for served in self._studies.active:
+            trials.proofs.begin_store(served.row.name)
         self._outcomes: deque[outcomes.Outcome] = deque()  # taken from the inbox
-        self._pause: str | None = None  # why the study is paused
         self._unsure = False  # whether a claim may have been made that we never heard of
-        self._idle_since: float | None = None  # when the queue first had nothing for us
         self._began = parts.clock.monotonic()
-        self._next_renewal = self._next_flush = self._next_claim = 0.0
+        self._next_renewal = self._next_flush = 0.0
 
     def run(self, on_tick: Callable[["Supervisor"], None] = lambda supervisor: None) -> bool:
         """Work until the study is closed; return whether it is. Raise ServiceError if nothing can be done here."""
@@ -87,7 +81,7 @@ class Supervisor:
         """What people should know now: that it stops, what it cannot reach, or which result cannot be recorded."""
         if self.ending.reason:
             return f"stopping ({self.ending.reason}): giving trials back"
-        return self._recorder.concern or (f"paused: {self._pause}" if self._pause else None)
+        return self._recorder.concern or (f"paused: {self.claims.pause}" if self.claims.pause else None)
 
     @property
     def failed_gpus(self) -> Mapping[str, str]:
@@ -97,11 +91,11 @@ class Supervisor:
     def step(self) -> bool | None:
         """Act on what has arrived and what is due; return whether the study is closed if the work ends, else None."""
         if self._crew.listen(TICK):
-            self._next_claim = 0.0  # a trainer may be free
+            self.claims.soon()  # a trainer may be free
         try:
             return self._turn(self._clock.monotonic())
         except DatabaseLost as error:
-            self._unsure, self._idle_since = True, None
+            self._unsure, self.claims.idle_since = True, None
             self._recorder.note(error)
             if self.ending.is_over:
                 return False
@@ -113,7 +107,7 @@ class Supervisor:
         while self._outcomes:
             self.ending.attempt(self._acts[type(self._outcomes[0])], self._outcomes[0])
             self._outcomes.popleft()  # now that no lost database has interrupted it
-            self._next_claim = 0.0
+            self.claims.soon()
         if not self._recorder.is_alive():
             raise ServiceError("The thread that records results has ended unexpectedly. The same command goes on.")
         if self._unsure:
@@ -127,91 +121,19 @@ class Supervisor:
             self._next_flush = now + FLUSH_INTERVAL
         if is_due:
             self._obey()
-            self._pruning.look(self.leases.trials)
+            for served in self._studies.active:
+                served.pruning.look([job for job in self.leases.trials if job.study == served.row.name])
         self._recorder.watch(self.leases.trials)
         for job in self.leases.give_back():
-            self._recorder.put(job, partial(self._tasks.reconcile, job))
-            self._next_claim = 0.0
+            self._recorder.put(job, partial(self._studies[job.study].tasks.reconcile, job))
+            self.claims.soon()
         self._crew.look_after()
         if self.ending.reason is not None:
             return False if self._is_stopped() else None
-        if self.limits.seconds is not None and now - self._began > self.limits.seconds:
+        if self.claims.limits.seconds is not None and now - self._began > self.claims.limits.seconds:
             self.ending.stop(OUT_OF_TIME)
             return None
-        return self._look_for_work(now)
-
-    def _look_for_work(self, now: float) -> bool | None:
-        """Claim what trainers are free for; return whether the study is closed if there is nothing left to do here."""
-        if self.leases.jobs:
-            self._idle_since = None
-        elif self.limits.has_its_trials(self.claimed) or self._is_idle(now):
-            return self._is_closed()
-        if now >= self._next_claim:
-            if self._is_closed():
-                return True
-            self._next_claim = now + CLAIM_PAUSE  # a trainer that gets free sets it back
-            self._claim(now)
-        return None
-
-    def _is_closed(self) -> bool:
-        state = self._queue.closing_state(self._study.name)
-        if state is None:
-            raise NotFound(f"The study {self._study.name} was deleted meanwhile.")
-        return state in ENDED
-
-    def _is_idle(self, now: float) -> bool:
-        limit, since = self.limits.idle, self._idle_since
-        return limit is not None and since is not None and now - since > limit
-
-    def _claim(self, now: float) -> None:
-        """Give work to every free trainer, as far as there is some."""
-        recorder, lease = self._recorder, self._settings.lease
-        is_away = recorder.outage.seconds > self._settings.outage_limit or recorder.outage.store_full
-        if is_away or recorder.refusing or not self._crew.has_room():
-            self._idle_since = None
-            return
-        free = self._crew.free_trainers()
-        if not self._crew.trials.proofs.has_store:
-            self._idle_since = None
-            return
-        for trainer in free:
-            if self.limits.has_its_trials(self.claimed):
-                return
-            job = self._queue.claim(
-                self._study.name,
-                worker=self._worker,
-                device=trainer.place,
-                lease=lease,
-                stops=self._study.stops,
-                take_over=recorder.may_expire,
-            )
-            if job is None:
-                if self._is_paused():
-                    return
-                kept_off = not recorder.may_expire and self._queue.expired(self._study.name, lease=lease)
-                self._idle_since = None if kept_off else self._idle_since or now
-                return
-            self._pause = None
-            self.leases.hold(job)
-            self.claimed += job.kind == "trial"
-            if job.attempt > 1 and job.verdict is None:
-                log.warning("%s: %s, attempt %d", job.title, job.reason, job.attempt)
-            self._crew.begin(trainer, job)
-
-    def _is_paused(self) -> bool:
-        """Return whether this worker waits for the end of a pause. Raise ServiceError if it is to leave."""
-        reason = self._queue.pause(self._study.name) if not self.leases.jobs else None
-        if reason is None:
-            self._pause = None
-            return False
-        if self._pause is None:
-            self._pause = reason
-            log.warning("%s is paused: %s", self._study.name, reason)
-            self._recorder.put(None, partial(self._tasks.show_pause, reason))
-        if not self.limits.stays:
-            raise ServiceError(PAUSED.format(study=self._study.name, reason=reason.rstrip(".")))
-        self._idle_since = None
-        return True
+        return self.claims.look(now)
 
     def _renew(self) -> None:
         """Renew the leases, say that we are here, and learn whether expired leases may be taken over."""
@@ -219,10 +141,10 @@ class Supervisor:
             self._lost(job)
         self._recorder.may_expire = self._queue.attend(
             self._worker,
-            self._study.name,
+            self._studies.name,
             trainers=self._crew.trainers.count,
             device=self._crew.device,
-            stops=self._study.stops,
+            stops=sum(served.row.stops for served in self._studies.active) if self._studies.name else 0,
             lease=self._settings.lease,
         )
         self._folder.touch()
@@ -234,29 +156,45 @@ class Supervisor:
         current = self._queue.job(job.id)
         is_cancelled = current is not None and current.state == State.CANCELLED
         if is_cancelled:  # shown after what is being recorded of it right now
-            self._recorder.put(job, partial(self._tasks.reconcile, job))
+            self._recorder.put(job, partial(self._studies[job.study].tasks.reconcile, job))
         own_end = current and current.fence == job.fence and current.state in (State.DONE, State.DIVERGED, State.PRUNED)
         if own_end or self.leases.is_returning(job):  # it went by our own hand, and only the answer was lost
             self.leases.drop(job)
             return
         self._crew.trials.lose(job, str(current.reason) if current and is_cancelled else "lost its lease")
-        self._next_claim = 0.0
+        self.claims.soon()
 
     def _obey(self) -> None:
-        """Do what people ask: leave, drop cancelled trials."""
-        stop, cancelled = self._queue.orders(self._study.name, stops=self._study.stops, held=self.leases.jobs)
-        for job in cancelled:
+        """Do what people ask: leave, leave a study, drop cancelled trials."""
+        stops = {served.row.name: served.row.stops for served in self._studies.active}
+        orders = self._queue.orders(self._worker, stops=stops, held=self.leases.jobs)
+        for job in orders.cancelled:
             self._lost(job)
-        if stop is not None and self.ending.reason is None:
-            self.ending.asked = stop
-            log.warning("%s asked the workers of %s to stop: giving trials back", stop.by, self._study.name)
-            self.ending.stop("hpo stop")
+        for study, stop in orders.stopped.items():
+            if study in self._studies.leaving or self.ending.reason is not None:
+                continue
+            log.warning("%s asked the workers of %s to stop: giving trials back", stop.by, study)
+            if not self._studies.stop(study, "hpo stop"):
+                self._leave_for(stop)
+        if orders.leave is not None and self.ending.reason is None:
+            log.warning("%s asked the workers of the pool to stop: giving trials back", orders.leave.by)
+            self._leave_for(orders.leave)
+
+    def _leave_for(self, stop: Stop) -> None:
+        self.ending.asked = stop
+        self.ending.stop("hpo stop")
 
     # Outcomes of the recorder
 
+    def _on_opened(self, outcome: outcomes.Opened) -> None:
+        if outcome.error is None:
+            self._crew.trials.proofs.stores.add(outcome.study)
+        self._studies.on_opened(outcome.study, outcome.error)
+
     def _on_ended(self, outcome: outcomes.Ended) -> None:
         self.leases.drop(outcome.job)
-        self._recorder.put(outcome.job, partial(self._tasks.reconcile, outcome.job))
+        self._studies.recorded(outcome.job.study)
+        self._recorder.put(outcome.job, partial(self._studies[outcome.job.study].tasks.reconcile, outcome.job))
 
     def _on_handed_back(self, outcome: outcomes.HandedBack) -> None:
         trainer = self._crew.trainers.of(outcome.job)
@@ -265,7 +203,7 @@ class Supervisor:
         self.leases.return_soon(outcome.job, outcome.reason)
 
     def _on_nothing_recorded(self, outcome: outcomes.NothingRecorded) -> None:
-        raise ServiceError(NOTHING_RECORDED.format(reason=outcome.reason))
+        self._studies.fail(outcome.study, NOTHING_RECORDED.format(reason=outcome.reason))
 
     # The end
 
@@ -280,7 +218,8 @@ class Supervisor:
         self._crew.kill()  # busy ones have handed back what they could, the others have nothing to lose
         if self._recorder.finish(self.ending.seconds_left, reconcile=self.ending.reason is None):
             self._inbox.close()
-        self._pruning.finish(0.2)
+        for served in self._studies.active:
+            served.pruning.finish(0.2)
         with suppress(DatabaseLost):  # then the leases run out
             self.leases.give_all_back(f"stopped: {self.ending.reason or 'error'}")
             self._queue.leave(self._worker)

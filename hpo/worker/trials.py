@@ -15,6 +15,7 @@ from hpo import crash
 from hpo.errors import ServiceError
 from hpo.queue import AttemptOutcome, Job, State
 from hpo.recording import outcomes
+from hpo.recording.tasks import Tasks
 from hpo.recording.trained import Trained
 from hpo.worker import protocol
 from hpo.worker.children import Suggester, Trainer
@@ -33,8 +34,8 @@ class Trials:
     """Begins trials and acts on what is said of them. Raises ServiceError where the worker can do nothing more."""
 
     def __init__(self, parts: Collaborators, leases: Leases) -> None:
-        self._leases, self._recorder, self._tasks, self._pruning = leases, parts.recorder, parts.tasks, parts.pruning
-        self._trainers, self._start_suggester, self._data = parts.trainers, parts.start_suggester, parts.data
+        self._leases, self._recorder, self._studies = leases, parts.recorder, parts.studies
+        self._trainers, self._start_suggester = parts.trainers, parts.start_suggester
         self._folder, self._settings, self._device = parts.folder, parts.settings, parts.device
         self.suggester: Suggester | None = None
         self._pointless = 0  # suggesters in a row that ended before they had chosen a point
@@ -61,15 +62,16 @@ class Trials:
 
     def begin(self, trainer: Trainer, job: Job) -> None:
         """Begin a claimed trial on a free trainer."""
+        tasks, data = self._tasks(job), self._studies[job.study].data
         if job.verdict is not None:
             log.info("%s was %s", job.title, job.verdict)
-            self._recorder.put(job, partial(self._tasks.end, job, State.PRUNED, epoch=job.epochs, reason=job.verdict))
+            self._recorder.put(job, partial(tasks.end, job, State.PRUNED, epoch=job.epochs, reason=job.verdict))
             return
         if (trained := self._trained(job)) is not None:
             log.info("%s was trained by a worker that has ended: its result is recorded", job.title)
             self._record(job, trained)
             return
-        trainer.reserve(job, fetches=self._data.fetches)
+        trainer.reserve(job, fetches=data.fetches)
         if job.spec is None:  # a slot: choosing its point takes longer with every trial, so another process does it
             self.suggester = self.suggester or self._start_suggester()
             self.suggester.ask(trainer, job)
@@ -80,8 +82,11 @@ class Trials:
         if job.checkpoint is None and not job.spec.begins_with_files:
             self._train(trainer, outcomes.Fetched(job=job, checkpoint=None, start=None))
         else:
-            self._recorder.put(job, partial(self._tasks.fetch, job, self._folder.of(job)))
-        self._recorder.put(job, partial(self._tasks.reconcile, job))
+            self._recorder.put(job, partial(tasks.fetch, job, self._folder.of(job)))
+        self._recorder.put(job, partial(tasks.reconcile, job))
+
+    def _tasks(self, job: Job) -> Tasks:
+        return self._studies[job.study].tasks
 
     def _trained(self, job: Job) -> Trained | None:
         """Return what an earlier worker of this home has trained of the job, if it is whole."""
@@ -91,12 +96,13 @@ class Trials:
         return None
 
     def _train(self, trainer: Trainer, files: outcomes.Fetched) -> None:
-        self._data.touch()
+        data = self._studies[files.job.study].data
+        data.touch()
         assert files.job.spec is not None
         trainer.send(
             protocol.Train(
                 spec=files.job.spec,
-                data=self._data.path,
+                data=data.path,
                 checkpoint=files.checkpoint,
                 start=files.start,
                 folder=self._folder.of(files.job),
@@ -109,7 +115,7 @@ class Trials:
     # Messages of trainers
 
     def _on_started(self, trainer: Trainer, job: Job, message: protocol.Started) -> None:
-        self._data.is_sound()
+        self._studies[job.study].data.is_sound()
         if message.epoch:
             log.info("%s goes on after epoch %d", job.title, message.epoch)
 
@@ -118,7 +124,7 @@ class Trials:
 
     def _on_checkpoint(self, trainer: Trainer, job: Job, message: protocol.CheckpointWritten) -> None:
         # A committed checkpoint never runs ahead of the stored curve.
-        task = partial(self._tasks.store_checkpoint, job, message.path, epoch=message.epoch, sha256=message.sha256)
+        task = partial(self._tasks(job).store_checkpoint, job, message.path, epoch=message.epoch, sha256=message.sha256)
         self._leases.put_task(job, task)
 
     def _on_trained(self, trainer: Trainer, job: Job, message: Trained) -> None:
@@ -126,23 +132,23 @@ class Trials:
         self._record(job, message)
 
     def _record(self, job: Job, trained: Trained) -> None:
-        record, bury = partial(self._tasks.record, job, trained), partial(self._tasks.bury, job)
+        record, bury = partial(self._tasks(job).record, job, trained), partial(self._tasks(job).bury, job)
         self._leases.put_task(job, record, bury, trained=protocol.encode(trained).decode())
 
     def _on_returned(self, trainer: Trainer, job: Job, message: protocol.Returned) -> None:
-        if reason := self._pruning.reason(job):
+        if reason := self._studies[job.study].pruning.reason(job):
             log.info("%s pruned after epoch %d", job.title, message.epoch)
             self._end(job, State.PRUNED, message.epoch, reason)
         else:
             log.info("giving %s back after epoch %d", job.title, message.epoch)
-            self._leases.put_task(job, partial(self._tasks.hand_back, job, "handed back"))
+            self._leases.put_task(job, partial(self._tasks(job).hand_back, job, "handed back"))
 
     def _on_diverged(self, trainer: Trainer, job: Job, message: protocol.Diverged) -> None:
         log.warning("%s diverged at epoch %d", job.title, message.epoch)
         self._end(job, State.DIVERGED, message.epoch, f"diverged at epoch {message.epoch}")
 
     def _end(self, job: Job, state: State, epoch: int, reason: str) -> None:
-        self._leases.put_task(job, partial(self._tasks.end, job, state, epoch=epoch, reason=reason))
+        self._leases.put_task(job, partial(self._tasks(job).end, job, state, epoch=epoch, reason=reason))
 
     def _on_failed(self, trainer: Trainer, job: Job, message: protocol.Failed) -> None:
         if self._folder.lacks_room():  # of a .pt2 file that it cannot finish torch says something else, and aborts
@@ -159,28 +165,24 @@ class Trials:
     def _wait_for_room(self, job: Job, reason: str) -> None:
         log.warning("%s waits: %s", job.title, reason)
         self._disk_full = True
-        self._leases.put_task(job, partial(self._tasks.hand_back, job, reason))
+        self._leases.put_task(job, partial(self._tasks(job).hand_back, job, reason))
 
     def _on_data_damaged(self, trainer: Trainer, job: Job, message: protocol.DataDamaged) -> None:
         """Fetch the data set again: its damaged file is no trial's fault."""
         log.warning("%s waits: %s", job.title, message.reason)
-        if trainer.fetches != self._data.fetches:  # it may have met the file before the last fetch
+        if trainer.fetches != self._studies[job.study].data.fetches:  # it may have met the file before the last fetch
             self._leases.return_soon(job, message.reason)
         else:
-            self._wait_for_data(job, message.reason)
+            self._wait_for_data(job.study, job, message.reason)
 
-    def _wait_for_data(self, job: Job | None, reason: str) -> None:
-        """Let a job, or the proof of a trainer, wait until the data set is fetched again."""
+    def _wait_for_data(self, study: str, job: Job | None, reason: str) -> None:
+        """Let a job, or the proof of a trainer, wait until the study's data set is fetched again."""
+        served = self._studies[study]
         try:
-            if self._data.wait(job, reason):
-                self._recorder.put(None, self._tasks.fetch_data)
-        except ServiceError:
-            self._return_waiting()
-            raise
-
-    def _return_waiting(self) -> None:
-        for job, reason in self._data.take_waiting():
-            self._leases.return_soon(job, reason)
+            if served.data.wait(job, reason):
+                self._recorder.put(None, served.tasks.fetch_data)
+        except ServiceError as error:
+            self.on_data(outcomes.NoData(study=study, error=error))
 
     def on_exit(self, trainer: Trainer, reason: str, *, is_ending: bool) -> None:
         """Return the trial of a trainer that has ended; `is_ending`: the worker ends, too."""
@@ -193,8 +195,7 @@ class Trials:
             log.warning("%s: handed back without its newest epochs: %s", job.title, reason)
             self._leases.return_soon(job, reason)
         else:
-            lacked = trainer.process.lacked_memory
-            outcome = AttemptOutcome.OUT_OF_MEMORY if lacked else AttemptOutcome.FAILED
+            outcome = AttemptOutcome.OUT_OF_MEMORY if trainer.process.lacked_memory else AttemptOutcome.FAILED
             self.proofs.suspect(trainer, job, reason, outcome)
 
     # The suggester
@@ -207,8 +208,7 @@ class Trials:
         if not isinstance(message, protocol.Answer):
             self.suggester.process.kill(f"a suggester sent {type(message).__name__}")
             return
-        waiting = self.suggester.take(message.job, message.fence)
-        if waiting is None:
+        if (waiting := self.suggester.take(message.job, message.fence)) is None:
             return
         trainer, job = waiting
         self._pointless = 0
@@ -238,7 +238,8 @@ class Trials:
         log.warning("%s; another one is started when it is needed", reason)
         self._pointless += 1
         if self._pointless >= START_ATTEMPTS:
-            raise ServiceError(f"No point can be chosen: {reason}. Its log: {log_file}")
+            for study in {job.study for _, job in ended.waiting.values()}:
+                self._studies.fail(study, f"No point can be chosen: {reason}. Its log: {log_file}")
 
     # Outcomes of the recorder
 
@@ -249,17 +250,18 @@ class Trials:
 
     def on_data(self, outcome: outcomes.DataFetched | outcomes.NoData) -> None:
         if isinstance(outcome, outcomes.DataFetched):
-            self._data.fetched(outcome.path)
-        self._return_waiting()
+            self._studies[outcome.study].data.fetched(outcome.path)
+        for job, reason in self._studies[outcome.study].data.take_waiting():
+            self._leases.return_soon(job, reason)
         if isinstance(outcome, outcomes.NoData):
-            raise outcome.error
+            self._studies.fail(outcome.study, str(outcome.error))
 
     def on_refused(self, outcome: outcomes.Refused) -> None:
         """Return a job whose task failed, once it is known whether it is the place's fault; stop its trainer."""
         self._disk_full = self._disk_full or outcome.disk_full
-        self._stop(outcome.job)
+        self.stop(outcome.job)
         if outcome.attempt is AttemptOutcome.FAILED:
-            self.proofs.begin_store(outcome)
+            self.proofs.begin_store(outcome.job.study, outcome)
         else:
             self._leases.return_soon(outcome.job, outcome.reason, outcome.attempt)
 
@@ -267,12 +269,13 @@ class Trials:
         """Stop a job whose row is held by another worker, or cancelled; write nothing more of it."""
         log.warning("%s: %s, stopping", job.title, reason)
         self._leases.drop(job)
-        if self.suggester is None or not self.suggester.take(job.id, job.fence):
-            self._stop(job)
+        self.stop(job)
 
-    def _stop(self, job: Job) -> None:
-        trainer = self._trainers.of(job)  # none while it is recorded
-        if trainer is None:
+    def stop(self, job: Job) -> None:
+        """Let nobody here work on a job any more."""
+        if self.suggester is not None and self.suggester.take(job.id, job.fence):
+            return
+        if (trainer := self._trainers.of(job)) is None:  # while it is recorded
             return
         if trainer.request is not None:
             trainer.process.kill(f"{job.title} is over here")

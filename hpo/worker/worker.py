@@ -13,16 +13,17 @@ from typing import IO
 
 from hpo.closing.steps import Closing
 from hpo.errors import Untrusted
-from hpo.queue import Job, Queue, require_whole
+from hpo.queue import Job, Queue, StudyRow, require_whole
 from hpo.recording.outage import Outage
 from hpo.recording.outcomes import Inbox
 from hpo.recording.reconciler import Reconciler
+from hpo.recording.reconcilers import Reconcilers
 from hpo.recording.recorder import Recorder
 from hpo.recording.tasks import Tasks
 from hpo.search import sampling
 from hpo.search.pruning import Pruning
 from hpo.settings import Settings
-from hpo.study import trial_spec
+from hpo.study import Study, trial_spec
 from hpo.study.records import TrialSpec
 from hpo.tracking import data_sets, foreign, study_files
 from hpo.tracking.client import Tracker
@@ -32,9 +33,12 @@ from hpo.worker.children import Suggester, Trainers
 from hpo.worker.collaborators import Collaborators
 from hpo.worker.data_file import DataFile
 from hpo.worker.devices import CPU, Place
+from hpo.worker.ending import NO_LIMITS, Limits
+from hpo.worker.pool import Pool
 from hpo.worker.processes import Process, open_log
 from hpo.worker.signals import stopped_by_signals
-from hpo.worker.supervisor import NO_LIMITS, Limits, Supervisor
+from hpo.worker.studies import OneStudy, Served
+from hpo.worker.supervisor import Supervisor
 from hpo.worker.work_folder import WorkFolder
 from models import user, weights
 from models.specs import SpecError
@@ -43,36 +47,37 @@ LOCK_PATIENCE = 1.0  # seconds to wait for a lock in Optuna's tables, at most; t
 
 
 class Worker:
-    """One worker of one study on this machine. `run` may be called once."""
+    """One worker on this machine: of one study, or of the pool. `run` may be called once."""
 
     def __init__(
         self,
         settings: Settings,
         database_url: str,
         tracking_uri: str,
-        name: str,
+        name: str | None,
         *,
         trainers: int,
         place: Place = CPU,
         stops: int | None = None,
     ) -> None:
-        """`stops`: how often the study had been stopped when this worker was asked for, if that was earlier."""
+        """`name`: of the study, None for the pool; `stops`: how often the study had been stopped when this worker was
+        asked for, if that was earlier."""
         self.settings, self.count, self.place = settings, trainers, place
         self.queue = Queue(database_url)
-        self.row = self.queue.study(name)
-        require_whole(self.row)
-        if stops is not None:
-            self.row = replace(self.row, stops=min(stops, self.row.stops))
-        self._database_url, self._study = database_url, self.row.specification
+        self.row = None if name is None else self.queue.study(name)
+        if self.row is not None:
+            require_whole(self.row)
+            self.row = replace(self.row, stops=min(self.row.stops if stops is None else stops, self.row.stops))
+        self._database_url = database_url
         # The job's row is locked while Optuna is written: if somebody locks a table of Optuna, the lease must not wait.
-        self._store = sampling.storage(database_url, patience=min(LOCK_PATIENCE, settings.lease / 3))
+        with self.queue.lock("optuna"):  # a worker of the pool may be the first to make its tables
+            self._store = sampling.storage(database_url, patience=min(LOCK_PATIENCE, settings.lease / 3))
         self.tracker = Tracker(tracking_uri)  # of the recorder's threads, once they run
         with suppress(TrackingUnavailable):  # it may be away for now
             self.tracker.require_version()
         process = f"{os.getpid()}-{secrets.token_hex(3)}"
         self._log_name, self._name = f"worker-{process}", f"{socket.gethostname()}:{process}"
         self._folder = WorkFolder(settings.home, process)
-        self._reconciler = Reconciler(self.queue, self.tracker, self._store, self.row, worker=self._name)
         self.ending = ending.Ending(time)
         self.failed_gpus: Mapping[str, str] = {}  # why each one trained no more, though others did
 
@@ -80,24 +85,45 @@ class Worker:
         """Work until the study is closed; return whether it is. Raise ServiceError if nothing can be done here."""
         limit = ending.STOP_LIMIT + 0.5
         with _for_us_alone(), self._folder.lock(), stopped_by_signals(self.ending.stop, limit=limit):
-            self._require_code()
-            self._require_weights()  # before a trial is claimed that this machine cannot train
-            data = DataFile(data_sets.fetch(self.settings.home, self.tracker, self.row.name, self.row.facts))
+            served = None if self.row is None else self.serve(self.row)  # before it claims what it cannot train
             with open_log(self.settings.home, self._log_name) as log:
-                parts = self._parts(log, data)
+                parts = self._parts(log, served)
                 parts.recorder.start()
-                if parts.pruning.active:
-                    parts.pruning.start()
-                supervisor = Supervisor(self.row, self._name, parts, self.ending, limits=limits)
+                if served is not None and served.pruning.active:
+                    served.pruning.start()
+                supervisor = Supervisor(self._name, parts, self.ending, limits=limits)
                 self.failed_gpus = supervisor.failed_gpus
                 try:
                     return supervisor.run(on_tick)
                 finally:
                     self.close()
 
-    def _require_code(self) -> None:
+    def serve(self, row: StudyRow) -> Served:
+        """Get what a study needs.
+
+        Raise Untrusted if its code is not to run here, SpecError without its pretrained weights, ServiceError without
+        its data set.
+        """
+        self._require_code(row)
+        _require_weights(row)
+        study = row.specification
+        reconciler = Reconciler(self.queue, self.tracker, self._store, row, worker=self._name)
+        pruning = Pruning(self.queue, row.name, study)
+
+        def start_closing(job: Job, folder: Path, data_file: Path) -> Closing:
+            return Closing(reconciler, job, folder, data_file, list(study.report_by), lease=self.settings.lease)
+
+        return Served(
+            row=row,
+            tasks=Tasks(reconciler, pruning, self.settings.home),
+            pruning=pruning,
+            start_closing=start_closing,
+            data=DataFile(data_sets.fetch(self.settings.home, self.tracker, row.name, row.facts)),
+            proof=self._smallest(row, study),
+        )
+
+    def _require_code(self, row: StudyRow) -> None:
         """Fetch the code of the user's that the study runs. Raise Untrusted if it is not to run here."""
-        row = self.row
         for digest in row.specification.code:
             run_id = row.facts.study_run_id
             if not user.is_trusted(digest):
@@ -109,20 +135,12 @@ class Worker:
                 )
             study_files.fetch_code(self.settings.home, self.tracker, run_id, digest)
 
-    def _require_weights(self) -> None:
-        """Raise SpecError unless torchvision's weights are those that the study was planned with."""
-        for file in [file for key, file in (self.row.facts.weights or {}).items() if key in weights.FILES]:
-            path, sha256 = weights.find(file.name)
-            if sha256 != file.sha256:
-                raise SpecError(f"{path}: expected SHA-256 {file.sha256}, as the study was planned, found {sha256}.")
-
-    def _smallest(self) -> TrialSpec:
+    def _smallest(self, row: StudyRow, study: Study) -> TrialSpec:
         """Return the specification of the study's cheapest trial, planned or at an end of its space."""
-        planned = self.queue.cheapest(self.row.name)
+        planned = self.queue.cheapest(row.name)
         if planned is not None:
             return planned
-        points = self._study.corners()
-        specs = [trial_spec(self._study, self.row.identity, self.row.facts, point, config=None) for point in points]
+        specs = [trial_spec(study, row.identity, row.facts, point, config=None) for point in study.corners()]
         return min(specs, key=lambda pair: pair[1])[0]
 
     def close(self) -> None:
@@ -131,26 +149,30 @@ class Worker:
         self._store.remove_session()
         self._store.engine.dispose()
 
-    def _parts(self, log: IO[bytes], data: DataFile) -> Collaborators:
-        settings, pruning, inbox = self.settings, Pruning(self.queue, self.row.name, self._study), Inbox()
-        outage = Outage(self.queue, self.row.name, store=settings.home / "artifacts" if settings.embedded else None)
+    def _parts(self, log: IO[bytes], served: Served | None) -> Collaborators:
+        settings, inbox = self.settings, Inbox()
+        own = [] if served is None else [served.tasks.reconciler]
+        reconcilers = Reconcilers(self.queue, *own, lease=settings.lease)
+        store = settings.home / "artifacts" if settings.embedded else None
+        outage = Outage(self.queue, None if served is None else served.row.name, store=store)
+        recorder = Recorder(reconcilers, inbox, outage, patience=settings.outage_limit)
 
         code = [str(study_files.code_folder(settings.home)), *user.trusted()]
 
         def start_suggester() -> Suggester:
             return Suggester(Process("suggester", log), time, database_url=self._database_url)
 
-        def start_closing(job: Job, folder: Path, data_file: Path) -> Closing:
-            groups = list(self._study.report_by)
-            return Closing(self._reconciler, job, folder, data_file, groups, lease=settings.lease)
+        def serve(name: str) -> Served:
+            return self.serve(self.queue.study(name))
 
         return Collaborators(
             settings=settings,
             queue=self.queue,
-            recorder=Recorder(self._reconciler, inbox, outage, lease=settings.lease, patience=settings.outage_limit),
+            recorder=recorder,
             inbox=inbox,
-            tasks=Tasks(self._reconciler, pruning, settings.home),
-            pruning=pruning,
+            studies=(
+                Pool(self.queue, recorder, reconcilers, serve) if served is None else OneStudy(self.queue, served)
+            ),
             trainers=Trainers(
                 lambda gpu: Process("trainer", log, gpu=gpu, code=code),
                 count=self.count,
@@ -158,15 +180,20 @@ class Worker:
                 clock=time,
             ),
             start_suggester=start_suggester,
-            start_closing=start_closing,
             folder=self._folder,
-            data=data,
             device=self.place.device,
-            proof=self._smallest(),
             log_file=Path(log.name),
             wait=connection.wait,
             clock=time,
         )
+
+
+def _require_weights(row: StudyRow) -> None:
+    """Raise SpecError unless torchvision's weights are those that the study was planned with."""
+    for file in [file for key, file in (row.facts.weights or {}).items() if key in weights.FILES]:
+        path, sha256 = weights.find(file.name)
+        if sha256 != file.sha256:
+            raise SpecError(f"{path}: expected SHA-256 {file.sha256}, as the study was planned, found {sha256}.")
 
 
 @contextmanager

@@ -56,7 +56,7 @@ class Compose:
         script = [sys.executable, "-m", "hpo.services.secret_files", "--name", NAME, str(self.place)]
         subprocess.run(script, cwd=ROOT, check=True, capture_output=True)
         self.variables = dict(line.split("=", 1) for line in (self.place / ".env").read_text().splitlines())
-        self.variables |= {"HPO_TRAINERS": "1", "HPO_STUDY": "composed"}
+        self.variables |= {"HPO_TRAINERS": "1"}
         self.secrets = self.place / "secrets"
         self.secrets.chmod(0o755)
         for file in self.secrets.iterdir():
@@ -249,7 +249,9 @@ def test_the_services_run_as_the_file_says_until_a_model_is_promoted(compose, da
     worker = compose.start("worker")
     compose.until_healthy("worker")
     assert runner.wait(timeout=PATIENCE) == 0, printed.read_text()
-    assert worker.wait(timeout=PATIENCE) == 0
+    assert worker.poll() is None, "a worker of the pool waits for the next study"
+    worker.terminate()
+    assert worker.wait(timeout=PATIENCE) == 130
     assert not compose.healthy("worker"), "none is left"
     assert "Promoted: config" in printed.read_text() and "@champion is this version" in printed.read_text()
     assert "each as recorded in the database" in compose.run("worker", "hpo", "download", tmp_path / "model")

@@ -16,13 +16,15 @@ from hpo.operations import compute, work
 from hpo.planning import plans
 from hpo.planning.preparation import prepare
 from hpo.recording.outcomes import DataFetched, NothingRecorded
+from hpo.recording.reconciler import Reconciler
 from hpo.recording.tasks import Tasks
 from hpo.tracking import data_sets
 from hpo.tracking.client import Tracker
 from hpo.worker import ending
 from hpo.worker.devices import Place
+from hpo.worker.ending import OUT_OF_TIME, Limits
 from hpo.worker.processes import next_gpu, visible_gpus
-from hpo.worker.supervisor import OUT_OF_TIME, Limits, Supervisor
+from hpo.worker.supervisor import Supervisor
 from hpo.worker.worker import Worker
 
 
@@ -58,7 +60,7 @@ def test_a_worker_whose_time_is_over_hands_back(shell, data, tmp_path, monkeypat
 
     def when_training(supervisor: Supervisor) -> None:
         if any(job.epochs for job in shell.trials("long")):
-            supervisor.limits = Limits(seconds=0)
+            supervisor.claims.limits = Limits(seconds=0)
         if supervisor.ending.reason is not None:
             supervisor.ending.stop("SIGTERM")  # SLURM's, which sends two
 
@@ -78,7 +80,7 @@ def test_a_worker_that_ends_for_an_error_asks_its_trainers_for_their_state_first
 
     def when_training(supervisor: Supervisor) -> None:
         if any(job.epochs for job in shell.trials("refused")):
-            supervisor._inbox.post(NothingRecorded(reason="trial 0 of refused: odd"))
+            supervisor._inbox.post(NothingRecorded(study="refused", reason="trial 0 of refused: odd"))
 
     with pytest.raises(ServiceError, match=r"No result can be recorded any more\. trial 0 of refused: odd"):
         worker.run(on_tick=when_training)
@@ -102,7 +104,7 @@ def test_a_running_worker_takes_a_data_file_that_doctor_wrote_anew(shell, data, 
     worker.queue.amend_facts("renewed", {"data": other.to_json()})
     new.unlink()
     old.write_bytes(b"damaged")
-    outcome = Tasks(worker._reconciler, None, read.home).fetch_data()
+    outcome = Tasks(Reconciler(worker.queue, worker.tracker, worker._store, worker.row), None, read.home).fetch_data()
     assert isinstance(outcome, DataFetched)
     assert outcome.path == new and sha256_of(new) == other.sha256
     worker.close()

@@ -14,8 +14,9 @@ from sqlalchemy.exc import ProgrammingError
 
 from hpo import study
 from hpo.errors import NotFound, ServiceError, StudyConflict
-from hpo.queue import SCHEMA_VERSION, AttemptOutcome, DatabaseLost, LeaseLost, NewJob, Queue, database
+from hpo.queue import SCHEMA_VERSION, AttemptOutcome, DatabaseLost, LeaseLost, NewJob, Queue, State, database
 from hpo.queue.attempts import COUNTED_LIMIT, LIMIT
+from hpo.queue.closing_result import ClosingResult
 from hpo.queue.rows import hold
 from hpo.search import sampling
 
@@ -560,3 +561,55 @@ def test_a_worker_that_goes_on_with_fewer_trainers_is_shown_so(database_url):
     for trainers in (4, 2):
         queue.attend("w", "s", trainers=trainers, device="cuda", stops=0, lease=60)
     assert [worker.trainers for worker in queue.workers("s")] == [2]
+
+
+def end_all(queue, name, count):
+    for _ in range(count):
+        queue.end(queue.claim(name, worker="w", lease=30.0), State.DONE, result=RESULT)
+
+
+def mark_planned(queue, *names):
+    for name in names:
+        queue.amend_facts(name, {"planned": True})
+
+
+def test_the_pool_sees_open_studies_by_priority_then_by_their_running_jobs(database_url):
+    queue = planned(database_url, 2, name="first")
+    for name in ("second", "urgent", "unfinished"):
+        planned(database_url, 2, name=name)
+    mark_planned(queue, "first", "second", "urgent")
+    queue.offer("urgent", priority=3)
+    queue.claim("first", worker="w", lease=30.0)
+    seen = queue.open_studies(lease=30.0)
+    assert [study.name for study in seen] == ["urgent", "second", "first"], "one is not planned to its end"
+    assert [(study.priority, study.running, study.has_work) for study in seen] == [
+        (3, 0, True),
+        (0, 0, True),
+        (0, 1, True),
+    ]
+    queue.stop("second", by="anna")
+    queue.offer("urgent", priority=-1)
+    assert [study.name for study in queue.open_studies(lease=30.0)] == ["first", "urgent"]
+    queue.offer("second")  # `hpo run` of it
+    assert next((study.name, study.stops) for study in queue.open_studies(lease=30.0)) == ("second", 1)
+    end_all(queue, "second", 2)
+    assert queue.open_studies(lease=30.0)[0].has_work, "its closing waits"
+    queue.end(queue.claim("second", worker="w", lease=30.0), State.DONE, result=ClosingResult())
+    assert "second" not in [study.name for study in queue.open_studies(lease=30.0)]
+
+
+def test_a_worker_of_the_pool_is_shown_with_what_it_holds_elsewhere(database_url):
+    queue = planned(database_url, 2, name="first")
+    planned(database_url, 2, name="second")
+    queue.attend("h:1", None, trainers=3, device="cpu", stops=0, lease=30)
+    queue.attend("h:2", "first", trainers=1, device="cpu", stops=0, lease=30)
+    queue.claim("second", worker="h:1", lease=30.0)
+    pool, own = queue.workers("first")
+    assert (pool.in_pool, pool.elsewhere, pool.trainers_left) == (True, {"second": 1}, 2)
+    assert not own.in_pool and [worker.name for worker in queue.workers("second")] == ["h:1"]
+    assert len(queue.workers()) == 2
+    queue.delete_study("first")
+    assert [worker.name for worker in queue.workers()] == ["h:1"], "it goes on with the others"
+    assert queue.orders("h:1", stops={"second": 0}, held=[]).leave is None
+    queue.stop_pool(by="anna")
+    assert queue.orders("h:1", stops={"second": 0}, held=[]).leave.by == "anna"

@@ -215,9 +215,8 @@ class Machine(RuleBasedStateMachine):
         stops = self.queue.stop(self.name, by="anna")
         self.expired()
         assert self.queue.claim(self.name, worker=worker, lease=TINY, stops=stops - 1) is None
-        stop, _ = self.queue.orders(self.name, stops=stops - 1, held=[])
-        assert stop is not None and stop.by == "anna"
-        assert self.queue.orders(self.name, stops=stops, held=[]) == (None, [])
+        assert self.queue.orders(worker, stops={self.name: stops - 1}, held=[]).stopped[self.name].by == "anna"
+        assert self.queue.orders(worker, stops={self.name: stops}, held=[]).stopped == {}
 
     @rule(trials=st.booleans())
     def revive(self, trials):

@@ -3,7 +3,9 @@
 import random
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -144,6 +146,35 @@ def test_a_worker_of_a_study_that_is_being_deleted_is_not_noted(queue, database_
     assert queue.workers("s") == []
 
 
+BOTH = "SELECT FROM hpo.job WHERE kind = 'trial' ORDER BY id FOR UPDATE"  # as a worker renews two leases
+
+
+@pytest.mark.parametrize(
+    ("state", "act"),
+    [("running", lambda queue: queue.delete_study("s")), ("dead", retry), ("cancelled", undo)],
+)
+def test_whoever_locks_several_jobs_does_so_by_their_ids(queue, database_url, state, act):
+    damage(queue, f"UPDATE hpo.job SET state = '{state}', number = 0, repeat = number WHERE kind = 'trial'")
+    damage(queue, "UPDATE hpo.job SET mirrored = false WHERE repeat = 0")  # it stands behind the other one now
+    with queue.engine.begin() as first, ThreadPoolExecutor(2) as threads:
+        first.execute(text("SELECT FROM hpo.job WHERE kind = 'trial' AND repeat = 0 FOR UPDATE"))
+        others = [threads.submit(damage, queue, BOTH)]
+        until_waiting(queue, 1)
+        others.append(threads.submit(act, queue))
+        until_waiting(queue, 2)
+        first.commit()
+        for other in others:
+            other.result()  # no deadlock
+
+
+def until_waiting(queue: Queue, count: int) -> None:
+    found = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with queue.engine.connect() as connection:
+        while connection.exec_driver_sql(found).scalar_one() < count:
+            connection.rollback()
+            time.sleep(0.02)
+
+
 def damage(queue: Queue, statement: str) -> None:
     with queue.engine.begin() as connection:
         connection.execute(text(statement))
@@ -259,7 +290,7 @@ class Party:
     def stop(self) -> None:
         stops = self.queue.stop("s", by=self.name)
         assert self.queue.claim("s", worker=self.name, lease=LONG, stops=stops - 1) is None
-        self.queue.orders("s", stops=stops, held=[job for job, _ in self.held.values()])
+        self.queue.orders(self.name, stops={"s": stops}, held=[job for job, _ in self.held.values()])
 
     def disown(self) -> None:
         self.queue.disown(self.name, [job for job, _ in self.held.values()])

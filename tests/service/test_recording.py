@@ -33,6 +33,7 @@ from hpo.recording import recorder as recorder_module
 from hpo.recording.outage import Outage
 from hpo.recording.outcomes import Ended, Inbox, NothingRecorded, Refused
 from hpo.recording.reconciler import Reconciler
+from hpo.recording.reconcilers import Reconcilers
 from hpo.recording.recorder import Recorder
 from hpo.recording.tasks import Tasks
 from hpo.recording.trained import Trained
@@ -439,7 +440,7 @@ def recorder(shown, monkeypatch):
     monkeypatch.setattr(recorder_module, "KEPT_PAUSE", 0.05)
     monkeypatch.setattr(recorder_module, "FORWARD_INTERVAL", 0.5)
     outage = Outage(shown.queue, shown.study.name, store=None)
-    started = Recorder(shown, Inbox(), outage, lease=30, patience=4)
+    started = Recorder(Reconcilers(shown.queue, shown, lease=30), Inbox(), outage, patience=4)
     started.start()
     yield started
     started.finish(10, reconcile=False)
@@ -479,7 +480,7 @@ def test_a_result_that_alone_can_never_be_recorded_costs_its_trial_once(shown, h
     other = shown.queue.claim(shown.study.name, worker="w", lease=60)
     recorder.put(job, odd, lambda reason: shown.queue.give_back(job, AttemptOutcome.NOT_RECORDED, reason=reason))
     until(lambda: recorder.concern)
-    assert not recorder.refusing, "another trial shows whether it is this one's fault"
+    assert not recorder.refuses(job.study), "another trial shows whether it is this one's fault"
     if others == "recorded":
         recorder.put(other, lambda: Ended(job=other, logged=True), lambda reason: None)
     until(lambda: shown.queue.job(job.id).state == "dead")
@@ -498,7 +499,7 @@ def test_no_trial_is_buried_when_nothing_can_be_recorded(shown, held, recorder, 
     recorder.put(job, odd, buried.append)
     if refused == "others, too":
         recorder.put(other, odd, buried.append)
-        until(lambda: recorder.refusing)
+        until(lambda: recorder.refuses(job.study))
     else:
         monkeypatch.setattr(shown.tracker, "set_tags", lambda *_: odd_answer())
     # Of one that the pruner ended MLflow was not asked.
@@ -509,7 +510,7 @@ def test_no_trial_is_buried_when_nothing_can_be_recorded(shown, held, recorder, 
     assert isinstance(last, NothingRecorded) and "its result cannot be recorded: odd" in last.reason and buried == []
     given_back = {outcome.job.id: outcome.disk_full for outcome in outcomes}
     assert given_back == dict.fromkeys([job.id, other.id] if refused == "others, too" else [job.id], False)
-    assert recorder.concern is None and not recorder.refusing
+    assert recorder.concern is None and not recorder.refuses(job.study)
 
 
 def odd_answer() -> None:

@@ -1,9 +1,9 @@
 """A chaos run: studies of tiny networks under random faults and commands; after each round every invariant is checked.
 
-A round is one study with two workers, or two studies with one worker each, in two databases that share an MLflow
-server and a data set. Every few seconds one fault (tests/support/chaos_faults.py) or one command of a user
-(tests/support/chaos_commands.py). A worker that ended is started again, a service too. What was trained to its end
-must be what a study gives that ran in peace, to the bit.
+A round is one study with two workers, or two studies with one worker each, in one database or in two that share an
+MLflow server and a data set. Some workers are of the pool. Every few seconds one fault
+(tests/support/chaos_faults.py) or one command of a user (tests/support/chaos_commands.py). A worker that ended is
+started again, a service too. What was trained to its end must be what a study gives that ran in peace, to the bit.
 """
 
 import json
@@ -49,6 +49,7 @@ FEWEST = 6  # faults, and commands, of a whole run, however slow the machine
 HASTY = 0.3  # how often the first fault comes before the studies of a round are planned
 LIMIT = 300.0  # seconds in peace after which a study that is not closed has hung
 PATIENCE = 120.0  # seconds in peace for a command or a worker to end
+POOLED = 0.4  # how often a worker of a planned study is one of the pool
 REUSED = 0.5  # how often a study takes the name of a deleted one
 
 # What is special about a study, by its kind: lines before its tables, and tables.
@@ -237,12 +238,13 @@ class Chaos:
                 start_new_session=True,
             )
 
-    def start(self, study: Study, *options: str) -> None:
-        """A worker of the study."""
+    def start(self, study: Study, *options: str, pooled: bool = False) -> None:
+        """A worker of the study, or one of the pool in its database."""
         self.started += 1
         log = self.folder / f"{study.lab.name}-{study.name}-{self.started}.log"
         study.logs.append(log)
-        study.workers.append(self.hpo(study.lab, log, "run", "--study", str(study.file), *options))
+        words = ["worker", "--idle-exit", "2"] if pooled else ["run", "--study", str(study.file)]
+        study.workers.append(self.hpo(study.lab, log, *words, *options))
 
     def command(self, lab: Lab, *words: str, then: Callable[[int, str], object] = lambda *_: None) -> Command:
         """Begin a command of a user; `then` is called with its exit code and what it said when it has ended."""
@@ -308,7 +310,8 @@ class Chaos:
 
     def round(self, end: float) -> None:
         """One or two studies under faults, which cease at `end` (monotonic seconds), unless there were too few."""
-        labs = self.labs if not self.counts.studies or self.random.random() < 0.5 else [self.random.choice(self.labs)]
+        first, second = self.labs
+        labs = self.draw("labs", ([first, second], [first, first], [self.random.choice(self.labs)]))
         for lab in labs:
             kind = self.draw("kinds", [*KINDS, "again"])
             study = self.again(lab) if kind == "again" else self.plan(lab, kind)
@@ -322,7 +325,7 @@ class Chaos:
                 study.note_pruned()
                 study.workers = [worker for worker in study.workers if worker.poll() is None]
                 while len(study.workers) < WORKERS // len(labs) and not study.ended():
-                    self.start(study)
+                    self.start(study, pooled=study.closing() is not None and self.random.random() < POOLED)
             time.sleep(self.random.uniform(*PAUSE))
             begun = hasty or all(study.planned() for study in self.studies)
             few = min(self.counts.faults.total(), self.counts.commands.total()) < FEWEST

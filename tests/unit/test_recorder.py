@@ -16,8 +16,9 @@ PATIENCE = 60.0  # seconds
 
 
 class Services:
-    """Stands for queue and reconciler: nothing waits there."""
+    """Stands for queue and reconcilers: nothing waits there."""
 
+    lease = PATIENCE
     queue = SimpleNamespace(waiting_epochs=lambda study: 0)
 
     def reconcile(self, **_: object) -> int:
@@ -28,7 +29,7 @@ class Services:
 def recorder():
     services = Services()
     outage = Outage(services.queue, "a study", store=None)
-    recorder = Recorder(services, Inbox(), outage, lease=PATIENCE, patience=PATIENCE)
+    recorder = Recorder(services, Inbox(), outage, patience=PATIENCE)
     recorder.start()
     yield recorder
     assert recorder.finish(PATIENCE, reconcile=False)

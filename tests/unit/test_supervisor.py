@@ -12,7 +12,7 @@ import records
 from hpo import settings
 from hpo.errors import NotFound, ServiceError
 from hpo.files import sha256_of
-from hpo.queue import AttemptOutcome, DatabaseLost, Job, Judged, LeaseLost, State, Stop
+from hpo.queue import AttemptOutcome, DatabaseLost, Job, Judged, LeaseLost, Orders, State, Stop
 from hpo.recording import outcomes
 from hpo.recording.trained import Trained
 from hpo.study.records import SplitScores
@@ -22,8 +22,9 @@ from hpo.worker.children import Suggester, Trainers
 from hpo.worker.collaborators import Collaborators
 from hpo.worker.crew import BACKLOG
 from hpo.worker.data_file import FETCH_ATTEMPTS, DataFile
-from hpo.worker.ending import STOP_GRACE, STOP_LIMIT, Ending
-from hpo.worker.supervisor import OUT_OF_TIME, Limits, Supervisor
+from hpo.worker.ending import OUT_OF_TIME, STOP_GRACE, STOP_LIMIT, Ending, Limits
+from hpo.worker.studies import OneStudy, Served, Studies
+from hpo.worker.supervisor import Supervisor
 from hpo.worker.work_folder import WorkFolder, own_folder
 
 FAILED, HANDED_BACK, PLACE_FAILED = AttemptOutcome.FAILED, AttemptOutcome.HANDED_BACK, AttemptOutcome.PLACE_FAILED
@@ -59,6 +60,7 @@ class FakeQueue:
     def __init__(self, events: list) -> None:
         self.events, self.waiting, self.rows, self.lost, self.cancelled = events, deque(), {}, set(), []
         self.is_away, self.closing, self.stop, self.expired_jobs, self.paused = False, "waiting", None, [], None
+        self.leave_order = None
 
     def _answer(self, *event) -> None:
         if self.is_away:
@@ -94,10 +96,11 @@ class FakeQueue:
     def attend(self, *_, **__):
         return True
 
-    def orders(self, study, *, stops, held):
+    def orders(self, worker, *, stops, held):
         stop, self.stop = self.stop, None
         cancelled, self.cancelled = self.cancelled, []
-        return stop, cancelled
+        stopped = {study: stop for study in stops} if stop is not None else {}
+        return Orders(leave=self.leave_order, stopped=stopped, cancelled=cancelled)
 
     def job(self, job_id):
         return self.rows.get(job_id)
@@ -119,8 +122,8 @@ class FakeQueue:
 class FakeTasks:
     """The recorder's tasks: each writes its name and returns its outcome."""
 
-    def __init__(self, events: list) -> None:
-        self.events, self.data, self.store_error = events, None, None
+    def __init__(self, events: list, study: str = "s") -> None:
+        self.events, self.data, self.store_error, self.study = events, None, None, study
 
     def reconcile(self, job):
         self.events.append(("reconcile", job.id))
@@ -139,13 +142,13 @@ class FakeTasks:
 
     def fetch_data(self):
         self.events.append(("fetch data",))
-        return self.data or outcomes.DataFetched(path=Path("again.npz"))
+        return self.data or outcomes.DataFetched(study=self.study, path=Path("again.npz"))
 
     def prove_store(self, refused=None):
         self.events.append(("prove store",))
         if self.store_error is not None:
-            return outcomes.NoStore(error=self.store_error, refused=refused)
-        return outcomes.StoreProved(refused=refused)
+            return outcomes.NoStore(study=self.study, error=self.store_error, refused=refused)
+        return outcomes.StoreProved(study=self.study, refused=refused)
 
     def record(self, job, trained):
         self.events.append(("record", job.id))
@@ -166,6 +169,9 @@ class FakeRecorder:
         self.inbox, self.tasks, self.noted = inbox, deque(), []
         self.outage = SimpleNamespace(seconds=0.0, store_full=False)
         self.refusing, self.may_expire, self.alive, self.concern = False, True, True, None
+
+    def refuses(self, study) -> bool:
+        return self.refusing
 
     def put(self, job, task, give_up=None) -> None:
         self.tasks.append(task)
@@ -237,9 +243,11 @@ class FakePruning:
 class Bench:
     """A supervisor of `count` trainers with everything around it in memory."""
 
+    QUEUE = FakeQueue
+
     def __init__(self, home: Path, *, count: int = 1, limits: Limits | None = None, gpus: tuple[str, ...] = ()) -> None:
         self.events: list[tuple] = []
-        self.clock, self.queue, self.tasks = FakeClock(), FakeQueue(self.events), FakeTasks(self.events)
+        self.clock, self.queue, self.tasks = FakeClock(), self.QUEUE(self.events), FakeTasks(self.events)
         self.inbox, self.pruning, self.processes = outcomes.Inbox(), FakePruning(), []
         self.recorder = FakeRecorder(self.inbox)
         self.folder = WorkFolder(home, "1-abcdef")
@@ -254,21 +262,29 @@ class Bench:
             queue=self.queue,
             recorder=self.recorder,
             inbox=self.inbox,
-            tasks=self.tasks,
-            pruning=self.pruning,
+            studies=self.studies(),
             trainers=Trainers(self._start, count=count, gpus=gpus, clock=self.clock),
             start_suggester=lambda: Suggester(self.suggester, self.clock, database_url="postgresql://"),
-            start_closing=lambda job, folder, data: self.closing(job),
             folder=self.folder,
-            data=self.data,
             device="cpu",
-            proof=records.spec(),
             log_file=home / "worker.log",
             wait=self._wait,
             clock=self.clock,
         )
-        study = records.study_row("s")
-        self.supervisor = Supervisor(study, "w", parts, Ending(self.clock), limits=limits or Limits())
+        self.supervisor = Supervisor("w", parts, Ending(self.clock), limits=limits or Limits())
+
+    def studies(self) -> Studies:
+        return OneStudy(self.queue, self.served("s"))
+
+    def served(self, name: str) -> Served:
+        return Served(
+            row=records.study_row(name),
+            tasks=self.tasks,
+            pruning=self.pruning,
+            start_closing=lambda job, folder, data: self.closing(job),
+            data=self.data,
+            proof=records.spec(),
+        )
 
     def _start(self, gpu):
         self.processes.append(FakeProcess(self.broken.get(gpu, self.proof)))
@@ -328,7 +344,7 @@ def test_a_trial_is_claimed_trained_recorded_and_reconciled(bench):
     assert bench.steps(5) is True
     names = [event[0] for event in bench.of("epochs", "record", "reconcile")]
     assert names == ["reconcile", "epochs", "record", "reconcile"]
-    assert bench.supervisor.leases.jobs == [] and bench.supervisor.claimed == 1
+    assert bench.supervisor.leases.jobs == [] and bench.supervisor.claims.claimed == 1
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -559,7 +575,7 @@ def test_a_damaged_data_file_is_fetched_once_for_all_trainers_that_met_it(tmp_pa
 
 def test_without_a_data_set_the_worker_gives_everything_back_and_ends(bench):
     bench.training()
-    bench.tasks.data = outcomes.NoData(error=ServiceError("No data set."))
+    bench.tasks.data = outcomes.NoData(study="s", error=ServiceError("No data set."))
     bench.says(protocol.DataDamaged(reason="odd."))
     bench.step(record=False)
     bench.recorder.work()
@@ -613,7 +629,7 @@ def test_a_trainer_that_is_being_killed_gets_no_other_job(bench):
     bench.processes[0].kill = lambda reason: setattr(bench.processes[0], "killed", reason)
     bench.says(protocol.Failed(reason="odd"))
     bench.steps(3)
-    assert len(bench.requests(protocol.Train)) == 1 and bench.supervisor.claimed == 1
+    assert len(bench.requests(protocol.Train)) == 1 and bench.supervisor.claims.claimed == 1
 
 
 def test_no_attempt_counts_where_the_proof_after_a_failure_fails(tmp_path):
@@ -895,7 +911,7 @@ def test_a_worker_leaves_after_its_trials(tmp_path):
     bench.steps(2)
     bench.says(TRAINED)
     assert bench.steps(5) is False
-    assert bench.supervisor.claimed == 1 and len(bench.queue.waiting) == 1
+    assert bench.supervisor.claims.claimed == 1 and len(bench.queue.waiting) == 1
 
 
 def test_a_worker_whose_time_is_over_hands_back(tmp_path):
@@ -922,7 +938,7 @@ def test_a_worker_that_may_not_take_over_yet_is_not_idle(tmp_path):
     bench = Bench(tmp_path, limits=Limits(idle=5))
     bench.queue.attend = lambda *_, **__: False
     bench.queue.expired_jobs = [1]
-    assert bench.steps(60) is None and bench.supervisor.claimed == 0
+    assert bench.steps(60) is None and bench.supervisor.claims.claimed == 0
     bench.queue.expired_jobs = []
     assert bench.steps(10) is False
 
@@ -1093,7 +1109,7 @@ def test_a_closing_fetches_the_winners_scores_each_and_is_finished(bench):
         bench.steps(1)
     scored = ("scored", SCORED)
     assert bench.of("fetch winners", "scored", "finish") == [("fetch winners",), scored, scored, ("finish",)]
-    assert bench.supervisor.leases.jobs == [] and bench.supervisor.claimed == 0
+    assert bench.supervisor.leases.jobs == [] and bench.supervisor.claims.claimed == 0
 
 
 def test_a_closing_whose_model_scores_otherwise_waits_again_and_its_attempt_counts(bench):
@@ -1194,7 +1210,7 @@ def test_hpo_stop_ends_the_worker_and_names_who_asked(bench, caplog):
 
 def test_when_no_result_can_be_recorded_trainers_hand_back_first(bench):
     job = bench.training()
-    bench.inbox.post(outcomes.NothingRecorded(reason="trial 7 of s: odd"))
+    bench.inbox.post(outcomes.NothingRecorded(study="s", reason="trial 7 of s: odd"))
     bench.step()
     assert bench.requests(protocol.Stop)
     bench.says(protocol.Returned(epoch=1))

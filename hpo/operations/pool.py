@@ -1,0 +1,112 @@
+"""The pool: workers that serve every open study, and studies that are planned for them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hpo import settings
+from hpo.errors import StudyError
+from hpo.operations.compute import Compute
+from hpo.operations.connection import connect
+from hpo.operations.preparing import as_parts, ready, write_down
+from hpo.operations.trust import trusting
+from hpo.operations.work import Watch, limits_of
+from hpo.planning.preparation import Plan
+from hpo.queue import ENDED, Stop, StudyRow
+from hpo.services.serving import Services
+from hpo.study import Study
+from hpo.worker.ending import OUT_OF_TIME
+from hpo.worker.worker import Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """Why a worker of the pool has ended."""
+
+    stopped: bool  # by a signal or `hpo stop`; else it came to a limit
+    stop: Stop | None = None  # the request, if it was `hpo stop`
+    failed_gpus: Mapping[str, str] = field(default_factory=dict)  # why each one trained no more, though others did
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detached:
+    """Studies that were planned for the pool."""
+
+    rows: Sequence[StudyRow]
+    closed: Sequence[str]  # of them
+    later: Sequence[str]  # studies that begin with one of these, and can be planned once that is closed
+    workers: int  # of the pool that are here
+    trainers: int  # of these workers
+    services: Services
+    are_services_started: bool  # by this call; they keep running
+
+
+def serve(
+    *,
+    compute: Compute | None = None,
+    max_trials: int | None = None,
+    max_hours: float | None = None,
+    idle_exit: float | None = None,
+    trust_code: Sequence[str] = (),
+    watch: Watch | None = None,
+) -> Left:
+    """Be a worker of the pool: train trials of every open study, until stopped or a limit is reached.
+
+    Limits and `trust_code`: as of `worker`. Raise ServiceError if the services do not run or no trainer can be started
+    here.
+    """
+    limits = limits_of(max_trials=max_trials, max_hours=max_hours, idle_exit=idle_exit)
+    compute, watch = compute or Compute(), watch or Watch()
+    with trusting(trust_code), connect() as connection:
+        chosen, services = connection.settings, connection.services
+        place = compute.place
+        if place.reason:
+            watch.say(f"Training {place.reason}.")
+        count = compute.count(chosen, 1, place)
+        worker = Worker(chosen, services.database_url, services.tracking_uri, None, trainers=count, place=place)
+        worker.run(limits=limits, on_tick=lambda supervisor: watch.tick(supervisor.concern))
+    return Left(
+        stopped=worker.ending.reason not in (None, OUT_OF_TIME),
+        stop=worker.ending.asked,
+        failed_gpus=dict(worker.failed_gpus),
+    )
+
+
+def detach(
+    study: str | Sequence[Study | Plan],
+    *,
+    retry: bool = False,
+    priority: int | None = None,
+    trust_code: Sequence[str] = (),
+    watch: Watch | None = None,
+) -> Detached:
+    """Plan studies and leave the work to the pool; take up what was stopped or paused. Arguments: as of `run`.
+
+    Starts the embedded services if none run; they keep running. Raise UserError for what is wrong with studies, data
+    or services.
+    """
+    settings.require_priority(priority)
+    watch, rows, later = watch or Watch(), list[StudyRow](), list[str]()
+    parts = as_parts(study)
+    with (
+        trusting(trust_code, [part for part in parts if isinstance(part, Study)]),
+        ready(parts, settings.read(), watch.say) as (prepared, connection, started),
+    ):
+        queue = connection.queue
+        for plan in prepared:
+            try:
+                rows.append(write_down(plan, connection, retry=retry, priority=priority, say=watch.say))
+            except StudyError:
+                if not rows or plan.study.follows is None:
+                    raise
+                later.append(plan.name)
+        closed = [row.name for row in rows if queue.closing_state(row.name) in ENDED]
+        workers = [worker for worker in queue.workers() if worker.in_pool and worker.alive]
+    return Detached(
+        rows=rows,
+        closed=closed,
+        later=later,
+        workers=len(workers),
+        trainers=sum(worker.trainers for worker in workers),
+        services=connection.services,
+        are_services_started=started,
+    )
