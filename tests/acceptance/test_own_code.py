@@ -18,6 +18,7 @@ def test_a_study_with_code_is_attacked_trained_and_handed_out(shell, data, tmp_p
     file = own_network.write(tmp_path / "a", data=data, name="guarded", epochs=40, training="learning_rate = 0.02")
     ready, tracker = prepare(study.load(str(file))), Tracker(shell.tracking_uri)
     read = settings.read({"HPO_HOME": str(tmp_path / "planner")})
+    shell.queue.install()
     row = plans.plan(ready, shell.queue, tracker, read, shell.database_url)
     (digest,) = ready.study.code
     output = shell.hpo("worker", "--study", "guarded", code=1)
