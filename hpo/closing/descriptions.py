@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from hpo.queue import Job, StudyRow
 from hpo.queue.closing_result import ClosingEntry
-from hpo.report import promotion
+from hpo.report import promotion, words
 from hpo.scores import candidates, lineage
-from hpo.study.records import SplitScores
+from hpo.study.records import Scores, SplitScores
 from hpo.text import doubts_text, for_markdown, in_brackets, in_unit_text, number_text, score_text, squared
 
 NAME_SHOWN = 20  # letters of a study's name that leave room for its trial where 32 are shown
@@ -16,6 +16,10 @@ VERDICTS = {
     "below volume fraction": "it does NOT beat a cubic polynomial in the volume fraction",
     "not distinguishable from the volume fraction": (
         "it beats the mean, and is not distinguishable from a cubic polynomial in the volume fraction"
+    ),
+    "below descriptors": "it beats the mean and the volume fraction, but NOT ridge on descriptors of the image",
+    "not distinguishable from the descriptors": (
+        "it beats the mean and the volume fraction, and is not distinguishable from ridge on descriptors of the image"
     ),
     "good": "it beats the mean and a cubic polynomial in the volume fraction",
 }
@@ -52,11 +56,8 @@ def of_version(
     title = job.run_name
     if len(study.name) > NAME_SHOWN:
         title = f"…{title.removeprefix(study.name)}"
-    rows = (
-        ("this model", entry.test),
-        ("volume fraction, cubic", predictors["volume fraction"].test),
-        ("mean of the training labels", predictors["mean"].test),
-    )
+    rows: list[tuple[str, Scores | None]] = [("this model", entry.test)]
+    rows += [(words.BASELINES[name], predictors[name].test) for name in reversed(words.BASELINES) if name in predictors]
     table = [f"| predictor | test NMSE | test MSE ({squared(unit)}) | test R² | test NRMSE |", "|---|---|---|---|---|"]
     for name, scores in rows:
         assert scores is not None

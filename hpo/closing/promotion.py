@@ -18,6 +18,7 @@ from hpo.study import provenance
 from hpo.study.records import NETWORK, Scores, SplitScores
 from hpo.tracking import registry
 from hpo.tracking.client import Tracker
+from models.metrics import DESCRIPTORS
 
 SCORES = ("nmse", "mse", "r2", "nrmse")  # of the test split, shown at a winner's run
 
@@ -50,10 +51,10 @@ def verdict(
 ) -> str:
     """Return how a network compares with the baseline predictors; `certain`: its gains over them, as far as known.
 
-    'below mean' is never registered, 'not distinguishable from the mean' is registered and never champion. 'below
-    volume fraction' and 'not distinguishable from the volume fraction' are promoted and marked, 'good' is promoted.
+    'below mean' is never registered, 'not distinguishable from the mean' is registered and never champion. 'good' is
+    promoted, all others are promoted and marked. Ridge on descriptors counts where the gain over it is known.
     """
-    for name in ("mean", "volume fraction"):
+    for name in ("mean", "volume fraction", *({DESCRIPTORS} & certain.keys())):
         nmse, limit = validation.nmse, predictors[name].validation.nmse
         if nmse is None or limit is None or not nmse < limit:
             return f"below {name}"
@@ -154,7 +155,7 @@ def _register(tracker: Tracker, job: Job, entry: ClosingEntry, model_name: str, 
         "hpo.trial": job.number,
         "hpo.verdict": entry.verdict,
         "hpo.weights": entry.weights or "random",
-        "hpo.beats_volume_fraction": str(entry.verdict == "good").lower(),
+        "hpo.beats_volume_fraction": str(not entry.verdict.endswith(("mean", "volume fraction"))).lower(),
     }
     if (origin := job.spec.best_of) is not None:  # the trial of another study that has this configuration
         tags["hpo.best_of"] = f"{origin.study}/{origin.trial}"

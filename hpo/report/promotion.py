@@ -5,14 +5,22 @@ from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election
 from hpo.report import versions
 from hpo.report.words import number
 from hpo.text import counted, score_text
+from models.metrics import DESCRIPTORS
 
-GAINED = {"mean": "the mean of the training labels", "volume fraction": "a cubic in the volume fraction"}
+GAINED = {
+    "mean": "the mean of the training labels",
+    "volume fraction": "a cubic in the volume fraction",
+    DESCRIPTORS: "ridge on descriptors of the image",
+}
 NOTES = {  # of a verdict, on a registered version
     "not distinguishable from the mean": "on the validation split the mean of the training labels predicts as well, "
     "as far as can be told",
     "below volume fraction": "a cubic polynomial in the volume fraction predicts better than this model",
     "not distinguishable from the volume fraction": "on the validation split a cubic polynomial in the volume fraction "
     "predicts as well, as far as can be told",
+    "below descriptors": "ridge on descriptors of the image predicts better than this model",
+    "not distinguishable from the descriptors": "on the validation split ridge on descriptors of the image predicts as "
+    "well, as far as can be told",
 }
 
 
@@ -46,8 +54,8 @@ def sentences(study: str, ended: ClosingResult | None, close: Job | None, *, is_
         lines += [_champion(winner, ended, election), *versions.sentences(ended)]
     if winner.weights == "not pretrained":
         lines.append("Note: its backbone is not pretrained; the version is tagged so.")
-    if winner.verdict == "below volume fraction":
-        lines.append("Note: the volume fraction alone predicts better than this model; the version is tagged so.")
+    if winner.verdict in ("below volume fraction", "below descriptors"):
+        lines.append(f"Note: {NOTES[winner.verdict]}; the version is tagged so.")
     return lines
 
 

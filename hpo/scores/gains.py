@@ -23,12 +23,13 @@ DIGITS = 6  # that are kept: machines agree in them
 
 
 def of_trial(
-    queue: Queue, jobs: Sequence[Job], job: Job, *, over: Collection[str] = metrics.PREDICTORS.keys()
+    queue: Queue, jobs: Sequence[Job], job: Job, *, over: Collection[str] | None = None
 ) -> dict[str, Gain] | None:
     """Return what a finished trial gains over baseline predictors, by their names; `jobs` are those of its study.
 
-    None if the errors of the trial or the baseline predictors are not stored: an earlier hpo closed the study. Trials
-    without stored errors are not among those compared.
+    `over` all: those that learn from the training split, and ridge on descriptors where its errors are stored. None if
+    the errors of the trial or the others are not stored: an earlier hpo closed the study. Trials without stored errors
+    are not among those compared.
     """
     closing = next((other for other in jobs if other.kind == "closing"), None)
     if closing is None:
@@ -36,6 +37,7 @@ def of_trial(
     compared = [ranking.out_of_fold(jobs, other) for other in (job, *contenders(jobs, job))]
     stored = queue.validation([closing.id, *(trial.id for trials in compared for trial in trials)])
     beside = stored[closing.id]
+    over = over or [*metrics.PREDICTORS, *({metrics.DESCRIPTORS} & beside.keys())]
     arrays = [[stored[trial.id].get(NETWORK) for trial in trials] for trials in compared]
     whole = [[array for array in own if array is not None] for own in arrays]
     networks = [np.concatenate(own) for own, trials in zip(whole, compared, strict=True) if len(own) == len(trials)]

@@ -23,7 +23,7 @@ from models import bundle, metrics, user
 from models.regressor import predict
 from models.ridge_baseline import ridge_baseline
 
-Described = tuple[dict[str, metrics.Scores], np.ndarray]
+Described = tuple[dict[str, metrics.Scores], dict[str, np.ndarray]]
 _described: dict[Path, Described | None] = {}  # of the newest data set
 
 
@@ -67,8 +67,10 @@ def score(request: protocol.Score, send: Send, stop: Event) -> protocol.Scored:
         if part == "test" and request.earlier is not None:
             tests = _tests(dataset, request.earlier, predicted)
     if (described := _by_descriptors(request.data, alive)) is not None:
-        scores[metrics.DESCRIPTORS], predicted = described
-        tables[-1][[f"{name} {metrics.DESCRIPTORS}" for name in dataset.target_names]] = predicted
+        scores[metrics.DESCRIPTORS], ridge = described
+        tables[-1][[f"{name} {metrics.DESCRIPTORS}" for name in dataset.target_names]] = ridge["test"]
+        if request.folds is None:
+            errors[metrics.DESCRIPTORS] = (ridge["validation"] - dataset.targets[parts.validation]) ** 2
     write_table(pandas.concat(tables), request.predictions)
     np.savez(request.errors, allow_pickle=False, **errors)
     both = {name: SplitScores(**by_part) for name, by_part in scores.items()}
@@ -112,8 +114,8 @@ def _groups(dataset: Dataset, indices: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _by_descriptors(path: Path, alive: Callable[[], None]) -> Described | None:
-    """Return the scores of ridge on descriptors, and what it predicts for the test split; None if it cannot be fitted,
-    such as to images of less than three pixels a side.
+    """Return the scores of ridge on descriptors and what it predicts, by the name of the split; None if it cannot be
+    fitted, such as to images of less than three pixels a side.
 
     It is fitted to the training split, and the validation split selects its penalty, whatever the folds of a study.
     """
@@ -127,12 +129,12 @@ def _describe(path: Path, alive: Callable[[], None]) -> Described | None:
     dataset, parts = load_data(path)
     learned, validation = dataset.part(parts.train), dataset.part(parts.validation)
     periodic, names = dataset.is_periodic, dataset.input_names
-    scores = {}
+    scores, predicted = {}, {}
     try:
         predictor = ridge_baseline(learned, validation, periodic=periodic, input_names=names, alive=alive)
         for field, (images, truth, *inputs) in (("validation", validation), ("test", dataset.part(parts.test))):
-            predicted = predictor(images, *inputs)
-            scores[field] = metrics.scores_of_part(predicted, truth, learned=learned[1], in_unit=dataset.in_unit)
+            predicted[field] = predictor(images, *inputs)
+            scores[field] = metrics.scores_of_part(predicted[field], truth, learned=learned[1], in_unit=dataset.in_unit)
     except Exception as error:  # no baseline predictor keeps a study from closing
         print(f"no ridge on descriptors: {first_line(error)}")
         return None

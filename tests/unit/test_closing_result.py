@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import records
 
+from hpo.closing.descriptions import VERDICTS
 from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election, Gain
 from hpo.report import promotion
 
@@ -111,7 +112,7 @@ def test_what_is_said_of_a_forced_winner_does_not_ask_for_force_again():
     )
 
 
-@pytest.mark.parametrize("verdict", ["good", "below volume fraction", "not distinguishable from the volume fraction"])
+@pytest.mark.parametrize("verdict", [name for name in VERDICTS if not name.endswith("mean")])
 def test_a_winner_that_beats_the_mean_is_promoted(verdict):
     lines = promotion.sentences("luck", closed(verdict=verdict, champion=2), None)
     assert lines[0].startswith("Promoted: config 3 as tiny version 2") and lines[3].startswith("@champion is this")

@@ -20,7 +20,8 @@ def description(*findings):
     )
     job = SimpleNamespace(number=0, spec=records.spec(), run_name="s/0")
     study = records.study_row("s", facts=records.facts(findings=findings))
-    return descriptions.of_version(study, job, entry, {"mean": split, "volume fraction": split}, alarms=())
+    predictors = dict.fromkeys(("mean", "volume fraction", "descriptors"), split)
+    return descriptions.of_version(study, job, entry, predictors, alarms=())
 
 
 def test_doubts_about_the_data_stand_in_the_description_of_a_version():
@@ -28,6 +29,10 @@ def test_doubts_about_the_data_stand_in_the_description_of_a_version():
     assert f"**Doubt about the data:** {SENTENCE}\n\n" in text
     assert text.index("Doubt") < text.index("| this model |")
     assert "Doubt" not in description()
+    heads = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+    assert heads[1:] == [
+        "| this model", "| descriptors, ridge", "| volume fraction, cubic", "| mean of the training labels"
+    ]  # fmt: skip
 
 
 def test_many_doubts_leave_room_for_the_scores():

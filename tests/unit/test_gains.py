@@ -180,6 +180,11 @@ def test_of_trials_without_stored_errors_the_winner_is_judged_alone():
     assert gains.beats_mean(Stored({}), jobs, winner), "earlier champions stay eligible"
     alone = gains.of_trial(Stored({1: beside, winner.id: {"network": networks[0]}}), jobs, winner)
     assert alone["mean"] == gain(baseline, networks[:1]) and alone["mean"].trials == 1
+    assert alone.keys() == {"mean", "volume fraction"}, "it has fitted no ridge"
+    more = gains.of_trial(
+        Stored({1: beside | {"descriptors": 2 * baseline}, winner.id: {"network": networks[0]}}), jobs, winner
+    )
+    assert more["descriptors"] == gain(2 * baseline, networks[:1])
     stored = {job.id: {"network": errors} for job, errors in zip(jobs[1:], networks, strict=True)}
     assert gains.of_trial(Stored({1: beside} | stored), jobs, winner)["mean"] == gain(baseline, networks)
 
@@ -187,11 +192,12 @@ def test_of_trials_without_stored_errors_the_winner_is_judged_alone():
 def test_the_verdict_names_the_first_baseline_predictor_that_is_not_certainly_worse():
     def predictors(nmse):
         return {
-            name: SimpleNamespace(validation=records.result(nmse).validation) for name in ("mean", "volume fraction")
+            name: SimpleNamespace(validation=records.result(nmse).validation)
+            for name in ("mean", "volume fraction", "descriptors")
         }
 
     def known(**low):
-        names = {"mean": "mean", "cubic": "volume fraction"}
+        names = {"mean": "mean", "cubic": "volume fraction", "ridge": "descriptors"}
         more = {"gain": 0.1, "high": 1.0, "trials": 1, "drawn": 9, "unit": "image", "resamples": 2, "seed": 0}
         return {names[name]: Gain(low=value, **more) for name, value in low.items()}
 
@@ -205,3 +211,9 @@ def test_the_verdict_names_the_first_baseline_predictor_that_is_not_certainly_wo
     assert (
         verdict(validation, predictors(0.6), known(mean=1, cubic=1)) == verdict(validation, predictors(0.6)) == "good"
     )
+    ridge = predictors(0.6) | {"descriptors": predictors(0.4)["descriptors"]}
+    assert verdict(validation, ridge, known(mean=1, cubic=1)) == "good", "of folds no gain over it is known"
+    assert verdict(validation, ridge, known(mean=1, cubic=1, ridge=1)) == "below descriptors"
+    assert verdict(validation, predictors(0.6), known(mean=1, cubic=1, ridge=1)) == "good"
+    last = verdict(validation, predictors(0.6), known(mean=1, cubic=1, ridge=0))
+    assert last == "not distinguishable from the descriptors"

@@ -328,10 +328,8 @@ def test_a_trainer_process_proves_trains_and_scores_with_inputs(folder, tmp_path
     assert scored.model.test.r2 > 0.7
     with np.load(tmp_path / "e.npz") as errors:
         assert errors["network"] == pytest.approx(squared_errors(trained.predictions), rel=1e-4, abs=1e-9)
-        # Ridge on descriptors is reported alone: no champion is judged by it.
-        assert scored.predictors.keys() - errors.keys() == {"descriptors"}
-        for name in errors.keys() & {"network", *scored.predictors}:
-            scores = scored.model if name == "network" else scored.predictors[name]
+        assert scored.predictors.keys() == {"mean", "volume fraction", "descriptors"}
+        for name, scores in [("network", scored.model), *scored.predictors.items()]:
             nmse = (errors[name].mean(axis=0) / errors["variance of the training labels"]).mean()
             assert nmse == pytest.approx(scores.validation.nmse, rel=1e-9), "each image's share of the recorded score"
     assert scored.predictors["volume fraction"].test.r2 == pytest.approx(1.0)  # the target is linear in R
