@@ -319,8 +319,9 @@ def claim_model(queue: Queue, tracker: Tracker, row: StudyRow, *, description: s
     Its name is the planned one, unless a study on the same line uses another one already, or the planned one belongs
     to another database: then part of this database's id follows. Raise ModelError if both belong to other databases.
     """
-    owner, planned = queue.database_id(), row.facts.model_name
-    line = competing(queue, row)
+    owner, line = queue.database_id(), competing(queue, row)
+    row = next(other for other in line if other.name == row.name)  # a worker may have read it before it was amended
+    planned = row.facts.model_name
     versions, used = lineage.versions(lineage.newest(row, line)), own_models(queue, tracker, line)
     tags = {"hpo.data": versions[0].digest, "hpo.split": versions[0].split}
     if len(versions) > 1:

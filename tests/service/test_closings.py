@@ -70,8 +70,7 @@ def test_old_and_new_data_have_one_champion_whichever_study_closes_first(databas
     def close(reconciler: Reconciler, winner: Winner) -> None:
         queue, name = reconciler.queue, reconciler.study.name
         closing = next(job for job in queue.jobs(name) if job.kind == "closing")
-        now = Reconciler(queue, tracker, reconciler.store, queue.study(name))
-        queue.end(closing, State.DONE, result=promotion.promote(now, closing, [winner], []))
+        queue.end(closing, State.DONE, result=promotion.promote(reconciler, closing, [winner], []))
 
     def begin() -> None:
         """Let a worker hold both closings; nothing is registered."""
