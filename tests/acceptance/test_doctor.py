@@ -115,7 +115,7 @@ def test_a_file_that_was_changed_in_the_store_is_found_and_said_not_to_be_used(c
 LOST = (
     ("DELETE FROM hpo.epoch WHERE number = 7", "I2", "expected epochs 1 to 19 without a gap"),
     ("UPDATE hpo.job SET result = NULL WHERE number = 0", "I1", "is done, but its result is None"),
-    ("DELETE FROM hpo.job WHERE number = 1", "I1", "expected the 2 planned points in the queue, found 1"),
+    ("DELETE FROM hpo.job WHERE number = 1", "I1", "expected the 2 planned trials in the queue, found 1"),
     ("UPDATE hpo.job SET state = 'dead', reason = NULL WHERE number = 0", "I1", "is dead without a reason"),
     ("UPDATE hpo.epoch SET metrics = jsonb_set(metrics, '{val/nmse}', '9') WHERE number = 3", "I2", "differs from"),
 )
