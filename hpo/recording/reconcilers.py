@@ -7,10 +7,10 @@ from hpo.recording.reconciler import Reconciler
 class Reconcilers:
     """One reconciler for each study that a worker serves. Methods may raise TrackingUnavailable or DatabaseLost."""
 
-    def __init__(self, queue: Queue, *reconcilers: Reconciler, lease: float) -> None:
+    def __init__(self, queue: Queue, *, lease: float) -> None:
         """`lease` in seconds."""
         self.queue, self.lease = queue, lease
-        self._by_study = {reconciler.study.name: reconciler for reconciler in reconcilers}
+        self._by_study: dict[str, Reconciler] = {}
 
     def add(self, reconciler: Reconciler) -> None:
         """Serve another study, or one that was planned again."""

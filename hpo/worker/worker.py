@@ -34,10 +34,9 @@ from hpo.worker.collaborators import Collaborators
 from hpo.worker.data_file import DataFile
 from hpo.worker.devices import CPU, Place
 from hpo.worker.ending import NO_LIMITS, Limits
-from hpo.worker.pool import Pool
 from hpo.worker.processes import Process, open_log
 from hpo.worker.signals import stopped_by_signals
-from hpo.worker.studies import OneStudy, Served
+from hpo.worker.studies import Served, Studies
 from hpo.worker.supervisor import Supervisor
 from hpo.worker.work_folder import WorkFolder
 from models import user, weights
@@ -89,8 +88,6 @@ class Worker:
             with open_log(self.settings.home, self._log_name) as log:
                 parts = self._parts(log, served)
                 parts.recorder.start()
-                if served is not None and served.pruning.active:
-                    served.pruning.start()
                 supervisor = Supervisor(self._name, parts, self.ending, limits=limits)
                 self.failed_gpus = supervisor.failed_gpus
                 try:
@@ -151,8 +148,7 @@ class Worker:
 
     def _parts(self, log: IO[bytes], served: Served | None) -> Collaborators:
         settings, inbox = self.settings, Inbox()
-        own = [] if served is None else [served.tasks.reconciler]
-        reconcilers = Reconcilers(self.queue, *own, lease=settings.lease)
+        reconcilers = Reconcilers(self.queue, lease=settings.lease)
         store = settings.home / "artifacts" if settings.embedded else None
         outage = Outage(self.queue, None if served is None else served.row.name, store=store)
         recorder = Recorder(reconcilers, inbox, outage, patience=settings.outage_limit)
@@ -170,9 +166,7 @@ class Worker:
             queue=self.queue,
             recorder=recorder,
             inbox=inbox,
-            studies=(
-                Pool(self.queue, recorder, reconcilers, serve) if served is None else OneStudy(self.queue, served)
-            ),
+            studies=Studies(self.queue, recorder, reconcilers, serve, only=served),
             trainers=Trainers(
                 lambda gpu: Process("trainer", log, gpu=gpu, code=code),
                 count=self.count,

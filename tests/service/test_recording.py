@@ -440,7 +440,9 @@ def recorder(shown, monkeypatch):
     monkeypatch.setattr(recorder_module, "KEPT_PAUSE", 0.05)
     monkeypatch.setattr(recorder_module, "FORWARD_INTERVAL", 0.5)
     outage = Outage(shown.queue, shown.study.name, store=None)
-    started = Recorder(Reconcilers(shown.queue, shown, lease=30), Inbox(), outage, patience=4)
+    reconcilers = Reconcilers(shown.queue, lease=30)
+    reconcilers.add(shown)
+    started = Recorder(reconcilers, Inbox(), outage, patience=4)
     started.start()
     yield started
     started.finish(10, reconcile=False)

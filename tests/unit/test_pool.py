@@ -5,19 +5,17 @@ from dataclasses import replace
 
 import pytest
 import records
-from test_supervisor import JOB, TRAINED, Bench, FakePruning, FakeQueue, FakeTasks, epoch
+from test_supervisor import JOB, TRAINED, Bench, FakePruning, FakeQueue, FakeTasks, NoReconcilers, epoch
 
 from hpo import api
 from hpo.errors import ServiceError, SettingsError
 from hpo.queue import OpenStudy, Orders, Stop
 from hpo.recording import outcomes
-from hpo.recording.reconcilers import Reconcilers
 from hpo.worker import protocol
 from hpo.worker.crew import BACKLOG
 from hpo.worker.data_file import DataFile
 from hpo.worker.ending import STOP_GRACE, Limits
-from hpo.worker.pool import Pool
-from hpo.worker.studies import Served
+from hpo.worker.studies import Served, Studies
 
 
 class SharedQueue(FakeQueue):
@@ -64,32 +62,25 @@ class SharedQueue(FakeQueue):
         return Orders(leave=self.leave_order, stopped=stopped, cancelled=[])
 
 
-class NoReconcilers(Reconcilers):
-    """Nothing to reconcile."""
-
-    def add(self, reconciler) -> None: ...
-
-
 class PoolBench(Bench):
     """A worker of the pool with everything around it in memory."""
 
     QUEUE = SharedQueue
 
-    def studies(self) -> Pool:
+    def studies(self) -> Studies:
         self.missing: dict[str, Exception] = {}  # why a study cannot be prepared here
         self.files: dict[str, FakeTasks] = {}
-        return Pool(self.queue, self.recorder, NoReconcilers(self.queue, lease=30.0), self.served)
+        return Studies(self.queue, self.recorder, NoReconcilers(self.queue, lease=30.0), self.served, only=None)
 
     def served(self, name: str) -> Served:
         if name in self.missing:
             raise self.missing[name]
         self.events.append(("prepare", name))
         tasks = self.files[name] = FakeTasks(self.events, name)
-        tasks.reconciler = Nothing()
         return Served(
             row=records.study_row(name),
             tasks=tasks,
-            pruning=IdlePruning(),
+            pruning=FakePruning(),
             start_closing=lambda job, folder, data: self.closing(job),
             data=DataFile(name),
             proof=records.spec(point={"study": name}),
@@ -113,15 +104,6 @@ class PoolBench(Bench):
             self.queue.running[study] = 0
         assert before >= len(trainers)
         self.steps(1)
-
-
-class Nothing:
-    def reconcile(self, **_) -> int:
-        return 0
-
-
-class IdlePruning(FakePruning):
-    active = False
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from hpo.errors import NotFound, ServiceError
 from hpo.files import sha256_of
 from hpo.queue import AttemptOutcome, DatabaseLost, Job, Judged, LeaseLost, Orders, State, Stop
 from hpo.recording import outcomes
+from hpo.recording.reconcilers import Reconcilers
 from hpo.recording.trained import Trained
 from hpo.study.records import SplitScores
 from hpo.worker import leases as leases_module
@@ -23,7 +24,7 @@ from hpo.worker.collaborators import Collaborators
 from hpo.worker.crew import BACKLOG
 from hpo.worker.data_file import FETCH_ATTEMPTS, DataFile
 from hpo.worker.ending import OUT_OF_TIME, STOP_GRACE, STOP_LIMIT, Ending, Limits
-from hpo.worker.studies import OneStudy, Served, Studies
+from hpo.worker.studies import Served, Studies
 from hpo.worker.supervisor import Supervisor
 from hpo.worker.work_folder import WorkFolder, own_folder
 
@@ -119,11 +120,17 @@ class FakeQueue:
         self._answer("leave")
 
 
+class NoReconciler:
+    def reconcile(self, **_) -> int:
+        return 0
+
+
 class FakeTasks:
     """The recorder's tasks: each writes its name and returns its outcome."""
 
     def __init__(self, events: list, study: str = "s") -> None:
         self.events, self.data, self.store_error, self.study = events, None, None, study
+        self.reconciler = NoReconciler()
 
     def reconcile(self, job):
         self.events.append(("reconcile", job.id))
@@ -228,7 +235,15 @@ class FakeProcess:
         return self.killed or "trainer ended with exit 1"
 
 
+class NoReconcilers(Reconcilers):
+    """Nothing to reconcile."""
+
+    def add(self, reconciler) -> None: ...
+
+
 class FakePruning:
+    active = False
+
     def __init__(self) -> None:
         self.reasons: dict[int, str] = {}
 
@@ -274,7 +289,8 @@ class Bench:
         self.supervisor = Supervisor("w", parts, Ending(self.clock), limits=limits or Limits())
 
     def studies(self) -> Studies:
-        return OneStudy(self.queue, self.served("s"))
+        reconcilers = NoReconcilers(self.queue, lease=30.0)
+        return Studies(self.queue, self.recorder, reconcilers, self.served, only=self.served("s"))
 
     def served(self, name: str) -> Served:
         return Served(
