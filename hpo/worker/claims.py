@@ -74,8 +74,8 @@ class Claims:
             study, proofs = served.row.name, self._crew.trials.proofs
             if not proofs.lets(trainer, study) or study not in proofs.stores or self._recorder.refuses(study):
                 self.idle_since = None
-                if trainer.proves:
-                    break
+                if trainer.proves or proofs.waits_alone(trainer, study):
+                    break  # it begins nothing of a study that comes later
                 continue
             job = self._queue.claim(
                 study,

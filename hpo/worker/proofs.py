@@ -48,6 +48,7 @@ class Proofs:
         self._large: set[int] = set()  # jobs that lacked memory beside others
         # Trainers to be asked again, with the study, when this is true.
         self._again: dict[tuple[Trainer, str], Callable[[], bool]] = {}
+        self._crowded: set[tuple[Trainer, str]] = set()  # of these, those that lacked memory beside others
         self._has_worked = False  # a trainer has proved its place
         self.failed: dict[str, str] = {}  # why each GPU trains no more, though others do
         self._unfit: dict[str, set[str | None]] = {}  # of each study of a pool: GPUs that cannot train it
@@ -61,6 +62,10 @@ class Proofs:
         if study not in trainer.proved:
             self.begin(trainer, study)
         return study in trainer.proved
+
+    def waits_alone(self, trainer: Trainer, study: str) -> bool:
+        """Return whether a trainer waits for the end of those beside it, to prove that it can train a study then."""
+        return (trainer, study) in self._crowded
 
     def begin(self, trainer: Trainer, study: str) -> None:
         """Ask a trainer for its proof."""
@@ -94,6 +99,7 @@ class Proofs:
         elif isinstance(message, protocol.OutOfMemory) and self._trainers.neighbours(trainer):
             self._clear(trainer.gpu, study)  # others train there
             self._again[trainer, study] = lambda: not self._trainers.neighbours(trainer)
+            self._crowded.add((trainer, study))
         else:
             self._cannot_train(trainer, study, getattr(message, "reason", type(message).__name__))
 
@@ -105,11 +111,11 @@ class Proofs:
     def look_after(self) -> None:
         """Ask the trainers again that can prove more now."""
         for (trainer, study), is_due in list(self._again.items()):
-            if trainer.process.closed or not trainer.ready:
+            is_over = trainer.process.closed or not trainer.ready
+            if is_over or is_due():
                 del self._again[trainer, study]
-            elif is_due():
-                del self._again[trainer, study]
-                if trainer.free:
+                self._crowded.discard((trainer, study))
+                if not is_over and trainer.free:
                     self.begin(trainer, study)
         for suspect in self._suspects:
             self._look_into(suspect)

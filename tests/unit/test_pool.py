@@ -317,6 +317,21 @@ def test_a_gpu_that_cannot_train_one_study_trains_the_others(tmp_path, caplog):
     assert "GPU 0 trains nothing of large" in caplog.text and not pool.supervisor.failed_gpus
 
 
+def test_a_trainer_that_lacks_memory_beside_others_waits_for_their_end(tmp_path):
+    pool = PoolBench(tmp_path, count=2)
+    pool.queue.plan("small", 9)
+    pool.steps(4)
+    pool.queue.plan("large", 1, priority=1)
+    pool.processes[0].proof = pool.processes[1].proof = protocol.OutOfMemory(reason="no memory")
+    pool.finish(0)
+    pool.steps(5)
+    assert pool.claims == ["small", "small"], "rather than begin another trial of the lower priority"
+    pool.processes[0].proof = pool.processes[1].proof = protocol.Proved(device="")
+    pool.says(epoch(1), TRAINED, trainer=1)
+    pool.steps(5)
+    assert pool.claims[2] == "large"
+
+
 def test_no_trial_of_any_study_is_claimed_while_too_many_finished_ones_wait(pool):
     pool.queue.plan("first", 9)
     pool.queue.plan("second", 9)
