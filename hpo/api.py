@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpo.operations.backup import Backup, backup
+    from hpo.operations.budgets import Budget
     from hpo.operations.compute import Compute, Slurm
     from hpo.operations.connection import Connection, connect
     from hpo.operations.data import Phase, Understanding, check_data, describe_data, make_data
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 _NAMES = {  # by the module of hpo.operations
     "backup": "Backup backup",
+    "budgets": "Budget",
     "compute": "Compute Slurm",
     "connection": "Connection connect",
     "data": "Phase Understanding check_data describe_data make_data",

@@ -55,6 +55,9 @@ COMPUTE = (
     flag("--retry", "train trials that are dead again, and close again"),
     option("--priority", "N", "the pool takes trials of the highest priority first (default: as it is; 0 at first)"),
     flag("--detach", "plan it, leave the work to the pool (`hpo worker` without --study), and return at once"),
+    option("--max-hours", "H", "after H hours close the study with the best so far"),
+    option("--until", "nmse=X", "close the study once its best configuration has a validation NMSE of X"),
+    option("--trials", "N", "raise the number of a search's trials to N; what is trained stays"),
     flag("--dry-run", "print the plan and a time estimate; leave nothing behind"),
     choice("--on", ("slurm",), "hand the workers to SLURM as an array job (default: work here)"),
     option("--workers", "N", "with --on slurm: tasks of the array (default: 1)"),
@@ -72,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         others = {"--on": options.on, "--workers": options.workers, "--slurm": options.slurm, "--retry": options.retry}
         others |= {"--priority": options.priority, "--detach": options.detach}
+        others |= {"--trials": options.trials, "--max-hours": options.max_hours, "--until": options.until}
         exclusive("--dry-run", "starts and changes nothing", others)
         return _dry_run(options)
     if options.detach:
@@ -85,6 +89,8 @@ def run(options: argparse.Namespace) -> int:
             retry=options.retry,
             trust_code=options.trust_code,
             priority=options.priority,
+            trials=options.trials,
+            budget=api.Budget(max_hours=options.max_hours, until=options.until),
             watch=watch,
         )
     for studies, link in done.comparisons:
@@ -105,9 +111,15 @@ def _detach(options: argparse.Namespace) -> int:
 
     others = {"--on": options.on, "--workers": options.workers, "--slurm": options.slurm, "--device": options.device}
     others |= {"--trainers": options.trainers, "--trainers-per-gpu": options.trainers_per_gpu}
+    others |= {"--max-hours": options.max_hours, "--until": options.until}
     exclusive("--detach", "trains nothing itself", others | {"--device": options.device != "auto"})
     done = api.detach(
-        load(options), retry=options.retry, priority=options.priority, trust_code=options.trust_code, watch=Plain()
+        load(options),
+        retry=options.retry,
+        trials=options.trials,
+        priority=options.priority,
+        trust_code=options.trust_code,
+        watch=Plain(),
     )
     for row in done.rows:
         is_closed = row.name in done.closed

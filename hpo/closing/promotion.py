@@ -81,9 +81,11 @@ def promote(
         if job.state.failed or job.state == State.CANCELLED
     )
     pruned = sum(job.state == State.PRUNED for job in trials)
+    row = queue.study(study.name)  # as it is now
+    budget = row.budget and replace(row.budget, left=sum(job.state == State.WAITING for job in trials))
     if not winners:
         what = "configuration has a score of every fold" if study.specification.folds else "trial was finished"
-        return ClosingResult(failed=failed, pruned=pruned, reason=f"no {what}", alarms=())
+        return ClosingResult(failed=failed, pruned=pruned, reason=f"no {what}", alarms=(), budget=budget)
     repeats = ranking.repeats(jobs)
     means = [replace(job, result=ranking.result_of(repeats[job.number])) for job in ranking.ranked(jobs)]
     warnings = alarms.alarms(means, study.facts.predictors, winners[0].predictions)
@@ -119,6 +121,8 @@ def promote(
         model_name=model_name,
         predictors=winners[0].scored.predictors,
         tested=tuple(tested) or None,
+        tests=1 + (row.facts.tests or 0),
+        budget=budget,
         election=election,
     )
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from mlflow.entities import Run
 from optuna.trial import TrialState
 
-from hpo.queue import ENDED, Attempt, Job, State, is_exhausted
+from hpo.queue import ENDED, Attempt, Job, State, StudyRow, is_exhausted
 from hpo.recording.reconciler import RUN_STATUS, Reconciler
 from hpo.scores import champion
 from hpo.search import sampling
@@ -128,7 +128,7 @@ def violations(seen: Seen, *, models: bool = True) -> list[Violation]:
     if seen.is_deleted:
         return []
     broken = [_violation(reconciler, "I1", what) for what in _planned(reconciler, seen.jobs, seen.trials)]
-    broken += [_violation(reconciler, "I1", what, job) for job, what in _closed_early(seen.jobs)]
+    broken += [_violation(reconciler, "I1", what, job) for job, what in _closed_early(reconciler.study, seen.jobs)]
     for page in seen.pages():
         curves = _Curves(reconciler, [job for job in page if _is_judged(job, seen)])
         for job in page:
@@ -181,8 +181,8 @@ def _planned(reconciler: Reconciler, jobs: list[Job], trials: Collection[int]) -
         yield "a point of the grid is planned twice"
 
 
-def _closed_early(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
-    left = [job for job in jobs if job.kind == "trial" and job.state in (State.WAITING, State.RUNNING)]
+def _closed_early(study: StudyRow, jobs: list[Job]) -> Iterator[tuple[Job, str]]:
+    left = study.still_to_train(jobs)
     for closing in jobs:
         planning = closing.state == State.RUNNING and all(job.is_refit for job in left)  # it plans them, and then waits
         if closing.kind == "closing" and closing.state != State.WAITING and left and not planning:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from hpo import settings
 from hpo.errors import StudyError
+from hpo.operations.budgets import wishes
 from hpo.operations.compute import Compute
 from hpo.operations.connection import connect
 from hpo.operations.preparing import as_parts, ready, write_down
@@ -75,6 +76,7 @@ def detach(
     study: str | Sequence[Study | Plan],
     *,
     retry: bool = False,
+    trials: int | None = None,
     priority: int | None = None,
     trust_code: Sequence[str] = (),
     watch: Watch | None = None,
@@ -84,9 +86,10 @@ def detach(
     Starts the embedded services if none run; they keep running. Raise UserError for what is wrong with studies, data
     or services.
     """
-    settings.require_priority(priority)
     watch, rows, later = watch or Watch(), list[StudyRow](), list[str]()
     parts = as_parts(study)
+    studies = [part.study if isinstance(part, Plan) else part for part in parts]
+    asked = wishes(studies, retry=retry, priority=priority, trials=trials)
     with (
         trusting(trust_code, [part for part in parts if isinstance(part, Study)]),
         ready(parts, settings.read(), watch.say) as (prepared, connection, started),
@@ -94,7 +97,7 @@ def detach(
         queue = connection.queue
         for plan in prepared:
             try:
-                rows.append(write_down(plan, connection, retry=retry, priority=priority, say=watch.say))
+                rows.append(write_down(plan, connection, asked, say=watch.say))
             except StudyError:
                 if not rows or plan.study.follows is None:
                     raise

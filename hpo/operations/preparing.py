@@ -16,6 +16,7 @@ from data_pipeline.npz import load_npz
 from hpo import settings
 from hpo.errors import StudyError
 from hpo.operations import own_code
+from hpo.operations.budgets import Wishes
 from hpo.operations.connection import Connection, connect, opened
 from hpo.operations.starts import starting_models
 from hpo.planning.preparation import Plan, planned_row, prepare, stored
@@ -108,9 +109,7 @@ def ready(
         yield prepared, connection, started
 
 
-def write_down(
-    plan: Plan, connection: Connection, *, retry: bool, priority: int | None, say: Callable[[str], object]
-) -> StudyRow:
+def write_down(plan: Plan, connection: Connection, asked: Wishes, *, say: Callable[[str], object]) -> StudyRow:
     """Plan a study, or take it up again, and offer it to the pool."""
     queue, services = connection.queue, connection.services
     row = planned_row(plan, queue)
@@ -118,8 +117,13 @@ def write_down(
         from hpo.planning import plans
 
         row = plans.plan(plan, queue, connection.tracker, connection.settings, services.database_url, draw=_draw)
-    queue.revive(row.name, trials=retry)
-    queue.offer(row.name, priority=priority)
+    if asked.trials is not None:
+        from hpo.planning import plans
+
+        plans.extend(row.name, asked.trials, queue, connection.tracker, services.database_url)
+    asked.spending.resume(queue, row.name)
+    queue.revive(row.name, trials=asked.retry)
+    queue.offer(row.name, priority=asked.priority)
     if queue.resume(row.name):
         from hpo.tracking.client import PAUSED
 

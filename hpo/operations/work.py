@@ -16,6 +16,7 @@ from pathlib import Path
 from hpo import settings
 from hpo.errors import ServiceError, Unreachable, Untrusted
 from hpo.launch import slurm as arrays
+from hpo.operations.budgets import Budget, Spending, Wishes, wishes
 from hpo.operations.compute import Compute, Slurm
 from hpo.operations.connection import Connection, connect
 from hpo.operations.details import links_of
@@ -105,30 +106,27 @@ def run(
     retry: bool = False,
     priority: int | None = None,
     trust_code: Sequence[str] = (),
+    trials: int | None = None,
+    budget: Budget | None = None,
     watch: Watch | None = None,
 ) -> Run:
     """Plan studies, train them to their end and promote their best models; continue what was interrupted.
 
     `study`: a name, the path of a study file, or what `load` returned. `slurm`: let workers of an array job train.
     `retry`: train dead trials again. `priority`: the pool claims trials of the highest one first. `trust_code`: SHA-256
-    of code of others that may run, beside that in the files of these studies. Starts the embedded services if none run.
-    After Ctrl-C or `hpo stop` the last outcome is `stopped`. Raise UserError for what is wrong with studies, data,
-    options or services.
+    of code of others that may run, beside that in the files of these studies. `trials`: raise the number of a search's
+    configurations; what is trained stays, and a closed study closes again. `budget`: close with the best so far when it
+    is spent. Starts the embedded services if none run. After Ctrl-C or `hpo stop` the last outcome is `stopped`. Raise
+    UserError for what is wrong with studies, data, options or services.
     """
-    settings.require_priority(priority)
     parts = as_parts(study)
+    studies = [part.study if isinstance(part, Plan) else part for part in parts]
+    asked = wishes(studies, retry=retry, priority=priority, trials=trials, budget=budget, is_here=slurm is None)
     with trusting(trust_code, [part for part in parts if isinstance(part, Study)]):
-        return _run_all(parts, compute or Compute(), slurm, retry, priority, watch or Watch())
+        return _run_all(parts, compute or Compute(), slurm, asked, watch or Watch())
 
 
-def _run_all(
-    parts: Sequence[Study | Plan],
-    compute: Compute,
-    slurm: Slurm | None,
-    retry: bool,
-    priority: int | None,
-    watch: Watch,
-) -> Run:
+def _run_all(parts: Sequence[Study | Plan], compute: Compute, slurm: Slurm | None, asked: Wishes, watch: Watch) -> Run:
     """Plan and train studies in their order."""
     chosen = settings.read()
     studies = [part.study if isinstance(part, Plan) else part for part in parts]
@@ -139,15 +137,19 @@ def _run_all(
     with ready(parts, chosen, watch.say) as (prepared, connection, started):
         for request in requests:
             plan = prepared.pop(0)
-            row = write_down(plan, connection, retry=retry, priority=priority, say=watch.say)
+            row = write_down(plan, connection, asked, say=watch.say)
             image = plan.folder / plan.dataset.names[0]
             del plan  # its images may take a gigabyte, and the trainers have theirs
             links = links_of(connection.services.tracking_uri, row)
             begun = Begun(row=row, queue=connection.queue, links=links, later=tuple(prepared))
-            outcome = _run(begun, connection, compute, request, watch)
+            outcome = _run(begun, connection, compute, request, asked.spending, watch)
             outcomes.append(replace(outcome, image=image if image.exists() else None) if outcome.closed else outcome)
             watch.end(outcomes[-1])
             if outcomes[-1].stopped:
+                break
+            if prepared and asked.spending.is_out_of_time:
+                later = ", ".join(plan.name for plan in prepared)
+                watch.say(f"--max-hours is over. Not begun: {later}. The same command goes on with it.")
                 break
         closings = [(outcome.row, outcome.closing.closing) for outcome in outcomes if outcome.closing is not None]
         closed = [(row, result) for row, result in closings if result is not None]
@@ -159,14 +161,22 @@ def _run_all(
 
 
 def _run(
-    begun: Begun, connection: Connection, compute: Compute, request: arrays.Request | None, watch: Watch
+    begun: Begun,
+    connection: Connection,
+    compute: Compute,
+    request: arrays.Request | None,
+    spending: Spending,
+    watch: Watch,
 ) -> Outcome:
     """Work on a planned study or let an array job do so."""
     row, queue = begun.row, begun.queue
     place = _place(queue, row, compute, watch) if request is None else CPU
     watch.begin(begun)
     if request is None:
-        outcome = _work(connection, row, compute, place, NO_LIMITS, None, watch)
+        outcome = _work(connection, row, compute, place, NO_LIMITS, None, watch, spending)
+        if outcome.stop is not None and spending.ended == row.name:
+            watch.say(f"{outcome.stop.by} is spent: {row.name} closes with the best so far.".capitalize())
+            outcome = _work(connection, row, compute, place, NO_LIMITS, None, watch)
     else:
         outcome = _on_slurm(request, connection, row, watch)
     if not outcome.closed:  # the database may be away: it is not asked again
@@ -191,11 +201,13 @@ def _work(
     limits: Limits,
     stops: int | None,
     watch: Watch,
+    spending: Spending | None = None,
 ) -> Outcome:
     """Be a worker of a planned study until it is closed, the worker is stopped, or it reaches a limit."""
     queue, chosen, services = connection.queue, connection.settings, connection.services
     if queue.closing_state(row.name) in ENDED and not queue.unmirrored(row.name, older_than=0):
         return Outcome(row=row, closed=True)
+    from hpo.worker.supervisor import Supervisor
     from hpo.worker.worker import Worker
 
     count = compute.count(chosen, row.specification.threads, place)
@@ -209,7 +221,12 @@ def _work(
         stops=stops,
     )
 
-    closed = worker.run(limits=limits, on_tick=lambda supervisor: watch.tick(supervisor.concern))
+    def tick(supervisor: Supervisor) -> None:
+        watch.tick(supervisor.concern)
+        if spending is not None:
+            spending.look(queue, row.name)
+
+    closed = worker.run(limits=limits, on_tick=tick)
     stopped = not closed and worker.ending.reason not in (None, OUT_OF_TIME)
     return Outcome(
         row=row, closed=closed, stopped=stopped, stop=worker.ending.asked, failed_gpus=dict(worker.failed_gpus)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hpo import study
 from hpo.errors import StudyError
 from hpo.planning.preparation import Plan
-from hpo.queue import Job, Queue, State
+from hpo.queue import Job, Queue
 from hpo.scores import ranking
 from hpo.study import Study
 from hpo.study.records import Network, SourceTrial, StudyFacts
@@ -54,7 +54,7 @@ def _ranked(ready: Plan, queue: Queue, key: str, what: str) -> list[Job]:
     if name in rows and rows[name].identity != study.digest(first["spec"]):
         raise study.conflict(name, rows[name].canonical, first["spec"])
     jobs = [job for job in queue.jobs(name) if job.kind == "trial"] if name in rows else []
-    left = sum(job.state in (State.WAITING, State.RUNNING) for job in jobs)
+    left = len(rows[name].still_to_train(jobs)) if jobs else 0
     if left or not jobs:
         state = f"{counted(left, 'trial', 'are', of=len(jobs))} still to be trained" if jobs else "it has not been run"
         raise StudyError(

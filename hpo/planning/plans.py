@@ -5,10 +5,12 @@ Everything is idempotent: a planner that died, or two at once, leave the same ro
 
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+
+import optuna
 
 from data_pipeline import npz
 from data_pipeline.dataset import Dataset
@@ -19,11 +21,11 @@ from hpo.machine import now_ms
 from hpo.planning.baselines import LEARNED
 from hpo.planning.content import require_content
 from hpo.planning.earlier import earlier_name, follow
-from hpo.planning.preparation import Plan
+from hpo.planning.preparation import Plan, check_trials
 from hpo.queue import NewJob, Queue, StudyRow, require_whole
 from hpo.search import sampling
 from hpo.settings import Settings
-from hpo.study.records import StudyFacts
+from hpo.study.records import DataFacts, StudyFacts
 from hpo.text import counted, doubts_text, first_line, for_markdown
 from hpo.tracking import data_sets as data_files
 from hpo.tracking import experiments, foreign
@@ -76,14 +78,11 @@ def plan(
             facts = _track(ready, facts, tracker, settings, owner, draw)
         row = StudyRow(name=ready.name, identity=ready.identity, canonical=ready.canonical, facts=facts)
         queue.put_study(row)
-        with queue.lock("optuna"):  # Optuna makes its tables without a lock of its own
-            store = sampling.storage(database_url)
         # The best configurations are planned as those that other studies begin with.
         points = tuple(source.point for source in facts.best_of or () if source.point is not None)
         planned = replace(ready.study, start=points, trials=len(points)) if points else ready.study
-        trials = sampling.plan(store, ready.name, planned)
-        store.remove_session()
-        store.engine.dispose()
+        with _store(queue, database_url) as store:
+            trials = sampling.plan(store, ready.name, planned)
         specs = ready.specs(facts)
         jobs = [NewJob(kind="closing", number=-1)]
         for repeat in range(ready.study.trainings):
@@ -93,6 +92,45 @@ def plan(
         queue.put_jobs(ready.name, jobs)
         queue.put_study(replace(row, facts=replace(facts, planned=True)))
     return queue.study(ready.name)
+
+
+def extend(name: str, trials: int, queue: Queue, tracker: Tracker, database_url: str) -> StudyRow:
+    """Raise the number of a study's configurations to `trials`; its sampler chooses the new ones. Idempotent.
+
+    The identity stays that of its file. Raise StudyError if it cannot have so many.
+    """
+    with lock_plan(queue, name):
+        row = queue.study(name)
+        require_whole(row)
+        planned = row.specification
+        check_trials(trials, planned, name)
+        if trials > planned.trials:
+            with _store(queue, database_url) as store:
+                numbers = sampling.plan(store, name, replace(planned, trials=trials))
+            jobs = [
+                NewJob(kind="trial", number=number, repeat=repeat)
+                for repeat in range(planned.trainings)
+                for number, _ in numbers[planned.trials :]
+            ]
+            queue.extend(name, len(numbers), jobs)
+            row = queue.study(name)
+    chosen = replace(row.specification, description=row.facts.description)
+    note = _note(chosen, row.facts.data, name)
+    experiments.ensure(tracker, name, description=note, params=chosen.columns, owner=queue.database_id())
+    tracker.set_tags(row.facts.study_run_id, {foreign.NOTE: _with_links(note, row.facts)})
+    return row
+
+
+@contextmanager
+def _store(queue: Queue, database_url: str) -> Iterator[optuna.storages.RDBStorage]:
+    """Give Optuna's storage, its tables made."""
+    with queue.lock("optuna"):  # Optuna makes its tables without a lock of its own
+        store = sampling.storage(database_url)
+    try:
+        yield store
+    finally:
+        store.remove_session()
+        store.engine.dispose()
 
 
 def require_contents(ready: Sequence[Plan], queue: Queue) -> None:
@@ -118,7 +156,8 @@ def _track(
 
     Return the facts with their ids.
     """
-    data, note, now = facts.data, _note(ready), now_ms()
+    earlier = earlier_name(ready, "best_of") if ready.study.best_of else ""
+    data, note, now = facts.data, _note(ready.study, facts.data, ready.name, earlier=earlier), now_ms()
     experiment_id = experiments.ensure(
         tracker,
         ready.name,
@@ -139,11 +178,8 @@ def _track(
     data_files.upload(tracker, run_id, file)
     _upload_weights(ready, facts, tracker, run_id)
     page = None if draw is None else _page(ready, tracker, run_id, draw)
-    more = doubts_text(facts.findings or ())
-    if page is not None:
-        more.append(f"[Images and labels]({foreign.file_link(experiment_id, run_id, page)})")
-    if more:
-        tracker.set_tags(run_id, {foreign.NOTE: "\n\n".join([note, *more])})
+    facts = replace(facts, page=page, experiment_id=experiment_id, study_run_id=run_id)
+    tracker.set_tags(run_id, {foreign.NOTE: _with_links(note, facts)})
     ids = {}
     for name, scores in facts.predictors.items():
         ids[name] = tracker.ensure_run(
@@ -163,9 +199,6 @@ def _track(
     return replace(
         facts,
         data=replace(data, sha256=npz.sha256_in(file)),
-        page=page,
-        experiment_id=experiment_id,
-        study_run_id=run_id,
         predictor_run_ids=ids,
     )
 
@@ -204,16 +237,24 @@ def _page(ready: Plan, tracker: Tracker, run_id: str, draw: Draw) -> str | None:
     return f"data/{file.name}"
 
 
-def _note(ready: Plan) -> str:
-    data, chosen = ready.facts.data, ready.study
+def _with_links(note: str, facts: StudyFacts) -> str:
+    """Return the description of a study's run: below the note stand doubts about its data, and the page on them."""
+    more = doubts_text(facts.findings or ())
+    if facts.page is not None:
+        more.append(f"[Images and labels]({foreign.file_link(facts.experiment_id, facts.study_run_id, facts.page)})")
+    return "\n\n".join([note, *more])
+
+
+def _note(chosen: study.Study, data: DataFacts, name: str, *, earlier: str = "") -> str:
+    """Return the description of a study. `earlier`: the full name of the one whose best configurations it trains."""
     bare = f"**{chosen.at_random}.**\n\n" if chosen.at_random else ""
-    scope = chosen.scope.format(earlier_name(ready, "best_of") if chosen.best_of else "")
+    scope = chosen.scope.format(earlier)
     repeats = f", each {chosen.repeats} times with another seed" if chosen.repeats > 1 else ""
     if chosen.folds:
         repeats = f", each in {chosen.folds} folds of the training and validation cells"
     return (
-        f"{for_markdown(chosen.description or ready.name)}\n\n{bare}"
-        f"{scope[0].upper()}{scope[1:]}{repeats}; data set {data.name} ({counted(len(ready.dataset.images), 'cell')}, "
+        f"{for_markdown(chosen.description or name)}\n\n{bare}"
+        f"{scope[0].upper()}{scope[1:]}{repeats}; data set {data.name} ({counted(data.images, 'cell')}, "
         f"{'/'.join(map(str, data.sizes))} for training/validation/test), targets {', '.join(data.target_names)} "
         f"in {for_markdown(data.unit + data.beside)}. "
         f"Selected by the lowest validation NMSE: the mean over the targets of MSE / "

@@ -26,7 +26,7 @@ from hpo.planning.physics import check_physics, constants
 from hpo.planning.starts import Start, check_starts
 from hpo.planning.weights import weights_files
 from hpo.queue import Queue, StudyRow
-from hpo.study import Study
+from hpo.study import MOST_TRIALS, Study
 from hpo.study.records import DataFacts, DataVersion, StudyFacts, TrialSpec, WeightsFile
 from hpo.text import point_text
 from hpo.tracking import foreign, links
@@ -233,6 +233,21 @@ def planned_row(ready: Plan, queue: Queue) -> StudyRow | None:
         return None
     is_same = row.identity == ready.identity and (row.facts.claims or ()) == ready.study.claims
     return row if is_same else None
+
+
+def check_trials(trials: int, chosen: Study, name: str) -> None:
+    """Raise StudyError unless the number of a study's configurations can be raised to `trials`."""
+    if chosen.sampler in ("grid", study.BEST):
+        what = "the best ones of another study" if chosen.best_of is not None else "all points of a grid"
+        raise StudyError(
+            f"--trials {trials}: the configurations of {name} are {what}: expected a search, whose sampler chooses "
+            "more. Nothing was changed. Give a file with more values another name: it is another study."
+        )
+    if not chosen.trials <= trials <= MOST_TRIALS:
+        raise StudyError(
+            f"--trials {trials}: expected a number from {chosen.trials}, the present one of {name}, to {MOST_TRIALS}. "
+            "Nothing was changed. `hpo cancel` ends single trials."
+        )
 
 
 def _folds(chosen: Study, folder: Path, data: Dataset) -> tuple[Split, ...]:

@@ -6,6 +6,7 @@ changes anything stands in this package. Times are the server's: no clock of a w
 """
 
 from hpo.queue.attempts import Attempt, AttemptOutcome, is_exhausted
+from hpo.queue.closing_result import BudgetEnd
 from hpo.queue.database import (
     FREEZE_LIMIT,
     DatabaseLost,
@@ -50,6 +51,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Attempt",
     "AttemptOutcome",
+    "BudgetEnd",
     "Checkpoint",
     "DatabaseLost",
     "Job",

@@ -104,6 +104,15 @@ class Election(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BudgetEnd(Record):
+    """That a budget of `hpo run` ended a study while trials waited."""
+
+    budget: str  # the option, such as `--max-hours 1`
+    reached: str  # what was reached then, in words
+    left: int | None = None  # trials that were not trained to their end, when the study closed
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClosingResult(Record):
     """The result of a closing."""
 
@@ -116,6 +125,8 @@ class ClosingResult(Record):
     model_name: str | None = None  # registered model
     predictors: dict[str, SplitScores] | None = None  # scores of the baseline predictors, by name
     tested: tuple[ScoredVersion, ...] | None = None  # the champion of an earlier data set, then the winners
+    tests: int | None = None  # how often the study has opened the test split, this time included; None: once
+    budget: BudgetEnd | None = None  # that ended the study
     election: Election | None = None  # its fields stand among the others in the JSON
 
     def to_json(self) -> dict[str, Any]:

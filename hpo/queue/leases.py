@@ -9,7 +9,19 @@ from hpo.queue.attempts import Attempt, AttemptOutcome
 from hpo.queue.database import Database, LeaseLost
 from hpo.queue.pauses import doubtful_since, is_tried, pause_reason
 from hpo.queue.records import Job, State
-from hpo.queue.rows import BRIEF, CHANGED, EXPIRED, JOB, LEFT, REASON, all_ended, attempts_of, end_attempts, lock_study
+from hpo.queue.rows import (
+    BRIEF,
+    CHANGED,
+    EXPIRED,
+    JOB,
+    LEFT,
+    REASON,
+    WANTED,
+    all_ended,
+    attempts_of,
+    end_attempts,
+    lock_study,
+)
 from hpo.text import utf8
 
 log = logging.getLogger("hpo")
@@ -26,7 +38,8 @@ CLAIM = f"""
           AND (cast(:stops AS int) IS NULL
                OR :stops = (SELECT stops FROM hpo.study WHERE name = :study))
           -- a study closes when every trial has ended: seen before the lock, and still so under it
-          AND (kind = 'trial' OR :closes AND NOT EXISTS (SELECT FROM hpo.job WHERE {LEFT}))
+          AND (kind = 'trial' AND {WANTED}
+               OR kind = 'closing' AND :closes AND NOT EXISTS (SELECT FROM hpo.job WHERE {LEFT}))
         -- what was begun goes on first; what has failed waits for the others, which show whether
         -- anything works; then the most expensive, so that the last ones are short; the cheapest if one
         -- after the other fails

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 
 from sqlalchemy import RowMapping
 
-from hpo.queue.closing_result import ClosingResult
+from hpo.queue.closing_result import BudgetEnd, ClosingResult
 from hpo.records import Record
 from hpo.study import Study, restore
 from hpo.study.records import Scores, StudyFacts, TrialSpec
@@ -205,11 +205,19 @@ class StudyRow:
     paused: str | None = None  # why nobody claims a trial of it
     priority: int = 0  # the pool claims trials of the highest one first
     stopped: bool = False  # by `hpo stop`, and not taken up again by `hpo run`: the pool leaves it alone
+    trials: int | None = None  # configurations since `hpo run --trials` raised their number; None: as specified
+    budget: BudgetEnd | None = None  # that has ended it while trials waited
 
     @cached_property
     def specification(self) -> Study:
-        """The specification that was planned."""
-        return restore(self.name, self.canonical)
+        """The specification that was planned, with the present number of trials."""
+        planned = restore(self.name, self.canonical)
+        return planned if self.trials is None else replace(planned, trials=self.trials)
+
+    def still_to_train(self, jobs: Sequence[Job]) -> list[Job]:
+        """Return the trials that its closing waits for."""
+        trials = [job for job in jobs if job.kind == "trial" and not job.state.ended]
+        return [job for job in trials if self.budget is None or job.state == State.RUNNING or job.is_refit]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,14 @@ EXPIRED = """
 
 TRIAL = "study = :study AND kind = 'trial' AND number = :number AND repeat = coalesce(:repeat, repeat)"
 
-LEFT = "study = :study AND kind = 'trial' AND state IN ('waiting', 'running')"  # trials that are still to be trained
+# Of trials that wait: after the end of a study's budget only those are claimed that its closing has planned.
+WANTED_BY = "({budget} IS NULL OR spec->'refit' IS NOT NULL)"
+WANTED = WANTED_BY.format(budget="(SELECT budget FROM hpo.study WHERE name = :study)")
+
+# Trials that are still to be trained before the study can close.
+LEFT = f"""
+    study = :study AND kind = 'trial' AND state IN ('waiting', 'running') AND (state = 'running' OR {WANTED})
+"""
 
 # What may differ from what was read at :after, if that is not null.
 CHANGED = """
@@ -78,9 +85,13 @@ def reopen_closing(connection: Connection, study: str) -> None:
     """Let a study close again, and its closing have all its attempts, if trials of it have come back. The caller holds
     the study's lock."""
     connection.execute(  # what it answers for stays so (hpo.scores.standings)
-        text("""
-            UPDATE hpo.study SET facts = facts || '{"closed": true}' WHERE name = :study
-              AND EXISTS (SELECT FROM hpo.job WHERE study = :study AND kind = 'closing' AND state = 'done')
+        text(f"""
+            UPDATE hpo.study SET facts = facts || jsonb_build_object('closed', true,
+                'tests', coalesce((facts->>'tests')::int, (facts->'closed' = 'true')::int, 0)
+                    + (closing.result->>'winner' IS NOT NULL)::int)  -- without one the test split stayed closed
+            FROM hpo.job AS closing
+            WHERE name = :study AND closing.study = :study AND kind = 'closing' AND state = 'done'
+              AND EXISTS (SELECT FROM hpo.job WHERE {LEFT})
         """),
         {"study": study},
     )

@@ -1,6 +1,6 @@
 """The tables of the queue, and what leads from an earlier version of them to this one."""
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 FIRST_VERSION = 3  # of the tables that SCHEMA makes; what came later stands in MIGRATIONS alone
 
 _WORKER = """
@@ -208,6 +208,9 @@ MIGRATIONS = {
     ALTER TABLE hpo.worker ALTER COLUMN study DROP NOT NULL,
         ADD COLUMN IF NOT EXISTS stopped_at timestamptz, ADD COLUMN IF NOT EXISTS stopped_by text;
     """,
+    # `trials` of `hpo run --trials`: how many configurations are planned since then; null: as many as specified.
+    # `budget`: which budget ended the study while trials waited, and at what; null: none
+    9: "ALTER TABLE hpo.study ADD COLUMN IF NOT EXISTS trials int, ADD COLUMN IF NOT EXISTS budget jsonb",
 }
 
 # After a backup's rows, whatever version's they are: running jobs wait, no attempt counted, and nobody works, for all

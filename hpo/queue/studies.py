@@ -6,12 +6,13 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from hpo.errors import NotFound, StudyConflict
+from hpo.queue.closing_result import BudgetEnd
 from hpo.queue.database import Database, as_json
 from hpo.queue.records import Job, NewJob, State, StudyCounts, StudyRow
-from hpo.queue.rows import EXPIRED, hold, lock_study
+from hpo.queue.rows import EXPIRED, LEFT, hold, lock_study, reopen_closing
 from hpo.study import conflict
 from hpo.study.records import StudyFacts, TrialSpec
 
@@ -81,12 +82,22 @@ class Studies(Database):
         with self._transaction() as connection:
             rows = connection.execute(
                 text("""
-                    SELECT name, identity, spec AS canonical, facts, stops, deleting, paused, priority, stopped,
+                    SELECT name, identity, spec AS canonical, facts, stops, deleting, paused, priority, stopped, trials,
+                        budget,
                         extract(epoch FROM created_at)::float8 AS created_at
                     FROM hpo.study ORDER BY study.created_at
                 """)
             )
-            return [StudyRow(**{**row, "facts": StudyFacts.from_json(row["facts"])}) for row in rows.mappings()]
+            return [
+                StudyRow(
+                    **row
+                    | {
+                        "facts": StudyFacts.from_json(row["facts"]),
+                        "budget": None if row["budget"] is None else BudgetEnd.from_json(row["budget"]),
+                    }
+                )
+                for row in map(dict, rows.mappings())
+            ]
 
     def counts(self) -> dict[str, StudyCounts]:
         """Return the counted trials of each study that has a job."""
@@ -107,20 +118,57 @@ class Studies(Database):
     def put_jobs(self, study: str, jobs: Iterable[NewJob], *, closing: Job | None = None) -> None:
         """Insert the jobs that are not there yet. Raise LeaseLost if another worker holds the `closing` that plans
         them."""
-        rows = [{**vars(job), "spec": job.spec and job.spec.to_json()} for job in jobs]
         with self._transaction() as connection:
             if closing is not None:
                 hold(connection, closing)
+            _insert(connection, study, jobs)
+
+    def extend(self, study: str, trials: int, jobs: Iterable[NewJob]) -> None:
+        """Raise the number of a study's configurations to `trials`, with their jobs, and let it close again."""
+        with self._transaction() as connection:
+            lock_study(connection, study)
+            _insert(connection, study, jobs)
             connection.execute(
-                text("""
-                    INSERT INTO hpo.job (study, kind, number, repeat, config, cost, spec)
-                    SELECT :study, planned.* FROM json_to_recordset(:rows)
-                        AS planned (kind text, number int, repeat int, config int, cost float8, spec json)
-                    ON CONFLICT (study, number, repeat) DO NOTHING
-                """),
-                {"study": study, "rows": as_json(rows)},
+                text("UPDATE hpo.study SET trials = :trials WHERE name = :study"), {"study": study, "trials": trials}
             )
-            connection.execute(text("ANALYZE hpo.job"))  # so that the first claims use its indexes
+            reopen_closing(connection, study)
+
+    def end_by_budget(self, study: str, end: BudgetEnd) -> bool:
+        """Let no more trials be claimed, and the study close with what it has; its workers hand theirs back and leave.
+
+        Return False, and change nothing, if it has ended so before, or if no trial is still to be trained.
+        """
+        with self._transaction() as connection:
+            ended = connection.execute(
+                text(f"""
+                    UPDATE hpo.study SET budget = :end, stops = stops + 1, stopped_at = clock_timestamp(),
+                        stopped_by = :by
+                    WHERE name = :study AND budget IS NULL AND EXISTS (SELECT FROM hpo.job WHERE {LEFT})
+                """),
+                {"study": study, "end": as_json(end.to_json()), "by": f"the budget {end.budget}"},
+            )
+            return ended.rowcount == 1
+
+    def lift_budget(self, study: str) -> None:
+        """Let the trials be claimed that waited when a budget ended the study, and the study close again."""
+        with self._transaction() as connection:
+            lock_study(connection, study)
+            connection.execute(text("UPDATE hpo.study SET budget = NULL WHERE name = :study"), {"study": study})
+            reopen_closing(connection, study)
+
+    def best_complete(self, study: str) -> tuple[int, float] | None:
+        """Return the configuration with the lowest mean validation NMSE among those whose repeats, or folds, are all
+        done: number and NMSE."""
+        with self._transaction() as connection:
+            row = connection.execute(
+                text("""
+                    SELECT number, avg((result->>'best_val_nmse')::float8) AS nmse FROM hpo.job
+                    WHERE study = :study AND kind = 'trial' AND spec->'refit' IS NULL
+                    GROUP BY number HAVING bool_and(state = 'done') ORDER BY nmse, number LIMIT 1
+                """),
+                {"study": study},
+            ).one_or_none()
+            return None if row is None else (row.number, row.nmse)
 
     def pause(self, study: str) -> str | None:
         """Return why the study is paused; None if it is not."""
@@ -208,6 +256,21 @@ class Studies(Database):
                 )
                 or 0
             )
+
+
+def _insert(connection: Connection, study: str, jobs: Iterable[NewJob]) -> None:
+    """Insert the jobs that are not there yet."""
+    rows = [{**vars(job), "spec": job.spec and job.spec.to_json()} for job in jobs]
+    connection.execute(
+        text("""
+            INSERT INTO hpo.job (study, kind, number, repeat, config, cost, spec)
+            SELECT :study, planned.* FROM json_to_recordset(:rows)
+                AS planned (kind text, number int, repeat int, config int, cost float8, spec json)
+            ON CONFLICT (study, number, repeat) DO NOTHING
+        """),
+        {"study": study, "rows": as_json(rows)},
+    )
+    connection.execute(text("ANALYZE hpo.job"))  # so that the first claims use its indexes
 
 
 def require_whole(row: StudyRow) -> None:

@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from hpo.queue.database import Database
 from hpo.queue.records import Job, OpenStudy, Orders, Present, Stop
-from hpo.queue.rows import EXPIRED
+from hpo.queue.rows import EXPIRED, WANTED_BY
 
 log = logging.getLogger("hpo")
 
@@ -148,17 +148,18 @@ class Workers(Database):
 
         By priority, then by the fewest jobs that run (fair share), then by age. `lease` in seconds.
         """
+        wanted = WANTED_BY.format(budget="study.budget")
         with self._transaction() as connection:
             rows = connection.execute(
                 text(f"""
                     SELECT study.name, study.identity, study.stops, study.priority, study.paused,
                         (SELECT count(*) FROM hpo.job WHERE job.study = study.name AND state = 'running') AS running,
                         EXISTS (SELECT FROM hpo.job WHERE job.study = study.name AND kind = 'trial'
-                                AND state = 'waiting')
+                                AND state = 'waiting' AND {wanted})
                             OR EXISTS (SELECT FROM hpo.job WHERE job.study = study.name AND {EXPIRED})
                             OR closing.state = 'waiting' AND NOT EXISTS (
                                 SELECT FROM hpo.job WHERE job.study = study.name AND kind = 'trial'
-                                    AND state IN ('waiting', 'running')
+                                    AND state IN ('waiting', 'running') AND (state = 'running' OR {wanted})
                             ) AS has_work
                     FROM hpo.study JOIN hpo.job AS closing
                         ON closing.study = study.name AND closing.number = -1 AND closing.repeat = 0

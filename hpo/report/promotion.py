@@ -1,7 +1,7 @@
 """What a study promoted and why, in sentences."""
 
 from hpo.queue import Job, State
-from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election
+from hpo.queue.closing_result import BudgetEnd, ClosingEntry, ClosingResult, Election
 from hpo.report import versions
 from hpo.report.words import number
 from hpo.text import counted, score_text
@@ -88,6 +88,14 @@ def is_champion(ended: ClosingResult) -> bool:
     if winner is None or election is None or election.champion is None:
         return False
     return election.champion == winner.version and election.champion_model in (None, ended.model_name)
+
+
+def budget(study: str, end: BudgetEnd) -> str:
+    """Return which budget ended a study, at what, and how it goes on."""
+    return (
+        f"Ended by {end.budget} at {end.reached}; {counted(end.left or 0, 'trial', 'wait')}. `hpo run --study {study}` "
+        "trains them, and the study closes again."
+    )
 
 
 def gains(entry: ClosingEntry) -> list[str]:

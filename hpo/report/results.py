@@ -56,6 +56,8 @@ def show_result(
         if ended.pruned:
             lines.append(f"{counted(ended.pruned, 'trial', 'were')} ended early by the pruner; curves are kept.")
         lines += _failures(ended)
+    if ended is not None and ended.budget is not None:
+        lines.append(promotion.budget(study.name, ended.budget))
     console.print("\n".join(["", *lines, ""]), soft_wrap=not console.is_terminal)
     console.print("\n".join(next_steps(study, ended, links, program, image)), soft_wrap=True)
 
@@ -173,9 +175,10 @@ def winner_table(study: StudyRow, ended: ClosingResult) -> Table:
         )
         for index, name in enumerate(names)
     ]
-    title = f"config {number(winner)}{in_brackets(point_text(winner.point), bare)} on the test split, opened once, "
+    which = f"config {number(winner)}{in_brackets(point_text(winner.point), bare)}"
+    cells = counted(study.facts.data.sizes[2], "cell")
     return Table(
-        title=f"{title}{counted(study.facts.data.sizes[2], 'cell')}",
+        title=f"{which} on the test split, {words.openings(ended)}, {cells}",
         columns=[Column(name="target", left=True), *(Column(name=head) for head in columns)],
         rows=rows,
     )
@@ -342,8 +345,11 @@ def log_study(queue: Queue, tracker: "Tracker", study: StudyRow, ended: ClosingR
             "hpo.gain": " ".join(promotion.gains(winner)),
             "hpo.point": point_text(winner.point),
             "hpo.alarms": " ".join(ended.alarms or ()),
+            "hpo.test_openings": ended.tests or 1,
         }
         tracker.set_tags(run_id, tags)
+    if ended.budget is not None or ended.tests != 1:  # also to take away what an earlier closing said
+        tracker.set_tags(run_id, {"hpo.budget": promotion.budget(study.name, ended.budget) if ended.budget else ""})
     tracker.set_status(run_id, "FINISHED", end_ms=now)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from hpo.queue import State
 from hpo.report import claims, error_section, figures, study_section, tables
 from hpo.report.document import Document, Picture, Section
-from hpo.report.words import BASELINES
+from hpo.report.words import BASELINES, openings
 from hpo.scores import alarms, analysis, gains
 from hpo.scores.evidence import Closed, Evidence
 from hpo.study import Choices, Interval
@@ -260,6 +260,11 @@ def _origin(evidence: Evidence) -> Section:
     selection = (
         "Selected on the validation split alone. The test split was opened when each study closed, for its selected "
         "models; this report shows what was predicted then."
+    )
+    selection += "".join(
+        f" {closed.row.name} closed again after more trials: it has {openings(closed.ended)}."
+        for closed in evidence.closed
+        if (closed.ended.tests or 1) > 1
     )
     return Section(title="How these numbers were made", text=[SCORES_EXPLAINED, selection], tables=[table])
 

@@ -5,7 +5,7 @@ from typing import Any
 import optuna
 
 from hpo.queue import Job, State
-from hpo.report import figures, learning, results, tables, versions
+from hpo.report import figures, learning, promotion, results, tables, versions
 from hpo.report.answers import SAME
 from hpo.report.document import Picture, Section
 from hpo.report.results import TOP
@@ -29,6 +29,8 @@ def section(evidence: Evidence, closed: Closed) -> Section:
     text = [closed.row.facts.description]
     text += [f"{closed.study.at_random}."] if closed.study.at_random else []
     text += [f"Doubt about the data: {note}" for note in closed.row.facts.findings or ()]
+    if closed.ended.budget is not None:
+        text.append(promotion.budget(closed.row.name, closed.ended.budget))
     if unscored:
         text.append(
             f"{counted(len(unscored), 'trial', 'have', of=len(closed.jobs))} no score: see the table of trials."

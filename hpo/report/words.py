@@ -25,6 +25,11 @@ SCORES = {"nmse": "NMSE", "mse": "MSE", "r2": "R²", "nrmse": "NRMSE", "mape": "
 Spread = tuple[float, float | None]  # mean and standard deviation over the repeats of a configuration
 
 
+def openings(ended: ClosingResult) -> str:
+    """Return how often a study has opened the test split so far: each closing does."""
+    return "opened once" if (ended.tests or 1) == 1 else f"opened {ended.tests} times"
+
+
 def baselines_r2(ended: ClosingResult) -> dict[str, Scores]:
     """Return the test scores of the baseline predictors by the head of the column of their R², as a closing recorded
     them; an earlier one has no descriptors."""

@@ -8,12 +8,13 @@ from hpo.study.identity import conflict, differences, digest
 from hpo.study.names import alias, file_name, full_name, origin, provenance
 from hpo.study.parsing import KEYS, PRUNERS
 from hpo.study.space import Choices, Interval
-from hpo.study.specification import BEST, DEFAULT_DATA, NUMERICS_VERSION, Study, restore, trial_spec
+from hpo.study.specification import BEST, DEFAULT_DATA, MOST_TRIALS, NUMERICS_VERSION, Study, restore, trial_spec
 
 __all__ = [
     "BEST",
     "DEFAULT_DATA",
     "KEYS",
+    "MOST_TRIALS",
     "NUMERICS_VERSION",
     "PRUNERS",
     "Choices",

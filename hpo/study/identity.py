@@ -7,6 +7,8 @@ from typing import Any
 
 from hpo.errors import StudyConflict
 
+TRIALS = "sampler.trials"  # what `hpo run --trials` raises without another identity
+
 
 def digest(canonical: Mapping[str, Any]) -> str:
     """SHA-256 of a canonical spec, 64 hex digits."""
@@ -15,13 +17,15 @@ def digest(canonical: Mapping[str, Any]) -> str:
 
 def conflict(name: str, recorded: Mapping[str, Any], present: Mapping[str, Any]) -> StudyConflict:
     """The error that a name stands for another canonical spec already; it says where the two differ."""
+    differing = differences(recorded, present)
     texts = [
         f"{key}: expected {_shown(ours)} as recorded, found {_shown(theirs)}"
-        for key, (ours, theirs) in differences(recorded, present).items()
+        for key, (ours, theirs) in differing.items()
     ]
+    more = f"Or raise its number of trials alone: `hpo run --study {name} --trials N`. " * (list(differing) == [TRIALS])
     return StudyConflict(
         f"Refusing to go on with the study '{name}', which is recorded with another specification. "
-        f"{'; '.join(texts)}. Nothing was touched. Either give the changed study another name, or remove the "
+        f"{'; '.join(texts)}. Nothing was touched. {more}Either give the changed study another name, or remove the "
         f"recorded one with `hpo delete --study {name}`."
     )
 

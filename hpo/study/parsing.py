@@ -7,7 +7,7 @@ from typing import Any
 from hpo.errors import StudyError
 from hpo.study import claims
 from hpo.study.space import Choices, Interval, is_number, second_values
-from hpo.study.specification import BEST, DEFAULT_DATA, SAMPLERS, Study
+from hpo.study.specification import BEST, DEFAULT_DATA, MOST_TRIALS, SAMPLERS, Study
 from hpo.text import near_miss
 from models import specs
 
@@ -33,7 +33,7 @@ TABLES = tuple(key for key, default in KEYS[""].items() if default == {})
 OPTIONS = {"sampler.name": SAMPLERS, "pruner.name": tuple(PRUNERS)}
 RANGES = {  # of whole numbers, both ends included
     **{f"pruner.{key}": (1, 10**7) for key in KEYS["pruner"] if key != "name"},
-    **{"pruner.reduction_factor": (2, 10**7), "sampler.trials": (1, 100_000), "points": (1, 100_000)},
+    **{"pruner.reduction_factor": (2, 10**7), "sampler.trials": (1, MOST_TRIALS), "points": (1, MOST_TRIALS)},
     **{"seed": (0, 2**32 - 1), "repeats": (1, 1000), "data.folds": (2, 100)},
 }
 TYPES = {str: "text in quotes", int: "a whole number", bool: "true or false", list: "a list", dict: "a table"}
@@ -231,8 +231,8 @@ def _planned(label: str, sampler: str, trials: int | None, space: Mapping[str, C
         if not isinstance(parameter, Choices):
             raise StudyError(f"{label}: space.{key}: a grid needs a list of values, found an interval.")
         count *= len(parameter.values)
-    if count > 100_000:
-        raise StudyError(f"{label}: the grid has {count} points; at most 100000 can be planned.")
+    if count > MOST_TRIALS:
+        raise StudyError(f"{label}: the grid has {count} points; at most {MOST_TRIALS} can be planned.")
     return count
 
 

@@ -197,6 +197,11 @@ class DataFacts(DataVersion):
         return str(json.loads(self.source)["uri"])
 
     @property
+    def images(self) -> int:
+        """How many there are, of all splits."""
+        return int(json.loads(self.profile)["num_rows"])
+
+    @property
     def beside(self) -> str:
         """The inputs, as words behind the targets and their unit; empty if there are none."""
         return f"; inputs beside the image: {', '.join(self.inputs)}" if self.inputs else ""
@@ -231,6 +236,7 @@ class StudyFacts(Record):
     models: tuple[str, ...] | None = None  # registered models that it has versions of
     registered: bool | None = None
     closed: bool | None = None  # it has been closed once
+    tests: int | None = None  # closings that opened the test split and were followed by more trials
     folds: str | None = None  # digest of the folds of its cross-validation
     forced: tuple[str, ...] | None = None  # runs whose networks may be champion, whatever they gain over the mean
     planned: bool | None = None  # to the end

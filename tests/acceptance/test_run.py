@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
-from shell import PATIENCE, check_recorded_once
+from shell import PATIENCE, check_recorded_once, mirrored
 
 from hpo.closing import promotion
+from hpo.operations import invariants
 from hpo.operations.predict import predict
 from hpo.study.records import SourceTrial
 from hpo.tracking.client import Tracker
@@ -110,10 +111,24 @@ def test_two_runs_and_workers_at_once_train_no_point_twice(shell, data, workers)
 def test_a_sampler_fills_its_slots_when_they_are_claimed_in_any_time_zone(shell, data, tmp_path):
     shell.environment |= {"TZ": "Pacific/Auckland"}
     rates = "{low = 1e-4, high = 1e-2, log = true}"
-    study = cells.study(tmp_path, "tpe", data=data, epochs=2, rates=rates)
-    study.write_text(study.read_text() + '[sampler]\nname = "tpe"\ntrials = 4\n')
-    shell.hpo("run", "--study", study)
-    check_recorded_once(shell, "tpe", points=4, epochs=2)
+    study = cells.study(tmp_path, "tpe", data=data, epochs=300, rates=rates)
+    study.write_text(study.read_text() + '[sampler]\nname = "tpe"\ntrials = 3\n')
+    output = shell.hpo("run", "--study", study, "--trainers", 1, "--until", "nmse=1000")
+    row, done = shell.queue.study("tpe"), [job for job in shell.trials("tpe") if job.state == "done"]
+    assert 0 < len(done) < 3 and row.budget.budget == "--until nmse=1000"
+    said = " ".join(output.split())
+    assert "Ended by --until nmse=1000 at validation NMSE" in said and "opened once" in said
+    with mirrored(shell, "tpe") as shown:
+        assert invariants.check(shown) == []
+    shell.hpo("run", "--study", "tpe", "--trials", 4)
+    check_recorded_once(shell, "tpe", points=4, epochs=300)
+    again = {job.number: job for job in shell.trials("tpe")}
+    assert all(again[job.number].result == job.result for job in done), "what was trained stays"
+    after, closing = shell.queue.study("tpe"), shell.queue.repeats("tpe", -1)[0].closing
+    assert (after.identity, after.trials, after.budget, closing.tests) == (row.identity, 4, None, 2)
+    run = MlflowClient(shell.tracking_uri).get_run(row.facts.study_run_id).data
+    assert (run.tags["hpo.test_openings"], run.tags["hpo.budget"]) == ("2", "")
+    assert "\n4 trials; data set" in run.tags["mlflow.note.content"]
     with shell.queue.engine.connect() as connection:
         age = "SELECT extract(epoch FROM clock_timestamp() - changed_at) FROM hpo.job"
         assert all(0 <= seconds < PATIENCE for seconds in connection.exec_driver_sql(age).scalars())

@@ -14,11 +14,22 @@ from sqlalchemy.exc import ProgrammingError
 
 from hpo import study
 from hpo.errors import NotFound, ServiceError, StudyConflict
-from hpo.queue import SCHEMA_VERSION, AttemptOutcome, DatabaseLost, LeaseLost, NewJob, Queue, State, database
+from hpo.queue import (
+    SCHEMA_VERSION,
+    AttemptOutcome,
+    BudgetEnd,
+    DatabaseLost,
+    LeaseLost,
+    NewJob,
+    Queue,
+    State,
+    database,
+)
 from hpo.queue.attempts import COUNTED_LIMIT, LIMIT
 from hpo.queue.closing_result import ClosingResult
 from hpo.queue.rows import hold
 from hpo.search import sampling
+from hpo.study.records import Refit
 
 pytestmark = pytest.mark.service
 
@@ -179,6 +190,73 @@ def test_a_recorded_result_is_final_with_its_errors_of_the_validation_split(data
     assert stored[closing.id].keys() == {"mean", "groups"} and stored[closing.id]["groups"].tolist() == [1, 1]
     queue.delete_study("s")
     assert queue.validation([job.id]) == {job.id: {}}
+
+
+def close(queue, **result) -> None:
+    closing = claim(queue)
+    assert closing.kind == "closing"
+    queue.end(closing, "done", result=result)
+
+
+def test_more_trials_reopen_a_closed_study_and_its_looks_at_test_data_are_counted(database_url):
+    queue = planned(database_url, 1)
+    for trials, result, tests in ((2, {"winner": None}, 0), (3, {"winner": {}}, 1), (4, {"winner": {}}, 2)):
+        queue.end(claim(queue), "done", result=records.result(0.1))
+        queue.close_again("s")
+        close(queue, **result)
+        before = [queue.repeats("s", number) for number in range(trials - 1)]
+        for _ in range(2):  # planning again changes nothing
+            queue.extend("s", trials, [NewJob(kind="trial", number=number) for number in range(trials)])
+        row, jobs = queue.study("s"), queue.jobs("s")
+        assert (row.trials, row.specification.trials, row.facts.tests, row.facts.closed) == (
+            trials,
+            trials,
+            tests,
+            True,
+        )
+        assert row.canonical["sampler"]["trials"] == 1, "its identity stays"
+        assert jobs[0].state == "waiting" and [queue.repeats("s", number) for number in range(trials - 1)] == before
+        assert [job.number for job in jobs[1:]] == list(range(trials))
+
+
+def test_after_a_budget_the_closing_alone_is_claimed_until_it_is_lifted(database_url):
+    queue, end = planned(database_url, 3), BudgetEnd(budget="--max-hours 1", reached="1 hours")
+    queue.end(claim(queue), "done", result=records.result(0.1))
+    running = claim(queue)
+    assert queue.end_by_budget("s", end) and not queue.end_by_budget("s", end)
+    assert claim(queue) is None, "the closing waits for the trial that runs"
+    stop, _ = queue.orders("s", stops=0, held=[running])
+    assert stop.by == "the budget --max-hours 1"
+    queue.give_back(running, AttemptOutcome.HANDED_BACK, reason="stopped")
+    closing = claim(queue)
+    assert closing.kind == "closing", closing
+    refit = Refit(epochs=1, folds=5, nmse=0.1, mse=1.0, deviation=0.0, validation=RESULT.validation)
+    planned_then = NewJob(kind="trial", number=2, repeat=5, spec=records.spec(refit=refit))
+    queue.put_jobs("s", [planned_then], closing=closing)  # as after a cross-validation
+    with pytest.raises(LeaseLost):
+        queue.end(closing, "done", result={})
+    queue.give_back(closing, AttemptOutcome.HANDED_BACK, reason="the winner is trained again first")
+    job = claim(queue)
+    assert job.is_refit
+    queue.end(job, "done", result=records.result(0.1))
+    close(queue)
+    row, jobs = queue.study("s"), queue.jobs("s")
+    assert row.budget == end and row.still_to_train(jobs) == []
+    assert [job.state for job in jobs] == ["done", "waiting", "waiting", "done", "done"]
+    queue.lift_budget("s")
+    assert queue.study("s").budget is None and len(row.still_to_train(jobs)) == 0
+    assert queue.closing_state("s") == "waiting" and claim(queue).kind == "trial"
+
+
+def test_the_best_complete_configuration_has_all_its_repeats(database_url):
+    queue = planned(database_url, 3)
+    queue.put_jobs("s", [NewJob(kind="trial", number=0, repeat=1, spec=SPEC)])
+    assert queue.best_complete("s") is None
+    for score in (0.5, 0.3, 0.1):  # of 2, 1, and 0: the most expensive first
+        queue.end(claim(queue), "done", result=records.result(score))
+    assert queue.best_complete("s") == (1, 0.3), "a repeat of 0 still waits"
+    queue.end(claim(queue), "done", result=records.result(0.2))
+    assert queue.best_complete("s") == (0, pytest.approx(0.15))
 
 
 def test_after_three_failures_of_its_own_a_job_is_dead_with_its_reason(database_url):
