@@ -75,11 +75,7 @@ def promote(
     queue, tracker, study = reconciler.queue, reconciler.tracker, reconciler.study
     jobs = queue.jobs(study.name)
     trials = [job for job in jobs if job.kind == "trial"]
-    failed = tuple(
-        FailedTrial(number=job.number, state=job.state, reason=job.reason)
-        for job in trials
-        if job.state.failed or job.state == State.CANCELLED
-    )
+    failed = _failed(trials)
     pruned = sum(job.state == State.PRUNED for job in trials)
     row = queue.study(study.name)  # as it is now
     budget = row.budget and replace(row.budget, left=sum(job.state == State.WAITING for job in trials))
@@ -121,9 +117,18 @@ def promote(
         model_name=model_name,
         predictors=winners[0].scored.predictors,
         tested=tuple(tested) or None,
-        tests=1 + (row.facts.tests or 0),
+        openings=1 + (row.facts.openings or 0),
         budget=budget,
         election=election,
+    )
+
+
+def _failed(trials: Sequence[Job]) -> tuple[FailedTrial, ...]:
+    """Return the trials that ended without a network."""
+    return tuple(
+        FailedTrial(number=job.number, state=job.state, reason=job.reason)
+        for job in trials
+        if job.state.failed or job.state == State.CANCELLED
     )
 
 

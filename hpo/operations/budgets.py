@@ -13,7 +13,7 @@ from hpo.errors import SettingsError
 from hpo.planning.preparation import check_trials
 from hpo.queue import BudgetEnd, DatabaseLost, Queue
 from hpo.study import Study
-from hpo.text import near_miss
+from hpo.text import duration, near_miss
 
 INTERVAL = 1.0  # seconds between two looks at the scores, at least
 SHARE = 0.05  # of the time that looking may take
@@ -78,7 +78,7 @@ class Spending:
         with suppress(DatabaseLost):  # the worker says so, and we look again
             end = self._reached(queue, study)
             if end is None and self.is_out_of_time:
-                end = BudgetEnd(budget=f"--max-hours {self.budget.max_hours:g}", reached=f"{self.hours:.3g} hours")
+                end = BudgetEnd(budget=f"--max-hours {self.budget.max_hours:g}", reached=duration(HOUR * self.hours))
             if end is not None and queue.end_by_budget(study, end):
                 self.ended = study
         self._next_look = now + max(INTERVAL, (time.monotonic() - now) / SHARE)

@@ -1,6 +1,7 @@
 """What an earlier study gives a plan: best configurations, or networks to start from."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,9 +10,11 @@ from hpo.errors import StudyError
 from hpo.planning.preparation import Plan
 from hpo.queue import Job, Queue
 from hpo.scores import ranking
-from hpo.study import Study
-from hpo.study.records import Network, SourceTrial, StudyFacts
-from hpo.text import counted
+from hpo.study import Study, within
+from hpo.study.records import LearnedTrial, Network, Point, SourceTrial, StudyFacts
+from hpo.text import counted, near_miss
+
+MOST_LEARNED = 1000  # trials that a sampler learns from
 
 
 def follow(ready: Plan, queue: Queue) -> StudyFacts:
@@ -32,6 +35,49 @@ def follow(ready: Plan, queue: Queue) -> StudyFacts:
     shares = ready.study.shares
     best_points = list(sources.values())[: ready.study.trials // len(shares)]
     return replace(ready.facts, best_of=tuple(with_shares(ready.study, best_points)))
+
+
+def learn(ready: Plan, queue: Queue) -> tuple[LearnedTrial, ...] | None:
+    """Return the finished configurations of the studies that the plan's sampler learns from, as far as its space has
+    them; None if it learns from none. Raise StudyError if a study is not there, or gives nothing."""
+    rows = {row.name: row for row in queue.studies()}
+    learned: list[LearnedTrial] = []
+    for name in ready.study.learn_from:
+        if name not in rows:
+            raise StudyError(
+                f"{ready.name}: learn_from: expected a study that is planned, found '{name}'.{near_miss(name, rows)} "
+                f"There are: {', '.join(rows) or 'none'}."
+            )
+        here, there = ready.facts.data, rows[name].facts.data
+        if (here.digest, here.split, here.target_names) != (there.digest, there.split, there.target_names):
+            raise StudyError(
+                f"{ready.name}: learn_from: {name} is on other data, or another split of them: leave it out."
+            )
+        points = [
+            (job, _in_space(ready.study, job), nmse) for job, nmse in ranking.points(queue.jobs(name, brief=True))
+        ]
+        own = [
+            LearnedTrial(study=name, trial=job.number, point=point, nmse=nmse) for job, point, nmse in points if point
+        ]
+        if not own:
+            raise StudyError(
+                f"{ready.name}: learn_from: {name} has no finished trial of this model.family with a configuration in "
+                "[space]: leave it out, or widen the space."
+            )
+        learned += own
+    # of more, evenly among the best and the worst: all workers read them at each choice
+    return tuple(learned[:: math.ceil(len(learned) / MOST_LEARNED)]) if learned else None
+
+
+def _in_space(chosen: Study, job: Job) -> Point | None:
+    """Return the configuration of a trial of another study in a study's space; None if that lacks it."""
+    assert job.spec is not None
+    settings = job.spec.model | job.spec.training
+    if job.spec.model["family"] != chosen.model["family"]:
+        return None
+    point = {key: settings[key] for key in chosen.space if key in settings}
+    is_inside = point.keys() == chosen.space.keys() and all(within(chosen.space[key], point[key]) for key in point)
+    return point if is_inside else None
 
 
 def with_shares(chosen: Study, sources: list[SourceTrial]) -> Iterator[SourceTrial]:

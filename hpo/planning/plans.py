@@ -20,7 +20,7 @@ from hpo.errors import StudyConflict
 from hpo.machine import now_ms
 from hpo.planning.baselines import LEARNED
 from hpo.planning.content import require_content
-from hpo.planning.earlier import earlier_name, follow
+from hpo.planning.earlier import earlier_name, follow, learn
 from hpo.planning.preparation import Plan, check_trials
 from hpo.queue import NewJob, Queue, StudyRow, require_whole
 from hpo.search import sampling
@@ -73,6 +73,7 @@ def plan(
         # A planner that died after it wrote the best configurations down has planned some of them: they stay the best.
         chosen = row.facts.best_of if row is not None else None
         facts = replace(ready.facts, best_of=chosen) if chosen else follow(ready, queue)
+        facts = replace(facts, learned=learn(ready, queue))
         owner = queue.database_id()
         with experiments.undone_on_failure(tracker, ready.name, owner=owner):
             facts = _track(ready, facts, tracker, settings, owner, draw)
@@ -252,11 +253,12 @@ def _note(chosen: study.Study, data: DataFacts, name: str, *, earlier: str = "")
     repeats = f", each {chosen.repeats} times with another seed" if chosen.repeats > 1 else ""
     if chosen.folds:
         repeats = f", each in {chosen.folds} folds of the training and validation cells"
+    learns = f" The sampler learns from trials of {', '.join(chosen.learn_from)}." if chosen.learn_from else ""
     return (
         f"{for_markdown(chosen.description or name)}\n\n{bare}"
         f"{scope[0].upper()}{scope[1:]}{repeats}; data set {data.name} ({counted(data.images, 'cell')}, "
         f"{'/'.join(map(str, data.sizes))} for training/validation/test), targets {', '.join(data.target_names)} "
         f"in {for_markdown(data.unit + data.beside)}. "
         f"Selected by the lowest validation NMSE: the mean over the targets of MSE / "
-        "variance of the training split."
+        f"variance of the training split.{learns}"
     )

@@ -125,7 +125,7 @@ class ClosingResult(Record):
     model_name: str | None = None  # registered model
     predictors: dict[str, SplitScores] | None = None  # scores of the baseline predictors, by name
     tested: tuple[ScoredVersion, ...] | None = None  # the champion of an earlier data set, then the winners
-    tests: int | None = None  # how often the study has opened the test split, this time included; None: once
+    openings: int | None = None  # how often the study has opened the test split, this time included; None: once
     budget: BudgetEnd | None = None  # that ended the study
     election: Election | None = None  # its fields stand among the others in the JSON
 

@@ -87,7 +87,7 @@ def reopen_closing(connection: Connection, study: str) -> None:
     connection.execute(  # what it answers for stays so (hpo.scores.standings)
         text(f"""
             UPDATE hpo.study SET facts = facts || jsonb_build_object('closed', true,
-                'tests', coalesce((facts->>'tests')::int, (facts->'closed' = 'true')::int, 0)
+                'openings', coalesce((facts->>'openings')::int, (facts->'closed' = 'true')::int, 0)
                     + (closing.result->>'winner' IS NOT NULL)::int)  -- without one the test split stayed closed
             FROM hpo.job AS closing
             WHERE name = :study AND closing.study = :study AND kind = 'closing' AND state = 'done'

@@ -345,10 +345,10 @@ def log_study(queue: Queue, tracker: "Tracker", study: StudyRow, ended: ClosingR
             "hpo.gain": " ".join(promotion.gains(winner)),
             "hpo.point": point_text(winner.point),
             "hpo.alarms": " ".join(ended.alarms or ()),
-            "hpo.test_openings": ended.tests or 1,
+            "hpo.test_openings": ended.openings or 1,
         }
         tracker.set_tags(run_id, tags)
-    if ended.budget is not None or ended.tests != 1:  # also to take away what an earlier closing said
+    if ended.budget is not None or ended.openings != 1:  # also to take away what an earlier closing said
         tracker.set_tags(run_id, {"hpo.budget": promotion.budget(study.name, ended.budget) if ended.budget else ""})
     tracker.set_status(run_id, "FINISHED", end_ms=now)
 

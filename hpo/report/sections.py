@@ -264,7 +264,7 @@ def _origin(evidence: Evidence) -> Section:
     selection += "".join(
         f" {closed.row.name} closed again after more trials: it has {openings(closed.ended)}."
         for closed in evidence.closed
-        if (closed.ended.tests or 1) > 1
+        if (closed.ended.openings or 1) > 1
     )
     return Section(title="How these numbers were made", text=[SCORES_EXPLAINED, selection], tables=[table])
 

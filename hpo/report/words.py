@@ -27,7 +27,7 @@ Spread = tuple[float, float | None]  # mean and standard deviation over the repe
 
 def openings(ended: ClosingResult) -> str:
     """Return how often a study has opened the test split so far: each closing does."""
-    return "opened once" if (ended.tests or 1) == 1 else f"opened {ended.tests} times"
+    return "opened once" if (ended.openings or 1) == 1 else f"opened {ended.openings} times"
 
 
 def baselines_r2(ended: ClosingResult) -> dict[str, Scores]:

@@ -15,12 +15,20 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, text
 
 from hpo.queue import Job
+from hpo.study.records import LearnedTrial
 
+BEYOND = 10**9  # number of the first trial of another study: no study has so many of its own
 OBJECTIVE_NAMES = "dashboard:objective_names"  # system attribute of a study
 
 
 class _Draft(optuna.storages._CachedStorage):
-    """A storage in which nothing is written: a study is seen as it is."""
+    """A storage in which nothing is written: a study is seen as it is, with trials of others that it learns from."""
+
+    learned: Sequence[FrozenTrial] = ()
+
+    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
+        own: list[FrozenTrial] = super().get_all_trials(study_id, deepcopy=deepcopy, states=states)
+        return [*own, *(trial for trial in self.learned if states is None or trial.state in states)]
 
     def set_trial_param(self, *arguments: Any, **options: Any) -> None:
         pass
@@ -55,9 +63,12 @@ def draw(
     sampler: optuna.samplers.BaseSampler,
     number: int,
     distributions: Mapping[str, BaseDistribution],
+    learned: Sequence[LearnedTrial] = (),
 ) -> dict[str, Any]:
-    """Return the point that a sampler chooses for a trial; write nothing."""
-    study = optuna.load_study(study_name=name, storage=_Draft(store), sampler=sampler)
+    """Return the point that a sampler chooses for a trial; write nothing. `learned`: trials of other studies."""
+    draft = _Draft(store)
+    draft.learned = [_finished(trial, BEYOND + place, dict(distributions)) for place, trial in enumerate(learned)]
+    study = optuna.load_study(study_name=name, storage=draft, sampler=sampler)
     trial = optuna.Trial(study, store.get_trial_id_from_study_id_trial_number(study._study_id, number))
     return {key: trial._suggest(key, distribution) for key, distribution in distributions.items()}
 
@@ -97,6 +108,13 @@ def outcomes(store: optuna.storages.RDBStorage, study_id: int) -> dict[int, tupl
             {"study": study_id},
         )
         return {number: (TrialState[state], value) for number, state, value in rows}
+
+
+def _finished(learned: LearnedTrial, number: int, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
+    trial = waiting(learned.point, distributions=distributions, user_attrs={}, system_attrs={})
+    trial.number = trial._trial_id = number
+    trial.state, trial.values = TrialState.COMPLETE, [learned.nmse]
+    return trial
 
 
 def waiting(

@@ -23,6 +23,7 @@ from hpo.errors import ServiceError
 from hpo.queue import Job, State, engine_arguments, lost, postgres_url
 from hpo.search import foreign
 from hpo.study import BEST, Choices, Interval, Study
+from hpo.study.records import LearnedTrial
 from hpo.text import duration
 
 STATES = {
@@ -137,12 +138,19 @@ def outcomes(store: optuna.storages.RDBStorage, name: str) -> dict[int, tuple[Tr
 
 
 @database()
-def suggest(store: optuna.storages.RDBStorage, name: str, study: Study, number: int) -> dict[str, Any]:
-    """Return the point that the sampler chooses for a planned trial; one that has its point keeps it.
+def suggest(
+    store: optuna.storages.RDBStorage,
+    name: str,
+    study: Study,
+    number: int,
+    learned: Sequence[LearnedTrial] = (),
+) -> dict[str, Any]:
+    """Return the point that the sampler chooses for a planned trial; one that has its point keeps it. `learned`: trials
+    of other studies that the sampler knows.
 
     Change nothing: the point counts once the job's row has it.
     """
-    return foreign.draw(store, name, sampler(study, number), number, distributions(study))
+    return foreign.draw(store, name, sampler(study, number), number, distributions(study), learned)
 
 
 @database()

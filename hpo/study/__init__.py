@@ -6,7 +6,7 @@ Nothing here touches a database, a server or torch.
 from hpo.study.file import is_file, load, load_all, shipped
 from hpo.study.identity import conflict, differences, digest
 from hpo.study.names import alias, file_name, full_name, origin, provenance
-from hpo.study.parsing import KEYS, PRUNERS
+from hpo.study.parsing import KEYS, PRUNERS, within
 from hpo.study.space import Choices, Interval
 from hpo.study.specification import BEST, DEFAULT_DATA, MOST_TRIALS, NUMERICS_VERSION, Study, restore, trial_spec
 
@@ -34,4 +34,5 @@ __all__ = [
     "restore",
     "shipped",
     "trial_spec",
+    "within",
 ]

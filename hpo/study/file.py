@@ -151,7 +151,7 @@ def _fits(table: Mapping[str, Any], key: str) -> bool:
         tables, inner = ("training", "space"), inner.partition(".")[0]
         own = inner in table.get(where, {}) if where in tables else where in BEST_KEYS
         return own and key != "seed"
-    if key in ("starts_from", "best_of", "points", "report_by", "start"):
+    if key in ("starts_from", "best_of", "points", "report_by", "start", "learn_from"):
         return key in table
     if key == "repeats":
         return pruner == "none"

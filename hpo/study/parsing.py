@@ -7,7 +7,7 @@ from typing import Any
 from hpo.errors import StudyError
 from hpo.study import claims
 from hpo.study.space import Choices, Interval, is_number, second_values
-from hpo.study.specification import BEST, DEFAULT_DATA, MOST_TRIALS, SAMPLERS, Study
+from hpo.study.specification import BEST, DEFAULT_DATA, LEARNING, MOST_TRIALS, SAMPLERS, Study
 from hpo.text import near_miss
 from models import specs
 
@@ -23,6 +23,7 @@ KEYS: dict[str, dict[str, Any]] = {  # by table: the default of each key, or its
     "": {
         **{"description": "", "seed": 0, "repeats": 1, "starts_from": str, "best_of": str, "points": int},
         **{"report_by": [], "data": {}, "model": {}, "sampler": {}, "pruner": {}, "space": {}, "start": []},
+        **{"learn_from": []},
         **{"training": {}, "claims": object},
     },
     "data": {"path": DEFAULT_DATA, "image_size": int, "folds": int},
@@ -74,6 +75,7 @@ def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *
         starts_from=None if again else earlier,
         best_of=earlier if again else None,
         report_by=tuple(file["report_by"]),
+        learn_from=tuple(file["learn_from"]),
         claims=claims.parse(label, table.get("claims", [])),
         **{key: file[key] for key in ("description", "seed", "model", "training", "repeats")},
     )
@@ -101,6 +103,13 @@ def _check_together(label: str, table: Mapping[str, Any], study: Study) -> None:
         raise StudyError(f"{label}: sampler.multivariate: only \"tpe\" has it, found sampler.name = '{study.sampler}'.")
     if study.repeats > 1 and study.is_pruned:
         raise StudyError(f"{label}: repeats and a pruner do not go together: every repeat of a point counts.")
+    if study.learn_from and (
+        study.sampler not in LEARNING or not all(isinstance(one, str) for one in study.learn_from)
+    ):
+        raise StudyError(
+            f"{label}: learn_from: expected names of studies, beside a sampler that learns ({', '.join(LEARNING)}), "
+            f"found {list(study.learn_from)!r} and sampler.name = '{study.sampler}'."
+        )
     _check_folds(label, study)
     if len(study.start) > study.trials:
         raise StudyError(f"{label}: start: expected at most sampler.trials = {study.trials} points, found more.")
@@ -260,13 +269,14 @@ def _start(
         where = f"start[{number}]"
         check_keys(label, where, checked_value(label, where, point, dict), tuple(space))
         for key, parameter in space.items():
-            if not _within(parameter, point.get(key)):
+            if not within(parameter, point.get(key)):
                 expected = _shown_space(parameter)
                 raise StudyError(f"{label}: {where}.{key}: expected {expected}, found {_text(point.get(key))}.")
     return tuple({key: point[key] for key in space} for point in points)
 
 
-def _within(parameter: Choices | Interval, value: Any) -> bool:
+def within(parameter: Choices | Interval, value: Any) -> bool:
+    """Return whether a parameter can have a value."""
     if isinstance(parameter, Choices):
         return any(type(choice) is type(value) and choice == value for choice in parameter.values)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not parameter.low <= value <= parameter.high:

@@ -72,6 +72,16 @@ class SourceTrial(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearnedTrial(Record):
+    """A configuration of an earlier study, as the sampler of another one knows it."""
+
+    study: str
+    trial: int
+    point: Point  # in the space of the study that learns
+    nmse: float  # validation, mean over the repeats
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fold(Record):
     """The fold of a cross-validation whose images validate a trial."""
 
@@ -230,13 +240,14 @@ class StudyFacts(Record):
     starts_from: dict[str, Network] | None = None  # by origin
     starts: dict[str, StartingModel] | None = None  # by name
     best_of: tuple[SourceTrial, ...] | None = None
+    learned: tuple[LearnedTrial, ...] | None = None
     experiment_id: str = ""
     study_run_id: str = ""
     predictor_run_ids: dict[str, str] | None = None
     models: tuple[str, ...] | None = None  # registered models that it has versions of
     registered: bool | None = None
     closed: bool | None = None  # it has been closed once
-    tests: int | None = None  # closings that opened the test split and were followed by more trials
+    openings: int | None = None  # closings that opened the test split and were followed by more trials
     folds: str | None = None  # digest of the folds of its cross-validation
     forced: tuple[str, ...] | None = None  # runs whose networks may be champion, whatever they gain over the mean
     planned: bool | None = None  # to the end

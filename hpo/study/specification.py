@@ -19,6 +19,7 @@ NUMERICS_VERSION = 1  # raised when a change of hpo moves the numbers of an unch
 
 
 SAMPLERS = ("grid", "random", "tpe", "gp", "qmc")
+LEARNING = ("tpe", "gp")  # samplers that look at the trials so far
 MOST_TRIALS = 100_000  # of one study
 
 
@@ -52,6 +53,7 @@ class Study:
     repeats: int  # how often a configuration is trained, each time with another seed
     starts_from: "Study | None"  # whose best networks the trials begin with
     folds: int | None = None  # of the cross-validation; None: the data's split validates
+    learn_from: tuple[str, ...] = ()  # names of planned studies, whose finished trials its sampler knows
     best_of: "Study | None" = None  # whose best configurations are trained again
     weights_files: Mapping[str, str] = field(default_factory=dict, compare=False)  # paths of the user's, by name
     sources: Sources = field(default_factory=dict, repr=False, compare=False)  # code of the user's, where it is at hand
@@ -104,15 +106,15 @@ class Study:
             used["repeats"] = self.repeats
         if self.folds is not None:
             used["folds"] = {"count": self.folds, "digest": folds_digest}
-        if self.start:
-            used["start"] = list(self.start)
-        multivariate = {"multivariate": True} if self.multivariate else {}
+        lists = {"start": self.start, "learn_from": self.learn_from}
+        used |= {key: list(values) for key, values in lists.items() if values}
         return used | {
             "data": {"digest": data_digest, "image_size": self.image_size},
             "split": split_digest,
             "seed": self.seed,
             "model": self.model,
-            "sampler": {"name": self.sampler, "trials": self.trials, **multivariate},
+            "sampler": {"name": self.sampler, "trials": self.trials}
+            | ({"multivariate": True} if self.multivariate else {}),
             "space": [[name, as_json(parameter)] for name, parameter in self.space.items()],
             "training": self.training,
             "report_by": list(self.report_by),
@@ -173,7 +175,7 @@ class Study:
         of files of the user's."""
         if self.starts_from is not None:
             return self.starts_from.pretrained()
-        if self._starts_warm():
+        if all(training.start_from for _, training in map(self.specifications, self.corners())):
             return []
         weights = self.values_of("weights")
         files = [str(name) for name in weights if name not in specs.WEIGHTS]
@@ -188,10 +190,6 @@ class Study:
     def starting_models(self) -> list[str]:
         """The names of the trained models whose weights its trials begin with, each once."""
         return sorted({training.start_from for _, training in map(self.specifications, self.corners())} - {""})
-
-    def _starts_warm(self) -> bool:
-        """Return whether all its trials begin with the weights of trained models."""
-        return all(training.start_from for _, training in map(self.specifications, self.corners()))
 
     @property
     def at_random(self) -> str:
@@ -350,6 +348,7 @@ def restore(name: str, canonical: Mapping[str, Any]) -> Study:
         trials=canonical["sampler"]["trials"],
         multivariate=canonical["sampler"].get("multivariate", False),
         start=tuple(canonical.get("start", ())),
+        learn_from=tuple(canonical.get("learn_from", ())),
         space=space,
         training=canonical["training"],
         pruner=canonical.get("pruner", {"name": "none"}),

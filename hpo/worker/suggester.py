@@ -47,7 +47,7 @@ def fill(queue: Queue, store: optuna.storages.RDBStorage, name: str, job_id: int
         raise LeaseLost(name)
     row = queue.study(name)
     planned = row.specification
-    point = queue.point(job) or sampling.suggest(store, name, planned, job.number)
+    point = queue.point(job) or sampling.suggest(store, name, planned, job.number, row.facts.learned or ())
     while True:
         spec, cost = study.trial_spec(planned, row.identity, row.facts, point, config=None, repeat=job.repeat)
         first = queue.fill(job, spec, cost)

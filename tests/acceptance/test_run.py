@@ -111,27 +111,41 @@ def test_two_runs_and_workers_at_once_train_no_point_twice(shell, data, workers)
 def test_a_sampler_fills_its_slots_when_they_are_claimed_in_any_time_zone(shell, data, tmp_path):
     shell.environment |= {"TZ": "Pacific/Auckland"}
     rates = "{low = 1e-4, high = 1e-2, log = true}"
-    study = cells.study(tmp_path, "tpe", data=data, epochs=300, rates=rates)
-    study.write_text(study.read_text() + '[sampler]\nname = "tpe"\ntrials = 3\n')
-    output = shell.hpo("run", "--study", study, "--trainers", 1, "--until", "nmse=1000")
-    row, done = shell.queue.study("tpe"), [job for job in shell.trials("tpe") if job.state == "done"]
-    assert 0 < len(done) < 3 and row.budget.budget == "--until nmse=1000"
-    said = " ".join(output.split())
-    assert "Ended by --until nmse=1000 at validation NMSE" in said and "opened once" in said
-    with mirrored(shell, "tpe") as shown:
-        assert invariants.check(shown) == []
-    shell.hpo("run", "--study", "tpe", "--trials", 4)
-    check_recorded_once(shell, "tpe", points=4, epochs=300)
-    again = {job.number: job for job in shell.trials("tpe")}
-    assert all(again[job.number].result == job.result for job in done), "what was trained stays"
-    after, closing = shell.queue.study("tpe"), shell.queue.repeats("tpe", -1)[0].closing
-    assert (after.identity, after.trials, after.budget, closing.tests) == (row.identity, 4, None, 2)
-    run = MlflowClient(shell.tracking_uri).get_run(row.facts.study_run_id).data
-    assert (run.tags["hpo.test_openings"], run.tags["hpo.budget"]) == ("2", "")
-    assert "\n4 trials; data set" in run.tags["mlflow.note.content"]
+    study = cells.study(tmp_path, "tpe", data=data, epochs=2, rates=rates)
+    study.write_text(study.read_text() + '[sampler]\nname = "tpe"\ntrials = 2\n')
+    assert "opened once" in shell.hpo("run", "--study", study)
+    check_recorded_once(shell, "tpe", points=2, epochs=2)
     with shell.queue.engine.connect() as connection:
         age = "SELECT extract(epoch FROM clock_timestamp() - changed_at) FROM hpo.job"
         assert all(0 <= seconds < PATIENCE for seconds in connection.exec_driver_sql(age).scalars())
+
+    row, trained = shell.queue.study("tpe"), shell.trials("tpe")
+    output = " ".join(shell.hpo("run", "--study", "tpe", "--trials", 4, "--until", "nmse=1000").split())
+    assert "Ended by --until nmse=1000 at validation NMSE" in output and "2 trials wait" in output
+    after, closing = shell.queue.study("tpe"), shell.queue.repeats("tpe", -1)[0].closing
+    assert (after.identity, after.trials, closing.openings, closing.budget.left) == (row.identity, 4, 2, 2)
+    assert [job.result for job in shell.trials("tpe")] == [*(job.result for job in trained), None, None]
+    with mirrored(shell, "tpe") as shown:
+        assert invariants.check(shown) == []
+    run = MlflowClient(shell.tracking_uri).get_run(row.facts.study_run_id).data
+    assert run.tags["hpo.test_openings"] == "2" and run.tags["hpo.budget"].startswith("Ended by --until")
+    assert "\n4 trials; data set" in run.tags["mlflow.note.content"]
+
+
+@pytest.mark.long
+def test_a_study_that_a_budget_ended_goes_on_with_more_trials(shell, data, tmp_path):
+    study = cells.study(tmp_path, "spent", data=data, epochs=300, rates="{low = 1e-4, high = 1e-2, log = true}")
+    study.write_text(study.read_text() + '[sampler]\nname = "random"\ntrials = 3\n')
+    shell.hpo("run", "--study", study, "--trainers", 1, "--until", "nmse=1000")
+    done = {job.number: job.result for job in shell.trials("spent") if job.state == "done"}
+    assert 0 < len(done) < 3 and shell.queue.study("spent").budget.budget == "--until nmse=1000"
+    output = shell.hpo("run", "--study", "spent", "--max-hours", 0)
+    assert re.search(rf"Ended by --max-hours 0 at \d+ s; {3 - len(done)} trial", " ".join(output.split()))
+    shell.hpo("run", "--study", "spent", "--trials", 4)
+    check_recorded_once(shell, "spent", points=4, epochs=300)
+    again = {job.number: job.result for job in shell.trials("spent")}
+    assert {number: again[number] for number in done} == done, "what was trained stays"
+    assert shell.queue.study("spent").budget is None and shell.queue.repeats("spent", -1)[0].closing.openings == 3
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ RATES = "{low = 1e-4, high = 1e-2, log = true}"
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tpe", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("gp", "qmc"))])
 def test_a_sampler_that_takes_long_costs_no_lease_and_one_that_is_killed_no_attempt(shell, data, tmp_path, kind):
-    file = cells.study(tmp_path, "slow", data=data, epochs=2, rates=RATES)
+    file = cells.study(tmp_path, name := f"slow-{kind}", data=data, epochs=2, rates=RATES)
     file.write_text(file.read_text() + f'[sampler]\nname = "{kind}"\ntrials = 2\n')
     shell.environment["HPO_LEASE"] = "2"
     run = shell.start("run", "--study", file, "--trainers", 1)
@@ -33,18 +33,18 @@ def test_a_sampler_that_takes_long_costs_no_lease_and_one_that_is_killed_no_atte
 
     slow = shell.until(choosing, "a suggester")
     slow.suspend()
-    job = shell.until(lambda: next((each for each in shell.trials("slow") if each.alive), None), "a claim")
+    job = shell.until(lambda: next((each for each in shell.trials(name) if each.alive), None), "a claim")
     end = clock(run) + 6  # seconds: three leases
     while clock(run) < end:
-        assert shell.queue.expired("slow", lease=2) == []
+        assert shell.queue.expired(name, lease=2) == []
         time.sleep(0.1)
     assert shell.queue.job(job.id).spec is None, "it still waits for its point"
     slow.kill()
     output, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, output
     assert "suggester killed by SIGKILL" in output
-    check_recorded_once(shell, "slow", points=2, epochs=2)
-    assert [each.attempt for each in shell.trials("slow")] == [1, 1]
+    check_recorded_once(shell, name, points=2, epochs=2)
+    assert [each.attempt for each in shell.trials(name)] == [1, 1]
 
 
 @pytest.mark.acceptance

@@ -105,6 +105,21 @@ def test_the_best_configurations_are_those_of_finished_trials_also_after_a_crash
         spec, _ = study.trial_spec(plain, row.identity, row.facts, points[2], config=None, repeat=1)
         assert spec.seed == 2 and spec.best_of == SourceTrial(study=name, trial=2, run_id="run 2")
         assert spec.params().items() >= {"best_of.study": name, "best_of.trial": 2, "best_of.run_id": "run 2"}.items()
+        wider = cells.study(
+            tmp_path, f"{name}-wiser", data=data, epochs=1, rates="{low = 3e-4, high = 1e-2, log = true}"
+        )
+        wider.write_text(f'learn_from = ["{name}"]\n{wider.read_text()}[sampler]\nname = "tpe"\ntrials = 3\n')
+        learned = plan(wider.stem, queue).facts.learned
+        assert [(one.study, one.trial, one.point) for one in learned] == [
+            (name, number, points[number]) for number in (0, 2) if points[number]["learning_rate"] == 1e-3
+        ], "the others lie outside its space"
+        for missing, message in (
+            ("serched", "expected a study that is planned, found 'serched'"),
+            (wider.stem, "has no"),
+        ):
+            with pytest.raises(StudyError, match=f"learn_from: .*{message}"):
+                ready = prepare(study.load(str(wider), [f'learn_from=["{missing}"]']))
+                plans.plan(ready, queue, Tracker(tracking_uri), read, database_url)
         (tmp_path / f"{name}-none.toml").write_text(f'best_of = "{name}.toml"\npoints = 1\n')
         with queue.engine.begin() as connection:
             connection.exec_driver_sql(f"UPDATE hpo.job SET state = 'diverged' WHERE study = '{name}' AND number >= 0")

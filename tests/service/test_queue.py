@@ -208,7 +208,7 @@ def test_more_trials_reopen_a_closed_study_and_its_looks_at_test_data_are_counte
         for _ in range(2):  # planning again changes nothing
             queue.extend("s", trials, [NewJob(kind="trial", number=number) for number in range(trials)])
         row, jobs = queue.study("s"), queue.jobs("s")
-        assert (row.trials, row.specification.trials, row.facts.tests, row.facts.closed) == (
+        assert (row.trials, row.specification.trials, row.facts.openings, row.facts.closed) == (
             trials,
             trials,
             tests,
@@ -221,12 +221,14 @@ def test_more_trials_reopen_a_closed_study_and_its_looks_at_test_data_are_counte
 
 def test_after_a_budget_the_closing_alone_is_claimed_until_it_is_lifted(database_url):
     queue, end = planned(database_url, 3), BudgetEnd(budget="--max-hours 1", reached="1 hours")
+    queue.amend_facts("s", {"planned": True})  # for the pool
     queue.end(claim(queue), "done", result=records.result(0.1))
     running = claim(queue)
     assert queue.end_by_budget("s", end) and not queue.end_by_budget("s", end)
     assert claim(queue) is None, "the closing waits for the trial that runs"
-    stop, _ = queue.orders("s", stops=0, held=[running])
-    assert stop.by == "the budget --max-hours 1"
+    orders = queue.orders("w", stops={"s": 0}, held=[running])
+    assert orders.stopped["s"].by == "the budget --max-hours 1"
+    assert [one.has_work for one in queue.open_studies(lease=60)] == [False], "nor is it for the pool"
     queue.give_back(running, AttemptOutcome.HANDED_BACK, reason="stopped")
     closing = claim(queue)
     assert closing.kind == "closing", closing
@@ -238,7 +240,9 @@ def test_after_a_budget_the_closing_alone_is_claimed_until_it_is_lifted(database
     queue.give_back(closing, AttemptOutcome.HANDED_BACK, reason="the winner is trained again first")
     job = claim(queue)
     assert job.is_refit
+    assert not queue.open_studies(lease=60)[0].has_work
     queue.end(job, "done", result=records.result(0.1))
+    assert queue.open_studies(lease=60)[0].has_work, "its closing"
     close(queue)
     row, jobs = queue.study("s"), queue.jobs("s")
     assert row.budget == end and row.still_to_train(jobs) == []

@@ -110,13 +110,13 @@ def test_time_that_is_over_ends_the_study_that_is_trained(monkeypatch):
     spending._next_look = 0.0
     spending.look(queue, "s")
     (end,) = queue.ends
-    assert (end.budget, end.reached) == ("--max-hours 1.5", "1.6 hours") and spending.is_out_of_time
+    assert (end.budget, end.reached) == ("--max-hours 1.5", "1 h 36 min") and spending.is_out_of_time
 
 
 def test_a_result_says_which_budget_ended_it_and_how_often_test_data_were_seen():
-    end = BudgetEnd(budget="--max-hours 8", reached="8 hours", left=23)
+    end = BudgetEnd(budget="--max-hours 8", reached="8 h 01 min", left=23)
     text = promotion.budget("mine", end)
-    assert text.startswith("Ended by --max-hours 8 at 8 hours; 23 trials wait. `hpo run --study mine` trains them")
-    result = ClosingResult(budget=end, tests=3)
+    assert text.startswith("Ended by --max-hours 8 at 8 h 01 min; 23 trials wait. `hpo run --study mine` trains them")
+    result = ClosingResult(budget=end, openings=3)
     assert ClosingResult.from_json(result.to_json()) == result and words.openings(result) == "opened 3 times"
-    assert words.openings(ClosingResult()) == "opened once" and "tests" not in ClosingResult().to_json()
+    assert words.openings(ClosingResult()) == "opened once" and "openings" not in ClosingResult().to_json()

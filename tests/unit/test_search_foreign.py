@@ -1,10 +1,17 @@
 """What hpo.search.foreign takes for granted of the inside of Optuna, held to the version that is installed."""
 
 import inspect
+import math
+from dataclasses import replace
 
 import optuna
 import pytest
+import records
 import sqlalchemy
+
+from hpo.search import sampling
+from hpo.study import Interval, restore
+from hpo.study.records import LearnedTrial
 
 VERSION = "5.0"
 
@@ -50,6 +57,33 @@ def test_the_states_and_types_are_called_as_we_write_them():
 
     assert {"WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"} == {state.name for state in optuna.trial.TrialState}
     assert {"FINITE", "NAN"} <= {kind.name for kind in models.TrialIntermediateValueModel.TrialIntermediateValueType}
+
+
+@pytest.mark.parametrize("kind", ["tpe", "gp"])
+def test_a_sampler_that_learns_begins_near_the_best_of_other_studies(tmp_path, kind):
+    rate = Interval(low=1e-5, high=1e-1, log=True)
+    sampler = {"name": kind, "trials": 8}
+    chosen = replace(restore("s", records.canonical(sampler=sampler)), space={"learning_rate": rate})
+    rates = [10 ** (-5 + 4 * place / 19) for place in range(20)]
+    learned = [
+        LearnedTrial(study="other", trial=place, point={"learning_rate": rate}, nmse=abs(math.log10(rate) + 2.5))
+        for place, rate in enumerate(rates)
+    ]
+    store = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/optuna.db")
+    study_id = optuna.create_study(study_name="s", storage=store)._study_id
+    for _ in range(8):
+        store.create_new_trial(study_id)
+    blind, taught = (
+        [
+            abs(math.log10(sampling.suggest(store, "s", chosen, number, trials)["learning_rate"]) + 2.5)
+            for number in range(8)
+        ]
+        for trials in ((), learned)
+    )
+    assert max(taught) < 1.0 < max(blind)
+    assert [trial.params for trial in store.get_all_trials(study_id)] == [{}] * 8, "nothing is written"
+    store.remove_session()
+    store.engine.dispose()
 
 
 def test_a_draft_writes_nothing_and_a_draw_goes_through_two_calls():

@@ -377,6 +377,11 @@ def test_the_periodic_study_starts_from_the_models_defaults():
         (MINIMAL + START + "depth = 3\n", "unknown key 'start[0].depth'. Valid keys here: filters, learning_rate"),
         (MINIMAL + "[start]\nfilters = 8\n", "start: expected a list, found {'filters': 8}"),
         (MINIMAL + 6 * START, "start: expected at most sampler.trials = 5 points, found more"),
+        (
+            'learn_from = ["grid"]\n' + MINIMAL,
+            "a sampler that learns (tpe, gp), found ['grid'] and sampler.name = 'random'",
+        ),
+        ("learn_from = [3]\n" + TPE, "(tpe, gp), found [3] and sampler.name = 'tpe'"),
         (MINIMAL.replace("= 5", "= 5\nmultivariate = true"), "only \"tpe\" has it, found sampler.name = 'random'"),
         (TPE.replace("= 5", "= 5\nmultivariate = 1"), "sampler.multivariate: expected true or false, found 1"),
         (
