@@ -16,7 +16,7 @@ from hpo.worker.processes import Process
 from models import user
 
 MOST = 32  # networks of a grid that are tried
-PATIENCE = 600.0  # seconds
+PATIENCE = 120.0  # seconds for each network
 
 
 @contextmanager
@@ -70,9 +70,10 @@ def check(plan: Plan, say: Callable[[str], object]) -> None:
 
 def _answer(child: Process) -> protocol.Checked | str:
     """Return the answer of a trainer, or why there is none."""
-    begin = time.monotonic()
-    while time.monotonic() - begin < PATIENCE:
+    last = time.monotonic()
+    while time.monotonic() - last < PATIENCE:
         for message in child.messages():
+            last = time.monotonic()
             if isinstance(message, protocol.Checked):
                 return message
             if not isinstance(message, protocol.Ready | protocol.Alive):
@@ -80,7 +81,7 @@ def _answer(child: Process) -> protocol.Checked | str:
         if child.closed:
             return f"its {child.obituary()}"
         time.sleep(0.05)
-    return f"it did not end within {PATIENCE:.0f} s"
+    return f"expected a network that is made and trained on eight images within {PATIENCE:.0f} s, found no end"
 
 
 def _message(study: Study, reason: str) -> str:

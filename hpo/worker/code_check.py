@@ -36,6 +36,7 @@ def check(request: protocol.Check, send: Send, stop: Event) -> protocol.Checked 
         for spec in request.specs:
             trial = _Trial(spec, dataset, device)
             trial.check_numbers()
+            send(protocol.Alive())
         return protocol.Checked(digest=_Trial(request.specs[0], dataset, device).learned(request.folder))
     except Exception as error:
         reason = user.fault(error)
