@@ -37,7 +37,8 @@ def sentences(study: str, ended: ClosingResult | None, close: Job | None, *, is_
     if winner is None:
         return [f"Nothing promoted: {ended.reason}."]
     if winner.version is None:
-        return [f"Nothing promoted: config {number(winner)} is the best, but {ended.reason}."]
+        why = f"Nothing promoted: config {number(winner)} is the best, but {ended.reason}."
+        return [why, *versions.sentences(ended)]
     what = f"config {number(winner)} as {ended.model_name} version {winner.version}"
     is_doubtful = winner.verdict == "not distinguishable from the mean" and not is_champion(ended)
     done = "Registered, but not promoted" if is_doubtful else "Promoted"
@@ -45,6 +46,7 @@ def sentences(study: str, ended: ClosingResult | None, close: Job | None, *, is_
     if is_doubtful and not is_forced:
         stays = "No version is @champion" if election is None or election.champion is None else _stays(ended, election)
         lines += [f"{stays}. `hpo promote --study {study} --force` lets this one stand for election all the same."]
+        lines += versions.sentences(ended)
     elif is_doubtful and close is not None:
         now = f"`hpo promote --study {study}` says which version is @champion now"
         lines.append(f"`hpo promote --force` lets it stand for election all the same: {now}.")

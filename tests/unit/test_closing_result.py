@@ -8,7 +8,7 @@ import pytest
 import records
 
 from hpo.closing.descriptions import VERDICTS
-from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election, Gain
+from hpo.queue.closing_result import ClosingEntry, ClosingResult, Election, Gain, ScoredVersion
 from hpo.report import promotion
 
 ROWS = json.loads((Path(__file__).parent.parent / "fixtures/d43d043/plain/queue.json").read_text())["job"]
@@ -98,6 +98,15 @@ def test_a_winner_that_may_be_no_better_than_the_mean_is_not_promoted():
     ]
     other = promotion.sentences("luck", closed(verdict=MEAN, champion=1, study="earlier"), None)
     assert other[3].startswith("@champion stays version 1, of the study earlier. `hpo promote --study luck --force`")
+
+
+def test_why_an_older_champion_has_no_scores_is_said_whatever_the_winner_is():
+    older = ScoredVersion(run_id="r", study="old", model="tiny", version=1, data="v0", fault="it is damaged.")
+    result = replace(closed(verdict=MEAN, champion=None), tested=(older,))
+    nothing = replace(result, winner=replace(result.winner, verdict="below mean", version=None))
+    good = replace(closed(verdict="good", champion=2), tested=(older,))
+    for ended in (result, nothing, good):
+        assert promotion.sentences("luck", ended, None)[-1].endswith("of this data set: it is damaged.")
 
 
 def test_what_is_said_of_a_forced_winner_does_not_ask_for_force_again():
