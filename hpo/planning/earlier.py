@@ -10,7 +10,7 @@ from hpo.errors import StudyError
 from hpo.planning.preparation import Plan
 from hpo.queue import Job, Queue
 from hpo.scores import ranking
-from hpo.study import Study, within
+from hpo.study import Study, pruned, within
 from hpo.study.records import LearnedTrial, Network, Point, SourceTrial, StudyFacts
 from hpo.text import counted, near_miss
 
@@ -75,9 +75,8 @@ def _in_space(chosen: Study, job: Job) -> Point | None:
     settings = job.spec.model | job.spec.training
     if job.spec.model["family"] != chosen.model["family"]:
         return None
-    point = {key: settings[key] for key in chosen.space if key in settings}
-    is_inside = point.keys() == chosen.space.keys() and all(within(chosen.space[key], point[key]) for key in point)
-    return point if is_inside else None
+    point = pruned(chosen.space, {key: settings.get(key) for key in chosen.space})
+    return point if all(within(chosen.space[key], value) for key, value in point.items()) else None
 
 
 def with_shares(chosen: Study, sources: list[SourceTrial]) -> Iterator[SourceTrial]:

@@ -114,7 +114,7 @@ def trials(evidence: Evidence, closed: Closed) -> list[Record]:
     for job, _ in closed.points:
         assert job.spec is not None and job.result is not None
         result, spread = ranking.result_of(repeats[job.number]), spreads[job.number]
-        record = {_counter(closed): number(job), **job.spec.point}
+        record = {_counter(closed): number(job), **dict.fromkeys(closed.study.space, ""), **job.spec.point}
         record |= {"weights": provenance(job.spec.model) or "from scratch", "parameters": job.spec.parameters}
         if closed.study.trainings > 1:
             record |= {} if closed.study.folds else {MEAN: spread[0]}
@@ -209,7 +209,8 @@ def _importances(closed: Closed) -> dict[str, float]:
     study, distributions = optuna.create_study(), sampling.distributions(closed.study)
     for job, score in closed.points:
         assert job.spec is not None
-        study.add_trial(optuna.trial.create_trial(params=job.spec.point, distributions=distributions, value=score))
+        own = {key: distributions[key] for key in job.spec.point}
+        study.add_trial(optuna.trial.create_trial(params=job.spec.point, distributions=own, value=score))
     try:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, text
 
 from hpo.queue import Job
+from hpo.study import Choices, Interval, has_place
 from hpo.study.records import LearnedTrial
 
 BEYOND = 10**9  # number of the first trial of another study: no study has so many of its own
@@ -63,14 +64,19 @@ def draw(
     sampler: optuna.samplers.BaseSampler,
     number: int,
     distributions: Mapping[str, BaseDistribution],
+    space: Mapping[str, Choices | Interval],
     learned: Sequence[LearnedTrial] = (),
 ) -> dict[str, Any]:
     """Return the point that a sampler chooses for a trial; write nothing. `learned`: trials of other studies."""
     draft = _Draft(store)
-    draft.learned = [_finished(trial, BEYOND + place, dict(distributions)) for place, trial in enumerate(learned)]
+    draft.learned = [_finished(trial, BEYOND + place, distributions) for place, trial in enumerate(learned)]
     study = optuna.load_study(study_name=name, storage=draft, sampler=sampler)
     trial = optuna.Trial(study, store.get_trial_id_from_study_id_trial_number(study._study_id, number))
-    return {key: trial._suggest(key, distribution) for key, distribution in distributions.items()}
+    point: dict[str, Any] = {}
+    for key, distribution in distributions.items():
+        if has_place(space[key], point):
+            point[key] = trial._suggest(key, distribution)
+    return point
 
 
 def grid_attributes(sampler: optuna.samplers.GridSampler) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -110,8 +116,9 @@ def outcomes(store: optuna.storages.RDBStorage, study_id: int) -> dict[int, tupl
         return {number: (TrialState[state], value) for number, state, value in rows}
 
 
-def _finished(learned: LearnedTrial, number: int, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
-    trial = waiting(learned.point, distributions=distributions, user_attrs={}, system_attrs={})
+def _finished(learned: LearnedTrial, number: int, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    own = {key: distributions[key] for key in learned.point}
+    trial = waiting(learned.point, distributions=own, user_attrs={}, system_attrs={})
     trial.number = trial._trial_id = number
     trial.state, trial.values = TrialState.COMPLETE, [learned.nmse]
     return trial

@@ -117,7 +117,7 @@ def plan(store: optuna.storages.RDBStorage, name: str, study: Study) -> list[tup
         trials = [
             foreign.waiting(
                 point,
-                distributions=space if point else {},
+                distributions={key: space[key] for key in point},
                 user_attrs={"config": config} if grid else {},
                 system_attrs=attributes(point),
             )
@@ -150,7 +150,7 @@ def suggest(
 
     Change nothing: the point counts once the job's row has it.
     """
-    return foreign.draw(store, name, sampler(study, number), number, distributions(study), learned)
+    return foreign.draw(store, name, sampler(study, number), number, distributions(study), study.space, learned)
 
 
 @database()
@@ -165,7 +165,7 @@ def tell(store: optuna.storages.RDBStorage, study: Study, job: Job, point: Mappi
     params = store.get_trial(trial_id).params
     with suppress(UpdateFinishedTrialError):  # it was cancelled meanwhile, for example
         for key, distribution in distributions(study).items():
-            if key not in params:
+            if key in point and key not in params:
                 store.set_trial_param(trial_id, key, distribution.to_internal_repr(point[key]), distribution)
 
 

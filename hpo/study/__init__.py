@@ -7,7 +7,7 @@ from hpo.study.file import is_file, load, load_all, shipped
 from hpo.study.identity import conflict, differences, digest
 from hpo.study.names import alias, file_name, full_name, origin, provenance
 from hpo.study.parsing import KEYS, PRUNERS, within
-from hpo.study.space import Choices, Interval
+from hpo.study.space import Choices, Interval, has_place, pruned
 from hpo.study.specification import BEST, DEFAULT_DATA, MOST_TRIALS, NUMERICS_VERSION, Study, restore, trial_spec
 
 __all__ = [
@@ -26,11 +26,13 @@ __all__ = [
     "digest",
     "file_name",
     "full_name",
+    "has_place",
     "is_file",
     "load",
     "load_all",
     "origin",
     "provenance",
+    "pruned",
     "restore",
     "shipped",
     "trial_spec",

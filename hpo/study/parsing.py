@@ -6,7 +6,7 @@ from typing import Any
 
 from hpo.errors import StudyError
 from hpo.study import claims
-from hpo.study.space import Choices, Interval, is_number, second_values
+from hpo.study.space import Choices, Interval, has_place, is_number, pruned, second_values
 from hpo.study.specification import BEST, DEFAULT_DATA, LEARNING, MOST_TRIALS, SAMPLERS, Study
 from hpo.text import near_miss
 from models import specs
@@ -55,6 +55,7 @@ def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *
     data, sampler = _checked(label, "data", file["data"]), _checked(label, "sampler", file["sampler"])
     space = {key: _parameter(label, key, value) for key, value in file["space"].items()}
     _check_space(label, file["model"], file["training"], space)
+    _check_conditions(label, space, BEST if "best_of" in table else sampler["name"])
     file["training"] = specs.training_defaults(file["model"].get("family")) | file["training"]
     again = "best_of" in table
     kind = BEST if again else sampler["name"]
@@ -269,10 +270,12 @@ def _start(
         where = f"start[{number}]"
         check_keys(label, where, checked_value(label, where, point, dict), tuple(space))
         for key, parameter in space.items():
-            if not within(parameter, point.get(key)):
-                expected = _shown_space(parameter)
-                raise StudyError(f"{label}: {where}.{key}: expected {expected}, found {_text(point.get(key))}.")
-    return tuple({key: point[key] for key in space} for point in points)
+            is_wanted = has_place(parameter, point)
+            if within(parameter, point.get(key)) if is_wanted else key not in point:
+                continue
+            expected = _shown_space(parameter) if is_wanted else "nothing, for its condition (when) does not hold"
+            raise StudyError(f"{label}: {where}.{key}: expected {expected}, found {_text(point.get(key))}.")
+    return tuple(pruned(space, point) for point in points)
 
 
 def within(parameter: Choices | Interval, value: Any) -> bool:
@@ -298,6 +301,13 @@ def _shown_space(parameter: Choices | Interval) -> str:
 
 def _parameter(label: str, key: str, value: Any) -> Choices | Interval:
     where = f"{label}: space.{key}"
+    if isinstance(value, dict) and "when" in value:
+        when = checked_value(label, f"space.{key}.when", value["when"], dict)
+        conditions = {name: tuple(one) if isinstance(one, list) else (one,) for name, one in when.items()}
+        rest = {name: one for name, one in value.items() if name != "when"}
+        if "values" in rest:
+            check_keys(label, f"space.{key}", rest, ("values", "when"))
+        return replace(_parameter(label, key, rest.get("values", rest)), when=conditions)
     if isinstance(value, list):
         if not value or not all(isinstance(item, (bool, int, float, str)) for item in value):
             raise StudyError(f"{where}: expected a list of numbers, words or true/false, found {value!r}.")
@@ -308,7 +318,7 @@ def _parameter(label: str, key: str, value: Any) -> Choices | Interval:
         return Choices(values=tuple(value))
     if not isinstance(value, dict):
         raise StudyError(f"{where}: expected a list of values or {{low = ..., high = ...}}, found {value!r}.")
-    check_keys(label, f"space.{key}", value, ("low", "high", "log", "step"))
+    check_keys(label, f"space.{key}", value, ("low", "high", "log", "step", "when"))
     bounds = [value.get("low"), value.get("high")]
     if not all(map(is_number, bounds)):
         raise StudyError(f"{where}: expected numbers for low and high, found {value!r}.")
@@ -324,6 +334,31 @@ def _parameter(label: str, key: str, value: Any) -> Choices | Interval:
         kind = "whole " if whole else ""
         raise StudyError(f"{where}: step: expected a positive {kind}number, found {interval.step!r}.")
     return interval
+
+
+def _check_conditions(label: str, space: Mapping[str, Choices | Interval], sampler: str) -> None:
+    """Raise StudyError if a condition is none that the parameters before it can meet."""
+    before: dict[str, tuple[Any, ...]] = {}  # values of those with a list
+    for key, parameter in space.items():
+        where = f"{label}: space.{key}.when"
+        if parameter.when is not None and (sampler == "grid" or not parameter.when):
+            raise StudyError(
+                f"{where}: expected a condition, in a study whose sampler chooses, found {dict(parameter.when)} and "
+                f"sampler.name = '{sampler}'. A grid trains all combinations."
+            )
+        for name, values in (parameter.when or {}).items():
+            if name not in before:
+                raise StudyError(
+                    f"{where}: expected a parameter with a list of values that stands before {key} in [space] "
+                    f"({', '.join(before) or 'there is none'}), found '{name}'.{near_miss(name, before)}"
+                )
+            for value in values or ("nothing",):
+                if not within(Choices(values=before[name]), value):
+                    options = ", ".join(map(repr, before[name]))
+                    near = near_miss(str(value), [str(option) for option in before[name]])
+                    raise StudyError(f"{where}.{name}: expected one of {options}, found {_text(value)}.{near}")
+        if isinstance(parameter, Choices):
+            before[key] = parameter.values
 
 
 def subtable(label: str, table: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hpo.study.code import Sources
 from hpo.study.identity import digest
 from hpo.study.names import file_name, origin, weights_key, with_digits
 from hpo.study.records import Fold, Refit, SourceTrial, StudyFacts, TrialSpec
-from hpo.study.space import Choices, Interval, as_json, corners, highest
+from hpo.study.space import Choices, Interval, as_json, branches, corners, from_json, highest
 from hpo.text import counted
 from models import sizes, specs, together
 
@@ -231,7 +231,8 @@ class Study:
             return self.grid()
         ends = {key: p.values if isinstance(p, Choices) else (p.low,) for key, p in self.space.items()}
         axes = [values if key in keys else values[:1] for key, values in ends.items()]
-        return [dict(zip(ends, values, strict=True)) for values in itertools.product(*axes)]
+        points = [dict(zip(ends, values, strict=True)) for values in itertools.product(*axes)]
+        return [branch for point in points for branch in branches(self.space, point)]
 
     def specifications(self, point: Mapping[str, Any]) -> tuple[specs.ModelSpec, specs.TrainingSpec]:
         """The specifications of model and training at one point. Raise SpecError if they do not exist."""
@@ -331,10 +332,7 @@ def trial_spec(
 
 def restore(name: str, canonical: Mapping[str, Any]) -> Study:
     """The study that a canonical spec, as the database keeps it, stands for."""
-    space: dict[str, Choices | Interval] = {
-        key: Choices(values=tuple(value)) if isinstance(value, list) else Interval(**value)
-        for key, value in canonical["space"]
-    }
+    space = {key: from_json(value) for key, value in canonical["space"]}
     return Study(
         name=file_name(name),
         overridden="+" in name,
