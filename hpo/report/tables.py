@@ -169,7 +169,7 @@ class Plain(Console):
     """A console that prints text as it is: without markup, and without characters that command the terminal."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, markup=False, emoji=False, **options)
+        super().__init__(highlight=False, markup=False, emoji=False, force_jupyter=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)
@@ -179,11 +179,17 @@ class Plain(Console):
             yield Segment(text if control else visible(text), style, control)
 
 
-def console(*, file: IO[str] | None = None) -> Console:
-    """Return the console of standard output, or of a file; a pipe or file has 120 columns."""
-    file = file or getattr(sys.stdout, "plain", None)
+def console() -> Console:
+    """Return the console of standard output; a pipe or file has 120 columns."""
+    file = getattr(sys.stdout, "plain", None)
     plain = Plain(file=file)
     return plain if plain.is_terminal else Plain(file=file, width=120)
+
+
+def plain_console(file: IO[str], *, width: int, is_screen: bool) -> Console:
+    """Return a console that writes text alone to `file`, whatever the environment says of colours; for a screen,
+    tables are broken to its width."""
+    return Plain(file=file, width=width, force_terminal=is_screen, color_system=None)
 
 
 def print_table(console: Console, table: Table) -> None:
@@ -280,7 +286,7 @@ def text(*printed: Table) -> str:
     """Return tables as a text file has them."""
     with io.StringIO() as file:
         for table in printed:
-            print_table(console(file=file), table)
+            print_table(plain_console(file, width=120, is_screen=False), table)
         return file.getvalue()
 
 

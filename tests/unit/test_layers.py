@@ -18,6 +18,7 @@ TRAINS = {
     f"hpo.worker.{name}" for name in ("train_trial", "traced_programs", "scoring", "probing", "inputs", "code_check")
 }  # may import torch
 ORDER = [  # each package imports only from those after it
+    "hpo.notebook",
     "hpo.cli",
     "hpo.api",
     "hpo.operations",
@@ -37,6 +38,9 @@ ORDER = [  # each package imports only from those after it
     "models",
     "data_pipeline",
 ]
+
+
+TOP = {"hpo.__main__": "hpo.cli", "hpo": "hpo.notebook"}  # modules that stand on a package's floor
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
@@ -70,8 +74,8 @@ def modules() -> dict[str, Path]:
 
 def package_of(module: str) -> str:
     """The package of ORDER that a module belongs to."""
-    if module == "hpo.__main__":
-        return "hpo.cli"
+    if module in TOP:
+        return TOP[module]
     return next(package for package in ORDER if f"{module}.".startswith(f"{package}."))
 
 
