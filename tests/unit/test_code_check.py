@@ -7,6 +7,7 @@ import threading
 import own_network
 import pytest
 import records
+from places import ROOT
 
 from data_pipeline import dataset, npz
 from hpo.errors import ModelError
@@ -15,6 +16,8 @@ from hpo.tracking import study_files
 from hpo.worker import code_check, protocol, train_trial, trainer
 from models import specs, user
 
+TUTORIAL = ROOT / "docs" / "tutorial" / "own-network.md"
+WIDTH = {"width": 2}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -25,11 +28,11 @@ def file(data, tmp_path_factory):
     return path
 
 
-def trial(files, *, width=2, **training):
+def trial(files, *, options=WIDTH, **training):
     """The specification of a trial of a package's network."""
-    model = specs.to_dict(own_network.spec(files, width=width))
+    model = specs.to_dict(own_network.spec(files, **options))
     settings = specs.training_to_dict(specs.training_from_dict({"epochs": 2, "batch_size": 8, **training}))
-    return records.spec(model=model, training=settings, point={"width": width}, parameters=0)
+    return records.spec(model=model, training=settings, point=dict(options), parameters=0)
 
 
 def checked(files, data, folder, **training):
@@ -48,6 +51,15 @@ def changed(old, new):
 def test_a_good_network_passes_and_learns_the_same_each_time(file, tmp_path):
     first, second = (checked(own_network.FILES, file, tmp_path / name) for name in "ab")
     assert isinstance(first, protocol.Checked) and first == second
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_100", "regnety_002"])
+def test_the_networks_of_timm_that_the_tutorial_names_pass(file, tmp_path, name):
+    (code,) = re.findall(r"```python\n(import timm.*?)```", TUTORIAL.read_text(), re.DOTALL)
+    assert f'"{name}"' in TUTORIAL.read_text()
+    answer = checked({"models/net.py": code}, file, tmp_path, options={"name": name})
+    assert isinstance(answer, protocol.Checked), answer
 
 
 LAST = "return self.last(hidden)"
