@@ -71,9 +71,9 @@ class Line:
     def order(self, runs: Sequence[str], stands: Callable[[str], bool]) -> list[str]:
         """Return runs of all data sets, the best first; `runs` of one data set are in that order and stay in it.
 
-        The data sets are taken from the oldest on; of each newer one only runs that stand for election are compared. A
-        run without a score on common images stands before the next of its data set that has one; without such a run it
-        comes behind all of the older data sets.
+        The data sets are taken from the oldest on; only runs that stand for election are compared. A run without a
+        score on common images stands before the next of its data set that has one; without such a run it comes behind
+        all of the older data sets.
         """
         by_data: dict[str, list[str]] = {}
         for run in sorted(runs, key=lambda run: len(self._data[run])):
@@ -82,7 +82,8 @@ class Line:
         for newer in by_data.values():
             older, result = result, []
             while older and newer:
-                pair = next(filter(None, (self.compared(run, older[0]) for run in newer if stands(run))), None)
+                pairs = (self.compared(run, older[0]) for run in newer if stands(run) and stands(older[0]))
+                pair = next(filter(None, pairs), None)
                 result.append((newer if pair and pair[1] < pair[2] else older).pop(0))
             result += [*older, *newer]
         return result

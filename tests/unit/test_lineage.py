@@ -218,6 +218,32 @@ def test_a_network_that_may_not_be_champion_keeps_no_other_of_its_data_from_it()
     assert best(ORIGINAL, new, without=["old/0"])[:2] == ["old/0", "old/1"], "the other old one beats new/0 itself"
 
 
+def test_an_older_network_that_may_not_be_champion_hides_no_other_from_a_newer_one():
+    second, third = rival("second", 1, (0.4, 0.35)), rival("third", 2, (0.5, 0.2, 0.45))
+    assert best(ORIGINAL, second, third)[0] == "third/0", "each beats one of the others"
+    without = ["old/0", "old/1"]
+    runs = best(ORIGINAL, second, third, without=without)
+    assert [run for run in runs if run not in without] == ["second/0", "third/0"] == best(second, third)
+
+
+def test_networks_that_may_not_be_champion_change_no_champion():
+    """Of random lines: two data sets extend the first, and a fourth extends one of them."""
+    random = np.random.default_rng(0)
+    earlier, changed = {0: (), 1: (0,), 2: (0, 1), 3: (0,)}, 0
+    for _ in range(300):
+        rivals = []
+        for number, data in enumerate(random.integers(4, size=5)):
+            trials = random.random((2, 1 + len(earlier[data])))
+            rivals.append(rival(f"s{number}", data, *map(tuple, trials), earlier=earlier[data]))
+        line = Line(rivals)
+        runs = sorted(line.standings, key=line.standings.__getitem__)
+        chosen = {run for run in runs if random.random() < 0.7}
+        order = [run for run in line.order(runs, chosen.__contains__) if run in chosen]
+        assert order[:1] == line.order([run for run in runs if run in chosen], chosen.__contains__)[:1]
+        changed += order[:1] != line.order(runs, lambda run: True)[:1]
+    assert changed > 50
+
+
 def test_each_of_three_data_sets_is_compared_on_the_largest_set_of_common_images():
     second, third = rival("second", 1, (0.4, 0.2)), rival("third", 2, (0.5, 0.25, 0.3))
     line = Line([ORIGINAL, second, third])
