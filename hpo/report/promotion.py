@@ -79,8 +79,12 @@ def _champion(winner: ClosingEntry, ended: ClosingResult, election: Election) ->
     stays = f"{_stays(ended, election)}:"
     if election.champion_data is not None:
         return f"{stays} it was trained on {election.champion_data}."
+    if mean == winner.point_nmse == own:
+        return f"{stays} its validation NMSE {own:.4g} is the same, and it was there before."
     if mean == winner.point_nmse:
         return f"{stays} it is of the same point, and its own validation NMSE {own:.4g} is lower."
+    if mean is not None and winner.point_nmse is not None and mean > winner.point_nmse:
+        return f"{stays} with other seeds another point is better than this one, or this version is damaged or deleted."
     return f"{stays} its validation NMSE {mean:.4g} is lower."
 
 

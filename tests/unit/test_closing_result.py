@@ -121,6 +121,21 @@ def test_what_is_said_of_a_forced_winner_does_not_ask_for_force_again():
     )
 
 
+@pytest.mark.parametrize(
+    ("point", "champion", "why"),
+    [
+        (0.6, {}, "its validation NMSE 0.5 is lower."),
+        (0.5, {}, "its validation NMSE 0.5 is the same, and it was there before."),
+        (0.55, {"champion_point_nmse": 0.55}, "it is of the same point, and its own validation NMSE 0.5 is lower."),
+        (0.4, {}, "with other seeds another point is better than this one, or this version is damaged or deleted."),
+    ],
+)
+def test_why_another_version_stays_champion_is_no_comparison_that_does_not_hold(point, champion, why):
+    ended = closed(verdict="good", champion=1, study="earlier")
+    ended = replace(ended, winner=replace(ended.winner, point_nmse=point), election=replace(ended.election, **champion))
+    assert promotion.sentences("luck", ended, None)[3] == f"@champion stays version 1, of the study earlier: {why}"
+
+
 @pytest.mark.parametrize("verdict", [name for name in VERDICTS if not name.endswith("mean")])
 def test_a_winner_that_beats_the_mean_is_promoted(verdict):
     lines = promotion.sentences("luck", closed(verdict=verdict, champion=2), None)
