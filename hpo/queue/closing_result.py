@@ -32,6 +32,7 @@ class Gain(Record):
     trials: int  # of which the best was selected again in each resample
     drawn: int  # images that were resampled, or groups of them
     unit: str  # "image" or "image group"
+    groups: int | None = field(default_factory=null)  # of images that were resampled one by one: too few to resample
     resamples: int
     seed: int
 

@@ -110,8 +110,9 @@ def gains(entry: ClosingEntry) -> list[str]:
     for name, gain in (entry.gains or {}).items():
         ends = f"95 % interval {score_text(gain.low)} to {score_text(gain.high)}"
         interval = ends if gain.low is not None else "no finite 95 % interval"
+        few = "" if gain.groups is None else f" one by one, for {counted(gain.groups, 'group', 'are')} too few"
         sentences.append(
             f"Gain over {GAINED[name]}: validation NMSE {score_text(gain.gain)}, {interval} (bootstrap over "
-            f"{counted(gain.drawn, gain.unit)}, best of {counted(gain.trials, 'trial')})."
+            f"{counted(gain.drawn, gain.unit)}{few}, best of {counted(gain.trials, 'trial')})."
         )
     return sentences

@@ -5,6 +5,7 @@ account: a bootstrap-t over the images, in which the best of the ten best trials
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -70,12 +71,15 @@ def gain(
     """Return what the first of the networks gains over a baseline predictor: the difference of their NMSE.
 
     All errors are squared errors (n, k), label's unit squared, NaN where there is no label; `variance` (k,) of the
-    training labels; `groups` (n,) of images that are resampled together.
+    training labels; `groups` (n,) of images that are resampled together. If there are too few groups for a finite
+    interval, the images are resampled one by one, and the result says so.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # an infinite error gives no interval
         units = np.column_stack([_by_unit(baseline - errors, variance, groups) for errors in networks])
         gains = units.mean(axis=0)
     low, high = _interval(units, gains) if len(units) > 1 and np.isfinite(units).all() else (None, None)
+    if groups is not None and low is None:
+        return replace(gain(baseline, networks, variance=variance, groups=None), groups=len(units))
     return Gain(
         gain=_rounded(gains[0]) or 0.0,
         low=low,

@@ -1,5 +1,6 @@
 """What a network gains over a baseline predictor, and the interval that decides whether it may be champion."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import records
 from hpo.closing.promotion import verdict
 from hpo.queue import State
 from hpo.queue.closing_result import Gain
+from hpo.report import promotion
 from hpo.scores import gains
 
 IMAGES, TARGETS = 78, 3
@@ -123,6 +125,17 @@ def test_images_that_belong_together_are_resampled_together():
     assert (six.low, six.high) == pytest.approx((once.low, once.high), rel=1e-5)
     assert (six.drawn, six.unit) == (20, "image group")
     assert gain(baseline.repeat(6, axis=0), [network.repeat(6, axis=0)]).low > once.low, "more images than there are"
+
+
+def test_images_of_two_groups_are_resampled_one_by_one_and_that_is_said():
+    random = np.random.default_rng(7)
+    baseline = random.chisquare(1, (14, TARGETS))
+    few = gain(baseline, [0.1 * baseline], groups=np.repeat([3, 8], 7))
+    assert few == replace(gain(baseline, [0.1 * baseline]), groups=2) and few.is_certain
+    assert gain(baseline, [0.1 * baseline], groups=np.arange(14)).groups is None
+    (sentence,) = promotion.gains(SimpleNamespace(gains={"mean": few}))
+    assert "(bootstrap over 14 images one by one, for 2 groups are too few, best of 1 trial)" in sentence
+    assert not gain(baseline[:1], [0 * baseline[:1]], groups=np.zeros(1)).is_certain
 
 
 def test_a_single_image_or_an_infinite_error_gives_no_interval():
