@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import decode_source
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -90,7 +91,8 @@ def gather(folder: Path, reference: str) -> Source:
     """
     top = reference.partition(":")[0].partition(".")[0]
     paths = [folder / f"{top}.py"]
-    if (folder / top).is_dir():
+    # As Python chooses: a folder of data may lie beside a module of the same name.
+    if (folder / top / "__init__.py").is_file() or ((folder / top).is_dir() and not paths[0].is_file()):
         paths = sorted(path for path in (folder / top).rglob("*.py") if path.is_file())
         paths = [path for path in paths if _MODULE.fullmatch(path.relative_to(folder).as_posix())]
     elif not paths[0].is_file():
@@ -127,6 +129,8 @@ def read(folder: Path, digest: str) -> Source:
         raise SpecError(f"{folder}: expected the source of a model, found none that can be read ({error}).") from None
     if wrong := [path for path in files if hashlib.sha256(source[path]).hexdigest() != files[path]]:
         raise SpecError(f"{folder}: {', '.join(wrong[:5])} is not the file that {SUMS} lists: it was changed.")
+    if digest_of(source) != digest:
+        raise SpecError(f"{folder / SUMS}: expected each file once, in order, as hpo writes them: it was changed.")
     return source
 
 
@@ -140,6 +144,8 @@ def listed(text: bytes) -> dict[str, str]:
 
 
 def _content(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe would block, a device never end
+        raise ValueError(f"{path.name} is a folder, pipe or device")
     with path.open("rb") as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
@@ -210,7 +216,7 @@ class _Modules(MetaPathFinder, Loader):
 
     def get_source(self, fullname: str) -> str:  # for tracebacks
         file, _ = self._file(fullname)
-        return _sources[_digest(fullname)][file].decode() if file else ""
+        return decode_source(_sources[_digest(fullname)][file]) if file else ""
 
     def exec_module(self, module: ModuleType) -> None:
         digest = _digest(module.__name__)

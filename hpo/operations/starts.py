@@ -80,5 +80,10 @@ def _start(name: str, folder: Path) -> Start:
             if not (files / file).is_file():
                 raise StudyError(f"training.start_from = {name!r}: expected a model's {file} in {files}, found none.")
             shutil.copyfile(files / file, folder / file)
+        if (files / "source").exists():
+            raise StudyError(
+                f"training.start_from = {name!r}: expected a model of one of hpo's families, found one whose network "
+                "is code of its author: trials cannot begin with it."
+            )
     hashes = {file: sha256_of(folder / file) for file in FILES}
     return Start(model=StartingModel(name=name, source=source, files=hashes), folder=folder)

@@ -364,9 +364,8 @@ def unsound(queue: Queue, tracker: Tracker, model_name: str, version: Version) -
     """
     import numpy as np
 
-    from models import bundle, regressor
+    from models import bundle, regressor, user
     from models.specs import SpecError
-    from models.user import NotTrusted
 
     job = queue.by_run(version.run_id)
     if job is None or job.result is None:
@@ -376,11 +375,15 @@ def unsound(queue: Queue, tracker: Tracker, model_name: str, version: Version) -
         try:
             registry.download_model(tracker, model_id=version.model_id, folder=folder, expected_sha256=job.result.files)
             model, spec = bundle.load(folder)
-        except NotTrusted:
+            cell = np.random.default_rng(0).integers(0, 2, (1, *spec.image_shape)).astype(np.float32) * spec.levels[1]
+            middle = [[(low + high) / 2 for low, high in spec.ranges]]
+            answer = regressor.predict(model, cell, np.array(middle) if spec.ranges else None)
+        except user.NotTrusted:
             return f"{NOT_CHECKED}: its network is code of its author, which is not trusted here"
         except (ModelError, NotFound, SpecError) as error:
             return str(error)
-        cell = np.random.default_rng(0).integers(0, 2, (1, *spec.image_shape)).astype(np.float32) * spec.levels[1]
-        middle = [[(low + high) / 2 for low, high in spec.ranges]]
-        answer = regressor.predict(model, cell, np.array(middle) if spec.ranges else None)
+        except Exception as error:
+            if (fault := user.fault(error)) is None:
+                raise
+            return f"its own code fails: {fault}"
         return None if np.isfinite(answer).all() else f"it predicts {answer.tolist()}"

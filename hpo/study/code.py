@@ -1,11 +1,12 @@
 """Code of the user's in a study's table: functions there, and beside them the digest of their source."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from hpo.errors import StudyError
 from models import user
-from models.specs import SpecError
+from models.specs import FUNCTION, SpecError
 
 Sources = dict[str, user.Source]  # by digest
 
@@ -24,7 +25,7 @@ def take(label: str, table: dict[str, Any], folder: Path) -> Sources:
         searched = space.get(key) if isinstance(space, dict) else None
         values = [settings.get(key)] if isinstance(settings, dict) and key in settings else []
         values += searched if isinstance(searched, list) else []
-        functions = [value for value in values if isinstance(value, str) and ":" in value]
+        functions = [value for value in values if isinstance(value, str) and re.fullmatch(FUNCTION.pattern, value)]
         if isinstance(settings, dict) and digest_key in settings:
             raise StudyError(f"{label}: {part}.{digest_key}: hpo computes it from the source: remove the key.")
         if not functions:

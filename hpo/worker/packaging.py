@@ -77,12 +77,11 @@ images = numpy.random.rand(3, {sizes}).astype(numpy.float32)  # yours: numpy.flo
 print(predictions)  # {unit}; columns: {targets}
 ```
 
-`hpo predict` reads only weights.safetensors and spec.json, which hold no code.{code}
+`hpo predict` reads only weights.safetensors and spec.json, which hold no code{code}.
 """
 
-CODE = """
-The network is made by code of its author, in the folder source/. Read it. If you trust it, give `hpo predict` its
-SHA-256: `--trust-code {digest}`"""
+CODE = """, and the code of the network's author
+in the folder source/, which it runs. Read that. If you trust it, add `--trust-code {digest}`"""
 
 
 def package(

@@ -111,3 +111,13 @@ def test_a_training_that_starts_from_a_model_begins_where_that_ended(model):
     assert all(np.array_equal(values, before[name]) for name, values in warm.network.state_dict().items())
     (first,), (other,) = list(cold.epochs()), list(warm.epochs())
     assert other.metrics["train/nmse"] < first.metrics["train/nmse"]
+
+
+def test_trials_begin_with_no_network_that_code_of_its_author_makes(model, tmp_path, monkeypatch):
+    data, folder = model
+    monkeypatch.setattr("hpo.operations.starts._rows", list)
+    (copy := tmp_path / "own" / "source").mkdir(parents=True)
+    for file in (bundle.WEIGHTS, bundle.SPEC):
+        (copy.parent / file).write_bytes((folder / file).read_bytes())
+    with pytest.raises(StudyError, match="expected a model of one of hpo's families, found one whose network is code"):
+        prepared(tmp_path / "own.toml", CNN.format(data=data, filters=2, start=copy.parent))

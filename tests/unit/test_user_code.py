@@ -1,8 +1,12 @@
 """Code of a user's: loaded under its digest if that is trusted, stored with the model, part of the study's identity."""
 
+import hashlib
+import os
 import re
 import subprocess
 import sys
+import traceback
+from types import SimpleNamespace
 
 import numpy as np
 import own_network
@@ -12,6 +16,7 @@ import torch
 from hpo import settings, study
 from hpo.errors import StudyError
 from hpo.operations.compute import Compute, Slurm
+from hpo.scores import champion
 from models import bundle, user
 from models.checkpoint import load_state, save_state
 from models.networks import build
@@ -63,6 +68,41 @@ def test_changed_files_and_odd_paths_are_refused_before_anything_runs(tmp_path):
     for path in ("../net.py", "/net.py", "a//net.py", "net.txt", "a/../net.py"):
         with pytest.raises(ValueError, match="odd path"):
             user.listed(f"{digest}  {path}\n".encode())
+
+
+@pytest.mark.parametrize("change", [lambda text: text * 2, lambda text: text.replace(b"\n", b"\r\n")])
+def test_a_list_of_files_in_another_form_is_refused(tmp_path, monkeypatch, change):
+    source = {"net.py": b"def build(*_): pass"}
+    text = change(user.sums(source))
+    digest = hashlib.sha256(text).hexdigest()
+    user.write(source, tmp_path / digest)
+    (tmp_path / digest / user.SUMS).write_bytes(text)
+    monkeypatch.setattr(user, "_folders", [tmp_path])
+    with pytest.raises(SpecError, match="each file once, in order"):
+        user.source_of(digest)
+
+
+def test_a_pipe_in_a_downloaded_folder_blocks_nothing(tmp_path):
+    os.mkfifo(tmp_path / user.SUMS)
+    with pytest.raises(SpecError, match="SHA256SUMS is a folder, pipe or device"):
+        user.read(tmp_path, "0" * 64)
+
+
+def test_a_module_comes_before_a_folder_of_data_of_the_same_name(tmp_path):
+    (tmp_path / "net.py").write_text("def build(*_): pass")
+    (tmp_path / "net").mkdir()
+    assert list(user.gather(tmp_path, "net:build")) == ["net.py"]
+    (tmp_path / "net" / "__init__.py").write_text("")
+    assert list(user.gather(tmp_path, "net:build")) == ["net/__init__.py"]
+
+
+def test_an_error_in_a_file_of_another_encoding_has_a_traceback():
+    digest = user.keep(
+        {"net.py": "# coding: latin-1\ndef build(*_):  # é\n    raise ValueError('no')".encode("latin-1")}
+    )
+    with user.trusting([digest]), pytest.raises(ValueError, match="no") as caught:
+        user.function(digest, "net:build")()
+    assert "def build" not in (text := "".join(traceback.format_exception(caught.value))) and "raise ValueError" in text
 
 
 def test_workers_of_an_array_job_are_told_which_code_is_trusted():
@@ -126,6 +166,8 @@ def test_another_file_of_the_package_is_another_study_and_options_are_searched(t
         ("model.code=abc", "remove the key"),
         ("training.loss=mea", "did you mean"),
         ("model.build=models", "'MODULE:FUNCTION'"),
+        (f"model.build={tmp_path}/models/net:build", "'MODULE:FUNCTION'"),
+        ("model.build=../net:build", "'MODULE:FUNCTION'"),
     ):
         with pytest.raises(StudyError, match=message):
             study.load(str(file), [override])
@@ -162,3 +204,34 @@ def test_outputs_of_a_wrong_shape_and_options_that_nothing_reads_are_refused():
             build(strange, (1, 8, 8), 2)
         with pytest.raises(SpecError, match="expected a function nn that net defines"):
             user.function(wide.code, "net:nn")
+
+
+FAILS_LATER = """
+import torch
+from torch import nn
+class Net(nn.Linear):
+    def forward(self, images):
+        if not self.training and images.unique().numel() == 2:
+            raise RuntimeError("black and white")
+        return super().forward(images.flatten(1))
+def build(options, image_shape, n_targets, n_scalars):
+    return Net(64, n_targets)
+"""
+
+
+def test_a_model_whose_own_code_fails_is_unsound_and_ends_no_election(tmp_path, monkeypatch):
+    spec, settings = module(FAILS_LATER), TrainingSpec(epochs=1, batch_size=8)
+    names = {"target_names": ("a", "b"), "unit": "1"}
+
+    def download(*_, folder, **__):
+        bundle.save(folder, run.best_regressor(), model=to_dict(spec), image_shape=(1, 8, 8), **names)
+
+    monkeypatch.setattr(champion.registry, "download_model", download)
+    queue = SimpleNamespace(by_run=lambda _: SimpleNamespace(result=SimpleNamespace(files={})))
+    version = SimpleNamespace(run_id="", model_id="")
+    with user.trusting([spec.code]):
+        run = Training(spec, settings, train=part(24, seed=1), validation=part(9, seed=2), seed=3)
+        list(run.epochs())
+        fault = champion.unsound(queue, None, "model", version)
+    assert fault == "its own code fails: net.py, line 7: RuntimeError: black and white"
+    assert champion.unsound(queue, None, "model", version).startswith(champion.NOT_CHECKED)
