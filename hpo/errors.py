@@ -2,6 +2,8 @@
 
 import errno
 
+from data_pipeline.errors import UserError as UserError
+
 
 def disk_is_full(error: BaseException | None) -> bool:
     """Whether a full or read-only disk of this machine is behind the error; safetensors and MLflow tell it in words."""
@@ -12,10 +14,6 @@ def disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-class UserError(Exception):
-    """Base of every error that `hpo` prints as one message, with exit code 1 and no traceback."""
 
 
 class Unreachable(Exception):

@@ -16,15 +16,16 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from hpo import api
-from hpo.errors import UserError
+from hpo.errors import ModelError, NotFound, UserError
 from hpo.operations.arrays import write_data as dataset
 from hpo.queue import Job, State
 
@@ -62,7 +63,10 @@ class Study:
     @property
     def state(self) -> str:
         """planned, running, interrupted, paused, closed or half deleted."""
-        return next(summary.state for summary in api.studies() if summary.name == self.name)
+        states = [summary.state for summary in api.studies() if summary.name == self.name]
+        if not states:
+            raise NotFound(f"The study {self.name} is not there any more: it was deleted.")
+        return states[0]
 
     def trials(self) -> "pandas.DataFrame":
         """Return a row for each trial, the best configuration first: parameters, state and validation scores.
@@ -140,29 +144,29 @@ class Model:
         """Return a row for each image and a column for each target; units are in `attrs["units"]`.
 
         `images`: an array (h, w), (n, h, w) or (n, h, w, c) with pixels as in training, PIL images, or paths. `inputs`:
-        a frame, or numbers by name, with a row for each image. Raise ModelError as `hpo predict`.
+        a frame, or numbers by name, with a row for each image in their order. Raise ModelError as `hpo predict`.
         """
-        if _are_paths(images):
-            paths = [Path(images)] if isinstance(images, (str, Path)) else [Path(path) for path in images]
+        if isinstance(images, Image.Image):
+            images = [images]
+        elif isinstance(images, Iterable) and not isinstance(images, (str, np.ndarray)):
+            images = list(images)
+        if (paths := _paths(images)) is not None:
             if inputs is not None and not isinstance(inputs, (str, Path)):
                 raise UserError("inputs: expected the path of a table, as images are given by paths. Or give arrays.")
             table = None if inputs is None else Path(inputs)
             return api.predict(self.folder, paths, table, trust_code=self._trust_code)
         with tempfile.TemporaryDirectory() as folder:
-            paths, table = _write(Path(folder), images, inputs, takes_arrays=self._takes_arrays)
-            frame = api.predict(self.folder, paths, table, trust_code=self._trust_code)
+            try:
+                paths, table = _write(Path(folder), images, inputs, self.folder)
+                frame = api.predict(self.folder, paths, table, trust_code=self._trust_code)
+            except ModelError as error:  # its files are temporary
+                raise ModelError(str(error).replace(f"{folder}/", "")) from None
         frame["image"] = range(len(frame))
         return frame
 
     def evaluate(self, folder: str | Path, *, page: str | Path | None = None) -> Any:
         """Return the scores on the labelled images of a folder, beside the baseline predictors; as `hpo evaluate`."""
         return api.evaluate(self.folder, Path(folder), page=Path(page) if page else None, trust_code=self._trust_code)
-
-    @property
-    def _takes_arrays(self) -> bool:
-        """Whether it was trained on a folder that says how its images are read; else they were grey PNGs."""
-        data = json.loads((self.folder / "spec.json").read_text(encoding="utf-8")).get("data")
-        return isinstance(data, dict) and isinstance(data.get("layout"), dict)
 
     def __repr__(self) -> str:
         return f"{self.name} in {self.folder}"
@@ -201,7 +205,7 @@ def compare(*names: str | Study) -> "pandas.DataFrame":
 
 
 def run(
-    study: str | Path = "grid",
+    study: str | Path | Study = "grid",
     *,
     data: str | Path | None = None,
     epochs: int | None = None,
@@ -217,8 +221,12 @@ def run(
     `{"training.batch_size": 16}`. `options`: those of `hpo.api.run`. The progress is shown below the cell, or printed.
     Interrupting the kernel keeps what is done: the same call goes on. Services start by themselves. Raise UserError.
     """
-    overrides = [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
-    loaded = api.load(str(study), data=str(data) if data else None, epochs=epochs, seed=seed, overrides=overrides)
+    short = {"data.path": data, "training.epochs": epochs, "seed": seed}
+    if twice := [key for key in settings or {} if short.get(key) is not None]:
+        raise UserError(f"settings: {twice[0]} is given by an argument as well: leave one out.")
+    overrides = [f"{key}={_toml(value)}" for key, value in (settings or {}).items()]
+    name = study.name if isinstance(study, Study) else str(study)
+    loaded = api.load(name, data=str(data) if data else None, epochs=epochs, seed=seed, overrides=overrides)
     compute = api.Compute(device=device, trainers=trainers)
     if _is_notebook():
         done = api.run(loaded, compute=compute, watch=_Cell(), **options)
@@ -229,6 +237,15 @@ def run(
     with Terminal(tables.console(), is_run=True) as watch:
         done = api.run(loaded, compute=compute, watch=watch, **options)
     return Study(done.outcomes[-1].row.name)
+
+
+def _toml(value: Any) -> str:
+    """Return a value as a study file has it; numbers of NumPy as well."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value.item() if isinstance(value, np.generic) else value, ensure_ascii=False, default=str)
 
 
 class _Cell(api.Watch):
@@ -299,22 +316,35 @@ def _frame(compared: Any) -> "pandas.DataFrame":
     return frame
 
 
-def _are_paths(images: Any) -> bool:
+def _paths(images: Any) -> list[Path] | None:
+    """Return one path or several as a list; None if these are no paths."""
     if isinstance(images, (str, Path)):
-        return True
-    return not isinstance(images, np.ndarray) and all(isinstance(image, (str, Path)) for image in images)
+        return [Path(images)]
+    if isinstance(images, list) and images and all(isinstance(image, (str, Path)) for image in images):
+        return [Path(image) for image in images]
+    return None
 
 
-def _write(folder: Path, images: Any, inputs: Any, *, takes_arrays: bool) -> tuple[list[Path], Path | None]:
-    """Write images and inputs as files that `hpo predict` reads."""
+def _write(folder: Path, images: Any, inputs: Any, model: Path) -> tuple[list[Path], Path | None]:
+    """Write images and inputs as files that `hpo predict` reads as those of the model's training."""
     from hpo.operations import arrays
 
-    stack = arrays.stack(images[None] if isinstance(images, np.ndarray) and images.ndim == 2 else images)
-    table = None
-    if inputs is not None:
-        table = folder / arrays.TABLE
-        arrays.frame(inputs, "inputs").to_csv(table, index=False)
-    if takes_arrays:
-        np.save(folder / arrays.IMAGES, stack, allow_pickle=False)
-        return [folder / arrays.IMAGES], table
-    return arrays.write_pictures(folder, stack), table
+    stack = arrays.stack([images] if getattr(images, "ndim", 0) == 2 else images)
+    spec = json.loads((model / "spec.json").read_text(encoding="utf-8"))
+    layout = data.get("layout") if isinstance(data := spec.get("data"), dict) else None
+    if isinstance(layout, dict):
+        paths = [folder / arrays.IMAGES]
+        stack = arrays.as_trained(stack, layout, tuple(spec["image_shape"][1:]))
+        np.save(paths[0], stack, allow_pickle=False)
+        names = [str(paths[0])] if len(stack) == 1 else [f"{paths[0]}[{index}]" for index in range(len(stack))]
+    else:
+        paths = arrays.write_pictures(folder, stack)
+        names = list(map(str, paths))
+    if inputs is None:
+        return paths, None
+    rows = arrays.frame(inputs, "inputs")
+    if len(rows) != len(names):
+        raise UserError(f"inputs: expected a row for each of the {len(names)} images, found {len(rows)} rows.")
+    table = folder / arrays.TABLE
+    table.write_bytes(arrays.as_csv(rows.drop(columns=arrays.NAMES, errors="ignore"), names))
+    return paths, table

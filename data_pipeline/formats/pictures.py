@@ -51,10 +51,9 @@ def read_picture(path: Path, size: tuple[int, int] | None = None) -> Picture:
                 )
             if getattr(image, "is_animated", False):
                 raise FormatProblem("expected one still image, found several frames. Save each as a file of its own.")
-            if image.mode not in _MODES or (kind == "PNG" and content[24] == 16 and content[25] != 0):
+            if kind == "PNG" and content[24] == 16 and content[25] != 0:
                 raise FormatProblem(f"expected a grey or RGB image, found mode {image.mode}. Convert it.")
-            image.load()
-            return _picture(image, size)
+            return picture(image, size)
     except (FormatProblem, MemoryError):
         raise
     except ImageProblem as problem:
@@ -63,7 +62,11 @@ def read_picture(path: Path, size: tuple[int, int] | None = None) -> Picture:
         raise FormatProblem(f"is truncated, damaged or no {kind} file ({error!s:.80}). Write it again.") from None
 
 
-def _picture(image: Image.Image, size: tuple[int, int] | None) -> Picture:
+def picture(image: Image.Image, size: tuple[int, int] | None = None) -> Picture:
+    """Return an open image, which itself changes, as `read_picture` does. Raise FormatProblem for other modes."""
+    if image.mode not in _MODES:
+        raise FormatProblem(f"expected a grey or RGB image, found mode {image.mode}. Convert it.")
+    image.load()
     note = "transparency is ignored" if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info else ""
     is_hidden = bool(note) and hides_structure(image)
     image.info.pop("transparency", None)

@@ -133,7 +133,7 @@ def _message(error: Exception) -> str | None:
         return unreachable.tracking(error)
     # Classes of packages that know nothing of hpo, by their names: none is imported for it.
     kinds = {f"{kind.__module__.partition('.')[0]} {kind.__name__}" for kind in type(error).__mro__}
-    if kinds & {"data_pipeline DatasetError", "models SpecError"}:
+    if "models SpecError" in kinds:
         return str(error)
     if kinds & {"mlflow MlflowException", "requests RequestException"}:
         return unreachable.tracking_refuses(error)

@@ -2,16 +2,19 @@
 
 import io
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from data_pipeline import dataset, dataset_keys, description
 from data_pipeline.description import FILE, Description
 from data_pipeline.errors import DatasetError
 from data_pipeline.files import write_atomically
+from data_pipeline.formats.limits import FormatProblem
+from data_pipeline.formats.pictures import picture
 from data_pipeline.messages import near_miss
 from data_pipeline.phase import Phase
 from hpo.errors import ModelError
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     import pandas
 
 IMAGES, TABLE = "images.npy", "table.csv"
+NAMES = "image"  # the column of the images' names or numbers
 OWN = ("images", "table", "match", "targets", "inputs", "decimal", "shape")  # keys that follow from the arguments
 
 
@@ -39,44 +43,53 @@ def write_data(
 
     `images`: an array (n, h, w) or (n, h, w, c), or n images as arrays or PIL images of one size. `targets`: n rows, as
     a frame, or numbers by name; `inputs` likewise, the numbers beside each image; `columns` likewise, for the keys
-    `group` and `split`. `unit`: of all targets. `phases`: "matrix" and "inclusion". `keys`: those of dataset.toml, such
-    as `levels`, `symmetry` or `group`.
+    `group` and `split`. Row i belongs to image i; an index that numbers the rows in another order is refused. `unit`:
+    of all targets; a column may name its own, as "E [GPa]". `phases`: "matrix" and "inclusion". `keys`: those of
+    dataset.toml, such as `levels`, `symmetry` or `group`.
 
     A folder that holds the same already stays as it is. Raise DatasetError if the arguments do not fit together, if the
     folder holds something else, or if hpo does not understand what was written: then nothing stays behind.
     """
     folder, pixels = Path(folder), stack(images)
-    table, beside = _table(len(pixels), targets, inputs, columns)
-    content = {"images": IMAGES, "table": TABLE, "match": "row", "targets": list(frame(targets, "targets"))}
+    pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+    table, names, beside = _table(len(pixels), targets, inputs, columns)
+    content = {"images": IMAGES, "table": TABLE, "match": "row", "targets": names}
     content |= {"axes": "nhwc"[: pixels.ndim]} | ({"inputs": beside} if beside else {}) | _checked(keys)
     problems: list[str] = []
     layout = dataset_keys.parse(content, "dataset", problems)
     if problems:
         raise DatasetError(problems[0])
+    if phases and not (
+        phases.keys() == {"matrix", "inclusion"} and all(isinstance(phases[key], Phase) for key in phases)
+    ):
+        raise DatasetError(f"phases: expected a Phase each for matrix and inclusion, found {dict(phases)!r:.80}.")
+    if unit is not None and not isinstance(unit, str):
+        raise DatasetError(f'unit: expected one text, such as "GPa", found {unit!r:.80}. For several: units = {{…}}.')
     said = Description(
         name=name or description.name_of(folder),
         unit=unit or description.UNKNOWN_UNIT,
         phases=dict(phases) if phases else None,
         layout=layout,
     )
-    files = {IMAGES: _bytes(pixels), TABLE: table.to_csv(index=False).encode(), FILE: said.to_toml().encode()}
+    files = {IMAGES: _bytes(pixels), TABLE: as_csv(table, range(len(table))), FILE: said.to_toml().encode()}
     _write(folder, files)
     return folder
 
 
-def _table(count: int, targets: Any, inputs: Any, columns: Any) -> "tuple[pandas.DataFrame, list[str]]":
-    """Return all columns, with `count` rows, and the names of the inputs."""
-    table, beside = frame(targets, "targets"), [] if inputs is None else list(map(str, frame(inputs, "inputs")))
-    for what, values in (("targets", targets), ("inputs", inputs), ("columns", columns)):
-        rows = table.iloc[:, :0] if values is None else frame(values, what)
+def _table(count: int, targets: Any, inputs: Any, columns: Any) -> "tuple[pandas.DataFrame, list[str], list[str]]":
+    """Return all columns, with `count` rows, and the names of the targets and inputs."""
+    given = {"targets": targets, "inputs": inputs, "columns": columns}
+    parts = {what: frame(values, what) for what, values in given.items() if values is not None or what == "targets"}
+    table, names = parts["targets"].iloc[:, :0], {what: list(map(str, rows)) for what, rows in parts.items()}
+    for what, rows in parts.items():
         if len(rows) != count:
             raise DatasetError(f"{what}: expected a row for each of the {count} images, found {len(rows)} rows.")
-        if what != "columns" and (texts := [name for name in rows if rows[name].dtype.kind not in "buif"]):
+        if what != "columns" and (texts := [name for name in rows if rows[name].dtype.kind not in "uif"]):
             raise DatasetError(f"{what}: {texts[0]}: expected numbers, found {rows[texts[0]].iloc[0]!r}.")
-        if what != "targets" and (both := [name for name in rows if name in table]):
+        if both := [name for name in rows if name in table]:
             raise DatasetError(f"{both[0]} is there twice: give one of the columns another name.")
-        table = table if what == "targets" else table.join(rows)
-    return table, beside
+        table = table.join(rows)
+    return table, names["targets"], names.get("inputs", [])
 
 
 def _checked(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,33 +102,76 @@ def _checked(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stack(images: Any) -> np.ndarray:
-    """Return images as one array, a truth value as 0 or 1. Raise DatasetError if they differ in size."""
+    """Return images as one array (n, h, w) or (n, h, w, c); pictures as files are read: without transparency.
+
+    Raise DatasetError if they differ in size or type.
+    """
     if not isinstance(images, np.ndarray):
-        parts = [np.asarray(image) for image in images]
+        try:
+            parts = [_pixels(image) for image in images]
+        except TypeError:
+            raise DatasetError(
+                f"images: expected an array, or several images, found {type(images).__name__}."
+            ) from None
+        if len({part.ndim for part in parts}) == 2:  # grey pictures among coloured ones
+            parts = [np.repeat(part[..., None], 3, axis=2) if part.ndim == 2 else part for part in parts]
         for number, part in enumerate(parts):
             if part.shape != parts[0].shape:
                 raise DatasetError(f"Image {number} is of the shape {part.shape}, the first one of {parts[0].shape}.")
+            if part.dtype != parts[0].dtype and {part.dtype.kind, parts[0].dtype.kind} != {"f"}:
+                raise DatasetError(
+                    f"Image {number} has numbers of {part.dtype}, the first one of {parts[0].dtype}: give all in one "
+                    "type, on one scale."
+                )
         images = np.stack(parts) if parts else np.empty(0)
     if images.ndim not in (3, 4) or images.dtype.kind not in "buif":
         raise DatasetError(
             f"images: expected numbers of the shape (n, h, w) or (n, h, w, c), found {images.dtype} of {images.shape}."
         )
-    return images.astype(np.uint8) if images.dtype.kind == "b" else images
+    return images
+
+
+def _pixels(image: Any) -> np.ndarray:
+    if not isinstance(image, Image.Image):
+        return np.asarray(image)
+    try:
+        still = picture(image.copy())
+    except FormatProblem as problem:
+        raise DatasetError(f"images: {problem}") from None
+    return still.pixels.astype(bool) if still.is_bilevel else still.pixels
 
 
 def frame(values: Any, what: str) -> "pandas.DataFrame":
-    """Return a frame of numbers with a row for each image."""
+    """Return a frame with a row for each image, a truth value as 0 or 1."""
     import pandas
 
     try:
         if isinstance(values, pandas.Series):
             values = values.to_frame(values.name or what.removesuffix("s"))
-        rows = pandas.DataFrame(values).reset_index(drop=True)
+        rows = pandas.DataFrame(values)
     except ValueError as error:
         raise DatasetError(f"{what}: expected a frame, or numbers by name, all of one length: {error}") from None
-    if not all(isinstance(name, str) for name in rows.columns):
-        raise DatasetError(f"{what}: expected columns with names, as in {{'E': [210.0, …]}}, found an array.")
-    return rows
+    if odd := [name for name in rows.columns if not isinstance(name, str)]:
+        raise DatasetError(f"{what}: expected columns with names, as in {{'E': [210.0, …]}}, found {odd[0]!r}.")
+    if not rows.columns.is_unique:
+        twice = rows.columns[rows.columns.duplicated()][0]
+        raise DatasetError(f"{what}: {twice} is there twice: give one of the columns another name.")
+    numbers = pandas.RangeIndex(len(rows))
+    if not rows.index.equals(numbers) and rows.index.sort_values().equals(numbers):
+        raise DatasetError(
+            f"{what}: row i belongs to image i, but the index numbers the rows in another order, from "
+            f"{rows.index[0]}. Sort them by .sort_index(), or keep them by .reset_index(drop=True)."
+        )
+    rows = rows.reset_index(drop=True)
+    return rows.astype({name: np.uint8 for name in rows if rows[name].dtype == bool})
+
+
+def as_csv(rows: "pandas.DataFrame", images: Iterable[object]) -> bytes:
+    """Return a table; its first column names the images, so that commas separate columns also if there is one alone."""
+    rows = rows.copy()
+    if NAMES not in rows:
+        rows.insert(0, NAMES, list(images))
+    return rows.to_csv(index=False, na_rep="NaN").encode()
 
 
 def _bytes(array: np.ndarray) -> bytes:
@@ -126,6 +182,8 @@ def _bytes(array: np.ndarray) -> bytes:
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write the files, dataset.toml last, unless they are there already. Raise DatasetError; then no file stays."""
+    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+        raise DatasetError(f"{folder}: expected a folder, or none of this name, found a file on the way.")
     if (folder / FILE).exists() or _strangers(folder, files):
         if all(
             (folder / file).is_file() and (folder / file).read_bytes() == content for file, content in files.items()
@@ -152,9 +210,9 @@ def _strangers(folder: Path, files: Mapping[str, bytes]) -> bool:
 
 
 def write_pictures(folder: Path, images: np.ndarray) -> list[Path]:
-    """Write grey images (n, h, w) of whole numbers 0..255 as PNG files. Raise ModelError for others."""
-    from PIL import Image
-
+    """Write grey images (n, h, w) of truth values or whole numbers 0..255 as PNG files. Raise ModelError for others."""
+    if images.dtype == bool:
+        images = images * np.uint8(255)
     if images.ndim != 3 or images.dtype.kind not in "ui" or images.min(initial=0) < 0 or images.max(initial=0) > 255:
         low, high = (images.min(), images.max()) if images.size else (0, 0)
         raise ModelError(
@@ -165,3 +223,18 @@ def write_pictures(folder: Path, images: np.ndarray) -> list[Path]:
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image.astype(np.uint8)).save(path)
     return paths
+
+
+def as_trained(images: np.ndarray, layout: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """Return images (n, h, w) or (n, h, w, c), which may lie as in the training already, as those lay.
+
+    A truth value is as black and white there. `size` is (h, w) of the training.
+    """
+    if images.dtype == bool:
+        numbers = {number for colour in layout.get("colours") or () for number in np.atleast_1d(colour).tolist()}
+        images = images * np.uint8(255 if 255 in {*(layout.get("range") or ()), *numbers} else 1)
+    axes = layout.get("axes") or ""
+    lies_so = axes == "nchw" and images.shape[2:] == size != images.shape[1:3]
+    if set(axes) == set("nhwc"[: images.ndim]) and not lies_so:
+        images = images.transpose(["nhwc".index(letter) for letter in axes])
+    return images
