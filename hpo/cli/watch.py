@@ -159,8 +159,11 @@ def _without_epochs(words: Sequence[str]) -> list[str]:
 
 
 def by(request: Stop | None) -> str:
-    """Return who stopped a study when, for a message; nothing if that was a signal."""
-    return f" by {request.by} at {time.strftime('%H:%M:%S', time.localtime(request.at))} (hpo stop)" if request else ""
+    """Return who, or which budget, stopped a study when, for a message; nothing if that was a signal."""
+    if request is None:
+        return ""
+    how = "" if request.is_budget else " (hpo stop)"
+    return f" by {request.by} at {time.strftime('%H:%M:%S', time.localtime(request.at))}{how}"
 
 
 def _program() -> str:

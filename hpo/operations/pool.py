@@ -99,7 +99,8 @@ def detach(
             try:
                 rows.append(write_down(plan, connection, asked, say=watch.say))
             except StudyError:
-                if not rows or plan.study.follows is None:
+                begins_later = plan.study.follows is not None or {*plan.study.learn_from} & {row.name for row in rows}
+                if not rows or not begins_later:
                     raise
                 later.append(plan.name)
         closed = [row.name for row in rows if queue.closing_state(row.name) in ENDED]

@@ -120,7 +120,7 @@ def write_down(plan: Plan, connection: Connection, asked: Wishes, *, say: Callab
     if asked.trials is not None:
         from hpo.planning import plans
 
-        plans.extend(row.name, asked.trials, queue, connection.tracker, services.database_url)
+        plans.extend(row.name, asked.trials, queue, connection.tracker)
     asked.spending.resume(queue, row.name)
     queue.revive(row.name, trials=asked.retry)
     queue.offer(row.name, priority=asked.priority)

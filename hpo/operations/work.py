@@ -174,8 +174,8 @@ def _run(
     watch.begin(begun)
     if request is None:
         outcome = _work(connection, row, compute, place, NO_LIMITS, None, watch, spending)
-        if outcome.stop is not None and spending.ended == row.name:
-            watch.say(f"{outcome.stop.by} is spent: {row.name} closes with the best so far.".capitalize())
+        if outcome.stop is not None and outcome.stop.is_budget:  # of this run, or of another one
+            watch.say(f"{row.name} closes with the best so far: {outcome.stop.by} is spent.")
             outcome = _work(connection, row, compute, place, NO_LIMITS, None, watch)
     else:
         outcome = _on_slurm(request, connection, row, watch)

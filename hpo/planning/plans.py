@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -24,6 +25,7 @@ from hpo.planning.earlier import earlier_name, follow, learn
 from hpo.planning.preparation import Plan, check_trials
 from hpo.queue import NewJob, Queue, StudyRow, require_whole
 from hpo.search import sampling
+from hpo.search.foreign import append_waiting
 from hpo.settings import Settings
 from hpo.study.records import DataFacts, StudyFacts
 from hpo.text import counted, doubts_text, first_line, for_markdown
@@ -95,7 +97,7 @@ def plan(
     return queue.study(ready.name)
 
 
-def extend(name: str, trials: int, queue: Queue, tracker: Tracker, database_url: str) -> StudyRow:
+def extend(name: str, trials: int, queue: Queue, tracker: Tracker) -> StudyRow:
     """Raise the number of a study's configurations to `trials`; its sampler chooses the new ones. Idempotent.
 
     The identity stays that of its file. Raise StudyError if it cannot have so many.
@@ -106,14 +108,12 @@ def extend(name: str, trials: int, queue: Queue, tracker: Tracker, database_url:
         planned = row.specification
         check_trials(trials, planned, name)
         if trials > planned.trials:
-            with _store(queue, database_url) as store:
-                numbers = sampling.plan(store, name, replace(planned, trials=trials))
             jobs = [
                 NewJob(kind="trial", number=number, repeat=repeat)
                 for repeat in range(planned.trainings)
-                for number, _ in numbers[planned.trials :]
+                for number in range(planned.trials, trials)
             ]
-            queue.extend(name, len(numbers), jobs)
+            queue.extend(name, trials, jobs, also=partial(append_waiting, name=name, trials=trials))
             row = queue.study(name)
     chosen = replace(row.specification, description=row.facts.description)
     note = _note(chosen, row.facts.data, name)

@@ -112,6 +112,11 @@ class BudgetEnd(Record):
     reached: str  # what was reached then, in words
     left: int | None = None  # trials that were not trained to their end, when the study closed
 
+    @property
+    def asks(self) -> str:
+        """What asks the workers to leave, in words."""
+        return f"the budget {self.budget}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClosingResult(Record):

@@ -16,6 +16,7 @@ from hpo.queue.rows import (
     JOB,
     LEFT,
     REASON,
+    SAME,
     WANTED,
     all_ended,
     attempts_of,
@@ -34,9 +35,10 @@ CLAIM = f"""
     WHERE id = (
         SELECT id FROM hpo.job
         WHERE study = :study AND state = 'waiting'
-          -- a worker that is asked to leave takes nothing more
-          AND (cast(:stops AS int) IS NULL
-               OR :stops = (SELECT stops FROM hpo.study WHERE name = :study))
+          -- a worker that is asked to leave takes nothing more, nor one that knows an earlier study of this name
+          AND EXISTS (
+              SELECT FROM hpo.study WHERE name = :study AND stops = coalesce(cast(:stops AS int), stops) AND {SAME}
+          )
           -- a study closes when every trial has ended: seen before the lock, and still so under it
           AND (kind = 'trial' AND {WANTED}
                OR kind = 'closing' AND :closes AND NOT EXISTS (SELECT FROM hpo.job WHERE {LEFT}))
@@ -62,6 +64,7 @@ class Leases(Database):
         device: str = "cpu",
         lease: float,
         stops: int | None = None,
+        created_at: float | None = None,
         take_over: bool = True,
     ) -> Job | None:
         """Claim the most expensive waiting job for `lease` seconds, with `take_over` after letting those wait whose
@@ -69,7 +72,7 @@ class Leases(Database):
 
         `worker`: its name, which begins with its host; `device`: with the host the place of the attempt. Return None if
         there is nothing to claim, or if the study is paused, was stopped more often than the `stops` times the worker
-        knows of, or is being deleted.
+        knows of, is being deleted, or was planned again after the one that the worker knows (`created_at`).
         """
         with self._transaction() as connection:
             closes = all_ended(connection, study)
@@ -81,7 +84,8 @@ class Leases(Database):
                 _expire(connection, study, lease=lease)
             if is_doubtful is None:
                 return None
-            values = {"study": study, "worker": worker, "lease": lease, "stops": stops, "closes": closes}
+            values = {"study": study, "worker": worker, "lease": lease, "closes": closes}
+            values |= {"stops": stops, "created_at": created_at}
             claim = CLAIM.format(cheapest_first="cost," if is_doubtful else "")  # else the index has their order
             claimed = connection.execute(text(claim), values).one_or_none()
             if claimed is None:
@@ -224,11 +228,18 @@ class Leases(Database):
             rows = connection.execute(text(f"SELECT {JOB} FROM hpo.job WHERE run_id = :run"), {"run": run_id})
             return next((Job.from_row(row) for row in rows.mappings()), None)
 
-    def closing_state(self, study: str) -> State | None:
-        """State of the study's closing; None if there is no such study, or it is not planned to its end."""
+    def closing_state(self, study: str, *, created_at: float | None = None) -> State | None:
+        """State of the study's closing; None if there is no such study, or it is not planned to its end.
+
+        With `created_at` another study of the same name, planned after a deletion, is none.
+        """
         with self._transaction() as connection:
             state = connection.scalar(
-                text("SELECT state FROM hpo.job WHERE study = :study AND kind = 'closing'"), {"study": study}
+                text(f"""
+                    SELECT state FROM hpo.job JOIN hpo.study ON study.name = job.study
+                    WHERE job.study = :study AND kind = 'closing' AND {SAME}
+                """),
+                {"study": study, "created_at": created_at},
             )
             return None if state is None else State(state)
 

@@ -236,12 +236,12 @@ class OpenStudy:
     """A study that the pool is to serve, as it is now."""
 
     name: str
-    identity: str
+    created_at: float  # seconds since 1970, server clock
     stops: int
     priority: int
     running: int  # jobs that workers hold, of whatever kind
     has_work: bool  # a job waits, or its lease has expired
-    paused: str | None
+    paused: str | None  # why nobody claims a trial of it; None also if its closing alone is left
 
 
 class Pace(NamedTuple):
@@ -259,6 +259,12 @@ class Stop:
 
     by: str
     at: float  # seconds since 1970, server clock
+    is_budget: bool = False  # that of a `hpo run` is spent: else it was `hpo stop`, or a deletion
+
+    @property
+    def how(self) -> str:
+        """What asked for it, in words."""
+        return "budget" if self.is_budget else "hpo stop"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,10 @@ EXPIRED = """
     AND greatest(lease_until, pg_postmaster_start_time() + make_interval(secs => :lease)) < clock_timestamp()
 """
 
+# A study is the one that a worker knows: a deleted one may have been planned again under its name, on other data.
+CREATED_AT = "extract(epoch FROM study.created_at)::float8"
+SAME = f"{CREATED_AT} = coalesce(cast(:created_at AS float8), {CREATED_AT})"
+
 TRIAL = "study = :study AND kind = 'trial' AND number = :number AND repeat = coalesce(:repeat, repeat)"
 
 # Of trials that wait: after the end of a study's budget only those are claimed that its closing has planned.

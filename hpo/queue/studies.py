@@ -1,7 +1,7 @@
 """Studies: planned, stopped, deleted."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -36,6 +36,10 @@ _BEST = """
     GROUP BY study, number HAVING count(score) > 0
     ORDER BY study, bool_or(state = 'diverged') OR coalesce(count(score) < max(folds), false), avg(score), number
 """
+
+
+# So that the first claims use the indexes. The last statement of a transaction: two of them exclude each other.
+ANALYZE = "ANALYZE hpo.job"
 
 
 class Studies(Database):
@@ -122,30 +126,47 @@ class Studies(Database):
             if closing is not None:
                 hold(connection, closing)
             _insert(connection, study, jobs)
+            connection.execute(text(ANALYZE))
 
-    def extend(self, study: str, trials: int, jobs: Iterable[NewJob]) -> None:
-        """Raise the number of a study's configurations to `trials`, with their jobs, and let it close again."""
+    def extend(
+        self,
+        study: str,
+        trials: int,
+        jobs: Iterable[NewJob],
+        *,
+        also: Callable[[Connection], object] = lambda connection: None,
+    ) -> None:
+        """Raise the number of a study's configurations to `trials`, with their jobs, and let it close again.
+
+        `also` plans them in Optuna's tables, in the same transaction: a kill leaves all or nothing.
+        """
         with self._transaction() as connection:
+            also(connection)
             lock_study(connection, study)
             _insert(connection, study, jobs)
             connection.execute(
                 text("UPDATE hpo.study SET trials = :trials WHERE name = :study"), {"study": study, "trials": trials}
             )
             reopen_closing(connection, study)
+            connection.execute(text(ANALYZE))
 
     def end_by_budget(self, study: str, end: BudgetEnd) -> bool:
         """Let no more trials be claimed, and the study close with what it has; its workers hand theirs back and leave.
 
-        Return False, and change nothing, if it has ended so before, or if no trial is still to be trained.
+        Return False, and change nothing, if it has ended so before, or if no trial is still to be trained. Raise
+        DatabaseLost while a claim is under way for long: it may be frozen, and the caller has leases to renew.
         """
         with self._transaction() as connection:
+            connection.execute(text("SET LOCAL lock_timeout = '1s'"))
+            lock_study(connection, study, "FOR UPDATE")  # no claim of before comes to light when the closing has begun
             ended = connection.execute(
                 text(f"""
                     UPDATE hpo.study SET budget = :end, stops = stops + 1, stopped_at = clock_timestamp(),
                         stopped_by = :by
-                    WHERE name = :study AND budget IS NULL AND EXISTS (SELECT FROM hpo.job WHERE {LEFT})
+                    WHERE name = :study AND budget IS NULL
+                        AND EXISTS (SELECT FROM hpo.job WHERE {LEFT} AND spec->'refit' IS NULL)
                 """),
-                {"study": study, "end": as_json(end.to_json()), "by": f"the budget {end.budget}"},
+                {"study": study, "end": as_json(end.to_json()), "by": end.asks},
             )
             return ended.rowcount == 1
 
@@ -270,7 +291,6 @@ def _insert(connection: Connection, study: str, jobs: Iterable[NewJob]) -> None:
         """),
         {"study": study, "rows": as_json(rows)},
     )
-    connection.execute(text("ANALYZE hpo.job"))  # so that the first claims use its indexes
 
 
 def require_whole(row: StudyRow) -> None:

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import text
 
+from hpo.queue.closing_result import BudgetEnd
 from hpo.queue.database import Database
 from hpo.queue.records import Job, OpenStudy, Orders, Present, Stop
-from hpo.queue.rows import EXPIRED, WANTED_BY
+from hpo.queue.rows import CREATED_AT, EXPIRED, WANTED_BY
 
 log = logging.getLogger("hpo")
 
@@ -122,7 +123,7 @@ class Workers(Database):
             )
             stopped = connection.execute(
                 text("""
-                    SELECT name, stopped_by, extract(epoch FROM stopped_at)::float8
+                    SELECT name, stopped_by, extract(epoch FROM stopped_at)::float8, budget
                     FROM hpo.study JOIN unnest(cast(:names AS text[]), cast(:stops AS int[])) AS served (study, before)
                         ON name = served.study AND stops > served.before
                 """),
@@ -137,7 +138,10 @@ class Workers(Database):
             ).one_or_none()
         return Orders(
             leave=None if leave is None else Stop(by=leave[0], at=leave[1]),
-            stopped={name: Stop(by=by, at=at) for name, by, at in stopped},
+            stopped={
+                name: Stop(by=by, at=at, is_budget=budget is not None and by == BudgetEnd.from_json(budget).asks)
+                for name, by, at, budget in stopped
+            },
             cancelled=[job for job in held if job.id in cancelled],
         )
 
@@ -149,18 +153,20 @@ class Workers(Database):
         By priority, then by the fewest jobs that run (fair share), then by age. `lease` in seconds.
         """
         wanted = WANTED_BY.format(budget="study.budget")
+        left = f"""EXISTS (
+            SELECT FROM hpo.job WHERE job.study = study.name AND kind = 'trial'
+                AND state IN ('waiting', 'running') AND (state = 'running' OR {wanted})
+        )"""
         with self._transaction() as connection:
             rows = connection.execute(
                 text(f"""
-                    SELECT study.name, study.identity, study.stops, study.priority, study.paused,
+                    SELECT study.name, study.stops, study.priority, {CREATED_AT} AS created_at,
+                        CASE WHEN {left} THEN study.paused END AS paused,  -- which keeps nobody from closing it
                         (SELECT count(*) FROM hpo.job WHERE job.study = study.name AND state = 'running') AS running,
                         EXISTS (SELECT FROM hpo.job WHERE job.study = study.name AND kind = 'trial'
                                 AND state = 'waiting' AND {wanted})
                             OR EXISTS (SELECT FROM hpo.job WHERE job.study = study.name AND {EXPIRED})
-                            OR closing.state = 'waiting' AND NOT EXISTS (
-                                SELECT FROM hpo.job WHERE job.study = study.name AND kind = 'trial'
-                                    AND state IN ('waiting', 'running') AND (state = 'running' OR {wanted})
-                            ) AS has_work
+                            OR closing.state = 'waiting' AND NOT {left} AS has_work
                     FROM hpo.study JOIN hpo.job AS closing
                         ON closing.study = study.name AND closing.number = -1 AND closing.repeat = 0
                     WHERE closing.state IN ('waiting', 'running') AND NOT study.deleting AND NOT study.stopped

@@ -193,6 +193,22 @@ def create_waiting(
         _insert_attributes(connection, "system", [(trial_id, trial.system_attrs) for trial_id, trial in numbered])
 
 
+def append_waiting(connection: Connection, name: str, trials: int) -> None:
+    """Insert the waiting trials, without a point, that a study of so many lacks; rows as those of `create_waiting`."""
+    values = {"name": name, "trials": trials}
+    connection.execute(text("SELECT FROM studies WHERE study_name = :name FOR UPDATE"), values)
+    connection.execute(
+        text("""
+            INSERT INTO trials (number, study_id, state)
+            SELECT number, study_id, 'WAITING'::trialstate
+            FROM studies, generate_series((SELECT count(*) FROM trials t WHERE t.study_id = studies.study_id),
+                cast(:trials AS int) - 1) AS number
+            WHERE study_name = :name ORDER BY number
+        """),
+        values,
+    )
+
+
 def _insert_attributes(connection: Connection, table: str, attributes: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
     """Insert the attributes of trials, by their ids, into the table of users or that of the system."""
     values_of: dict[str, list[tuple[int, Any]]] = {}

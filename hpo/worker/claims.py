@@ -83,6 +83,7 @@ class Claims:
                 device=trainer.place,
                 lease=self._lease,
                 stops=served.row.stops,
+                created_at=served.row.created_at,
                 take_over=self._recorder.may_expire,
             )
             if job is not None:

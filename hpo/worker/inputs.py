@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from data_pipeline.dataset import Dataset
+from data_pipeline.errors import DatasetError
 from data_pipeline.folds import digest, folds, whole, with_split
 from data_pipeline.npz import load_npz, sha256_in
 from data_pipeline.shares import training_share
@@ -33,8 +34,12 @@ def load_data(path: Path) -> tuple[Dataset, Split]:
 
 def trial_data(path: Path, spec: TrialSpec) -> Dataset:
     """Return the data set of a file with the split of the trial: a fold, or for a refit all images that are not for
-    the test. Raise DatasetError if the file is damaged, SpecError if the folds are not those that were planned."""
+    the test. Raise DatasetError if the file is damaged or of another data set, SpecError if the folds are not those
+    that were planned."""
     dataset, parts = load_data(path)
+    named = path.stem.partition("-")[0]  # its digest: the file is what its name says
+    if sha256_in(path) is not None and named != spec.data:
+        raise DatasetError(f"{path}: expected the data set {spec.data:.8} of the trial, found {named:.8}.")
     if spec.refit is not None:
         return with_split(dataset, whole(parts))
     return dataset if spec.fold is None else with_split(dataset, _fold(path, spec.fold))

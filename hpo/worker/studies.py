@@ -107,15 +107,15 @@ class Studies:
         return False
 
     def _is_closed(self, study: str) -> bool:
-        state = self._queue.closing_state(study)
+        state = self._queue.closing_state(study, created_at=self._served[study].row.created_at)
         if state is None:
             raise NotFound(f"The study {study} was deleted meanwhile.")
         return state in ENDED
 
     def _is_current(self, study: OpenStudy) -> bool:
-        """Return whether a study is served as it is now: not stopped or planned again since."""
+        """Return whether a study is served as it is now: not stopped, or deleted and planned again, since."""
         row = self._served[study.name].row
-        return (row.identity, row.stops) == (study.identity, study.stops)
+        return (row.created_at, row.stops) == (study.created_at, study.stops)
 
     def _candidates(self) -> Iterator[OpenStudy]:
         """Yield the studies with work, in the order of claims."""

@@ -174,7 +174,7 @@ class Supervisor:
             if study in self._studies.leaving or self.ending.reason is not None:
                 continue
             log.warning("%s asked the workers of %s to stop: giving trials back", stop.by, study)
-            if not self._studies.stop(study, "hpo stop"):
+            if not self._studies.stop(study, stop.how):
                 self._leave_for(stop)
         if orders.leave is not None and self.ending.reason is None:
             log.warning("%s asked the workers of the pool to stop: giving trials back", orders.leave.by)
@@ -182,7 +182,7 @@ class Supervisor:
 
     def _leave_for(self, stop: Stop) -> None:
         self.ending.asked = stop
-        self.ending.stop("hpo stop")
+        self.ending.stop(stop.how)
 
     # Outcomes of the recorder
 

@@ -219,6 +219,29 @@ def test_more_trials_reopen_a_closed_study_and_its_looks_at_test_data_are_counte
         assert [job.number for job in jobs[1:]] == list(range(trials))
 
 
+def test_trials_are_added_to_queue_and_optuna_together_or_not_at_all(database_url):
+    queue, more = planned(database_url, 1), [NewJob(kind="trial", number=1)]
+
+    def dies(connection):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        queue.extend("s", 2, more, also=dies)
+    assert queue.study("s").trials is None and queue.repeats("s", 1) == []
+
+
+def test_a_worker_that_knows_an_earlier_study_of_the_name_gets_nothing(database_url):
+    queue = planned(database_url, 1)
+    earlier = queue.study("s").created_at
+    queue.delete_study("s")
+    planned(database_url, 1)
+    (now,) = queue.studies()
+    assert queue.claim("s", worker="w", lease=60, stops=0, created_at=earlier) is None
+    assert queue.closing_state("s", created_at=earlier) is None
+    assert queue.closing_state("s", created_at=now.created_at) == "waiting"
+    assert queue.claim("s", worker="w", lease=60, stops=0, created_at=now.created_at).number == 0
+
+
 def test_after_a_budget_the_closing_alone_is_claimed_until_it_is_lifted(database_url):
     queue, end = planned(database_url, 3), BudgetEnd(budget="--max-hours 1", reached="1 hours")
     queue.amend_facts("s", {"planned": True})  # for the pool
@@ -226,8 +249,8 @@ def test_after_a_budget_the_closing_alone_is_claimed_until_it_is_lifted(database
     running = claim(queue)
     assert queue.end_by_budget("s", end) and not queue.end_by_budget("s", end)
     assert claim(queue) is None, "the closing waits for the trial that runs"
-    orders = queue.orders("w", stops={"s": 0}, held=[running])
-    assert orders.stopped["s"].by == "the budget --max-hours 1"
+    stop = queue.orders("w", stops={"s": 0}, held=[running]).stopped["s"]
+    assert (stop.by, stop.is_budget) == ("the budget --max-hours 1", True)
     assert [one.has_work for one in queue.open_studies(lease=60)] == [False], "nor is it for the pool"
     queue.give_back(running, AttemptOutcome.HANDED_BACK, reason="stopped")
     closing = claim(queue)
@@ -240,6 +263,13 @@ def test_after_a_budget_the_closing_alone_is_claimed_until_it_is_lifted(database
     queue.give_back(closing, AttemptOutcome.HANDED_BACK, reason="the winner is trained again first")
     job = claim(queue)
     assert job.is_refit
+    queue.lift_budget("s")
+    for number in (0, 1):
+        queue.cancel("s", number, 0, by="anna")
+    assert not queue.end_by_budget("s", end), "no budget ends a study whose winner alone is trained again"
+    for number in (0, 1):
+        queue.undo_cancel("s", number, 0)
+    assert queue.end_by_budget("s", end)
     assert not queue.open_studies(lease=60)[0].has_work
     queue.end(job, "done", result=records.result(0.1))
     assert queue.open_studies(lease=60)[0].has_work, "its closing"
@@ -672,10 +702,16 @@ def test_the_pool_sees_open_studies_by_priority_then_by_their_running_jobs(datab
     queue.stop("second", by="anna")
     queue.offer("urgent", priority=-1)
     assert [study.name for study in queue.open_studies(lease=30.0)] == ["first", "urgent"]
+    assert not queue.orders("w", stops={"second": 0}, held=[]).stopped["second"].is_budget
     queue.offer("second")  # `hpo run` of it
     assert next((study.name, study.stops) for study in queue.open_studies(lease=30.0)) == ("second", 1)
-    end_all(queue, "second", 2)
-    assert queue.open_studies(lease=30.0)[0].has_work, "its closing waits"
+    with queue.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE hpo.study SET paused = 'several failed' WHERE name = 'second'")
+    assert queue.open_studies(lease=30.0)[0].paused == "several failed"
+    for number in range(2):
+        queue.cancel("second", number, None, by="anna")
+    closing = queue.open_studies(lease=30.0)[0]
+    assert (closing.name, closing.has_work, closing.paused) == ("second", True, None), "its closing alone waits"
     queue.end(queue.claim("second", worker="w", lease=30.0), State.DONE, result=ClosingResult())
     assert "second" not in [study.name for study in queue.open_studies(lease=30.0)]
 

@@ -5,9 +5,10 @@ import records
 
 from hpo import study
 from hpo.errors import SettingsError, StudyError
-from hpo.operations import budgets
+from hpo.operations import budgets, work
 from hpo.operations.budgets import Budget, Spending, wishes
-from hpo.queue import BudgetEnd, DatabaseLost
+from hpo.operations.compute import Compute
+from hpo.queue import BudgetEnd, DatabaseLost, Stop
 from hpo.queue.closing_result import ClosingResult
 from hpo.report import promotion, words
 
@@ -78,6 +79,9 @@ class Scores:
         self.ends.append(end)
         return True
 
+    def jobs(self, name: str) -> list:
+        return []
+
     def lift_budget(self, name: str) -> None:
         self.lifted += 1
 
@@ -111,6 +115,20 @@ def test_time_that_is_over_ends_the_study_that_is_trained(monkeypatch):
     spending.look(queue, "s")
     (end,) = queue.ends
     assert (end.budget, end.reached) == ("--max-hours 1.5", "1 h 36 min") and spending.is_out_of_time
+
+
+def test_a_run_closes_a_study_that_the_budget_of_another_run_has_ended(monkeypatch):
+    """It would leave with what was said of a `hpo stop` otherwise, and nobody close the study."""
+    begun = work.Begun(row=records.study_row("s"), queue=Scores(0.5), links={})
+    stop = Stop(by="the budget --max-hours 1", at=0.0, is_budget=True)
+    left = work.Outcome(row=begun.row, closed=False, stopped=True, stop=stop)
+    said, outcomes = [], [left, work.Outcome(row=begun.row, closed=True)]
+    monkeypatch.setattr(work, "_place", lambda *_: work.CPU)
+    monkeypatch.setattr(work, "_work", lambda *_: outcomes.pop(0))
+    monkeypatch.setattr(work.Watch, "say", lambda _, line: said.append(line))
+    outcome = work._run(begun, None, Compute(), None, Spending(Budget()), work.Watch())
+    assert outcome.closed and not outcome.stopped and outcomes == []
+    assert said == ["s closes with the best so far: the budget --max-hours 1 is spent."]
 
 
 def test_a_result_says_which_budget_ended_it_and_how_often_test_data_were_seen():

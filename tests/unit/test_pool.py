@@ -36,7 +36,7 @@ class SharedQueue(FakeQueue):
     def open_studies(self, *, lease):
         rows = [
             OpenStudy(
-                **{"name": name, "identity": "i", "stops": 0, "priority": 0, "paused": None}
+                **{"name": name, "created_at": 0.0, "stops": 0, "priority": 0, "paused": None}
                 | {"running": self.running[name], "has_work": bool(self.jobs[name])}
                 | self.about[name]
             )
@@ -44,8 +44,9 @@ class SharedQueue(FakeQueue):
         ]
         return [row for row in rows if row.name not in self.stopped]
 
-    def claim(self, study, *, worker, device, lease, stops, take_over):
-        if study in self.stopped or not self.jobs[study]:
+    def claim(self, study, *, worker, device, lease, stops, created_at, take_over):
+        is_known = created_at == self.about[study].get("created_at", 0.0)
+        if study in self.stopped or not self.jobs[study] or not is_known:
             return None
         self._answer("claim", study)
         job = self.jobs[study].popleft()
@@ -78,7 +79,7 @@ class PoolBench(Bench):
         self.events.append(("prepare", name))
         tasks = self.files[name] = FakeTasks(self.events, name)
         return Served(
-            row=records.study_row(name),
+            row=records.study_row(name, created_at=self.queue.about[name].get("created_at", 0.0)),
             tasks=tasks,
             pruning=FakePruning(),
             start_closing=lambda job, folder, data: self.closing(job),
@@ -252,6 +253,17 @@ def test_a_trainer_that_does_not_hand_a_stopped_study_back_is_killed(pool):
     pool.steps(STOP_GRACE + 3)
     assert pool.processes[0].killed and [event[2] for event in pool.of("give back")] == ["hpo stop"]
     assert pool.supervisor.ending.reason is None
+
+
+def test_a_study_that_was_planned_again_under_its_name_is_served_as_it_is_now(pool):
+    pool.queue.plan("again", 2)
+    pool.steps(3)
+    pool.queue.about["again"] = {"created_at": 1.0}  # deleted and planned between two looks
+    pool.finish(0)
+    pool.steps(4)
+    assert pool.claims == ["again", "again"] and pool.events.count(("prepare", "again")) == 2
+    second = [event[0] for event in pool.events if event[1:2] == ("again",) and event[0] in ("claim", "prepare")]
+    assert second == ["prepare", "claim", "prepare", "claim"], "not with the data set of the first one"
 
 
 @pytest.mark.parametrize("work", [api.run, api.detach])

@@ -10,6 +10,7 @@ import pytest
 import records
 
 from hpo import settings
+from hpo.cli.watch import by
 from hpo.errors import NotFound, ServiceError
 from hpo.files import sha256_of
 from hpo.queue import AttemptOutcome, DatabaseLost, Job, Judged, LeaseLost, Orders, State, Stop
@@ -61,16 +62,16 @@ class FakeQueue:
     def __init__(self, events: list) -> None:
         self.events, self.waiting, self.rows, self.lost, self.cancelled = events, deque(), {}, set(), []
         self.is_away, self.closing, self.stop, self.expired_jobs, self.paused = False, "waiting", None, [], None
-        self.leave_order = None
+        self.leave_order, self.created_at = None, 0.0
 
     def _answer(self, *event) -> None:
         if self.is_away:
             raise DatabaseLost("gone")
         self.events.append(event)
 
-    def claim(self, study, *, worker, device, lease, stops, take_over):
+    def claim(self, study, *, worker, device, lease, stops, created_at, take_over):
         self._answer("claim")
-        if not self.waiting:
+        if not self.waiting or created_at != self.created_at:
             return None
         job = self.waiting.popleft()
         self.rows[job.id] = job
@@ -106,9 +107,9 @@ class FakeQueue:
     def job(self, job_id):
         return self.rows.get(job_id)
 
-    def closing_state(self, study):
+    def closing_state(self, study, *, created_at):
         self._answer("look")
-        return self.closing
+        return self.closing if created_at == self.created_at else None
 
     def expired(self, study, *, lease):
         return self.expired_jobs
@@ -1012,6 +1013,14 @@ def test_a_study_that_was_deleted_meanwhile_is_named(bench):
         bench.supervisor.run()
 
 
+def test_no_trial_of_a_study_that_was_planned_again_under_its_name_is_taken(bench):
+    bench.queue.created_at = 1.0  # while this worker was frozen
+    bench.queue.waiting.append(JOB)
+    with pytest.raises(NotFound, match="The study s was deleted meanwhile"):
+        bench.supervisor.run()
+    assert bench.queue.rows == {} and bench.queue.waiting
+
+
 # Children
 
 
@@ -1222,6 +1231,16 @@ def test_hpo_stop_ends_the_worker_and_names_who_asked(bench, caplog):
     bench.steps(2)
     assert bench.supervisor.ending.asked.by == "ann@lab" and bench.supervisor.ending.reason == "hpo stop"
     assert "ann@lab asked the workers of s to stop" in caplog.text and bench.requests(protocol.Stop)
+    assert by(bench.supervisor.ending.asked).endswith(" (hpo stop)")
+
+
+def test_a_budget_that_is_spent_ends_the_worker_and_is_named(bench):
+    bench.training()
+    bench.queue.stop = Stop(by="the budget --max-hours 1", at=0.0, is_budget=True)
+    bench.steps(2)
+    text = by(bench.supervisor.ending.asked)
+    assert text.startswith(" by the budget --max-hours 1 at ") and "hpo stop" not in text
+    assert "stopping (budget)" in bench.supervisor.concern
 
 
 def test_when_no_result_can_be_recorded_trainers_hand_back_first(bench):

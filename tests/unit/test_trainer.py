@@ -14,6 +14,8 @@ import torch
 import trained
 
 from data_pipeline import dataset, npz
+from data_pipeline.errors import DatasetError
+from hpo import files
 from hpo.operations.predict import predict
 from hpo.worker import inputs, probing, protocol, scoring, train_trial, trainer
 from models import bundle, regressor, specs
@@ -50,6 +52,16 @@ def test_a_trial_is_trained_and_measured_with_the_threads_it_asks_for(tmp_path, 
         trained[name] = train_trial.train(request, send, threading.Event()).validation
         assert seen[protocol.EpochDone][0] == 3
     assert trained["one"] == trained["another"]
+
+
+def test_no_trial_is_trained_on_the_data_set_of_another_study(tmp_path, data):
+    content = dataset.load(data)
+    npz.save_npz(content, tmp_path / "data.npz")
+    sha256 = files.sha256_of(tmp_path / "data.npz")
+    path = (tmp_path / "data.npz").rename(tmp_path / f"{content.digest}-{sha256}.npz")
+    assert inputs.trial_data(path, records.spec(data=content.digest)).digest == content.digest
+    with pytest.raises(DatasetError, match=r"expected the data set 00000000 of the trial, found "):
+        inputs.trial_data(path, records.spec(data="0" * 64))
 
 
 def test_a_fit_is_probed_proved_and_scored_beside_ridge_on_descriptors(tmp_path, data):
