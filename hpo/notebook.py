@@ -72,7 +72,8 @@ class Study:
         """Return a row for each trial, the best configuration first: parameters, state and validation scores.
 
         Columns are number, repeat, state, the parameters by their names, `best_val_nmse`, `best_val_r2`, `best_epoch`,
-        `epochs`, `seconds`, `reason` and `run_id`. Scores are NaN of a trial that has not been trained to its end.
+        `epochs`, `seconds`, `reason` and `run_id`. Scores are NaN of a trial that has not been trained to its end. A
+        parameter of one of these names is `point.NAME`.
         """
         import pandas
 
@@ -120,17 +121,16 @@ def _trial(job: Job, space: Sequence[str]) -> dict[str, Any]:
         "best_val_r2": result.validation.r2 if result else np.nan,
         "best_epoch": result.best_epoch if result else None,
     }
-    return {
-        "number": job.number,
-        "repeat": job.repeat,
-        "state": job.state.label,
-        **{name: point.get(name) for name in space},
-        **scores,
+    facts = {
         "epochs": job.epochs,
         "seconds": result.seconds if result else np.nan,
         "reason": job.reason,
         "run_id": job.run_id,
     }
+    first = {"number": job.number, "repeat": job.repeat, "state": job.state.label}
+    taken = first | scores | facts
+    parameters = {f"point.{name}" if name in taken else name: point.get(name) for name in space}
+    return first | parameters | scores | facts
 
 
 class Model:

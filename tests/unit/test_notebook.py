@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from hpo import notebook
 from hpo.errors import ModelError
 from hpo.notebook import Model
 from hpo.operations import arrays
+from hpo.queue import State
 from hpo.report import tables
 from models import bundle
 from models.specs import TrainingSpec, from_dict
@@ -229,3 +231,20 @@ def test_a_table_is_plain_text_in_files_also_under_a_kernel_or_with_colours_forc
     table = tables.of_records([{"name": "E", "NMSE": 0.25}] * 3, name="x", title="A table", note="")
     text = tables.text(table)
     assert "A table" in text and text.count("0.25") == 3 and "\x1b" not in text
+
+
+def test_a_parameter_called_like_a_fact_of_a_trial_hides_nothing():
+    job = SimpleNamespace(
+        **{
+            "number": 3,
+            "repeat": 0,
+            "state": State.WAITING,
+            "result": None,
+            "epochs": 2,
+            "reason": None,
+            "run_id": "r",
+        },
+        spec=SimpleNamespace(point={"epochs": 40, "filters": 8}),
+    )
+    row = notebook._trial(job, ["epochs", "filters"])
+    assert (row["epochs"], row["point.epochs"], row["filters"], row["number"]) == (2, 40, 8, 3)
