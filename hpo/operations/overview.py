@@ -40,7 +40,7 @@ class Status:
 
     def __init__(self, chosen: Settings, services: Services) -> None:
         self._settings, self._queue = chosen, Queue(services.database_url)
-        self._progress: dict[str, Progress] = {}  # kept: a rate needs two looks
+        self._progress: dict[tuple[str, float], Progress] = {}  # kept: a rate needs two looks
         self._queue.install()
         self.refresh()
 
@@ -54,7 +54,7 @@ class Status:
                 own = counts.get(row.name, StudyCounts())
                 self.studies.append(_summary(row, own))
                 if own.closing is None or not own.closing.ended:
-                    progress = self._progress.setdefault(row.name, Progress(self._queue, row))
+                    progress = self._progress.setdefault((row.name, row.created_at), Progress(self._queue, row))
                     progress.refresh()
                     self.open.append(progress)
         finally:

@@ -105,11 +105,13 @@ def _check_together(label: str, table: Mapping[str, Any], study: Study) -> None:
     if study.repeats > 1 and study.is_pruned:
         raise StudyError(f"{label}: repeats and a pruner do not go together: every repeat of a point counts.")
     if study.learn_from and (
-        study.sampler not in LEARNING or not all(isinstance(one, str) for one in study.learn_from)
+        study.sampler not in LEARNING
+        or not all(isinstance(one, str) for one in study.learn_from)
+        or len({*study.learn_from}) < len(study.learn_from)
     ):
         raise StudyError(
-            f"{label}: learn_from: expected names of studies, beside a sampler that learns ({', '.join(LEARNING)}), "
-            f"found {list(study.learn_from)!r} and sampler.name = '{study.sampler}'."
+            f"{label}: learn_from: expected names of studies, each once, beside a sampler that learns "
+            f"({', '.join(LEARNING)}), found {list(study.learn_from)!r} and sampler.name = '{study.sampler}'."
         )
     _check_folds(label, study)
     if len(study.start) > study.trials:

@@ -382,6 +382,7 @@ def test_the_periodic_study_starts_from_the_models_defaults():
             "a sampler that learns (tpe, gp), found ['grid'] and sampler.name = 'random'",
         ),
         ("learn_from = [3]\n" + TPE, "(tpe, gp), found [3] and sampler.name = 'tpe'"),
+        ('learn_from = ["a", "a"]\n' + TPE, "expected names of studies, each once, beside a sampler"),
         (MINIMAL.replace("= 5", "= 5\nmultivariate = true"), "only \"tpe\" has it, found sampler.name = 'random'"),
         (TPE.replace("= 5", "= 5\nmultivariate = 1"), "sampler.multivariate: expected true or false, found 1"),
         (
