@@ -280,11 +280,11 @@ class Rows:
             if other != job.id and len(judged.rungs) > rung
         ]
 
-    def finished(self, name: str, *, known):
+    def finished(self, name: str, *, without):
         return [
             (each, list(range(1, len(self.curves[each]) + 1)), self.curves[each])
             for each in self.done
-            if each not in known
+            if each not in without
         ]
 
 
