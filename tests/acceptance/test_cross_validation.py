@@ -14,7 +14,7 @@ from hpo.scores import ranking
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
-FOLDS, EPOCHS = 3, 200
+FOLDS, EPOCHS = 3, 300
 OF_FOLDS = "refits planned"
 
 
@@ -48,7 +48,8 @@ def weights(jobs):
 
 
 def test_killed_folds_and_a_killed_refit_go_on_to_the_same_bits(shell, tmp_path):
-    data = cells.make(tmp_path / "cells", count=60, seed=4)
+    data = cells.make(tmp_path / "cells", count=150, seed=4)
+    shell.environment |= {"HPO_CHECKPOINT_INTERVAL": "0.2"}  # a refit takes a few seconds
     plain, killed = (
         cells.study(tmp_path, name, data=data, epochs=EPOCHS, rates="[1e-3]") for name in ("calm", "folds")
     )

@@ -41,7 +41,7 @@ def planned(shell: Shell, name: str) -> str:
 
 
 @pytest.mark.acceptance
-@pytest.mark.slow
+@pytest.mark.long
 def test_fine_tuning_starts_from_its_heads_and_says_that_nothing_was_pretrained(shell, images, tmp_path):
     words = ("run", "--data", images, *TINY, "--set", "model.weights=none", "--trainers", 1)
     refused = shell.hpo(*words, "--study", "tl-finetune", code=1)
