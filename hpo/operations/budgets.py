@@ -30,23 +30,28 @@ class Budget:
 
     def __post_init__(self) -> None:
         settings.at_least("--max-hours", self.max_hours, 0)
-        assert self.nmse is None or self.nmse >= 0
+        _score(self.until)
 
     @property
     def nmse(self) -> float | None:
         """The validation NMSE that ends a study."""
-        if self.until is None:
-            return None
-        name, _, text = self.until.partition("=")
-        if name.strip() != UNTIL:
-            raise SettingsError(
-                f"--until {self.until}: expected {UNTIL}=NUMBER, such as {UNTIL}=0.001, found the score "
-                f"'{name}'.{near_miss(name, [UNTIL])} It is the validation NMSE of the best configuration."
-            )
-        with suppress(ValueError):
-            if 0 < (value := float(text)) < float("inf"):
-                return value
-        raise SettingsError(f"--until {self.until}: expected a number above 0, as in {UNTIL}=0.001, found '{text}'.")
+        return _score(self.until)
+
+
+def _score(until: str | None) -> float | None:
+    """Return the number of `nmse=NUMBER`. Raise SettingsError if it is something else."""
+    if until is None:
+        return None
+    name, _, text = until.partition("=")
+    if name.strip() != UNTIL:
+        raise SettingsError(
+            f"--until {until}: expected {UNTIL}=NUMBER, such as {UNTIL}=0.001, found the score "
+            f"'{name}'.{near_miss(name, [UNTIL])} It is the validation NMSE of the best configuration."
+        )
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise SettingsError(f"--until {until}: expected a number above 0, as in {UNTIL}=0.001, found '{text}'.")
 
 
 class Spending:
