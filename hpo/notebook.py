@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from hpo import __all__ as __all__
 from hpo import api
 from hpo.errors import ModelError, NotFound, UserError
-from hpo.operations.arrays import write_data as dataset
+from hpo.operations.arrays import write_data
 from hpo.queue import Job, State
 
 if TYPE_CHECKING:
@@ -34,21 +35,8 @@ if TYPE_CHECKING:
 
     from hpo.report.progress import Progress
 
-__all__ = [
-    "Model",
-    "Study",
-    "UserError",
-    "compare",
-    "dataset",
-    "down",
-    "evaluate",
-    "load",
-    "run",
-    "studies",
-    "up",
-]
 warnings.filterwarnings("ignore", message="IProgress not found")  # of tqdm, which Optuna imports: hpo has its own
-down, evaluate, up = api.down, api.evaluate, api.up
+dataset, down, evaluate, up = write_data, api.down, api.evaluate, api.up
 WIDTH = 100  # characters of what a cell shows
 REFRESH = 1.0  # seconds between two looks at the progress
 
@@ -62,7 +50,7 @@ class Study:
 
     @property
     def state(self) -> str:
-        """planned, running, interrupted, paused, closed or half deleted."""
+        """planned, running, interrupted, stopped, paused, closed or half deleted."""
         states = [summary.state for summary in api.studies() if summary.name == self.name]
         if not states:
             raise NotFound(f"The study {self.name} is not there any more: it was deleted.")
@@ -85,12 +73,11 @@ class Study:
 
     @property
     def best(self) -> "pandas.DataFrame":
-        """The winner's scores by target, with units, beside those of the baseline predictors; empty if none is there.
+        """The best trial beside the baseline predictors, as `compare` gives them: settings, and scores by target.
 
-        Validation scores, and those of the test split if the study is closed.
+        The scores of the test split are among them if the study is closed. Raise NotFound if no trial is done.
         """
-        compared = api.compare(self.name)
-        return _frame(compared)
+        return compare(self.name)
 
     def model(self, *, trust_code: Sequence[str] = ()) -> "Model":
         """Return the network of the best trial. Raise NotFound if none is trained."""
