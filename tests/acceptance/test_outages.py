@@ -5,6 +5,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import cells
 import psutil
@@ -159,6 +161,11 @@ def test_sigterm_ends_the_worker_in_time_though_the_database_is_frozen(own, data
     assert psutil.wait_procs(trainers, timeout=30)[1] == []
 
 
+def read_only(folder: Path) -> bool:
+    """Make a file system read-only; false while that is refused, because a file is being written there."""
+    return subprocess.run(["mount", "-o", "remount,ro", folder], capture_output=True).returncode == 0
+
+
 @pytest.mark.root
 def test_nothing_is_claimed_while_the_store_is_full_or_read_only_and_that_is_said(own, tmp_path):
     shell, read = own
@@ -175,7 +182,7 @@ def test_nothing_is_claimed_while_the_store_is_full_or_read_only_and_that_is_sai
                 while shutil.disk_usage(artifacts).free:  # a checkpoint that is deleted meanwhile makes room again
                     subprocess.run(fill, capture_output=True)
             else:
-                subprocess.run(["mount", "-o", "remount,ro", artifacts], check=True)
+                shell.until(partial(read_only, artifacts), "it is read-only")
             shell.until(lambda job=job: shell.queue.job(job.id).epochs == 1000, "training goes on")
             until_packaged(shell, job)
             time.sleep(3)
