@@ -74,6 +74,7 @@ class Counts:
     studies: Counter[str] = field(default_factory=Counter)  # by kind
     states: Counter[str] = field(default_factory=Counter)  # of their trials in the end
     attempts: int = 0
+    claims: Counter[str] = field(default_factory=Counter)  # of trials, by the kind of worker
     faults: Counter[str] = field(default_factory=Counter)
     commands: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
@@ -84,7 +85,8 @@ class Counts:
 
         return (
             f"{self.studies.total()} studies ({shown(self.studies)}), {self.states.total()} trials "
-            f"({shown(self.states)}) in {self.attempts} attempts; {self.faults.total()} faults: {shown(self.faults)}; "
+            f"({shown(self.states)}) in {self.attempts} attempts, claimed by {shown(self.claims)}; "
+            f"{self.faults.total()} faults: {shown(self.faults)}; "
             f"{self.commands.total()} commands: {shown(self.commands)}; {len(self.violations)} violations"
         )
 
@@ -241,7 +243,7 @@ class Chaos:
     def start(self, study: Study, *options: str, pooled: bool = False) -> None:
         """A worker of the study, or one of the pool in its database."""
         self.started += 1
-        log = self.folder / f"{study.lab.name}-{study.name}-{self.started}.log"
+        log = self.folder / f"{study.lab.name}-{study.name}-{self.started}{'-pool' if pooled else ''}.log"
         study.logs.append(log)
         words = ["worker", "--idle-exit", "2"] if pooled else ["run", "--study", str(study.file)]
         study.workers.append(self.hpo(study.lab, log, *words, *options))
@@ -391,8 +393,11 @@ class Chaos:
     def check(self, study: Study) -> None:
         """Every invariant, after one lease and one reconciling pass; and every result, to the bit."""
         for log in study.logs:
-            if "Traceback" in log.read_text(errors="replace"):
+            said = log.read_text(errors="replace")
+            if "Traceback" in said:
                 self.violation(f"a traceback in {log}", study)
+            kind = "worker of the pool" if log.stem.endswith("-pool") else "worker of one study"
+            self.counts.claims[kind] += said.count(" claimed: ")
         if study.deleted:
             return
         time.sleep(LEASE)
