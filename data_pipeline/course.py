@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.files import not_a_file
-from data_pipeline.findings import Finding, in_alpha
+from data_pipeline.findings import Finding, in_alpha, resizing
 from data_pipeline.messages import RESIZE, counted, printable
 from data_pipeline.pixels import PixelProblem, check_total
 from data_pipeline.png import LARGEST_SIDE, ImageProblem, is_in_alpha, png_size, read_png
@@ -141,7 +141,7 @@ def _pixels(
     """Return the images (n, 1, h, w) as uint8, or None if there is none or one cannot be used."""
     images: list[np.ndarray] = []
     converted: dict[str, list[str]] = {}  # mode -> files
-    resized: list[str] = []
+    changed: list[int] = []
     hidden: list[int] = []
     expected: tuple[int, int] | None = None if image_size is None else (image_size, image_size)
     first = ""
@@ -171,7 +171,7 @@ def _pixels(
         if mode != "L":
             converted.setdefault(mode, []).append(file.name)
         if size != expected:
-            resized.append(file.name)
+            changed.append(len(images))
         images.append(pixels)
     if hidden:
         findings.append(in_alpha([printable(file.name) for file in files], hidden))
@@ -179,13 +179,8 @@ def _pixels(
         _log.warning(
             "%s converted from mode %s to grey, such as %s", counted(len(names), "image"), mode, printable(names[0])
         )
-    if resized and expected:
-        _log.warning(
-            "%s resized to %s pixels, such as %s",
-            counted(len(resized), "image"),
-            _size(expected),
-            printable(resized[0]),
-        )
+    if changed and expected:
+        findings.append(resizing([printable(file.name) for file in files], changed, expected))
     return np.stack(images)[:, np.newaxis] if images and len(images) == len(files) else None
 
 

@@ -18,6 +18,7 @@ ERRORS = {
     "component-order": "many tensors become possible when two components change places",
 }
 DOUBTS = {
+    "resized": "images were resized: their labels are those of the images as they were",
     "copies-across-split": "equal images on two sides of a split that hpo does not choose",
     "near-duplicates": "an image of one side of the split is nearly equal to one of another side",
     "levels-0-1": "all pixels are 0 or 1 of 255",
@@ -35,6 +36,10 @@ DOUBTS = {
 }
 
 
+# What compares labels with images says nothing certain of images that were resized.
+COMPARISONS = {"outside-bounds", "hill", "component-order", "equal-images-other-labels"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """Something wrong or doubtful, in a sentence with files, rows and their count."""
@@ -45,11 +50,14 @@ class Finding:
     others: tuple[int, ...] = ()  # for each of these the one that it equals, if that is what was found
     target: str = ""  # if it concerns one alone
     is_accepted: bool = False  # by dataset.toml
+    is_uncertain: bool = False  # it compares labels with images that were resized
 
     @property
     def kind(self) -> str:
         """Whether it is an "error", which stops a new study, a "doubt", or "accepted" by dataset.toml."""
-        return "accepted" if self.is_accepted else "error" if self.name in ERRORS else "doubt"
+        if self.is_accepted:
+            return "accepted"
+        return "error" if self.name in ERRORS and not self.is_uncertain else "doubt"
 
     @property
     def text(self) -> str:
@@ -67,6 +75,15 @@ def listed(where: Sequence[str], images: Iterable[int]) -> str:
     names = [where[index] for index in images]
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more
+
+
+def resizing(where: Sequence[str], images: Sequence[int], size: tuple[int, int]) -> Finding:
+    """Return the finding that these images were resized to `size` (height, width) in pixels."""
+    sentence = (
+        f"{counted(len(images), 'image', 'were', of=len(where))} resized to {size[0]} x {size[1]} pixels (nearest "
+        f"pixel), and the labels are those of the images as they were: {listed(where, images)}."
+    )
+    return Finding(name="resized", sentence=sentence, images=tuple(images))
 
 
 def in_alpha(where: Sequence[str], images: Sequence[int]) -> Finding:

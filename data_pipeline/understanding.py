@@ -11,7 +11,7 @@ import numpy as np
 from data_pipeline import columns, pairing, parts, pixels, sources, target_moves, target_transforms
 from data_pipeline.columns import Columns
 from data_pipeline.dataset_keys import Layout
-from data_pipeline.findings import in_alpha
+from data_pipeline.findings import in_alpha, resizing
 from data_pipeline.formats import arrays, tables
 from data_pipeline.formats.limits import FormatProblem
 from data_pipeline.formats.pictures import KINDS, read_picture, resized
@@ -185,15 +185,17 @@ class _Images:
             seen: dict[str, list[str]] = {}
             hidden: list[str] = []
             bits: list[str] = []
-            reader = partial(self._read_one, size=size, seen=seen, bits=bits, hidden=hidden)
+            changed: list[str] = []
+            reader = partial(self._read_one, size=size, seen=seen, bits=bits, hidden=hidden, changed=changed)
             raw = pixels.read_all(names, reader, notes)
             if raw is not None and raw.dtype == np.uint8 and 0 < len(bits) < len(names):
                 is_bits = np.isin(names, bits)
                 if raw[~is_bits].max() > 1:
                     raw[is_bits] *= np.uint8(255)
                     seen["one bit a pixel, read as 0 and 255"] = bits
-            if hidden:
-                notes.findings.append(in_alpha(list(map(printable, names)), [*map(list(names).index, hidden)]))
+            for finding, of in ((in_alpha, hidden), (partial(resizing, size=size), changed)):
+                if of:
+                    notes.findings.append(finding(list(map(printable, names)), [*map(list(names).index, of)]))
             notes.remarks += [f"{len(of)} images: {note}, such as {printable(of[0])}" for note, of in seen.items()]
             return raw
         stacks = []
@@ -201,7 +203,10 @@ class _Images:
             array = pixels.stacked(arrays.read(self.folder, reference), self.axes, self.stated.shape)
             stacks.append(array)
         raw = stacks[0] if len(stacks) == 1 else np.concatenate(stacks)
-        return raw if size is None else np.stack([resized(image, size) for image in raw])
+        if size is None or raw.shape[1:3] == size:
+            return raw
+        notes.findings.append(resizing(list(map(printable, names)), range(len(raw)), size))
+        return np.stack([resized(image, size) for image in raw])
 
     def _read_one(
         self,
@@ -211,6 +216,7 @@ class _Images:
         seen: dict[str, list[str]],
         bits: list[str],
         hidden: list[str],
+        changed: list[str],
     ) -> np.ndarray:
         try:
             if Path(name).suffix.lower() in KINDS:
@@ -221,12 +227,16 @@ class _Images:
                     bits.append(name)
                 if picture.is_hidden:
                     hidden.append(name)
+                if picture.is_resized:
+                    changed.append(name)
                 return picture.pixels
             image = arrays.read(self.folder, name)
         except FormatProblem as problem:
             raise PixelProblem(str(problem)) from None
         if image.ndim not in (2, 3):
             raise PixelProblem(f"expected one image (height, width), found an array of the shape {image.shape}.")
+        if size is not None and image.shape[:2] != size:
+            changed.append(name)
         return resized(image, size)
 
 

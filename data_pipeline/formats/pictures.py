@@ -31,6 +31,7 @@ class Picture:
     note: str = ""
     is_bilevel: bool = False  # one bit a pixel: 0 and 1, which others store as 0 and 255
     is_hidden: bool = False  # only what was left out varies
+    is_resized: bool = False
 
 
 def read_picture(path: Path, size: tuple[int, int] | None = None) -> Picture:
@@ -79,7 +80,8 @@ def picture(image: Image.Image, size: tuple[int, int] | None = None) -> Picture:
         pixels = pixels.astype(np.uint8)
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]  # grey, stored as colours
-    return Picture(resized(pixels, size), note, is_bilevel, is_hidden)
+    is_resized = size is not None and pixels.shape[:2] != size
+    return Picture(resized(pixels, size), note, is_bilevel, is_hidden, is_resized)
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipeline.checks import look
 from data_pipeline.dataset import Understanding, the_dataset
-from data_pipeline.findings import Finding
+from data_pipeline.findings import COMPARISONS, Finding
 from hpo.errors import StudyError
 from hpo.planning.stiffness import of_stiffness
 
@@ -27,7 +27,10 @@ def findings(understood: Understanding) -> tuple[Finding, ...]:
         *of_stiffness(data.targets, data.target_names, fractions, data.phases, where),
     ]
     accepted = data.description.layout.accept or ()
-    every = [replace(finding, is_accepted=finding.name in accepted) for finding in every]
+    unsure = COMPARISONS if any(finding.name == "resized" for finding in every) else ()
+    every = [
+        replace(finding, is_accepted=finding.name in accepted, is_uncertain=finding.name in unsure) for finding in every
+    ]
     return tuple(sorted(every, key=lambda finding: ("error", "doubt", "accepted").index(finding.kind)))
 
 

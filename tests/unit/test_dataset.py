@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.components import COMPONENTS
-from data_pipeline.dataset import DEFAULT, DatasetError, check, load
+from data_pipeline.dataset import DEFAULT, DatasetError, check, load, understand
 from data_pipeline.files import write_atomically
 from data_pipeline.npz import load_npz, save_npz
 from data_pipeline.table import read_table
@@ -103,11 +103,12 @@ def test_a_palette_image_with_transparency_is_converted_without_a_warning(folder
     assert np.array_equal(load(folder).images[2, 0] * 255, PIXELS[2])
 
 
-def test_images_are_resized_only_when_asked_and_with_a_notice(folder, caplog):
+def test_images_are_resized_only_when_asked_and_with_a_finding(folder):
     Image.fromarray(PIXELS[3]).resize((2 * SIZE, 2 * SIZE), Image.Resampling.NEAREST).save(folder / "3_cell.png")
     assert "3_cell.png: expected 8 x 8 pixels" in only(check(folder))
     assert np.array_equal(load(folder, image_size=SIZE).images[:, 0] * 255, PIXELS)
-    assert "1 image resized to 8 x 8 pixels, such as 3_cell.png" in caplog.text
+    (finding,) = (each for each in understand(folder, image_size=SIZE).notes.findings if each.name == "resized")
+    assert "resized to 8 x 8 pixels" in finding.sentence and finding.images == (3,)
     assert load(folder, image_size=4).images.shape == (N, 1, 4, 4)
 
 

@@ -56,6 +56,32 @@ def test_the_shipped_set_and_the_examples_raise_neither_error_nor_doubt(sets, na
     assert look(sets[name]) == []
 
 
+@pytest.mark.parametrize("size", [8, 32])
+def test_labels_compared_with_resized_images_are_doubted_and_stop_nothing(size):
+    found = {finding.name: finding.kind for finding in findings(data_sets.understand(DEFAULT, image_size=size))}
+    assert found["resized"] == found["outside-bounds"] == "doubt" and "error" not in found.values()
+
+
+@pytest.mark.parametrize("kind", ["pictures", "arrays", "one array"])
+def test_resized_images_of_every_kind_are_named(tmp_path, kind):
+    images = np.random.default_rng(SEED).integers(0, 255, (6, 12, 12), dtype=np.uint8)
+    if kind == "one array":
+        np.save(tmp_path / "cells.npy", images)
+    for number, image in enumerate(images):
+        if kind == "pictures":
+            Image.fromarray(image).save(tmp_path / f"{number}.png")
+        elif kind == "arrays":
+            np.save(tmp_path / f"{number}.npy", image)
+    (tmp_path / "labels.csv").write_text("modulus\n" + "".join(f"{number}.5\n" for number in range(6)))
+    stated = 'table = "labels.csv"\ntargets = ["modulus"]\nperiodic = false\nmatch = "row"\nlevels = "grey"\n'
+    (tmp_path / "dataset.toml").write_text(stated)
+    understood = data_sets.understand(tmp_path, image_size=4)
+    assert understood.notes.errors == understood.notes.questions == []
+    (finding,) = [finding for finding in understood.notes.findings if finding.name == "resized"]
+    assert finding.images == (0, 1, 2, 3, 4, 5) and "6 of 6 images were resized to 4 x 4 pixels" in finding.sentence
+    assert not data_sets.understand(tmp_path, image_size=12).notes.findings
+
+
 # --- corruptions: each is named by its finding ---
 
 
