@@ -193,9 +193,11 @@ class _Images:
                 if raw[~is_bits].max() > 1:
                     raw[is_bits] *= np.uint8(255)
                     seen["one bit a pixel, read as 0 and 255"] = bits
-            for finding, of in ((in_alpha, hidden), (partial(resizing, size=size), changed)):
-                if of:
-                    notes.findings.append(finding(list(map(printable, names)), [*map(list(names).index, of)]))
+            where, place = list(map(printable, names)), list(names).index
+            if hidden:
+                notes.findings.append(in_alpha(where, list(map(place, hidden))))
+            if size is not None and changed:
+                notes.findings.append(resizing(where, list(map(place, changed)), size))
             notes.remarks += [f"{len(of)} images: {note}, such as {printable(of[0])}" for note, of in seen.items()]
             return raw
         stacks = []
