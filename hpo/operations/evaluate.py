@@ -192,7 +192,7 @@ def _evaluated(title: str, files: Path, recorded: _Recorded | None, folder: Path
         folder=str(folder),
         tested=tested,
         distance=records,
-        notes=_notes(records, facts, data, learned),
+        notes=[*_infinite(predictions), *_notes(records, facts, data, learned)],
     )
 
 
@@ -208,6 +208,13 @@ def _facts(spec: "Description", files: Path, learned: Dataset | None) -> Trained
         targets=len(spec.target_names),
         where=str(files / FILES[1]),
     )
+
+
+def _infinite(predictions: np.ndarray) -> list[str]:
+    """Return in a sentence for how many images the model predicts no finite number; nothing if there are none."""
+    count = int((~np.isfinite(predictions)).any(axis=1).sum())
+    what = counted(count, "image", "are", of=len(predictions))
+    return [f"The predictions for {what} not finite: scores that count them do not exist."] if count else []
 
 
 def _notes(records: list[dict[str, Any]], facts: TrainedOn | None, data: Dataset, learned: Dataset | None) -> list[str]:

@@ -4,6 +4,7 @@ Models are compared by the test split, on the same resampled cells: a difference
 zero. Convergence: epochs until the validation NMSE is within 5 % of a network's own lowest.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -70,7 +71,7 @@ def _pairs(evidence: Evidence, claim: Claim) -> list[Answer]:
         answers.append(
             Answer(
                 question=claim.text.replace(f"{{{claim.each}}}", str(value)),
-                answer=claim.yes if high < 0 else claim.no if low > 0 else SAME,
+                answer=claim.yes if high < 0 else claim.no if low > 0 else OPEN if math.isnan(high) else SAME,
                 because=f"Test NMSE {_nmse(new)} ({new.title}) against {_nmse(old)} ({old.title}); difference "
                 f"{interval_text((low, high))}.{unequal([new, old])}",
             )

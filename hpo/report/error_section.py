@@ -14,7 +14,7 @@ from hpo.report.tables import HIGH, LOW, Table
 from hpo.report.words import BASELINES, RIVALS, SCORES, rmse, score_values
 from hpo.scores import analysis
 from hpo.scores.tested import Tested
-from hpo.text import counted, one_line, utf8
+from hpo.text import counted, one_line, score_text, utf8
 from models import metrics
 from models.metrics import Scores
 
@@ -35,7 +35,9 @@ def against(tested: Tested, predicted: np.ndarray, name: str = "volume fraction"
     """Say whether predictions (n, k) are better than those of a baseline predictor."""
     rival = tested.samples(tested.predictors[name])["nmse"]
     low, high = analysis.interval(tested.samples(predicted)["nmse"] - rival)
-    word = BETTER if high < 0 else "worse than" if low > 0 else SAME + " from"
+    word = BETTER if high < 0 else "worse than" if low > 0 else f"{SAME} from"
+    if math.isnan(high):
+        word = "not comparable with"
     ends = interval_text((low, high))
     return f"{word} {RIVALS[name]} (difference of the {tested.score} {ends})"
 
@@ -75,7 +77,8 @@ def errors(tested: Tested) -> Section:
     data, image = tested.dataset, tested.image
     worst = tested.worst
     names = [one_line(data.names[index]) for index in tested.indices[worst]]
-    titles = [f"{name}\nNRMSE {tested.nrmse[index]:.3f}" for name, index in zip(names, worst, strict=True)]
+    texts = [score_text(nrmse, ".3f") for nrmse in tested.nrmse[worst]]
+    titles = [f"{name}\nNRMSE {nrmse}" for name, nrmse in zip(names, texts, strict=True)]
     drawn = {
         ("parity", f"Prediction over label, {tested.name}"): figures.parity(
             tested.truth, tested.predicted, data.target_names, data.unit

@@ -79,7 +79,8 @@ def parity(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], unit:
     )
     for index, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, index + 1, box_aspect=1)
-        ends = [np.nanmin([truth[:, index], predicted[:, index]]), np.nanmax([truth[:, index], predicted[:, index]])]
+        both = np.concatenate([truth[:, index], predicted[:, index]])
+        ends = [end(both[np.isfinite(both)], initial=np.nan) for end in (np.fmin.reduce, np.fmax.reduce)]
         axes.plot(ends, ends, color="0.6", linewidth=1, zorder=1)
         axes.scatter(truth[:, index], predicted[:, index], s=8, linewidths=0, alpha=0.7, zorder=2)
         score = "-" if r2[index] is None else f"{r2[index]:.3f}"

@@ -28,9 +28,9 @@ Interval = tuple[float, float]  # of 95 %, lower and upper end
 # Intervals of scores
 
 
-def resamples(n: int, *, seed: int = 0) -> np.ndarray:
+def resamples(n: int) -> np.ndarray:
     """Return how often each of n cells is drawn, (RESAMPLES, n) bytes: bootstrap samples with replacement."""
-    random, drawn = np.random.default_rng(seed), np.empty((RESAMPLES, n), np.uint8)  # hardly ever more than ten times
+    random, drawn = np.random.default_rng(0), np.empty((RESAMPLES, n), np.uint8)  # hardly ever more than ten times
     for rows in _blocks(drawn):
         drawn[rows] = random.multinomial(n, np.full(n, 1 / n), size=len(drawn[rows]))
     return drawn
@@ -243,9 +243,9 @@ def physics(
     "not_positive_definite", "above_voigt", "below_reuss": shares of cells, in the matrix sense (the entries that are no
     targets count as zero: leaving couplings out keeps a semi-definite matrix so); "hill": root mean square of
     `hill_residuals`, in the label's unit. The last three are None without `phases`, all if the targets are others than
-    the nine components, or no cell has all of them.
+    the nine components, or no cell has all of them as finite numbers; cells that have not are left out.
     """
-    whole = ~np.isnan(targets).any(axis=1)
+    whole = np.isfinite(targets).all(axis=1)
     if set(names) != set(COMPONENTS) or not whole.any():
         return dict.fromkeys(PHYSICS)
     targets, fractions = targets[whole], fractions[whole]

@@ -270,7 +270,9 @@ def predictions(
         # Not to the bit: pandas before 3 rounds what it reads.
         labels = dataset.targets[parts.test]
         same = len(true) == len(labels) and np.allclose(true, labels, rtol=1e-12, atol=0, equal_nan=True)
-        wrong = "" if same and np.isfinite(predicted).all() else "other labels than the data set's"
+        wrong = "" if same else "other labels than the data set's"
+        if not wrong and np.isnan(predicted).any():
+            wrong = "predictions that are no numbers"
     except NotFound:
         wrong = "no such file"
     except (ValueError, KeyError) as error:  # pandas' errors, too, are ValueErrors

@@ -52,13 +52,15 @@ class Tested:
     def nrmse(self) -> np.ndarray:
         """NRMSE of the first model for each image, (n,), over the labels that it has.
 
-        The spread of these labels stands in for that of the training labels if that is unknown.
+        Infinite if a prediction is not finite; NaN of an image without a label of a target that varies. The spread of
+        these labels stands in for that of the training labels if that is unknown.
         """
         variance = np.where(np.isnan(self.train_variance), metrics.spread(self.truth), self.train_variance)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            squares = np.where(variance > 0, (self.predicted - self.truth) ** 2 / variance, np.nan)
-        count = np.isfinite(squares).sum(axis=1)
-        return np.sqrt(np.where(np.isfinite(squares), squares, 0).sum(axis=1) / np.maximum(count, 1))
+        counted = ~np.isnan(self.truth) & (variance > 0)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            squares = np.where(counted, (self.predicted - self.truth) ** 2 / variance, 0)
+            nrmse = np.sqrt(squares.sum(axis=1) / counted.sum(axis=1))
+        return np.where(counted.any(axis=1) & np.isnan(nrmse), np.inf, nrmse)
 
     @property
     def worst(self) -> np.ndarray:

@@ -194,6 +194,41 @@ def test_terminal_and_page_show_scores_worst_images_and_distance(steel, tmp_path
     assert page.read_text() == "notes of mine"
 
 
+def test_images_without_a_finite_prediction_are_the_worst_and_no_score_hides_them(steel, tmp_path, monkeypatch):
+    folder, _ = model_of(load(steel), tmp_path / "model")
+    finite = evaluate.predicted
+
+    def broken(*arguments):
+        targets = finite(*arguments)
+        targets[5], targets[9], targets[11] = np.inf, np.nan, 1e200  # whose square is infinite
+        return targets
+
+    monkeypatch.setattr(evaluate, "predicted", broken)
+    page = tmp_path / "page.html"
+    result = api.evaluate(folder, steel, page=page)
+    assert result.tested.worst[:3].tolist() == [5, 9, 11] and np.isinf(result.tested.nrmse[[5, 9, 11]]).all()
+    content = result.as_dict()
+    assert [row["nrmse"] for row in content["worst"][:3]] == [None] * 3 and content["worst"][3]["nrmse"] > 0
+    assert content["scores"]["model"]["nmse"] is None and content["scores"]["mean"]["nmse"] is not None
+    assert "for 2 of 24 images are not finite" in result.notes[0] and "is not comparable with" in result.summary[0]
+    assert "NRMSE -" in page.read_text()
+
+
+def test_an_image_without_a_label_that_counts_has_no_nrmse_and_is_none_of_the_worst(steel):
+    data = load(steel)
+    targets = data.targets.copy()
+    targets[3] = np.nan
+    own = tested.Tested(
+        dataset=replace(data, targets=targets),
+        indices=np.arange(len(targets)),
+        models={"model": data.targets + 1.0},
+        predictors={},
+        train_variance=np.ones(targets.shape[1]),
+        phases=None,
+    )
+    assert np.isnan(own.nrmse[3]) and np.delete(own.nrmse, 3) == pytest.approx(1.0) and 3 not in own.worst
+
+
 def test_images_far_from_training_are_counted(steel, tmp_path):
     data = load(steel)
     order = np.argsort(data.images[:, 0].mean(axis=(1, 2)))
@@ -315,6 +350,13 @@ def test_scores_are_not_lost_when_mlflow_goes_away(steel, tmp_path, monkeypatch,
 def test_a_name_that_is_no_folder_needs_the_services(steel):
     with pytest.raises(UserError, match="not running"):
         api.evaluate("@champion", steel)
+
+
+def test_tensors_that_are_not_finite_are_left_out_of_the_shares(data):
+    tensors = load(data).targets[:4].copy()
+    shares = analysis.physics(tensors, load(data).target_names, np.full(4, 0.5), None)
+    broken = np.vstack([tensors, np.full((1, tensors.shape[1]), np.inf)])
+    assert analysis.physics(broken, load(data).target_names, np.full(5, 0.5), None) == shares
 
 
 def test_intervals_of_targets_have_the_means_of_those_over_all():
