@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hpo.operations.arrays import predict_arrays, write_data
     from hpo.operations.backup import Backup, backup
     from hpo.operations.budgets import Budget
     from hpo.operations.compute import Compute, Slurm
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from hpo.operations.details import Attempt, Details, attempts, show
     from hpo.operations.doctor import Checkup, doctor
     from hpo.operations.dry_run import Estimate, dry_run
-    from hpo.operations.evaluate import Evaluation, evaluate
+    from hpo.operations.evaluate import Evaluation, copy_model, evaluate
     from hpo.operations.models import Download, download
-    from hpo.operations.overview import Status, StudySummary, jobs, results, status, studies, trials
+    from hpo.operations.overview import Status, StudySummary, jobs, results, status, studies, trial_frame, trials
     from hpo.operations.pool import Detached, Left, detach, serve
     from hpo.operations.predict import predict
     from hpo.operations.preparing import Plan, Study, load
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from hpo.operations.work import Begun, Job, Outcome, Run, Stop, StudyRow, Watch, run, worker
 
 _NAMES = {  # by the module of hpo.operations
+    "arrays": "predict_arrays write_data",
     "backup": "Backup backup",
     "budgets": "Budget",
     "compute": "Compute Slurm",
@@ -51,9 +53,9 @@ _NAMES = {  # by the module of hpo.operations
     "details": "Attempt Details attempts show",
     "doctor": "Checkup doctor",
     "dry_run": "Estimate dry_run",
-    "evaluate": "Evaluation evaluate",
+    "evaluate": "Evaluation copy_model evaluate",
     "models": "Download download",
-    "overview": "Status StudySummary jobs results status studies trials",
+    "overview": "Status StudySummary jobs results status studies trial_frame trials",
     "pool": "Detached Left detach serve",
     "predict": "predict",
     "preparing": "Plan Study load",

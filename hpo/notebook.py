@@ -9,36 +9,27 @@
 Each function calls that of `hpo.api`, as the command of its name does.
 """
 
-import io
 import json
-import shutil
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from hpo import __all__ as __all__
 from hpo import api
-from hpo.errors import ModelError, NotFound, UserError
-from hpo.operations.arrays import write_data
-from hpo.queue import Job, State
+from hpo.errors import NotFound, UserError
 
 if TYPE_CHECKING:
     import pandas
 
-    from hpo.report.progress import Progress
-
 warnings.filterwarnings("ignore", message="IProgress not found")  # of tqdm, which Optuna imports: hpo has its own
-dataset, down, evaluate, up = write_data, api.down, api.evaluate, api.up
-WIDTH = 100  # characters of what a cell shows
-REFRESH = 1.0  # seconds between two looks at the progress
+dataset, down, evaluate, up = api.write_data, api.down, api.evaluate, api.up
 
 
 class Study:
@@ -63,13 +54,7 @@ class Study:
         `epochs`, `seconds`, `reason` and `run_id`. Scores are NaN of a trial that has not been trained to its end. A
         parameter of one of these names is `point.NAME`.
         """
-        import pandas
-
-        from hpo.report import results
-
-        row, jobs = api.jobs(self.name, brief=True)
-        space = list(row.specification.space)
-        return pandas.DataFrame([_trial(job, space) for job in results.in_order(row, jobs, "score")])
+        return api.trial_frame(self.name)
 
     @property
     def best(self) -> "pandas.DataFrame":
@@ -91,33 +76,10 @@ class Study:
         from hpo.cli import watch
 
         details = api.show(self.name)
-        console = _console()
-        watch.print_head(console, details)
+        text = watch.as_text(lambda console: watch.print_head(console, details))
         if any(job.kind == "closing" and job.closing for job in details.jobs):
-            watch.print_result(console, details)
-        else:
-            console.print(f"Not closed: `hpo.run({self.name!r})` goes on.")
-        return _text(console)
-
-
-def _trial(job: Job, space: Sequence[str]) -> dict[str, Any]:
-    result = job.result if job.state == State.DONE else None
-    point = job.spec.point if job.spec else {}
-    scores = {
-        "best_val_nmse": result.best_val_nmse if result else np.nan,
-        "best_val_r2": result.validation.r2 if result else np.nan,
-        "best_epoch": result.best_epoch if result else None,
-    }
-    facts = {
-        "epochs": job.epochs,
-        "seconds": result.seconds if result else np.nan,
-        "reason": job.reason,
-        "run_id": job.run_id,
-    }
-    first = {"number": job.number, "repeat": job.repeat, "state": job.state.label}
-    taken = first | scores | facts
-    parameters = {f"point.{name}" if name in taken else name: point.get(name) for name in space}
-    return first | parameters | scores | facts
+            return text + watch.as_text(lambda console: watch.print_result(console, details))
+        return f"{text}Not closed: `hpo.run({self.name!r})` goes on.\n"
 
 
 class Model:
@@ -133,23 +95,7 @@ class Model:
         `images`: an array (h, w), (n, h, w) or (n, h, w, c) with pixels as in training, PIL images, or paths. `inputs`:
         a frame, or numbers by name, with a row for each image in their order. Raise ModelError as `hpo predict`.
         """
-        if isinstance(images, Image.Image):
-            images = [images]
-        elif isinstance(images, Iterable) and not isinstance(images, (str, np.ndarray)):
-            images = list(images)
-        if (paths := _paths(images)) is not None:
-            if inputs is not None and not isinstance(inputs, (str, Path)):
-                raise UserError("inputs: expected the path of a table, as images are given by paths. Or give arrays.")
-            table = None if inputs is None else Path(inputs)
-            return api.predict(self.folder, paths, table, trust_code=self._trust_code)
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                paths, table = _write(Path(folder), images, inputs, self.folder)
-                frame = api.predict(self.folder, paths, table, trust_code=self._trust_code)
-            except ModelError as error:  # its files are temporary
-                raise ModelError(str(error).replace(f"{folder}/", "")) from None
-        frame["image"] = range(len(frame))
-        return frame
+        return api.predict_arrays(self.folder, images, inputs, trust_code=self._trust_code)
 
     def evaluate(self, folder: str | Path, *, page: str | Path | None = None) -> Any:
         """Return the scores on the labelled images of a folder, beside the baseline predictors; as `hpo evaluate`."""
@@ -174,13 +120,9 @@ def load(model: str | Path = "@champion", *, trust_code: Sequence[str] = ()) -> 
     """
     if Path(model).is_dir():
         return Model(Path(model), name=str(model), trust_code=trust_code)
-    from hpo.operations.evaluate import opened_model
-
     kept = tempfile.TemporaryDirectory(prefix="hpo-model-")
     folder = Path(kept.name, "model")
-    with opened_model(str(model)) as (files, words):
-        shutil.copytree(files, folder)
-    return Model(folder, name=words, trust_code=trust_code, kept=kept)
+    return Model(folder, name=api.copy_model(str(model), folder), trust_code=trust_code, kept=kept)
 
 
 def compare(*names: str | Study) -> "pandas.DataFrame":
@@ -208,6 +150,8 @@ def run(
     `{"training.batch_size": 16}`. `options`: those of `hpo.api.run`. The progress is shown below the cell, or printed.
     Interrupting the kernel keeps what is done: the same call goes on. Services start by themselves. Raise UserError.
     """
+    from hpo.cli import watch
+
     short = {"data.path": data, "training.epochs": epochs, "seed": seed}
     if twice := [key for key in settings or {} if short.get(key) is not None]:
         raise UserError(f"settings: {twice[0]} is given by an argument as well: leave one out.")
@@ -215,14 +159,8 @@ def run(
     name = study.name if isinstance(study, Study) else str(study)
     loaded = api.load(name, data=str(data) if data else None, epochs=epochs, seed=seed, overrides=overrides)
     compute = api.Compute(device=device, trainers=trainers)
-    if _is_notebook():
-        done = api.run(loaded, compute=compute, watch=_Cell(), **options)
-        return Study(done.outcomes[-1].row.name)
-    from hpo.cli.watch import Terminal
-    from hpo.report import tables
-
-    with Terminal(tables.console(), is_run=True) as watch:
-        done = api.run(loaded, compute=compute, watch=watch, **options)
+    with nullcontext(watch.Cell()) if _is_notebook() else watch.Terminal(is_run=True) as display:
+        done = api.run(loaded, compute=compute, watch=display, **options)
     return Study(done.outcomes[-1].row.name)
 
 
@@ -235,63 +173,11 @@ def _toml(value: Any) -> str:
     return json.dumps(value.item() if isinstance(value, np.generic) else value, ensure_ascii=False, default=str)
 
 
-class _Cell(api.Watch):
-    """Shows the progress of a study below a cell of a notebook, in one place."""
-
-    def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._shown: Any = None  # what IPython updates
-        self._next = 0.0
-
-    def say(self, line: str) -> None:
-        print(line)
-
-    def begin(self, begun: api.Begun) -> None:
-        from IPython.display import Markdown, display
-
-        from hpo.report.progress import Progress
-
-        links = " · ".join(f"[{name}]({link})" for name, link in begun.links.items())
-        display(Markdown(f"**{begun.row.name}** {links}"))
-        self._progress, self._next = Progress(begun.queue, begun.row), 0.0
-        self._shown = display({"text/plain": "…"}, raw=True, display_id=True)
-
-    def tick(self, trouble: str | None) -> None:
-        from hpo.queue import DatabaseLost
-        from hpo.report.display import View
-
-        now = time.monotonic()
-        if self._progress is None or now < self._next:
-            return
-        self._next = now + REFRESH
-        try:
-            self._progress.refresh()
-        except DatabaseLost:
-            trouble = trouble or "database lost, retrying"
-        console = _console()
-        console.print(View(progress=self._progress, trouble=trouble))
-        self._shown.update({"text/plain": _text(console)}, raw=True)
-
-    def end(self, outcome: api.Outcome) -> None:
-        text = "Closed." if outcome.closed else "Stopped: what is done is kept. The same call goes on."
-        self._shown.update({"text/plain": text}, raw=True)
-
-
 def _is_notebook() -> bool:
     """Return whether a kernel of Jupyter runs this, and not a terminal."""
     module = sys.modules.get("IPython")
     shell = module.get_ipython() if module is not None else None
     return shell is not None and hasattr(shell, "kernel")
-
-
-def _console() -> Any:
-    from hpo.report import tables
-
-    return tables.plain_console(io.StringIO(), width=WIDTH, is_screen=True)
-
-
-def _text(console: Any) -> str:
-    return str(console.file.getvalue())
 
 
 def _frame(compared: Any) -> "pandas.DataFrame":
@@ -301,37 +187,3 @@ def _frame(compared: Any) -> "pandas.DataFrame":
     frame = pandas.DataFrame(columns)
     frame.attrs["unit"] = compared.unit
     return frame
-
-
-def _paths(images: Any) -> list[Path] | None:
-    """Return one path or several as a list; None if these are no paths."""
-    if isinstance(images, (str, Path)):
-        return [Path(images)]
-    if isinstance(images, list) and images and all(isinstance(image, (str, Path)) for image in images):
-        return [Path(image) for image in images]
-    return None
-
-
-def _write(folder: Path, images: Any, inputs: Any, model: Path) -> tuple[list[Path], Path | None]:
-    """Write images and inputs as files that `hpo predict` reads as those of the model's training."""
-    from hpo.operations import arrays
-
-    stack = arrays.stack([images] if getattr(images, "ndim", 0) == 2 else images)
-    spec = json.loads((model / "spec.json").read_text(encoding="utf-8"))
-    layout = data.get("layout") if isinstance(data := spec.get("data"), dict) else None
-    if isinstance(layout, dict):
-        paths = [folder / arrays.IMAGES]
-        stack = arrays.as_trained(stack, layout, tuple(spec["image_shape"][1:]))
-        np.save(paths[0], stack, allow_pickle=False)
-        names = [str(paths[0])] if len(stack) == 1 else [f"{paths[0]}[{index}]" for index in range(len(stack))]
-    else:
-        paths = arrays.write_pictures(folder, stack)
-        names = list(map(str, paths))
-    if inputs is None:
-        return paths, None
-    rows = arrays.frame(inputs, "inputs")
-    if len(rows) != len(names):
-        raise UserError(f"inputs: expected a row for each of the {len(names)} images, found {len(rows)} rows.")
-    table = folder / arrays.TABLE
-    table.write_bytes(arrays.as_csv(rows.drop(columns=arrays.NAMES, errors="ignore"), names))
-    return paths, table

@@ -3,7 +3,7 @@
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.messages import counted as counted
@@ -44,14 +44,6 @@ def for_markdown(text: str) -> str:
     return _MARKUP.sub(lambda match: f"\\{match[0]}", _NUMBERED.sub(r"\1\\\2", line))
 
 
-def doubts_text(doubts: Sequence[str]) -> list[str]:
-    """Return what is doubtful about a data set as paragraphs of Markdown: the first five, and how many more."""
-    told = [f"**Doubt about the data:** {for_markdown(doubt)}" for doubt in doubts[:MOST_DOUBTS]]
-    more = len(doubts) - len(told)
-    return [*told, f"**{counted(more, 'more doubt')} about the data.**"] if more else told
-
-
-MOST_DOUBTS = 5
 _NUMBERED = re.compile(r"^(\d+)([.)])(?=\s)")
 _MARKUP = re.compile(
     r"[`*<>|~$]"

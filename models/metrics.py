@@ -48,7 +48,6 @@ class Scores:
 
 
 BLOCK = 256  # images that are converted to double precision together
-IN_UNIT = ("rmse", "nrmse", "r2")
 SCORES = ("nmse", "mse", "r2", "nrmse", "mae", "mape")
 
 

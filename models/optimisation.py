@@ -15,13 +15,13 @@ CYCLE_WARMUP = 0.3  # of the training: in this part "one-cycle" raises the learn
 CYCLE_START, CYCLE_END = 1 / 25, 1e-4 / 25  # of the highest learning rate: its first and its last value
 
 
-def adam(network: nn.Module, training: TrainingSpec, *, fused: bool) -> torch.optim.Optimizer:
+def adam(network: nn.Module, training: TrainingSpec) -> torch.optim.Optimizer:
     """Return Adam, or AdamW, whose decay acts on weights, not on biases nor on a normalisation's shift and scale.
 
     Its state is complete from the start, so that fresh and resumed trainings are equal.
     """
     parameters: list[Tensor] = [values for values in network.parameters() if values.requires_grad]
-    options: dict[str, Any] = {"lr": training.learning_rate, "betas": ADAM_BETAS, "eps": ADAM_EPSILON, "fused": fused}
+    options: dict[str, Any] = {"lr": training.learning_rate, "betas": ADAM_BETAS, "eps": ADAM_EPSILON, "fused": True}
     optimiser: torch.optim.Optimizer
     if training.weight_decay:
         weights = [values for values in parameters if values.ndim > 1]
@@ -33,7 +33,7 @@ def adam(network: nn.Module, training: TrainingSpec, *, fused: bool) -> torch.op
     for values in parameters:
         # The averages have the parameter's memory format: with another one, fused Adam silently pairs wrong numbers.
         optimiser.state[values] = {
-            "step": torch.zeros((), device=values.device if fused else "cpu"),
+            "step": torch.zeros((), device=values.device),
             "exp_avg": torch.zeros_like(values, memory_format=torch.preserve_format),
             "exp_avg_sq": torch.zeros_like(values, memory_format=torch.preserve_format),
         }

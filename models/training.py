@@ -119,8 +119,6 @@ class Training:
         last_epoch: int | None = None,
         variance: np.ndarray | None = None,
         periodic: bool = True,
-        channels_last: bool = True,
-        fused: bool = True,
     ) -> None:
         check_splits(*(parts := (train,) if validation is None else (train, validation)))
         check_together(spec, training)
@@ -136,8 +134,7 @@ class Training:
         moves = elements(symmetries, shape, n_targets) if needs_symmetries(spec, training) else (unmoved(n_targets),)
         self.network = _begin(spec, train, len(input_names), initial or {}, seed, self.device)
         self._ranges = _learn_inputs(self.network, parts, input_names)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.network.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # The network whose weights are evaluated and returned.
         evaluated = copy.deepcopy(self.network) if training.ema else self.network
         prepare = partial(self.network.prepare, cache=cache, alive=alive)
@@ -151,7 +148,7 @@ class Training:
         self._last_epoch = min(last_epoch or training.epochs, training.epochs)
         self._shift, self._stretch = (tensor(x).to(self.device) for x in (self.scaling.mean, self.scaling.scale))
         self._terms = losses.terms(training)
-        self._optimiser = None if isinstance(self.network, DescriptorNet) else adam(self.network, training, fused=fused)
+        self._optimiser = None if isinstance(self.network, DescriptorNet) else adam(self.network, training)
         self._changing, self._weights = changing_tensors(self.network), changing_tensors(evaluated)
         self.epoch = self.best_epoch = 0  # completed; of the lowest val/nmse, 0: none yet
         self.best_nmse = self.best_mse = float("inf")

@@ -1,19 +1,21 @@
-"""What a terminal shows of studies while `hpo run` or `hpo worker` works on them."""
+"""What a terminal, or a cell of a notebook, shows of studies while `hpo run` or `hpo worker` works on them."""
 
+import io
 import logging
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from hpo.api import Begun, Details, Outcome, Plan, Stop, Watch
 from hpo.cli.options import say
-from hpo.report import results
-from hpo.report.display import Display, is_live
+from hpo.report import results, tables
+from hpo.report.display import REFRESH, Display, View, is_live
 from hpo.report.progress import Progress
 from hpo.text import counted, duration
 
@@ -23,6 +25,7 @@ HOUR = 3600.0  # seconds of work above which a first result is offered
 FIRST_RESULT = 600.0  # seconds that it takes, about
 
 TARGETS = 9  # that the head of a run names
+WIDTH = 100  # characters of what a cell shows
 
 
 class Plain(Watch):
@@ -43,9 +46,10 @@ class Plain(Watch):
 class Terminal(Watch):
     """A live display, or plain lines in a pipe; use as a context manager."""
 
-    def __init__(self, console: Console, *, is_run: bool) -> None:
-        """`is_run`: print what the studies are, how long they take, and what they came to."""
-        self.console, self.is_run = console, is_run
+    def __init__(self, console: Console | None = None, *, is_run: bool) -> None:
+        """`console`: standard output's if it is None. `is_run`: print what the studies are, how long they take, and
+        what they came to."""
+        self.console, self.is_run = console or tables.console(), is_run
         self._display: Display | None = None
         self._begun: Begun | None = None  # until it is said how long everything takes
         self._began, self._is_announced = 0.0, False  # monotonic seconds
@@ -99,6 +103,45 @@ class Terminal(Watch):
         self._begun, self._is_announced = None, True
         for line in announcement(progress, begun.later, sys.argv[1:], program=_program()):
             self.console.print(line, soft_wrap=not self.console.is_terminal)
+
+
+class Cell(Watch):
+    """Shows the progress of a study below a cell of a notebook, in one place."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._shown: Any = None  # what IPython updates
+        self._next = 0.0
+
+    def say(self, line: str) -> None:
+        print(line)
+
+    def begin(self, begun: Begun) -> None:
+        from IPython.display import Markdown, display
+
+        links = " · ".join(f"[{name}]({link})" for name, link in begun.links.items())
+        display(Markdown(f"**{begun.row.name}** {links}"))
+        self._progress, self._next = Progress(begun.queue, begun.row), 0.0
+        self._shown = display({"text/plain": "…"}, raw=True, display_id=True)
+
+    def tick(self, trouble: str | None) -> None:
+        now = time.monotonic()
+        if self._progress is None or now < self._next:
+            return
+        self._next = now + REFRESH
+        view = View.look(self._progress, trouble)
+        self._shown.update({"text/plain": as_text(lambda console: console.print(view))}, raw=True)
+
+    def end(self, outcome: Outcome) -> None:
+        text = "Closed." if outcome.closed else "Stopped: what is done is kept. The same call goes on."
+        self._shown.update({"text/plain": text}, raw=True)
+
+
+def as_text(show: Callable[[Console], None]) -> str:
+    """Return what a cell of a notebook shows of what is printed to a console."""
+    with io.StringIO() as file:
+        show(tables.plain_console(file, width=WIDTH, is_screen=True))
+        return file.getvalue()
 
 
 def print_head(console: Console, study: Begun | Details) -> None:

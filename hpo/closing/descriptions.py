@@ -1,13 +1,14 @@
-"""The texts of a registered model and its versions on MLflow's pages."""
+"""The texts of a registered model and its versions on MLflow's pages, and the versions' tags."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hpo.queue import Job, StudyRow
 from hpo.queue.closing_result import ClosingEntry
 from hpo.report import promotion, words
 from hpo.scores import candidates, lineage
 from hpo.study.records import Scores, SplitScores
-from hpo.text import doubts_text, for_markdown, in_brackets, in_unit_text, number_text, score_text, squared
+from hpo.text import for_markdown, in_brackets, in_unit_text, number_text, score_text, squared
 
 NAME_SHOWN = 20  # letters of a study's name that leave room for its trial where 32 are shown
 VERDICTS = {
@@ -51,6 +52,7 @@ def of_version(
 ) -> str:
     """Return the description of a winner's version, with its scores on the test split beside the predictors'."""
     assert job.spec is not None
+    choice, labels, gains = _choice(study, job), _labels(study, entry), promotion.gains(entry)
     unit, in_unit = for_markdown(study.facts.data.unit), for_markdown(in_unit_text(entry.test.in_unit))
     point = ", ".join(f"{name} = {number_text(value)}" for name, value in job.spec.point.items())
     title = job.run_name
@@ -66,16 +68,31 @@ def of_version(
     return (
         f"{title}\n\n"  # the model's page shows of each version the first 32 letters
         f"Trial {job.number} of the study {study.name}{in_brackets(point)}; {VERDICTS[entry.verdict]}.\n\n"
-        + "".join(f"{sentence}\n\n" for sentence in promotion.gains(entry))
+        + "".join(f"{sentence}\n\n" for sentence in gains)
         + "".join(f"**Alarm:** {alarm}\n\n" for alarm in alarms)
-        + "".join(f"{doubt}\n\n" for doubt in doubts_text(study.facts.findings or ()))
-        + _choice(study, job)
+        + "".join(f"{doubt}\n\n" for doubt in study.facts.doubts)
+        + choice
         + f"{_pretraining(entry.weights or '')}{job.spec.parameters:,} parameters.\n\n"
         + "\n".join(table)
         + "\n\nNMSE: mean over the targets of MSE / variance of the training split. Selected on validation alone."
-        + _labels(study, entry)
+        + labels
         + (f" With the transform undone, test split: {in_unit}." if in_unit else "")
     )
+
+
+def tags_of_version(job: Job, entry: ClosingEntry) -> dict[str, Any]:
+    """Return the tags of a winner's version."""
+    assert job.spec is not None
+    tags = {
+        "hpo.study": job.study,
+        "hpo.trial": job.number,
+        "hpo.verdict": entry.verdict,
+        "hpo.weights": entry.weights or "random",
+        "hpo.beats_volume_fraction": str(not entry.verdict.endswith(("mean", "volume fraction"))).lower(),
+    }
+    if (origin := job.spec.best_of) is not None:  # the trial of another study that has this configuration
+        tags["hpo.best_of"] = f"{origin.study}/{origin.trial}"
+    return tags
 
 
 def _pretraining(weights: str) -> str:

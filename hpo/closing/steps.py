@@ -4,7 +4,7 @@ A job of the queue like any other: it happens once however many workers there ar
 dies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,24 +13,34 @@ from hpo.closing import pictures, promotion
 from hpo.closing.promotion import Winner
 from hpo.closing.scored import NotScored, Score, Scored
 from hpo.errors import ModelError, NotFound
-from hpo.queue import Job, NewJob, State
+from hpo.queue import Job, NewJob, Queue, State, StudyRow
 from hpo.queue.closing_result import ScoredVersion
-from hpo.recording.reconciler import Reconciler
 from hpo.report import results
 from hpo.scores import champion, lineage, ranking
 from hpo.study import trial_spec
 from hpo.study.records import SplitScores, version_key
 from hpo.text import first_line
+from hpo.tracking.client import Tracker
 
 
 class Closing:
     """One closing under way: `fetch`, then a trainer's answer to each request of `next_request`, then `finish`."""
 
     def __init__(
-        self, reconciler: Reconciler, job: Job, folder: Path, data: Path, report_by: list[str], *, lease: float
+        self,
+        queue: Queue,
+        tracker: Tracker,
+        study: StudyRow,
+        *,
+        job: Job,
+        folder: Path,
+        data: Path,
+        reconcile: Callable[[], object],
     ) -> None:
-        self.reconciler, self.job, self.folder, self.data, self.report_by = reconciler, job, folder, data, report_by
-        self.lease = lease  # seconds
+        """`folder`: for the files of the closing; `data`: the data set, NPZ; `reconcile` completes what other workers
+        left half done of the study."""
+        self.queue, self.tracker, self.study, self.job = queue, tracker, study, job
+        self.folder, self.data, self._reconcile = folder, data, reconcile
         self._requests: list[tuple[Job, Score]] = []  # not answered yet
         self._winners: list[Winner] = []
         self._tested: list[ScoredVersion] = []
@@ -41,18 +51,18 @@ class Closing:
 
         Return False if, after a cross-validation, a winner is to be trained again first: that is planned then.
         """
-        self.reconciler.reconcile(lease=self.lease, older_than=0)
+        self._reconcile()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._requests, self._tested = [], []
-        jobs = self.reconciler.queue.jobs(self.job.study)
-        winners = ranking.winners(jobs, self.report_by)
+        jobs = self.queue.jobs(self.job.study)
+        winners = ranking.winners(jobs, self.study.specification.report_by)
         networks = [ranking.network(jobs, winner) for winner in winners]
         if missing := [winner for winner, job in zip(winners, networks, strict=True) if job is None]:
             self._plan_refits(jobs, missing)
             return False
         earlier = self._fetch_older() if networks else None
         for job in filter(None, networks):
-            model = promotion.fetch(self.reconciler.tracker, job, self.folder / f"model-{job.number}")
+            model = promotion.fetch(self.tracker, job, self.folder / f"model-{job.number}")
             table = self.folder / f"trial-{job.number}.csv"
             errors, folds = table.with_suffix(".npz"), ranking.folds_of(job)
             request = Score(
@@ -64,13 +74,13 @@ class Closing:
     def _fetch_older(self) -> str | None:
         """Download the champion if it was trained on an earlier data set, and ask for its scores; return the key of
         that data set. What is wrong with it is said in the result and keeps nothing from being closed."""
-        tracker, row = self.reconciler.tracker, self.reconciler.study
+        row = self.study
         if not row.facts.data.earlier:
             return None
-        contest = champion.Contest(self.reconciler.queue, tracker, row)
+        contest = champion.Contest(self.queue, self.tracker, row)
         candidate = contest.present(contest.candidates())
         # The election reads jobs without the hashes of their files.
-        job = None if candidate is None else self.reconciler.queue.by_run(candidate.version.run_id)
+        job = None if candidate is None else self.queue.by_run(candidate.version.run_id)
         if candidate is None or job is None or job.spec is None:
             return None
         key = version_key(job.spec.data, job.spec.split)
@@ -84,7 +94,7 @@ class Closing:
             data=candidate.data,
         )
         try:
-            folder = promotion.fetch(tracker, job, self.folder / "older-champion")
+            folder = promotion.fetch(self.tracker, job, self.folder / "older-champion")
         except (ModelError, NotFound) as error:
             self._tested.append(replace(self._older, fault=first_line(error)))
             return key
@@ -96,7 +106,7 @@ class Closing:
 
     def _plan_refits(self, jobs: Sequence[Job], winners: Sequence[Job]) -> None:
         """Plan to train the configurations of these trials again, on the images of all folds."""
-        row, folds = self.reconciler.study, ranking.repeats(jobs)
+        row, folds = self.study, ranking.repeats(jobs)
         planned, refits = row.specification, []
         for job in winners:
             assert job.spec is not None
@@ -105,7 +115,7 @@ class Closing:
             refits.append(
                 NewJob(kind="trial", number=job.number, repeat=refit.folds, config=job.config, cost=cost, spec=spec)
             )
-        self.reconciler.queue.put_jobs(row.name, refits, closing=self.job)
+        self.queue.put_jobs(row.name, refits, closing=self.job)
         crash.at("refits planned")
 
     def next_request(self) -> Score | None:
@@ -122,11 +132,11 @@ class Closing:
             return
         ranking.check_same(scored.model, job)
         if request.earlier is not None:
-            data = lineage.title(self.reconciler.study.facts.data)
+            data = lineage.title(self.study.facts.data)
             entry = ScoredVersion(run_id=str(job.run_id), study=job.study, data=data, tests=scored.tests)
             self._tested.append(entry)
         if job.is_refit and job.result is not None:  # no network of a cross-validation is scored on its own images
-            predictors = self.reconciler.study.facts.predictors
+            predictors = self.study.facts.predictors
             scored = Scored(
                 model=SplitScores(validation=job.result.validation, test=scored.model.test),
                 predictors={
@@ -140,12 +150,12 @@ class Closing:
 
     def finish(self) -> None:
         """Register, move aliases, log pictures and tables, record the closing. Repeatable; raises LeaseLost."""
-        queue = self.reconciler.queue
-        result = promotion.promote(self.reconciler, self.job, self._winners, self._tested)
+        queue, tracker, study = self.queue, self.tracker, self.study
+        result = promotion.promote(queue, tracker, study, closing=self.job, winners=self._winners, tested=self._tested)
         queue.require(self.job)
         tables = {winner.job.number: winner.predictions for winner in self._winners}
-        pictures.log_plots(self.reconciler, self.job, tables)
-        results.log_study(queue, self.reconciler.tracker, self.reconciler.study, result)
+        pictures.log_plots(queue, tracker, study, closing=self.job, predictions=tables)
+        results.log_study(queue, tracker, study, result)
         crash.at("study shown")
         queue.end(self.job, State.DONE, result=result)
         crash.at("closing recorded")

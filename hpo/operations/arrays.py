@@ -1,8 +1,10 @@
-"""Arrays and frames of a notebook as a folder of data, which all of hpo reads."""
+"""Arrays and frames of a notebook as files, which all of hpo reads: a folder of data, or images to predict."""
 
 import io
+import json
 import shutil
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,8 @@ from data_pipeline.formats.limits import FormatProblem
 from data_pipeline.formats.pictures import picture
 from data_pipeline.messages import near_miss
 from data_pipeline.phase import Phase
-from hpo.errors import ModelError
+from hpo.errors import ModelError, UserError
+from hpo.operations.predict import predict
 
 if TYPE_CHECKING:
     import pandas
@@ -238,3 +241,62 @@ def as_trained(images: np.ndarray, layout: Mapping[str, Any], size: tuple[int, i
     if set(axes) == set("nhwc"[: images.ndim]) and not lies_so:
         images = images.transpose(["nhwc".index(letter) for letter in axes])
     return images
+
+
+def predict_arrays(
+    folder: Path, images: Any, inputs: Any = None, *, trust_code: Sequence[str] = ()
+) -> "pandas.DataFrame":
+    """Return a row for each image and a column for each target; units are in `attrs["units"]`.
+
+    `folder` of a model. `images`: an array (h, w), (n, h, w) or (n, h, w, c) with pixels as in training, PIL images, or
+    paths. `inputs`: a frame, or numbers by name, with a row for each image in their order; of paths the path of a
+    table. Raise ModelError as `predict`.
+    """
+    if isinstance(images, Image.Image):
+        images = [images]
+    elif isinstance(images, Iterable) and not isinstance(images, (str, np.ndarray)):
+        images = list(images)
+    if (paths := _paths(images)) is not None:
+        if inputs is not None and not isinstance(inputs, (str, Path)):
+            raise UserError("inputs: expected the path of a table, as images are given by paths. Or give arrays.")
+        return predict(folder, paths, None if inputs is None else Path(inputs), trust_code=trust_code)
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            paths, table = _write_images(Path(temporary), images, inputs, folder)
+            rows = predict(folder, paths, table, trust_code=trust_code)
+        except ModelError as error:  # its files are temporary
+            raise ModelError(str(error).replace(f"{temporary}/", "")) from None
+    rows["image"] = range(len(rows))
+    return rows
+
+
+def _paths(images: Any) -> list[Path] | None:
+    """Return one path or several as a list; None if these are no paths."""
+    if isinstance(images, (str, Path)):
+        return [Path(images)]
+    if isinstance(images, list) and images and all(isinstance(image, (str, Path)) for image in images):
+        return [Path(image) for image in images]
+    return None
+
+
+def _write_images(folder: Path, images: Any, inputs: Any, model: Path) -> tuple[list[Path], Path | None]:
+    """Write images and inputs as files that `predict` reads as those of the model's training."""
+    pixels = stack([images] if getattr(images, "ndim", 0) == 2 else images)
+    spec = json.loads((model / "spec.json").read_text(encoding="utf-8"))
+    layout = data.get("layout") if isinstance(data := spec.get("data"), dict) else None
+    if isinstance(layout, dict):
+        paths = [folder / IMAGES]
+        pixels = as_trained(pixels, layout, tuple(spec["image_shape"][1:]))
+        np.save(paths[0], pixels, allow_pickle=False)
+        names = [str(paths[0])] if len(pixels) == 1 else [f"{paths[0]}[{index}]" for index in range(len(pixels))]
+    else:
+        paths = write_pictures(folder, pixels)
+        names = list(map(str, paths))
+    if inputs is None:
+        return paths, None
+    rows = frame(inputs, "inputs")
+    if len(rows) != len(names):
+        raise UserError(f"inputs: expected a row for each of the {len(names)} images, found {len(rows)} rows.")
+    table = folder / TABLE
+    table.write_bytes(as_csv(rows.drop(columns=NAMES, errors="ignore"), names))
+    return paths, table

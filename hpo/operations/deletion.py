@@ -8,7 +8,6 @@ from hpo.errors import NotFound, StudyConflict
 from hpo.machine import who
 from hpo.operations.backup import LOCK, WAITS
 from hpo.operations.connection import Connection, connect
-from hpo.planning.plans import lock_plan
 from hpo.queue import State, StudyRow
 from hpo.scores import champion
 from hpo.search import sampling
@@ -38,7 +37,7 @@ def delete(
         if confirm is not None:
             confirm(row, sum(job.state == State.DONE for job in queue.jobs(row.name) if job.kind == "trial"))
         # A backup under way still reads the files.
-        with queue.lock(LOCK, waits=lambda: say(WAITS)), lock_plan(queue, row.name):
+        with queue.lock(LOCK, waits=lambda: say(WAITS)), queue.plan_lock(row.name):
             _check(connection, row, in_mlflow=in_mlflow)
             if not queue.begin_deletion(row.name, lease=connection.settings.lease, by=who()):
                 raise _busy(row)

@@ -22,7 +22,6 @@ from hpo.files import sha256_of
 from hpo.operations import invariants
 from hpo.operations.connection import Connection, connect
 from hpo.operations.invariants import Seen
-from hpo.planning.plans import lock_plan
 from hpo.queue import ENDED, Job, Queue, State, StudyRow
 from hpo.recording.reconciler import Reconciler
 from hpo.scores import champion, evidence, ranking
@@ -376,6 +375,6 @@ def _delete_model(reconciler: Reconciler, model: Listed, seen: Job | None) -> No
 
 def _delete_experiment(queue: Queue, tracker: Tracker, experiment: Experiment) -> None:
     """Delete the experiment unless it was planned into since we looked."""
-    with lock_plan(queue, experiment.name):
+    with queue.plan_lock(experiment.name):
         if experiment.name not in {row.name for row in queue.studies()}:
             experiments.delete(tracker, experiment.experiment_id)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -129,6 +130,13 @@ def opened_model(model: str) -> Iterator[tuple[Path, str]]:
         version = recorded.version if recorded is not None else None
         registered = [f"{version[0]} version {version[1].number}"] if version else []
         yield files, ", ".join([*registered, recorded.job.title] if recorded is not None else ["a folder"])
+
+
+def copy_model(model: str, folder: Path) -> str:
+    """Copy the files of a model to a new folder; return in words where it is from. `model` as in `evaluate`."""
+    with opened_model(model) as (files, source):
+        shutil.copytree(files, folder)
+        return source
 
 
 def _of_name(connection: Connection, name: str) -> _Recorded:

@@ -1,5 +1,7 @@
 """What was planned, trained and promoted, as records and frames."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +10,7 @@ from hpo.errors import ServiceError
 from hpo.operations.connection import connect, hangs, mlflow_away
 from hpo.queue import Job, Queue, State, StudyCounts, StudyRow
 from hpo.report.progress import Progress
-from hpo.report.results import rows
+from hpo.report.results import in_order, rows
 from hpo.services import serving
 from hpo.services.serving import Services
 from hpo.settings import Settings
@@ -155,3 +157,37 @@ def results(study: str) -> "pandas.DataFrame":
     import pandas
 
     return pandas.DataFrame(rows(jobs(study)[1]))
+
+
+def trial_frame(study: str) -> "pandas.DataFrame":
+    """Return a row for each trial of a study, the best configuration first: parameters, state and validation scores.
+
+    Columns are number, repeat, state, the parameters by their names, `best_val_nmse`, `best_val_r2`, `best_epoch`,
+    `epochs`, `seconds`, `reason` and `run_id`. Scores are NaN of a trial that has not been trained to its end. A
+    parameter of one of these names is `point.NAME`. Raise NotFound.
+    """
+    import pandas
+
+    row, listed = jobs(study, brief=True)
+    space = list(row.specification.space)
+    return pandas.DataFrame([_trial(job, space) for job in in_order(row, listed, "score")])
+
+
+def _trial(job: Job, space: Sequence[str]) -> dict[str, Any]:
+    result = job.result if job.state == State.DONE else None
+    point = job.spec.point if job.spec else {}
+    scores = {
+        "best_val_nmse": result.best_val_nmse if result else math.nan,
+        "best_val_r2": result.validation.r2 if result else math.nan,
+        "best_epoch": result.best_epoch if result else None,
+    }
+    facts = {
+        "epochs": job.epochs,
+        "seconds": result.seconds if result else math.nan,
+        "reason": job.reason,
+        "run_id": job.run_id,
+    }
+    first = {"number": job.number, "repeat": job.repeat, "state": job.state.label}
+    taken = first | scores | facts
+    parameters = {f"point.{name}" if name in taken else name: point.get(name) for name in space}
+    return first | parameters | scores | facts

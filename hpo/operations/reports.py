@@ -11,6 +11,7 @@ from hpo.queue.closing_result import ClosingResult
 from hpo.report import comparison, document, sections
 from hpo.report.comparison import Comparison
 from hpo.scores import champion, evidence
+from hpo.search.importances import importances
 from hpo.study import alias
 from hpo.text import counted
 
@@ -89,7 +90,7 @@ def report(folder: Path, studies: Sequence[str] = ()) -> Report:
     with connect() as connection:
         tracker = connection.tracker
         gathered = evidence.gather(connection.queue, tracker, studies)
-        contents = sections.build(gathered)
+        contents = sections.build(gathered, importances)
         page, *others = document.write(contents, folder)
         for study in gathered.closed:
             for path in (page, *others):

@@ -19,12 +19,12 @@ MOST_LEARNED = 1000  # trials that a sampler learns from
 
 def follow(ready: Plan, queue: Queue) -> StudyFacts:
     """Return the plan's facts with what an earlier study gives it: best configurations, or networks to start from."""
-    if ready.study.follows is None:
+    if ready.earlier is None:
         return ready.facts
     if ready.study.best_of is None:
-        best = _ranked(ready, queue, "starts_from", "starts from the best networks of")
-        return replace(ready.facts, starts_from=_start(ready, best))
-    best = _ranked(ready, queue, "best_of", "trains the best configurations of")
+        best = _ranked(ready, ready.earlier, queue, "starts from the best networks of")
+        return replace(ready.facts, starts_from=_start(ready, ready.earlier, best))
+    best = _ranked(ready, ready.earlier, queue, "trains the best configurations of")
     if not best:
         raise StudyError(f"{ready.name} trains the best configurations of {ready.study.best_of.name}, which has none.")
     sources: dict[str, SourceTrial] = {}
@@ -87,17 +87,11 @@ def with_shares(chosen: Study, sources: list[SourceTrial]) -> Iterator[SourceTri
             yield replace(source, point=(source.point or {}) | own)
 
 
-def earlier_name(ready: Plan, key: str) -> str:
-    """The full name of the study that this one starts from ("starts_from") or whose points it takes ("best_of")."""
-    return study.full_name(getattr(ready.study, key), study.digest(ready.canonical[key]["spec"]))
-
-
-def _ranked(ready: Plan, queue: Queue, key: str, what: str) -> list[Job]:
-    """The finished trials of the earlier study, best first. Raises StudyError unless all have ended."""
-    first, name = ready.canonical[key], earlier_name(ready, key)
-    rows = {row.name: row for row in queue.studies()}
-    if name in rows and rows[name].identity != study.digest(first["spec"]):
-        raise study.conflict(name, rows[name].canonical, first["spec"])
+def _ranked(ready: Plan, name: str, queue: Queue, what: str) -> list[Job]:
+    """The finished trials of the earlier study `name`, best first. Raises StudyError unless all have ended."""
+    canonical, rows = ready.earlier_canonical or {}, {row.name: row for row in queue.studies()}
+    if name in rows and rows[name].identity != study.digest(canonical):
+        raise study.conflict(name, rows[name].canonical, canonical)
     jobs = [job for job in queue.jobs(name) if job.kind == "trial"] if name in rows else []
     left = len(rows[name].still_to_train(jobs)) if jobs else 0
     if left or not jobs:
@@ -109,9 +103,8 @@ def _ranked(ready: Plan, queue: Queue, key: str, what: str) -> list[Job]:
     return ranking.ranked(jobs)
 
 
-def _start(ready: Plan, best: list[Job]) -> dict[str, Network]:
-    """The networks to start from: for each origin the best of the earlier study's finished trials."""
-    name = earlier_name(ready, "starts_from")
+def _start(ready: Plan, name: str, best: list[Job]) -> dict[str, Network]:
+    """The networks to start from: for each origin the best of the finished trials of the earlier study `name`."""
     networks: dict[str, Network] = {}
     for job in best:
         assert job.spec is not None and job.result is not None and job.run_id is not None

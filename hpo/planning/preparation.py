@@ -53,6 +53,18 @@ class Plan:
     rows: tuple[str, ...] = ()  # where the labels of each image stand in the folder
     findings: tuple[Finding, ...] = ()  # about the data's content; errors are for the caller to raise
 
+    @property
+    def earlier_canonical(self) -> dict[str, Any] | None:
+        """The canonical specification of the study that this one starts from, or whose configurations it takes."""
+        source = self.canonical.get("best_of") or self.canonical.get("starts_from")
+        return None if source is None else dict(source["spec"])
+
+    @property
+    def earlier(self) -> str | None:
+        """The full name of that study; None without one."""
+        first, canonical = self.study.follows, self.earlier_canonical
+        return None if first is None or canonical is None else study.full_name(first, study.digest(canonical))
+
     @cached_property
     def facts(self) -> StudyFacts:
         """What the database and every worker need to know of the data."""

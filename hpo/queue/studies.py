@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -13,7 +14,7 @@ from hpo.queue.closing_result import BudgetEnd
 from hpo.queue.database import Database, as_json
 from hpo.queue.records import Job, NewJob, State, StudyCounts, StudyRow
 from hpo.queue.rows import EXPIRED, LEFT, hold, lock_study, reopen_closing
-from hpo.study import conflict
+from hpo.study import alias, conflict
 from hpo.study.records import StudyFacts, TrialSpec
 
 log = logging.getLogger("hpo")
@@ -44,6 +45,13 @@ ANALYZE = "ANALYZE hpo.job"
 
 class Studies(Database):
     """The study table, and the planned jobs of a study."""
+
+    def plan_lock(self, name: str) -> AbstractContextManager[object]:
+        """Return the lock for planning or deleting a study, also held while one that begins with it is planned.
+
+        Studies that would have the same alias have the same lock.
+        """
+        return self.lock(f"plan.{alias(name)}")
 
     def put_study(self, row: StudyRow) -> None:
         """Insert a study, or refresh its facts. Raises StudyConflict if the name stands for another specification."""

@@ -20,10 +20,9 @@ from hpo.machine import environment
 from hpo.queue import FREEZE_LIMIT, DatabaseLost, Job, Judged, Queue, State, StudyRow, TrialResult
 from hpo.search import sampling
 from hpo.study import provenance
-from hpo.study.records import Scores
 from hpo.text import first_line
 from hpo.tracking import foreign, logged_models
-from hpo.tracking.client import Row, Status, Tracker, summary_row
+from hpo.tracking.client import Row, Status, Tracker, in_unit, summary_row
 from hpo.tracking.errors import TrackingUnavailable
 
 log = logging.getLogger("hpo")
@@ -299,11 +298,4 @@ def summary(result: TrialResult) -> dict[str, float | None]:
     for score in ("r2", "nrmse"):
         for name, value in zip(result.target_names, result.validation.per_target[score], strict=True):
             flat[f"best_val_{score}/{name}"] = value
-    return flat | in_unit("best_val", result.validation)
-
-
-def in_unit(prefix: str, scores: Scores) -> dict[str, float | None]:
-    """Return the metrics of targets with a transform in the label's unit: by the target's own name, without the unit,
-    which MLflow does not take."""
-    named = {name.partition(" [")[0]: values for name, values in scores.in_unit.items()}
-    return {f"{prefix}_{score}/{name}": value for name, values in named.items() for score, value in values.items()}
+    return flat | in_unit("best_val", result.validation.in_unit)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
@@ -28,6 +29,16 @@ class View:
 
     progress: Progress
     trouble: str | None = None
+    is_read: bool = True  # from the database, just now
+
+    @classmethod
+    def look(cls, progress: Progress, trouble: str | None) -> Self:
+        """Read the progress again. A database that is lost is one more `trouble`: the last progress is shown."""
+        try:
+            progress.refresh()
+        except DatabaseLost:
+            return cls(progress=progress, trouble=trouble or "database lost, retrying", is_read=False)
+        return cls(progress=progress, trouble=trouble)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         progress = self.progress
@@ -117,16 +128,12 @@ class Display:
         if now < self._next:
             return False
         self._next = now + (REFRESH if self._live is not None else LINE_INTERVAL)
-        is_read = True
-        try:
-            self.progress.refresh()
-        except DatabaseLost:
-            is_read, trouble = False, trouble or "database lost, retrying"
+        view = View.look(self.progress, trouble)
         if self._live is not None:
-            self._live.update(View(progress=self.progress, trouble=trouble), refresh=True)
+            self._live.update(view, refresh=True)
         else:
-            self.console.print(self.progress.line() + (f" ({trouble})" if trouble else ""), soft_wrap=True)
-        return is_read
+            self.console.print(self.progress.line() + in_brackets(view.trouble or ""), soft_wrap=True)
+        return view.is_read
 
 
 def is_live(console: Console) -> bool:

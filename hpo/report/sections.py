@@ -9,6 +9,7 @@ from typing import Any
 from hpo.queue import State
 from hpo.report import claims, error_section, figures, study_section, tables
 from hpo.report.document import Document, Picture, Section
+from hpo.report.study_section import Importances
 from hpo.report.words import BASELINES, openings
 from hpo.scores import alarms, analysis, gains
 from hpo.scores.evidence import Closed, Evidence
@@ -29,8 +30,8 @@ SCORES_EXPLAINED = (
 )
 
 
-def build(evidence: Evidence) -> Document:
-    """Return the whole report."""
+def build(evidence: Evidence, importances: Importances) -> Document:
+    """Return the whole report; `importances` of parameters where no full grid shows what they do."""
     names = [closed.row.name for closed in evidence.closed]
     return Document(
         title=f"{', '.join(names)} on {evidence.closed[0].row.facts.data.name}",
@@ -39,7 +40,7 @@ def build(evidence: Evidence) -> Document:
         answers=claims.answers(evidence),
         sections=[
             _models(evidence),
-            *(study_section.section(evidence, closed) for closed in evidence.closed),
+            *(study_section.section(evidence, closed, importances) for closed in evidence.closed),
             _curves(evidence),
             *([error_section.errors(evidence.tested)] if evidence.winners else []),
             _origin(evidence),

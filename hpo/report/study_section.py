@@ -1,8 +1,7 @@
 """What the report says of one study: its configurations, best first, and what each parameter does."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import optuna
 
 from hpo.queue import Job, State
 from hpo.report import figures, learning, promotion, results, tables, versions
@@ -13,17 +12,17 @@ from hpo.report.tables import HIGH, LOW, Table
 from hpo.report.words import BASELINES, number, score_values, within_spread
 from hpo.scores import analysis, learning_curve, ranking
 from hpo.scores.evidence import Closed, Evidence
-from hpo.search import sampling
-from hpo.study import provenance
+from hpo.study import Study, provenance
+from hpo.study.records import Point
 from hpo.text import counted, number_text, squared
 
-FEWEST = 10  # trials from which importances are computed
 MEAN = "mean NMSE of the repeats"
 NMSE = "validation NMSE"
 Record = dict[str, Any]
+Importances = Callable[[Study, Sequence[tuple[Point, float]]], Mapping[str, float]]  # as hpo.search.importances
 
 
-def section(evidence: Evidence, closed: Closed) -> Section:
+def section(evidence: Evidence, closed: Closed, importances: Importances) -> Section:
     """Return the tables of a study (1 and 2 of the source study), its effects and its figures."""
     title, unscored = f"Study {closed.row.name}", [job for job in closed.jobs if job.state != State.DONE]
     text = [closed.row.facts.description]
@@ -42,7 +41,7 @@ def section(evidence: Evidence, closed: Closed) -> Section:
     if len(records) + len(unscored) > 1:
         listed.append(_all(evidence, closed, records, baselines))
     if len(records) > 1:
-        effects, pictures = _effects(closed)
+        effects, pictures = _effects(closed, importances)
         listed += effects
     listed += versions.of_test(closed.ended, name=f"{closed.row.name}-versions-test")
     text += versions.sentences(closed.ended)
@@ -151,7 +150,7 @@ def _baselines(evidence: Evidence, closed: Closed) -> list[Record]:
     return records
 
 
-def _effects(closed: Closed) -> tuple[list[Table], list[Picture]]:
+def _effects(closed: Closed, importances: Importances) -> tuple[list[Table], list[Picture]]:
     """Return what each parameter does: exactly on a full grid, by Optuna's importances otherwise."""
     name, title = closed.row.name, "Importance of each parameter (Optuna's fANOVA: share of the variance of the score)"
     ordered = sorted(closed.points, key=lambda entry: (entry[0].config or 0, entry[0].number))  # as in the grid
@@ -163,9 +162,10 @@ def _effects(closed: Closed) -> tuple[list[Table], list[Picture]]:
         else ""
     )
     if not analysis.is_factorial(points) or len(points) < 2:
-        importances = [{"parameter": key, "importance": value} for key, value in _importances(closed).items()]
-        table = tables.of_records(importances, name=f"{name}-importances", title=title, note=lost)
-        return [table] if importances else [], []
+        scored = [(job.spec.point, score) for job, score in closed.points if job.spec]
+        records = [{"parameter": key, "importance": own} for key, own in importances(closed.study, scored).items()]
+        table = tables.of_records(records, name=f"{name}-importances", title=title, note=lost)
+        return [table] if records else [], []
     effects = analysis.main_effects(points, scores)
     of_effects = tables.of_records(
         [
@@ -200,22 +200,6 @@ def _effects(closed: Closed) -> tuple[list[Table], list[Picture]]:
     )
     figure = figures.svg(figures.main_effects(effects, number_text))
     return [of_effects, of_contrasts], [Picture(name=f"{name}-effects", title="Main effects", svg=figure)]
-
-
-def _importances(closed: Closed) -> dict[str, float]:
-    """Return Optuna's importances, from the finished trials of the database; nothing for fewer than FEWEST."""
-    if len(closed.points) < FEWEST:
-        return {}
-    study, distributions = optuna.create_study(), sampling.distributions(closed.study)
-    for job, score in closed.points:
-        assert job.spec is not None
-        own = {key: distributions[key] for key in job.spec.point}
-        study.add_trial(optuna.trial.create_trial(params=job.spec.point, distributions=own, value=score))
-    try:
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
-    except (ValueError, RuntimeError):  # scores that do not differ
-        return {}
 
 
 def _parameters(closed: Closed) -> list[str]:

@@ -6,8 +6,10 @@ from typing import Any
 
 from hpo.records import Record
 from hpo.study.claims import Claim
+from hpo.text import counted, for_markdown
 from models.metrics import Scores as Scores
 
+MOST_DOUBTS = 5  # about the data that are told of one by one
 OLD, NEW = "old test images", "new test images"  # parts of the test split of a data set that extends another one
 Point = dict[str, Any]  # the values of a configuration, by parameter, in the order of the study file
 # Arrays of the validation split by name: a trial's own squared errors (n, k), label's unit squared; NaN: no label.
@@ -253,3 +255,11 @@ class StudyFacts(Record):
     planned: bool | None = None  # to the end
     file: str | None = None  # the study file: a shipped name, or a path where it was planned
     command: str | None = None  # that planned it
+
+    @property
+    def doubts(self) -> list[str]:
+        """What was doubtful about the data, as paragraphs of Markdown: the first five, and how many more."""
+        findings = self.findings or ()
+        told = [f"**Doubt about the data:** {for_markdown(doubt)}" for doubt in findings[:MOST_DOUBTS]]
+        more = len(findings) - len(told)
+        return [*told, f"**{counted(more, 'more doubt')} about the data.**"] if more else told

@@ -312,6 +312,13 @@ def summary_row(metrics: Mapping[str, float | None], *, timestamp_ms: int, step:
     return step, timestamp_ms, {k: value for k, value in metrics.items() if value is not None and math.isfinite(value)}
 
 
+def in_unit(prefix: str, scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Return the metrics of targets with a transform in the label's unit: by the target's own name, without the unit,
+    which MLflow does not take."""
+    named = {name.partition(" [")[0]: values for name, values in scores.items()}
+    return {f"{prefix}_{score}/{name}": value for name, values in named.items() for score, value in values.items()}
+
+
 @server()
 def curves(tracker: Tracker, run_ids: Sequence[str], metric: str) -> dict[str, list[tuple[int, float]]]:
     """Return (step, value) of a metric of runs as MLflow has it, by step and by the runs' ids: in one request if there

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 # Limits. Characters of a text that the columns of MLflow's tables on Postgres and its own checks admit.
-LONGEST_EXPERIMENT_NAME = 256
 LONGEST_EXPERIMENT_TAG = 20_000  # a tag's value
 LONGEST_RUN_NAME = 250
 LONGEST_RUN_TAG = 8000
@@ -40,7 +39,6 @@ LONGEST_MODEL_NAME = 256  # of a registered model
 LONGEST_MODEL_TAG = 5000
 LONGEST_VERSION_TAG = 100_000
 LONGEST_DESCRIPTION = 5000  # of a registered model, or of a version of it
-LONGEST_ALIAS = 255
 LONGEST_TAG_KEY = 250  # of any tag
 LARGEST_BATCH, LARGEST_TAG_BATCH = 1000, 100  # metrics and tags of a request; tags of a request
 MOST_RUNS, MOST_VALUES = 100, 25_000  # of one answer of `histories`

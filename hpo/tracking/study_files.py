@@ -12,12 +12,6 @@ from hpo.errors import ModelError
 from hpo.files import sha256_of
 from hpo.ownership import folder
 from hpo.tracking.client import Tracker
-from models import user
-
-
-def code_folder(home: Path) -> Path:
-    """Return the folder that has code of users, each in a folder that is called as its digest."""
-    return folder(home, "cache", "code")
 
 
 def fetch(home: Path, tracker: Tracker, run_id: str, source: str, files: Mapping[str, str]) -> Path:
@@ -40,9 +34,3 @@ def fetch(home: Path, tracker: Tracker, run_id: str, source: str, files: Mapping
             arrived.replace(path)
     os.utime(cached)  # when it was last used
     return cached
-
-
-def fetch_code(home: Path, tracker: Tracker, run_id: str, digest: str) -> Path:
-    """Return a folder with the code of this digest, every file checked. Raise as `fetch`. Nothing of it runs."""
-    cached = fetch(home, tracker, run_id, f"code/{digest}", {user.SUMS: digest})
-    return fetch(home, tracker, run_id, f"code/{digest}", user.listed((cached / user.SUMS).read_bytes()))

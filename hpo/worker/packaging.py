@@ -52,7 +52,7 @@ class Model:
 """
 
 README = """\
-# {title}
+# Properties from microstructure images
 
 Predicts {targets} in {unit} from images of shape {shape} (channels, height, width), {pixels}{inputs}.
 Images on another scale, such as 0..255, are refused with an error.
@@ -95,7 +95,6 @@ def package(
     example_images: np.ndarray,
     pixels: str = "grey values 0..1 (pixel / 255)",
     in_unit: str = "",
-    title: str = "Properties from microstructure images",
     extra: Mapping[str, Any] | None = None,
     example_inputs: np.ndarray | None = None,
 ) -> None:
@@ -132,7 +131,6 @@ def package(
     )
     sizes = ", ".join(map(str, shape))
     readme = README.format(
-        title=title,
         targets=", ".join(target_names),
         unit=unit,
         shape=f"({sizes})",

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from typing import IO
 
 from hpo.closing.steps import Closing
-from hpo.errors import Untrusted
 from hpo.queue import Job, Queue, StudyRow, require_whole
 from hpo.recording.outage import Outage
 from hpo.recording.outcomes import Inbox
@@ -25,10 +25,10 @@ from hpo.search.pruning import Pruning
 from hpo.settings import Settings
 from hpo.study import Study, trial_spec
 from hpo.study.records import TrialSpec
-from hpo.tracking import data_sets, foreign, study_files
+from hpo.tracking import data_sets
 from hpo.tracking.client import Tracker
 from hpo.tracking.errors import TrackingUnavailable
-from hpo.worker import ending
+from hpo.worker import ending, user_code
 from hpo.worker.children import Suggester, Trainers
 from hpo.worker.collaborators import Collaborators
 from hpo.worker.data_file import DataFile
@@ -101,14 +101,15 @@ class Worker:
         Raise Untrusted if its code is not to run here, SpecError without its pretrained weights, ServiceError without
         its data set.
         """
-        self._require_code(row)
+        user_code.fetch_trusted(self.settings.home, self.tracker, row)
         _require_weights(row)
         study = row.specification
         reconciler = Reconciler(self.queue, self.tracker, self._store, row, worker=self._name)
         pruning = Pruning(self.queue, row.name, study)
 
         def start_closing(job: Job, folder: Path, data_file: Path) -> Closing:
-            return Closing(reconciler, job, folder, data_file, list(study.report_by), lease=self.settings.lease)
+            reconcile = partial(reconciler.reconcile, lease=self.settings.lease, older_than=0)
+            return Closing(self.queue, self.tracker, row, job=job, folder=folder, data=data_file, reconcile=reconcile)
 
         return Served(
             row=row,
@@ -118,19 +119,6 @@ class Worker:
             data=DataFile(data_sets.fetch(self.settings.home, self.tracker, row.name, row.facts)),
             proof=self._smallest(row, study),
         )
-
-    def _require_code(self, row: StudyRow) -> None:
-        """Fetch the code of the user's that the study runs. Raise Untrusted if it is not to run here."""
-        for digest in row.specification.code:
-            run_id = row.facts.study_run_id
-            if not user.is_trusted(digest):
-                page = foreign.file_link(row.facts.experiment_id, run_id, f"code/{digest}/{user.SUMS}")
-                raise Untrusted(
-                    f"The study {row.name} runs code of its author, which this worker does not trust: it takes no "
-                    f"trial of it. Read the code: {self.tracker.uri}/{page} (all files of that folder). If you trust "
-                    f"it, add --trust-code {digest}"
-                )
-            study_files.fetch_code(self.settings.home, self.tracker, run_id, digest)
 
     def _smallest(self, row: StudyRow, study: Study) -> TrialSpec:
         """Return the specification of the study's cheapest trial, planned or at an end of its space."""
@@ -153,7 +141,7 @@ class Worker:
         outage = Outage(self.queue, None if served is None else served.row.name, store=store)
         recorder = Recorder(reconcilers, inbox, outage, patience=settings.outage_limit)
 
-        code = [str(study_files.code_folder(settings.home)), *user.trusted()]
+        code = [str(user_code.folder_in(settings.home)), *user.trusted()]
 
         def start_suggester() -> Suggester:
             return Suggester(Process("suggester", log), time, database_url=self._database_url)

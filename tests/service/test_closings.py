@@ -70,7 +70,10 @@ def test_old_and_new_data_have_one_champion_whichever_study_closes_first(databas
     def close(reconciler: Reconciler, winner: Winner) -> None:
         queue, name = reconciler.queue, reconciler.study.name
         closing = next(job for job in queue.jobs(name) if job.kind == "closing")
-        queue.end(closing, State.DONE, result=promotion.promote(reconciler, closing, [winner], []))
+        result = promotion.promote(
+            queue, reconciler.tracker, reconciler.study, closing=closing, winners=[winner], tested=[]
+        )
+        queue.end(closing, State.DONE, result=result)
 
     def begin() -> None:
         """Let a worker hold both closings; nothing is registered."""

@@ -267,25 +267,28 @@ def test_a_study_closes_without_the_pictures_that_cannot_be_drawn(shown, held, t
     pandas.read_csv(found.predictions).assign(split=["validation"] * 4 + ["test"] * 5).to_csv(tested)
     run_id = shown.queue.job(job.id).run_id
 
+    def log_plots(predictions: dict[int, Path], tracker: Tracker = shown.tracker) -> None:
+        pictures.log_plots(shown.queue, tracker, shown.study, closing=closing, predictions=predictions)
+
     with pytest.raises(TrackingUnavailable):
-        pictures.log_plots(unreachable(shown), closing, {job.number: tested})
+        log_plots({job.number: tested}, unreachable(shown).tracker)
     for _ in range(2):
-        pictures.log_plots(shown, closing, {job.number: tested})
+        log_plots({job.number: tested})
         names = ["plots/loss.png", "plots/parity-test.png", "plots/parity.png"]
         assert sorted(shown.tracker.files(run_id, "plots")) == names
 
     for folder in ("plots", "predictions"):  # as of a study that an earlier version ran
         shown.tracker.delete_artifact(run_id, folder)
-    pictures.log_plots(shown, closing, {})
+    log_plots({})
     assert shown.tracker.files(run_id, "plots") == ["plots/loss.png"]
     assert "gets no" not in "".join(record.message for record in caplog.records if record.levelname == "WARNING")
     monkeypatch.setattr(figures, "loss_curves", lambda curves: 1 / 0)
-    pictures.log_plots(shown, closing, {})
+    log_plots({})
     assert "gets no loss.png: division by zero" in caplog.text
 
     shown.queue.give_back(closing, AttemptOutcome.HANDED_BACK, reason="x")
     with pytest.raises(LeaseLost):
-        pictures.log_plots(shown, closing, {})
+        log_plots({})
 
 
 def test_a_run_that_somebody_deleted_keeps_nothing_else_from_being_mended(shown, held, caplog):

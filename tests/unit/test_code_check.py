@@ -12,8 +12,7 @@ from places import ROOT
 from data_pipeline import dataset, npz
 from hpo.errors import ModelError
 from hpo.operations.predict import predict
-from hpo.tracking import study_files
-from hpo.worker import code_check, protocol, train_trial, trainer
+from hpo.worker import code_check, protocol, train_trial, trainer, user_code
 from models import specs, user
 
 TUTORIAL = ROOT / "docs" / "tutorial" / "own-network.md"
@@ -160,14 +159,14 @@ def test_files_of_a_study_are_fetched_once_and_never_believed_by_their_name(tmp_
     store = Store(
         {f"code/{digest}/{path}": content for path, content in {**source, user.SUMS: user.sums(source)}.items()}
     )
-    folder = study_files.fetch_code(tmp_path, store, "run", digest)
+    folder = user_code.fetch(tmp_path, store, "run", digest)
     assert user.read(folder, digest) == source and len(store.asked) == len(source) + 1
-    assert study_files.fetch_code(tmp_path, store, "run", digest) == folder and len(store.asked) == len(source) + 1
+    assert user_code.fetch(tmp_path, store, "run", digest) == folder and len(store.asked) == len(source) + 1
     (folder / "models" / "net.py").write_text("changed here")
-    assert user.read(study_files.fetch_code(tmp_path, store, "run", digest), digest) == source
+    assert user.read(user_code.fetch(tmp_path, store, "run", digest), digest) == source
     assert store.asked[-1] == f"code/{digest}/models/net.py"
     store.files[f"code/{digest}/models/net.py"] = b"changed there"
     (folder / "models" / "net.py").unlink()
     with pytest.raises(ModelError, match=r"models/net.py of the run run: expected SHA-256"):
-        study_files.fetch_code(tmp_path, store, "run", digest)
+        user_code.fetch(tmp_path, store, "run", digest)
     assert not (folder / "models" / "net.py").exists()

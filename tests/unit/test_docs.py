@@ -138,6 +138,18 @@ def test_the_packages_are_documented_in_the_order_of_their_imports():
     assert packages == [name.replace(".", "/") for name in ORDER if (ROOT / name.replace(".", "/")).is_dir()]
 
 
+def test_the_names_that_the_map_gives_stand_in_their_files():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    link, names = r"\[([\w/]+\.py)\]", r"`[A-Za-z_]\w*`(?:, `[A-Za-z_]\w*`)*"
+    pairs = [(path, text) for text, path in re.findall(rf"({names}) in {link}", page)]
+    pairs += re.findall(rf"{link}\([\w/.]+\): ({names})", page)
+    assert len(pairs) > 20
+    for path, text in pairs:
+        defined = (ROOT / path).read_text()
+        for name in re.findall(r"\w+", text):
+            assert re.search(rf"^\s*(?:def|class) {name}\b|^{name}\b", defined, re.MULTILINE), f"{name} in {path}"
+
+
 def test_the_messages_that_the_list_of_faults_quotes_are_messages_of_the_program():
     lines = (ROOT / "docs/reference/faults.md").read_text().splitlines()
     seen = [re.split(r"(?<!\\)\|", line)[2] for line in lines if line.startswith("|")]  # the column "what you see"

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import records
 
-from hpo.closing.promotion import verdict
 from hpo.queue import State
 from hpo.queue.closing_result import Gain
 from hpo.report import promotion
 from hpo.scores import gains
+from hpo.scores.verdict import verdict
 
 IMAGES, TARGETS = 78, 3
 ONE = np.ones(TARGETS)

@@ -17,7 +17,7 @@ from data_pipeline.phase import Phase
 from hpo import notebook
 from hpo.errors import ModelError
 from hpo.notebook import Model
-from hpo.operations import arrays
+from hpo.operations import arrays, overview
 from hpo.queue import State
 from hpo.report import tables
 from models import bundle
@@ -246,5 +246,5 @@ def test_a_parameter_called_like_a_fact_of_a_trial_hides_nothing():
         },
         spec=SimpleNamespace(point={"epochs": 40, "filters": 8}),
     )
-    row = notebook._trial(job, ["epochs", "filters"])
+    row = overview._trial(job, ["epochs", "filters"])
     assert (row["epochs"], row["point.epochs"], row["filters"], row["number"]) == (2, 40, 8, 3)

@@ -61,11 +61,9 @@ def same(state, other):
 BATCHES = 5  # an epoch: ceil(37 / 8)
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("images", ["two-phase", "grey"])  # trained on as distinct windows, and as they are
-def test_a_resumed_training_repeats_every_bit_though_interrupted_in_mid_epoch(tmp_path, images, fused, channels_last):
-    options = {"fused": fused, "channels_last": channels_last}
+def test_a_resumed_training_repeats_every_bit_though_interrupted_in_mid_epoch(tmp_path, images):
+    options = {}
     if images == "grey":
         noise = np.random.default_rng(SEED).random(TRAIN[0].shape, dtype=np.float32)
         options["train"] = (0.8 * TRAIN[0] + 0.2 * noise, TRAIN[1])
@@ -108,9 +106,8 @@ EVERYTHING = TrainingSpec(
 
 
 @pytest.mark.parametrize("spec", [PERIODIC, SPEC])
-@pytest.mark.parametrize("fused", [True, False])
-def test_so_does_one_with_augmentation_decay_schedule_clipping_and_averaged_weights(tmp_path, spec, fused):
-    check_resuming(tmp_path, spec=spec, short=EVERYTHING, fused=fused, symmetries=SYMMETRIES)
+def test_so_does_one_with_augmentation_decay_schedule_clipping_and_averaged_weights(tmp_path, spec):
+    check_resuming(tmp_path, spec=spec, short=EVERYTHING, symmetries=SYMMETRIES)
 
 
 def test_so_does_one_on_several_threads(tmp_path):
@@ -239,9 +236,8 @@ def test_training_beats_the_mean_of_the_training_labels_by_far():
     assert found.nmse < 0.25 * mean.nmse, f"seed {SEED}"
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_one_step_is_adam_with_the_epsilon_of_the_source(fused):
-    one = training(short=TrainingSpec(epochs=1, batch_size=64), fused=fused)  # one batch
+def test_one_step_is_adam_with_the_epsilon_of_the_source():
+    one = training(short=TrainingSpec(epochs=1, batch_size=64))  # one batch
     names = [name for name, _ in one.network.named_parameters()]
     before = one.state().tensors
     list(one.epochs())
@@ -252,12 +248,11 @@ def test_one_step_is_adam_with_the_epsilon_of_the_source(fused):
         assert torch.allclose(after_step[f"network.{name}"].double(), expected, rtol=0, atol=2e-7), name
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_decay_shrinks_the_weights_by_rate_times_decay_and_leaves_biases(fused):
+def test_decay_shrinks_the_weights_by_rate_times_decay_and_leaves_biases():
     """AdamW (Loshchilov & Hutter 2019): decoupled from the gradient, so the difference to Adam is the decay alone."""
     short = {"epochs": 1, "batch_size": 64, "learning_rate": 1e-2}  # one batch
-    one = training(spec=PERIODIC, short=TrainingSpec(**short), fused=fused, symmetries=SYMMETRIES)
-    other = training(spec=PERIODIC, short=TrainingSpec(**short, weight_decay=0.5), fused=fused, symmetries=SYMMETRIES)
+    one = training(spec=PERIODIC, short=TrainingSpec(**short), symmetries=SYMMETRIES)
+    other = training(spec=PERIODIC, short=TrainingSpec(**short, weight_decay=0.5), symmetries=SYMMETRIES)
     before = one.state().tensors
     for each in (one, other):
         list(each.epochs())
