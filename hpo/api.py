@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from hpo.operations.arrays import predict_arrays, write_data
     from hpo.operations.backup import Backup, backup
     from hpo.operations.budgets import Budget
-    from hpo.operations.compute import Compute, Slurm
+    from hpo.operations.cluster import Cluster
+    from hpo.operations.compute import Compute
     from hpo.operations.connection import Connection, connect
     from hpo.operations.data import Phase, Understanding, check_data, describe_data, make_data
     from hpo.operations.deletion import delete
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
     from hpo.operations.evaluate import Evaluation, copy_model, evaluate
     from hpo.operations.models import Download, download
     from hpo.operations.overview import Status, StudySummary, jobs, results, status, studies, trial_frame, trials
-    from hpo.operations.pool import Detached, Left, detach, serve
+    from hpo.operations.pool import Detached, Left, detach, hand_in, serve
     from hpo.operations.predict import predict
     from hpo.operations.preparing import Plan, Study, load
+    from hpo.operations.probe import Probed, probe
     from hpo.operations.reports import Promotion, Report, compare, promote, report
     from hpo.operations.restore import restore
     from hpo.operations.services import Services, down, export_lines, up
@@ -46,7 +48,8 @@ _NAMES = {  # by the module of hpo.operations
     "arrays": "predict_arrays write_data",
     "backup": "Backup backup",
     "budgets": "Budget",
-    "compute": "Compute Slurm",
+    "cluster": "Cluster",
+    "compute": "Compute",
     "connection": "Connection connect",
     "data": "Phase Understanding check_data describe_data make_data",
     "deletion": "delete",
@@ -56,9 +59,10 @@ _NAMES = {  # by the module of hpo.operations
     "evaluate": "Evaluation copy_model evaluate",
     "models": "Download download",
     "overview": "Status StudySummary jobs results status studies trial_frame trials",
-    "pool": "Detached Left detach serve",
+    "pool": "Detached Left detach hand_in serve",
     "predict": "predict",
     "preparing": "Plan Study load",
+    "probe": "Probed probe",
     "reports": "Promotion Report compare promote report",
     "restore": "restore",
     "services": "Services down export_lines up",

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpo import api
 from hpo.cli import terminal
@@ -40,6 +40,18 @@ COMPUTE = (
     ),
 )
 
+OPTIONS = {"slurm": "an option of sbatch, such as partition=gpu, time=240 or gres=gpu:1"}  # of each engine
+CLUSTER = (
+    choice("--on", tuple(OPTIONS), "let an engine place the workers on other machines (default: work here)"),
+    option(
+        "--workers",
+        "N",
+        "with --on: how many; MIN..MAX: as many as the trials that wait can use, between these two (default: 1)",
+        type=str,
+    ),
+    *(many(f"--{name}", "KEY=VALUE", f"with --on {name}: {text}; repeatable") for name, text in OPTIONS.items()),
+)
+
 
 @command(
     option("--study", "NAME", "a shipped study, the path of a .toml file, or a planned study", required=True),
@@ -59,13 +71,7 @@ COMPUTE = (
     option("--until", "nmse=X", "close the study once its best configuration has a validation NMSE of X"),
     option("--trials", "N", "raise the number of a search's trials to N; what is trained stays"),
     flag("--dry-run", "print the plan and a time estimate; leave nothing behind"),
-    choice("--on", ("slurm",), "hand the workers to SLURM as an array job (default: work here)"),
-    option("--workers", "N", "with --on slurm: tasks of the array (default: 1)"),
-    many(
-        "--slurm",
-        "KEY=VALUE",
-        "with --on slurm: an option of sbatch, such as partition=gpu, time=240 or gres=gpu:1; repeatable",
-    ),
+    *CLUSTER,
 )
 def run(options: argparse.Namespace) -> int:
     """Plan a study, train it to its end, promote its best model. Goes on where it stopped."""
@@ -73,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     from hpo.report import tables, winners
 
     if options.dry_run:
-        others = {"--on": options.on, "--workers": options.workers, "--slurm": options.slurm, "--retry": options.retry}
+        others = on_cluster(options) | {"--retry": options.retry}
         others |= {"--priority": options.priority, "--detach": options.detach}
         others |= {"--trials": options.trials, "--max-hours": options.max_hours, "--until": options.until}
         exclusive("--dry-run", "starts and changes nothing", others)
@@ -85,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
         done = api.run(
             load(options),
             compute=compute(options),
-            slurm=slurm(options),
+            cluster=cluster(options),
             retry=options.retry,
             trust_code=options.trust_code,
             priority=options.priority,
@@ -109,8 +115,7 @@ def run(options: argparse.Namespace) -> int:
 def _detach(options: argparse.Namespace) -> int:
     from hpo.cli.watch import Plain
 
-    others = {"--on": options.on, "--workers": options.workers, "--slurm": options.slurm, "--device": options.device}
-    others |= {"--trainers": options.trainers, "--trainers-per-gpu": options.trainers_per_gpu}
+    others = on_cluster(options) | {"--trainers": options.trainers, "--trainers-per-gpu": options.trainers_per_gpu}
     others |= {"--max-hours": options.max_hours, "--until": options.until}
     exclusive("--detach", "trains nothing itself", others | {"--device": options.device != "auto"})
     done = api.detach(
@@ -181,12 +186,22 @@ def compute(options: argparse.Namespace) -> "api.Compute":
     return api.Compute(device=options.device, trainers=options.trainers, trainers_per_gpu=options.trainers_per_gpu)
 
 
-def slurm(options: argparse.Namespace) -> "api.Slurm | None":
-    """Return what is asked of SLURM, None without `--on slurm`. Raise SettingsError."""
+def on_cluster(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options about an engine, by their names."""
+    names = ("on", "workers", *OPTIONS)
+    return {f"--{name}": getattr(options, name) for name in names}
+
+
+def cluster(options: argparse.Namespace) -> "api.Cluster | None":
+    """Return what is asked of an engine, None without `--on`. Raise SettingsError."""
+    for name in OPTIONS:
+        if options.on != name and getattr(options, name):
+            raise SettingsError(f"--{name}: expected --on {name} beside it.")
     if options.on is not None:
-        return api.Slurm(workers=1 if options.workers is None else options.workers, options=options.slurm)
-    if options.workers is not None or options.slurm:
-        raise SettingsError("--workers and --slurm: expected --on slurm beside them.")
+        workers = 1 if options.workers is None else options.workers
+        return api.Cluster(engine=options.on, workers=workers, options=getattr(options, options.on))
+    if options.workers is not None:
+        raise SettingsError(f"--workers: expected --on {' or --on '.join(OPTIONS)} beside it.")
     return None
 
 
@@ -198,21 +213,30 @@ def slurm(options: argparse.Namespace) -> "api.Slurm | None":
     ),
     option("--max-hours", "H", "after H hours hand back what is training, and leave"),
     option("--idle-exit", "SECONDS", "leave when there was nothing to train for so long"),
+    flag("--probe", "only say which hpo this machine has, and whether it reaches database and MLflow server"),
     flag("--stay", "with --study: wait while it is paused (default: leave with exit code 1)"),
     option(
         "--stops",
         "N",
-        "with --study: leave once it has been stopped more than N times, even before this starts (default: as often as "
-        "when it starts)",
+        "leave once the study, or the pool, has been stopped more than N times, even before this starts (default: as "
+        "often as when it starts)",
     ),
     *COMPUTE,
     TRUST,
+    *CLUSTER,
 )
 def worker(options: argparse.Namespace) -> int:
     """Train trials, beside other workers: of one study until it is closed, or of every open one until it is stopped."""
     from hpo.cli.watch import Terminal, by
     from hpo.report import results, tables
 
+    if options.probe:
+        exclusive("--probe", "trains nothing", on_cluster(options) | {"--study": options.study})
+        api.probe(say=lambda line: print(line, flush=True))
+        return 0
+    if options.on is not None:
+        others = {"--study": options.study, "--stay": options.stay, "--stops": options.stops}
+        exclusive("--on", "hands in workers of the pool; `hpo run --study NAME --on` those of a study", others)
     if options.study is None:
         return _serve(options)
     with Terminal(tables.console(), is_run=False) as watch:
@@ -243,23 +267,30 @@ def worker(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from hpo.cli.watch import Plain, by
+    from hpo.cli.watch import Plain
 
-    for name, value in {"--stay": options.stay, "--stops": options.stops}.items():
-        if value not in (None, False):
-            raise SettingsError(f"{name}: expected --study beside it. Without it, a worker stays until it is stopped.")
-    left = api.serve(
-        compute=compute(options),
-        max_trials=1 if options.once else options.max_trials,
-        max_hours=options.max_hours,
-        idle_exit=options.idle_exit,
-        trust_code=options.trust_code,
-        watch=Plain(),
-    )
+    if options.stay:
+        raise SettingsError("--stay: expected --study beside it. Without it, a worker stays until it is stopped.")
+    what: dict[str, Any] = {
+        "compute": compute(options),
+        "max_trials": 1 if options.once else options.max_trials,
+        "max_hours": options.max_hours,
+        "idle_exit": options.idle_exit,
+        "trust_code": options.trust_code,
+        "watch": Plain(),
+    }
+    if (where := cluster(options)) is not None:
+        return _tell_left(api.hand_in(where, **what), "All workers of the pool have left: nothing is left to train.")
+    return _tell_left(api.serve(**what, stops=options.stops), "Left at its limit.")
+
+
+def _tell_left(left: "api.Left", otherwise: str) -> int:
+    from hpo.cli.watch import by
+
     has_failed = _tell_failed_gpus(left.failed_gpus, "the pool")
     if left.stopped and left.stop is None:
         return STOPPED
-    print(f"Stopped{by(left.stop)}: what is done is kept." if left.stopped else "Left at its limit.")
+    print(f"Stopped{by(left.stop)}: what is done is kept." if left.stopped else otherwise)
     return int(has_failed)
 
 

@@ -127,6 +127,6 @@ def wishes(
     budget = budget or Budget()
     if not is_here and budget != Budget():
         raise SettingsError(
-            "--max-hours and --until: expected no --on slurm beside them, whose tasks have a time limit."
+            "--max-hours and --until: expected no --on beside them. Only the workers of this machine end by them."
         )
     return Wishes(retry=retry, priority=priority, trials=trials, spending=Spending(budget))

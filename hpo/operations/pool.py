@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 from hpo import settings
 from hpo.errors import StudyError
+from hpo.launch.fleets import Handed, collect_interrupts
 from hpo.operations.budgets import wishes
+from hpo.operations.cluster import Cluster
 from hpo.operations.compute import Compute
 from hpo.operations.connection import connect
 from hpo.operations.preparing import as_parts, ready, write_down
@@ -47,15 +49,17 @@ def serve(
     max_trials: int | None = None,
     max_hours: float | None = None,
     idle_exit: float | None = None,
+    stops: int | None = None,
     trust_code: Sequence[str] = (),
     watch: Watch | None = None,
 ) -> Left:
     """Be a worker of the pool: train trials of every open study, until stopped or a limit is reached.
 
-    Limits and `trust_code`: as of `worker`. Raise ServiceError if the services do not run or no trainer can be started
-    here.
+    Limits and `trust_code`: as of `worker`. `stops`: leave once the pool has been stopped more often. Raise
+    ServiceError if the services do not run or no trainer can be started here.
     """
     limits = limits_of(max_trials=max_trials, max_hours=max_hours, idle_exit=idle_exit)
+    settings.at_least("--stops", stops, 0)
     compute, watch = compute or Compute(), watch or Watch()
     with trusting(trust_code), connect() as connection:
         chosen, services = connection.settings, connection.services
@@ -63,13 +67,43 @@ def serve(
         if place.reason:
             watch.say(f"Training {place.reason}.")
         count = compute.count(chosen, 1, place)
-        worker = Worker(chosen, services.database_url, services.tracking_uri, None, trainers=count, place=place)
+        urls = services.database_url, services.tracking_uri
+        worker = Worker(chosen, *urls, None, trainers=count, place=place, stops=stops)
         worker.run(limits=limits, on_tick=lambda supervisor: watch.tick(supervisor.concern))
     return Left(
         stopped=worker.ending.reason not in (None, OUT_OF_TIME),
         stop=worker.ending.asked,
         failed_gpus=dict(worker.failed_gpus),
     )
+
+
+def hand_in(
+    cluster: Cluster,
+    *,
+    compute: Compute | None = None,
+    max_trials: int | None = None,
+    max_hours: float | None = None,
+    idle_exit: float | None = None,
+    trust_code: Sequence[str] = (),
+    watch: Watch | None = None,
+) -> Left:
+    """Let an engine place workers of the pool, and follow them until they have left; Ctrl-C takes them back.
+
+    Limits and `trust_code`: of each worker, as of `serve`. Raise SettingsError, or ServiceError if nothing can be
+    handed in, or no worker is left.
+    """
+    limits_of(max_trials=max_trials, max_hours=max_hours, idle_exit=idle_exit)
+    limits = {"--max-trials": max_trials, "--max-hours": max_hours, "--idle-exit": idle_exit}
+    words = [word for name, value in limits.items() if value is not None for word in (name, f"{value:g}")]
+    watch = watch or Watch()
+    with trusting(trust_code), connect(mlflow=False) as connection:
+        request = cluster.request(compute or Compute(), connection.settings, threads=1, words=words)
+        request.engine.check()
+        with collect_interrupts() as interrupts:
+            handed = Handed(request, connection.queue, None)
+            handed.hand_in(watch.say)
+            end = handed.follow(interrupts=interrupts, tick=watch.tick)
+    return Left(stopped=bool(interrupts) or end.stop is not None, stop=end.stop)
 
 
 def detach(

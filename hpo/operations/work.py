@@ -15,9 +15,10 @@ from pathlib import Path
 
 from hpo import settings
 from hpo.errors import ServiceError, Unreachable, Untrusted
-from hpo.launch import slurm as arrays
+from hpo.launch.fleets import Handed, Request, collect_interrupts
 from hpo.operations.budgets import Budget, Spending, Wishes, wishes
-from hpo.operations.compute import Compute, Slurm
+from hpo.operations.cluster import Cluster
+from hpo.operations.compute import Compute
 from hpo.operations.connection import Connection, connect
 from hpo.operations.details import links_of
 from hpo.operations.preparing import as_parts, ready, write_down
@@ -102,7 +103,7 @@ def run(
     study: str | Sequence[Study | Plan],
     *,
     compute: Compute | None = None,
-    slurm: Slurm | None = None,
+    cluster: Cluster | None = None,
     retry: bool = False,
     priority: int | None = None,
     trust_code: Sequence[str] = (),
@@ -112,7 +113,7 @@ def run(
 ) -> Run:
     """Plan studies, train them to their end and promote their best models; continue what was interrupted.
 
-    `study`: a name, the path of a study file, or what `load` returned. `slurm`: let workers of an array job train.
+    `study`: a name, the path of a study file, or what `load` returned. `cluster`: let workers on an engine train.
     `retry`: train dead trials again. `priority`: the pool claims trials of the highest one first. `trust_code`: SHA-256
     of code of others that may run, beside that in the files of these studies. `trials`: raise the number of a search's
     configurations; what is trained stays, and a closed study closes again. `budget`: close with the best so far when it
@@ -121,18 +122,20 @@ def run(
     """
     parts = as_parts(study)
     studies = [part.study if isinstance(part, Plan) else part for part in parts]
-    asked = wishes(studies, retry=retry, priority=priority, trials=trials, budget=budget, is_here=slurm is None)
+    asked = wishes(studies, retry=retry, priority=priority, trials=trials, budget=budget, is_here=cluster is None)
     with trusting(trust_code, [part for part in parts if isinstance(part, Study)]):
-        return _run_all(parts, compute or Compute(), slurm, asked, watch or Watch())
+        return _run_all(parts, compute or Compute(), cluster, asked, watch or Watch())
 
 
-def _run_all(parts: Sequence[Study | Plan], compute: Compute, slurm: Slurm | None, asked: Wishes, watch: Watch) -> Run:
+def _run_all(
+    parts: Sequence[Study | Plan], compute: Compute, cluster: Cluster | None, asked: Wishes, watch: Watch
+) -> Run:
     """Plan and train studies in their order."""
     chosen = settings.read()
     studies = [part.study if isinstance(part, Plan) else part for part in parts]
-    requests = [slurm.request(compute, chosen, part.threads) if slurm else None for part in studies]
+    requests = [cluster.request(compute, chosen, part.threads) if cluster else None for part in studies]
     if requests[0]:
-        requests[0].check(chosen)
+        requests[0].engine.check()
     outcomes: list[Outcome] = []
     with ready(parts, chosen, watch.say) as (prepared, connection, started):
         for request in requests:
@@ -164,11 +167,11 @@ def _run(
     begun: Begun,
     connection: Connection,
     compute: Compute,
-    request: arrays.Request | None,
+    request: Request | None,
     spending: Spending,
     watch: Watch,
 ) -> Outcome:
-    """Work on a planned study or let an array job do so."""
+    """Work on a planned study or let workers on an engine do so."""
     row, queue = begun.row, begun.queue
     place = _place(queue, row, compute, watch) if request is None else CPU
     watch.begin(begun)
@@ -178,7 +181,7 @@ def _run(
             watch.say(f"{row.name} closes with the best so far: {outcome.stop.by} is spent.")
             outcome = _work(connection, row, compute, place, NO_LIMITS, None, watch)
     else:
-        outcome = _on_slurm(request, connection, row, watch)
+        outcome = _on_cluster(request, connection, row, watch)
     if not outcome.closed:  # the database may be away: it is not asked again
         return replace(outcome, stopped=True)
     return replace(outcome, jobs=queue.jobs(row.name), links=begun.links)
@@ -233,15 +236,16 @@ def _work(
     )
 
 
-def _on_slurm(request: arrays.Request, connection: Connection, row: StudyRow, watch: Watch) -> Outcome:
-    """Let an array job work on a planned study until it is closed or stopped."""
+def _on_cluster(request: Request, connection: Connection, row: StudyRow, watch: Watch) -> Outcome:
+    """Let workers that an engine places work on a planned study until it is closed or stopped."""
     queue = connection.queue
     if queue.closing_state(row.name) in ENDED:
         return Outcome(row=row, closed=True)
-    with arrays.collect_interrupts() as interrupts:
-        array = arrays.hand_in(request, connection.settings, queue, row, report=watch.say)
-        closed, asked = arrays.watch(array, queue, row, interrupts=interrupts, tick=watch.tick)
-        return Outcome(row=row, closed=bool(closed), stop=asked)
+    with collect_interrupts() as interrupts:
+        handed = Handed(request, queue, row)
+        handed.hand_in(watch.say)
+        end = handed.follow(interrupts=interrupts, tick=watch.tick)
+        return Outcome(row=row, closed=end.closed, stop=end.stop)
 
 
 def worker(

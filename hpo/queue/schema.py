@@ -1,6 +1,6 @@
 """The tables of the queue, and what leads from an earlier version of them to this one."""
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 FIRST_VERSION = 3  # of the tables that SCHEMA makes; what came later stands in MIGRATIONS alone
 
 _WORKER = """
@@ -211,6 +211,11 @@ MIGRATIONS = {
     # `trials` of `hpo run --trials`: how many configurations are planned since then; null: as many as specified.
     # `budget`: which budget ended the study while trials waited, and at what; null: none
     9: "ALTER TABLE hpo.study ADD COLUMN IF NOT EXISTS trials int, ADD COLUMN IF NOT EXISTS budget jsonb",
+    # How often the pool was asked to leave: workers that were handed in to a cluster before do, whenever they start.
+    10: """
+    ALTER TABLE hpo.schema ADD COLUMN IF NOT EXISTS pool_stops int NOT NULL DEFAULT 0,
+        ADD COLUMN IF NOT EXISTS pool_stopped_at timestamptz, ADD COLUMN IF NOT EXISTS pool_stopped_by text;
+    """,
 }
 
 # After a backup's rows, whatever version's they are: running jobs wait, no attempt counted, and nobody works, for all

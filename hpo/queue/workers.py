@@ -13,6 +13,7 @@ from hpo.queue.rows import CREATED_AT, EXPIRED, WANTED_BY
 log = logging.getLogger("hpo")
 
 GAP = 2 / 3  # of a lease: after a shorter silence of the database no lease has run out, each being renewed at a sixth
+_WANTED = WANTED_BY.format(budget="study.budget")  # of a trial that waits, beside its study's row
 SILENT = 3600.0  # seconds after which a worker that died is not shown any more
 
 
@@ -101,15 +102,32 @@ class Workers(Database):
             return [Present(**row) for row in rows.mappings()]
 
     def stop_pool(self, *, by: str) -> None:
-        """Ask all workers of the pool that are here to leave."""
+        """Ask the workers of the pool to leave, and those that were handed in to a cluster and have not begun."""
         with self._transaction() as connection:
             connection.execute(
                 text("""
-                    UPDATE hpo.worker SET stopped_by = :by, stopped_at = clock_timestamp()
-                    WHERE name IN (SELECT name FROM hpo.worker WHERE study IS NULL ORDER BY name FOR UPDATE)
+                    UPDATE hpo.schema
+                    SET pool_stops = pool_stops + 1, pool_stopped_by = :by, pool_stopped_at = clock_timestamp()
                 """),
                 {"by": by},
             )
+
+    def pool_stops(self) -> int:
+        """Return how often the pool was asked to leave."""
+        with self._transaction() as connection:
+            return int(connection.scalar(text("SELECT pool_stops FROM hpo.schema")) or 0)
+
+    def pool_stop(self, stops: int) -> Stop | None:
+        """Return the last request to the pool to leave, if there were more than `stops` of them."""
+        with self._transaction() as connection:
+            row = connection.execute(
+                text("""
+                    SELECT pool_stopped_by, extract(epoch FROM pool_stopped_at)::float8 FROM hpo.schema
+                    WHERE pool_stops > :stops
+                """),
+                {"stops": stops},
+            ).one_or_none()
+        return None if row is None else Stop(by=row[0], at=row[1])
 
     def orders(self, worker: str, *, stops: Mapping[str, int], held: Sequence[Job]) -> Orders:
         """Return what people ask of a worker. `stops`: the studies that it serves, and how often each had been stopped
@@ -131,8 +149,8 @@ class Workers(Database):
             ).all()
             leave = connection.execute(
                 text("""
-                    SELECT stopped_by, extract(epoch FROM stopped_at)::float8 FROM hpo.worker
-                    WHERE name = :worker AND stopped_at IS NOT NULL
+                    SELECT pool_stopped_by, extract(epoch FROM pool_stopped_at)::float8 FROM hpo.worker, hpo.schema
+                    WHERE name = :worker AND study IS NULL AND pool_stops > stops
                 """),
                 {"worker": worker},
             ).one_or_none()
@@ -147,12 +165,33 @@ class Workers(Database):
 
     # The pool
 
+    def open_jobs(self, study: str | None = None) -> int:
+        """Return how many jobs of a study, or of all studies that the pool is to serve, are still to be done."""
+        left = f"kind = 'trial' AND state IN ('waiting', 'running') AND (state = 'running' OR {_WANTED})"
+        with self._transaction() as connection:
+            return int(
+                connection.scalar(
+                    text(f"""
+                        SELECT coalesce(sum(greatest(1, (  -- at least the closing
+                            SELECT count(*) FROM hpo.job WHERE job.study = study.name AND {left}
+                        ))), 0)
+                        FROM hpo.study JOIN hpo.job AS closing
+                            ON closing.study = study.name AND closing.number = -1 AND closing.repeat = 0
+                        WHERE closing.state IN ('waiting', 'running') AND NOT study.deleting
+                            AND (study.name = :study OR cast(:study AS text) IS NULL
+                                 AND NOT study.stopped AND study.paused IS NULL)
+                    """),
+                    {"study": study},
+                )
+                or 0
+            )
+
     def open_studies(self, *, lease: float) -> list[OpenStudy]:
         """Return the studies that the pool is to serve, the ones to be claimed from first first.
 
         By priority, then by the fewest jobs that run (fair share), then by age. `lease` in seconds.
         """
-        wanted = WANTED_BY.format(budget="study.budget")
+        wanted = _WANTED
         left = f"""EXISTS (
             SELECT FROM hpo.job WHERE job.study = study.name AND kind = 'trial'
                 AND state IN ('waiting', 'running') AND (state = 'running' OR {wanted})

@@ -30,3 +30,4 @@ class Collaborators:
     log_file: Path  # where the children's output goes
     wait: Callable[[Sequence[Any], float], Sequence[Any]]  # as multiprocessing.connection.wait
     clock: Clock
+    stops: int = 0  # of the pool when a worker of it was asked for

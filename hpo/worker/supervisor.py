@@ -38,6 +38,7 @@ class Supervisor:
         """`worker`: its name in the queue."""
         self.ending = ending
         self._studies, self._worker, self._settings, self._folder = parts.studies, worker, parts.settings, parts.folder
+        self._stops = parts.stops
         self._queue, self._recorder = parts.queue, parts.recorder
         self._inbox, self._clock = parts.inbox, parts.clock
         self.leases = Leases(parts.queue, parts.recorder, discard=parts.folder.discard)
@@ -144,7 +145,7 @@ class Supervisor:
             self._studies.name,
             trainers=self._crew.trainers.count,
             device=self._crew.device,
-            stops=sum(served.row.stops for served in self._studies.active) if self._studies.name else 0,
+            stops=sum(served.row.stops for served in self._studies.active) if self._studies.name else self._stops,
             lease=self._settings.lease,
         )
         self._folder.touch()

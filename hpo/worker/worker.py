@@ -59,11 +59,12 @@ class Worker:
         place: Place = CPU,
         stops: int | None = None,
     ) -> None:
-        """`name`: of the study, None for the pool; `stops`: how often the study had been stopped when this worker was
-        asked for, if that was earlier."""
+        """`name`: of the study, None for the pool; `stops`: how often that had been stopped when this worker was asked
+        for, if that was earlier."""
         self.settings, self.count, self.place = settings, trainers, place
         self.queue = Queue(database_url)
         self.row = None if name is None else self.queue.study(name)
+        self._stops = 0 if name is not None else self.queue.pool_stops() if stops is None else stops
         if self.row is not None:
             require_whole(self.row)
             self.row = replace(self.row, stops=min(self.row.stops if stops is None else stops, self.row.stops))
@@ -167,6 +168,7 @@ class Worker:
             log_file=Path(log.name),
             wait=connection.wait,
             clock=time,
+            stops=self._stops,
         )
 
 

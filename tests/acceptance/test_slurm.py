@@ -18,10 +18,9 @@ from mlflow import MlflowClient
 from shell import PATIENCE, mirrored
 
 from hpo import settings
-from hpo.cli import main, studies
 from hpo.errors import ServiceError, SettingsError
 from hpo.launch import slurm
-from hpo.launch.slurm import Request, Task
+from hpo.launch.slurm import Slurm
 from hpo.operations import invariants
 from hpo.services import daemon
 
@@ -192,7 +191,7 @@ def test_workers_on_slurm_lose_nothing_when_preempted_timed_out_or_cancelled(clu
     second.send_signal(signal.SIGINT)
     output, _ = second.communicate(timeout=PATIENCE)
     assert second.returncode == 130 and "The same command goes on." in output
-    assert f"SLURM has 2 workers already, as job {ids[0].partition('_')[0]};" in output
+    assert "SLURM has 2 workers already, as hpo-array-" in output
     assert cluster.empty()
     assert {(job.state, job.attempt) for job in shell.trials("array")} == {("waiting", 0)}
 
@@ -221,7 +220,7 @@ def test_workers_on_slurm_lose_nothing_when_preempted_timed_out_or_cancelled(clu
     waiting(4)
     cluster("scancel", blocker)
     output, _ = fifth.communicate(timeout=PATIENCE)
-    assert fifth.returncode == 0 and "Handed 2 workers to SLURM as job" in output, output
+    assert fifth.returncode == 0 and "Handed 2 workers to SLURM, as hpo-array-" in output, output
     cluster.until(cluster.empty, "the workers leave when the study is closed")
     logs = {path: path.read_text() for path in (shell.home / "slurm" / "array").glob("*.out")}
     told = [text for path, text in logs.items() if path.name.startswith(f"{late}_")]
@@ -253,11 +252,13 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def test_options_of_sbatch_are_taken_by_their_long_names():
-    assert slurm.parse(["partition=gpu", "cpus_per_task=4", "--exclusive", "time=1-12"]) == {
+    words = ["partition=gpu", "cpus_per_task=4", "--exclusive", "time=1-12", "memory=8G"]
+    assert Slurm.parse(words, settings.read({})).options == {
         "partition": "gpu",
         "cpus-per-task": 4,
         "exclusive": True,
         "time": 36 * 60,
+        "mem": "8G",
     }
     for wrong, message in (
         ("=gpu", "expected KEY=VALUE"),
@@ -268,7 +269,9 @@ def test_options_of_sbatch_are_taken_by_their_long_names():
         ("cpus-per-task", "expected a whole number"),
     ):
         with pytest.raises(SettingsError, match=message):
-            slurm.parse([wrong])
+            Slurm.parse([wrong], settings.read({}))
+    with pytest.raises(SettingsError, match="expected cpus-per-task once"):
+        Slurm.parse(["cpus=2", "cpus-per-task=4"], settings.read({}))
 
 
 @pytest.mark.parametrize(
@@ -279,53 +282,15 @@ def test_a_time_of_slurm_is_rounded_up_to_minutes(text, expected):
     assert slurm.minutes(text) == expected
 
 
-def test_the_array_is_told_in_one_line():
-    tasks = [
-        Task("7_0", "RUNNING", "n1", "None"),
-        Task("7_1", "RUNNING", "n2", "None"),
-        Task("7_2", "PENDING", "", "Priority"),
-    ]
-    assert slurm.summary(tasks) == "SLURM: 2 running (n1, n2), 1 pending (Priority)"
-    assert slurm.summary([]) == "SLURM: no workers"
-
-
-def test_options_for_slurm_are_refused_without_it():
-    for words in (["--workers", "2"], ["--slurm", "partition=gpu"]):
-        options = main.parser().parse_args(["run", "--study", "grid", *words])
-        with pytest.raises(SettingsError, match="expected --on slurm beside them"):
-            studies.slurm(options)
-
-
-def test_a_worker_has_as_many_trainers_as_it_has_cores_or_one_on_each_gpu():
-    def words(*options: str, threads: int = 1) -> list[str]:
-        parsed = main.parser().parse_args(["run", "--study", "grid", "--on", "slurm", *options])
-        array = studies.slurm(parsed)
-        assert array is not None
-        return list(array.request(studies.compute(parsed), settings.read({}), threads).words)
-
-    assert words() == ["--device", "cpu", "--trainers", "1"]
-    assert words("--slurm", "cpus_per_task=4") == ["--device", "cpu", "--trainers", "4"]
-    assert words("--slurm", "cpus_per_task=4", "--trainers", "2") == ["--device", "cpu", "--trainers", "2"]
-    assert words("--slurm", "cpus_per_task=4", threads=2) == ["--device", "cpu", "--trainers", "2"]
-    assert words(threads=2) == ["--device", "cpu", "--trainers", "1"]
-    assert words("--trainers", "4", threads=2) == ["--device", "cpu", "--trainers", "4"]
-    with pytest.raises(SettingsError, match=r"cpus-per-task: expected at least 5 for 1 x training\.threads = 5"):
-        words("--slurm", "cpus_per_task=4", threads=5)
-    for option in ("gres=gpu:1", "gpus_per_task=2", "partition=GPU"):
-        assert words("--slurm", option) == ["--device", "auto"]
-    assert words("--device", "cuda") == ["--device", "cuda"]
-    assert words("--device", "cuda", "--trainers-per-gpu", "2") == ["--device", "cuda", "--trainers-per-gpu", "2"]
-
-
 def test_without_slurm_the_message_says_where_to_go(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert shutil.which("sbatch") is None
     with pytest.raises(ServiceError, match="Run this on a login node"):
-        Request(workers=1, options={}, words=()).check(settings.read({}))
+        Slurm.parse([], settings.read({})).check()
 
 
 @pytest.mark.parametrize("name", ["50%j", "back\\slash"])
 def test_a_home_whose_name_slurm_would_take_for_a_pattern_is_refused(tmp_path, name):
     read = settings.read({"HPO_HOME": str(tmp_path / name)})
     with pytest.raises(ServiceError, match=r"SLURM reads '.+' in the name of a log as something else"):
-        Request(workers=1, options={}, words=()).check(read)
+        Slurm.parse([], read).check()

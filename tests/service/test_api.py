@@ -101,4 +101,4 @@ def test_numbers_that_make_no_sense_are_refused_where_they_are_given():
     with pytest.raises(SettingsError, match="--trainers: expected at least 1, found 0"):
         api.Compute(trainers=0)
     with pytest.raises(SettingsError, match="--workers: expected at least 1, found -1"):
-        api.Slurm(workers=-1)
+        api.Cluster(engine="slurm", workers=-1)

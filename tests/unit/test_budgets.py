@@ -50,7 +50,7 @@ def test_trials_are_raised_of_one_study_and_budgets_are_spent_here():
     chosen = study.restore("mine", SEARCH)
     with pytest.raises(SettingsError, match="--trials: expected one study, found 2"):
         wishes([chosen, chosen], retry=False, trials=30, budget=Budget(), is_here=True)
-    with pytest.raises(SettingsError, match="expected no --on slurm beside them"):
+    with pytest.raises(SettingsError, match="expected no --on beside them"):
         wishes([chosen], retry=False, trials=30, budget=Budget(max_hours=1), is_here=False)
     assert wishes([chosen], retry=False, trials=20, budget=Budget(), is_here=False).trials == 20
 

@@ -15,7 +15,8 @@ import torch
 
 from hpo import settings, study
 from hpo.errors import StudyError
-from hpo.operations.compute import Compute, Slurm
+from hpo.operations.cluster import Cluster
+from hpo.operations.compute import Compute
 from hpo.scores import champion
 from models import bundle, user
 from models.checkpoint import load_state, save_state
@@ -105,11 +106,11 @@ def test_an_error_in_a_file_of_another_encoding_has_a_traceback():
     assert "def build" not in (text := "".join(traceback.format_exception(caught.value))) and "raise ValueError" in text
 
 
-def test_workers_of_an_array_job_are_told_which_code_is_trusted():
-    chosen = settings.read({})
+def test_workers_on_a_cluster_are_told_which_code_is_trusted():
+    chosen, array = settings.read({}), Cluster(engine="slurm")
     with user.trusting(["a" * 64]):
-        assert Slurm().request(Compute(device="cpu"), chosen, 1).words[-2:] == ("--trust-code", "a" * 64)
-    assert "--trust-code" not in Slurm().request(Compute(device="cpu"), chosen, 1).words
+        assert array.request(Compute(device="cpu"), chosen, 1).words[-2:] == ("--trust-code", "a" * 64)
+    assert "--trust-code" not in array.request(Compute(device="cpu"), chosen, 1).words
 
 
 def part(count, *, seed):
