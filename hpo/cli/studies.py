@@ -237,8 +237,9 @@ def worker(options: argparse.Namespace) -> int:
     if options.on is not None:
         others = {"--study": options.study, "--stay": options.stay, "--stops": options.stops}
         exclusive("--on", "hands in workers of the pool; `hpo run --study NAME --on` those of a study", others)
+    where = cluster(options)
     if options.study is None:
-        return _serve(options)
+        return _serve(options, where)
     with Terminal(tables.console(), is_run=False) as watch:
         outcome = api.worker(
             options.study,
@@ -266,7 +267,7 @@ def worker(options: argparse.Namespace) -> int:
     return STOPPED if outcome.stopped and outcome.stop is None else int(has_failed)
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(options: argparse.Namespace, where: "api.Cluster | None") -> int:
     from hpo.cli.watch import Plain
 
     if options.stay:
@@ -279,7 +280,7 @@ def _serve(options: argparse.Namespace) -> int:
         "trust_code": options.trust_code,
         "watch": Plain(),
     }
-    if (where := cluster(options)) is not None:
+    if where is not None:
         return _tell_left(api.hand_in(where, **what), "All workers of the pool have left: nothing is left to train.")
     return _tell_left(api.serve(**what, stops=options.stops), "Left at its limit.")
 

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 
 from hpo.errors import ServiceError
@@ -16,6 +16,8 @@ POLL = 5.0  # seconds between two looks into the engine's queue
 TICK = 0.5  # seconds
 IDLE = ["--idle-exit", f"{IDLE_EXIT:.0f}"]
 SHOWN = 3  # hosts, and reasons, in the line of a display
+TRIES = 5  # times that workers are handed in for the same trials before a study's command gives up
+OVER = 600.0  # seconds after which workers were of use, whatever ended them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +54,30 @@ class Handed:
         self.trouble: str | None = None  # why the last look failed
         self._next_look, self._is_taken_back = 0.0, False
         self._asked: Stop | None = None
+        self._grown_for, self._grown_at, self._grown = 0, 0.0, 0  # jobs, monotonic seconds, times for these jobs
 
-    def hand_in(self, report: Callable[[str], object]) -> None:
+    def hand_in(self, report: Callable[[str], object], *, interrupts: Sequence[int] = ()) -> None:
         """Have workers in the engine's queue, unless there are some that nobody has asked to stop.
 
-        Raise ServiceError.
+        Raise ServiceError. After an interrupt nothing is handed in.
         """
         title, where = self.engine.title, f"as {self.fleet.name}; logs: {self.engine.logs(self.fleet)}"
-        with self._queue.lock(f"launch.{self.fleet.name}"):  # two runs at once hand in one fleet
+        with self._lock(lambda: report("Another command hands in the same workers: waiting for it.")):
             if self._look():
                 report(f"{title} has {counted(len(self.placed), 'worker')} already, {where}")
             else:
-                prove(self.engine, self._queue.database_id(), report=report)
-                self._add(self.request.size.wanted(self._jobs(), self.request.trainers))
+                prove(self.engine, self._queue.database_id(), report=report, interrupts=interrupts)
+                if interrupts:
+                    report(f"Nothing was handed in to {title}.")
+                    return
+                self._note_growth(jobs := self._jobs())
+                self._add(self.request.size.wanted(jobs, self.request.trainers))
                 report(f"Handed {counted(len(self.placed), 'worker')} to {title}, {where}")
         report("Ctrl-C takes them back. They go on if this terminal goes away; the same command shows them again.")
+
+    def _lock(self, waits: Callable[[], object] = lambda: None) -> AbstractContextManager[object]:
+        """Return what keeps two commands at once from handing in workers for the same trials."""
+        return self._queue.lock(f"launch.{self.fleet.name}", waits=waits)
 
     def _jobs(self) -> int:
         return self._queue.open_jobs(self._study)
@@ -90,7 +101,7 @@ class Handed:
         """Wait until the study is closed, or the workers have left after Ctrl-C or `hpo stop`; return which it was.
         Workers of the pool may also leave because nothing is left to train.
 
-        Raise ServiceError if no worker is left. A second interrupt does not wait.
+        Raise ServiceError if no worker is left. A second interrupt does not wait for them.
         """
         while len(interrupts) < 2:
             self._act(is_interrupted=bool(interrupts))
@@ -99,6 +110,8 @@ class Handed:
                     return end
             tick(self.trouble or summary(self.engine.title, self.placed, is_taken_back=self._is_taken_back))
             time.sleep(TICK)
+        if not self._is_taken_back:  # both came at once
+            self.engine.take_back(self.fleet)
         return End()
 
     def _act(self, *, is_interrupted: bool) -> None:
@@ -122,10 +135,31 @@ class Handed:
             self.trouble = str(error)
 
     def _grow(self) -> None:
+        """Hand in workers for trials that wait; later each time if those before did nothing for them."""
         jobs = self._jobs()
-        missing = self.request.size.wanted(jobs, self.request.trainers) - len(self.placed)
-        if jobs and missing > 0:
-            self._add(missing)
+        times = min(self._times(jobs), TRIES + 1)
+        is_early = time.monotonic() < self._grown_at + POLL * 2**times
+        if self._missing(jobs) <= 0 or (times and is_early) or (not self.placed and self._is_in_vain(jobs)):
+            return
+        with self._lock():  # the same command, in another terminal, may have done so by now
+            self._look()
+            if (missing := self._missing(jobs := self._jobs())) > 0:
+                self._note_growth(jobs)
+                self._add(missing)
+
+    def _missing(self, jobs: int) -> int:
+        return self.request.size.wanted(jobs, self.request.trainers) - len(self.placed) if jobs else 0
+
+    def _note_growth(self, jobs: int) -> None:
+        self._grown_for, self._grown_at, self._grown = jobs, time.monotonic(), self._times(jobs) + 1
+
+    def _times(self, jobs: int) -> int:
+        """Return how often workers were handed in for these jobs, of which none has been done since."""
+        return self._grown if jobs == self._grown_for and time.monotonic() < self._grown_at + OVER else 0
+
+    def _is_in_vain(self, jobs: int) -> bool:
+        """Return whether a study's workers do nothing but end. The pool waits for other studies."""
+        return self._study is not None and self._times(jobs) > TRIES
 
     def _end(self) -> End | None:
         """Return how the work has ended, if it has. Raise ServiceError if no worker is left."""
@@ -139,8 +173,8 @@ class Handed:
             return None
         if self._is_taken_back or self._asked is not None:
             return End(stop=self._asked)
-        if self.request.size.grows and (self._study is None or self._jobs()):
-            return None  # others are handed in at the next look
+        if self.request.size.grows and (self._study is None or ((jobs := self._jobs()) and not self._is_in_vain(jobs))):
+            return None  # others are handed in at one of the next looks
         if self._study is None and not self._jobs():
             return End()  # nothing is left to train
         open_study = "a study is open" if self._study is None else "the study is not closed"

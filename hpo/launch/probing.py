@@ -3,7 +3,7 @@
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 
 from hpo.errors import ServiceError
@@ -18,8 +18,8 @@ _WHO = re.compile(r"^This is hpo (\S+) on (\S+),", re.MULTILINE)
 _REACHED = re.compile(r"^It reaches the database (\w+) and", re.MULTILINE)
 
 
-def prove(engine: Engine, database: str, *, report: Callable[[str], object]) -> None:
-    """Hand in one worker that only answers, and take it back. Say if no machine is free for it.
+def prove(engine: Engine, database: str, *, report: Callable[[str], object], interrupts: Sequence[int] = ()) -> None:
+    """Hand in one worker that only answers, and take it back. Say if no machine is free for it. An interrupt ends that.
 
     `database`: the random name of the one here. Raise ServiceError if the machines could not work.
     """
@@ -27,7 +27,7 @@ def prove(engine: Engine, database: str, *, report: Callable[[str], object]) -> 
     fleet = Fleet(name=f"hpo.probe-{token}", label="a probe", folder=f".probe-{token}")
     try:
         engine.hand_in(fleet, [WORDS])
-        text = _answer(engine, fleet, report)
+        text = _answer(engine, fleet, report, interrupts)
     finally:
         engine.take_back(fleet)
         engine.forget(fleet)
@@ -35,11 +35,14 @@ def prove(engine: Engine, database: str, *, report: Callable[[str], object]) -> 
         _judge(engine, text, database)
 
 
-def _answer(engine: Engine, fleet: Fleet, report: Callable[[str], object]) -> str | None:
-    """Return what the probe wrote; None if no machine was free for it. Raise ServiceError if none ever can be."""
+def _answer(engine: Engine, fleet: Fleet, report: Callable[[str], object], interrupts: Sequence[int]) -> str | None:
+    """Return what the probe wrote; None if no machine was free for it, or after an interrupt.
+
+    Raise ServiceError if none ever can be.
+    """
     begin = time.monotonic()
     ended: float | None = None
-    while True:
+    while not interrupts:
         now, text, workers = time.monotonic(), engine.output(fleet), engine.placed(fleet)
         left = [worker for worker in workers if worker.fate != Fate.ENDED]
         ended = None if left else ended or now
@@ -60,6 +63,7 @@ def _answer(engine: Engine, fleet: Fleet, report: Callable[[str], object]) -> st
                 f"A worker on trial in {engine.title} gave no answer within {LIMIT:.0f} s: {said[0]} {_NOTHING}"
             )
         time.sleep(INTERVAL)
+    return None
 
 
 _NOTHING = "Nothing was handed in."

@@ -94,14 +94,14 @@ def hand_in(
     """
     limits_of(max_trials=max_trials, max_hours=max_hours, idle_exit=idle_exit)
     limits = {"--max-trials": max_trials, "--max-hours": max_hours, "--idle-exit": idle_exit}
-    words = [word for name, value in limits.items() if value is not None for word in (name, f"{value:g}")]
+    words = [word for name, value in limits.items() if value is not None for word in (name, str(value))]
     watch = watch or Watch()
-    with trusting(trust_code), connect(mlflow=False) as connection:
-        request = cluster.request(compute or Compute(), connection.settings, threads=1, words=words)
+    with trusting(trust_code):
+        request = cluster.request(compute or Compute(), settings.read(), threads=1, words=words)
         request.engine.check()
-        with collect_interrupts() as interrupts:
+        with connect(mlflow=False) as connection, collect_interrupts() as interrupts:
             handed = Handed(request, connection.queue, None)
-            handed.hand_in(watch.say)
+            handed.hand_in(watch.say, interrupts=interrupts)
             end = handed.follow(interrupts=interrupts, tick=watch.tick)
     return Left(stopped=bool(interrupts) or end.stop is not None, stop=end.stop)
 

@@ -243,7 +243,7 @@ def _on_cluster(request: Request, connection: Connection, row: StudyRow, watch: 
         return Outcome(row=row, closed=True)
     with collect_interrupts() as interrupts:
         handed = Handed(request, queue, row)
-        handed.hand_in(watch.say)
+        handed.hand_in(watch.say, interrupts=interrupts)
         end = handed.follow(interrupts=interrupts, tick=watch.tick)
         return Outcome(row=row, closed=end.closed, stop=end.stop)
 

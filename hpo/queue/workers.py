@@ -178,8 +178,10 @@ class Workers(Database):
                         FROM hpo.study JOIN hpo.job AS closing
                             ON closing.study = study.name AND closing.number = -1 AND closing.repeat = 0
                         WHERE closing.state IN ('waiting', 'running') AND NOT study.deleting
-                            AND (study.name = :study OR cast(:study AS text) IS NULL
-                                 AND NOT study.stopped AND study.paused IS NULL)
+                            AND (study.name = :study OR cast(:study AS text) IS NULL AND NOT study.stopped
+                                 AND coalesce((study.facts->>'planned')::boolean, false)
+                                 AND (study.paused IS NULL OR NOT EXISTS (  -- it can be closed
+                                     SELECT FROM hpo.job WHERE job.study = study.name AND {left})))
                     """),
                     {"study": study},
                 )

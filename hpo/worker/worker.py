@@ -64,7 +64,10 @@ class Worker:
         self.settings, self.count, self.place = settings, trainers, place
         self.queue = Queue(database_url)
         self.row = None if name is None else self.queue.study(name)
-        self._stops = 0 if name is not None else self.queue.pool_stops() if stops is None else stops
+        self._stops = 0
+        if name is None:
+            present = self.queue.pool_stops()
+            self._stops = present if stops is None else min(stops, present)
         if self.row is not None:
             require_whole(self.row)
             self.row = replace(self.row, stops=min(self.row.stops if stops is None else stops, self.row.stops))

@@ -9,7 +9,7 @@ import pytest
 import records
 from optuna.study import StudyDirection
 from shell import at_once, read_only
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.exc import ProgrammingError
 
 from hpo import study
@@ -731,3 +731,21 @@ def test_a_worker_of_the_pool_is_shown_with_what_it_holds_elsewhere(database_url
     assert queue.orders("h:1", stops={"second": 0}, held=[]).leave is None
     queue.stop_pool(by="anna")
     assert queue.orders("h:1", stops={"second": 0}, held=[]).leave.by == "anna"
+
+
+def test_the_pool_grows_for_jobs_that_a_worker_of_it_would_claim(database_url):
+    queue = planned(database_url, 2, name="first")
+    planned(database_url, 3, name="second")
+    for name in ("first", "second"):
+        queue.amend_facts(name, {"planned": True})
+    assert (queue.open_jobs("first"), queue.open_jobs("second"), queue.open_jobs()) == (2, 3, 5)
+    queue.amend_facts("second", {"planned": False})
+    assert queue.open_jobs() == 2, "nobody claims of a study that is not planned to its end"
+    queue.amend_facts("second", {"planned": True})
+    with queue.engine.begin() as connection:
+        connection.execute(text("UPDATE hpo.study SET paused = 'x' WHERE name = 'first'"))
+    assert queue.open_jobs() == 3, "nor of one that is paused"
+    with queue.engine.begin() as connection:
+        connection.execute(text("UPDATE hpo.job SET state = 'done' WHERE study = 'first' AND kind = 'trial'"))
+    assert queue.open_jobs() == 4, "but its closing is work"
+    assert {study.name for study in queue.open_studies(lease=30.0)} == {"first", "second"}

@@ -12,6 +12,7 @@ from hpo.launch import fleets, probing
 from hpo.launch.engine import Fate, Placed, Size, key_values
 from hpo.launch.fleets import End, Handed, Request
 from hpo.launch.probing import WORDS
+from hpo.operations import pool
 from hpo.operations.cluster import Cluster
 from hpo.queue import State, Stop
 
@@ -24,6 +25,7 @@ class Queue:
     def __init__(self) -> None:
         self.jobs, self.closing, self.stopped = 4, State.WAITING, False
         self.locked: list[str] = []
+        self.while_waiting = lambda: None
 
     def database_id(self) -> str:
         return "0123456789"
@@ -43,12 +45,13 @@ class Queue:
     def orders(self, worker, *, stops, held):
         return SimpleNamespace(stopped=dict.fromkeys(stops, STOP) if self.stopped else {})
 
-    def lock(self, name: str):
+    def lock(self, name: str, *, waits=None):
         self.locked.append(name)
         return self
 
     def __enter__(self) -> None:
-        pass
+        act, self.while_waiting = self.while_waiting, lambda: None
+        act()  # what another command does before this one has the lock
 
     def __exit__(self, *error: object) -> None:
         pass
@@ -156,6 +159,23 @@ def test_ctrl_c_takes_all_workers_back_and_waits_until_they_have_left():
     assert handed(queue, machines).follow(interrupts=[2, 2], tick=tick) == End(), "a second one waits for nothing"
 
 
+def test_ctrl_c_while_a_worker_is_on_trial_ends_that_and_hands_nothing_in():
+    queue, machines, interrupts, said = Queue(), Machines([]), [2, 2], list[str]()
+    fleet = handed(queue, machines)
+    fleet.hand_in(said.append, interrupts=interrupts)
+    assert fleet.follow(interrupts=interrupts, tick=said.append) == End()
+    assert machines.log[:2] == ["hand in 1", "take back"] and not machines.workers and "hand in 2" not in machines.log
+    assert said == ["Nothing was handed in to Memory."]
+
+
+def test_two_interrupts_at_once_take_the_workers_back_all_the_same():
+    queue, machines = Queue(), Machines(["n1", "n2"])
+    fleet = handed(queue, machines)
+    fleet.hand_in(lambda line: None)
+    assert fleet.follow(interrupts=[2, 2], tick=lambda line: None) == End()
+    assert machines.log[-1] == "take back" and all(worker.is_leaving for worker in machines.workers)
+
+
 def test_after_hpo_stop_no_worker_that_waits_is_left_and_the_others_leave_by_themselves():
     queue, machines = Queue(), Machines(["n1"])
     fleet = handed(queue, machines)
@@ -217,6 +237,48 @@ def test_a_fleet_of_1_to_3_grows_with_the_jobs_and_never_below_one():
     assert all("--idle-exit" in worker.words for worker in machines.workers[1:])
 
 
+def test_two_commands_that_show_a_fleet_hand_in_what_is_missing_once():
+    queue, machines = Queue(), Machines(["n1", "n2", "n3", "n4"])
+    queue.jobs = 1
+    fleet, other = (handed(queue, machines, "1..3") for _ in range(2))
+    fleet.hand_in(lambda line: None)
+    other.hand_in(lambda line: None)
+    queue.jobs, queue.while_waiting = 9, other._grow
+    fleet._grow()
+    assert len(machines.workers) == 3 and machines.log[2:] == ["hand in 1", "hand in 2"]
+
+
+def test_workers_that_end_again_and_again_are_not_handed_in_without_end():
+    queue, machines = Queue(), Machines(["n1", "n2"])
+    fleet = handed(queue, machines, "0..2")
+    fleet.hand_in(lambda line: None)
+    with pytest.raises(ServiceError, match="No worker of grid is left"):
+        fleet.follow(interrupts=[], tick=lambda line: machines.workers.clear())
+    assert machines.log.count("hand in 2") == 1 + fleets.TRIES
+    queue.jobs = 3  # something was trained
+    fleet._grow()
+    assert len(machines.workers) == 2
+
+
+def test_limits_of_workers_are_handed_on_as_they_were_given(monkeypatch):
+    requests = []
+
+    class Taken(Exception):
+        pass
+
+    def check(self) -> None:
+        requests.append(self)
+        raise Taken
+
+    monkeypatch.setattr(Memory, "check", check)
+    monkeypatch.setattr("hpo.launch.engines.ENGINES", {"memory": Memory})
+    real = Cluster.request
+    monkeypatch.setattr(Cluster, "request", lambda self, *a, **k: requests.append(k["words"]) or real(self, *a, **k))
+    with pytest.raises(Taken):
+        pool.hand_in(Cluster(engine="memory"), max_trials=1_234_567, max_hours=0.5)
+    assert requests[0] == ["--max-trials", "1234567", "--max-hours", "0.5"]
+
+
 def test_workers_of_the_pool_are_a_fleet_that_ends_when_nothing_is_left_to_train():
     queue, machines = Queue(), Machines(["n1"])
     fleet = handed(queue, machines, study=None)
@@ -268,9 +330,10 @@ def test_options_of_an_engine_are_refused_without_it():
         (["--workers", "2"], "--workers: expected --on slurm"),
         (["--slurm", "partition=gpu"], "--slurm: expected --on slurm beside it"),
     ):
-        options = main.parser().parse_args(["run", "--study", "grid", *words])
-        with pytest.raises(SettingsError, match=message):
-            studies.cluster(options)
+        for command, function in (("run", studies.cluster), ("worker", studies.worker)):
+            options = main.parser().parse_args([command, "--study", "grid", *words])
+            with pytest.raises(SettingsError, match=message):
+                function(options)
 
 
 def test_a_worker_has_as_many_trainers_as_it_has_cores_or_one_on_each_gpu():
