@@ -38,29 +38,27 @@ split = "part"
 periodic = {periodic}
 """
 CPUS = "2"  # trainers
+SETS = ("bare", "wrapping", "declared", "electrode", "fibres", "stiffness")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sets = ("bare", "wrapping", "declared", "electrode", "fibres", "stiffness")
     parser.add_argument("home", metavar="HOME", type=Path, help="folder for services, studies and data; kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], metavar="N")
-    parser.add_argument("--sets", nargs="+", default=sets, choices=sets, metavar="NAME", help=", ".join(sets))
+    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS, metavar="NAME", help=", ".join(SETS))
     parser.add_argument("--studies", nargs="+", default=["descriptors", "tl-head", "conv"], metavar="NAME")
     arguments = parser.parse_args()
     home = arguments.home.resolve()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HPO_", "MLFLOW_"))}
-    environment |= {"HPO_HOME": str(home / "home"), "HPO_TRAINERS": CPUS}
+    environment = environment_of(home)
     print(f"{machine()}; {versions()}; {CPUS} trainers")
     print(f"{'set':10} {'study':12} {'seed':>4} {'R2':>8} {'95 % of R2':>18} {'NMSE':>9} {'minutes':>8}", flush=True)
     try:
         for name in arguments.sets:
-            folder = _stated(home / name) if name in ("bare", "wrapping") else EXAMPLES / name
             for seed in arguments.seeds:
                 for chosen in arguments.studies:
-                    _line(name, "default" if name == "declared" else str(folder), chosen, seed, home, environment)
+                    _line(name, data_of(name, home), chosen, seed, home, environment)
     finally:
-        _hpo("down", environment=environment)
+        hpo("down", environment=environment)
     return 0
 
 
@@ -68,18 +66,14 @@ def _line(name: str, data: str, chosen: str, seed: int, home: Path, environment:
     """Run a study, unless it is closed already, and print its winner and the baseline predictors."""
     begin = time.monotonic()
     settings = [f"data.path={data}", f"seed={seed}"]
-    run = _hpo("run", "--study", chosen, *(f"--set={each}" for each in settings), environment=environment)
+    run = hpo("run", "--study", chosen, *(f"--set={each}" for each in settings), environment=environment)
     minutes = (time.monotonic() - begin) / 60
     label = f"{name:10} {chosen:12} {seed:4}"
     if run.returncode:
         reason = (run.stderr.strip() or run.stdout.strip()).splitlines() or ["no message"]
         print(f"{label} not measured: {reason[0]}", flush=True)
         return
-    planned, report = prepare(study.load(chosen, settings)).name, home / "report"
-    shutil.rmtree(report, ignore_errors=True)
-    _hpo("report", "--study", planned, "-o", str(report), environment=environment).check_returncode()
-    rows = json.loads((report / "tables" / "models-test.json").read_text(encoding="utf-8"))
-    for row in sorted(rows, key=lambda row: row["weights"] is None):
+    for row in tested(prepare(study.load(chosen, settings)).name, home, environment):
         who = label if row["weights"] is not None else f"  {row['model']}"
         last = f"{minutes:8.1f}" if row["weights"] is not None else ""
         print(f"{who:28} {row['R²']:8.5f} {_interval(row):>18} {row['NMSE']:9.5f} {last}", flush=True)
@@ -90,12 +84,34 @@ def _interval(row: dict[str, object]) -> str:
     return f"[{low:.4f}, {high:.4f}]" if isinstance(low, float) and isinstance(high, float) else ""
 
 
-def _hpo(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def environment_of(home: Path) -> dict[str, str]:
+    """Return the environment of commands whose services, studies and data lie in `home`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HPO_", "MLFLOW_"))}
+    return kept | {"HPO_HOME": str(home / "home"), "HPO_TRAINERS": CPUS}
+
+
+def data_of(name: str, home: Path) -> str:
+    """Return what a study gives as its data for one of SETS; the stated ones are written below `home`."""
+    if name == "declared":
+        return "default"
+    return str(stated(home / name) if name in ("bare", "wrapping") else EXAMPLES / name)
+
+
+def tested(planned: str, home: Path, environment: dict[str, str]) -> list[dict[str, object]]:
+    """Return the scores of a closed study's winner and of the baseline predictors on the test split, as reported."""
+    report = home / "report"
+    shutil.rmtree(report, ignore_errors=True)
+    hpo("report", "--study", planned, "-o", str(report), environment=environment).check_returncode()
+    rows: list[dict[str, object]] = json.loads((report / "tables" / "models-test.json").read_text(encoding="utf-8"))
+    return sorted(rows, key=lambda row: row["weights"] is None)
+
+
+def hpo(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hpo", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def _stated(folder: Path) -> Path:
+def stated(folder: Path) -> Path:
     """Write the shipped images, their labels and their split as a folder that says little else, and return it."""
     if (folder / "dataset.toml").exists():
         return folder

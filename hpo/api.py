@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpo.operations.arrays import predict_arrays, write_data
+    from hpo.operations.auto import Auto, auto
     from hpo.operations.backup import Backup, backup
     from hpo.operations.budgets import Budget
     from hpo.operations.cluster import Cluster
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 _NAMES = {  # by the module of hpo.operations
     "arrays": "predict_arrays write_data",
+    "auto": "Auto auto",
     "backup": "Backup backup",
     "budgets": "Budget",
     "cluster": "Cluster",

@@ -9,7 +9,6 @@
 Each function calls that of `hpo.api`, as the command of its name does.
 """
 
-import json
 import sys
 import tempfile
 import warnings
@@ -19,11 +18,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hpo import __all__ as __all__
 from hpo import api
 from hpo.errors import NotFound, UserError
+from hpo.study.names import AUTO
+from hpo.text import toml_text
 
 if TYPE_CHECKING:
     import pandas
@@ -155,22 +154,32 @@ def run(
     short = {"data.path": data, "training.epochs": epochs, "seed": seed}
     if twice := [key for key in settings or {} if short.get(key) is not None]:
         raise UserError(f"settings: {twice[0]} is given by an argument as well: leave one out.")
-    overrides = [f"{key}={_toml(value)}" for key, value in (settings or {}).items()]
+    overrides = [f"{key}={toml_text(value)}" for key, value in (settings or {}).items()]
     name = study.name if isinstance(study, Study) else str(study)
-    loaded = api.load(name, data=str(data) if data else None, epochs=epochs, seed=seed, overrides=overrides)
     compute = api.Compute(device=device, trainers=trainers)
+    if name == AUTO:
+        given = {"epochs": epochs, "settings": settings} | options
+        return _auto(str(data) if data else None, seed or 0, compute, given)
+    loaded = api.load(name, data=str(data) if data else None, epochs=epochs, seed=seed, overrides=overrides)
     with nullcontext(watch.Cell()) if _is_notebook() else watch.Terminal(is_run=True) as display:
         done = api.run(loaded, compute=compute, watch=display, **options)
     return Study(done.outcomes[-1].row.name)
 
 
-def _toml(value: Any) -> str:
-    """Return a value as a study file has it; numbers of NumPy as well."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value.item() if isinstance(value, np.generic) else value, ensure_ascii=False, default=str)
+def _auto(data: str | None, seed: int, compute: api.Compute, options: Mapping[str, Any]) -> Study:
+    """Search within a budget, print what it came to, and return the champion's study, or that which was stopped."""
+    from hpo.cli import auto, watch
+
+    budget = options.get("budget") or api.Budget()
+    if other := [name for name, value in options.items() if value is not None and name != "budget"]:
+        raise UserError(f"{other[0]}: expected nothing beside study={AUTO!r}, which chooses studies and sizes itself.")
+    if budget.until is not None:
+        raise UserError(f"budget: expected max_hours alone beside study={AUTO!r}, found until={budget.until!r}.")
+    with nullcontext(watch.Cell()) if _is_notebook() else watch.Terminal(is_run=False) as display:
+        done = api.auto(data=data, seed=seed, max_hours=budget.max_hours, compute=compute, watch=display)
+    if done.is_finished:
+        print(watch.as_text(lambda console: auto.show(console, done)))
+    return Study(done.study)
 
 
 def _is_notebook() -> bool:

@@ -1,5 +1,6 @@
 """Numbers, names and messages as people read them, safe for terminal, Markdown, CSV and database."""
 
+import json
 import math
 import re
 import unicodedata
@@ -97,6 +98,16 @@ def number_text(value: Any) -> str:
         mantissa, exponent = f"{value:.6e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def toml_text(value: Any) -> str:
+    """Return a value as a study file has it; numbers and arrays of NumPy as well."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {toml_text(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(toml_text, value))}]"
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def score_text(value: float | None, places: str = ".4g") -> str:

@@ -77,7 +77,10 @@ def run(options: argparse.Namespace) -> int:
     """Plan a study, train it to its end, promote its best model. Goes on where it stopped."""
     from hpo.cli.watch import Terminal
     from hpo.report import tables, winners
+    from hpo.study import AUTO
 
+    if options.study == AUTO:
+        return _auto(options)
     if options.dry_run:
         others = on_cluster(options) | {"--retry": options.retry}
         others |= {"--priority": options.priority, "--detach": options.detach}
@@ -110,6 +113,32 @@ def run(options: argparse.Namespace) -> int:
         return STOPPED
     is_over = done.outcomes[-1].stopped or all(outcome.succeeded for outcome in done.outcomes)
     return 0 if is_over and not any(failed) else 1
+
+
+def _auto(options: argparse.Namespace) -> int:
+    from hpo.cli import auto, watch
+
+    names = "epochs set with-prerequisites retry priority detach until trials dry-run trust-code"
+    others = {f"--{name}": getattr(options, name.replace("-", "_")) for name in names.split()} | on_cluster(options)
+    exclusive(f"--study {options.study}", "chooses studies and their sizes itself", others)
+    with watch.Terminal(is_run=False) as display:
+        done = api.auto(
+            data=data_folder(options),
+            seed=options.seed or 0,
+            max_hours=options.max_hours,
+            compute=compute(options),
+            watch=display,
+        )
+    failed = _tell_failed_gpus(done.failed_gpus, options.study)
+    if not done.is_finished:
+        print(f"Stopped{watch.by(done.stop)}: what is done is kept. The same command goes on.")
+        return STOPPED if done.stop is None else int(failed)
+    auto.show(display.console, done)
+    display.console.print("\n".join(auto.next_steps(done, options)), soft_wrap=True)
+    if done.are_services_started:
+        print("Postgres and the MLflow server keep running (`hpo down` stops them).")
+        terminal.exports(done.services)
+    return int(failed or not any(step.done for step in done.steps))
 
 
 def _detach(options: argparse.Namespace) -> int:
@@ -165,20 +194,27 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 def load(options: argparse.Namespace) -> "list[Study] | list[Plan]":
     """Return what the options of `hpo run` name, overrides applied."""
-    if options.data is not None and options.data != options.data.encode(errors="ignore").decode():
-        raise SettingsError(f"--data {options.data}: expected a path in UTF-8, as a study can record it. Rename it.")
+    data = data_folder(options)
     keys = {override.partition("=")[0].strip() for override in options.set}
     for name, key in {"epochs": "training.epochs", "seed": "seed", "data": "data.path"}.items():
         if getattr(options, name) is not None:
             exclusive(f"--{name}", f"is short for --set {key}=…", {f"--set {key}=…": key in keys})
     return api.load(
         options.study,
-        data=options.data,
+        data=data,
         epochs=options.epochs,
         seed=options.seed,
         overrides=options.set,
         prerequisites=options.with_prerequisites,
     )
+
+
+def data_folder(options: argparse.Namespace) -> str | None:
+    """Return the folder of `--data`. Raise SettingsError if no study can record its name."""
+    data: str | None = options.data
+    if data is not None and data != data.encode(errors="ignore").decode():
+        raise SettingsError(f"--data {data}: expected a path in UTF-8, as a study can record it. Rename it.")
+    return data
 
 
 def compute(options: argparse.Namespace) -> "api.Compute":

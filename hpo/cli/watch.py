@@ -101,7 +101,7 @@ class Terminal(Watch):
         if begun is None or here < SETTLED or (here < LATEST and progress.seconds_left is None):
             return
         self._begun, self._is_announced = None, True
-        for line in announcement(progress, begun.later, sys.argv[1:], program=_program()):
+        for line in announcement(progress, begun.later, sys.argv[1:], program=program()):
             self.console.print(line, soft_wrap=not self.console.is_terminal)
 
 
@@ -165,7 +165,7 @@ def print_head(console: Console, study: Begun | Details) -> None:
 def print_result(console: Console, study: Outcome | Details) -> None:
     """Print what a study gave, and the next commands."""
     image = "" if study.image is None else _near(study.image)
-    results.show_result(console, study.row, list(study.jobs), dict(study.links), program=_program(), image=image)
+    results.show_result(console, study.row, list(study.jobs), dict(study.links), program=program(), image=image)
 
 
 def announcement(progress: Progress, later: Sequence[Plan], words: Sequence[str], *, program: str) -> list[str]:
@@ -209,7 +209,7 @@ def by(request: Stop | None) -> str:
     return f" by {request.by} at {time.strftime('%H:%M:%S', time.localtime(request.at))}{how}"
 
 
-def _program() -> str:
+def program() -> str:
     """Return how this shell would call hpo: `hpo`, or the path of the environment's own."""
     called = Path(sys.argv[0])
     if called.name != "hpo" or shutil.which("hpo") == str(called.absolute()):

@@ -23,7 +23,7 @@ from hpo.planning.preparation import Plan, planned_row, prepare, stored
 from hpo.queue import StudyRow, require_whole
 from hpo.services import serving
 from hpo.settings import Settings
-from hpo.study import Study, is_file, load_all, shipped
+from hpo.study import AUTO, Study, is_file, load_all, shipped
 from hpo.text import near_miss, utf8
 from models import weights
 
@@ -43,6 +43,11 @@ def load(
     study which is planned already: return its plan, from what the database keeps. Raise StudyError if a file or an
     override is wrong, or there is no such study.
     """
+    if study == AUTO:
+        raise StudyError(
+            f"{AUTO} plans its studies itself: expected `hpo run --study {AUTO} --data DIR --max-hours H`, or `{AUTO}` "
+            "of `hpo.api`. Each study that it has planned runs by its own name."
+        )
     short = {"training.epochs": epochs, "seed": seed, "data.path": data and os.fspath(data)}
     given = [f"{key}={json.dumps(value)}" for key, value in reversed(short.items()) if value is not None]
     # an override of one study (STUDY:KEY=VALUE) comes behind those of all studies, and wins

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 RESERVED = re.compile(r"champion|latest|v?[0-9]+", re.IGNORECASE)  # a study's name is an alias of its model, too
 
 
+AUTO = "auto"  # the shipped sequence whose sizes hpo chooses by the clock
+
+
 BARE = "-not-pretrained"  # behind a study's name
 
 

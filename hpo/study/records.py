@@ -228,6 +228,20 @@ class SplitScores(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AutoStep(Record):
+    """What a study is to `hpo run --study auto`, which planned it."""
+
+    number: int  # from 1
+    seed: int  # of the whole search
+    role: str  # in words
+    share: float  # seconds that it is to take
+    round: int = 0  # of successive halving, from 1; 0: it searches no networks
+    rounds: int = 0  # of this halving
+    settings: dict[str, Any] | None = None  # by key of the study file: what the data and this machine decided
+    epoch_seconds: float | None = None  # of the networks, as a probe measured them
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyFacts(Record):
     """What planning found out: ids in MLflow, data, scores of the baseline predictors, networks to start from."""
 
@@ -255,6 +269,8 @@ class StudyFacts(Record):
     planned: bool | None = None  # to the end
     file: str | None = None  # the study file: a shipped name, or a path where it was planned
     command: str | None = None  # that planned it
+    auto: AutoStep | None = None
+    auto_seconds: float | None = None  # that `hpo run --study auto` has spent on it
 
     @property
     def doubts(self) -> list[str]:

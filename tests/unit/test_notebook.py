@@ -14,10 +14,11 @@ import hpo
 from data_pipeline.dataset import load
 from data_pipeline.errors import DatasetError
 from data_pipeline.phase import Phase
-from hpo import notebook
+from hpo import notebook, text
 from hpo.errors import ModelError
 from hpo.notebook import Model
 from hpo.operations import arrays, overview
+from hpo.operations.budgets import Budget
 from hpo.queue import State
 from hpo.report import tables
 from models import bundle
@@ -205,10 +206,43 @@ def test_images_and_inputs_belong_together_however_the_images_of_the_training_la
 
 def test_settings_of_a_run_are_written_as_a_study_file_has_them(monkeypatch):
     given = {"space.learning_rate": {"low": np.float64(1e-4), "high": 1e-2}, "seed": np.int64(3), "report_by": ("é",)}
-    texts = [f"{key}={notebook._toml(value)}" for key, value in given.items()]
+    texts = [f"{key}={text.toml_text(value)}" for key, value in given.items()]
     assert texts == ['space.learning_rate={"low" = 0.0001, "high" = 0.01}', "seed=3", 'report_by=["é"]']
     with pytest.raises(hpo.UserError, match=r"settings: data.path is given by an argument as well"):
         hpo.run("grid", data="cells", settings={"data.path": "others"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 3}, "epochs: expected nothing beside study='auto'"),
+        ({"settings": {"training.batch_size": 16}}, "settings: expected nothing beside study='auto'"),
+        ({"budget": Budget(until="nmse=0.1")}, "budget: expected max_hours alone beside study='auto'"),
+        ({"budget": Budget(max_hours=1), "retry": True}, "retry: expected nothing beside study='auto'"),
+    ],
+)
+def test_a_search_within_a_budget_takes_data_seed_and_hours_alone(monkeypatch, options, message):
+    monkeypatch.setattr(notebook.api, "auto", lambda **_: pytest.fail("it begins"), raising=False)
+    with pytest.raises(hpo.UserError, match=message):
+        hpo.run("auto", **options)
+    with pytest.raises(hpo.UserError, match="auto plans its studies itself"):
+        notebook.api.load("auto")
+
+
+def test_a_search_within_a_budget_in_a_program_gives_the_champions_study(monkeypatch, capsys):
+    asked = {}
+
+    def auto(**options):
+        asked.update(options)
+        return SimpleNamespace(is_finished=False, study="conv-search+1a2b3c4d")
+
+    monkeypatch.setattr(notebook.api, "auto", auto, raising=False)
+    monkeypatch.setattr(
+        notebook, "Study", type("Study", (), {"__init__": lambda self, name: setattr(self, "name", name)})
+    )
+    study = hpo.run("auto", data="cells", budget=Budget(max_hours=0.5), device="cpu")
+    assert study.name == "conv-search+1a2b3c4d"
+    assert (asked["data"], asked["seed"], asked["max_hours"]) == ("cells", 0, 0.5)
 
 
 def test_a_study_that_was_deleted_says_so(monkeypatch):
