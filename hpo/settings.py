@@ -28,6 +28,7 @@ class Settings:
     outage_limit: float  # seconds without MLflow or database after which no new trial is claimed
     hang_timeout: float  # seconds without progress after which a trainer is ended
     mlflow_database_url: str | None = field(repr=False)  # of the MLflow server at tracking_uri: for backups alone
+    artifacts: str | None  # s3:// URL where the embedded MLflow server keeps files; None: as before, or in the home
 
     @property
     def embedded(self) -> bool:
@@ -47,6 +48,7 @@ VARIABLES = {
     "outage_limit": ("HPO_OUTAGE_LIMIT", "600"),
     "hang_timeout": ("HPO_HANG_TIMEOUT", "300"),
     "mlflow_database_url": ("MLFLOW_BACKEND_STORE_URI", None),
+    "artifacts": ("HPO_ARTIFACTS", None),
 }
 assert set(VARIABLES) == {field.name for field in fields(Settings)}
 
@@ -100,6 +102,7 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         outage_limit=_number("HPO_OUTAGE_LIMIT", raw["outage_limit"], minimum=0),
         hang_timeout=_number("HPO_HANG_TIMEOUT", raw["hang_timeout"], minimum=1),
         mlflow_database_url=raw["mlflow_database_url"],
+        artifacts=_bucket("HPO_ARTIFACTS", raw["artifacts"]),
     )
 
 
@@ -143,6 +146,17 @@ def _database_url(where: str, url: str) -> str:
                 f"{near_miss(unknown[0], valid)}"
             )
     return re.sub(r"^(\w[\w+]*://[^/]+):(?=/|$)", r"\1", address) + mark + query
+
+
+def _bucket(variable: str, url: str | None) -> str | None:
+    """Return the s3:// URL of a folder of a bucket, without a / at its end. Raise SettingsError."""
+    if url is not None and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/[^\s?#%@]+)*/?", url):
+        quoted = f", found {url!r}" if "@" not in url else ""  # what stands before it may be a key
+        raise SettingsError(
+            f"{variable}: expected s3://BUCKET or s3://BUCKET/FOLDER, without keys{quoted}. (A folder of this machine "
+            "is HPO_HOME's.)"
+        )
+    return None if url is None else url.rstrip("/")
 
 
 def _number(variable: str, text: str | None, *, minimum: float, whole: bool = False) -> float:

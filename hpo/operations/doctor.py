@@ -25,6 +25,7 @@ from hpo.operations.invariants import Seen
 from hpo.queue import ENDED, Job, Queue, State, StudyRow
 from hpo.recording.reconciler import Reconciler
 from hpo.scores import champion, evidence, ranking
+from hpo.services import serving
 from hpo.settings import Settings
 from hpo.text import counted
 from hpo.tracking import artifacts, data_sets, experiments, latency, logged_models, registry
@@ -222,8 +223,8 @@ def _models(seen: Seen, jobs: dict[str, Job]) -> Iterator[Finding]:
 
 def _stored(tracker: Tracker, uri: str, settings: Settings) -> ArtifactRepository:
     """Return the files below an artifact URI; those of the embedded server can be listed without a request each."""
-    if settings.embedded:
-        uri = uri.replace(STORE, f"{(settings.home.resolve() / 'artifacts').as_uri()}/", 1)
+    if folder := serving.store_folder(settings):
+        uri = uri.replace(STORE, f"{folder.as_uri()}/", 1)
     return tracker.repository(uri)
 
 

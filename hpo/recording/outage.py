@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from hpo.object_store import TOLD
 from hpo.queue import DatabaseLost, Queue
 from hpo.text import first_line
 from hpo.tracking.errors import Refused, StoreRefuses, TrackingUnavailable
@@ -58,7 +59,8 @@ class Outage:
             self.text = text
             if now - self._said_at >= REMINDER:
                 self._said_at = now
-                log.warning("%s (%s)", self.text, first_line(error))
+                is_told = getattr(error, "cause", None) is not None
+                log.warning("%s%s", self.text, "" if is_told else f" ({first_line(error)})")
 
     def over(self) -> None:
         """Note that the services have answered."""
@@ -69,7 +71,7 @@ class Outage:
 
     def _words(self, error: Exception) -> str:
         if isinstance(error, StoreRefuses):
-            return f"{self._store_words(error.needed / 1e6)}; no trial is claimed until it takes files again"
+            return f"{self._store_words(error)}; no trial is claimed until it takes files again"
         if isinstance(error, DatabaseLost):
             return "database lost, retrying"
         waiting = ""
@@ -77,8 +79,11 @@ class Outage:
             waiting = f", {self._queue.waiting_epochs(self._study)} epochs waiting"
         return f"MLflow {error.answer if isinstance(error, Refused) else 'unreachable'}{waiting}"
 
-    def _store_words(self, needed: float) -> str:
-        """Return what is wrong with the artifact store when it refuses `needed` MB."""
+    def _store_words(self, error: StoreRefuses) -> str:
+        """Return what is wrong with the artifact store."""
+        needed = error.needed / 1e6
+        if error.cause is not None:
+            return f"{TOLD}{error.cause}" + (f", {needed:.1f} MB needed" if needed else "")
         if self._store is None:
             return f"the MLflow server stores no files (full or read-only?): {needed:.1f} MB needed"
         if not os.access(self._store, os.W_OK):

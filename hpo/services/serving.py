@@ -3,6 +3,7 @@
 On loopback; or, asked to serve a lab, on an address of this machine, and then never without access control.
 """
 
+import importlib.util
 import ipaddress
 import os
 import secrets
@@ -49,11 +50,7 @@ def up(
     """
     path = homes.resolved(settings.home)
     wanted = None if listen is None else _address(listen)
-    if wanted is not None and not settings.embedded:
-        raise ServiceError(
-            "--listen is about the services of HPO_HOME, but HPO_DATABASE_URL and MLFLOW_TRACKING_URI (or "
-            "HPO_CREDENTIALS) name others: unset them."
-        )
+    _check_asked(path, wanted, settings)
     if services := running(settings):
         if wanted is not None:
             _check_is(homes.read(path), wanted)
@@ -78,6 +75,7 @@ def up(
             if homes.read(path) is None and _stop_remains(path):
                 report(f"Services of an earlier {path} were still running: stopped.")
             home = homes.settle(path, report, _stop)
+            home = replace(home, bucket=home.bucket or settings.artifacts)
             if wanted is None and home.listen:
                 _address(home.listen)
             if wanted is not None and wanted != home.host:
@@ -250,6 +248,34 @@ def _check_is(home: Home | None, wanted: str) -> None:
             f"The services of {home.path} run already, and listen on {home.host}. Stop them first (`hpo down`); "
             f"workers go on when they are back."
         )
+
+
+def _check_asked(path: Path, address: str | None, settings: Settings) -> None:
+    """ServiceError if what is asked is about the services of others, or the artifacts of the home lie elsewhere."""
+    if address is not None and not settings.embedded:
+        raise ServiceError(
+            "--listen is about the services of HPO_HOME, but HPO_DATABASE_URL and MLFLOW_TRACKING_URI (or "
+            "HPO_CREDENTIALS) name others: unset them."
+        )
+    if not settings.embedded:
+        return
+    home, wanted = homes.read(path), settings.artifacts
+    if wanted and home is not None and home.postgres_port is not None and home.bucket != wanted:
+        raise ServiceError(
+            f"HPO_ARTIFACTS: expected {home.bucket or 'no value'}, found {wanted}: the studies of {home.path} "
+            f"(HPO_HOME) have their files in {home.bucket or home.artifacts}. `hpo backup` and `hpo restore` bring "
+            "them to a new HPO_HOME with another HPO_ARTIFACTS."
+        )
+    if (wanted or (home and home.bucket)) and importlib.util.find_spec("boto3") is None:
+        raise ServiceError("HPO_ARTIFACTS: a bucket needs boto3, an extra of hpo: pip install 'hpo[s3]'")
+
+
+def store_folder(settings: Settings) -> Path | None:
+    """Folder of this machine where the embedded MLflow server keeps artifacts; None if they lie elsewhere."""
+    if not settings.embedded:
+        return None
+    home = homes.read(homes.resolved(settings.home))
+    return home.artifacts if home is not None and home.bucket is None else None
 
 
 def _stop(home: Home) -> bool:

@@ -12,7 +12,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from hpo import machine
 from hpo.errors import ModelError, NotFound
-from hpo.tracking import foreign
+from hpo.tracking import foreign, transfers
 from hpo.tracking.errors import TrackingUnavailable, server
 
 UPLOADS = 4  # requests at a time
@@ -41,9 +41,9 @@ class Store:
     def fetch(self, path: str, to: Path) -> None:
         """Download one file. Raise NotFound if there is none."""
         try:
-            foreign.download_file(self._root, path, to)
+            transfers.download_file(self._root, path, to)
         except requests.HTTPError as error:
-            if foreign.is_missing(error):
+            if transfers.is_missing(error):
                 raise NotFound(f"The artifact store has no file {path}.") from None
             raise
 
@@ -62,7 +62,7 @@ def upload(repository: ArtifactRepository, files: Mapping[str, Path], *, is_prov
     """
 
     def put(path: str) -> bool:
-        return foreign.put_file(repository, files[path], path.rpartition("/")[0] or None)
+        return transfers.put_file(repository, files[path], path.rpartition("/")[0] or None)
 
     if len(files) > 1 and machine.may_start(UPLOADS):
         with ThreadPoolExecutor(UPLOADS) as threads:
@@ -81,9 +81,9 @@ def upload(repository: ArtifactRepository, files: Mapping[str, Path], *, is_prov
 def delete(repository: ArtifactRepository, path: str | None = None) -> None:
     """Delete a file or folder, or all files there are; none is no error."""
     try:
-        foreign.delete_files(repository, path)
+        transfers.delete_files(repository, path)
     except requests.HTTPError as error:
-        if not foreign.is_missing(error):
+        if not transfers.is_missing(error):
             raise
 
 

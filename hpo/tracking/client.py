@@ -23,7 +23,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from hpo.errors import NotFound, ServiceError
 from hpo.text import cut
-from hpo.tracking import artifacts, foreign
+from hpo.tracking import artifacts, foreign, transfers
 from hpo.tracking.errors import Refused, StoreRefuses, TrackingUnavailable, meaning, server
 
 Kind = Literal["trial", "predictor", "study", "evaluation"]
@@ -110,12 +110,13 @@ class Tracker:
             with server():
                 yield
         except TrackingUnavailable as error:
-            with suppress(TrackingUnavailable), server():
-                self.client.search_experiments(max_results=1)  # on a connection the server has closed, perhaps
-            with server():
-                self.client.search_experiments(max_results=1)
+            if not isinstance(error, StoreRefuses):  # which the server has told
+                with suppress(TrackingUnavailable), server():
+                    self.client.search_experiments(max_results=1)  # on a connection the server has closed, perhaps
+                with server():
+                    self.client.search_experiments(max_results=1)
             needed = sum(file.stat().st_size for file in files if file.is_file())
-            raise StoreRefuses(str(error), needed=needed) from error
+            raise StoreRefuses(str(error), needed=needed, cause=getattr(error, "cause", None)) from error
 
     # Runs
 
@@ -288,7 +289,8 @@ class Tracker:
         with tempfile.TemporaryDirectory(dir=to_folder, prefix=".download-") as partial_folder:
             file = Path(partial_folder, name)
             repository = self.repository(self.client.get_run(run_id).info.artifact_uri)
-            foreign.download_file(repository, path, file)
+            size = next(info.file_size for info in listed if info.path == path)
+            transfers.download_file(repository, path, file, size=size or 0)
             artifacts.check_sizes({path: file}, listed)
             return file.replace(to_folder / name)
 

@@ -9,12 +9,13 @@ import psycopg
 import requests
 from mlflow.exceptions import MlflowException
 
-from hpo import machine
-from hpo.errors import TrackingUnreachable
+from hpo import machine, object_store
+from hpo.errors import ServiceError, TrackingUnreachable
 from hpo.text import cut
 from hpo.tracking import foreign
 
 ABSENT, EXISTS = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"  # MLflow's codes
+_OF_CLIENT = (requests.RequestException, MlflowException, json.JSONDecodeError)
 QUOTED = 120  # characters quoted of an answer that is not MLflow's
 # MLflow's codes for answers about whether we may ask at all, not about what was asked for.
 _NOT_ADMITTED = ("PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED", "ENDPOINT_NOT_FOUND")
@@ -37,29 +38,38 @@ class Refused(TrackingUnavailable):
 
 
 class StoreRefuses(TrackingUnavailable):
-    """The MLflow server answers, but its artifact store takes no file: it is full, read-only or out of its reach."""
+    """The MLflow server answers, but its artifact store serves no file: it is full, read-only or out of reach."""
 
-    def __init__(self, message: str, *, needed: int) -> None:
+    def __init__(self, message: str, *, needed: int = 0, cause: str | None = None) -> None:
         super().__init__(message)
         self.needed = needed  # bytes that were to be stored
+        self.cause = cause  # in the words of an object store
 
 
 @contextmanager
 def server() -> Iterator[None]:
     """Raise TrackingUnavailable for an answer that says nothing of what was asked for, and other errors unchanged.
 
-    Those are MLflow's own answers about the request: there is no such run, say, or a value is wrong.
+    Those are MLflow's own answers about the request: there is no such run, say, or a value is wrong. Raise ServiceError
+    where files lie in an object store that this process itself speaks to, and has no package or keys for.
     """
     try:
         yield
-    except (requests.RequestException, MlflowException, json.JSONDecodeError) as error:
-        if (unavailable := meaning(error)) is None:
+    except ModuleNotFoundError as error:
+        if error.name not in object_store.PACKAGES:
             raise
-        raise unavailable from error
+        raise ServiceError(
+            "The artifacts of this MLflow server lie in S3, which needs boto3, an extra of hpo: pip install 'hpo[s3]'"
+        ) from None
     except RuntimeError as error:  # MLflow's client starts threads
         if not machine.is_limit(error):
             raise
         raise TrackingUnavailable(f"{machine.LIMITED}{machine.limits()}") from error
+    except Exception as error:
+        is_of_client = isinstance(error, (*_OF_CLIENT, *object_store.errors()))
+        if not is_of_client or (unavailable := meaning(error)) is None:
+            raise
+        raise unavailable from error
 
 
 @contextmanager
@@ -72,8 +82,18 @@ def passing(code: str) -> Iterator[None]:
             raise
 
 
-def meaning(error: Exception) -> TrackingUnavailable | None:
-    """Return the error to raise if the service is in trouble; None if the request was wrong."""
+def meaning(error: Exception) -> TrackingUnavailable | ServiceError | None:
+    """Return the error to raise if the service is in trouble, or not for us; None if the request was wrong."""
+    if cause := object_store.cause(error):
+        object_store.read_keys_again()
+        if object_store.is_lasting(cause) and object_store.is_asked_here(error):
+            return ServiceError(
+                f"The artifact store does not let this machine in: {cause}. Expected the bucket to exist, and keys for "
+                "it in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or in the file ~/.aws/credentials."
+            )
+        return StoreRefuses(f"{object_store.TOLD}{cause}", cause=cause)
+    if isinstance(error, object_store.errors()):
+        return None
     answer = foreign.answer(error)
     if answer is None:
         return TrackingUnavailable(str(error))

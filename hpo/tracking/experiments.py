@@ -14,7 +14,7 @@ from mlflow.entities import Experiment
 from hpo.errors import StudyConflict
 from hpo.study.records import StudyFacts
 from hpo.text import cut
-from hpo.tracking import artifacts, foreign
+from hpo.tracking import artifacts, foreign, transfers
 from hpo.tracking.client import OWNER, Tracker, pages, quoted
 from hpo.tracking.errors import ABSENT, EXISTS, TrackingUnavailable, passing, server
 from hpo.tracking.links import CHARTS_VIEW, LIST_VIEW
@@ -161,9 +161,9 @@ def prove_store(tracker: Tracker, experiment_id: str, folder: Path) -> None:
         with tracker.storing(file):
             repository.log_artifact(str(file))
         try:
-            foreign.download_file(repository, name, copy)
+            transfers.download_file(repository, name, copy)
         except requests.HTTPError as error:
-            if foreign.is_missing(error):
+            if transfers.is_missing(error):
                 raise TrackingUnavailable(f"the artifact store does not have {name}, which it has just taken") from None
             raise
         if copy.read_bytes() != PROOF:

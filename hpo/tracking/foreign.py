@@ -12,21 +12,17 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
 
 from hpo import surroundings
 from hpo.errors import SettingsError
-
-if TYPE_CHECKING:
-    import requests
-    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 # Limits. Characters of a text that the columns of MLflow's tables on Postgres and its own checks admit.
 LONGEST_EXPERIMENT_TAG = 20_000  # a tag's value
@@ -59,6 +55,12 @@ def configure(*, retries: int, timeout: int | None = None) -> None:
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = str(retries)
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # hpo has a display of its own on the terminal
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", "2")  # of boto3: the retries are hpo's
+    for what in (
+        "UPLOAD",
+        "DOWNLOAD",
+    ):  # a server with a bucket would send its clients there, and may be alone to reach it
+        os.environ.setdefault(f"MLFLOW_ENABLE_PROXY_MULTIPART_{what}", "false")
     _ask_once_for_databricks()
 
 
@@ -93,12 +95,16 @@ def require_usable(uri: str) -> None:
 
 def server_version(uri: str) -> str:
     """Return what the server says its version is. The client has no call for it."""
+    answer = _request(uri, "/version", "GET", timeout=10)
+    answer.raise_for_status()
+    return str(answer.text).strip()
+
+
+def _request(uri: str, route: str, method: str, **what: Any) -> Any:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    answer = http_request(get_default_host_creds(uri), "/version", "GET", timeout=10)
-    answer.raise_for_status()
-    return str(answer.text).strip()
+    return http_request(get_default_host_creds(uri), route, method, **what)
 
 
 def log_batch(uri: str, run_id: str, metrics: Sequence[tuple[str, float, int, int]], tags: Mapping[str, str]) -> None:
@@ -106,8 +112,7 @@ def log_batch(uri: str, run_id: str, metrics: Sequence[tuple[str, float, int, in
 
     The client's own call takes ten times the CPU: it turns every value into objects of four kinds, one after the other.
     """
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request, verify_rest_response
+    from mlflow.utils.rest_utils import verify_rest_response
 
     endpoint = "/api/2.0/mlflow/runs/log-batch"
     points = [{"key": key, "value": _number(value), "timestamp": ms, "step": step} for key, value, ms, step in metrics]
@@ -117,7 +122,7 @@ def log_batch(uri: str, run_id: str, metrics: Sequence[tuple[str, float, int, in
         room = LARGEST_BATCH - len(now)
         body = {"run_id": run_id, "metrics": points[:room], "tags": now}
         points = points[room:]
-        answer = http_request(get_default_host_creds(uri), endpoint, "POST", json=body)
+        answer = _request(uri, endpoint, "POST", json=body)
         json.loads(verify_rest_response(answer, endpoint).text)  # a login page is no JSON
 
 
@@ -133,12 +138,9 @@ def histories(uri: str, run_ids: Sequence[str], metric: str) -> list[tuple[str, 
 
     It is a route of the web page: the client asks for one run at a time. None if the server does not answer it so.
     """
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
     params = [("metric_key", metric), *(("run_id", run_id) for run_id in run_ids)]
     route = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
-    answer = http_request(get_default_host_creds(uri), route, "GET", params=params)
+    answer = _request(uri, route, "GET", params=params)
     if answer.status_code != 200:
         return None
     with suppress(ValueError, KeyError, TypeError):  # somebody else's answer
@@ -216,43 +218,6 @@ def database_error(text: str) -> type[psycopg.Error] | None:
 
 
 # Files
-
-
-def download_file(repository: "ArtifactRepository", path: str, to: Path) -> None:
-    """Download one file. The public call lists its folder first, and takes every error for a file that is missing."""
-    repository._download_file(path, str(to))
-
-
-def put_file(repository: "ArtifactRepository", file: Path, folder: str | None) -> bool:
-    """Upload one file into a folder of the store; return whether the answer is the one of MLflow's own server.
-
-    The public call looks at the status alone, and a login page has a status that says all is well.
-    """
-    from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
-    from mlflow.utils.mime_type_utils import _guess_mime_type
-    from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
-
-    if not isinstance(repository, HttpArtifactRepository) or repository._should_multipart_upload(str(file)):
-        repository.log_artifact(str(file), folder)
-        return False
-    endpoint = "/" + (f"{folder}/" if folder else "") + file.name
-    kind = {"Content-Type": _guess_mime_type(file.name)}
-    with file.open("rb") as content:
-        answer = http_request(repository._host_creds, endpoint, "PUT", data=content, extra_headers=kind)
-    augmented_raise_for_status(answer)
-    return answer.content.strip() in (b"", b"{}")
-
-
-def delete_files(repository: "ArtifactRepository", path: str | None = None) -> None:
-    """Delete a file or folder, or all there is. Some stores raise requests.HTTPError for one that is missing."""
-    delete: Callable[..., None] = repository.delete_artifacts
-    delete(path)
-
-
-def is_missing(error: "requests.HTTPError") -> bool:
-    """Whether MLflow itself says that there is no such file."""
-    response = error.response
-    return response is not None and response.status_code == 404 and error_code(response.text) is not None
 
 
 def adopt(folder: Path, *, model_id: str, run_id: str) -> None:

@@ -13,7 +13,7 @@ from hpo import files
 from hpo.errors import ModelError, NotFound
 from hpo.files import sha256_of, sha256_of_files
 from hpo.text import cut, cut_table
-from hpo.tracking import artifacts, foreign
+from hpo.tracking import artifacts, foreign, transfers
 from hpo.tracking.client import KEY, OWNER, Tracker, pages, quoted
 from hpo.tracking.errors import ABSENT, EXISTS, passing, server
 
@@ -295,7 +295,9 @@ def _fetch(tracker: Tracker, uri: str, what: str, folder: Path, expected_sha256:
     if unexpected := sorted(stored.keys() - expected_sha256.keys()):
         raise ModelError(f"{what} has files that were not logged with it: {', '.join(unexpected)}. Do not use it.")
     for path in sorted(expected_sha256):
-        repository.download_artifacts(path, str(folder))
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        transfers.download_file(repository, path, file, size=stored[path].file_size or 0)
     artifacts.check_sizes({path: folder / path for path in expected_sha256}, stored.values())
 
 

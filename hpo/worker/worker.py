@@ -22,6 +22,7 @@ from hpo.recording.recorder import Recorder
 from hpo.recording.tasks import Tasks
 from hpo.search import sampling
 from hpo.search.pruning import Pruning
+from hpo.services import serving
 from hpo.settings import Settings
 from hpo.study import Study, trial_spec
 from hpo.study.records import TrialSpec
@@ -141,7 +142,7 @@ class Worker:
     def _parts(self, log: IO[bytes], served: Served | None) -> Collaborators:
         settings, inbox = self.settings, Inbox()
         reconcilers = Reconcilers(self.queue, lease=settings.lease)
-        store = settings.home / "artifacts" if settings.embedded else None
+        store = serving.store_folder(settings)
         outage = Outage(self.queue, None if served is None else served.row.name, store=store)
         recorder = Recorder(reconcilers, inbox, outage, patience=settings.outage_limit)
 

@@ -1,4 +1,4 @@
-"""hpo.tracking.foreign: the inside of MLflow is what it was in version 3.17, with which the module was checked."""
+"""hpo.tracking.foreign, transfers: the inside of MLflow is what it was in 3.17, with which the modules were checked."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ from mlflow.tracking.request_header.databricks_request_header_provider import Da
 from mlflow.tracking.request_header.registry import _request_header_provider_registry, resolve_request_headers
 
 from hpo.errors import SettingsError
-from hpo.tracking import foreign
+from hpo.tracking import foreign, transfers
 from hpo.tracking.client import Tracker, curves
 
 
@@ -298,13 +298,13 @@ def test_a_file_of_a_run_is_downloaded_and_deleted_and_a_missing_one_is_told(tra
     repository, path = tracker.repository(uri), f"{uri.removeprefix(foreign.STORE)}/folder/file.txt"
     assert uri.startswith(foreign.STORE)
     for where, name in ((repository, "folder/file.txt"), (root, path)):
-        foreign.download_file(where, name, tmp_path / "back.txt")
+        transfers.download_file(where, name, tmp_path / "back.txt")
         assert (tmp_path / "back.txt").read_text() == "text"
-    foreign.delete_files(repository, "folder/file.txt")
+    transfers.delete_files(repository, "folder/file.txt")
     assert tracker.client.list_artifacts(run, "folder") == []
     with pytest.raises(requests.HTTPError) as error:
-        foreign.download_file(repository, "folder/file.txt", tmp_path / "back.txt")
-    assert foreign.is_missing(error.value)
+        transfers.download_file(repository, "folder/file.txt", tmp_path / "back.txt")
+    assert transfers.is_missing(error.value)
 
 
 def test_a_models_folder_takes_the_ids_of_model_and_run(tmp_path: Path) -> None:

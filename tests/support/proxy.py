@@ -1,7 +1,8 @@
-"""A reverse proxy in front of an MLflow server, which can answer for it as gateways, logins and firewalls do."""
+"""A reverse proxy in front of an MLflow server or a bucket: it can answer as gateways, logins and full stores do."""
 
 import http.client
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,20 +25,36 @@ MODES: dict[str, tuple[int, dict[str, str], str]] = {
     "429": (429, {"Content-Type": "text/plain"}, "Too many requests"),
     "503": (503, {"Content-Type": HTML}, "<html><h1>503 Service Temporarily Unavailable</h1></html>"),
 }
+MODES |= {  # as S3, and stores like it, word them
+    code: (
+        status,
+        {"Content-Type": "application/xml"},
+        f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message></Error>',
+    )
+    for status, code, message in (
+        (503, "SlowDown", "Please reduce your request rate."),
+        (403, "ExpiredToken", "The provided token has expired."),
+        (403, "AccessDenied", "Access Denied"),
+        (507, "QuotaExceeded", "The quota of the bucket is used up."),
+    )
+}
 HANG, DROP = "hang", "drop"  # take the request and say nothing until the mode changes; close the connection
 HOP = ("connection", "keep-alive", "transfer-encoding", "content-length", "host", "date", "server")
 
 
 class Proxy:
     """`url` stands for the server; `mode` is what every request gets (None: the server's own answer), or, with `only`,
-    every request whose method and path, such as `PUT /api/2.0/mlflow-artifacts/…`, hold this text."""
+    every request whose method, path and login, such as `PUT /api/2.0/mlflow-artifacts/…`, hold this text.
+
+    `pace` seconds go by for each MB of what is sent or answered."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream)
         self.mode: str | None = None
-        self.only = ""
+        self.only, self.pace = "", 0.0
         self.answered: Counter[str] = Counter()  # requests by the mode they met
         self.requests: list[str] = []  # method and path of each, in order
+        self.parts = 0  # requests that sent one part of a file
         self._closing = False
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -86,11 +103,14 @@ def _handler(owner: Proxy) -> type[BaseHTTPRequestHandler]:
 
         def forward(self) -> None:
             body = self.body()
-            mode = owner.mode if owner.only in f"{self.command} {self.path}" else None
+            time.sleep(owner.pace * len(body) / 1e6)
+            asked = f"{self.command} {self.path} {self.headers.get('Authorization', '')}"
+            mode = owner.mode if owner.only in asked else None
             if self.path.startswith(LOGIN):
                 mode = mode or "html"
             owner.answered[str(mode)] += 1
             owner.requests.append(f"{self.command} {self.path.partition('?')[0]}")
+            owner.parts += "partNumber=" in self.path
             while mode == HANG and owner.mode == HANG and not owner._closing:
                 threading.Event().wait(0.05)
             if mode in (HANG, DROP):
@@ -103,7 +123,9 @@ def _handler(owner: Proxy) -> type[BaseHTTPRequestHandler]:
             if self.path.startswith(LOGIN):
                 self.respond(200, {"Content-Type": HTML}, b"<html><form>User, password</form></html>")
                 return
-            self.respond(*self.ask(body))
+            status, headers, content = self.ask(body)
+            time.sleep(owner.pace * len(content) / 1e6)
+            self.respond(status, headers, content)
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = forward
 
@@ -134,7 +156,8 @@ def _handler(owner: Proxy) -> type[BaseHTTPRequestHandler]:
             for name, value in headers.items():
                 if name.lower() not in HOP:
                     self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
+            size = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(content))
+            self.send_header("Content-Length", size)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(content)
