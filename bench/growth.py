@@ -230,7 +230,7 @@ def record(*names: str) -> dict[str, float]:
                 recorded = time.monotonic()
                 ended = queue.job(job.id)
                 assert ended is not None and job.spec is not None
-                sampling.update_trial(store, name, ended, [ended])
+                sampling.update_trial(store, study, ended, [ended])
                 queue.set_mirrored(ended)
                 for step, seconds in zip(
                     taken, (claimed - begin, recorded - claimed, time.monotonic() - recorded), strict=True

@@ -51,7 +51,8 @@ class Study:
 
         Columns are number, repeat, state, the parameters by their names, `best_val_nmse`, `best_val_r2`, `best_epoch`,
         `epochs`, `seconds`, `reason` and `run_id`. Scores are NaN of a trial that has not been trained to its end. A
-        parameter of one of these names is `point.NAME`.
+        parameter of one of these names is `point.NAME`. Sizes that objectives or bounds name follow, and with several
+        objectives `pareto`: whether the configuration is on the front.
         """
         return api.trial_frame(self.name)
 

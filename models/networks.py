@@ -1,6 +1,11 @@
 """From a specification to the network it describes."""
 
+import copy
+from collections.abc import Sequence
+
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.cnn import ConvNet
 from models.descriptor_net import DescriptorNet
@@ -51,3 +56,17 @@ def build(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_
 def parameter_count(module: nn.Module, *, trainable: bool = False) -> int:
     """Return how many numbers the module's parameters hold; with `trainable` only those that training changes."""
     return sum(weights.numel() for weights in module.parameters() if weights.requires_grad or not trainable)
+
+
+def multiply_adds(network: nn.Module, image_shape: Sequence[int], n_inputs: int = 0) -> int:
+    """Return how many multiply-adds convolutions and matrix products of the network have, of one image, forward.
+
+    Counted in a pass of a copy: neither the network nor torch's generators change.
+    """
+    counted, counter = copy.deepcopy(network).eval(), FlopCounterMode(display=False)
+    device = next(counted.parameters()).device
+    images = torch.full((1, *image_shape), 0.5, device=device)
+    inputs = [torch.zeros(1, n_inputs, device=device)] if n_inputs else []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad(), counter:
+        counted(images, *inputs)
+    return counter.get_total_flops() // 2  # an operation each for the product and the sum

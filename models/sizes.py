@@ -35,6 +35,7 @@ class Size:
     parameters: int
     trainable: int  # of the parameters
     multiply_adds: int  # of one image, forward, in an epoch; without those of a frozen backbone, which runs only once
+    forward: int = 0  # multiply-adds of one image through convolutions and dense layers; 0: unknown, or there are none
 
 
 def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int = 0) -> Size:
@@ -57,8 +58,12 @@ def size(spec: ModelSpec, image_shape: tuple[int, int, int], n_targets: int, n_i
         parameters, multiply_adds = parameters + weights + filters, multiply_adds + weights * height * width
         channels, height, width = filters, height // 2, width // 2
     head = _dense(channels * height * width + n_inputs, layers.units, n_targets)
-    parameters, multiply_adds = parameters + head.parameters, multiply_adds + head.multiply_adds
-    return Size(parameters=parameters, trainable=parameters, multiply_adds=multiply_adds)
+    return _trained(parameters + head.parameters, multiply_adds + head.multiply_adds)
+
+
+def _trained(parameters: int, multiply_adds: int) -> Size:
+    """Return the size of a network all of whose parameters are trained."""
+    return Size(parameters=parameters, trainable=parameters, multiply_adds=multiply_adds, forward=multiply_adds)
 
 
 def _transfer_size(spec: TransferSpec, image_shape: tuple[int, int, int], n_targets: int, n_inputs: int) -> Size:
@@ -67,11 +72,14 @@ def _transfer_size(spec: TransferSpec, image_shape: tuple[int, int, int], n_targ
     trained = sum(block.parameters for block in spec.trained)
     # Of a training step a third is forward; the frozen blocks before trained ones do nothing else.
     work = (backbone.multiply_adds + 2 * sum(block.multiply_adds for block in spec.trained)) // 3
-    work = work * image_shape[1] * image_shape[2] // 224**2
+    pixels = image_shape[1] * image_shape[2]
+    work = work * pixels // 224**2
+    dense = (backbone.channels + n_inputs) * HEAD_UNITS + HEAD_UNITS * n_targets
     return Size(
         parameters=backbone.parameters + head,
         trainable=trained + head,
         multiply_adds=work + head if spec.trained else head,
+        forward=backbone.multiply_adds * pixels // 224**2 + dense,
     )
 
 
@@ -91,8 +99,7 @@ def _stages_size(spec: StagesSpec, image_shape: tuple[int, int, int], n_targets:
         channels = filters
     inputs = channels + (image_shape[0] if spec.volume_fraction else 0) + n_inputs
     head = _dense(inputs, *[spec.head] if spec.head else [], n_targets)
-    parameters, multiply_adds = parameters + head.parameters, multiply_adds + head.multiply_adds
-    return Size(parameters=parameters, trainable=parameters, multiply_adds=multiply_adds)
+    return _trained(parameters + head.parameters, multiply_adds + head.multiply_adds)
 
 
 def reach(spec: DescriptorsSpec, image_shape: Sequence[int]) -> int:
@@ -129,8 +136,7 @@ def _dense(*units: int) -> Size:
     """Return the size of dense layers between layers of so many units, inputs first."""
     pairs = list(pairwise(units))
     parameters = sum((inputs + 1) * outputs for inputs, outputs in pairs)
-    multiply_adds = sum(inputs * outputs for inputs, outputs in pairs)
-    return Size(parameters=parameters, trainable=parameters, multiply_adds=multiply_adds)
+    return _trained(parameters, sum(inputs * outputs for inputs, outputs in pairs))
 
 
 def check_image(spec: ModelSpec, image_shape: Sequence[int]) -> None:

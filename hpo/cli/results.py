@@ -126,7 +126,10 @@ def _changes(details: "api.Details") -> list[str]:
 
 def _details(details: "api.Details") -> dict[str, Any]:
     """Return a study as `hpo show --json` prints it."""
+    from hpo.report import pareto
+
     closing = next((job.closing for job in details.jobs if job.kind == "closing"), None)
+    front = pareto.records(details.row, details.jobs)
     return {
         "name": details.row.name,
         "identity": details.row.identity,
@@ -137,6 +140,7 @@ def _details(details: "api.Details") -> dict[str, Any]:
         "data": details.row.facts.data.uri,
         "links": details.links,
         "result": closing and closing.to_json(),
+        **({"pareto": front} if front else {}),
         "learning_curve": details.learning_curve and details.learning_curve.to_json(),
     }
 
@@ -155,14 +159,15 @@ def _details(details: "api.Details") -> dict[str, Any]:
 )
 def trials(options: argparse.Namespace) -> int:
     """List the trials of a study, best first."""
-    from hpo.report import results, tables
+    from hpo.report import pareto, results, tables
 
     settings.at_least("--top", options.top, 1)
     if options.json:
         exclusive("--json", "lists all trials by their number", {"--top": options.top, "--full": options.full})
-        print(
-            json.dumps([_trial(job) for job in api.jobs(options.study, brief=True)[1] if job.kind == "trial"], indent=2)
-        )
+        row, jobs = api.jobs(options.study, brief=True)
+        sizes = pareto.values(row, jobs)
+        listed = [_trial(job) | sizes.get(job.number, {}) for job in jobs if job.kind == "trial"]
+        print(json.dumps(listed, indent=2))
         return 0
     table = results.trials_table(*api.jobs(options.study, brief=True), sort=options.sort, top=options.top)
     tables.print_table(tables.console(), table if not options.full else tables.uncut(table))

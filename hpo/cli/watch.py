@@ -17,6 +17,7 @@ from hpo.cli.options import say
 from hpo.report import results, tables
 from hpo.report.display import REFRESH, Display, View, is_live
 from hpo.report.progress import Progress
+from hpo.study import sizing
 from hpo.text import counted, duration
 
 SETTLED = 20.0  # seconds after which the first measurements tell how long everything takes
@@ -147,8 +148,8 @@ def as_text(show: Callable[[Console], None]) -> str:
 def print_head(console: Console, study: Begun | Details) -> None:
     """Print what a study is, and where MLflow shows it."""
     row, planned = study.row, study.row.specification
-    bare, trials = ", NOT PRETRAINED" if planned.at_random else "", counted(planned.trials, "trial")
-    text = f"Study {row.name}: {trials}, data set {row.facts.data.name}, seed {planned.seed}"
+    bare = ", NOT PRETRAINED" if planned.at_random else ""
+    text = f"Study {row.name}: {sizing.extent(planned)}, data set {row.facts.data.name}, seed {planned.seed}"
     console.print(f"{text}{bare}.")
     facts, (channels, height, width) = row.facts.data, row.facts.data.image_shape
     names = ", ".join(facts.target_names[:TARGETS]) + (", …" if len(facts.target_names) > TARGETS else "")

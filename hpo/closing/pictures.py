@@ -16,6 +16,7 @@ import pandas
 
 from hpo.errors import NotFound
 from hpo.queue import DatabaseLost, Job, LeaseLost, Queue, StudyRow
+from hpo.report import pareto
 from hpo.scores import ranking
 from hpo.text import first_line
 from hpo.tracking import foreign
@@ -43,7 +44,7 @@ def log_plots(
     try.
     """
     jobs = queue.jobs(study.name, brief=True)
-    repeats = ranking.repeats(jobs)
+    repeats, fronts = ranking.repeats(jobs), pareto.tags(study, jobs)
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent)
         for rank, job in enumerate(ranking.ranked(jobs), start=1):
@@ -56,7 +57,7 @@ def log_plots(
             queue.require(closing)
             drawn = [name for name, draw in plots.items() if _log(tracker, job, folder / f"{name}.png", draw)]
             for repeat in repeats[job.number]:
-                tracker.set_tags(str(repeat.run_id), {foreign.RANK: rank})
+                tracker.set_tags(str(repeat.run_id), {foreign.RANK: rank} | fronts.get(job.number, {}))
             if drawn:
                 _link(tracker, study.facts.experiment_id, str(job.run_id), drawn)
 

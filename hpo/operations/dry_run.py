@@ -116,7 +116,7 @@ def estimate(plan: Plan, chosen: Settings, *, trainers: int, place: Place, say: 
         require_content(plan.folder, plan.findings)
     grid = [spec for spec, _ in plan.specs()]
     # another repeat of a configuration costs the same
-    specs = [(str(config), spec) for config, spec in enumerate(grid[: len(grid) // repeats])] or plan.examples()
+    specs = [(str(spec.config), spec) for spec in grid[: len(grid) // repeats]] or plan.examples()
     probed = _probe(plan, [spec for _, spec in specs], place, say)
     configurations: list[Measured] = []
     left: list[float] = []
@@ -125,7 +125,7 @@ def estimate(plan: Plan, chosen: Settings, *, trainers: int, place: Place, say: 
         if not spec.parameters:  # of a network that code of the user's makes
             spec = replace(spec, parameters=probed[index].parameters, trainable_parameters=None)
         seconds = probed[index].once + epoch_seconds * spec.training["epochs"]
-        trained = {job.repeat: job for job in jobs if job.config == index} if grid else {}
+        trained = {job.repeat: job for job in jobs if job.config == spec.config} if grid else {}
         states = [trained[repeat].state if repeat in trained else "to do" for repeat in range(repeats if grid else 0)]
         left += [
             seconds - epoch_seconds * (trained[repeat].epochs if repeat in trained else 0)

@@ -21,6 +21,7 @@ from hpo.queue import ENDED, Attempt, Job, State, StudyRow, is_exhausted
 from hpo.recording.reconciler import RUN_STATUS, Reconciler
 from hpo.scores import champion
 from hpo.search import sampling
+from hpo.study import Study
 from hpo.tracking import logged_models, registry
 from hpo.tracking.client import KEY, OWNER, curves
 from hpo.tracking.foreign import MOST_RUNS
@@ -67,7 +68,7 @@ class Seen:
         for job in self.jobs:
             if not job.is_refit:
                 self.repeats.setdefault(job.number, []).append(job)
-        self.trials: Mapping[int, tuple[TrialState, float | None]] | None = None  # None: Optuna has no such study
+        self.trials: Mapping[int, tuple[TrialState, list[float]]] | None = None  # None: Optuna has no such study
         with suppress(KeyError):
             self.trials = sampling.outcomes(reconciler.store, name)
         experiment = reconciler.study.facts.experiment_id
@@ -193,13 +194,13 @@ def _trial(
     reconciler: Reconciler,
     job: Job,
     seen: Seen,
-    trials: Mapping[int, tuple[TrialState, float | None]],
+    trials: Mapping[int, tuple[TrialState, list[float]]],
     curves: _Curves,
 ) -> Iterator[Violation]:
     curve = curves.stored[job.id]
     for rule, what in (
         *(("I1", what) for what in _result(job, seen.attempts.get(job.id, []))),
-        *_optuna(seen.repeats[job.number], trials.get(job.number)),
+        *_optuna(reconciler.study.specification, seen.repeats[job.number], trials.get(job.number)),
         *_mlflow(job, seen),
         *(("I2", what) for what in _shown_curve(job, curve, curves.shown)),
     ):
@@ -221,18 +222,21 @@ def _result(job: Job, attempts: Sequence[Attempt]) -> Iterator[str]:
         yield f"is dead, though its {len(attempts)} attempts reach no limit"
 
 
-def _optuna(repeats: list[Job], trial: tuple[TrialState, float | None] | None) -> Iterator[tuple[str, str]]:
+def _optuna(
+    planned: Study, repeats: list[Job], trial: tuple[TrialState, list[float]] | None
+) -> Iterator[tuple[str, str]]:
     unfilled = repeats[0].spec is None and any(job.state not in ENDED for job in repeats)
     if trial is None or unfilled or not all(job.mirrored for job in repeats):
         return
-    state, value = sampling.together(repeats)
+    state, values = sampling.objective_values(planned, repeats)
     expected = sampling.STATES[state]
-    seen_state, seen_value = trial
+    seen_state, seen_values = trial
     if seen_state != expected:
         rule = "I3" if seen_state == TrialState.RUNNING else "I1"
         yield rule, f"expected {expected.name} in Optuna, found {seen_state.name}"
-    elif state == State.DONE and seen_value != value:
-        yield "I1", f"expected the value {value} in Optuna, found {seen_value}"
+    elif state == State.DONE and seen_values != values:
+        expected_text, seen_text = (", ".join(map(str, numbers)) for numbers in (values, seen_values))
+        yield "I1", f"expected the value {expected_text} in Optuna, found {seen_text}"
 
 
 def _mlflow(job: Job, seen: Seen) -> Iterator[tuple[str, str]]:

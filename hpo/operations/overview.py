@@ -9,6 +9,7 @@ from hpo import settings
 from hpo.errors import ServiceError
 from hpo.operations.connection import connect, hangs, mlflow_away
 from hpo.queue import Job, Queue, State, StudyCounts, StudyRow
+from hpo.report import pareto
 from hpo.report.progress import Progress
 from hpo.report.results import in_order, rows
 from hpo.services import serving
@@ -156,7 +157,7 @@ def results(study: str) -> "pandas.DataFrame":
     """
     import pandas
 
-    return pandas.DataFrame(rows(jobs(study)[1]))
+    return pandas.DataFrame(rows(*jobs(study)))
 
 
 def trial_frame(study: str) -> "pandas.DataFrame":
@@ -164,13 +165,15 @@ def trial_frame(study: str) -> "pandas.DataFrame":
 
     Columns are number, repeat, state, the parameters by their names, `best_val_nmse`, `best_val_r2`, `best_epoch`,
     `epochs`, `seconds`, `reason` and `run_id`. Scores are NaN of a trial that has not been trained to its end. A
-    parameter of one of these names is `point.NAME`. Raise NotFound.
+    parameter of one of these names is `point.NAME`. Sizes that objectives or bounds name follow, and with several
+    objectives `pareto`: whether the configuration is on the front. Raise NotFound.
     """
     import pandas
 
     row, listed = jobs(study, brief=True)
-    space = list(row.specification.space)
-    return pandas.DataFrame([_trial(job, space) for job in in_order(row, listed, "score")])
+    space, sizes = list(row.specification.space), pareto.values(row, listed)
+    ordered = in_order(row, listed, "score")
+    return pandas.DataFrame([_trial(job, space) | sizes.get(job.number, {}) for job in ordered])
 
 
 def _trial(job: Job, space: Sequence[str]) -> dict[str, Any]:

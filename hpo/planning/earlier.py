@@ -10,7 +10,8 @@ from hpo.errors import StudyError
 from hpo.planning.preparation import Plan
 from hpo.queue import Job, Queue
 from hpo.scores import ranking
-from hpo.study import Study, pruned, within
+from hpo.study import Study, pruned, sizing, within
+from hpo.study.objectives import measured
 from hpo.study.records import LearnedTrial, Network, Point, SourceTrial, StudyFacts
 from hpo.text import counted, near_miss
 
@@ -57,7 +58,9 @@ def learn(ready: Plan, queue: Queue) -> tuple[LearnedTrial, ...] | None:
             (job, _in_space(ready.study, job), nmse) for job, nmse in ranking.points(queue.jobs(name, brief=True))
         ]
         own = [
-            LearnedTrial(study=name, trial=job.number, point=point, nmse=nmse) for job, point, nmse in points if point
+            LearnedTrial(study=name, trial=job.number, point=point, nmse=nmse, sizes=_sizes(ready, job, point))
+            for job, point, nmse in points
+            if point and _is_measured(ready, job, point)
         ]
         if not own:
             raise StudyError(
@@ -67,6 +70,19 @@ def learn(ready: Plan, queue: Queue) -> tuple[LearnedTrial, ...] | None:
         learned += own
     # of more, evenly among the best and the worst: all workers read them at each choice
     return tuple(learned[:: math.ceil(len(learned) / MOST_LEARNED)]) if learned else None
+
+
+def _sizes(ready: Plan, job: Job, point: Point) -> dict[str, float] | None:
+    """Return the sizes of the network of a trial of another study that the plan asks for, None if it asks for none."""
+    measures = sizing.measures(ready.study)
+    size = measured(measures, sizing.size(ready.study.specifications(point)[0], ready.facts.data))
+    return size | {name: value for name, value in job.sizes(measures).items() if value} if measures else None
+
+
+def _is_measured(ready: Plan, job: Job, point: Point) -> bool:
+    """Return whether the sizes are known that are objectives of the plan; not all are of a network of the user's."""
+    sizes = _sizes(ready, job, point) or {}
+    return all(sizes[name] for name in ready.study.objectives[1:])
 
 
 def _in_space(chosen: Study, job: Job) -> Point | None:

@@ -71,11 +71,11 @@ def plan(
         points = tuple(source.point for source in facts.best_of or () if source.point is not None)
         planned = replace(ready.study, start=points, trials=len(points)) if points else ready.study
         with _store(queue, database_url) as store:
-            trials = sampling.plan(store, ready.name, planned)
+            trials = sampling.plan(store, ready.name, planned, ready.configs)
         jobs = [NewJob(kind="closing", number=-1)]
         for repeat in range(ready.study.trainings):
             for number, config in trials:
-                spec, cost = (None, 0.0) if config is None else specs[repeat * len(trials) + config]
+                spec, cost = (None, 0.0) if config is None else specs[repeat * len(trials) + number]
                 jobs.append(NewJob(kind="trial", number=number, repeat=repeat, config=config, cost=cost, spec=spec))
         queue.put_jobs(ready.name, jobs)
         queue.put_study(replace(row, facts=replace(facts, planned=True)))

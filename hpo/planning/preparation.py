@@ -21,6 +21,7 @@ from data_pipeline.split import Split
 from hpo import study
 from hpo.errors import StudyError
 from hpo.planning.baselines import predictors
+from hpo.planning.bounds import bounded, example, within_bounds
 from hpo.planning.content import findings
 from hpo.planning.physics import check_physics, constants
 from hpo.planning.starts import Start, check_starts
@@ -28,6 +29,8 @@ from hpo.planning.weights import weights_files
 from hpo.queue import Queue, StudyRow
 from hpo.study import MOST_TRIALS, Study
 from hpo.study.records import DataFacts, DataVersion, StudyFacts, TrialSpec, WeightsFile
+from hpo.study.sizing import beyond
+from hpo.study.specification import combinations
 from hpo.text import point_text
 from hpo.tracking import foreign, links
 from models import metrics, sizes, specs
@@ -74,20 +77,7 @@ class Plan:
             claims=self.study.claims or None,
             file=self.study.file or None,
             command=self.study.command or None,
-            data=DataFacts(
-                name=data.name,
-                digest=data.digest,
-                split=self.split.digest,
-                unit=data.unit,
-                target_names=data.target_names,
-                inputs=data.input_names or None,
-                earlier=_versions(data) or None,
-                image_shape=data.images.shape[1:],
-                phases=constants(data),
-                sizes=(len(self.split.train), len(self.split.validation), len(self.split.test)),
-                source=json.dumps({"uri": self.study.data_path}),
-                profile=json.dumps({"num_rows": len(data.images), "num_elements": int(data.images.size)}),
-            ),
+            data=_data_facts(data, self.split, self.study.data_path),
             model_name=model_name(data, self.split),
             predictors=predictors(data, self.folds or (self.split,)),
             folds=cross_validation.digest(self.folds) if self.folds else None,
@@ -105,11 +95,18 @@ class Plan:
         """
         if self.study.sampler != "grid":
             return []
+        points, facts = self.study.grid(), facts or self.facts
         return [
-            study.trial_spec(self.study, self.identity, facts or self.facts, point, config=config, repeat=repeat)
+            study.trial_spec(self.study, self.identity, facts, points[config], config=config, repeat=repeat)
             for repeat in range(self.study.trainings)
-            for config, point in enumerate(self.study.grid())
+            for config in self.configs or range(len(points))
         ]
+
+    @property
+    def configs(self) -> list[int] | None:
+        """The config numbers of a grid that are within the study's bounds; None if it has none."""
+        is_bounded = self.study.bounds and self.study.sampler == "grid"
+        return within_bounds(self.study, self.facts.data) if is_bounded else None
 
     def examples(self) -> list[tuple[str, TrialSpec]]:
         """Where a sampler chooses the points: those it starts from, and the ends of the space, with what they are."""
@@ -125,10 +122,30 @@ class Plan:
     def _examples(self) -> list[tuple[str, tuple[TrialSpec, float]]]:
         points = [(START, point) for point in (self.study.best_of or self.study).start]
         points += [("smallest", self.study.corners()[0]), *(("largest", point) for point in self.study.largest())]
+        if self.study.bounds:
+            within = [named for named in points if not beyond(self.study, named[1], self.facts.data)]
+            points = within or [("within bounds", example(self.study, self.facts.data))]
         return [
             (what, study.trial_spec(self.study, self.identity, self.facts, point, config=None))
             for what, point in points
         ]
+
+
+def _data_facts(data: Dataset, parts: Split, path: str) -> DataFacts:
+    return DataFacts(
+        name=data.name,
+        digest=data.digest,
+        split=parts.digest,
+        unit=data.unit,
+        target_names=data.target_names,
+        inputs=data.input_names or None,
+        earlier=_versions(data) or None,
+        image_shape=data.images.shape[1:],
+        phases=constants(data),
+        sizes=(len(parts.train), len(parts.validation), len(parts.test)),
+        source=json.dumps({"uri": path}),
+        profile=json.dumps({"num_rows": len(data.images), "num_elements": int(data.images.size)}),
+    )
 
 
 def _versions(data: Dataset) -> tuple[DataVersion, ...]:
@@ -157,6 +174,7 @@ def prepare(
     chosen = chosen.suited(is_periodic=data.is_periodic, has_symmetries=bool(data.symmetries))
     parts, folds = data.split, _folds(chosen, folder, data)
     _check_data(chosen, folder, data)
+    chosen = bounded(chosen, _data_facts(data, parts, chosen.data_path), folder)
     starts = {name: (starts or {})[name] for name in chosen.starting_models}
     check_starts(chosen, data, starts)
     weights = weights_files(chosen, trial_run=trial_run)
@@ -285,7 +303,7 @@ def folder_of(data_path: str) -> Path:
 def _check_sizes(chosen: Study, folder: Path, data: Dataset) -> None:
     """Raise StudyError if the study can reach a network or a batch that does not fit the images."""
     shape = data.images.shape[1:]
-    for point in chosen.combinations("backbone", "trainable", "batch_size"):
+    for point in combinations(chosen, "backbone", "trainable", "batch_size"):
         try:
             sizes.check_batches(*chosen.specifications(point), shape)
         except specs.SpecError as error:

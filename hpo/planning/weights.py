@@ -6,6 +6,7 @@ from hpo.errors import StudyError
 from hpo.files import sha256_of
 from hpo.study import Study
 from hpo.study.records import WeightsFile
+from hpo.study.specification import combinations
 from models import specs
 from models import weights as pretrained
 
@@ -35,7 +36,7 @@ def _checked(chosen: Study, path: Path) -> str:
     """
     if not path.is_file():
         raise StudyError(f"model.weights: expected a file of weights at {path}, found none.")
-    models = [specs.to_dict(chosen.specifications(point)[0]) for point in chosen.combinations("backbone", "weights")]
+    models = [specs.to_dict(chosen.specifications(point)[0]) for point in combinations(chosen, "backbone", "weights")]
     for backbone in dict.fromkeys(model["backbone"] for model in models if model["weights"] == path.name):
         try:
             pretrained.load(path, backbone)

@@ -10,7 +10,7 @@ from sqlalchemy import RowMapping
 
 from hpo.queue.closing_result import BudgetEnd, ClosingResult
 from hpo.records import Record
-from hpo.study import Study, restore
+from hpo.study import SIZES, Study, restore
 from hpo.study.records import Scores, StudyFacts, TrialSpec
 from hpo.text import point_text
 
@@ -80,6 +80,7 @@ class TrialResult(Record):
     # NMSE on the validation images of each data set that its data set extends, by DataVersion.key.
     common: dict[str, float] | None = None
     parameters: int | None = None  # of its network, if the plan did not know it
+    multiply_adds: int | None = None  # likewise, if its study asks for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +140,8 @@ class Job:
         result, values = row["result"], dict(row)
         is_trained = row["kind"] == "trial" and result is not None and "model_id" in result
         spec = None if row["spec"] is None else TrialSpec.from_json(row["spec"])
-        if spec is not None and is_trained and "parameters" in result:
-            spec = replace(spec, parameters=result["parameters"])
+        if spec is not None and is_trained:
+            spec = replace(spec, **{name: result[name] for name in SIZES if name in result})
         return cls(
             **values
             | {
@@ -184,6 +185,10 @@ class Job:
         assert self.spec is not None
         number = self.number if self.config is None else self.config
         return " ".join(filter(None, (f"{self.study}/{number}", point_text(self.spec.point), self.part)))
+
+    def sizes(self, names: Sequence[str]) -> dict[str, float]:
+        """Return how large its network is, by the names of the sizes; 0 where that is not known yet."""
+        return {name: getattr(self.spec, name, None) or 0 for name in names}
 
     @property
     def verdict(self) -> str | None:

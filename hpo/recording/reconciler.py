@@ -19,7 +19,7 @@ from hpo import crash
 from hpo.machine import environment
 from hpo.queue import FREEZE_LIMIT, DatabaseLost, Job, Judged, Queue, State, StudyRow, TrialResult
 from hpo.search import sampling
-from hpo.study import provenance
+from hpo.study import provenance, sizing
 from hpo.text import first_line
 from hpo.tracking import foreign, logged_models
 from hpo.tracking.client import Row, Status, Tracker, in_unit, summary_row
@@ -67,7 +67,7 @@ class Reconciler:
                 if job.spec is not None and job.config is None:  # the worker whose sampler chose it may have died since
                     planned = self.study.specification
                     sampling.tell(self.store, planned, job, job.spec.point)
-                sampling.update_trial(self.store, self.study.name, self._seen(job), self._repeats(job))
+                sampling.update_trial(self.store, self.study.specification, self._seen(job), self._repeats(job))
         if same and job.state == State.DONE and job.spec is not None and job.spec.fold is not None:
             self._tag_spread(self._repeats(job))
         if same and run_id is not None and job.state in (State.DONE, State.DIVERGED, State.PRUNED, State.CANCELLED):
@@ -83,7 +83,9 @@ class Reconciler:
         now, rows = round(job.changed_at * 1000), list[Row]()
         labels = {} if is_new else state_tags(job)
         if job.state == State.DONE and job.result:
-            rows = [summary_row(summary(job.result), timestamp_ms=now, step=job.result.best_epoch)]
+            measures = sizing.measures(self.study.specification)
+            values = summary(job.result) | job.sizes(measures)
+            rows = [summary_row(values, timestamp_ms=now, step=job.result.best_epoch)]
             labels |= {"hpo.device": job.result.device} if job.result.device else {}
         self.send_epochs(job, run_id, rows=rows, tags=labels)
         if not is_new:
@@ -203,7 +205,8 @@ class Reconciler:
 
     def update_judged(self, job: Job) -> None:
         """Store the epochs of a running trial in Optuna: those that the pruner has judged, all if there is none."""
-        sampling.update_judged(self.store, self.study.name, self._seen(job))
+        if len(self.study.specification.objectives) == 1:  # Optuna's own calls store none of several
+            sampling.update_judged(self.store, self.study.name, self._seen(job))
 
     def _seen(self, job: Job) -> Job:
         """Return the job as Optuna sees it: where nothing is pruned all epochs count as judged, of the first repeat."""

@@ -199,6 +199,7 @@ class Tasks:
             images=trained.images,
             common=trained.common,
             parameters=trained.parameters,
+            multiply_adds=trained.multiply_adds,
         )
         errors = {} if job.is_refit else {NETWORK: squared_errors(trained.predictions)}  # its folds have them
         queue.end(job, State.DONE, result=result, validation=errors)

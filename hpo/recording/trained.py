@@ -28,3 +28,4 @@ class Trained:
     images: int | None = None  # it was trained on; None for all of the training split
     common: dict[str, float] | None = None  # NMSE on the validation images of earlier data sets, by DataVersion.key
     parameters: int | None = None  # of a network that code of the user's makes: the plan does not know it
+    multiply_adds: int | None = None  # likewise, if its study asks for them

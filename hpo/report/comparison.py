@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from hpo.queue import Job, Queue, State, StudyRow
 from hpo.queue.closing_result import ClosingResult
-from hpo.report import names, tables
+from hpo.report import names, pareto, tables
 from hpo.report.words import BASELINES, SCORES
 from hpo.scores import ranking
 from hpo.study import provenance
@@ -122,7 +122,7 @@ def compare(queue: Queue, tracker: Tracker | None, wanted: Sequence[str]) -> Com
         study, of_study = studies[job.study], jobs[job.study]
         version, machine = tracked[job.id]
         sections = {
-            "what it is": _identity(study, job) | version,
+            "what it is": _identity(study, job) | _front(study, job, of_study) | version,
             "what determines it": _settings(study, job),
             "where it ran": {"attempt": job.attempt} | machine,
         }
@@ -155,6 +155,12 @@ def _identity(study: StudyRow, job: Job) -> Values:
         "run_id": job.run_id,
     }
     return {key: value for key, value in values.items() if value not in (None, "")}
+
+
+def _front(study: StudyRow, job: Job, jobs: list[Job]) -> Values:
+    """Return whether a finished trial of a study with several objectives is on its Pareto front."""
+    tags = pareto.tags(study, jobs).get(job.number)
+    return {} if tags is None else {"pareto": tags[pareto.TAG]}
 
 
 def _settings(study: StudyRow, job: Job) -> Values:
@@ -343,7 +349,7 @@ def _label(key: str, unit: str) -> str:
 
 def _texts(key: str, values: Sequence[Any], best: float | None) -> list[str]:
     """Return the values of a row as text, with a mark behind the best score; the mark is as wide as no mark."""
-    if (score := SCORE.fullmatch(key)) or key in VALIDATION or key.endswith("parameters"):
+    if (score := SCORE.fullmatch(key)) or key in VALIDATION or key.endswith(("parameters", "multiply_adds")):
         texts = tables.numbers_text(values, SCORES[score[2]] if score else "")
     else:
         texts = [DIGEST.sub(r"\1", number_text(value)) for value in values]

@@ -118,6 +118,26 @@ def capacity(sizes: Sequence[int], scores: Sequence[float], lines: Mapping[str, 
     return figure
 
 
+def pareto(
+    sizes: Mapping[str, Sequence[float]], scores: Sequence[float], on_front: Sequence[bool], lines: Mapping[str, float]
+) -> Figure:
+    """Return a panel for each titled size: the validation NMSE of all configurations over it, those on the Pareto front
+    marked, and horizontal `lines`. With one size the front is joined by steps."""
+    figure, panels = _figure(len(sizes), columns=len(sizes), height=3.0, sharey=True)
+    chosen, front = np.array(scores), np.array(on_front)
+    for place, (axes, (title, values)) in enumerate(zip(panels, sizes.items(), strict=True)):
+        x = np.array(values)
+        axes.plot(x[~front], chosen[~front], "o", ms=4, color="0.6", alpha=0.7, label="dominated")
+        order = np.argsort(x[front], kind="stable")
+        style = {"drawstyle": "steps-post", "ls": "-"} if len(sizes) == 1 else {"ls": "none"}
+        axes.plot(x[front][order], chosen[front][order], marker="o", ms=5, color=_colour(1), label="front", **style)
+        for index, (name, value) in enumerate(lines.items()):
+            axes.axhline(value, color="0.4", lw=0.8, ls=("--", ":", "-.")[index % 3], label=name)
+        axes.set(xlabel=title, ylabel="validation NMSE" if place == 0 else "", xscale="log", yscale="log")
+    panels[0].legend(fontsize=7)
+    return figure
+
+
 def learning_curve(images: Sequence[int], errors: Mapping[str, Errors]) -> Figure:
     """Return a panel for each of the first twelve titled errors: those of all trainings over their numbers of images,
     the power law up to twice as many (where it fits), and the baseline predictors."""

@@ -17,11 +17,12 @@ from hpo.errors import SettingsError
 from hpo.machine import now_ms
 from hpo.queue import Job, Queue, State, StudyRow, finite
 from hpo.queue.closing_result import ClosingResult
-from hpo.report import learning, promotion, tables, versions, words
+from hpo.report import learning, pareto, promotion, tables, versions, words
 from hpo.report.tables import Column, Row, Table
 from hpo.report.words import BASELINES, SCORES, label, number, rmse, score_columns, score_values, spread_text
 from hpo.scores import learning_curve, ranking
-from hpo.study import provenance
+from hpo.study import SIZES, provenance, sizing
+from hpo.study.objectives import NOT_TRAINED
 from hpo.text import counted, in_brackets, near_miss, point_text
 
 if TYPE_CHECKING:
@@ -48,13 +49,13 @@ def show_result(
         tables.print_table(console, table)
     curve = learning_curve.of_study(study, jobs)
     lines = learning.lines(curve) if curve is not None else []
+    lines += pareto.lines(study, jobs)
     lines += [f"ALARM: {alarm}" for alarm in (ended.alarms or () if ended else ())]
     lines += promotion.sentences(study.name, ended, close, is_forced=_is_forced(study, jobs, ended))
     if ended is not None and ended.winner is None:
         lines += fruitless(study.name, jobs)
     elif ended is not None:
-        if ended.pruned:
-            lines.append(f"{counted(ended.pruned, 'trial', 'were')} ended early by the pruner; curves are kept.")
+        lines += _pruned(ended, jobs)
         lines += _failures(ended)
     if ended is not None and ended.budget is not None:
         lines.append(promotion.budget(study.name, ended.budget))
@@ -66,6 +67,16 @@ def _is_forced(study: StudyRow, jobs: list[Job], ended: ClosingResult | None) ->
     """Return whether `hpo promote --force` was said of the version that a study registered."""
     winner, forced = ended.winner if ended else None, study.facts.forced or ()
     return winner is not None and any(job.number == winner.number and job.run_id in forced for job in jobs)
+
+
+def _pruned(ended: ClosingResult, jobs: Sequence[Job]) -> list[str]:
+    """Return how many trials a pruner ended, and how many were too large to be trained."""
+    reasons = [job.reason or "" for job in jobs if job.state == State.PRUNED]
+    too_large = sum(reason.startswith(NOT_TRAINED) for reason in reasons)
+    early = ended.pruned - too_large
+    lines = [f"{counted(early, 'trial', 'were')} ended early by the pruner; curves are kept."] if early else []
+    beyond = f"{counted(too_large, 'trial', 'were')} not trained: their networks are beyond the bounds (`hpo trials`)."
+    return lines + [beyond] * bool(too_large)
 
 
 def _failures(ended: ClosingResult) -> list[str]:
@@ -83,11 +94,11 @@ def _failures(ended: ClosingResult) -> list[str]:
 
 def _result_tables(study: StudyRow, jobs: list[Job], ended: ClosingResult | None) -> list[Table]:
     curve = learning_curve.of_study(study, jobs)
-    of_curve = [learning.table(curve)] if curve is not None else []
+    more = [*filter(None, [pareto.table(study, jobs)]), *([learning.table(curve)] if curve is not None else [])]
     if ended is None or ended.winner is None:
-        return [top_table(study, jobs), *of_curve]
+        return [top_table(study, jobs), *more]
     in_unit = [in_unit_table(ended)] if ended.winner.test.in_unit else []
-    return [top_table(study, jobs), winner_table(study, ended), *in_unit, *versions.of_test(ended), *of_curve]
+    return [top_table(study, jobs), winner_table(study, ended), *in_unit, *versions.of_test(ended), *more]
 
 
 def fruitless(study: str, jobs: list[Job]) -> list[str]:
@@ -198,7 +209,8 @@ def in_unit_table(ended: ClosingResult) -> Table:
 
 def trials_table(study: StudyRow, jobs: list[Job], *, sort: str = "score", top: int | None = None) -> Table:
     """Return the first `top` trials of a study: best first, those without a score last, or in the order of `sort`."""
-    trials = in_order(study, jobs, sort)
+    trials, sizes = in_order(study, jobs, sort), pareto.values(study, jobs)
+    measures = sizing.measures(study.specification)
     bare = any(job.spec and provenance(job.spec.model) == "not pretrained" for job in trials)
     rows = []
     for job in trials[:top]:
@@ -208,6 +220,7 @@ def trials_table(study: StudyRow, jobs: list[Job], *, sort: str = "score", top: 
         values["state"] = job.state.label
         result = job.result if job.state == State.DONE else None
         values |= {"NMSE": result.best_val_nmse if result else "", "R²": result.validation.r2 if result else ""}
+        values |= sizes.get(job.number, {})
         rows.append(Row(values=values))
     keys = ["number"] + [study.specification.part] * (study.specification.trainings > 1)
     keys += ["config"] * any(job.config not in (None, job.number) for job in trials)
@@ -219,6 +232,8 @@ def trials_table(study: StudyRow, jobs: list[Job], *, sort: str = "score", top: 
             *(Column(name=f"point.{name}", label=name, text=_in_short) for name in study.specification.space),
             Column(name="NMSE"),
             Column(name="R²"),
+            *(Column(name=name, label=SIZES[name], text=tables.cell_text) for name in measures),
+            *([Column(name="pareto", left=True, text=_front)] if len(study.specification.objectives) > 1 else []),
             Column(name="state", left=True),
             *([Column(name="attempt", spare=True)] if any(job.attempt > 1 for job in trials) else []),
             Column(name="epochs", spare=True),
@@ -230,6 +245,10 @@ def trials_table(study: StudyRow, jobs: list[Job], *, sort: str = "score", top: 
         ],
         rows=rows,
     )
+
+
+def _front(is_on_front: bool | None) -> str:
+    return pareto.ON_FRONT if is_on_front else ""
 
 
 def _in_short(value: Any) -> str:
@@ -290,9 +309,9 @@ def next_steps(
     return [*lines, f"  {program} down"]
 
 
-def rows(jobs: list[Job]) -> list[dict[str, Any]]:
+def rows(study: StudyRow, jobs: list[Job]) -> list[dict[str, Any]]:
     """Return finished trials, best configuration first, one flat dictionary each; MSE in the label's unit squared."""
-    listed = []
+    listed, sizes = [], pareto.values(study, jobs)
     repeats = ranking.repeats(jobs)
     for job in (job for best in ranking.ranked(jobs) for job in repeats[best.number]):
         assert job.result is not None and job.spec is not None
@@ -304,6 +323,7 @@ def rows(jobs: list[Job]) -> list[dict[str, Any]]:
                 "config": job.config,
                 **{f"point.{name}": value for name, value in job.spec.point.items()},
                 "parameters": job.spec.parameters,
+                **sizes.get(job.number, {}),
                 "weights": provenance(job.spec.model),
                 "best_val_nmse": result.best_val_nmse,
                 "best_val_mse": result.best_val_mse,
@@ -325,14 +345,14 @@ def log_study(queue: Queue, tracker: "Tracker", study: StudyRow, ended: ClosingR
 
     jobs, run_id, now = queue.jobs(study.name), study.facts.study_run_id, now_ms()
     files = {
-        "trials.csv": tables.csv(pandas.DataFrame(rows(jobs))),
+        "trials.csv": tables.csv(pandas.DataFrame(rows(study, jobs))),
         "result.json": json.dumps(finite(ended.to_json()), indent=2, allow_nan=False),
         "result.txt": tables.text(*_result_tables(study, jobs, ended)),
     }
     if (curve := learning_curve.of_study(study, jobs)) is not None:
         files |= learning.files(curve)
         tracker.log_summary(run_id, learning.metrics(curve), timestamp_ms=now)
-    attach(tracker, [run_id], files)
+    attach(tracker, [run_id], files | dict(pareto.files(study, jobs)))
     winner = ended.winner
     if winner is not None:
         names = list(SCORES)[:4]

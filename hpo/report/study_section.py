@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hpo.queue import Job, State
-from hpo.report import figures, learning, promotion, results, tables, versions
+from hpo.report import figures, learning, pareto, promotion, results, tables, versions
 from hpo.report.answers import SAME
 from hpo.report.document import Picture, Section
 from hpo.report.results import TOP
@@ -50,7 +50,11 @@ def section(evidence: Evidence, closed: Closed, importances: Importances) -> Sec
         listed.append(learning.table(curve))
         pictures.append(learning.picture(curve))
     sizes = [job.spec.parameters for job, _ in closed.points if job.spec]
-    if len(set(sizes)) > 2:
+    if (front := pareto.table(closed.row, closed.jobs)) is not None:
+        text += pareto.lines(closed.row, closed.jobs)
+        listed.insert(1, front)
+        pictures += filter(None, [pareto.picture(closed.row, closed.jobs)])
+    elif len(set(sizes)) > 2:
         lines = {
             BASELINES[name]: float(scores.validation.nmse or 0) for name, scores in closed.row.facts.predictors.items()
         }

@@ -3,6 +3,7 @@
 `tests/service/test_search_foreign.py` holds it to the version of Optuna that is installed.
 """
 
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,18 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, text
 
+from hpo.errors import StudyError
 from hpo.queue import Job
-from hpo.study import Choices, Interval, has_place
+from hpo.study import Choices, Interval, has_place, violations
 from hpo.study.records import LearnedTrial
 
+MOST_DRAWS = 10_000  # of a configuration within the bounds
 BEYOND = 10**9  # number of the first trial of another study: no study has so many of its own
 OBJECTIVE_NAMES = "dashboard:objective_names"  # system attribute of a study
+CONSTRAINT = "constraints:"  # system attribute of a trial, with the constraint's name: above 0 it is not feasible
+
+Accepts = Callable[[Mapping[str, Any]], bool]  # whether a configuration is within the bounds
+Space = Mapping[str, Choices | Interval]
 
 
 class _Draft(optuna.storages._CachedStorage):
@@ -42,17 +49,32 @@ class SobolSampler(optuna.samplers.QMCSampler):
     """Optuna's QMC (scrambled Sobol), whose point is that of a place in the sequence.
 
     Optuna's own counts the places in the study's attributes, where a worker that died leaves a gap, and takes the space
-    from the first trial, which it draws at random.
+    from the first trial, which it draws at random. With `accepts` only the points count that it is true of.
     """
 
-    def __init__(self, place: int, distributions: dict[str, BaseDistribution], *, seed: int) -> None:
+    def __init__(
+        self, place: int, distributions: dict[str, BaseDistribution], *, seed: int, accepts: Accepts | None = None
+    ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # since version 3.0 of Optuna
             super().__init__(seed=seed, scramble=True)
-        self._place, self._distributions = place, distributions
+        self._number, self._place = place, place
+        self._distributions, self._accepts = distributions, accepts
 
     def infer_relative_search_space(self, *_: Any) -> dict[str, BaseDistribution]:
         return self._distributions
+
+    def sample_relative(self, *study_and_trial: Any) -> dict[str, Any]:
+        if self._accepts is None:
+            return super().sample_relative(*study_and_trial)
+        points = (self._at(place, *study_and_trial) for place in range(MOST_DRAWS * (self._number + 1)))
+        accepted = itertools.islice(filter(self._accepts, points), self._number, None)
+        point = next(accepted, None)
+        return _none_accepted() if point is None else point
+
+    def _at(self, place: int, *study_and_trial: Any) -> dict[str, Any]:
+        self._place = place
+        return super().sample_relative(*study_and_trial)
 
     def _find_sample_id(self, *_: Any) -> int:
         return self._place
@@ -64,12 +86,12 @@ def draw(
     sampler: optuna.samplers.BaseSampler,
     number: int,
     distributions: Mapping[str, BaseDistribution],
-    space: Mapping[str, Choices | Interval],
-    learned: Sequence[LearnedTrial] = (),
+    space: Space,
+    learned: Sequence[FrozenTrial] = (),
 ) -> dict[str, Any]:
     """Return the point that a sampler chooses for a trial; write nothing. `learned`: trials of other studies."""
     draft = _Draft(store)
-    draft.learned = [_finished(trial, BEYOND + place, distributions) for place, trial in enumerate(learned)]
+    draft.learned = learned
     study = optuna.load_study(study_name=name, storage=draft, sampler=sampler)
     trial = optuna.Trial(study, store.get_trial_id_from_study_id_trial_number(study._study_id, number))
     point: dict[str, Any] = {}
@@ -77,6 +99,31 @@ def draw(
         if has_place(space[key], point):
             point[key] = trial._suggest(key, distribution)
     return point
+
+
+def draw_at_random(
+    distributions: Mapping[str, BaseDistribution], space: Space, *, seed: int, accepts: Accepts
+) -> dict[str, Any]:
+    """Return the first accepted point of those that Optuna's RandomSampler draws one after the other.
+
+    Raise StudyError if there is none among many.
+    """
+    sampler: Any = optuna.samplers.RandomSampler(seed=seed)
+    for _ in range(MOST_DRAWS):
+        point: dict[str, Any] = {}
+        for key, distribution in distributions.items():
+            if has_place(space[key], point):
+                point[key] = sampler.sample_independent(None, None, key, distribution)  # which looks at no trial
+        if accepts(point):
+            return point
+    return _none_accepted()
+
+
+def _none_accepted() -> dict[str, Any]:
+    raise StudyError(
+        f"Expected configurations of [space] within [bounds], found none among {MOST_DRAWS:,}: give the study wider "
+        "bounds, or a space of smaller networks."
+    )
 
 
 def grid_attributes(sampler: optuna.samplers.GridSampler) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -103,25 +150,53 @@ def planned(store: optuna.storages.RDBStorage, study_id: int) -> list[tuple[int,
         return [(number, config) for number, config in rows]
 
 
-def outcomes(store: optuna.storages.RDBStorage, study_id: int) -> dict[int, tuple[TrialState, float | None]]:
-    """Return state and value of a study's trials, by number. Optuna's own call reads each with its whole space."""
+def outcomes(store: optuna.storages.RDBStorage, study_id: int) -> dict[int, tuple[TrialState, list[float]]]:
+    """Return state and values of a study's trials, by number. Optuna's own call reads each with its whole space."""
     with store.engine.begin() as connection:
         rows = connection.execute(
             text("""
-                SELECT number, state::text, value FROM trials LEFT JOIN trial_values USING (trial_id)
-                WHERE study_id = :study ORDER BY number
+                SELECT number, state::text, array_remove(array_agg(value ORDER BY objective), NULL)
+                FROM trials LEFT JOIN trial_values USING (trial_id)
+                WHERE study_id = :study GROUP BY number, state ORDER BY number
             """),
             {"study": study_id},
         )
-        return {number: (TrialState[state], value) for number, state, value in rows}
+        return {number: (TrialState[state], values) for number, state, values in rows}
 
 
-def _finished(learned: LearnedTrial, number: int, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    own = {key: distributions[key] for key in learned.point}
-    trial = waiting(learned.point, distributions=own, user_attrs={}, system_attrs={})
+def learned_trials(
+    learned: Sequence[LearnedTrial],
+    distributions: Mapping[str, BaseDistribution],
+    *,
+    objectives: Sequence[str],
+    bounds: Mapping[str, int],
+) -> list[FrozenTrial]:
+    """Return finished trials of other studies as a sampler sees them beside those of its own study."""
+    trials = []
+    for number, one in enumerate(learned, start=BEYOND):
+        own, sizes = {key: distributions[key] for key in one.point}, one.sizes or {}
+        trial = waiting(one.point, distributions=own, user_attrs={}, system_attrs=constraints(bounds, sizes))
+        trial.number = trial._trial_id = number
+        trial.state = TrialState.COMPLETE
+        trial.values = [one.nmse, *(sizes[name] for name in objectives[1:])]
+        trials.append(trial)
+    return trials
+
+
+def refused_trial(
+    point: Mapping[str, Any], distributions: Mapping[str, BaseDistribution], *, number: int
+) -> FrozenTrial:
+    """Return a running trial of a point that is not accepted: the next choice keeps away from it."""
+    own = {key: distributions[key] for key in point}
+    trial = waiting(point, distributions=own, user_attrs={}, system_attrs={})
     trial.number = trial._trial_id = number
-    trial.state, trial.values = TrialState.COMPLETE, [learned.nmse]
+    trial.state = TrialState.RUNNING
     return trial
+
+
+def constraints(bounds: Mapping[str, int], sizes: Mapping[str, float]) -> dict[str, Any]:
+    """Return the system attributes that Optuna's own `Trial.set_constraint` gives a trial whose network is so large."""
+    return {f"{CONSTRAINT}{name}": value for name, value in violations(bounds, sizes).items()}
 
 
 def waiting(
@@ -234,13 +309,13 @@ def _insert_attributes(connection: Connection, table: str, attributes: Sequence[
         )
 
 
-def name_metric(store: optuna.storages.RDBStorage, study_id: int, name: str) -> None:
-    """Name what the value of a trial is, for optuna-dashboard.
+def name_metrics(store: optuna.storages.RDBStorage, study_id: int, names: Sequence[str]) -> None:
+    """Name what the values of a trial are, for optuna-dashboard.
 
     After Optuna's own `Study.set_metric_names` the data frame of the trials would have no column `value` any more.
     """
-    if store.get_study_system_attrs(study_id).get(OBJECTIVE_NAMES) != [name]:
-        store.set_study_system_attr(study_id, OBJECTIVE_NAMES, [name])
+    if store.get_study_system_attrs(study_id).get(OBJECTIVE_NAMES) != list(names):
+        store.set_study_system_attr(study_id, OBJECTIVE_NAMES, list(names))
 
 
 def set_running(store: optuna.storages.RDBStorage, trial_id: int, job: Job) -> None:

@@ -151,8 +151,10 @@ def _fits(table: Mapping[str, Any], key: str) -> bool:
         tables, inner = ("training", "space"), inner.partition(".")[0]
         own = inner in table.get(where, {}) if where in tables else where in BEST_KEYS
         return own and key != "seed"
-    if key in ("starts_from", "best_of", "points", "report_by", "start", "learn_from"):
+    if key in ("starts_from", "best_of", "points", "report_by", "start", "learn_from", "objectives"):
         return key in table
+    if where == "bounds":
+        return bool(space)
     if key == "repeats":
         return pruner == "none"
     if where == "pruner":

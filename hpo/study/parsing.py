@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from hpo.errors import StudyError
-from hpo.study import claims
+from hpo.study import claims, objectives
+from hpo.study.objectives import NMSE, SIZES
 from hpo.study.space import Choices, Interval, has_place, is_number, pruned, second_values
 from hpo.study.specification import BEST, DEFAULT_DATA, LEARNING, MOST_TRIALS, SAMPLERS, Study
 from hpo.text import near_miss
@@ -23,11 +24,12 @@ KEYS: dict[str, dict[str, Any]] = {  # by table: the default of each key, or its
     "": {
         **{"description": "", "seed": 0, "repeats": 1, "starts_from": str, "best_of": str, "points": int},
         **{"report_by": [], "data": {}, "model": {}, "sampler": {}, "pruner": {}, "space": {}, "start": []},
-        **{"learn_from": []},
+        **{"learn_from": [], "objectives": [NMSE], "bounds": {}},
         **{"training": {}, "claims": object},
     },
     "data": {"path": DEFAULT_DATA, "image_size": int, "folds": int},
     "sampler": {"name": "grid", "trials": int, "multivariate": False},
+    "bounds": dict.fromkeys(SIZES, int),
     "pruner": {"name": "none", **dict.fromkeys((key for settings in PRUNERS.values() for key in settings), int)},
 }
 TABLES = tuple(key for key, default in KEYS[""].items() if default == {})
@@ -35,6 +37,7 @@ OPTIONS = {"sampler.name": SAMPLERS, "pruner.name": tuple(PRUNERS)}
 RANGES = {  # of whole numbers, both ends included
     **{f"pruner.{key}": (1, 10**7) for key in KEYS["pruner"] if key != "name"},
     **{"pruner.reduction_factor": (2, 10**7), "sampler.trials": (1, MOST_TRIALS), "points": (1, MOST_TRIALS)},
+    **{f"bounds.{name}": (1, 10**18) for name in SIZES},
     **{"seed": (0, 2**32 - 1), "repeats": (1, 1000), "data.folds": (2, 100)},
 }
 TYPES = {str: "text in quotes", int: "a whole number", bool: "true or false", list: "a list", dict: "a table"}
@@ -53,6 +56,7 @@ def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *
     """
     file = _checked(label, "", table)
     data, sampler = _checked(label, "data", file["data"]), _checked(label, "sampler", file["sampler"])
+    bounds = {name: most for name, most in _checked(label, "bounds", file["bounds"]).items() if most is not None}
     space = {key: _parameter(label, key, value) for key, value in file["space"].items()}
     _check_space(label, file["model"], file["training"], space)
     _check_conditions(label, space, BEST if "best_of" in table else sampler["name"])
@@ -77,6 +81,8 @@ def parse(name: str, label: str, table: dict[str, Any], earlier: Study | None, *
         best_of=earlier if again else None,
         report_by=tuple(file["report_by"]),
         learn_from=tuple(file["learn_from"]),
+        objectives=tuple(file["objectives"]),
+        bounds=bounds,
         claims=claims.parse(label, table.get("claims", [])),
         **{key: file[key] for key in ("description", "seed", "model", "training", "repeats")},
     )
@@ -113,6 +119,8 @@ def _check_together(label: str, table: Mapping[str, Any], study: Study) -> None:
             f"{label}: learn_from: expected names of studies, each once, beside a sampler that learns "
             f"({', '.join(LEARNING)}), found {list(study.learn_from)!r} and sampler.name = '{study.sampler}'."
         )
+    family, pruner = study.model.get("family"), study.pruner["name"]
+    objectives.check(label, study.objectives, study.bounds, family=family, pruner=pruner)
     _check_folds(label, study)
     if len(study.start) > study.trials:
         raise StudyError(f"{label}: start: expected at most sampler.trials = {study.trials} points, found more.")

@@ -81,6 +81,7 @@ class LearnedTrial(Record):
     trial: int
     point: Point  # in the space of the study that learns
     nmse: float  # validation, mean over the repeats
+    sizes: dict[str, float] | None = None  # of its network, where the study that learns asks for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,8 @@ class TrialSpec(Record):
     seed: int
     parameters: int  # 0: known when it is trained, as code of the user's makes the network
     trainable_parameters: int | None = None
+    multiply_adds: int | None = None  # of one image, forward, if its study asks for them; 0: as `parameters`
+    bounds: dict[str, int] | None = None  # of sizes that are known only when the network is made
     starts_from: Network | None = None
     start: StartingModel | None = None
     weights: WeightsFile | None = None
@@ -166,6 +169,7 @@ class TrialSpec(Record):
         flat |= {"start.sha256": self.start.sha256} if self.start is not None else {}
         flat |= {"seed": self.seed} | ({"parameters": self.parameters} if self.parameters else {})
         flat |= {} if self.trainable_parameters is None else {"trainable_parameters": self.trainable_parameters}
+        flat |= {"multiply_adds": self.multiply_adds} if self.multiply_adds else {}
         return flat | {"data": self.data, "split": self.split, "identity": self.identity, "numerics": self.numerics}
 
 

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from hpo.study import sizing
 from hpo.study.claims import Claim
 from hpo.study.code import Sources
 from hpo.study.identity import digest
 from hpo.study.names import file_name, origin, weights_key, with_digits
+from hpo.study.objectives import NMSE, Bounds
 from hpo.study.records import Fold, Refit, SourceTrial, StudyFacts, TrialSpec
 from hpo.study.space import Choices, Interval, as_json, branches, corners, from_json, highest
-from hpo.text import counted
-from models import sizes, specs, together
+from models import specs, together
 
 NUMERICS_VERSION = 1  # raised when a change of hpo moves the numbers of an unchanged study
 
@@ -52,6 +53,8 @@ class Study:
     pruner: dict[str, Any]  # its name, and all its settings
     repeats: int  # how often a configuration is trained, each time with another seed
     starts_from: "Study | None"  # whose best networks the trials begin with
+    objectives: tuple[str, ...] = (NMSE,)  # that its sampler minimises; the first one decides
+    bounds: Bounds = field(default_factory=dict)  # of the sizes of its networks
     folds: int | None = None  # of the cross-validation; None: the data's split validates
     learn_from: tuple[str, ...] = ()  # names of planned studies, whose finished trials its sampler knows
     best_of: "Study | None" = None  # whose best configurations are trained again
@@ -106,8 +109,10 @@ class Study:
             used["repeats"] = self.repeats
         if self.folds is not None:
             used["folds"] = {"count": self.folds, "digest": folds_digest}
-        lists = {"start": self.start, "learn_from": self.learn_from}
-        used |= {key: list(values) for key, values in lists.items() if values}
+        if self.bounds:
+            used["bounds"] = dict(self.bounds)
+        lists = {"start": self.start, "learn_from": self.learn_from, "objectives": self.objectives}
+        used |= {key: list(values) for key, values in lists.items() if values and values != (NMSE,)}
         return used | {
             "data": {"digest": data_digest, "image_size": self.image_size},
             "split": split_digest,
@@ -151,7 +156,7 @@ class Study:
     def scope(self) -> str:
         """What it plans, in words; `{}` stands for the name of the study whose best configurations it trains."""
         if self.best_of is None:
-            return counted(self.trials, "trial")
+            return sizing.extent(self)
         count, parts = self.trials // len(self.shares), len(self.shares)
         best = "the best configuration of {}" if count == 1 else f"the {count} best configurations of {{}}"
         return best + (f" on {parts} shares of the training images" if parts > 1 else "")
@@ -159,7 +164,12 @@ class Study:
     @property
     def columns(self) -> list[str]:
         """The params of a trial by which MLflow's list shows its configuration."""
-        return [*self.space, *(["config"] if self.sampler == "grid" else []), *(["fold"] if self.folds else [])]
+        return [
+            *self.space,
+            *(["config"] if self.sampler == "grid" else []),
+            *(["fold"] if self.folds else []),
+            *sizing.measures(self),
+        ]
 
     @property
     def threads(self) -> int:
@@ -224,16 +234,6 @@ class Study:
         multiples: if these networks fit an image, all others do."""
         return self.grid() if self.sampler == "grid" else highest(self.space, all_of="stride")
 
-    def combinations(self, *keys: str) -> list[dict[str, Any]]:
-        """The points of a grid, else those at the lowest ends of the space with each combination of names, and of the
-        lowest numbers, that these parameters can have."""
-        if self.sampler == "grid":
-            return self.grid()
-        ends = {key: p.values if isinstance(p, Choices) else (p.low,) for key, p in self.space.items()}
-        axes = [values if key in keys else values[:1] for key, values in ends.items()]
-        points = [dict(zip(ends, values, strict=True)) for values in itertools.product(*axes)]
-        return [branch for point in points for branch in branches(self.space, point)]
-
     def specifications(self, point: Mapping[str, Any]) -> tuple[specs.ModelSpec, specs.TrainingSpec]:
         """The specifications of model and training at one point. Raise SpecError if they do not exist."""
         in_training = specs.training_keys()
@@ -282,6 +282,17 @@ class Study:
         return any(together.needs_symmetries(*chosen) for chosen in map(self.specifications, self.corners()))
 
 
+def combinations(study: Study, *keys: str) -> list[dict[str, Any]]:
+    """The points of a grid, else those at the lowest ends of the space with each combination of names, and of the
+    lowest numbers, that these parameters can have."""
+    if study.sampler == "grid":
+        return study.grid()
+    ends = {key: p.values if isinstance(p, Choices) else (p.low,) for key, p in study.space.items()}
+    axes = [values if key in keys else values[:1] for key, values in ends.items()]
+    points = [dict(zip(ends, values, strict=True)) for values in itertools.product(*axes)]
+    return [branch for point in points for branch in branches(study.space, point)]
+
+
 def trial_spec(
     plan: Study,
     identity: str,
@@ -305,8 +316,7 @@ def trial_spec(
     starts = plan.starts_from is not None
     start = (facts.starts or {}).get(training.get("start_from", ""))
     weights = "" if starts or start is not None else weights_key(model)
-    data = facts.data
-    size = sizes.size(network, data.image_shape, len(data.target_names), len(data.inputs or ()))
+    size = sizing.size(network, facts.data)
     spec = TrialSpec(
         point=point,
         config=config,
@@ -315,6 +325,8 @@ def trial_spec(
         seed=plan.seed if plan.folds else (plan.seed + repeat) % 2**32,
         parameters=size.parameters,
         trainable_parameters=size.trainable,
+        multiply_adds=size.forward if "multiply_adds" in sizing.measures(plan) else None,
+        bounds=dict(plan.bounds) if plan.bounds and not size.parameters else None,
         starts_from=(facts.starts_from or {}).get(origin(model)) if starts else None,
         start=start,
         weights=(facts.weights or {})[weights] if weights else None,
@@ -351,6 +363,8 @@ def restore(name: str, canonical: Mapping[str, Any]) -> Study:
         training=canonical["training"],
         pruner=canonical.get("pruner", {"name": "none"}),
         repeats=canonical.get("repeats", 1),
+        objectives=tuple(canonical.get("objectives", (NMSE,))),
+        bounds=canonical.get("bounds", {}),
         folds=canonical["folds"]["count"] if "folds" in canonical else None,
         starts_from=_first(canonical, "starts_from"),
         best_of=_first(canonical, "best_of"),

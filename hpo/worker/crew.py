@@ -23,6 +23,7 @@ LAST = (  # messages after which a trainer is free
     Trained,
     protocol.Returned,
     protocol.Diverged,
+    protocol.TooLarge,
     protocol.Failed,
     protocol.OutOfMemory,
     protocol.DiskFull,

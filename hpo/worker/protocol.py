@@ -21,7 +21,8 @@ from models.metrics import Scores
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train one trial. Answers: Started, then EpochDone and CheckpointWritten, then Trained, Returned or Diverged."""
+    """Train one trial. Answers: Started, then TooLarge, or EpochDone and CheckpointWritten, then Trained, Returned or
+    Diverged."""
 
     spec: TrialSpec
     data: Path  # the data set, NPZ
@@ -126,6 +127,13 @@ class Diverged:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TooLarge:
+    """The network is beyond a bound of its study, which only its making shows. It is not trained."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failed:
     reason: str
 
@@ -212,7 +220,8 @@ Request = Train | Score | Probe | Prove | Check | Stop | Fill
 Answer = Filled | ClaimLost | DatabaseAway | NotFilled
 Message = (
     Request | Answer | Ready | Alive | Started | EpochDone | CheckpointWritten | Trained | Returned | Diverged
-    | Failed | OutOfMemory | DiskFull | DataDamaged | Scored | NotScored | Probed | ProbesEnded | Proved | Checked
+    | TooLarge | Failed | OutOfMemory | DiskFull | DataDamaged | Scored | NotScored | Probed | ProbesEnded | Proved
+    | Checked
 )  # fmt: skip
 KINDS: dict[str, Any] = {kind.__name__: kind for kind in get_args(Message)}
 

@@ -11,6 +11,7 @@ import optuna
 from hpo import study
 from hpo.queue import DatabaseLost, Job, LeaseLost, Queue, State
 from hpo.search import sampling
+from hpo.study.sizing import beyond
 from hpo.worker import protocol
 from hpo.worker.channel import Channel, serve
 
@@ -47,7 +48,10 @@ def fill(queue: Queue, store: optuna.storages.RDBStorage, name: str, job_id: int
         raise LeaseLost(name)
     row = queue.study(name)
     planned = row.specification
-    point = queue.point(job) or sampling.suggest(store, name, planned, job.number, row.facts.learned or ())
+    accepts = (lambda point: not beyond(planned, point, row.facts.data)) if planned.bounds else None
+    point = queue.point(job) or sampling.suggest(
+        store, name, planned, job.number, row.facts.learned or (), accepts=accepts
+    )
     while True:
         spec, cost = study.trial_spec(planned, row.identity, row.facts, point, config=None, repeat=job.repeat)
         first = queue.fill(job, spec, cost)

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -14,7 +15,8 @@ from data_pipeline.dataset import Dataset
 from hpo import crash
 from hpo.files import sha256_of, sha256_of_files
 from hpo.recording.trained import FINISHED, Trained
-from hpo.study.records import version_key
+from hpo.study.objectives import beyond
+from hpo.study.records import TrialSpec, version_key
 from hpo.text import for_markdown, in_unit_text
 from hpo.worker import inputs, protocol, trained_on
 from hpo.worker.channel import Send, signs_of_life
@@ -25,17 +27,22 @@ from models.regressor import Regressor, predict
 CHECKPOINT_SHARE = 0.01  # of the time may go into checkpoints
 
 
-def train(request: protocol.Train, send: Send, stop: Event) -> Trained | protocol.Returned | protocol.Diverged:
+def train(
+    request: protocol.Train, send: Send, stop: Event
+) -> Trained | protocol.Returned | protocol.Diverged | protocol.TooLarge:
     """Train one trial and leave its model in `folder`/model, and beside it what that predicts of the validation split.
 
     Send Started, Alive, EpochDone and CheckpointWritten. Return how it ended: stopped (a checkpoint was sent before if
-    there is an epoch to keep), diverged, or trained.
+    there is an epoch to keep), diverged, too large to be trained, or trained.
     """
     dataset = inputs.trial_data(request.data, request.spec)
     alive = signs_of_life(send)
     request.folder.mkdir(parents=True, exist_ok=True)
     run = _begin(request, dataset, alive)
-    send(protocol.Started(epoch=run.epoch, parameters=networks.parameter_count(run.network)))
+    sizes = _sizes(request.spec, run, dataset)
+    send(protocol.Started(epoch=run.epoch, parameters=sizes["parameters"]))
+    if reason := beyond(request.spec.bounds or {}, sizes):
+        return protocol.TooLarge(reason=reason)
     checkpoints = _Checkpoints(run, request.folder, send, interval=request.checkpoint_interval)
 
     def asked_to_stop() -> bool:
@@ -56,7 +63,18 @@ def train(request: protocol.Train, send: Send, stop: Event) -> Trained | protoco
         return protocol.Returned(epoch=run.epoch)
     except training.Diverged as error:
         return protocol.Diverged(epoch=error.epoch)
-    return _package(request, run, dataset, alive)
+    parameters = None if request.spec.parameters else sizes["parameters"]  # the plan has them
+    trained = _package(request, run, dataset, alive)
+    return replace(trained, parameters=parameters, multiply_adds=sizes.get("multiply_adds"))
+
+
+def _sizes(spec: TrialSpec, run: training.Training, dataset: Dataset) -> dict[str, int]:
+    """Return the sizes of the network by their names: its parameters, and what the study asks for and cannot know."""
+    values = {"parameters": networks.parameter_count(run.network)}
+    if spec.multiply_adds == 0:  # unknown to the plan
+        shape, inputs = dataset.images.shape[1:], len(dataset.input_names)
+        values["multiply_adds"] = networks.multiply_adds(run.network, shape, inputs)
+    return values
 
 
 def _begin(request: protocol.Train, dataset: Dataset, alive: Callable[[], None]) -> training.Training:
@@ -200,7 +218,6 @@ def _package(request: protocol.Train, run: training.Training, dataset: Dataset, 
         device=f"cuda: {gpu}" if gpu else None,
         images=len(share) if "share" in request.spec.point | request.spec.training else None,
         common=_common(dataset, predicted) if refit is None else refit.common,
-        parameters=None if request.spec.parameters else networks.parameter_count(run.network),
     )
 
 

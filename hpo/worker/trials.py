@@ -17,6 +17,7 @@ from hpo.queue import AttemptOutcome, Job, State
 from hpo.recording import outcomes
 from hpo.recording.tasks import Tasks
 from hpo.recording.trained import Trained
+from hpo.study.objectives import NOT_TRAINED
 from hpo.worker import protocol
 from hpo.worker.children import Suggester, Trainer
 from hpo.worker.collaborators import Collaborators
@@ -49,9 +50,12 @@ class Trials:
             Trained: self._on_trained,
             protocol.Returned: self._on_returned,
             protocol.Diverged: self._on_diverged,
+            protocol.TooLarge: lambda _, job, message: self._end(
+                job, State.PRUNED, 0, f"{NOT_TRAINED}: {message.reason}"
+            ),
             protocol.Failed: self._on_failed,
             protocol.OutOfMemory: self._on_out_of_memory,
-            protocol.DiskFull: self._on_disk_full,
+            protocol.DiskFull: lambda _, job, message: self._wait_for_room(job, message.reason),
             protocol.DataDamaged: self._on_data_damaged,
         }
 
@@ -158,9 +162,6 @@ class Trials:
 
     def _on_out_of_memory(self, trainer: Trainer, job: Job, message: protocol.OutOfMemory) -> None:
         self.proofs.suspect(trainer, job, message.reason, AttemptOutcome.OUT_OF_MEMORY)
-
-    def _on_disk_full(self, trainer: Trainer, job: Job, message: protocol.DiskFull) -> None:
-        self._wait_for_room(job, message.reason)
 
     def _wait_for_room(self, job: Job, reason: str) -> None:
         log.warning("%s waits: %s", job.title, reason)

@@ -96,7 +96,8 @@ def test_a_trial_that_is_clearly_worse_is_ended_and_shown_as_pruned_with_its_cur
     for job in good:
         assert pruning.settle(job) is None
     shown.queue.end(good[0], "done", result=records.result(0.1, best_epoch=8, target_names=()))
-    sampling.update_trial(shown.store, shown.study.name, shown.queue.job(good[0].id), [shown.queue.job(good[0].id)])
+    ended = shown.queue.job(good[0].id)
+    sampling.update_trial(shown.store, shown.study.specification, ended, [ended])
 
     bad = claim(shown)
     train(shown, bad, 9.0)

@@ -1,10 +1,12 @@
 """Planning on real services: written down once, by however many, and sampled as the seed says."""
 
+import math
 import shutil
 from contextlib import closing
 from dataclasses import replace
 
 import cells
+import optuna
 import pytest
 import records
 from shell import at_once, fresh_database
@@ -217,6 +219,57 @@ def test_planned_trials_have_the_rows_of_optunas_own_calls(services, data, tmp_p
         store.engine.dispose()
 
 
+def test_values_and_constraints_have_the_rows_of_optunas_own_calls(services, data, tmp_path):
+    file = cells.study(tmp_path, "ours", data=data, epochs=1, rates="{low = 1e-4, high = 1e-2, log = true}")
+    rest = '[sampler]\nname = "random"\ntrials = 1\n[bounds]\nparameters = 1_000_000\n'
+    file.write_text('objectives = ["nmse", "parameters"]\n' + file.read_text() + rest)
+    chosen, point = study.load(str(file)), {"filters": 4, "learning_rate": 1e-3}
+    tables = {
+        "study_directions": "direction, objective",
+        "trial_values": "number, objective, value, value_type",
+        "trial_params": "number, param_name, param_value, distribution_json",
+        "trial_system_attributes": "number, key, value_json",
+        "trial_intermediate_values": "number, step",
+    }
+    with fresh_database(services) as url, closing(Queue(url)) as queue:
+        store = sampling.storage(url)
+        sampling.plan(store, "ours", chosen)
+        queue.install()
+        queue.put_study(records.study_row("ours"))
+        queue.put_jobs("ours", [NewJob(kind="trial", number=0)])
+        job = queue.claim("ours", worker="w", lease=600)
+        spec, cost = study.trial_spec(chosen, "i", records.facts(), point, config=None)
+        queue.fill(job, spec, cost)
+        for _ in range(2):
+            sampling.tell(store, chosen, queue.job(job.id), point)
+        queue.end(job, "done", result=records.result(0.25))
+        for _ in range(2):
+            sampling.update_trial(store, chosen, queue.job(job.id), [queue.job(job.id)])
+        assert sampling.outcomes(store, "ours")[0][1] == [0.25, spec.parameters]
+
+        theirs = optuna.create_study(study_name="theirs", storage=store, directions=["minimize", "minimize"])
+        theirs.enqueue_trial(point)
+        trial = theirs.ask(sampling.distributions(chosen))
+        trial.set_constraint("parameters", math.log(spec.parameters / 1_000_000))
+        theirs.tell(trial, [0.25, spec.parameters])
+        with store.engine.connect() as connection:
+            for table, columns in tables.items():
+                join = "" if table == "study_directions" else "JOIN trials USING (trial_id)"
+                ours, own = (
+                    connection.exec_driver_sql(
+                        f"SELECT {columns} FROM {table} {join} JOIN studies USING (study_id) "
+                        f"WHERE study_name = '{name}' ORDER BY {columns}"
+                    ).all()
+                    for name in ("ours", "theirs")
+                )
+                own = [row for row in own if "fixed_params" not in row]  # of the call that gave it the point
+                assert ours == own and (ours or table == "trial_intermediate_values"), table
+        (best,) = optuna.load_study(study_name="ours", storage=store).best_trials
+        assert best.values == [0.25, spec.parameters] and best.params == point
+        store.remove_session()
+        store.engine.dispose()
+
+
 def filling(url: str, store, chosen: study.Study, name: str):
     """A function that chooses the point of a trial, as for a running job, and shows it in Optuna."""
     queue = Queue(url)
@@ -327,7 +380,7 @@ def test_the_seed_decides_the_points_whoever_fills_them(services, data, tmp_path
             trial_id = store.get_trial_id_from_study_id_trial_number(study_id, 2)
             for ended, value in (("FAIL", None), ("COMPLETE", [0.5])):  # it was dead; another repeat of it is done
                 store.set_trial_state_values(trial_id, sampling.TrialState[ended], values=value)
-                outcomes = {trial.number: (trial.state, trial.value) for trial in store.get_all_trials(study_id)}
+                outcomes = {t.number: (t.state, t.values or []) for t in store.get_all_trials(study_id)}
                 assert sampling.outcomes(store, "sampled") == outcomes
                 assert found[2] == fill(2), "and is not shown as waiting yet"
             store.remove_session()

@@ -570,7 +570,7 @@ def test_a_database_that_takes_nothing_is_lost_and_one_that_refuses_the_role_is_
             lambda: queue.renew([job], lease=30.0),
             lambda: claim(queue),
             lambda: sampling.plan(store, "another", chosen),
-            lambda: sampling.update_trial(store, "s", job, [job]),
+            lambda: sampling.update_trial(store, chosen, job, [job]),
         ):
             with pytest.raises(DatabaseLost):
                 for _ in range(2):  # the first may meet a connection that was dropped
@@ -580,7 +580,7 @@ def test_a_database_that_takes_nothing_is_lost_and_one_that_refuses_the_role_is_
         assert queue.jobs("s"), "what is there can be read"
     queue.jobs("s")  # on a new connection
     assert queue.renew([job], lease=30.0) == []
-    sampling.update_trial(store, "s", job, [job])
+    sampling.update_trial(store, chosen, job, [job])
     with pytest.raises(ProgrammingError, match="permission denied"), queue._transaction() as connection:
         connection.exec_driver_sql("SET LOCAL ROLE pg_monitor")
         connection.exec_driver_sql("SELECT * FROM hpo.job")

@@ -253,7 +253,8 @@ def check_recorded_once(shell: Shell, study: str, *, points: int, epochs: int) -
     frame = loaded.trials_dataframe()
     assert list(frame.state) == ["COMPLETE"] * points
     assert len(frame.filter(like="params_").drop_duplicates()) == points
-    assert list(frame.value) == [job.result.best_val_nmse for job in jobs]
+    scores = frame["value" if len(loaded.directions) == 1 else "values_0"]
+    assert list(scores) == [job.result.best_val_nmse for job in jobs]
     store.remove_session()
     store.engine.dispose()
     client = MlflowClient(shell.tracking_uri)

@@ -9,6 +9,7 @@ from hpo.errors import StudyError
 from hpo.search import sampling
 from hpo.study import pruned
 from hpo.study.space import highest
+from hpo.study.specification import combinations
 
 FILE = """
 [model]
@@ -43,7 +44,7 @@ def test_every_way_in_which_conditions_hold_is_looked_at_before_anything_is_plan
             for point in ({"head": head, "activation": "relu"}, {"head": head, "activation": "gelu", "width": 8})
         ),
     ]
-    for point in (*chosen.corners(), *chosen.largest(), *chosen.combinations("batch_size")):
+    for point in (*chosen.corners(), *chosen.largest(), *combinations(chosen, "batch_size")):
         assert point == pruned(chosen.space, {"head": 0, "activation": "relu", "width": 4} | point)
         chosen.specifications(point)
 

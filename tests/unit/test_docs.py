@@ -63,7 +63,7 @@ def test_every_study_key_is_documented():
     keys += [f"model.{key}" for family in specs.FAMILIES for key in ("family", *specs.model_keys(family))]
     keys += parsing.SEQUENCE_KEYS
     for key in keys:
-        if key not in ("data", "model", "sampler", "pruner", "space", "training"):
+        if key not in ("bounds", "data", "model", "sampler", "pruner", "space", "training"):
             assert f"`{key}`" in text, key
     for name in (*specs.FAMILIES, *study.PRUNERS, *BACKBONES):
         assert f'`"{name}"`' in text

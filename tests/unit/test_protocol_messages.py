@@ -74,7 +74,7 @@ def test_everything_else_is_an_error(line, reason):
 
 def test_every_message_of_a_trainer_is_answered_and_the_last_ones_free_it():
     frees = {message.__name__ for message in crew.LAST}
-    assert frees == {"Trained", "Returned", "Diverged", "Failed", "OutOfMemory", "DiskFull", "DataDamaged"}
+    assert frees == {"Trained", "Returned", "Diverged", "TooLarge", "Failed", "OutOfMemory", "DiskFull", "DataDamaged"}
 
 
 def piped(content: bytes) -> processes.Process:
