@@ -118,23 +118,15 @@ def run(options: argparse.Namespace) -> int:
 def _auto(options: argparse.Namespace) -> int:
     from hpo.cli import auto, watch
 
-    names = "epochs set with-prerequisites retry priority detach until trials dry-run trust-code"
-    others = {f"--{name}": getattr(options, name.replace("-", "_")) for name in names.split()} | on_cluster(options)
-    exclusive(f"--study {options.study}", "chooses studies and their sizes itself", others)
+    auto.check(options, on_cluster(options))
+    data, seed, hours = data_folder(options), options.seed or 0, options.max_hours
     with watch.Terminal(is_run=False) as display:
-        done = api.auto(
-            data=data_folder(options),
-            seed=options.seed or 0,
-            max_hours=options.max_hours,
-            compute=compute(options),
-            watch=display,
-        )
+        done = api.auto(data=data, seed=seed, max_hours=hours, compute=compute(options), watch=display)
     failed = _tell_failed_gpus(done.failed_gpus, options.study)
     if not done.is_finished:
         print(f"Stopped{watch.by(done.stop)}: what is done is kept. The same command goes on.")
         return STOPPED if done.stop is None else int(failed)
-    auto.show(display.console, done)
-    display.console.print("\n".join(auto.next_steps(done, options)), soft_wrap=True)
+    auto.show(display.console, done, auto.next_steps(done, options))
     if done.are_services_started:
         print("Postgres and the MLflow server keep running (`hpo down` stops them).")
         terminal.exports(done.services)
