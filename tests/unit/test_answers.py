@@ -406,7 +406,8 @@ def test_a_model_is_called_better_than_the_volume_fraction_only_beyond_the_inter
 
 @pytest.mark.parametrize(("error", "word"), [(0.1, "better than"), (1.0, "not distinguishable"), (3.0, "worse than")])
 def test_a_network_is_needed_only_if_it_is_better_than_descriptors(error, word):
-    alone = winner("grid", error)
+    predicted = TRUTH + np.random.default_rng([SEED, 8]).normal(0, error, TRUTH.shape)
+    alone = dataclasses.replace(winner("grid", error), predicted=predicted)
     assert not sections._need(evidence(alone)), "an earlier closing did not fit them"
     described = TRUTH + np.random.default_rng([SEED, 7]).normal(0, 1.0, TRUTH.shape)
     given = evidence(dataclasses.replace(alone, described=described))

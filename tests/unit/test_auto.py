@@ -170,7 +170,7 @@ def test_a_search_ends_when_no_training_could_be_longer_and_goes_on_with_more_ho
     assert (told.number, told.round) == (3, 1) and changes["start"][0]["width"] == 0, "from the best one of before"
 
 
-def test_heads_are_trained_on_the_backbones_whose_weights_are_here_and_that_are_fast_enough(monkeypatch):
+def test_heads_are_trained_on_backbones_that_are_fast_and_have_weights_here(monkeypatch):
     monkeypatch.setattr(weights, "absent", lambda name: name.startswith("vgg"))
     search, before = Search(1000.0), step(1, [0.1], family="descriptors", seconds=15.0)
     seconds = {"resnet50": 30.0, "densenet121": 40.0, "resnet18": 20.0, "efficientnet_b0": 500.0}

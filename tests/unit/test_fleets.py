@@ -86,7 +86,7 @@ def test_the_same_command_hands_in_no_second_fleet():
     assert [list(worker.words) for worker in machines.workers] == [command] * 2
 
 
-def test_a_fleet_is_followed_until_its_study_is_closed_and_those_that_wait_are_taken_back():
+def test_a_fleet_is_followed_until_its_study_is_closed_and_the_rest_taken_back():
     queue, machines = Queue(), Machines(["n1"])
     fleet, lines = handed(queue, machines), list[str]()
     fleet.hand_in(lambda line: None)
@@ -124,7 +124,7 @@ def test_machines_that_could_not_work_are_refused_and_nothing_is_left_there(answ
     assert machines.log == ["hand in 1", "take back"] and not machines.workers and not machines.written
 
 
-def test_a_full_cluster_is_not_tried_and_one_that_never_has_such_a_machine_is_refused(monkeypatch):
+def test_a_full_cluster_is_not_tried_and_one_without_such_a_machine_is_refused(monkeypatch):
     monkeypatch.setattr(probing, "PLACE_LIMIT", 0.0)
     machines, said = Machines([]), list[str]()
     handed(Queue(), machines).hand_in(said.append)
@@ -176,7 +176,7 @@ def test_two_interrupts_at_once_take_the_workers_back_all_the_same():
     assert machines.log[-1] == "take back" and all(worker.is_leaving for worker in machines.workers)
 
 
-def test_after_hpo_stop_no_worker_that_waits_is_left_and_the_others_leave_by_themselves():
+def test_after_hpo_stop_no_worker_that_waits_is_left_and_the_others_leave():
     queue, machines = Queue(), Machines(["n1"])
     fleet = handed(queue, machines)
     fleet.hand_in(lambda line: None)

@@ -68,7 +68,7 @@ def test_a_store_that_does_not_let_this_machine_in_is_said_with_what_to_do(code)
         raise refused(code)
 
 
-def test_an_upload_a_listing_and_what_the_mlflow_server_passes_on_have_the_same_cause(tmp_path):
+def test_an_upload_a_listing_and_what_mlflow_passes_on_have_the_same_cause(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     s3 = client()
     with Stubber(s3) as stub, pytest.raises(boto3.exceptions.S3UploadFailedError) as upload:

@@ -12,7 +12,7 @@ def speed(**changes) -> Speed:
     return Speed(**{"trainers": 2, "epoch_seconds": 1.0, "batches": 12} | changes)
 
 
-def test_each_round_takes_the_same_time_for_a_third_of_the_trainings_three_times_as_long():
+def test_each_round_takes_the_same_time_for_a_third_of_the_trainings():
     planned = rounds.rounds(3 * 900 * EXACT + 1e-6, speed())
     assert [(one.trainings, one.epochs) for one in planned] == [(18, 100), (6, 300), (2, 900)]
     assert {one.trainings * one.epochs for one in planned} == {2 * 900}, "all trainers are busy to the end"

@@ -38,7 +38,7 @@ def spent(shell) -> float:
 
 
 @pytest.mark.slow
-def test_a_search_within_a_budget_survives_kill_and_interrupt_and_goes_on_with_more_hours(shell, tmp_path):
+def test_a_search_within_a_budget_survives_kill_and_interrupt_and_goes_on(shell, tmp_path):
     data = cells.make(tmp_path / "tiny", seed=7)
     words = ("run", "--study", "auto", "--data", data, "--trainers", 1, "--max-hours")
     first = shell.start(*words, 0.4)
