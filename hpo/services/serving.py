@@ -275,7 +275,9 @@ def store_folder(settings: Settings) -> Path | None:
     if not settings.embedded:
         return None
     home = homes.read(homes.resolved(settings.home))
-    return home.artifacts if home is not None and home.bucket is None else None
+    if home is not None and home.bucket is not None:
+        return None
+    return homes.resolved(settings.home) / "artifacts"
 
 
 def _stop(home: Home) -> bool:
