@@ -193,11 +193,11 @@ class _Images:
                 if raw[~is_bits].max() > 1:
                     raw[is_bits] *= np.uint8(255)
                     seen["one bit a pixel, read as 0 and 255"] = bits
-            where, place = list(map(printable, names)), list(names).index
+            where, places = list(map(printable, names)), {name: place for place, name in enumerate(names)}
             if hidden:
-                notes.findings.append(in_alpha(where, list(map(place, hidden))))
+                notes.findings.append(in_alpha(where, [places[name] for name in hidden]))
             if size is not None and changed:
-                notes.findings.append(resizing(where, list(map(place, changed)), size))
+                notes.findings.append(resizing(where, [places[name] for name in changed], size))
             notes.remarks += [f"{len(of)} images: {note}, such as {printable(of[0])}" for note, of in seen.items()]
             return raw
         stacks = []
