@@ -513,11 +513,11 @@ def test_an_odd_path_recorded_with_a_model_is_refused_before_anything_is_asked(s
 
 
 @pytest.mark.parametrize("path", ["../../x", "/tmp/hpo-x", "x"])
-def test_a_file_that_turns_into_a_folder_when_it_is_fetched_leaves_nothing_anywhere(server, tmp_path, path):
+def test_a_file_that_turns_into_a_folder_when_it_is_fetched_is_fetched_as_a_file(server, tmp_path, path):
     server.listing = lambda folder: [{"path": path, "is_dir": False}] if folder == "MLmodel" else None
-    with pytest.raises((ModelError, MlflowException)):
-        download(server, tmp_path / "a" / "model", sums(server.files))
-    assert tree(tmp_path) == {}
+    expected = sums(server.files)
+    download(server, tmp_path / "a" / "model", expected)
+    assert tree(tmp_path).keys() == {f"a/model/{path}" for path in [*expected, registry.SUMS]}
 
 
 def test_a_listing_that_never_ends_is_given_up(server, tmp_path):

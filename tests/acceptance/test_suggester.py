@@ -73,7 +73,7 @@ def test_a_chooser_that_froze_gives_its_repeat_the_point_another_one_has(
     first, second = (queue.claim("repeated", worker="w", lease=60) for _ in range(2))
     choose = sampling.suggest
 
-    def frozen(*words):
+    def frozen(*_, **__):
         """Another worker chooses meanwhile, with other trials to look at."""
         monkeypatch.setattr(sampling, "suggest", choose)
         suggester.fill(queue, store, "repeated", second.id, second.fence)
