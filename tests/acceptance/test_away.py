@@ -76,11 +76,11 @@ def output_of(process) -> str:
 @pytest.mark.parametrize(
     ("mode", "only", "words"),
     [
-        ("401", "", "MLflow answers 401, "),
+        pytest.param("401", "", "MLflow answers 401, ", marks=pytest.mark.slow),
         pytest.param("login", "", "MLflow answers with a web page, ", marks=pytest.mark.long),
         pytest.param("404", "", "MLflow answers 404, ", marks=pytest.mark.long),
         pytest.param(
-            "403", "/mlflow-artifacts/", "no trial is claimed until it takes files again", marks=pytest.mark.slow
+            "403", "/mlflow-artifacts/", "no trial is claimed until it takes files again", marks=pytest.mark.long
         ),
     ],
 )

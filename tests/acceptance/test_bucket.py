@@ -129,6 +129,7 @@ def wait_for_the_store(stored: Stored, study: Path, *, mode: str, seconds: float
     return output
 
 
+@pytest.mark.slow
 def test_a_study_waits_for_its_bucket_leaves_no_key_and_its_deletion_no_file(proxied, data, tmp_path):
     study = cells.study(tmp_path, "in-a-bucket", data=data, epochs=250, rates="[1e-3]")
     output = wait_for_the_store(proxied, study, mode="SlowDown", seconds=3, epochs=250)

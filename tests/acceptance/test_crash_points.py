@@ -21,10 +21,8 @@ pytestmark = pytest.mark.acceptance
 
 EPOCHS = 8
 OF_THE_TRAINER = ("batch", "packaging", "scoring")
-QUICK = ("model logged",)
 TRAINED = ("training stored", "model registered unfinished", "model logged")
-SLOW = ("training stored", "recorded", "scoring")
-# the others: long
+SLOW = ("model logged", "recorded")  # the others: long
 OF_THE_PRUNER = "verdict stored"
 OF_FOLDS = "refits planned"  # tests/acceptance/test_cross_validation.py
 
@@ -44,7 +42,7 @@ def test_every_step_stands_once_in_the_code():
 @pytest.mark.parametrize(
     "step",
     [
-        step if step in QUICK else pytest.param(step, marks=pytest.mark.slow if step in SLOW else pytest.mark.long)
+        pytest.param(step, marks=pytest.mark.slow if step in SLOW else pytest.mark.long)
         for step in crash.STEPS
         if step not in (OF_THE_PRUNER, OF_FOLDS)
     ],

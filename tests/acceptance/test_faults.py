@@ -123,6 +123,7 @@ def test_a_worker_that_was_frozen_beyond_its_lease_stops_and_writes_nothing_more
     check_recorded_once(shell, "thawed", points=2, epochs=600)
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_ends_at_once_and_keeps_the_newest_checkpoint(shell, data, tmp_path):
     study = cells.study(tmp_path, "twice", data=data, epochs=30_000)
     process = shell.start("run", "--study", study, "--trainers", 2)
@@ -170,6 +171,7 @@ def test_a_trial_that_kills_its_trainer_three_times_is_dead_and_named_at_closing
     check_recorded_once(shell, "deadly", points=2, epochs=200)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_recorded_once_and_never_promoted(shell, data, tmp_path):
     study = cells.study(tmp_path, "diverging", data=data, epochs=20, rates="[1e-3, 1e15]")
     study.write_text(study.read_text().replace("dropout = 0.2", "dropout = 0.0").replace("[2, 4]", "[4]"))

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.acceptance
 
 
 def test_the_grid_runs_to_its_end_and_its_champion_can_be_used(shell, tmp_path):
+    shell.is_inside = False  # each command is a process, as users have it
     data = cells.make(tmp_path / "tiny", seed=1)  # its own: all studies on one data set compete for one champion
     words = ("run", "--study", "grid", "--data", data, "--epochs", 15, "--trainers", 2)
     output = shell.hpo(*words)

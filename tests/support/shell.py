@@ -35,7 +35,7 @@ from hpo.settings import Settings
 from hpo.tracking.client import Tracker
 
 PATIENCE = 480.0  # seconds for something that takes a few on an idle machine
-# Commands that tests give a process of their own, since they start services or stay; as `Processes` does all of them.
+# Commands that start services, or stay: each has a process of its own in any test.
 STAYING = ("backup", "down", "restore", "up", "worker")
 
 
@@ -54,6 +54,7 @@ class Shell:
             "HPO_TRAINERS": "1",  # the tests beside this one take the other cores; a second one costs torch's import
         }
         self._usual = dict(self.environment)
+        self.is_inside = True  # whether commands that end by themselves run in the process of the test
         self.home, self.tracking_uri, self.database_url = home, tracking_uri, database_url
         self.started: list[subprocess.Popen] = []
         self.queue = Queue(database_url)
@@ -74,7 +75,7 @@ class Shell:
 
     def hpo(self, *words: object, code: int = 0) -> str:
         """Return what a command prints. Most run in this process: their own would be busy with imports."""
-        if words[0] not in STAYING and type(self) is Shell and self.environment == self._usual:
+        if words[0] not in STAYING and self.is_inside and self.environment == self._usual:
             found, output = inside(words, self.environment)
         else:
             process = self.start(*words)

@@ -85,6 +85,7 @@ def test_a_check_writes_one_page_with_escaped_names_and_nothing_from_elsewhere(t
     assert text.count("<svg") == 5 and text.count("data:image/png") > 40
 
 
+@pytest.mark.slow
 def test_the_page_of_twenty_thousand_images_says_what_it_leaves_out_and_is_small():
     random = np.random.default_rng(0)
     shipped, count = data_sets.load(DEFAULT), 20_000

@@ -84,6 +84,7 @@ def test_a_device_that_is_asked_for_is_taken_without_a_test(choose):
         process.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_torch_cannot_use_fails_its_test_in_a_real_process(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")

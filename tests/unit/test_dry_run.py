@@ -31,6 +31,7 @@ def test_a_trial_has_one_trainer_however_many_there_are(monkeypatch, capsys, dat
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_dry_run_measures_on_the_device_asked_for_and_says_that_there_is_none(data, tmp_path):
     plan = prepare(study.load(str(cells.study(tmp_path, "measured", data=data, epochs=10))), trial_run=True)

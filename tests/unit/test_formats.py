@@ -303,7 +303,7 @@ def test_a_missing_library_is_named_with_the_extra_that_brings_it(tmp_path, monk
         tables.read_table(tmp_path, "t.xlsx")
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(st.text(alphabet="0123456789+-.eE,;|\n\r\t naif_x\"'#[]%\u0663", max_size=150))
 def test_whatever_a_table_holds_reading_ends_in_columns_or_a_format_problem(tmp_path_factory, text):
     folder = tmp_path_factory.getbasetemp()

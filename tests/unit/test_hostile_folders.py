@@ -231,6 +231,7 @@ def test_a_device_itself_is_not_opened(folder, name):
     assert f"  {name}: expected a regular file, found a folder, pipe or device" in judgement(folder)
 
 
+@pytest.mark.slow
 def test_a_folder_of_100_000_entries_is_judged_soon_and_in_little_memory(folder):
     for number in range(1, 100_001):
         os.close(os.open(folder / f"{number}_cell.png", os.O_CREAT))
@@ -289,7 +290,7 @@ def test_a_flipped_bit_in_an_image_ends_in_data_or_in_an_error_of_ours(folder, r
     assert not all(outcomes) and any(outcomes) == repaired  # a checksum stands over every bit
 
 
-@pytest.mark.parametrize("name", ["labels.csv", "dataset.toml"])
+@pytest.mark.parametrize("name", [pytest.param("labels.csv", marks=pytest.mark.slow), "dataset.toml"])
 def test_a_flipped_bit_in_a_text_ends_in_data_or_in_an_error_of_ours(folder, name):
     original = {
         "labels.csv": b"1,1.5e-8,-2,3,4,+.5,6,7,8,9\r\n",

@@ -436,6 +436,7 @@ def test_odd_inputs_in_spec_json_are_refused(model, tmp_path, value):
         bundle.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_both_pieces_of_a_readme_with_inputs_run_as_they_stand(model):
     text = (model[0] / "README.md").read_text()
     assert "R (-1 to 0.5 in training)" in text

@@ -63,7 +63,13 @@ def test_errors_on_a_power_law_give_the_law_back():
     assert law.twice / law.now == pytest.approx(2**-0.35)
 
 
-@pytest.mark.parametrize(("exponent", "floor"), [(0.35, 0.0), (0.0, 0.0), (1.0, 0.0), (0.8, 0.1), (0.5, 0.02)])
+@pytest.mark.parametrize(
+    ("exponent", "floor"),
+    [
+        (0.35, 0.0),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((0.0, 0.0), (1.0, 0.0), (0.8, 0.1), (0.5, 0.02))),
+    ],
+)
 def test_the_interval_holds_what_twice_the_images_bring(exponent, floor):
     laws = [power_law.fit(*trained(seed, exponent=exponent, floor=floor)) for seed in range(200)]
     truth = 2 * 728**-exponent + floor

@@ -41,6 +41,7 @@ def constant(labels, **settings):
         return run.last_regressor()(torch.from_numpy(images[:1])).item()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_each_loss_leads_to_its_own_mean_of_labels_that_differ():
     labels = [1.0, 1.0, 1.0, 1.0, 11.0]

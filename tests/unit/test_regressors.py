@@ -141,7 +141,7 @@ def test_a_fit_gives_the_same_bits_again_and_after_an_interruption(regressor):
 
 
 @pytest.mark.parametrize(
-    "regressor", ["trees", *(pytest.param(name, marks=pytest.mark.long) for name in ("ridge", "gaussian-process"))]
+    "regressor", ["ridge", *(pytest.param(name, marks=pytest.mark.long) for name in ("trees", "gaussian-process"))]
 )
 def test_phases_with_scalars_and_missing_labels_go_through_packaging_and_loading(regressor, tmp_path):
     rng = np.random.default_rng(SEED)

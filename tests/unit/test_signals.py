@@ -5,6 +5,7 @@ import sys
 import time
 
 import psutil
+import pytest
 
 FIRST_OF_ITS_CONTAINER = ["unshare", "--fork", "--pid", "--kill-child"]
 
@@ -18,6 +19,7 @@ def first_of_its_container() -> list[str]:
     return FIRST_OF_ITS_CONTAINER if is_allowed else []
 
 
+@pytest.mark.slow
 def test_a_command_ends_at_sigterm_with_one_line_and_exit_code_130(tmp_path):
     before, folder = first_of_its_container(), tmp_path / "cells"
     command = [*before, sys.executable, "-m", "hpo", "data", "make", str(folder), "--count", "400", "--size", "48"]

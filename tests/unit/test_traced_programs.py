@@ -43,7 +43,13 @@ def program(folder, regressor, example=EXAMPLE) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-@pytest.mark.parametrize("model, settings", [(CNN, {}), (PERIODIC, {"symmetries": SYMMETRIES, "image_shape": SHAPE})])
+@pytest.mark.parametrize(
+    "model, settings",
+    [
+        (CNN, {}),
+        pytest.param(PERIODIC, {"symmetries": SYMMETRIES, "image_shape": SHAPE}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_program_with_replaced_weights_is_the_one_that_torch_exports(exports, tmp_path, model, settings):
     first, second = regressor(1, model, **settings), regressor(2, model, **settings)
     program(tmp_path / "first", first)
