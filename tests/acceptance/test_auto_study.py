@@ -85,7 +85,7 @@ def test_a_search_within_a_budget_survives_kill_and_interrupt_and_goes_on(shell,
     assert more.wait(PATIENCE) == 130
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_step_is_a_study_that_its_command_repeats_without_auto(shell, tmp_path):
     data = cells.make(tmp_path / "tiny", seed=8)
     search = shell.start("run", "--study", "auto", "--data", data, "--trainers", 1)

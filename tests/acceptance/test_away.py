@@ -129,7 +129,7 @@ def test_workers_wait_for_a_database_that_is_read_only_for_longer_than_their_lea
 
 
 @pytest.mark.acceptance
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_mlflow_alone_away_commands_show_what_the_database_has(data, tmp_path, tracking_uri):
     path = (tmp_path / "home").resolve()
     read = settings.read({"HPO_HOME": str(path)})

@@ -258,6 +258,7 @@ def test_the_services_run_as_the_file_says_until_a_model_is_promoted(compose, da
     assert (tmp_path / "model" / "weights.safetensors").exists()
 
 
+@pytest.mark.long
 def test_studies_are_backed_up_and_restored_by_the_service_for_it(compose, client):
     compose.run("tools", "hpo", "backup", "saved.tar")
     (saved,) = (compose.place / "backups").iterdir()
@@ -275,6 +276,7 @@ def test_studies_are_backed_up_and_restored_by_the_service_for_it(compose, clien
     assert client.get_model_version_by_alias(model.name, "champion").version == "1"
 
 
+@pytest.mark.long
 def test_tables_are_not_migrated_beside_a_server_that_uses_them(compose):
     login = {"host": "127.0.0.1", "port": compose.postgres_port, "user": "mlflow", "dbname": "mlflow"}
     password = (compose.secrets / "mlflow-password").read_text()
@@ -317,11 +319,13 @@ def test_nobody_gets_in_without_the_passwords_and_no_role_beyond_its_database(co
         assert answer == status
 
 
+@pytest.mark.long
 def test_the_dashboard_reads_the_studies(compose):
     compose.start("dashboard")
     compose.until_healthy("dashboard")
 
 
+@pytest.mark.long
 @pytest.mark.apt
 def test_the_proxy_hands_an_encrypted_request_on_as_from_its_own_name(compose):
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")

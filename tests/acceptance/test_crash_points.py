@@ -82,7 +82,7 @@ def test_a_process_that_dies_there_loses_nothing_and_changes_no_bit(shell, data,
         assert list(doctor.examine(connection, study=name)) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_verdict_outlives_the_worker_that_dies_of_it(shell, data, tmp_path):
     file, marker = study(tmp_path, "crash-verdict", data), tmp_path / "died"
     file.write_text(file.read_text().replace("[1e-3]", "[1e-2, 1e-6]") + RUNGS)

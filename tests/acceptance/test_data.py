@@ -52,7 +52,7 @@ def cut(shell: Shell) -> None:
 
 
 @pytest.mark.acceptance
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_cache_costs_no_trial_an_attempt_and_is_uploaded_nowhere(shell, data, tmp_path):
     study = cells.study(tmp_path, "first", data=data, epochs=3, rates=RATES)
     shell.hpo("run", "--study", study)
@@ -76,7 +76,7 @@ def test_a_damaged_cache_costs_no_trial_an_attempt_and_is_uploaded_nowhere(shell
         load_npz(arrived, sha256=facts.data.sha256)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.acceptance
 def test_what_a_study_needs_is_missed_by_doctor_and_put_back(shell, tmp_path):
     data = cells.make(tmp_path / "own", seed=77)

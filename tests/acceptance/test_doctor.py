@@ -122,7 +122,7 @@ LOST = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_healthy_study_is_called_so_and_lost_rows_are_found_by_their_invariant(closed):
     assert closed.json("doctor") == {"mended": 0, "findings": []}
     damage(closed, "CREATE TABLE job AS TABLE hpo.job; CREATE TABLE epoch AS TABLE hpo.epoch")
@@ -151,7 +151,7 @@ epochs = 40
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_raises_no_false_alarm_while_a_study_runs(shell, data, tmp_path):
     (tmp_path / "many.toml").write_text(MANY.format(data=data))
     shell.environment |= {"HPO_CHECKPOINT_INTERVAL": "0.05"}

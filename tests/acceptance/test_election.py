@@ -197,7 +197,7 @@ def test_two_databases_on_one_server_have_models_and_champions_of_their_own(shel
     assert "Healthy" in shell.hpo("doctor", "--study", "lab")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.acceptance
 def test_a_study_that_another_begins_with_is_not_deleted(shell, tmp_path):
     data = cells.make(tmp_path / "own", seed=34)
@@ -211,7 +211,7 @@ def test_a_study_that_another_begins_with_is_not_deleted(shell, tmp_path):
     assert "Deleted the study base." in shell.hpo("delete", "--study", "base", "--yes")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.acceptance
 def test_a_deletion_looks_again_after_its_question_and_goes_on_when_cut_short(shell, tmp_path):
     data = cells.make(tmp_path / "own", seed=35)

@@ -161,7 +161,7 @@ def test_a_disk_that_fills_while_the_services_run_is_named_with_its_folder(tmp_p
             assert hpo(as_user(user), "down", **variables).returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_home_whose_name_looks_like_a_part_of_a_url_is_like_any_other(tmp_path: Path, data: Path):
     home, decoded = tmp_path / "a%20b%41", tmp_path / "a bA"
     study = cells.study(tmp_path, "quoted", data=data, epochs=2, rates="[1e-3]")
@@ -192,7 +192,7 @@ def test_a_study_is_run_compared_and_reported_where_only_ascii_can_be_printed(sh
             assert done.stdout.isascii()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("before", "variables", "reason"),
     [

@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_finite_is_recorded_once_and_never_promoted(shell, da
     assert "diverged at epoch" in again and {job.attempt for job in shell.trials("diverging")} == {1}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trainer_without_progress_is_ended_and_its_trial_goes_on_elsewhere(shell, data, tmp_path):
     shell.environment |= {"HPO_HANG_TIMEOUT": "25"}  # packaging a model, too, has to end in this time
     study = cells.study(tmp_path, "hung", data=data, epochs=600, rates="[1e-3]")
@@ -268,7 +268,7 @@ def test_dropped_connections_cost_nothing(shell, data, tmp_path):
     assert {job.attempt for job in shell.trials("dropped")} == {1}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_that_moves_to_another_kind_of_machine_is_of_one_network(shell, data, tmp_path):
     """Its patience ends at another epoch there, and the models are not equal to the bit."""
     file, marker = cells.study(tmp_path, "rounded", data=data, epochs=300, rates="[1e-2]"), tmp_path / "died"

@@ -115,7 +115,7 @@ def test_a_training_from_the_champion_is_killed_and_goes_on_to_the_same_bits(she
     assert [values["val/nmse"] for _, values in curves[0]] == [values["val/nmse"] for _, values in curves[1]]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_data_decide_which_models_compete_not_the_folders_name_or_version(shell, tmp_path):
     first = cells.make(tmp_path / "first", seed=8)
     second = cells.make(tmp_path / "second", count=80, seed=8, extends="../first")

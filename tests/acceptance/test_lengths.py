@@ -154,7 +154,7 @@ epochs = 40
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.acceptance
 def test_a_study_with_many_parameters_and_a_long_description_closes_with_a_champion(shell, data, tmp_path):
     study = tmp_path / f"{'w' * 120}.toml"

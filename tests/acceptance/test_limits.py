@@ -110,7 +110,7 @@ def test_a_running_worker_takes_a_data_file_that_doctor_wrote_anew(shell, data, 
     worker.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.service
 def test_a_worker_asked_for_before_a_stop_leaves_at_once_though_it_starts_after_it(shell, data, tmp_path):
     plan(shell, tmp_path, "late", data=data, epochs=3)

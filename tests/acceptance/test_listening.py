@@ -146,6 +146,7 @@ def test_the_studies_planned_on_loopback_are_there_and_the_serving_machine_goes_
     assert f"http://{ADDRESS}:" in lab.printed[-1]
 
 
+@pytest.mark.long
 @pytest.mark.apt
 def test_the_link_of_a_command_shows_the_trials_in_a_browser_that_logged_in(lab):
     link = re.findall(r"list:\s+(\S+)", "".join(lab.printed))[-1]
@@ -171,6 +172,7 @@ def test_every_file_of_the_home_is_its_users_alone(lab):
     assert {str(path): oct(mode) for path, mode in found.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
 
 
+@pytest.mark.long
 def test_a_credentials_file_removed_while_the_services_run_is_written_again(lab):
     before = lab.credentials
     (lab.path / "credentials.toml").unlink()
@@ -214,6 +216,7 @@ def test_a_role_reaches_its_own_database_and_no_more(lab):
     ]
 
 
+@pytest.mark.long
 def test_without_its_file_the_next_start_makes_new_passwords(lab):
     lab.old_secrets, old = lab.secrets(), lab.credentials
     lab.hpo("down")
@@ -255,6 +258,7 @@ def test_no_password_is_printed_logged_stored_or_on_a_command_line(lab):
         assert path.name not in holders or path.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.long
 def test_it_goes_back_to_loopback_with_its_studies(lab):
     lab.hpo("down")
     assert "export HPO_DATABASE_URL=" in lab.hpo("up", "--listen", "127.0.0.1")

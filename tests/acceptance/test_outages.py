@@ -120,6 +120,7 @@ def test_training_goes_on_without_mlflow_and_everything_arrives_once(own, data, 
     assert len(client.search_runs([experiment], run_view_type=3)) == 2 + 2 + 1, "no ghost run, not even a deleted one"
 
 
+@pytest.mark.long
 def test_sigterm_in_the_middle_of_an_mlflow_retry_gives_back_within_eight_seconds(own, data, tmp_path):
     shell, read = own
     process = shell.start("run", "--study", cells.study(tmp_path, "termed", data=data, epochs=30_000), "--trainers", 2)
@@ -135,6 +136,7 @@ def test_sigterm_in_the_middle_of_an_mlflow_retry_gives_back_within_eight_second
     assert {(job.state, job.attempt) for job in shell.trials("termed")} == {("waiting", 0)}
 
 
+@pytest.mark.long
 def test_a_trial_is_cancelled_and_brought_back_though_mlflow_is_frozen(own, data, tmp_path):
     shell, read = own
     shell.start("run", "--study", cells.study(tmp_path, "held", data=data, epochs=30_000), "--trainers", 1)

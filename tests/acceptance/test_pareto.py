@@ -102,7 +102,7 @@ def test_killed_workers_leave_one_front_and_the_next_point_is_that_of_the_histor
     store.engine.dispose()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_of_a_users_beyond_a_bound_costs_no_training(shell, data, tmp_path):
     file = own_network.write(tmp_path / "a", data=data, name="own-front")
     text = (

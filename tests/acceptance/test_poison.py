@@ -169,7 +169,7 @@ def test_a_worker_that_cannot_train_says_why_and_no_attempt_counts(shell, health
     assert output.count(KINDS[kind]) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_whose_trainers_are_killed_at_each_start_claims_nothing(shell, healthy, tmp_path, beside):
     poison = start(shell, tmp_path / "poison", beside, lambda *_: ({}, ["--device", "cpu"]))
     kill_trainers(poison)
@@ -177,7 +177,7 @@ def test_a_worker_whose_trainers_are_killed_at_each_start_claims_nothing(shell, 
     assert poison.returncode == 1 and "Trainers cannot be started: trainer killed by SIGKILL" in output, output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_on_a_full_disk_claims_nothing(shell, healthy, tmp_path, beside):
     with tmpfs(tmp_path / "small", "20m") as folder:
         poison = start(shell, folder, beside, lambda *_: ({}, ["--device", "cpu"]))

@@ -126,7 +126,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.acceptance
 def test_pretrained_weights_are_asked_for_brought_and_part_of_the_study(shell, images, tmp_path, monkeypatch):
     shell.environment |= {"TORCH_HOME": str(tmp_path / "torch")}

@@ -234,7 +234,7 @@ def test_two_at_once_may_show_the_same_end(planned, monkeypatch):
     assert shown.queue.job(job.id).mirrored
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.acceptance
 def test_a_pruner_that_gets_nowhere_costs_no_lease_and_ctrl_c_is_heard(shell, data, tmp_path):
     file = cells.study(tmp_path, "stuck", data=data, epochs=30_000)

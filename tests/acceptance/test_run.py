@@ -149,7 +149,7 @@ def test_a_study_that_a_budget_ended_goes_on_with_more_trials(shell, data, tmp_p
     assert shell.queue.study("spent").budget is None and shell.queue.repeats("spent", -1)[0].closing.openings == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_periodic_studys_champion_moves_with_the_image(shell, tmp_path):
     # Its own: all studies on one data set compete for one champion. The smallest cells for the point to start from.
     data = cells.make(tmp_path / "cells", size=18, seed=2)

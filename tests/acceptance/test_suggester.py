@@ -47,7 +47,7 @@ def test_a_sampler_that_takes_long_costs_no_lease_and_one_that_is_killed_no_atte
     assert [each.attempt for each in shell.trials(name)] == [1, 1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.acceptance
 def test_the_suggester_ends_with_its_worker(shell, data, tmp_path):
     file = cells.study(tmp_path, "left", data=data, epochs=30_000, rates=RATES)

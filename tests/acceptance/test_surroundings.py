@@ -74,7 +74,7 @@ def test_a_current_folder_that_was_removed_is_named(tmp_path: Path):
 
 
 @pytest.mark.service
-@pytest.mark.slow
+@pytest.mark.long
 def test_services_started_with_all_descriptors_closed_are_found_and_stopped(tmp_path: Path):
     environment = os.environ | {"HPO_HOME": str(tmp_path / "home")}
     read = settings.read({"HPO_HOME": str(tmp_path / "home")})
