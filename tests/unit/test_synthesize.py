@@ -144,6 +144,7 @@ def test_what_is_made_can_be_loaded_and_holds_what_was_computed(made):
         assert file.mode == "L"
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_number_of_processes(made, tmp_path):
     assert list(make(tmp_path / "two", **SMALL, processes=2))[-1] == 4
     ours, theirs = load(tmp_path / "two"), load(made)
@@ -315,7 +316,9 @@ def alive(group: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "Ctrl-C at the start", "kill -9 of the parent"])
+@pytest.mark.parametrize(
+    "how", ["Ctrl-C", pytest.param("Ctrl-C at the start", marks=pytest.mark.slow), "kill -9 of the parent"]
+)
 def test_after_an_interruption_no_process_is_left_and_the_cells_are_kept(tmp_path, how):
     folder = tmp_path / "set"
     process = started(tmp_path / "script.py", folder, cells=0 if how == "Ctrl-C at the start" else 1)

@@ -110,6 +110,7 @@ def test_so_does_one_with_augmentation_decay_schedule_clipping_and_averaged_weig
     check_resuming(tmp_path, spec=spec, short=EVERYTHING, symmetries=SYMMETRIES)
 
 
+@pytest.mark.slow
 def test_so_does_one_on_several_threads(tmp_path):
     torch.set_num_threads(3)
     try:

@@ -311,7 +311,11 @@ def test_a_sign_of_life_is_given_between_the_batches_of_all_that_takes_long():
 
 
 @pytest.mark.parametrize(
-    ("backbone", "trainable"), [("densenet121", "all"), ("efficientnet_b0", "last:3"), ("resnet50", "head")]
+    ("backbone", "trainable"),
+    [
+        ("efficientnet_b0", "last:3"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("densenet121", "all"), ("resnet50", "head"))),
+    ],
 )
 def test_a_resumed_transfer_training_repeats_every_bit_batch_norms_included(tmp_path, backbone, trainable):
     which, short = spec(backbone, trainable), TrainingSpec(epochs=2, batch_size=8, learning_rate=1e-3)
@@ -338,10 +342,13 @@ def test_a_resumed_transfer_training_repeats_every_bit_batch_norms_included(tmp_
 @pytest.mark.parametrize(
     ("backbone", "trainable"),
     [
-        *itertools.product(["densenet121", "resnet18"], ["head", "all"]),
+        ("resnet18", "all"),
         *[
             pytest.param(*pair, marks=pytest.mark.slow)
-            for pair in itertools.product(["efficientnet_b0", "convnext_tiny"], ["head", "all"])
+            for pair in itertools.product(
+                ["resnet18", "densenet121", "efficientnet_b0", "convnext_tiny"], ["head", "all"]
+            )
+            if pair != ("resnet18", "all")
         ],
     ],
 )
@@ -388,6 +395,7 @@ def test_training_stops_when_patience_is_over_and_stays_stopped():
     assert list(training(spec(), short, state=one.state()).epochs()) == []
 
 
+@pytest.mark.slow
 def test_bf16_training_is_evaluated_in_full_precision():
     half = TrainingSpec(epochs=1, batch_size=8, precision="bf16")
     one = training(spec(trainable="all"), half)
