@@ -104,7 +104,9 @@ def sampler(
         return foreign.SobolSampler(place, whole, seed=study.seed, accepts=own)
     if study.sampler == "gp":  # which imports torch: in the suggester alone
         return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
-    return optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=study.multivariate)
+    if study.sampler == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=study.multivariate)
+    raise ValueError(f"no sampler {study.sampler!r}")
 
 
 def _seed(study: Study, *numbers: int) -> int:
