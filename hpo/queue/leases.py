@@ -7,7 +7,7 @@ from sqlalchemy import Connection, text
 
 from hpo.queue.attempts import Attempt, AttemptOutcome
 from hpo.queue.database import Database, LeaseLost
-from hpo.queue.pauses import doubtful_since, is_tried, pause_reason
+from hpo.queue.pauses import IN_A_ROW, doubtful_since, is_tried, pause_reason
 from hpo.queue.records import Job, State
 from hpo.queue.rows import (
     BRIEF,
@@ -263,6 +263,11 @@ def _expire(connection: Connection, study: str, *, lease: float, sparing: str = 
     return jobs
 
 
+# In an index of its own. Failures of a faulty place do not count (`hpo.queue.pauses`).
+_FAILED = """
+    SELECT count(DISTINCT job) FROM hpo.attempt
+    WHERE study = :study AND outcome IN ('failed', 'out of memory', 'lost', 'not recorded') AND ended >= :since
+"""
 # Attempts of trials that tell whether failures come in a row: those that run, and those that ended since the last epoch
 # of the latest attempt with one. What ended before had an epoch after it, or an end of the pause.
 _SINCE = """
@@ -290,6 +295,8 @@ def _is_doubtful(connection: Connection, study: str) -> bool | None:
     ).one_or_none()
     if row is None or row.paused is not None:
         return None
+    if (connection.scalar(text(_FAILED), {"study": study, "since": row.since}) or 0) < IN_A_ROW:
+        return False  # without reading the attempts of all workers
     by_job = attempts_of(connection, _SINCE, study=study, since=row.since)
     attempts = [attempt for attempts in by_job.values() for attempt in attempts]
     since = doubtful_since(attempts, resumed_at=row.resumed_at or 0.0)

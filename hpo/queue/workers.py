@@ -101,6 +101,14 @@ class Workers(Database):
             )
             return [Present(**row) for row in rows.mappings()]
 
+    def places(self, study: str) -> dict[int, str]:
+        """Return the device of each job that runs, by its id: "cpu", or the card."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                text("SELECT job, device FROM hpo.attempt WHERE study = :study AND ended IS NULL"), {"study": study}
+            )
+            return {row.job: row.device for row in rows}
+
     def stop_pool(self, *, by: str) -> None:
         """Ask the workers of the pool to leave, and those that were handed in to a cluster and have not begun."""
         with self._transaction() as connection:

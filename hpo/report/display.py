@@ -20,7 +20,13 @@ REFRESH = 1.0  # seconds between two looks at the database
 LINE_INTERVAL = 15.0  # seconds between two plain lines
 BAR = 24  # characters
 POINT = 24  # characters of a configuration that a narrow terminal shows, at least
-DROPPED = ("speed", "left", "attempt", "state")  # columns that a narrow terminal leaves out, the first one first
+DROPPED = (
+    "speed",
+    "left",
+    "attempt",
+    "card",
+    "state",
+)  # columns that a narrow terminal leaves out, the first one first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +94,7 @@ class View:
     def _trial(self, job: Job) -> dict[str, str]:
         progress, planned = self.progress, self.progress.epochs_planned(job)
         pace, speed, left = progress.paces.get(job.id), progress.speed(job), progress.left(job)
-        state = "starting" if pace is None else ""
+        state, place = "starting" if pace is None else "", progress.places.get(job.id, "cpu")
         if not job.alive:
             state = "lease expired"
         elif job.epochs >= planned:
@@ -101,6 +107,7 @@ class View:
             "left": f"{duration(left)} left" if left else "",
             "nmse": f"val NMSE {pace.best:.4g}" if pace and pace.best is not None else "",
             "speed": f"{speed:.1f} epochs/s" if speed else "",
+            "card": "" if place == "cpu" else place,  # the line of the worker says it of the CPU
             "attempt": f"attempt {job.attempt}" if job.attempt > 1 else "",
         }
 

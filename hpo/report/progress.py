@@ -19,6 +19,7 @@ class Progress:
         self.jobs: list[Job] = []  # trials
         self.paces: dict[int, Pace] = {}
         self.workers: list[Present] = []
+        self.places: dict[int, str] = {}  # by job that runs: "cpu", or the card
         self.closing: Job | None = None
         self.pause: str | None = None  # why the study is paused
         self.now = 0.0  # the database's clock, seconds since 1970
@@ -34,7 +35,7 @@ class Progress:
         jobs = sorted(self._jobs.values(), key=lambda job: (job.number, job.repeat))
         self.jobs = [job for job in jobs if job.kind == "trial"]
         self.closing = next((job for job in jobs if job.kind == "closing"), None)
-        self.workers = self.queue.workers(self.study.name)
+        self.workers, self.places = self.queue.workers(self.study.name), self.queue.places(self.study.name)
         self.pause = self.queue.pause(self.study.name)
 
     def count(self, *states: State) -> int:
@@ -180,6 +181,7 @@ class Progress:
                     "config": job.config,
                     "params": job.spec.point if job.spec else {},
                     "attempt": job.attempt,
+                    "device": self.places.get(job.id),
                     "alive": job.alive,
                     "epoch": job.epochs,
                     "epochs": self.epochs_planned(job),

@@ -10,6 +10,7 @@ from rich.console import Console
 from hpo.machine import now_ms
 from hpo.queue import AttemptOutcome, NewJob, Queue
 from hpo.report import progress, tables
+from hpo.report.display import View
 from hpo.report.progress import Progress
 
 SPEC, CANONICAL = (of(training={"epochs": 10}) for of in (records.spec, records.canonical))
@@ -86,6 +87,29 @@ def test_a_display_that_looks_again_shows_what_one_that_looks_first_shows(databa
         queue.undo_cancel("looks", 5, None)
         queue.expire("looks", lease=0)
         look()
+
+
+def test_a_trial_on_a_card_is_shown_with_its_host_card_and_speed(database_url):
+    with closing(Queue(database_url)) as queue:  # no card is needed: the device of an attempt is what its worker said
+        queue.install()
+        queue.put_study(records.study_row("placed", canonical=CANONICAL))
+        queue.put_jobs("placed", [NewJob(kind="trial", number=number, spec=SPEC) for number in range(3)])
+        for worker, device in (("n1:1-ab", "cuda:1"), ("n1:1-ab", "cuda:0"), ("n2:7-cd", "cpu")):
+            job = queue.claim("placed", worker=worker, device=device, lease=60)
+            queue.add_epochs(job, [(1, 1000, {"val/nmse": 1.0, "seconds": 0.5})])
+        for worker, device, trainers in (("n1:1-ab", "cuda", 2), ("n2:7-cd", "cpu", 1)):
+            queue.attend(worker, "placed", trainers=trainers, device=device, stops=0, lease=60)
+        progress = Progress(queue, queue.study("placed"))
+        progress.refresh()
+        console = Console(file=io.StringIO(), width=120)
+        console.print(View(progress=progress))
+        lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+        trials = [line for line in lines if "epoch 1/10" in line]
+        assert [line.partition("epochs/s")[2].strip() for line in trials] == ["cuda:1", "cuda:0", ""]
+        assert all("2.0 epochs/s" in line for line in trials)
+        assert [line.split(":")[0] for line in lines if "trainer" in line] == ["n1", "n2"]
+        devices = [[trial["device"] for trial in worker["trials"]] for worker in progress.as_dict()["workers"]]
+        assert devices == [["cuda:1", "cuda:0"], ["cpu"]]
 
 
 def test_a_table_breaks_no_row_in_a_file_and_no_number_on_a_terminal():

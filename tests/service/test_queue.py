@@ -2,7 +2,9 @@
 
 import dataclasses
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -93,17 +95,43 @@ def test_a_claim_reads_a_few_rows_of_a_large_study(database_url, is_trained_sinc
         """)
     if not is_trained_since:
         queue.give_back(claim(queue), FAILED, reason="exit 1")
-    counts: list[int] = []
+    with rows_read(queue) as counts:
+        assert claim(queue).number == (999 if is_trained_since else 998)
+    assert sum(counts.values()) < 100
+
+
+@contextmanager
+def rows_read(queue):
+    """The rows of each table of hpo that the one transaction in the block reads."""
+    counts, ends = Counter(), []
 
     def count(connection) -> None:
-        total = "sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables"
-        counts.append(int(connection.exec_driver_sql(f"SELECT {total} WHERE schemaname = 'hpo'").scalar()))
+        total = "SELECT relname, seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables"
+        ends.append(Counter(dict(connection.exec_driver_sql(f"{total} WHERE schemaname = 'hpo'").all())))
 
     for moment in ("begin", "commit"):
         event.listen(queue.engine, moment, count)
-    assert claim(queue).number == (999 if is_trained_since else 998)
-    begin, end = counts
-    assert end - begin < 100
+    yield counts
+    for moment in ("begin", "commit"):
+        event.remove(queue.engine, moment, count)
+    counts.update(ends[1] - ends[0])
+
+
+def test_a_claim_reads_no_attempt_of_the_many_that_run(database_url):
+    queue = planned(database_url, 3000)
+    with queue.engine.begin() as connection:
+        connection.exec_driver_sql("""
+            UPDATE hpo.job SET state = 'running', lease_until = clock_timestamp() + interval '1 hour'
+            WHERE number >= 1000;
+            INSERT INTO hpo.attempt (job, study, fence, host, device)
+            SELECT id, study, 1, 'w', 'cpu' FROM hpo.job WHERE state = 'running';
+            ANALYZE hpo.attempt
+        """)
+    for _ in range(3):
+        queue.give_back(claim(queue), FAILED, reason="exit 1")
+    with rows_read(queue) as counts:
+        claim(queue)
+    assert counts["attempt"] < 20
 
 
 def test_failures_that_an_earlier_hpo_stored_still_wait_for_the_others(database_url):

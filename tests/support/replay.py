@@ -63,6 +63,9 @@ class Recorded:
     def pause(self, study: str) -> None:
         return None
 
+    def places(self, study: str) -> dict[int, str]:
+        return {}
+
     def workers(self, study: str) -> list[Present]:
         return [
             Present(
