@@ -27,7 +27,11 @@ def written(folder, name, *, data, is_own):
 
 
 @pytest.mark.parametrize(
-    ("calm_name", "stormy_name"), [("calm", "stormy"), pytest.param("calm-own", "stormy-own", marks=pytest.mark.long)]
+    ("calm_name", "stormy_name"),
+    [
+        pytest.param("calm", "stormy", marks=pytest.mark.slow),
+        pytest.param("calm-own", "stormy-own", marks=pytest.mark.long),
+    ],
 )
 def test_killed_trainers_and_supervisors_lose_nothing_and_change_no_bit(shell, data, tmp_path, calm_name, stormy_name):
     is_own = stormy_name.endswith("own")

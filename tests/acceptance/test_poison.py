@@ -158,7 +158,7 @@ def healthy(shell, data, tmp_path, beside) -> Iterator[subprocess.Popen]:
 
 
 @pytest.mark.parametrize(
-    "kind", [without_gpu, *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS if kind is not without_gpu)]
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind is without_gpu else pytest.mark.long) for kind in KINDS]
 )
 def test_a_worker_that_cannot_train_says_why_and_no_attempt_counts(shell, healthy, tmp_path, beside, kind):
     poison = start(shell, tmp_path / "poison", beside, kind)

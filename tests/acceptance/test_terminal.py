@@ -30,6 +30,7 @@ def hpo(shell: Shell, *words: object, **options) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.acceptance
 def test_a_run_whose_reader_goes_away_trains_to_its_end_and_ends_well(shell, data, tmp_path):
     study = cells.study(tmp_path, "piped", data=data, epochs=3)
