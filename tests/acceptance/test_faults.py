@@ -69,7 +69,7 @@ def test_killed_trainers_and_supervisors_lose_nothing_and_change_no_bit(shell, d
 
 
 def test_ctrl_c_gives_back_within_seconds_and_the_same_command_goes_on(shell, data, tmp_path):
-    study = cells.study(tmp_path, "stopped", data=data, epochs=500, rates="[1e-3]")
+    study = cells.study(tmp_path, "stopped", data=data, epochs=300, rates="[1e-3]")
     process = shell.start("run", "--study", study, "--trainers", 2)
     job = shell.training("stopped", epochs=100)
     begin = clock(process)
@@ -87,8 +87,8 @@ def test_ctrl_c_gives_back_within_seconds_and_the_same_command_goes_on(shell, da
     shell.hpo("worker", "--study", "stopped", "--once", "--trainers", 1)
     assert sum(each.state == "done" for each in shell.trials("stopped")) == 1
 
-    shell.hpo("run", "--study", study, "--trainers", 2)
-    check_recorded_once(shell, "stopped", points=2, epochs=500)
+    shell.hpo("run", "--study", study, "--trainers", 1)
+    check_recorded_once(shell, "stopped", points=2, epochs=300)
     assert {job.attempt for job in shell.trials("stopped")} == {1}
 
 

@@ -79,6 +79,7 @@ def orthotropic(row: np.ndarray) -> np.ndarray:
     return found
 
 
+@pytest.mark.slow
 def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported, tmp_path):
     shell, folder, plain, grid, report = reported
     client = MlflowClient(shell.tracking_uri)
@@ -243,6 +244,7 @@ def test_every_number_equals_what_mlflow_the_folder_and_the_models_give(reported
                     assert float(row[name]) == pytest.approx(value, rel=1e-12), table.name
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone_is_attached_and_answers_the_questions(reported, tmp_path):
     shell, _, plain, grid, report = reported
     page = (report / "report.html").read_text()
