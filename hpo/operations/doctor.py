@@ -287,7 +287,7 @@ def _data_set(reconciler: Reconciler, settings: Settings) -> Iterator[Finding]:
             continue
         for entry in close.closing.groups:
             try:
-                evidence.predictions(reconciler.tracker, row, entry.number, dataset, parts)
+                evidence.predictions(reconciler.tracker, row, entry, dataset, parts)
             except StudyConflict as error:
                 yield Finding(
                     "files",

@@ -6,7 +6,7 @@ zero. Convergence: epochs until the validation NMSE is within 5 % of a network's
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -90,11 +90,13 @@ def _best_value(evidence: Evidence, claim: Claim) -> Answer:
         return Answer(question=claim.text, answer=OPEN, because=because)
     first, *others = winners
     listed = ", ".join(f"{winner.title} {_nmse(winner)}" for winner in winners)
-    is_best = all(difference(evidence, first, winner, among=len(others))[1] < 0 for winner in others)
+    ends = _differences(evidence, first, others)
+    is_best = all(high < 0 for _, high in ends.values())
+    is_known = not any(math.isnan(high) for _, high in ends.values())
     return Answer(
         question=claim.text,
-        answer=str(first.model[claim.each]) if is_best else SAME,
-        because=f"Test NMSE, in the order of the validation split: {listed}. {_against(evidence, first, others)}"
+        answer=str(first.model[claim.each]) if is_best else SAME if is_known else OPEN,
+        because=f"Test NMSE, in the order of the validation split: {listed}. {_against(evidence, first, ends)}"
         + unequal(winners),
     )
 
@@ -111,18 +113,24 @@ def _best(evidence: Evidence, claim: Claim) -> Answer:
         f"selected models, with {first.entry.parameters:,} parameters.",
         f"On the test split: R² {score_text(r2, '.4f')} {interval_text(ends)}, NMSE {_nmse(first)}; it is "
         f"{against(evidence.tested, first.predicted)}.",
-        _against(evidence, first, others) + unequal(winners),
+        _against(evidence, first, _differences(evidence, first, others)) + unequal(winners),
     ]
     return Answer(question=claim.text, answer=first.title, because=" ".join(sentences).strip())
 
 
-def _against(evidence: Evidence, first: Winner, others: Sequence[Winner]) -> str:
-    """Say how the model that the validation split chose does on the test split against the others."""
-    count = len(others)
-    ends = {winner.title: difference(evidence, first, winner, among=count) for winner in others}
+def _differences(evidence: Evidence, first: Winner, others: Sequence[Winner]) -> dict[str, analysis.Interval]:
+    """Return the intervals of the test NMSE of `first` less that of each other model, by its title."""
+    return {winner.title: difference(evidence, first, winner, among=len(others)) for winner in others}
+
+
+def _against(evidence: Evidence, first: Winner, ends: Mapping[str, analysis.Interval]) -> str:
+    """Say how the model that the validation split chose does on the test split against the others, from the intervals
+    of the differences, by the others' titles."""
+    count = len(ends)
     better = [title for title, (low, _) in ends.items() if low > 0]
     worse = [title for title, (_, high) in ends.items() if high < 0]
-    same = [title for title in ends if title not in better and title not in worse]
+    unknown = [title for title, (low, _) in ends.items() if math.isnan(low)]
+    same = [title for title in ends if title not in (*better, *worse, *unknown)]
     sentences = []
     if better:
         intervals = "95 % interval" if count == 1 else f"95 % intervals for all {count} comparisons together"
@@ -132,6 +140,8 @@ def _against(evidence: Evidence, first: Winner, others: Sequence[Winner]) -> str
         )
     if same:
         sentences.append(f"Not distinguishable from {first.title} there: {', '.join(same)}.")
+    if unknown:
+        sentences.append(f"Not comparable with {first.title} there: {', '.join(unknown)}.")
     if worse:
         all_worse = len(worse) == len(ends)
         sentences.append("Worse there than it: all others." if all_worse else f"Worse: {', '.join(worse)}.")

@@ -19,7 +19,7 @@ from models import metrics
 from models.metrics import Scores
 
 Record = dict[str, Any]
-BETTER = "better than"
+BETTER, UNKNOWN = "better than", "not comparable with"
 
 
 def scored(tested: Tested, predicted: np.ndarray, scores: Scores) -> Record:
@@ -37,7 +37,7 @@ def against(tested: Tested, predicted: np.ndarray, name: str = "volume fraction"
     low, high = analysis.interval(tested.samples(predicted)["nmse"] - rival)
     word = BETTER if high < 0 else "worse than" if low > 0 else f"{SAME} from"
     if math.isnan(high):
-        word = "not comparable with"
+        word = UNKNOWN
     ends = interval_text((low, high))
     return f"{word} {RIVALS[name]} (difference of the {tested.score} {ends})"
 

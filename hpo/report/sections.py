@@ -8,6 +8,7 @@ from typing import Any
 
 from hpo.queue import State
 from hpo.report import claims, error_section, figures, study_section, tables
+from hpo.report.answers import OPEN
 from hpo.report.document import Document, Picture, Section
 from hpo.report.study_section import Importances
 from hpo.report.words import BASELINES, openings
@@ -16,6 +17,7 @@ from hpo.scores.evidence import Closed, Evidence
 from hpo.study import Choices, Interval
 from hpo.study.records import SplitScores
 from hpo.text import counted, number_text, score_text, squared
+from models import metrics
 from models.metrics import DESCRIPTORS, Scores
 
 Record = dict[str, Any]
@@ -65,14 +67,14 @@ def _summary(evidence: Evidence) -> list[str]:
     first = evidence.winners[0]
     test = first.entry.test
     cubic, mean = (_tested(evidence, name).r2 for name in ("volume fraction", "mean"))
+    varies = metrics.varies(evidence.tested.truth)
     per_target = [
-        (value, name)
-        for value, name in zip(test.per_target["r2"], evidence.dataset.target_names, strict=True)
-        if value is not None  # a target that does not vary in the test split
+        (-math.inf if value is None else value, name)  # an infinite error: no R²
+        for value, name, exists in zip(test.per_target["r2"], evidence.dataset.target_names, varies, strict=True)
+        if exists
     ]
     worst, target = min(per_target, default=(None, "none"))
-    all_vary = len(per_target) == len(test.per_target["r2"])
-    over = counted(len(per_target), "target") if all_vary else f"the {len(per_target)} targets that vary there"
+    over = counted(len(per_target), "target") if varies.all() else f"the {len(per_target)} targets that vary there"
     ends = analysis.interval(evidence.tested.samples(first.predicted)["r2"])
     r2, low, high, least = (score_text(value, ".4f") for value in (test.r2, *ends, worst))
     return [
@@ -93,6 +95,8 @@ def _need(evidence: Evidence) -> list[str]:
     first, explained = evidence.winners[0], percent(_tested(evidence, DESCRIPTORS).r2)
     rival = error_section.against(evidence.tested, first.predicted, DESCRIPTORS)
     answer = "yes" if rival.startswith(error_section.BETTER) else "no"
+    if rival.startswith(error_section.UNKNOWN):
+        answer = OPEN
     if first.model["family"] == "descriptors":
         answer = "the selected model is none"
     return [

@@ -234,7 +234,7 @@ def _closed(queue: Queue, row: StudyRow) -> Closed:
 
 def _winner(tracker: Tracker, closed: Closed, entry: ClosingEntry, dataset: Dataset, parts: Split) -> Winner:
     job, nmse = next((job, nmse) for job, nmse in closed.points if job.number == entry.number)
-    predicted, described = predictions(tracker, closed.row, job.number, dataset, parts)
+    predicted, described = predictions(tracker, closed.row, entry, dataset, parts)
     return Winner(
         study=closed.row.name,
         job=job,
@@ -249,14 +249,14 @@ def _winner(tracker: Tracker, closed: Closed, entry: ClosingEntry, dataset: Data
 
 
 def predictions(
-    tracker: Tracker, row: StudyRow, number: int, dataset: Dataset, parts: Split
+    tracker: Tracker, row: StudyRow, entry: ClosingEntry, dataset: Dataset, parts: Split
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return what a closed study's winner predicted for the test split, (n, k), from the study's run, and what ridge on
     descriptors did; None if the file is of an earlier closing.
 
     Raise StudyConflict, naming the run and what helps, if the file is not there, damaged, or of other labels.
     """
-    run_id, file = row.facts.study_run_id, f"predictions/trial-{number}.csv"
+    run_id, file = row.facts.study_run_id, f"predictions/trial-{entry.number}.csv"
     try:
         with tempfile.TemporaryDirectory() as folder:
             table = pandas.read_csv(tracker.download_artifact(run_id, file, Path(folder)), dtype={"image": str})
@@ -271,7 +271,7 @@ def predictions(
         labels = dataset.targets[parts.test]
         same = len(true) == len(labels) and np.allclose(true, labels, rtol=1e-12, atol=0, equal_nan=True)
         wrong = "" if same else "other labels than the data set's"
-        if not wrong and np.isnan(predicted).any():
+        if not wrong and (np.isnan(predicted) & ~np.isnan(labels))[:, _scored(entry)].any():
             wrong = "predictions that are no numbers"
     except NotFound:
         wrong = "no such file"
@@ -279,8 +279,13 @@ def predictions(
         wrong = f"a damaged file ({type(error).__name__})"
     if wrong:
         raise StudyConflict(
-            f"{row.name}: expected what trial {number} predicts, and the labels of the test split, in {file} of the "
-            f"MLflow run {run_id}, found {wrong}. `hpo doctor --fix --study {row.name}` lets the recorded model "
+            f"{row.name}: expected what trial {entry.number} predicts, and the labels of the test split, in {file} of "
+            f"the MLflow run {run_id}, found {wrong}. `hpo doctor --fix --study {row.name}` lets the recorded model "
             "predict it again."
         )
     return predicted, described
+
+
+def _scored(entry: ClosingEntry) -> np.ndarray:
+    """Return of which targets a closing stored an error of the test split, (k,): there all predictions are numbers."""
+    return np.array([error is not None for error in entry.test.per_target["mse"]])

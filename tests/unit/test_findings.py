@@ -16,7 +16,7 @@ from places import ROOT
 from data_pipeline import dataset as data_sets
 from data_pipeline.components import COMPONENTS, vector
 from data_pipeline.dataset import DEFAULT, Understanding
-from data_pipeline.findings import DOUBTS, ERRORS
+from data_pipeline.findings import COMPARISONS, DOUBTS, ERRORS
 from data_pipeline.homogenize import homogenize
 from data_pipeline.morphology import draw
 from data_pipeline.phase import Phase
@@ -420,7 +420,33 @@ def test_copies_stay_on_one_side_of_the_split_except_in_the_courses_form(tmp_pat
         assert {(index + 20) % 40 for index in part.tolist()} == set(part.tolist())
 
 
-def test_the_documentation_lists_every_finding_with_its_meaning():
-    text = (ROOT / "docs" / "reference" / "data.md").read_text()
-    rows = dict(re.findall(r"^\| `([a-z0-9-]+)` \| (.+) \|$", text, re.MULTILINE))
-    assert {name: rows.get(name) for name in ERRORS | DOUBTS} == ERRORS | DOUBTS
+# --- names of findings ---
+
+
+def test_the_documentation_has_each_finding_of_the_code_and_no_other():
+    page = (ROOT / "docs" / "reference" / "data.md").read_text()
+    section = re.search(r"^## What the check finds in the content$(.*?)^## ", page, re.MULTILINE | re.DOTALL)[1]
+    tables = re.split(r"^\| (error|doubt) \| what was found \| why it matters \|$", section, flags=re.MULTILINE)
+    assert tables[1::2] == ["error", "doubt"]
+    for text, meanings in zip(tables[2::2], (ERRORS, DOUBTS), strict=True):
+        rows = re.findall(r"^\| `([a-z0-9-]+)` \| ([^|]+) \| [^|]{10,} \|$", text, re.MULTILINE)
+        assert dict(rows) == meanings and len(rows) == len(meanings)
+    (sentence,) = re.findall(
+        r"the findings that compare labels with images are doubts.*?\. These are (.*?)\.", section, re.DOTALL
+    )
+    assert set(re.findall(r"`([a-z0-9-]+)`", sentence)) == COMPARISONS
+    everywhere = "".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+    accepted = {
+        name for names in re.findall(r"accept = \[(.*?)\]", everywhere) for name in re.findall(r'"(.*?)"', names)
+    }
+    assert accepted and accepted <= (ERRORS | DOUBTS).keys()
+
+
+def test_every_finding_that_the_code_makes_has_a_meaning_and_every_meaning_is_of_one():
+    files = [*(ROOT / "data_pipeline").rglob("*.py"), *(ROOT / "hpo" / "planning").glob("*.py")]
+    code = "".join(path.read_text() for path in files)
+    made = set(re.findall(r'Finding\(\s*name="(.*?)"', code))
+    assert made and made <= (ERRORS | DOUBTS).keys()
+    own = (ROOT / "data_pipeline" / "findings.py").read_text()
+    elsewhere = code.replace(own, own.partition("@dataclass")[2])  # without the lists of meanings
+    assert [name for name in ERRORS | DOUBTS if f'"{name}"' not in elsewhere] == []
