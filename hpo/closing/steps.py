@@ -17,6 +17,7 @@ from hpo.queue import Job, NewJob, Queue, State, StudyRow
 from hpo.queue.closing_result import ScoredVersion
 from hpo.report import results
 from hpo.scores import champion, lineage, ranking
+from hpo.scores.candidates import Candidate
 from hpo.study import trial_spec
 from hpo.study.records import SplitScores, version_key
 from hpo.text import first_line
@@ -43,8 +44,8 @@ class Closing:
         self.folder, self.data, self._reconcile = folder, data, reconcile
         self._requests: list[tuple[Job, Score]] = []  # not answered yet
         self._winners: list[Winner] = []
-        self._tested: list[ScoredVersion] = []
-        self._older: ScoredVersion | None = None  # the champion, if it was trained on an earlier data set
+        self.tested: list[ScoredVersion] = []  # on old and new test images
+        self._older: ScoredVersion | None = None  # of an earlier data set, scored beside the winners
 
     def fetch(self) -> bool:
         """Reconcile what is half done, download the winners' models, every file checked. Repeatable.
@@ -53,7 +54,7 @@ class Closing:
         """
         self._reconcile()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._requests, self._tested = [], []
+        self._requests, self._winners, self.tested, self._older = [], [], [], None
         jobs = self.queue.jobs(self.job.study)
         winners = ranking.winners(jobs, self.study.specification.report_by)
         networks = [ranking.network(jobs, winner) for winner in winners]
@@ -71,21 +72,38 @@ class Closing:
             self._requests.append((job, request))
         return True
 
-    def _fetch_older(self) -> str | None:
-        """Download the champion if it was trained on an earlier data set, and ask for its scores; return the key of
-        that data set. What is wrong with it is said in the result and keeps nothing from being closed."""
+    def is_overtaken(self) -> bool:
+        """Return whether a network of an earlier data set has become champion since `fetch`, which found none to score
+        beside the winners: then all of it is to be done again."""
+        return bool(self._winners) and self._older is None and self._find_older() is not None
+
+    def _find_older(self) -> tuple[Candidate, Job] | None:
+        """Return the champion with its trial if it was trained on an earlier data set; once this study has the
+        champion, the best version of an earlier data set."""
         row = self.study
         if not row.facts.data.earlier:
             return None
         contest = champion.Contest(self.queue, self.tracker, row)
-        candidate = contest.present(contest.candidates())
-        # The election reads jobs without the hashes of their files.
-        job = None if candidate is None else self.queue.by_run(candidate.version.run_id)
-        if candidate is None or job is None or job.spec is None:
+        candidates = contest.candidates()
+        present = contest.present(candidates)
+        if present is None:
             return None
-        key = version_key(job.spec.data, job.spec.split)
-        if key not in [version.key for version in row.facts.data.earlier]:
+        has_won = present.job.study == row.name  # in this closing, whose worker died then, or in one before more trials
+        keys = [version.key for version in row.facts.data.earlier]
+        for one in candidates if has_won else [present]:
+            # The election reads jobs without the hashes of their files.
+            job = self.queue.by_run(one.version.run_id)
+            if job is not None and job.spec is not None and _data_of(job) in keys and contest.stands(one):
+                return one, job
+        return None
+
+    def _fetch_older(self) -> str | None:
+        """Download what `_find_older` finds, and ask for its scores; return the key of its data set. What is wrong with
+        it is said in the result and keeps nothing from being closed."""
+        if (older := self._find_older()) is None:
             return None
+        candidate, job = older
+        key = _data_of(job)
         self._older = ScoredVersion(
             run_id=candidate.version.run_id,
             study=job.study,
@@ -96,7 +114,7 @@ class Closing:
         try:
             folder = promotion.fetch(self.tracker, job, self.folder / "older-champion")
         except (ModelError, NotFound) as error:
-            self._tested.append(replace(self._older, fault=first_line(error)))
+            self.tested.append(replace(self._older, fault=first_line(error)))
             return key
         table = self.folder / "older-champion.csv"
         errors = table.with_suffix(".npz")  # that no election asks for
@@ -128,13 +146,13 @@ class Closing:
         if request.is_older or isinstance(scored, NotScored):
             assert self._older is not None
             answer = {"fault": scored.reason} if isinstance(scored, NotScored) else {"tests": scored.tests}
-            self._tested.append(replace(self._older, **answer))
+            self.tested.append(replace(self._older, **answer))
             return
         ranking.check_same(scored.model, job)
         if request.earlier is not None:
             data = lineage.title(self.study.facts.data)
             entry = ScoredVersion(run_id=str(job.run_id), study=job.study, data=data, tests=scored.tests)
-            self._tested.append(entry)
+            self.tested.append(entry)
         if job.is_refit and job.result is not None:  # no network of a cross-validation is scored on its own images
             predictors = self.study.facts.predictors
             scored = Scored(
@@ -151,7 +169,7 @@ class Closing:
     def finish(self) -> None:
         """Register, move aliases, log pictures and tables, record the closing. Repeatable; raises LeaseLost."""
         queue, tracker, study = self.queue, self.tracker, self.study
-        result = promotion.promote(queue, tracker, study, closing=self.job, winners=self._winners, tested=self._tested)
+        result = promotion.promote(queue, tracker, study, closing=self.job, winners=self._winners, tested=self.tested)
         queue.require(self.job)
         tables = {winner.job.number: winner.predictions for winner in self._winners}
         pictures.log_plots(queue, tracker, study, closing=self.job, predictions=tables)
@@ -159,3 +177,9 @@ class Closing:
         crash.at("study shown")
         queue.end(self.job, State.DONE, result=result)
         crash.at("closing recorded")
+
+
+def _data_of(job: Job) -> str:
+    """Return the key of the data set that a trial was trained on."""
+    assert job.spec is not None
+    return version_key(job.spec.data, job.spec.split)

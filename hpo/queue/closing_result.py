@@ -83,7 +83,7 @@ class ScoredVersion(Record):
 
     run_id: str
     study: str
-    model: str | None = None  # registered model and version that was champion before the closing
+    model: str | None = None  # registered model, of a version that was trained on an earlier data set
     version: int | None = None
     data: str  # it was trained on
     tests: dict[str, Scores] | None = None  # on the OLD images, which the earlier data set has, and the NEW ones

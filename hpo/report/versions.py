@@ -33,8 +33,8 @@ def sentences(ended: ClosingResult) -> list[str]:
 
 
 def of_test(ended: ClosingResult, *, name: str = "versions-test") -> list[Table]:
-    """Return the scores of the champion of an earlier data set beside those of the winners, on the test images that are
-    old and those that are new; no table without such a champion."""
+    """Return the scores of the best version of an earlier data set beside those of the winners, on the test images that
+    are old and those that are new; no table without such a version."""
     if ended.tested is None:
         return []
     records = [
@@ -50,5 +50,5 @@ def of_test(ended: ClosingResult, *, name: str = "versions-test") -> list[Table]
 
 
 def _title(tested: ScoredVersion) -> str:
-    before = f", version {tested.version}, @champion before" if tested.version is not None else ""
+    before = f", version {tested.version}, the best on earlier data" if tested.version is not None else ""
     return f"{tested.study}{before}"

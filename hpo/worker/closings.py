@@ -61,7 +61,9 @@ def _fetch(closing: Closing) -> Winners | HandedBack:
     return HandedBack(job=closing.job, reason="the winners of the cross-validation are trained again first")
 
 
-def _finish(closing: Closing) -> Ended:
+def _finish(closing: Closing) -> Ended | HandedBack:
+    if closing.is_overtaken():
+        return HandedBack(job=closing.job, reason="a network of an earlier data set became champion: it is scored, too")
     closing.finish()
     log.info("study %s closed", closing.job.study)
     return Ended(job=closing.job, logged=False)

@@ -7,9 +7,13 @@ import folders
 import numpy as np
 import pandas
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
+from places import ROOT
 
+from data_pipeline.dataset import DEFAULT
 from data_pipeline.split import split
+from hpo.scores import ranking
 
 pytestmark = pytest.mark.acceptance
 
@@ -108,3 +112,35 @@ def test_a_number_beside_the_image_goes_from_check_to_predict_and_to_plain_mlflo
     command = [sys.executable, "-B", "-c", program, model, *images, *ratios]
     served = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     assert [float(word) for word in served.split()] == pytest.approx(predicted, rel=1e-5)
+
+
+SETS = {name: ROOT / "examples" / name for name in ("stiffness", "electrode", "fibres")} | {"shipped": DEFAULT}
+FOUR = """
+[data]
+path = "{data}"
+[model]
+family = "cnn"
+kernel_size = 3
+dropout = 0.0
+[space]
+filters = [4, 8]
+learning_rate = [1e-2, 1e-3]
+[training]
+epochs = 25
+batch_size = 16
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name == "shipped" else ()) for name in SETS]
+)
+def test_no_check_takes_the_champion_from_the_best_network_of_an_example(name, shell, tmp_path):
+    (file := tmp_path / f"four-on-{name}.toml").write_text(FOUR.format(data=SETS[name]))
+    said = shell.hpo("run", "--study", file)
+    assert "Doubt" not in said and "Note" not in said.partition("Promoted: ")[0] and "ALARM" not in said
+    best = min(shell.trials(file.stem), key=lambda job: job.result.best_val_nmse)
+    assert best.id == ranking.best_network(shell.queue.jobs(file.stem)).id
+    model = shell.queue.study(file.stem).facts.model_name
+    assert MlflowClient(shell.tracking_uri).get_model_version_by_alias(model, "champion").run_id == best.run_id
+    assert "Promoted: config" in said and "@champion is this version" in said

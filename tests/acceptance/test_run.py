@@ -217,7 +217,7 @@ def test_cells_that_were_made_here_are_good_data(shell, tmp_path):
     folder = tmp_path / "made"
     shell.hpo("data", "make", folder, "--count", 2, "--size", 48, "--seed", 3)
     checked = " ".join(shell.hpo("data", "check", folder, code=1).split())
-    assert "good. 2 images of 48 x 48 pixels, digest" in checked
+    assert "read, with errors below. 2 images of 48 x 48 pixels, digest" in checked
     assert "No study can be trained on it: expected at least 20 images, found 2." in checked
     next(folder.glob("1_*.png")).unlink()
     assert "row 1: expected one image 1_*.png, found none" in shell.hpo("data", "check", folder, code=1)

@@ -1,6 +1,7 @@
 """Studies on two versions of a data set that close, on real services: they have one model and one champion."""
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import cells
@@ -11,14 +12,17 @@ from data_pipeline import dataset, npz
 from hpo import settings, study
 from hpo.closing import promotion
 from hpo.closing.promotion import Winner
+from hpo.closing.steps import Closing
 from hpo.planning import plans
 from hpo.planning.preparation import prepare
 from hpo.queue import Queue, State
+from hpo.queue.closing_result import ScoredVersion
 from hpo.recording.reconciler import Reconciler
 from hpo.recording.tasks import Tasks
 from hpo.scores import champion, ranking
 from hpo.search import sampling
 from hpo.search.pruning import Pruning
+from hpo.study.records import NEW, OLD
 from hpo.tracking.client import Tracker
 from hpo.worker import protocol, scoring, train_trial
 
@@ -54,6 +58,19 @@ def trained(folder: Path, data: Path, url: str, tracker: Tracker) -> tuple[Recon
     return reconciler, Winner(job=best, scored=scored, predictions=table, errors=errors)
 
 
+def fetched(reconciler: Reconciler, folder: Path, data: Path) -> Closing:
+    """A closing of the study that has all scores it asked for."""
+    queue, name = reconciler.queue, reconciler.study.name
+    job = next(job for job in queue.jobs(name) if job.kind == "closing")
+    closing = Closing(
+        queue, reconciler.tracker, queue.study(name), job=job, folder=folder, data=data, reconcile=lambda: None
+    )
+    assert closing.fetch()
+    while (request := closing.next_request()) is not None:
+        closing.put(scoring.answer(request, lambda message: None, threading.Event()))
+    return closing
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_old_and_new_data_have_one_champion_whichever_study_closes_first(database_url, tracking_uri, tmp_path):
     first = cells.make(tmp_path / "first", seed=12)
@@ -67,11 +84,11 @@ def test_old_and_new_data_have_one_champion_whichever_study_closes_first(databas
     scores = [studies[0][1].job.result.best_val_nmse, common[1][old.study.facts.data.key]]
     best = str(studies[scores.index(min(scores))][1].job.run_id)
 
-    def close(reconciler: Reconciler, winner: Winner) -> None:
+    def close(reconciler: Reconciler, winner: Winner, tested: Sequence[ScoredVersion] = ()) -> None:
         queue, name = reconciler.queue, reconciler.study.name
         closing = next(job for job in queue.jobs(name) if job.kind == "closing")
         result = promotion.promote(
-            queue, reconciler.tracker, reconciler.study, closing=closing, winners=[winner], tested=[]
+            queue, reconciler.tracker, reconciler.study, closing=closing, winners=[winner], tested=tested
         )
         queue.end(closing, State.DONE, result=result)
 
@@ -104,6 +121,20 @@ def test_old_and_new_data_have_one_champion_whichever_study_closes_first(databas
     for row in rows:
         (message,) = champion.faults(new.queue, tracker, row)
         assert message == f"@champion is {name} version {other}, but {name} version {aliases['champion']} is better"
+    tracker.client.delete_registered_model(name)
+    begin()
+    first_try = fetched(new, tmp_path / "first-try", tmp_path / "closes-new" / "data.npz")
+    assert first_try.next_request() is None and not first_try.is_overtaken(), "there is no champion"
+    close(*studies[0])
+    assert first_try.is_overtaken(), "the old data's study closed meanwhile"
+    for attempt in ("second-try", "after-its-worker-died"):  # when all but the closing's result was written
+        again = fetched(new, tmp_path / attempt, tmp_path / "closes-new" / "data.npz")
+        assert not again.is_overtaken()
+        close(*studies[1], tested=again.tested)
+        begin()
+        older, newer = again.tested
+        assert (older.run_id, newer.run_id) == tuple(str(winner.job.run_id) for _, winner in studies)
+        assert older.tests.keys() == newer.tests.keys() == {OLD, NEW} and older.tests[NEW] != newer.tests[NEW]
     for reconciler in (old, new):
         reconciler.store.remove_session()
         reconciler.store.engine.dispose()

@@ -31,6 +31,17 @@ def test_a_trial_has_one_trainer_however_many_there_are(monkeypatch, capsys, dat
     assert not (tmp_path / "home").exists()
 
 
+def test_doubts_about_the_data_are_printed_once_for_all_studies(monkeypatch, capsys, tmp_path):
+    few = cells.make(tmp_path / "few", count=20)
+    plans = [prepare(study.load(str(cells.study(tmp_path, name, data=few, epochs=1))), trial_run=True) for name in "ab"]
+    measured = protocol.Probed(index=0, parameters=1, seconds=1.0, once=0.0, memory=1.0, device="")
+    monkeypatch.setattr(dry_run, "_probe", lambda plan, specs, place, say: dict.fromkeys(range(len(specs)), measured))
+    show([estimate(plan, tmp_path) for plan in plans], tables.console())
+    output = " ".join(capsys.readouterr().out.split())
+    note = "Note: the validation split has 3 images: scores of so few tell little. [small-split]"
+    assert output.count(note) == 1 and output.count("[small-split]") == 2, "validation and test"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_dry_run_measures_on_the_device_asked_for_and_says_that_there_is_none(data, tmp_path):

@@ -352,7 +352,7 @@ def test_accept_lets_a_finding_pass_and_the_digest_stays(tmp_path, capsys):
     assert main(["data", "check", str(folder)]) == 1
     output = " ".join(capsys.readouterr().out.split())
     assert output.count("2 of 40 tensors have an eigenvalue of at most zero: 7_cell.png (row 7), 30_cell.png (row") == 1
-    assert output.count("[not-positive-definite]") == 1
+    assert output.count("[not-positive-definite]") == 1 and f"{folder}: read, with errors below. 40 images" in output
     digest = data_sets.load(folder).digest
     accept = 'accept = ["not-positive-definite", "flipped-signs"]\n'
     (folder / "dataset.toml").write_text(accept + (folder / "dataset.toml").read_text())

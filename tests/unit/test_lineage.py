@@ -148,7 +148,7 @@ def test_the_scores_of_both_are_said_and_why_one_is_missing():
         assert "not compared with the best version trained on v2 (22222222) (version 4, study unknown)" in second
         (table,) = versions.of_test(ended)
         assert "0.25" in tables.text(table)
-        assert third.startswith("old, version 1, @champion before") and third.endswith("its file is damaged.")
+        assert third.startswith("old, version 1, the best on earlier data") and third.endswith("its file is damaged.")
     assert "tested" not in ClosingResult().to_json() and versions.of_test(ClosingResult()) == [] == versions.sentences(
         ClosingResult()
     )

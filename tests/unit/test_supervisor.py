@@ -1097,8 +1097,11 @@ def test_a_suggester_that_dies_costs_no_attempt_and_three_end_the_worker(bench):
 
 
 class FakeClosing:
-    def __init__(self, job: Job, events: list, *, wrong: bool = False, whole: bool = True) -> None:
+    def __init__(
+        self, job: Job, events: list, *, wrong: bool = False, whole: bool = True, overtaken: bool = False
+    ) -> None:
         self.job, self.events, self.wrong, self.left, self.whole = job, events, wrong, 2, whole
+        self.overtaken = overtaken
 
     def fetch(self) -> bool:
         self.events.append(("fetch winners",))
@@ -1116,6 +1119,9 @@ class FakeClosing:
             raise ValueError("another model")
         self.left -= 1
         self.events.append(("scored", scored))
+
+    def is_overtaken(self) -> bool:
+        return self.overtaken
 
     def finish(self) -> None:
         self.events.append(("finish",))
@@ -1155,6 +1161,17 @@ def test_a_closing_that_waits_for_refits_frees_its_trainer(bench):
     bench.queue.waiting.append(JOB)
     bench.steps(2)
     assert len(bench.requests(protocol.Train)) == 1
+
+
+def test_a_closing_that_another_one_overtook_is_handed_back_unfinished(bench):
+    bench.closing = lambda job: FakeClosing(job, bench.events, overtaken=True)
+    bench.queue.waiting.append(replace(JOB, kind="closing"))
+    bench.steps(2)
+    for _ in range(2):
+        bench.says(SCORED)
+        bench.steps(1)
+    reason = "a network of an earlier data set became champion: it is scored, too"
+    assert bench.of("finish", "give back") == [("give back", 1, reason, HANDED_BACK)]
 
 
 def test_a_closing_whose_trainer_died_while_the_winners_were_fetched_asks_nobody(bench):
