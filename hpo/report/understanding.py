@@ -25,9 +25,10 @@ def show(understood: Understanding) -> None:
 def _show(understood: Understanding, data: Dataset) -> None:
     height, width = data.images.shape[2:]
     layout, count = data.description.layout, len(data.images)
-    wrong = understood.notes.errors or understood.notes.questions
+    state = "read, with errors below" if understood.notes.errors or understood.notes.questions else "good"
     _print(
-        f"{understood.folder}: {'read, with errors below' if wrong else 'good'}. {counted(count, 'image')} of {width} x {height} pixels, digest {data.digest[:8]}."
+        f"{understood.folder}: {state}. {counted(count, 'image')} of {width} x {height} pixels, digest "
+        f"{data.digest[:8]}."
     )
     pattern = ", ".join(layout.images or ("r_*.png",))
     channels = counted(data.images.shape[1], "channel")
