@@ -19,6 +19,7 @@ from data_pipeline.components import COMPONENTS, SYMMETRIES
 from data_pipeline.dataset_keys import UNSTATED, Layout
 from data_pipeline.description import UNKNOWN_UNIT, Description
 from data_pipeline.errors import DatasetError
+from data_pipeline.findings import listed
 from data_pipeline.lineage import Earlier, line, places, relabelled
 from data_pipeline.messages import counted
 from data_pipeline.parts import SplitProblem, extending
@@ -277,9 +278,18 @@ def _extended(understood: Understanding, image_size: int | None) -> Understandin
             raise SplitProblem("extends: expected neither groups nor a given split beside it.")
         earlier = load(folder, image_size=image_size)
         keys, earlier_keys = (_keys(both) for both in (data, earlier))
+        own = set(keys)
+        if missing := [index for index, key in enumerate(earlier_keys) if key not in own]:
+            raise SplitProblem(
+                f"extends: expected all {len(earlier_keys)} images of {folder}, pixel by pixel, found none for "
+                f"{listed(earlier.names, missing)}. Copy them here, with their labels."
+            )
         parts = extending(keys, earlier_keys, earlier.split)
-    except (DatasetError, SplitProblem) as problem:
+    except SplitProblem as problem:
         notes.errors.append(str(problem))
+        return replace(understood, dataset=None)
+    except DatasetError as error:
+        notes.errors.append(f"extends: {error}")
         return replace(understood, dataset=None)
     count = len(data.images) - len(earlier.images)
     notes.remarks.append(f"extends {earlier.name}: its split stays, {count} images are new")
@@ -310,9 +320,8 @@ def _check_line(folder: Path) -> None:
     line = [folder.resolve()]
     while name := description.read(line[-1], []).layout.extends:
         if (earlier := (line[-1] / name).resolve()) in line:
-            raise SplitProblem(
-                f"extends: {earlier} extends itself, through {', '.join(map(str, line[1:])) or 'nothing'}."
-            )
+            through = f", through {', '.join(map(str, line[1:]))}" if len(line) > 1 else ""
+            raise SplitProblem(f"extends: {earlier} extends itself{through}: expected an earlier data set.")
         line.append(earlier)
 
 

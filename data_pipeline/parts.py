@@ -68,12 +68,10 @@ def given(parts: Sequence[str], groups: Sequence[str] | None, same: np.ndarray |
 def extending(keys: Sequence[bytes], earlier: Sequence[bytes], parts: Split) -> Split:
     """Return the split of images, each with a key of its pixels, of which those of an earlier data set stay on their
     side, also in copies; the others are split among themselves, equal ones together, or train if they are fewer than
-    four. Raise SplitProblem if an earlier image is missing."""
+    four. No earlier image is missing."""
     sides = dict.fromkeys(earlier, "training")
     for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
         sides |= {earlier[index]: name for index in part.tolist()}  # of equal images the test image decides
-    if missing := len(sides.keys() - set(keys)):
-        raise SplitProblem(f"extends: expected all images of the data set it extends, {missing} are missing.")
     new = [key for key in dict.fromkeys(keys) if key not in sides]
     if len(new) >= SMALLEST:
         more = split(len(new))

@@ -125,9 +125,17 @@ def test_a_data_set_that_grows_keeps_its_test_images(tmp_path):
         names = {before.names[index] for index in getattr(before.split, part)}
         assert names < {after.names[index] for index in getattr(after.split, part)}
     (new / "rock_3.bmp").write_bytes((new / "rock_4.bmp").read_bytes())
-    assert wrong(new) == ["extends: expected all images of the data set it extends, 1 are missing."]
+    assert wrong(new) == [
+        f"extends: expected all {len(before.names)} images of {new / '../old'}, pixel by pixel, found none for "
+        "rock_3.bmp. Copy them here, with their labels."
+    ]
     write(old, 'extends = "../new"')
-    assert wrong(new) == [f"extends: {new} extends itself, through {old}."]
+    assert wrong(new) == [f"extends: {new} extends itself, through {old}: expected an earlier data set."]
+    write(old, 'extends = "."')
+    assert wrong(old) == [f"extends: {old} extends itself: expected an earlier data set."]
+    write(new, 'extends = "../older"')
+    (message,) = wrong(new)
+    assert message.startswith(f"extends: The data set in {new / '../older'} has 1 problem:")
 
 
 def test_a_data_set_that_grows_twice_keeps_the_split_of_both(tmp_path):
