@@ -86,8 +86,10 @@ def evaluate(
     """
     if page is not None:
         document.check_page(page)
-    with trusting(trust_code), _opened(model) as (files, recorded):
+    with trusting(trust_code), _opened(model) as (files, recorded, reason):
         evaluation = _evaluated(str(model), files, recorded, Path(folder), image_size)
+        if reason:
+            log.info("Not logged to MLflow: %s", reason)
         if recorded is not None:
             try:
                 evaluation = _logged(evaluation, recorded)
@@ -99,16 +101,17 @@ def evaluate(
 
 
 @contextmanager
-def _opened(model: str | Path) -> Iterator[tuple[Path, _Recorded | None]]:
-    """Give the folder of a model's files, and what the database knows of it, if it does."""
+def _opened(model: str | Path) -> Iterator[tuple[Path, _Recorded | None, str]]:
+    """Give the folder of a model's files, and what the database knows of it, if it does; of a folder also why there is
+    no database to ask, if there is none."""
     with ExitStack() as stack:
         if Path(model).is_dir():
-            recorded = None
+            recorded, reason = None, ""
             try:
                 recorded = _of_folder(stack.enter_context(connect()), Path(model))
             except (ServiceError, Unreachable) as error:
-                log.info("Not logged to MLflow: %s", first_line(error))
-            yield Path(model), recorded
+                reason = first_line(error)
+            yield Path(model), recorded, reason
             return
         connection = stack.enter_context(connect())
         recorded = _of_name(connection, str(model))
@@ -120,13 +123,13 @@ def _opened(model: str | Path) -> Iterator[tuple[Path, _Recorded | None]]:
             folder=files,
             expected_sha256=recorded.job.result.files,
         )
-        yield files, recorded
+        yield files, recorded, ""
 
 
 @contextmanager
 def opened_model(model: str) -> Iterator[tuple[Path, str]]:
     """Give the folder of a model's files, and in words where it is from; `model` as in `evaluate`."""
-    with _opened(model) as (files, recorded):
+    with _opened(model) as (files, recorded, _):
         version = recorded.version if recorded is not None else None
         registered = [f"{version[0]} version {version[1].number}"] if version else []
         yield files, ", ".join([*registered, recorded.job.title] if recorded is not None else ["a folder"])

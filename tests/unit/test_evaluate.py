@@ -352,6 +352,13 @@ def test_a_name_that_is_no_folder_needs_the_services(steel):
         api.evaluate("@champion", steel)
 
 
+def test_a_folder_without_a_model_gets_one_message(steel, caplog):
+    caplog.set_level("INFO", "hpo")
+    with pytest.raises(UserError, match=r"spec\.json: no such file; a model's folder holds weights\.safetensors"):
+        api.evaluate(steel, steel)
+    assert "Not logged" not in caplog.text
+
+
 def test_tensors_that_are_not_finite_are_left_out_of_the_shares(data):
     tensors = load(data).targets[:4].copy()
     shares = analysis.physics(tensors, load(data).target_names, np.full(4, 0.5), None)
