@@ -25,11 +25,7 @@ COMPUTE = (
             "N",
             "training processes (default: HPO_TRAINERS, or one for every training.threads cores; one on each GPU)",
         ),
-        option(
-            "--trainers-per-gpu",
-            "N",
-            "training processes on each GPU; with --device auto or cuda (default: 1)",
-        ),
+        option("--trainers-per-gpu", "N", "training processes on each GPU; with --device auto or cuda (default: 1)"),
     ),
     choice(
         "--device",
@@ -40,7 +36,10 @@ COMPUTE = (
     ),
 )
 
-OPTIONS = {"slurm": "an option of sbatch, such as partition=gpu, time=240 or gres=gpu:1"}  # of each engine
+OPTIONS = {  # of each engine
+    "slurm": "an option of sbatch, such as partition=gpu, time=240 or gres=gpu:1",
+    "ray": "what each worker gets, such as cpus=4, gpus=0.5 or labels=market:spot, or address=HOST:PORT",
+}
 CLUSTER = (
     choice("--on", tuple(OPTIONS), "let an engine place the workers on other machines (default: work here)"),
     option(

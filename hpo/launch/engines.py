@@ -2,10 +2,11 @@
 
 from hpo.errors import SettingsError
 from hpo.launch.engine import Engine
+from hpo.launch.ray import Ray
 from hpo.launch.slurm import Slurm
 from hpo.text import near_miss
 
-ENGINES: dict[str, type[Engine]] = {"slurm": Slurm}
+ENGINES: dict[str, type[Engine]] = {"slurm": Slurm, "ray": Ray}
 
 
 def engine(name: str) -> type[Engine]:

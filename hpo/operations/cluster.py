@@ -1,4 +1,4 @@
-"""Workers on an engine that places them on machines: SLURM."""
+"""Workers on an engine that places them on machines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from models import user
 class Cluster:
     """Workers that an engine places. Raise SettingsError for an engine or a number that there is not."""
 
-    engine: str  # slurm
+    engine: str  # slurm or ray
     workers: int | str = 1  # or "MIN..MAX": as many as the trials that wait can use, between these two
     options: Sequence[str] = ()  # of the engine: KEY=VALUE, such as cpus=4
 

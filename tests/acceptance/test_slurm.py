@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import cells
 import psutil
 import pytest
+from engines import check_engine
 from mlflow import MlflowClient
 from shell import PATIENCE, mirrored
 
@@ -242,6 +243,16 @@ def test_workers_on_slurm_lose_nothing_when_preempted_timed_out_or_cancelled(clu
     assert password and not any(password in word for word in arguments)
     for path in (shell.home / "slurm").rglob("*"):
         assert path.is_dir() or password.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.acceptance
+@pytest.mark.slow
+@pytest.mark.apt
+@pytest.mark.root
+def test_slurm_keeps_to_the_protocol_of_engines(cluster, shell, monkeypatch):
+    for name, value in (shell.environment | {"SLURM_CONF": cluster.environment["SLURM_CONF"]}).items():
+        monkeypatch.setenv(name, value)
+    check_engine(lambda: Slurm.parse(["partition=patient"], settings.read()), stays=["worker"], patience=PATIENCE)
 
 
 def _words(process: psutil.Process) -> list[str]:

@@ -153,10 +153,16 @@ def check_engine(make: Callable[[], Engine], *, stays: Sequence[str], patience: 
 
     make().hand_in(fleet, [stays] * 3)
     assert len(fates()) == 3, "found again by the name of the fleet, at once"
-    until(lambda: fates() == [Fate.RUNNING, Fate.RUNNING, Fate.WAITING], "two run, and one waits")
+    until(
+        lambda: (
+            fates() == [Fate.RUNNING, Fate.RUNNING, Fate.WAITING]
+            and any(worker.reason for worker in make().placed(fleet) if worker.fate == Fate.WAITING)
+        ),
+        "two run, and one waits and says why",
+    )
     for worker in make().placed(fleet):
         assert worker.id and bool(worker.host) == (worker.fate == Fate.RUNNING), worker
-        assert bool(worker.reason) == (worker.fate == Fate.WAITING), "why it waits"
+        assert bool(worker.reason) == (worker.fate == Fate.WAITING), worker
     assert fates(other) == [], "another name is another fleet"
 
     make().take_back(fleet, waiting_only=True)

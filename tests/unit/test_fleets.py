@@ -321,7 +321,7 @@ def test_a_fleet_is_told_in_one_line():
 
 
 def test_an_unknown_engine_is_refused_with_the_near_miss():
-    with pytest.raises(SettingsError, match=r"--on: expected one of .*slurm, found 'slrum'. Did you mean 'slurm'\?"):
+    with pytest.raises(SettingsError, match=r"--on: expected one of .*slurm.*, found 'slrum'. Did you mean 'slurm'\?"):
         Cluster(engine="slrum")
 
 
