@@ -198,6 +198,7 @@ def test_restored_studies_have_the_specs_results_and_curves_that_were_stored(res
         assert restored.queue.curve(job.id) == curves.get(row["id"], [])
 
 
+@pytest.mark.slow
 @pytest.mark.service
 def test_what_was_promoted_is_handed_out_and_predicts_what_it_predicted(restored, tmp_path):
     (registered,) = [each for each in TABLES["mlflow"]["registered"] if each["versions"]]

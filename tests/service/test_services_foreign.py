@@ -130,7 +130,10 @@ def test_processes_of_the_server_are_forked_from_one_that_keeps_no_connection(se
 
 @pytest.mark.parametrize(
     "otherwise",
-    ["sys.platform = 'other'", pytest.param("foreign.STARTS = 'other'", marks=pytest.mark.slow)],
+    [
+        pytest.param("sys.platform = 'other'", marks=pytest.mark.slow),
+        pytest.param("foreign.STARTS = 'other'", marks=pytest.mark.long),
+    ],
     ids=["another system", "another MLflow"],
 )
 def test_the_server_starts_and_ends_as_mlflows_own_where_it_cannot_be_forked(otherwise: str, tmp_path: Path) -> None:
