@@ -57,7 +57,7 @@ def check_ended(lab: Shell, study: str) -> None:
 
 
 @pytest.mark.acceptance
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.root
 def test_ray_keeps_to_the_protocol_of_engines(cluster):
     ray, lab = cluster
