@@ -164,6 +164,7 @@ def jobs(shell: Shell, name: str) -> dict[tuple[int, int], Job]:
     return {(job.number, job.repeat): job for job in shell.trials(name)}
 
 
+@pytest.mark.slow
 @pytest.mark.service
 def test_a_restored_home_of_then_is_healthy(restored):
     found, _ = restored.start("doctor", "--json").communicate(timeout=PATIENCE)

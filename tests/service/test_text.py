@@ -106,6 +106,7 @@ def hpo(*words: object) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "hpo", *map(os.fspath, words)], capture_output=True)
 
 
+@pytest.mark.slow
 def test_images_of_any_name_are_predicted_or_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spec = CnnSpec(filters=1, kernel_size=3, dropout=0.0)
