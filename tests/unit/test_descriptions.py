@@ -50,7 +50,7 @@ def test_many_doubts_leave_room_for_the_scores():
 
 
 @pytest.mark.parametrize("verdict", [verdict for verdict in descriptions.VERDICTS if verdict != "below mean"])
-def test_each_verdict_is_said_on_terminal_model_and_report_and_the_mean_alone_keeps_from_promotion(verdict):
+def test_each_verdict_is_said_on_terminal_model_and_report(verdict):
     words, entry = descriptions.VERDICTS[verdict], entry_of(verdict)
     elected = Election(champion=1, champion_moved=True, champion_study="s", champion_nmse=0.5)
     if is_doubtful := verdict == "not distinguishable from the mean":

@@ -442,7 +442,7 @@ def test_the_documentation_has_each_finding_of_the_code_and_no_other():
     assert accepted and accepted <= (ERRORS | DOUBTS).keys()
 
 
-def test_every_finding_that_the_code_makes_has_a_meaning_and_every_meaning_is_of_one():
+def test_every_finding_of_the_code_has_a_meaning_and_the_other_way():
     files = [*(ROOT / "data_pipeline").rglob("*.py"), *(ROOT / "hpo" / "planning").glob("*.py")]
     code = "".join(path.read_text() for path in files)
     made = set(re.findall(r'Finding\(\s*name="(.*?)"', code))

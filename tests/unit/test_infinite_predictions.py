@@ -85,7 +85,7 @@ def scored(given):
 
 
 @pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
-def test_what_a_closing_wrote_of_such_a_model_is_read_again_and_a_damaged_file_refused(number, tmp_path):
+def test_what_a_closing_wrote_of_such_a_model_is_read_again(number, tmp_path):
     predicted = TRUTH + 0.1
     predicted[CELL, 0] = number
     table = scoring.prediction_table(DATA, PARTS.test, predicted)
