@@ -111,6 +111,7 @@ def test_a_trial_trained_while_a_gateway_answers_for_mlflow_is_kept(
     assert shell.queue.jobs(study.stem)[0].closing.winner.version, "and the study has closed by itself"
 
 
+@pytest.mark.long
 @pytest.mark.acceptance
 @pytest.mark.slow
 def test_workers_wait_for_a_database_that_is_read_only_for_longer_than_their_leases(shell, data, tmp_path, services):

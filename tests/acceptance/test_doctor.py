@@ -85,6 +85,7 @@ def test_what_somebody_did_in_mlflow_and_optuna_is_found_and_mended(closed):
     check_recorded_once(closed, name(closed), points=2, epochs=EPOCHS)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_dead_trials_of_a_closed_study_are_reported(closed):
     damage(closed, "UPDATE hpo.job SET state = 'dead', reason = 'out of memory' WHERE number = 0")

@@ -167,6 +167,7 @@ def test_a_repeat_that_comes_back_moves_the_champion_and_every_tag(shell, tmp_pa
     assert versions(shell, "luck")[1][by_run[ranked[0].run_id][0]][1] == {"champion", "luck"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.acceptance
 def test_two_databases_on_one_server_have_models_and_champions_of_their_own(shell, services, tmp_path):

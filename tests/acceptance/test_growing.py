@@ -70,6 +70,7 @@ start_from = "{model}"
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_training_from_the_champion_is_killed_and_goes_on_to_the_same_bits(shell, tmp_path):
     data = cells.make(tmp_path / "cells", seed=6)

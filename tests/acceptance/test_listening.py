@@ -139,6 +139,7 @@ def lab(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         serving.erase(settings.read({"HPO_HOME": str(made.path)}))
 
 
+@pytest.mark.long
 def test_the_studies_planned_on_loopback_are_there_and_the_serving_machine_goes_on(lab):
     assert [each["name"] for each in json.loads(lab.hpo("studies", "--json"))] == ["before"]
     assert "export HPO_CREDENTIALS=" in lab.hpo("up")

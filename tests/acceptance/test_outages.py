@@ -81,9 +81,10 @@ def until_packaged(shell: Shell, job: Job) -> None:
     shell.until(lambda: list(shell.home.glob(f"work/*/job-{job.id}-*/model/README.md")), "the model is packaged")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "how",
-    [pytest.param(signal.SIGINT, id="fast", marks=pytest.mark.long), pytest.param(signal.SIGQUIT, id="immediate")],
+    [pytest.param(signal.SIGINT, id="fast"), pytest.param(signal.SIGQUIT, id="immediate")],
 )
 def test_trials_go_on_and_keep_their_lease_when_postgres_is_restarted(own, data, tmp_path, how):
     shell, read = own

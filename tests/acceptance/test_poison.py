@@ -157,9 +157,7 @@ def healthy(shell, data, tmp_path, beside) -> Iterator[subprocess.Popen]:
     assert outcomes(shell, beside) == [AttemptOutcome.RECORDED] * 2, "nothing was trained twice"
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind is without_gpu else pytest.mark.long) for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.long) for kind in KINDS])
 def test_a_worker_that_cannot_train_says_why_and_no_attempt_counts(shell, healthy, tmp_path, beside, kind):
     poison = start(shell, tmp_path / "poison", beside, kind)
     output, _ = poison.communicate(timeout=PATIENCE)
@@ -185,6 +183,7 @@ def test_a_worker_on_a_full_disk_claims_nothing(shell, healthy, tmp_path, beside
     assert poison.returncode == 1 and "found: no room on the disk: less than 64 MB in" in output, output
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_worker_that_is_started_again_after_a_failure_waits_longer_each_time(shell, data, tmp_path, beside):
     healthy = begun(shell, data, tmp_path, beside, epochs=6000)
@@ -236,6 +235,7 @@ def test_poison_workers_of_every_kind_cost_a_study_nothing(shell, data, tmp_path
         assert invariants.check(shown) == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_study_whose_trials_all_fail_pauses_and_goes_on_after_hpo_run(shell, data, tmp_path):
     file = cells.study(tmp_path, "cursed", data=data, epochs=3, rates="[1e-3, 3e-4, 1e-4]")

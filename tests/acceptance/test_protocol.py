@@ -178,6 +178,7 @@ batch_size = 8
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.acceptance
 def test_a_worker_on_another_machine_gets_the_users_weights_from_the_study(shell, images, tmp_path):

@@ -294,6 +294,7 @@ def test_what_cannot_be_reported_is_said(shell, data, tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_labels_of_a_tiny_unit_raise_the_alarm_on_terminal_run_and_report(shell, tmp_path):
     data = cells.make(tmp_path / "tiny")

@@ -108,6 +108,7 @@ def test_two_runs_and_workers_at_once_train_no_point_twice(shell, data, workers)
     assert len({job.worker for job in shell.trials(study)}) > 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sampler_fills_its_slots_when_they_are_claimed_in_any_time_zone(shell, data, tmp_path):
     shell.environment |= {"TZ": "Pacific/Auckland"}

@@ -55,6 +55,7 @@ def test_a_run_whose_reader_goes_away_trains_to_its_end_and_ends_well(shell, dat
         assert visible(reason) in shell.hpo(*words), "text is text"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.acceptance
 def test_a_run_without_a_terminal_or_any_output_goes_on_but_a_full_disk_is_said(shell, data, tmp_path):
@@ -90,6 +91,7 @@ def on_a_terminal(command: list[str], environment: dict[str, str]) -> tuple[int,
     return process.wait(PATIENCE), b"".join(parts).decode()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.acceptance
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(shell, data, tmp_path):

@@ -221,6 +221,7 @@ def _sums(path: Path) -> dict[str, str]:
     return {name: sha256 for sha256, _, name in (line.partition("  ") for line in path.read_text().splitlines())}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.service
 def test_what_is_closed_is_shown_compared_and_reported(restored, tmp_path):
