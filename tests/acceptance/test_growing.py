@@ -20,6 +20,7 @@ from hpo.tracking.client import Tracker
 pytestmark = pytest.mark.acceptance
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_learning_curve_says_what_twice_the_images_would_bring(shell, tmp_path):
     data = cells.make(tmp_path / "cells", seed=5)

@@ -35,6 +35,7 @@ def accept(data: Path, *findings: str) -> None:
     description.write_text(f"accept = {list(findings)}\n{description.read_text()}")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_images_without_structure_make_no_champion_unless_it_is_forced(shell, tmp_path):
     data = cells.make(tmp_path / "black", seed=45)

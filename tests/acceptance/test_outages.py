@@ -169,6 +169,7 @@ def read_only(folder: Path) -> bool:
     return subprocess.run(["mount", "-o", "remount,ro", folder], capture_output=True).returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.root
 def test_nothing_is_claimed_while_the_store_is_full_or_read_only_and_that_is_said(own, tmp_path):
     shell, read = own

@@ -215,6 +215,7 @@ def test_a_worker_that_is_started_again_after_a_failure_waits_longer_each_time(s
         assert after.count == failures.count and shell.queue.workers(beside)[1:] == [], "it was never a worker"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_poison_workers_of_every_kind_cost_a_study_nothing(shell, data, tmp_path):
     file = cells.study(tmp_path, "poisoned", data=data, epochs=400, rates="[1e-3, 3e-4, 1e-4]")

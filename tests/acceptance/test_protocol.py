@@ -237,6 +237,7 @@ def test_a_pruned_study_whose_trials_lose_patience_closes_and_is_reported(shell,
     assert "grid, successive-halving" in text and "training.patience" in text
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.acceptance
 def test_the_whole_protocol_runs_to_its_end_and_compares_eight_models(shell, tmp_path):

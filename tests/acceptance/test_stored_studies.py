@@ -11,6 +11,7 @@ from hpo.planning.preparation import prepare
 from hpo.tracking.client import Tracker
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.acceptance
 def test_a_planned_study_needs_neither_its_file_nor_its_data_folder(shell, tmp_path):

@@ -63,6 +63,7 @@ def strict(text):
     return json.loads(text, parse_constant=refuse)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.acceptance
 def test_networks_are_trained_recorded_closed_and_reported_without_them(folder, shell, tmp_path):
