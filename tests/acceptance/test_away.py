@@ -72,13 +72,14 @@ def output_of(process) -> str:
     return output
 
 
+@pytest.mark.long
 @pytest.mark.acceptance
 @pytest.mark.parametrize(
     ("mode", "only", "words"),
     [
-        pytest.param("401", "", "MLflow answers 401, ", marks=pytest.mark.slow),
-        pytest.param("login", "", "MLflow answers with a web page, ", marks=pytest.mark.long),
-        pytest.param("404", "", "MLflow answers 404, ", marks=pytest.mark.long),
+        ("401", "", "MLflow answers 401, "),
+        ("login", "", "MLflow answers with a web page, "),
+        ("404", "", "MLflow answers 404, "),
         pytest.param(
             "403", "/mlflow-artifacts/", "no trial is claimed until it takes files again", marks=pytest.mark.long
         ),
@@ -113,7 +114,6 @@ def test_a_trial_trained_while_a_gateway_answers_for_mlflow_is_kept(
 
 @pytest.mark.long
 @pytest.mark.acceptance
-@pytest.mark.slow
 def test_workers_wait_for_a_database_that_is_read_only_for_longer_than_their_leases(shell, data, tmp_path, services):
     shell.environment |= {"HPO_LEASE": "4"}
     study = cells.study(tmp_path, "standing", data=data, epochs=600, rates="[1e-3]")

@@ -7,7 +7,6 @@ import pytest
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.acceptance
 def test_a_minute_of_random_faults_and_commands_violates_no_invariant(tmp_path):
     seed = secrets.randbelow(2**32)

@@ -86,7 +86,6 @@ def test_what_somebody_did_in_mlflow_and_optuna_is_found_and_mended(closed):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_dead_trials_of_a_closed_study_are_reported(closed):
     damage(closed, "UPDATE hpo.job SET state = 'dead', reason = 'out of memory' WHERE number = 0")
     found = closed.hpo("doctor", code=1)
@@ -95,8 +94,8 @@ def test_dead_trials_of_a_closed_study_are_reported(closed):
     damage(closed, "UPDATE hpo.job SET state = 'done', reason = NULL WHERE number = 0")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", ["spec.json", pytest.param("weights.safetensors", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("file", ["spec.json", "weights.safetensors"])
 def test_a_file_that_was_changed_in_the_store_is_found_and_said_not_to_be_used(closed, tmp_path, file):
     client = MlflowClient(closed.tracking_uri)
     winner = min(closed.trials(name(closed)), key=lambda job: job.result.best_val_nmse)

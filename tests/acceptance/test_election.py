@@ -168,7 +168,6 @@ def test_a_repeat_that_comes_back_moves_the_champion_and_every_tag(shell, tmp_pa
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.acceptance
 def test_two_databases_on_one_server_have_models_and_champions_of_their_own(shell, services, tmp_path):
     data = cells.make(tmp_path / "own", seed=32)

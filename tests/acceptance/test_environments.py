@@ -178,7 +178,6 @@ def test_a_home_whose_name_looks_like_a_part_of_a_url_is_like_any_other(tmp_path
 
 @pytest.mark.long
 @pytest.mark.acceptance
-@pytest.mark.slow
 def test_a_study_is_run_compared_and_reported_where_only_ascii_can_be_printed(shell: Shell, data: Path, tmp_path: Path):
     study = cells.study(tmp_path, "ascii", data=data, epochs=2, rates="[1e-3]")
     variables = {name: value for name, value in shell.environment.items() if name.startswith(("HPO_", "MLFLOW_"))}

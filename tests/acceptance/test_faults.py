@@ -251,7 +251,6 @@ def test_a_lapsed_lease_nobody_took_over_makes_the_worker_stop_and_begin_again(s
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_dropped_connections_cost_nothing(shell, data, tmp_path):
     study = cells.study(tmp_path, "dropped", data=data, epochs=400)
     process = shell.start("run", "--study", study, "--trainers", 2)

@@ -21,7 +21,6 @@ pytestmark = pytest.mark.acceptance
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_learning_curve_says_what_twice_the_images_would_bring(shell, tmp_path):
     data = cells.make(tmp_path / "cells", seed=5)
     cells.study(tmp_path, "before-the-curve", data=data, epochs=2)
@@ -72,7 +71,6 @@ start_from = "{model}"
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_training_from_the_champion_is_killed_and_goes_on_to_the_same_bits(shell, tmp_path):
     data = cells.make(tmp_path / "cells", seed=6)
     shell.hpo("run", "--study", cells.study(tmp_path, "to-start-from", data=data, epochs=150, rates="[1e-2]"))

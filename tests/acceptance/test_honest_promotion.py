@@ -36,7 +36,6 @@ def accept(data: Path, *findings: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_images_without_structure_make_no_champion_unless_it_is_forced(shell, tmp_path):
     data = cells.make(tmp_path / "black", seed=45)
     for image in data.glob("*.png"):

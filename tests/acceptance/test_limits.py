@@ -124,7 +124,6 @@ def test_a_worker_asked_for_before_a_stop_leaves_at_once_though_it_starts_after_
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.service
 def test_a_study_whose_planner_died_is_awaited_within_limits_and_can_be_deleted(shell):
     shell.queue.install()

@@ -206,10 +206,9 @@ def test_nothing_is_claimed_while_the_store_is_full_or_read_only_and_that_is_sai
         assert {each.attempt for each in shell.trials("crowded")} == {1}
 
 
+@pytest.mark.long
 @pytest.mark.root
-@pytest.mark.parametrize(
-    ("what", "interval"), [("checkpoint", "0"), pytest.param("model", "60", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize(("what", "interval"), [("checkpoint", "0"), ("model", "60")])
 def test_a_trainer_that_finds_the_disk_full_gives_back_and_no_attempt_is_counted(shell, data, tmp_path, what, interval):
     shell.environment |= {"HPO_CHECKPOINT_INTERVAL": interval}
     study = cells.study(tmp_path, f"tight-{what}", data=data, epochs=600, rates="[1e-3]")

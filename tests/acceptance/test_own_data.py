@@ -73,7 +73,6 @@ def _csv(shell, model, image):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_number_beside_the_image_goes_from_check_to_predict_and_to_plain_mlflow(shell, tmp_path):
     data = tmp_path / "fatigue"
     (data / "micrographs").mkdir(parents=True)
@@ -131,7 +130,6 @@ batch_size = 16
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stiffness", "electrode"])
 def test_no_check_takes_the_champion_from_the_best_network_of_an_example(name, shell, tmp_path):
     (file := tmp_path / f"four-on-{name}.toml").write_text(FOUR.format(data=ROOT / "examples" / name))

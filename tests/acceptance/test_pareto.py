@@ -52,7 +52,7 @@ def front(jobs):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", [pytest.param("tpe", marks=pytest.mark.slow), *LONG])
+@pytest.mark.parametrize("kind", ["tpe", *LONG])
 def test_killed_workers_leave_one_front_and_the_next_point_is_that_of_the_history(shell, tmp_path, kind):
     data = cells.make(tmp_path / "cells", seed=5)  # its own: all studies on one data set compete for one champion
     name = write(tmp_path, kind, data).stem

@@ -71,7 +71,6 @@ def hpo(home: Path, *words: object, folder: Path, before: tuple[str, ...] = (), 
 
 @pytest.mark.long
 @pytest.mark.acceptance
-@pytest.mark.slow
 def test_a_home_of_any_name_works_among_files_variables_and_limits_of_all_kinds(tmp_path: Path, data: Path):
     folder, home = tmp_path / "here", tmp_path / NAME.strip() / "home"
     folder.mkdir()

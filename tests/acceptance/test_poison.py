@@ -184,7 +184,6 @@ def test_a_worker_on_a_full_disk_claims_nothing(shell, healthy, tmp_path, beside
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_worker_that_is_started_again_after_a_failure_waits_longer_each_time(shell, data, tmp_path, beside):
     healthy = begun(shell, data, tmp_path, beside, epochs=6000)
     healthy.terminate()  # the study stays open
@@ -216,7 +215,6 @@ def test_a_worker_that_is_started_again_after_a_failure_waits_longer_each_time(s
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_poison_workers_of_every_kind_cost_a_study_nothing(shell, data, tmp_path):
     file = cells.study(tmp_path, "poisoned", data=data, epochs=400, rates="[1e-3, 3e-4, 1e-4]")
     healthy, count = shell.start("run", "--study", file), 0
@@ -237,7 +235,6 @@ def test_poison_workers_of_every_kind_cost_a_study_nothing(shell, data, tmp_path
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_study_whose_trials_all_fail_pauses_and_goes_on_after_hpo_run(shell, data, tmp_path):
     file = cells.study(tmp_path, "cursed", data=data, epochs=3, rates="[1e-3, 3e-4, 1e-4]")
     curse = tmp_path / "curse"

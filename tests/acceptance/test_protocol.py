@@ -179,7 +179,6 @@ batch_size = 8
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.acceptance
 def test_a_worker_on_another_machine_gets_the_users_weights_from_the_study(shell, images, tmp_path):
     file = official.microscopy(tmp_path / "micro.pth.tar")
@@ -238,7 +237,6 @@ def test_a_pruned_study_whose_trials_lose_patience_closes_and_is_reported(shell,
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.acceptance
 def test_the_whole_protocol_runs_to_its_end_and_compares_eight_models(shell, tmp_path):
     data = cells.make(tmp_path / "cells", count=30, size=32)

@@ -295,7 +295,6 @@ def test_what_cannot_be_reported_is_said(shell, data, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_labels_of_a_tiny_unit_raise_the_alarm_on_terminal_run_and_report(shell, tmp_path):
     data = cells.make(tmp_path / "tiny")
     table = data / "1-60_Cij_pbc.csv"

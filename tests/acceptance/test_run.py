@@ -109,7 +109,6 @@ def test_two_runs_and_workers_at_once_train_no_point_twice(shell, data, workers)
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_sampler_fills_its_slots_when_they_are_claimed_in_any_time_zone(shell, data, tmp_path):
     shell.environment |= {"TZ": "Pacific/Auckland"}
     rates = "{low = 1e-4, high = 1e-2, log = true}"

@@ -67,7 +67,6 @@ def test_stop_ends_running_idle_and_frozen_workers_and_those_that_join_later_go_
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_cancelled_trial_is_recorded_once_and_trained_only_if_brought_back(shell, data, tmp_path):
     study = cells.study(tmp_path, "thinned", data=data, epochs=250)
     run = shell.start("run", "--study", study, "--trainers", 1)

@@ -12,7 +12,6 @@ from hpo.tracking.client import Tracker
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.acceptance
 def test_a_planned_study_needs_neither_its_file_nor_its_data_folder(shell, tmp_path):
     data = cells.make(tmp_path / "own", count=30, seed=91)

@@ -18,8 +18,8 @@ from hpo.worker import suggester
 RATES = "{low = 1e-4, high = 1e-2, log = true}"
 
 
+@pytest.mark.long
 @pytest.mark.acceptance
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tpe", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("gp", "qmc"))])
 def test_a_sampler_that_takes_long_costs_no_lease_and_one_that_is_killed_no_attempt(shell, data, tmp_path, kind):
     file = cells.study(tmp_path, name := f"slow-{kind}", data=data, epochs=2, rates=RATES)

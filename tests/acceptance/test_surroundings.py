@@ -52,7 +52,6 @@ def test_nothing_comes_from_the_current_folder_and_what_python_prints_is_harmles
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.acceptance
 def test_trainers_that_cannot_start_are_reported_with_the_end_of_their_log(shell: Shell, tmp_path: Path, data: Path):
     study = cells.study(tmp_path, "trainerless", data=data, epochs=2)

@@ -56,7 +56,6 @@ def test_a_run_whose_reader_goes_away_trains_to_its_end_and_ends_well(shell, dat
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.acceptance
 def test_a_run_without_a_terminal_or_any_output_goes_on_but_a_full_disk_is_said(shell, data, tmp_path):
     study = cells.study(tmp_path, "alone", data=data, epochs=3)
@@ -92,7 +91,6 @@ def on_a_terminal(command: list[str], environment: dict[str, str]) -> tuple[int,
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.acceptance
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(shell, data, tmp_path):
     study = cells.study(tmp_path, "dumb", data=data, epochs=3)

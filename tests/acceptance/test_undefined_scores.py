@@ -64,7 +64,6 @@ def strict(text):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.acceptance
 def test_networks_are_trained_recorded_closed_and_reported_without_them(folder, shell, tmp_path):
     study = tmp_path / "zeros.toml"

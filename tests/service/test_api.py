@@ -78,7 +78,6 @@ def test_a_notebook_runs_a_study_reads_its_trials_and_predicts_with_its_champion
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.service
 def test_where_no_gpu_passes_its_test_auto_trains_the_same_bits_on_the_cpu(shell, tmp_path, monkeypatch):
     for name in ("HPO_HOME", "HPO_DATABASE_URL", "MLFLOW_TRACKING_URI"):

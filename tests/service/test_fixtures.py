@@ -222,7 +222,6 @@ def _sums(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.service
 def test_what_is_closed_is_shown_compared_and_reported(restored, tmp_path):
     finished = file("finished", tmp_path)
