@@ -57,7 +57,7 @@ def elsewhere(tmp_path: Path, monkeypatch) -> Iterator[Shell]:
         serving.erase(settings.read({"HPO_HOME": str(home)}))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.acceptance
 def test_a_study_saved_while_a_worker_trains_continues_elsewhere_with_equal_numbers(
     shell, elsewhere, services, tmp_path

@@ -29,7 +29,7 @@ def written(folder, name, *, data, is_own):
 @pytest.mark.parametrize(
     ("calm_name", "stormy_name"),
     [
-        pytest.param("calm", "stormy", marks=pytest.mark.slow),
+        pytest.param("calm", "stormy", marks=pytest.mark.long),
         pytest.param("calm-own", "stormy-own", marks=pytest.mark.long),
     ],
 )
