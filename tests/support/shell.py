@@ -75,7 +75,8 @@ class Shell:
 
     def hpo(self, *words: object, code: int = 0) -> str:
         """Return what a command prints. Most run in this process: their own would be busy with imports."""
-        if words[0] not in STAYING and self.is_inside and self.environment == self._usual:
+        is_alone = threading.current_thread() is threading.main_thread()  # others share its standard output
+        if words[0] not in STAYING and self.is_inside and is_alone and self.environment == self._usual:
             found, output = inside(words, self.environment)
         else:
             process = self.start(*words)
